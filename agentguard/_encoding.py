@@ -1,0 +1,72 @@
+"""Values as JSON text, by msgspec: arguments before a call, results after it.  Never pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+#: What encoding a stranger's object can raise.
+_FAILURES = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    UnicodeError,
+    msgspec.MsgspecError,
+)
+#: How an argument that cannot be encoded is recorded: by its type.
+OPAQUE = "agentguard:unencodable"
+
+
+def _foreign(value: Any) -> Any:
+    """What msgspec does not know: pydantic models by their own dump, everything else not at all."""
+    dump = getattr(value, "model_dump", None)
+    if callable(dump) and not isinstance(value, type):
+        return dump(mode="json")
+    raise TypeError(f"{type_name(type(value))} cannot be encoded")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_foreign).encode
+decode = msgspec.json.Decoder().decode
+
+
+def type_name(cls: type) -> str:
+    """`module.QualifiedName`, plain for builtins."""
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def encode_value(value: Any) -> bytes | None:
+    """A value as JSON, or None where it cannot be encoded."""
+    try:
+        return _encode(value)
+    except _FAILURES:
+        return None
+    except Exception:  # noqa: BLE001 - a stranger's model_dump may raise anything
+        return None
+
+
+def encode_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Arguments as JSON `[[...], {...}]`; those that cannot be encoded are recorded by type."""
+    try:
+        return _encode((args, kwargs))
+    except _FAILURES:
+        pass
+    except Exception:  # noqa: BLE001, S110 - as above; the slow way below names the culprit
+        pass
+    positional = [_or_opaque(value) for value in args]
+    named = {clean_text(str(name)): _or_opaque(value) for name, value in kwargs.items()}
+    return _encode((positional, named))
+
+
+def _or_opaque(value: Any) -> Any:
+    encoded = encode_value(value)
+    return {OPAQUE: type_name(type(value))} if encoded is None else msgspec.Raw(encoded)
+
+
+def clean_text(text: str, limit: int = 2000) -> str:
+    """Text that can be encoded: lone surrogates escaped, at most `limit` characters."""
+    if len(text) > limit:
+        text = text[:limit] + f"… ({len(text)} characters)"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,23 @@
+"""Where a machine's state lies when nobody says otherwise.  Nothing is created here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "AGENTGUARD_HOME"
+
+
+def default_home() -> Path:
+    """The state directory: `AGENTGUARD_HOME`, else the platform's place for a user's state."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "agentguard"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "agentguard"
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # The XDG specification says that a relative path is to be ignored.
+    return (state if state.is_absolute() else Path.home() / ".local" / "state") / "agentguard"

@@ -1,0 +1,194 @@
+"""One level of a budget: what it limits, what is spent and reserved there, and the rule at the limit.
+
+Scopes, runs, outer runs and tenants all hold an `Account`; every ledger, wherever it keeps its
+numbers, decides with `Account.refusal`.  Pure: no clock, no I/O, no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentguard.budget import resources as r
+from agentguard.budget.model import Budget
+from agentguard.errors import BudgetExceededError
+
+Amounts = dict[str, int]
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """What one step asks of every level.
+
+    `reserve` holds amounts by resource, always with `steps=1`.  `postpaid` says that usage is
+    known only afterwards: any limited resource without a reservation is then checked for room.
+    `repeat` identifies name and arguments, where some level limits repeats.
+    """
+
+    reserve: Amounts
+    name: str
+    kind: str
+    postpaid: bool = False
+    repeat: str | None = None
+
+
+class Refusal(NamedTuple):
+    """Why a level said no; amounts are internal ones."""
+
+    resource: str
+    spent: int
+    reserved: int
+    requested: int
+    limit: int
+
+    def error(self, scope: str, run_id: str | None) -> BudgetExceededError:
+        """The error a user sees, in the units a user knows."""
+        spent, reserved, requested, limit = (
+            r.public_amount(self.resource, n) for n in (self.spent, self.reserved, self.requested, self.limit)
+        )
+        name = r.public_name(self.resource)
+        return BudgetExceededError(name, spent, reserved, requested, limit, scope, run_id)
+
+
+class Account:
+    """The running totals of one level.
+
+    Invariant, checked by the property tests: for every limited resource,
+    `spent + reserved <= limit + the logged excesses`.
+    """
+
+    __slots__ = ("budget", "calls", "excess", "limits", "path", "repeats", "reserved", "spent")
+
+    def __init__(self, path: str, budget: Budget | None) -> None:
+        self.path = path
+        self.budget = budget or _NO_LIMITS
+        self.limits = {k: v for k, v in self.budget.limits.items() if k != r.SECONDS}
+        self.spent: Amounts = {}
+        self.reserved: Amounts = {}
+        self.excess: Amounts = {}
+        #: Started steps by the entries of `budget.calls`.
+        self.calls: Amounts = {}
+        #: Started steps by name and arguments, kept only where repeats are limited.
+        self.repeats: Amounts = {}
+
+    def refusal(self, request: Request) -> Refusal | None:
+        """The rule at the limit (SEMANTICS rule 1): None if the step may run here."""
+        limits = self.limits
+        if limits:
+            for resource, amount in request.reserve.items():
+                limit = limits.get(resource)
+                if limit is not None and amount:
+                    spent = self.spent.get(resource, 0)
+                    reserved = self.reserved.get(resource, 0)
+                    if spent + reserved + amount > limit:
+                        return Refusal(resource, spent, reserved, amount, limit)
+            if request.postpaid:
+                for resource, limit in limits.items():
+                    if not request.reserve.get(resource):
+                        spent = self.spent.get(resource, 0)
+                        reserved = self.reserved.get(resource, 0)
+                        if spent + reserved >= limit:
+                            return Refusal(resource, spent, reserved, 0, limit)
+        if self.budget.calls:
+            for pattern, limit in self.budget.calls.items():
+                if _matches(pattern, request) and self.calls.get(pattern, 0) + 1 > limit:
+                    used = self.calls.get(pattern, 0)
+                    return Refusal(f"calls:{pattern}", used, 0, 1, limit)
+        if self.budget.repeats is not None and request.repeat is not None:
+            used = self.repeats.get(request.repeat, 0)
+            if used + 1 >= self.budget.repeats:
+                return Refusal("repeats", used, 0, 1, self.budget.repeats)
+        return None
+
+    def reserve(self, request: Request) -> None:
+        """Hold what the step asked for."""
+        reserved = self.reserved
+        for resource, amount in request.reserve.items():
+            reserved[resource] = reserved.get(resource, 0) + amount
+        for pattern in self.budget.calls:
+            if _matches(pattern, request):
+                self.calls[pattern] = self.calls.get(pattern, 0) + 1
+        if self.budget.repeats is not None and request.repeat is not None:
+            self.repeats[request.repeat] = self.repeats.get(request.repeat, 0) + 1
+
+    def settle(self, reserve: Mapping[str, int], usage: Mapping[str, int]) -> None:
+        """Give a reservation back and charge what was used in its place."""
+        reserved, spent = self.reserved, self.spent
+        for resource, amount in reserve.items():
+            reserved[resource] -= amount
+        for resource, amount in usage.items():
+            spent[resource] = spent.get(resource, 0) + amount
+            if (over := amount - reserve.get(resource, 0)) > 0 and resource in self.limits:
+                self.excess[resource] = self.excess.get(resource, 0) + over
+
+    def charge(self, usage: Mapping[str, int]) -> None:
+        """Take in what was used, and checked, elsewhere: by a nested run."""
+        for resource, amount in usage.items():
+            self.spent[resource] = self.spent.get(resource, 0) + amount
+
+    def release(self, request: Request) -> None:
+        """Undo `reserve` for a step whose body did not run."""
+        self.settle(request.reserve, {})
+        for pattern in self.budget.calls:
+            if _matches(pattern, request):
+                self.calls[pattern] -= 1
+        if self.budget.repeats is not None and request.repeat is not None:
+            self.repeats[request.repeat] -= 1
+
+    def overdrawn(self) -> Refusal | None:
+        """The first limit that spending has passed, which only an excess can do."""
+        for resource, limit in self.limits.items():
+            spent = self.spent.get(resource, 0)
+            if spent > limit:
+                reserved = self.reserved.get(resource, 0)
+                return Refusal(resource, spent, reserved, 0, limit)
+        return None
+
+    def remaining(self) -> Amounts:
+        """What is left of each limit, reservations taken off."""
+        left = {
+            name: limit - self.spent.get(name, 0) - self.reserved.get(name, 0)
+            for name, limit in self.limits.items()
+        }
+        for pattern, limit in self.budget.calls.items():
+            left[f"calls:{pattern}"] = limit - self.calls.get(pattern, 0)
+        return left
+
+    def crossed(self, resources: Iterable[str]) -> list[tuple[str, int, int]]:
+        """`(resource, spent + reserved, limit)` for those of `resources` at or above `warn_at`."""
+        found = []
+        for resource in resources:
+            limit = self.limits.get(resource)
+            if limit is not None:
+                used = self.spent.get(resource, 0) + self.reserved.get(resource, 0)
+                if used >= limit * self.budget.warn_at and used:
+                    found.append((resource, used, limit))
+        return found
+
+    def to_data(self) -> dict[str, Any]:
+        """The account as plain data, for a ledger's row."""
+        return {
+            "path": self.path,
+            "budget": self.budget.to_fields(),
+            "spent": self.spent,
+            "reserved": self.reserved,
+            "excess": self.excess,
+            "calls": self.calls,
+            "repeats": self.repeats,
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Account:
+        """An account from what `to_data` gave."""
+        account = cls(data["path"], Budget.from_fields(data["budget"]))
+        for name in ("spent", "reserved", "excess", "calls", "repeats"):
+            setattr(account, name, dict(data[name]))
+        return account
+
+
+_NO_LIMITS = Budget()
+
+
+def _matches(pattern: str, request: Request) -> bool:
+    return pattern == request.name or pattern == f"kind:{request.kind}"

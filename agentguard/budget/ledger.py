@@ -1,0 +1,66 @@
+"""Movements on shared accounts: the levels that more than one log charges.
+
+A run's own level and its scopes are folded from its log.  A tenant, and a run that has nested runs,
+are charged from several logs at once; their accounts lie in the ledger and are moved in the same
+act as the event is appended.  A ledger loads accounts, calls `apply`, and writes them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
+
+from agentguard.budget.account import Account, Amounts, Refusal, Request
+
+
+class Movement(NamedTuple):
+    """One change to one shared account.
+
+    Exactly one of three things: `request` alone reserves; `request` with `undo` releases;
+    `settle` gives back `(reserve, usage)`.  `opening` is the account to start from where the
+    ledger has none yet; with nothing else it only opens.
+    """
+
+    account: str
+    request: Request | None = None
+    undo: bool = False
+    settle: tuple[Amounts, Amounts] | None = None
+    opening: Account | None = None
+
+
+class LedgerRefusedError(Exception):
+    """Internal: a shared account said no, and nothing was changed."""
+
+    def __init__(self, account: str, path: str, refusal: Refusal) -> None:
+        super().__init__(account, path, refusal)
+        self.account = account
+        self.path = path
+        self.refusal = refusal
+
+
+def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account]) -> None:
+    """Carry out all movements, or none.
+
+    `accounts` holds the loaded accounts by id; missing ones are opened.  Every reservation is
+    checked before any amount is changed, so a refusal leaves the accounts as they were.
+
+    Raises:
+        LedgerRefusedError: an account has no room for a request.
+    """
+    for movement in movements:
+        if movement.account not in accounts and movement.opening is not None:
+            accounts[movement.account] = Account.from_data(movement.opening.to_data())
+        if movement.request is not None and not movement.undo:
+            account = accounts[movement.account]
+            refusal = account.refusal(movement.request)
+            if refusal is not None and account.budget.enforce:
+                raise LedgerRefusedError(movement.account, account.path, refusal)
+    for movement in movements:
+        account = accounts[movement.account]
+        if movement.request is not None:
+            if movement.undo:
+                account.release(movement.request)
+            else:
+                account.reserve(movement.request)
+        if movement.settle is not None:
+            account.settle(*movement.settle)

@@ -1,0 +1,184 @@
+"""The resources that can be limited: their names, their units, and how amounts are read.
+
+Inside, every amount is an integer: money in 1e-9 USD under the name `nano_usd`, tokens, steps
+and counters as they are.  `Decimal`, `str`, `int` and `float` meet the integers only here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
+
+NANO_USD = "nano_usd"
+TOKENS = "tokens"
+TOKEN_PARTS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+STEPS = "steps"
+SECONDS = "seconds"
+
+NANO = 1_000_000_000
+#: The largest amount of any resource: a signed 64-bit integer (9.2e9 USD).
+MAX_AMOUNT = 2**63 - 1
+
+_FIELDS = ("usd", TOKENS, *TOKEN_PARTS, STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce")
+#: Fields of a Budget that a Usage must not name.
+_GUARDED = (STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce")
+#: Counter names that look like another field, and the field they look like.
+_SYNONYMS = {
+    "step": STEPS,
+    "second": SECONDS,
+    "call": "calls",
+    "repeat": "repeats",
+    "sec": SECONDS,
+    "secs": SECONDS,
+    "time": SECONDS,
+    "timeout": SECONDS,
+    "duration": SECONDS,
+    "deadline": SECONDS,
+    "minutes": SECONDS,
+    "hours": SECONDS,
+    "cost": "usd",
+    "costs": "usd",
+    "price": "usd",
+    "money": "usd",
+    "dollar": "usd",
+    "dollars": "usd",
+    "cents": "usd",
+    "spend": "usd",
+    "prompt_tokens": "input_tokens",
+    "completion_tokens": "output_tokens",
+    NANO_USD: "usd",
+    "warn": "warn_at",
+    "enforced": "enforce",
+}
+_AFFIXES = ("max_", "min_", "limit_", "total_", "num_", "n_")
+_SUFFIXES = ("_limit", "_max", "_budget", "_cap", "_count", "_total")
+
+
+def check_counter_name(name: str, owner: str) -> None:
+    """Refuse a counter that is most likely a misspelt field.
+
+    Raises:
+        TypeError: `name` looks like a field; the message suggests which.
+    """
+    if name in _GUARDED:
+        raise TypeError(f"{owner}() takes no {name!r}: the guard itself counts those")
+    if (likely := _likely_field(name)) is not None:
+        raise TypeError(
+            f"{owner}() got an unexpected field {name!r}; did you mean {likely!r}? "
+            "(counters of your own take any name that does not look like a field)"
+        )
+    if not name.isidentifier():
+        raise TypeError(f"{owner}() counter names must be identifiers, not {name!r}")
+
+
+def _likely_field(name: str) -> str | None:
+    if name in _SYNONYMS:
+        return _SYNONYMS[name]
+    core = name.lower()
+    for affix in _AFFIXES:
+        core = core.removeprefix(affix)
+    for suffix in _SUFFIXES:
+        core = core.removesuffix(suffix)
+    if core in _SYNONYMS:
+        return _SYNONYMS[core]
+    if core in _FIELDS and core != name:
+        return core
+    if name.startswith(("max_", "limit_")) or name.endswith(("_limit", "_max")):
+        return core if core.isidentifier() else "usd"
+    if "usd" in core.split("_"):
+        return "usd"
+    if "token" in core:
+        close = difflib.get_close_matches(core, (TOKENS, *TOKEN_PARTS), n=1, cutoff=0.0)
+        return close[0]
+    close = difflib.get_close_matches(core, _FIELDS, n=1, cutoff=0.86)
+    return close[0] if close else None
+
+
+def nano_usd(value: object, field: str, *, up: bool = True) -> int:
+    """Read an amount of money as whole 1e-9 USD, rounded up (or down, for a limit).
+
+    Raises:
+        TypeError: a bool, or nothing that is a number.
+        ValueError: negative, NaN, infinite, not a number's text, or above 9.2e9 USD.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise TypeError(f"{field} must be a Decimal, str, int or float in USD, not {type(value).__name__}")
+    try:
+        # A float is taken by its shortest decimal text: 0.1 means 0.1, not its binary neighbour.
+        amount = Decimal(repr(value) if isinstance(value, float) else value)
+    except InvalidOperation:
+        raise ValueError(f"{field} is not an amount of money: {value!r}") from None
+    if not amount.is_finite():
+        raise ValueError(f"{field} must be finite, not {value!r}")
+    if amount < 0:
+        raise ValueError(f"{field} must not be negative: {value!r}")
+    if amount > MAX_AMOUNT // NANO:
+        raise ValueError(f"{field} is above the largest amount, {MAX_AMOUNT // NANO} USD")
+    rounding = ROUND_CEILING if up else ROUND_FLOOR
+    return int((amount * NANO).to_integral_value(rounding=rounding))
+
+
+def count(value: object, field: str) -> int:
+    """Read a number of tokens, steps, calls or things of one's own.
+
+    Raises:
+        TypeError: not an int, or a bool.
+        ValueError: negative, or above 2**63 - 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field} must be finite, not {value!r}")
+        raise TypeError(f"{field} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{field} must not be negative: {value}")
+    if value > MAX_AMOUNT:
+        raise ValueError(f"{field} must be at most {MAX_AMOUNT}")
+    return int(value)
+
+
+def nanoseconds(value: object, field: str) -> int:
+    """Read a time span (a number of seconds or a timedelta) as whole nanoseconds.
+
+    Raises:
+        TypeError: a bool, or no number and no timedelta.
+        ValueError: negative, NaN or infinite.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise TypeError(f"{field} must be a number of seconds or a timedelta, not {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{field} must be finite, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{field} must not be negative: {value!r}")
+    if value > MAX_AMOUNT // NANO:
+        raise ValueError(f"{field} is above the largest time span, {MAX_AMOUNT // NANO} seconds")
+    return int(value * NANO)
+
+
+def public_name(resource: str) -> str:
+    """The name a user knows: `usd` for `nano_usd`, else the same."""
+    return "usd" if resource == NANO_USD else resource
+
+
+def public_amount(resource: str, amount: int) -> int | float | Decimal:
+    """The amount in the unit a user knows: USD as Decimal, seconds as float, else the count."""
+    if resource == NANO_USD:
+        return usd(amount)
+    if resource == SECONDS:
+        return amount / NANO
+    return amount
+
+
+def usd(amount: int) -> Decimal:
+    """1e-9 USD as a Decimal without trailing zeros."""
+    value = Decimal(amount).scaleb(-9)
+    return value.quantize(Decimal(1)) if value == value.to_integral_value() else value.normalize()
+
+
+def describe(amounts: Iterable[tuple[str, int]]) -> str:
+    """`usd=0.01, tokens=12` for messages and reprs."""
+    return ", ".join(f"{public_name(r)}={public_amount(r, n)}" for r, n in amounts)

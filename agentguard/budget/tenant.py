@@ -1,0 +1,61 @@
+"""Tenant budgets: what the control log says of them, and which account a step charges now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from agentguard.budget.account import Account
+from agentguard.budget.model import Budget
+
+PERIODS = (None, "day", "month")
+
+
+class TenantBudgets:
+    """The tenant budgets in force.  A tenant may have one for each period.
+
+    Accounts are named `tenant:<tenant>` or `tenant:<tenant>:<window>`; windows are UTC by the clock
+    that the reservation is made with, and settlement goes to the same window.
+    """
+
+    __slots__ = ("_budgets",)
+
+    def __init__(self) -> None:
+        self._budgets: dict[str, dict[str | None, Budget]] = {}
+
+    def set(self, tenant: str, per: str | None, fields: dict[str, Any]) -> None:
+        """Put a budget in force; one without any limit lifts it."""
+        budget = Budget.from_fields(fields)
+        budgets = dict(self._budgets.get(tenant, {}))
+        if budget.unlimited:
+            budgets.pop(per, None)
+        else:
+            budgets[per] = budget
+        everything = dict(self._budgets)
+        everything[tenant] = budgets
+        self._budgets = everything
+
+    def budgets(self, tenant: str) -> dict[str | None, Budget]:
+        """The tenant's budgets by period."""
+        return self._budgets.get(tenant, {})
+
+    def tenants(self) -> Iterable[str]:
+        """The tenants that have a budget."""
+        return [tenant for tenant, budgets in self._budgets.items() if budgets]
+
+    def accounts(self, tenant: str, wall_ns: int) -> list[tuple[str, Account]]:
+        """The accounts that a step of this tenant charges at this time, as they open."""
+        return [
+            (account_id(tenant, per, wall_ns), Account(f"tenant:{tenant}", budget))
+            for per, budget in self.budgets(tenant).items()
+        ]
+
+
+def account_id(tenant: str, per: str | None, wall_ns: int) -> str:
+    """The name of a tenant's account in the ledger."""
+    if per is None:
+        return f"tenant:{tenant}"
+    day = datetime.fromtimestamp(wall_ns / 1e9, UTC)
+    window = f"{day:%Y-%m-%d}" if per == "day" else f"{day:%Y-%m}"
+    return f"tenant:{tenant}:{window}"

@@ -1,0 +1,100 @@
+"""Settings and URLs to parts: the only file that knows every backend, and each by dotted path alone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from agentguard._clock import Clock
+from agentguard._home import default_home
+from agentguard.protocols import EventStore, KillSwitch
+
+
+class _Backend(NamedTuple):
+    module: str
+    name: str
+
+
+_STORES = {
+    "memory": _Backend("agentguard.stores.memory", "MemoryEventStore"),
+    "sqlite": _Backend("agentguard.stores.sqlite", "SQLiteEventStore"),
+}
+_SWITCHES = {
+    "memory": _Backend("agentguard.killswitch.memory", "MemoryKillSwitch"),
+    "page": _Backend("agentguard.killswitch.page", "PageKillSwitch"),
+}
+DURABILITIES = ("buffered", "process", "power")
+
+
+def home() -> Path:
+    """The state directory: `AGENTGUARD_HOME`, else the platform's user state directory."""
+    return default_home()
+
+
+def open_store(url: str | None, durability: str | None, clock: Clock) -> EventStore:
+    """The event store of a URL; by default `AGENTGUARD_STORE`, else SQLite in the state directory.
+
+    Raises:
+        ValueError: the URL names no store, or asks `memory://` for a durability it has not.
+    """
+    url = url or os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{home() / 'agentguard.db'}"
+    scheme = urlsplit(url).scheme
+    if scheme not in _STORES:
+        raise ValueError(f"no event store for {url!r}; known are {_known(_STORES)}")
+    backend = _load(_STORES[scheme])
+    if scheme == "memory":
+        if durability in ("process", "power"):
+            raise ValueError(
+                f"memory:// promises nothing across the process's death, so durability="
+                f"{durability!r} is refused; use sqlite:///path, or leave durability out"
+            )
+        store: EventStore = backend(clock=clock)
+        return store
+    store = backend(sqlite_path(url), durability=durability or "process", clock=clock)
+    return store
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of `sqlite:///relative.db` or `sqlite:////absolute.db`.
+
+    Raises:
+        ValueError: there is no path, or the URL has a host.
+    """
+    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
+        raise ValueError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db")
+    return Path(unquote(url.removeprefix("sqlite:///"))).expanduser()
+
+
+def open_switch(setting: str | KillSwitch | None, clock: Clock) -> KillSwitch:
+    """The kill switch of a setting: `page` (the default), `memory`, or an object of yours.
+
+    Raises:
+        ValueError: nothing is known by that name.
+    """
+    setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or "page"
+    if not isinstance(setting, str):
+        return setting
+    name = setting.removesuffix("://")
+    if name not in _SWITCHES:
+        raise ValueError(f"no kill switch {setting!r}; known are {_known(_SWITCHES)}")
+    backend = _load(_SWITCHES[name])
+    switch: KillSwitch = backend(home(), clock=clock) if name == "page" else backend(clock=clock)
+    return switch
+
+
+def open_telemetry(setting: Any) -> Any:
+    """The telemetry of a setting: True (OpenTelemetry's global providers), False, or an object."""
+    if setting is True:
+        return _load(_Backend("agentguard.telemetry.spans", "Telemetry"))()
+    return setting or None
+
+
+def _load(backend: _Backend) -> Any:
+    return getattr(importlib.import_module(backend.module), backend.name)
+
+
+def _known(backends: dict[str, _Backend]) -> str:
+    return ", ".join(f"{name}://" if backends is _STORES else name for name in backends)

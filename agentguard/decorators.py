@@ -1,0 +1,221 @@
+"""`@guarded_step`: a function as a guarded step.  It decides nothing; it hands the call to the engine."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+from agentguard.errors import NoActiveRunError
+from agentguard.runs.current import CURRENT, outside_allowed
+from agentguard.steps import aio, generators, sync
+from agentguard.steps.call import is_coroutine_function, meet_loop
+from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.options import StepOptions, step_spec
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+
+class GuardedStep(Protocol[P, R_co]):
+    """A guarded function: called like the bare one, which is `__wrapped__`."""
+
+    __name__: str
+
+    @property
+    def __wrapped__(self) -> Callable[P, R_co]:
+        """The bare function."""
+        ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Run one guarded step."""
+        ...
+
+    def __get__(self, instance: Any, owner: Any = None, /) -> Callable[..., R_co]:
+        """Bind to an instance, like any function."""
+        ...
+
+
+class GuardedOptions(StepOptions, total=False):
+    """The options of `guarded_step`: those of a step, and its name."""
+
+    name: str
+
+
+@overload
+def guarded_step(fn: Callable[P, R], /) -> GuardedStep[P, R]: ...
+@overload
+def guarded_step(
+    **options: Unpack[GuardedOptions],
+) -> Callable[[Callable[P, R]], GuardedStep[P, R]]: ...
+def guarded_step(fn: Any = None, /, **options: Any) -> Any:
+    """Make a function a guarded step of whatever run is active when it is called.
+
+    Works on functions, coroutines, generators, async generators, methods, classmethods, staticmethods,
+    partials and callable objects; name, docstring, signature and types stay, plain functions stay
+    picklable, and `fn.__wrapped__` is the bare function.
+
+    Args:
+        fn: the function, when used without parentheses.
+        options: `name` (the function's own), `key` (unique in the run; a str or a callable of the
+            arguments), `kind` ("tool"; "llm" and "step" have a meaning too), `reserve` (a `Usage`, or a
+            callable of the arguments: what the call may use at most), `usage` (a `Usage`: known in
+            advance; or a callable of the result, or of the result and the arguments; needs `reserve`),
+            `free_on` (exceptions that prove that nothing was used), `capture` ("full", "digest",
+            "none"), `redact`, `ignore` (parameters left out of the log), `codec`, `effect` (what a
+            repeat would do: "read", "idempotent" or "once", the default; "read" for llm), `probe`,
+            `durability`, `approval`, `timeout` (seconds, async functions), `outside` ("refuse" or
+            "allow" calls outside a run).
+
+    Raises:
+        TypeError, ValueError: an option is wrong; the message names it.
+
+    Example:
+        >>> from agentguard import Budget, Guard, Usage, guarded_step
+        >>> @guarded_step(usage=Usage(usd="0.01", emails=1))
+        ... def send_email(to: str) -> str:
+        ...     return f"sent to {to}"
+        >>> with Guard.in_memory() as guard, guard.run("mail", budget=Budget(emails=2)) as run:
+        ...     done = send_email("ann@example.org")
+        >>> done, run.spent.usd, run.spent["emails"]
+        ('sent to ann@example.org', Decimal('0.01'), 1)
+    """
+    if fn is None:
+        return lambda function: _guard(function, options)
+    if options:
+        raise TypeError("guarded_step takes the function alone, or options alone")
+    return _guard(fn, options)
+
+
+def _guard(fn: Any, options: dict[str, Any]) -> Any:
+    if isinstance(fn, classmethod | staticmethod):
+        return type(fn)(_guard(fn.__func__, options))
+    if isinstance(fn, type):
+        raise TypeError(f"guarded_step guards functions; {fn.__name__} is a class")
+    if not callable(fn):
+        raise TypeError(f"guarded_step guards functions, not {type(fn).__name__}")
+    step_options = dict(options)
+    name = step_options.pop("name", None) or _name(fn)
+    spec = step_spec(name, fn, cast("StepOptions", step_options))
+    if (driver := _driver(fn)) is not None:
+        return _FunctionLike(fn, spec, driver, name)
+    return _plain(fn, spec, name)
+
+
+def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
+    """A closure: the fastest wrapper there is, bound as a method and pickled like any function."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        place = CURRENT.get()
+        if place is None:
+            return _outside(spec, fn)(*args, **kwargs)
+        meet_loop(place)
+        return sync.call(spec, place, fn, args, kwargs)
+
+    _dressed(wrapper, fn, name)
+    return wrapper
+
+
+class _FunctionLike:
+    """A coroutine or generator function whose key is fixed when it is called, not when it is awaited.
+
+    An `async def` wrapper could not do that: its body runs only when awaited.  This one shows itself
+    to `inspect` as the function it wraps, binds like one, and is pickled by name like one.
+    """
+
+    def __init__(self, fn: Callable[..., Any], spec: StepSpec, driver: Any, name: str) -> None:
+        self._fn = fn
+        self._spec = spec
+        self._driver = driver
+        bare = _bare(fn)
+        self.__code__ = bare.__code__
+        self.__defaults__ = bare.__defaults__
+        self.__kwdefaults__ = bare.__kwdefaults__
+        _dressed(self, fn, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return types.FunctionType
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        place = CURRENT.get()
+        if place is None:
+            return _outside(self._spec, self._fn)(*args, **kwargs)
+        meet_loop(place)
+        return self._driver(self._spec, place, self._fn, args, kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # type: ignore[attr-defined, no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<guarded step {self._spec.name}>"
+
+
+def _driver(fn: Callable[..., Any]) -> Any:
+    """The driver of what is not a plain function."""
+    bare = _bare(fn)
+    if inspect.isasyncgenfunction(bare):
+        return generators.GuardedAsyncGenerator
+    if inspect.isgeneratorfunction(bare):
+        return generators.GuardedGenerator
+    return aio.call if is_coroutine_function(bare) else None
+
+
+def _bare(fn: Any) -> Any:
+    """The function at the bottom of partials, methods and callable objects."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    fn = getattr(fn, "__func__", fn)
+    if inspect.isfunction(fn) or inspect.isbuiltin(fn):
+        return fn
+    call = getattr(type(fn), "__call__", None)
+    return call if inspect.isfunction(call) else fn
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__name__", None) or type(fn).__name__
+
+
+def _dressed(wrapper: Any, fn: Any, name: str) -> None:
+    functools.update_wrapper(wrapper, fn)
+    if not hasattr(fn, "__name__"):
+        wrapper.__name__ = wrapper.__qualname__ = name
+        wrapper.__doc__ = getattr(fn, "__doc__", None)
+    wrapper.__wrapped__ = fn
+
+
+def _outside(spec: StepSpec, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The bare function, where a call outside a run is allowed."""
+    if spec.outside == "allow" or outside_allowed():
+        return fn
+    raise NoActiveRunError(
+        f"{spec.name}() is a guarded step and no run is active here: call it inside "
+        "`with guard.run(...)`; hand it to a thread as `run.bind(fn)`; in another process use "
+        "`guard.attach(run_id)`; in unit tests use agentguard.testing.allow_outside()"
+    )
+
+
+def current_run() -> Any:
+    """The run that is active here, or None.
+
+    Example:
+        >>> from agentguard import current_run
+        >>> current_run() is None
+        True
+    """
+    place = CURRENT.get()
+    return None if place is None else place.run
+
+
+def current_step() -> Step | None:
+    """The step whose body runs here, or None; gives `.idempotency_key` and `.settle(usage)`."""
+    place = CURRENT.get()
+    return None if place is None else place.step

@@ -1,0 +1,288 @@
+"""The errors of agentguard.
+
+    AgentGuardError
+    ├── RunStopped                       the run is over: sticky, raised by every later check
+    │   ├── BudgetExceededError          a limit of a scope, run, outer run or tenant was met
+    │   ├── KillSwitchTriggeredError     somebody pulled the switch
+    │   └── UnknownCostError             money or tokens are limited and the call has no price
+    ├── StepRefused                      this one call did not run; the run goes on
+    │   ├── ApprovalDeniedError
+    │   ├── StoreUnavailableError        the log cannot be written: fail closed
+    │   └── KillSwitchUnavailableError   the switch cannot be read: fail closed
+    ├── InvalidStateTransitionError      misuse
+    ├── NoActiveRunError                 misuse
+    ├── RunExistsError                   misuse
+    ├── RunNotFoundError                 misuse
+    ├── DuplicateKeyError                misuse: a `key=` used again after it completed
+    ├── RunOwnedError                    the run belongs to a live process
+    ├── ReplayDivergenceError            the program and its log differ
+    ├── StepOutcomeUnknownError          a started step has no outcome on record
+    └── LogIntegrityError                the log was altered
+
+`RunStopped` is an `Exception`, not a `BaseException`: several frameworks mask or hang on the
+latter, and none of them can swallow the former for good, because the stop is sticky and is
+raised again when the run's block is left.  It is no RuntimeError, ValueError or
+NotImplementedError either, since frameworks give those a meaning of their own.
+
+Attributes carry the facts; messages are built from them and never need to be parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+Amount = int | float | Decimal
+
+
+class AgentGuardError(Exception):
+    """The base of every error that agentguard raises on purpose."""
+
+    #: Names of the attributes that carry the facts, in the order of the constructor.
+    _facts: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """The error's attributes by name, for logs and for `RunSummary.termination`."""
+        return {name: getattr(self, name) for name in self._facts}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._facts:
+            return (type(self), self.args)
+        return (_rebuild, (type(self), self.facts()))
+
+
+def _rebuild(cls: type[AgentGuardError], facts: dict[str, Any]) -> AgentGuardError:
+    return cls(**facts)
+
+
+class RunStopped(AgentGuardError):
+    """The run is stopped and no further step of it will run."""
+
+    run_id: str | None = None
+
+
+class BudgetExceededError(RunStopped):
+    """A step asked for more than a limit leaves.
+
+    `scope` is where the limit lies: `"run"`, the path of a scope such as `"research/web"`,
+    `"tenant:acme"`, or `"run:<id>"` for a run around this one.  Amounts are in the resource's own
+    unit: USD (`Decimal`), tokens, steps, seconds, calls, or a counter's count.
+    """
+
+    _facts = ("resource", "spent", "reserved", "requested", "limit", "scope", "run_id")
+
+    def __init__(
+        self,
+        resource: str,
+        spent: Amount,
+        reserved: Amount,
+        requested: Amount,
+        limit: Amount,
+        scope: str = "run",
+        run_id: str | None = None,
+    ) -> None:
+        self.resource = resource
+        self.spent = spent
+        self.reserved = reserved
+        self.requested = requested
+        self.limit = limit
+        self.scope = scope
+        self.run_id = run_id
+        where = "the run" if scope == "run" else scope
+        super().__init__(
+            f"{resource} limit of {where}: {limit} allowed, {spent} spent, "
+            f"{reserved} reserved by steps in flight, {requested} more requested"
+            + (f" (run {run_id})" if run_id else "")
+        )
+
+
+class KillSwitchTriggeredError(RunStopped):
+    """Somebody stopped this run, its tenant, or everything; `scope` says which."""
+
+    _facts = ("scope", "reason", "actor", "at", "run_id")
+
+    def __init__(
+        self,
+        scope: str,
+        reason: str,
+        actor: str | None = None,
+        at: datetime | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.scope = scope
+        self.reason = reason
+        self.actor = actor
+        self.at = at
+        self.run_id = run_id
+        by = f" by {actor}" if actor else ""
+        when = f" at {at.isoformat(timespec='seconds')}" if at else ""
+        super().__init__(f"killed ({scope}){by}{when}: {reason}")
+
+
+class UnknownCostError(RunStopped):
+    """A call whose cost nobody knows was about to run under a limit on money or tokens."""
+
+    _facts = ("name", "resources", "run_id", "detail")
+
+    def __init__(
+        self,
+        name: str,
+        resources: Sequence[str] = ("usd",),
+        run_id: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        self.name = name
+        self.resources = tuple(resources)
+        self.run_id = run_id
+        self.detail = detail
+        super().__init__(
+            f"{name}: the run limits {' and '.join(self.resources)}, "
+            f"and {detail or 'this llm step names neither usd nor tokens'}; "
+            "give the step a reserve= and a usage=, or the model a price"
+        )
+
+
+class StepRefused(AgentGuardError):
+    """This one call was not made; the run itself goes on."""
+
+
+class ApprovalDeniedError(StepRefused):
+    """An operator denied the step, or nobody could be asked."""
+
+    _facts = ("key", "reason", "actor", "run_id")
+
+    def __init__(
+        self,
+        key: str,
+        reason: str | None = None,
+        actor: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.key = key
+        self.reason = reason
+        self.actor = actor
+        self.run_id = run_id
+        by = f" by {actor}" if actor else ""
+        super().__init__(f"step {key} was denied{by}: {reason or 'no reason given'}")
+
+
+class StoreUnavailableError(StepRefused):
+    """The event log cannot be written or read, so nothing may run."""
+
+
+class KillSwitchUnavailableError(StepRefused):
+    """The kill switch cannot be read, so nothing may run."""
+
+
+class InvalidStateTransitionError(AgentGuardError):
+    """A run was asked to make a move that its state does not allow."""
+
+    _facts = ("run_id", "from_state", "to_state")
+
+    def __init__(self, run_id: str, from_state: Any, to_state: Any) -> None:
+        self.run_id = run_id
+        self.from_state = from_state
+        self.to_state = to_state
+        super().__init__(f"run {run_id} cannot go from {from_state} to {to_state}")
+
+
+class NoActiveRunError(AgentGuardError):
+    """A guarded step was called where no run is active.
+
+    Call it inside `with guard.run(...)`; in a thread of your own, hand the function over as
+    `run.bind(fn)`; in another process, use `guard.attach(run_id)`.
+    """
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or " ".join((type(self).__doc__ or "").split()))
+
+
+class RunExistsError(AgentGuardError):
+    """A run with this id is already in the store."""
+
+    _facts = ("run_id",)
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"run {run_id} exists already; choose another run_id, join it with "
+            "guard.attach(run_id), or pass if_exists='recover'"
+        )
+
+
+class RunNotFoundError(AgentGuardError, LookupError):
+    """No run with this id is in the store."""
+
+    _facts = ("run_id",)
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"no run {run_id} in this store; `agentguard runs` lists them")
+
+
+class DuplicateKeyError(AgentGuardError):
+    """A step's `key=` is unique in its run, and this one has completed or is in flight."""
+
+    _facts = ("key", "run_id")
+
+    def __init__(self, key: str, run_id: str | None = None) -> None:
+        self.key = key
+        self.run_id = run_id
+        super().__init__(
+            f"step key {key!r} has already completed, or is in flight, in run {run_id}; "
+            "a key= may be called again only after a failure"
+        )
+
+
+class RunOwnedError(AgentGuardError):
+    """The run belongs to another process that is alive, as far as can be told."""
+
+    _facts = ("run_id", "owner")
+
+    def __init__(self, run_id: str, owner: str) -> None:
+        self.run_id = run_id
+        self.owner = owner
+        super().__init__(f"run {run_id} belongs to {owner}; pass take_over=True to claim it")
+
+
+class ReplayDivergenceError(AgentGuardError):
+    """The program did something else than its log says; `kind` names the first difference."""
+
+    _facts = ("kind", "key", "expected", "found")
+
+    def __init__(self, kind: str, key: str | None, expected: Any = None, found: Any = None) -> None:
+        self.kind = kind
+        self.key = key
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"replay differs from the log ({kind}) at {key}\n  recorded: {expected}\n  now:      {found}"
+        )
+
+
+class StepOutcomeUnknownError(AgentGuardError):
+    """A step started before the crash and left no outcome: it may or may not have happened."""
+
+    _facts = ("run_id", "key")
+
+    def __init__(self, run_id: str, key: str) -> None:
+        self.run_id = run_id
+        self.key = key
+        super().__init__(
+            f"step {key} of run {run_id} had started and has no outcome on record; say what "
+            f"became of it with guard.resolve({run_id!r}, {key!r}, 'retry'|'completed'|'failed')"
+        )
+
+
+class LogIntegrityError(AgentGuardError):
+    """The log of a run was altered; `seq` is the first event that does not fit."""
+
+    _facts = ("run_id", "seq", "problem")
+
+    def __init__(self, run_id: str, seq: int, problem: str) -> None:
+        self.run_id = run_id
+        self.seq = seq
+        self.problem = problem
+        super().__init__(f"run {run_id}, event {seq}: {problem}")

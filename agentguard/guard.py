@@ -1,0 +1,403 @@
+"""The Guard: holds the parts, opens runs, answers questions about them."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from msgspec import structs
+
+from agentguard import config
+from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard.audit import verify as audit
+from agentguard.budget.model import Budget
+from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunNotFoundError
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.model import Event, Head, Record
+from agentguard.killswitch import orders
+from agentguard.killswitch.model import Acknowledgements, Kill
+from agentguard.lifecycle import Joining, Opening, load_journal
+from agentguard.protocols import KillSwitch, RunRow
+from agentguard.run import Run
+from agentguard.runs.state import RunState, check_move
+from agentguard.runs.summary import RunSummary, from_data, summarize
+from agentguard.steps.journal import Journal
+from agentguard.steps.parts import Parts
+
+
+class Guard:
+    """Holds event store, budget ledger, kill switch and telemetry, and opens runs.
+
+    Lazy: it touches nothing until it is used.  Safe to share between threads, and across fork.  A
+    guard is a context manager and closes what it opened.
+
+    Example:
+        >>> from agentguard import Budget, Guard
+        >>> with Guard.in_memory() as guard:
+        ...     with guard.run("demo", budget=Budget(steps=2)) as run:
+        ...         answer = run.call("add", lambda a, b: a + b, 2, 3)
+        ...     state, verified = guard.summary(run.id).state, bool(guard.verify(run.id))
+        >>> answer, state, verified
+        (5, <RunState.COMPLETED: 'COMPLETED'>, True)
+    """
+
+    def __init__(
+        self, open_parts: Callable[[], Parts], *, default_budget: Budget | None, owned: bool = True
+    ) -> None:
+        """Use `Guard.open` or `Guard.in_memory`."""
+        self._open_parts = open_parts
+        self._parts: Parts | None = None
+        self._participant: Any = None
+        self._owned = owned
+        self.default_budget = default_budget
+        #: The runs of this process by id.
+        self.live: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def open(
+        cls,
+        url: str | None = None,
+        *,
+        kill_switch: str | KillSwitch | None = None,
+        ledger: str | None = None,
+        publisher: Any = None,
+        durability: str | None = None,
+        telemetry: Any = True,
+        capture: str = "full",
+        redact: Any = None,
+        default_budget: Budget | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Guard:
+        """A guard over a store: by default SQLite and a kill page under the state directory.
+
+        Args:
+            url: `memory://` or `sqlite:///path`; by default `AGENTGUARD_STORE`.
+            kill_switch: `"page"` (default), `"memory"`, or an object; `AGENTGUARD_KILL_SWITCH`.
+            ledger: not yet: the store's own ledger is used.
+            publisher: not yet.
+            durability: `"process"` (default: survives kill -9), `"power"` (fsync: survives power
+                loss) or `"buffered"`.
+            telemetry: True for OpenTelemetry's global providers, False, or a `Telemetry`.
+            capture: `"full"`, `"digest"` or `"none"`: what is kept of arguments and results.
+            redact: takes secrets out of what is captured.
+            default_budget: for runs that name none.
+            clock: where time comes from.
+
+        Raises:
+            ValueError: an option is wrong.
+        """
+        for name, value in (("ledger", ledger), ("publisher", publisher)):
+            if value is not None:
+                raise ValueError(f"{name}= is not available yet; leave it out")
+        _check_options(durability, capture, default_budget)
+
+        def open_parts() -> Parts:
+            return Parts(
+                store=config.open_store(url, durability, clock),
+                switch=config.open_switch(kill_switch, clock),
+                telemetry=config.open_telemetry(telemetry),
+                clock=clock,
+                capture=capture,  # type: ignore[arg-type]
+                redact=redact,
+            )
+
+        return cls(open_parts, default_budget=default_budget)
+
+    @classmethod
+    def in_memory(cls, **options: Any) -> Guard:
+        """A guard that touches no disk and no machine page; the options are those of `open`."""
+        options.setdefault("kill_switch", "memory")
+        return cls.open("memory://", **options)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts, opened at first use; for agentguard's own rooms."""
+        if self._parts is None:
+            self._parts = self._open_parts()
+            self._parts.refresh()
+        return self._parts
+
+    def close(self) -> None:
+        """Give back what was opened.  Closing twice does nothing."""
+        parts, self._parts = self._parts, None
+        participant, self._participant = self._participant, None
+        if participant is not None:
+            participant.leave()
+        if parts is not None:
+            parts.store.close()
+            parts.switch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        name: str,
+        *,
+        budget: Budget | None = None,
+        tenant: str | None = None,
+        run_id: str | None = None,
+        inputs: Any = None,
+        metadata: dict[str, Any] | None = None,
+        on_warning: Callable[[dict[str, Any]], None] | None = None,
+        detached: bool = False,
+    ) -> Run:
+        """A run: `with guard.run("triage", budget=Budget(usd="1.00")) as run:`; `async with` too.
+
+        A run opened inside another is its child: it is charged at every level around it and stops
+        with it; `detached=True` opts out.
+
+        Args:
+            name: what the run is called.
+            budget: its limits; by default the guard's `default_budget`.
+            tenant: whose run it is; by default the tenant of the run around it, or "default".
+            run_id: an id of your own; by default a UUID.
+            inputs: what the run was given, recorded.
+            metadata: plain data for the summary.
+            on_warning: called with each budget warning.
+            detached: no child of the run around it.
+
+        Raises:
+            RunExistsError: the id is taken (when the block is entered).
+            KillSwitchTriggeredError: a kill covers it already (when the block is entered).
+        """
+        opening = Opening(
+            self,
+            name,
+            budget=budget,
+            tenant=tenant,
+            run_id=run_id,
+            inputs=inputs,
+            metadata=metadata,
+            on_warning=on_warning,
+            detached=detached,
+        )
+        return Run(opening)
+
+    def start(self, name: str, **options: Any) -> Run:
+        """Open a run where no block fits (notebooks); end it with `run.close()` or `run.aclose()`."""
+        return self.run(name, **options).__enter__()
+
+    def attach(self, run_id: str, *, branch: str | None = None) -> Run:
+        """Join a live run from another thread, process or host.
+
+        Name the branch where the run is to be replayed; without, it gets one by arrival.  Leaving the
+        block detaches and raises the run's stop; only the owner's block ends the run.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            NoActiveRunError: it has ended (when a step is called).
+        """
+        return Run(Joining(self, run_id, branch))
+
+    def take_part(self) -> None:
+        """Be told of kills, also while no step runs."""
+        if self._participant is None:
+            guard = weakref.ref(self)
+
+            def on_change(_generation: int) -> None:
+                if (alive := guard()) is not None:
+                    alive.observe()
+
+            self._participant = self.parts.switch.join(on_change)
+
+    def observe(self) -> None:
+        """Hold every live run of this process against the kill switch."""
+        for journal in list(self.live.values()):
+            with contextlib.suppress(AgentGuardError):
+                journal.look()
+
+    def pause(self, run_id: str, *, reason: str = "") -> None:
+        """Admit no further step of a run until it is resumed; durable, from any process.
+
+        Raises:
+            InvalidStateTransitionError: the run is not RUNNING.
+        """
+        self._move(run_id, Record(0, ev.RUN_PAUSED, 0, data={"reason": reason}))
+
+    def resume(self, run_id: str) -> None:
+        """Lift a pause, and nothing else.
+
+        Raises:
+            InvalidStateTransitionError: the run is not PAUSED.
+        """
+        self._move(run_id, Record(0, ev.RUN_RESUMED, 0))
+
+    def _move(self, run_id: str, record: Record) -> None:
+        journal = self.journal(run_id)
+        target = RunState.PAUSED if record.type == ev.RUN_PAUSED else RunState.RUNNING
+        with journal.deciding():
+            if target is RunState.RUNNING and journal.fold.state is not RunState.PAUSED:
+                raise InvalidStateTransitionError(run_id, journal.fold.state, target)
+            check_move(run_id, journal.fold.state, target)
+            data = dict(record.data or {}) | {"running_ns": journal.running_ns()}
+            journal.act([structs.replace(record, at_ns=journal.clock.wall(), data=data)])
+
+    def journal(self, run_id: str) -> Journal:
+        """The run's log in this process, read from the store if it is not live here."""
+        live = self.live.get(run_id)
+        return live if live is not None else load_journal(self.parts, self._row(run_id))
+
+    # --- the kill switch -----------------------------------------------------------------------
+
+    def kill(
+        self,
+        *,
+        reason: str,
+        tenant: Any = orders.UNSET,
+        run: Any = orders.UNSET,
+        actor: str | None = None,
+    ) -> int:
+        """Stop a run, a tenant's runs, or (neither given) everything under this home.
+
+        Gives the kill's generation, for `acknowledged`.  It is durable when this returns, and every
+        process of the host sees it at its next check.
+
+        Raises:
+            ValueError: `None` or `""` for tenant or run, or no reason.
+        """
+        kind, data = orders.kill_data(reason, tenant=tenant, run=run, actor=actor)
+        generation = self.parts.switch.record(kind, data)
+        self.observe()
+        return generation
+
+    def revive(
+        self,
+        *,
+        tenant: Any = orders.UNSET,
+        run: Any = orders.UNSET,
+        reason: str = "revived",
+        actor: str | None = None,
+    ) -> int:
+        """Let later runs start again: clears the kills of exactly this scope.
+
+        A run that was killed stays killed.
+        """
+        kind, data = orders.revive_data(reason, tenant=tenant, run=run, actor=actor)
+        return self.parts.switch.record(kind, data)
+
+    def kills(self) -> list[Kill]:
+        """All kills ever ordered here, oldest first; `cleared` marks those revived since."""
+        return self.parts.switch.kills()
+
+    def acknowledged(self, generation: int, timeout: float = 1.0) -> Acknowledgements:
+        """Wait, at most `timeout` seconds, until every live process has acted on a kill."""
+        return self.parts.switch.acknowledgements(generation, timeout)
+
+    # --- questions -----------------------------------------------------------------------------
+
+    def runs(self, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunSummary]:
+        """The newest runs first; live ones as of their last event."""
+        return [self._summary(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
+
+    def summary(self, run_id: str) -> RunSummary:
+        """The run in a few lines.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        return self._summary(self._row(run_id))
+
+    def _summary(self, row: RunRow) -> RunSummary:
+        live = self.live.get(row.run_id)
+        if live is not None:
+            return live.summary()
+        summary = from_data(row.summary)
+        if row.ended_ns is not None:
+            return summary
+        return summarize(audit.reconstruct(self.parts.store, row))
+
+    def history(self, run_id: str) -> list[Event]:
+        """The run's events in order; `"control"` gives kills, revives and tenant budgets.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        return list(self._events(run_id))
+
+    def _events(self, run_id: str) -> Iterator[Event]:
+        if run_id == ev.CONTROL_RUN_ID:
+            log = self.parts.switch.read()
+        else:
+            log = self.parts.store.read(self._row(run_id).run_id)
+        head = codec.genesis(run_id)
+        for stored in log:
+            yield codec.to_event(run_id, stored, head)
+            head = stored.hash
+
+    def reconstruct(self, run_id: str) -> RunSummary:
+        """The summary folded from the run's events alone; equals the stored one.
+
+        Raises:
+            LogIntegrityError: the chain is broken.
+        """
+        return summarize(audit.reconstruct(self.parts.store, self._row(run_id)))
+
+    def events(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[Event]:
+        """Events of all runs with a position above `after`, in commit order.
+
+        `prev_hash` is empty here, since an event's predecessor may lie before `after`.
+        """
+        return [
+            codec.to_event(run_id, stored, b"")
+            for run_id, stored in self.parts.store.tail(after, tenant, limit)
+        ]
+
+    def verify(
+        self,
+        run_id: str | None = None,
+        *,
+        anchors: Mapping[str, Head | tuple[int, str]] | None = None,
+    ) -> audit.VerifyReport:
+        """Whether the log of a run, or of every run and the control log, is what was written.
+
+        Args:
+            run_id: the run; by default all.
+            anchors: heads kept elsewhere, by run id: `{run.id: run.summary().head}`.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        heads = {name: Head(*head) for name, head in (anchors or {}).items()}
+        store = self.parts.store
+        if run_id == ev.CONTROL_RUN_ID:
+            return audit.verify(store, [], {}, self.parts.switch.read())
+        if run_id is not None:
+            own = {name: head for name, head in heads.items() if name == run_id}
+            return audit.verify(store, [self._row(run_id)], own)
+        return audit.verify(store, store.rows(limit=2**62), heads, self.parts.switch.read())
+
+    def _row(self, run_id: str) -> RunRow:
+        row = self.parts.store.row(run_id)
+        if row is None:
+            raise RunNotFoundError(run_id)
+        return row
+
+
+def _check_options(durability: str | None, capture: str, default_budget: Budget | None) -> None:
+    if durability is not None and durability not in config.DURABILITIES:
+        raise ValueError(f"durability must be one of {config.DURABILITIES}, not {durability!r}")
+    if capture not in ("full", "digest", "none"):
+        raise ValueError(f"capture must be 'full', 'digest' or 'none', not {capture!r}")
+    if default_budget is not None and not isinstance(default_budget, Budget):
+        raise TypeError(f"default_budget must be a Budget, not {type(default_budget).__name__}")

@@ -1,0 +1,400 @@
+"""How a run begins and ends: its first events, its place in the run around it, its last event."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+from collections.abc import Callable
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from agentguard._encoding import decode, encode_value
+from agentguard._ids import new_run_id
+from agentguard._process import identity
+from agentguard.budget.model import Budget
+from agentguard.errors import AgentGuardError, RunNotFoundError, RunStopped
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored, payload_digest
+from agentguard.events.model import Record
+from agentguard.killswitch.model import GENERATION
+from agentguard.protocols import RunRow
+from agentguard.runs.branch import MAIN, Branch, key_part
+from agentguard.runs.current import CURRENT
+from agentguard.runs.fold import RunFold
+from agentguard.runs.termination import COMPLETED, stop_from, termination
+from agentguard.steps import sync
+from agentguard.steps.flow import check
+from agentguard.steps.journal import Journal, row_of
+from agentguard.steps.levels import Outer
+from agentguard.steps.parts import Parts
+from agentguard.tenancy import DEFAULT_TENANT, check_id
+
+if TYPE_CHECKING:
+    from agentguard.guard import Guard
+
+#: How branches and keys are made; recorded, so that a replay knows.
+KEY_SCHEME = 1
+
+
+class Opening:
+    """What a run is opened with, and how it is opened and ended."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        name: str,
+        *,
+        budget: Budget | None,
+        tenant: str | None,
+        run_id: str | None,
+        inputs: Any,
+        metadata: dict[str, Any] | None,
+        on_warning: Callable[[dict[str, Any]], None] | None,
+        detached: bool,
+    ) -> None:
+        self.guard = guard
+        self.name = check_id(name, "name")
+        if budget is not None and not isinstance(budget, Budget):
+            raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
+        if on_warning is not None and not callable(on_warning):
+            raise TypeError("on_warning must be callable")
+        self.around = None if detached else self._place_around()
+        self.key = ""
+        if self.around is not None:
+            self.key = self.around.branch.next_key(key_part(name))
+        self.run_id = self._id(run_id)
+        self.budget = budget or self._default_budget()
+        parent_tenant = self.around.run.tenant if self.around is not None else DEFAULT_TENANT
+        self.tenant = check_id(parent_tenant if tenant is None else tenant, "tenant")
+        self.inputs = inputs
+        self.metadata = dict(metadata or {})
+        self.on_warning = on_warning
+
+    def _place_around(self) -> Any:
+        place = CURRENT.get()
+        if place is not None and place.run.journal.parts.store is not self.guard.parts.store:
+            raise ValueError(
+                f"run {self.name!r} is opened inside run {place.run.id} of another guard, whose budget "
+                "it could not be charged to; use that guard, or pass detached=True"
+            )
+        return place
+
+    def _id(self, run_id: str | None) -> str:
+        if run_id is not None:
+            if run_id == ev.CONTROL_RUN_ID:
+                raise ValueError(f"run_id {run_id!r} is reserved for the control log")
+            return check_id(run_id, "run_id")
+        if self.around is None:
+            return new_run_id()
+        # The id of a nested run follows from its place in the run around it.
+        digest = sha256(f"{self.around.run.id}/{self.key}".encode()).digest()[:16]
+        number = int.from_bytes(digest, "big") & ~(0xF << 76) | (8 << 76)
+        return str(UUID(int=number & ~(0x3 << 62) | (2 << 62)))
+
+    def _default_budget(self) -> Budget:
+        default = self.guard.default_budget
+        return default if default is not None and self.around is None else Budget()
+
+    # --- the beginning -------------------------------------------------------------------------
+
+    def branch(self) -> Branch:
+        """The branch that the run's own code is in."""
+        return Branch(MAIN)
+
+    def open(self, run: Any) -> Journal:
+        """Put the run on record and give its journal.
+
+        Raises:
+            RunExistsError: the id is taken.
+            KillSwitchTriggeredError: a kill covers the run already; it is on record as KILLED.
+        """
+        parts = self.guard.parts
+        generation = parts.switch.signal[GENERATION]
+        kill = parts.switch.find(self.tenant, self.run_id, generation)
+        span = None
+        if parts.telemetry is not None:
+            span = parts.telemetry.start_run(
+                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=self.metadata
+            )
+        try:
+            outer = self._enter_around()
+            journal = self._create(generation, outer, span, started=kill is None)
+        except BaseException as error:
+            if span is not None:
+                span.end(error=error, state="FAILED", head=None, usage={}, steps=0)
+            raise
+        journal.on_warning = self.on_warning
+        self.guard.live[self.run_id] = journal
+        if self.around is not None:
+            self.around.run.journal.children.append(journal)
+        journal.seen = generation
+        self.guard.take_part()
+        if kill is not None:
+            journal.seen = -1
+            stop = kill.error(self.run_id)
+            journal.end(stop)
+            self._forget(journal)
+            self._end_span(journal, stop)
+            raise stop
+        return journal
+
+    def _enter_around(self) -> list[Outer]:
+        """Record this run in the run around it, whose levels now take charges from two logs."""
+        if self.around is None:
+            return []
+        parent: Journal = self.around.run.journal
+        scope = self.around.scope_key
+        check(parent, scope)
+        with parent.deciding():
+            check(parent, scope)
+            movements, outer = parent.levels.sharing(scope)
+            data: dict[str, Any] = {"run": self.run_id}
+            if scope:
+                data["scope"] = scope
+            record = Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.name, data=data)
+            parent.act([record], movements=movements)
+        return outer
+
+    def _create(self, generation: int, outer: list[Outer], span: Any, started: bool) -> Journal:
+        parts = self.guard.parts
+        salt = os.urandom(32)
+        inputs = None if self.inputs is None else encode_value(self.inputs)
+        fold = RunFold(self.run_id)
+        data: dict[str, Any] = {
+            "tenant": self.tenant,
+            "budget": self.budget.to_fields(),
+            "generation": generation,
+            "keys": KEY_SCHEME,
+            "python": platform.python_version(),
+            "seed": os.urandom(16).hex(),
+        }
+        if self.metadata:
+            data["metadata"] = self.metadata
+        if self.around is not None:
+            data["parent"] = self.around.run.id
+            data["parent_key"] = self.key
+        if inputs is not None:
+            data["inputs"] = payload_digest(salt, inputs)
+        now = parts.clock.wall()
+        trace = (span.trace_id, span.span_id) if span is not None else (None, None)
+        records = [
+            Record(
+                1,
+                ev.RUN_CREATED,
+                now,
+                name=self.name,
+                data=data,
+                trace_id=trace[0],
+                span_id=trace[1],
+            )
+        ]
+        if started:
+            records.append(Record(2, ev.RUN_STARTED, now, name=self.name))
+        stored = []
+        for record, payload in zip(records, (inputs, None), strict=False):
+            body = codec.encode(record)
+            stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
+            # Through the bytes, so that what metadata cannot keep shows here and not in a replay.
+            fold.apply(codec.decode(body), stored[-1].hash)
+        row = RunRow(
+            run_id=self.run_id,
+            name=self.name,
+            tenant=self.tenant,
+            state=str(fold.state),
+            created_ns=now,
+            parent_id=fold.parent_id,
+            owner=identity() | {"monotonic_ns": parts.clock.monotonic()},
+            heartbeat_ns=now,
+            salt=salt,
+        )
+        row = row_of(row, fold)
+        row.number = parts.store.create(row, stored)
+        journal = Journal(parts, row, fold, outer)
+        journal.span = span
+        journal.keep_time()
+        return journal
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """End the run, and give the stop to raise, if it has one."""
+        self._settle_generators(journal)
+        if journal.stop is None:
+            if isinstance(error, RunStopped):
+                journal.set_stop(error)
+            with contextlib.suppress(AgentGuardError):
+                journal.finish(COMPLETED if error is None else termination(error))
+        self._leave_around(journal)
+        self._forget(journal)
+        self._end_span(journal, journal.stop or error)
+        return journal.stop
+
+    def _settle_generators(self, journal: Journal) -> None:
+        journal.drain()
+        for generator in list(journal.generators):
+            abandoned = generator.abandon()
+            if abandoned is not None:
+                with contextlib.suppress(AgentGuardError):
+                    sync.close(generator.step, abandoned)
+
+    def _leave_around(self, journal: Journal) -> None:
+        if self.around is None:
+            return
+        parent: Journal = self.around.run.journal
+        data: dict[str, Any] = {"run": self.run_id, "state": str(journal.fold.state)}
+        if self.around.scope_key:
+            data["scope"] = self.around.scope_key
+        usage = {k: n for k, n in journal.fold.account.spent.items() if n}
+        with contextlib.suppress(AgentGuardError, ValueError), parent.deciding():
+            record = Record(
+                0,
+                ev.SCOPE_CLOSED,
+                parent.clock.wall(),
+                self.key,
+                self.name,
+                usage=usage,
+                spent=parent.fold.spent_after(usage),
+                data=data,
+            )
+            parent.act([record])
+            parent.children.remove(journal)
+
+    def _forget(self, journal: Journal) -> None:
+        self.guard.live.pop(self.run_id, None)
+        for factory in journal.loops.values():
+            factory.leave(id(journal))
+
+    def _end_span(self, journal: Journal, error: BaseException | None) -> None:
+        if journal.span is not None:
+            fold = journal.fold
+            journal.span.end(
+                error=error,
+                state=str(fold.state),
+                head=(fold.seq, fold.hash.hex()),
+                usage=fold.account.spent,
+                steps=fold.steps,
+            )
+
+    # --- control, for the run's own methods ----------------------------------------------------
+
+    def kill(self, run_id: str, reason: str, actor: str | None) -> int:
+        """See `Run.kill`."""
+        return self.guard.kill(run=run_id, reason=reason, actor=actor)
+
+    def pause(self, run_id: str, reason: str) -> None:
+        """See `Run.pause`."""
+        self.guard.pause(run_id, reason=reason)
+
+    def resume(self, run_id: str) -> None:
+        """See `Run.resume`."""
+        self.guard.resume(run_id)
+
+
+def load_journal(parts: Parts, row: RunRow, branch: Branch | None = None) -> Journal:
+    """The journal of a run that another process owns, folded from its log.
+
+    `branch` goes on with its numbering after the steps that the log has in it.
+    """
+    fold = RunFold(row.run_id)
+    for stored in parts.store.read(row.run_id):
+        record = codec.decode(stored.body)
+        fold.apply(record, stored.hash)
+        if branch is not None and record.key is not None:
+            branch.passed(record.key)
+    journal = Journal(parts, row, fold, _outer_of(parts, row))
+    journal.owner = False
+    journal.keep_time(_started_monotonic(parts, row, fold))
+    if fold.termination is not None:
+        journal.stop = stop_from(fold.termination)
+    for key, scope in fold.scopes.items():
+        if scope.stop is not None and (stop := stop_from(scope.stop)) is not None:
+            journal.scope_stops[key] = stop
+    return journal
+
+
+def _outer_of(parts: Parts, row: RunRow) -> list[Outer]:
+    """The levels around a nested run, from the logs of the runs around it."""
+    if row.parent_id is None or (parent_row := parts.store.row(row.parent_id)) is None:
+        return []
+    parent = load_journal(parts, parent_row)
+    for stored in parts.store.read(row.parent_id):
+        record = codec.decode(stored.body)
+        data = record.data or {}
+        if record.type == ev.SCOPE_OPENED and data.get("run") == row.run_id:
+            _, outer = parent.levels.sharing(data.get("scope", ""))
+            return outer
+    return []
+
+
+def _started_monotonic(parts: Parts, row: RunRow, fold: RunFold) -> int | None:
+    """When the run would have started by this host's monotonic clock, had it never stopped."""
+    now = parts.clock.monotonic()
+    owner = row.owner
+    mine = identity()
+    if owner.get("boot") and owner["boot"] == mine["boot"] and owner["host"] == mine["host"]:
+        return int(owner.get("monotonic_ns", now))
+    return now - max(0, parts.clock.wall() - (fold.started_ns or fold.created_ns))
+
+
+class Joining:
+    """How a run of another thread or process is joined, and left again without ending it."""
+
+    def __init__(self, guard: Guard, run_id: str, branch: str | None) -> None:
+        self.guard = guard
+        self.run_id = check_id(run_id, "run_id")
+        self._name = None if branch is None else check_id(branch, "branch")
+        row = guard.parts.store.row(run_id)
+        if row is None:
+            raise RunNotFoundError(run_id)
+        self._row = row
+        self.name, self.tenant = row.name, row.tenant
+        label = f"attach%{os.getpid()}.{next(_attachments)}" if branch is None else branch
+        self._branch = Branch(f"{MAIN}/{key_part(label)}")
+
+    @property
+    def inputs(self) -> Any:
+        """What the run was given, if that is on record."""
+        first = next(iter(self.guard.parts.store.read(self.run_id)))
+        return None if first.payload is None else decode(first.payload)
+
+    def branch(self) -> Branch:
+        """The branch that this attachment is in."""
+        return self._branch
+
+    def open(self, run: Any) -> Journal:
+        """Share the journal that this process has, or fold the log."""
+        journal = self.guard.live.get(self.run_id)
+        if journal is None:
+            journal = load_journal(self.guard.parts, self._row, self._branch)
+            self.guard.live[self.run_id] = journal
+        elif self._name is not None:
+            for stored in self.guard.parts.store.read(self.run_id):
+                if (key := codec.decode(stored.body).key) is not None:
+                    self._branch.passed(key)
+        self.guard.take_part()
+        return journal
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """Detach; gives the run's stop to raise."""
+        with contextlib.suppress(AgentGuardError):
+            journal.refresh()
+        return journal.stop
+
+    def kill(self, run_id: str, reason: str, actor: str | None) -> int:
+        """See `Run.kill`."""
+        return self.guard.kill(run=run_id, reason=reason, actor=actor)
+
+    def pause(self, run_id: str, reason: str) -> None:
+        """See `Run.pause`."""
+        self.guard.pause(run_id, reason=reason)
+
+    def resume(self, run_id: str) -> None:
+        """See `Run.resume`."""
+        self.guard.resume(run_id)
+
+
+_attachments = itertools.count(1)

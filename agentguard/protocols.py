@@ -1,0 +1,212 @@
+"""Every pluggable interface, in one page: what a backend author implements.
+
+The suites in `agentguard.testing.conformance` check an implementation against these contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from agentguard.budget.account import Account
+from agentguard.budget.ledger import Movement
+from agentguard.events.codec import Stored
+from agentguard.killswitch.model import Acknowledgements, Kill
+
+Durability = Literal["buffered", "process", "power"]
+
+
+class HeadMovedError(Exception):
+    """Internal: another writer appended first; nothing was written.  Read on and decide again."""
+
+
+class StoreBusyError(Exception):
+    """Internal: with `wait=False`, another writer holds the store; nothing was written."""
+
+
+class RunRow(msgspec.Struct, kw_only=True):
+    """The one mutable row of a run, written at state changes alone; all of it can be rebuilt.
+
+    `number` is the store's own handle of the run.  `salt` keys the payload digests and goes with an
+    erasure.  `summary` is plain data of the `RunSummary` as of the last state change.  `owner`
+    names the process that opened or claimed the run; `epoch` counts the claims.
+    """
+
+    run_id: str
+    name: str
+    tenant: str
+    state: str
+    created_ns: int
+    number: int = 0
+    parent_id: str | None = None
+    ended_ns: int | None = None
+    epoch: int = 1
+    owner: dict[str, Any] = {}
+    heartbeat_ns: int = 0
+    salt: bytes | None = None
+    summary: dict[str, Any] = {}
+
+
+class EventStore(Protocol):
+    """Append-only logs of runs, one mutable row for each run, and the shared accounts.
+
+    Appending is a compare-and-swap on the run's sequence: the first of two writers wins, the other
+    gets `HeadMovedError` and has written nothing.  Events, row and movements of one call are one
+    act.  A store never changes or removes an event, except that `erase` drops payloads and `prune`
+    drops whole ended runs.  Whatever its driver raises reaches the caller as
+    `StoreUnavailableError`.  Methods may be called from any thread.
+    """
+
+    #: How many bytes of a URL-like name to show people: where this store is.
+    url: str
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while a run decides and appends; one for all writers of this store in a process."""
+
+    def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
+        """Add a run with its first events and return its number.
+
+        Raises:
+            RunExistsError: the id is taken; nothing was written.
+        """
+
+    def append(
+        self,
+        number: int,
+        events: Sequence[Stored],
+        *,
+        movements: Sequence[Movement] = (),
+        row: RunRow | None = None,
+        durability: Durability | None = None,
+        wait: bool = True,
+    ) -> dict[str, Account]:
+        """Append events with consecutive sequences, and give the moved accounts as they are now.
+
+        Raises:
+            HeadMovedError: the first sequence is taken, or is not the next one.
+            LedgerRefusedError: a shared account has no room.
+            StoreBusyError: with `wait=False`, another writer is at work.
+            StoreUnavailableError: it cannot be written, for up to `store_timeout`.
+        """
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep writers of every process out, so that reading and then appending cannot race."""
+
+    def row(self, run_id: str) -> RunRow | None:
+        """The run's row, or None."""
+
+    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
+        """The newest runs first."""
+
+    def children(self, run_id: str) -> list[RunRow]:
+        """The runs nested directly in a run, oldest first."""
+
+    def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
+        """The run's events with a sequence above `after`, in order, from one snapshot."""
+
+    def last(self, run_id: str) -> Stored | None:
+        """The run's newest event."""
+
+    def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
+        """Events of all runs with a position above `after`, in commit order, with their run ids."""
+
+    def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
+        """The shared accounts that exist among `ids`."""
+
+    def update_row(self, row: RunRow) -> bool:
+        """Write owner, heartbeat and epoch if the stored epoch is still `row.epoch` or one less."""
+
+    def erase(self, run_id: str) -> int:
+        """Drop the payloads and the salt of a run; gives how many payloads there were."""
+
+    def prune(self, ended_before_ns: int) -> list[str]:
+        """Drop ended runs whole, and give their ids."""
+
+    def close(self) -> None:
+        """Give back what was opened.  Closing twice does nothing."""
+
+
+class Participant(Protocol):
+    """This process's place at a switch, so that a kill can be acknowledged."""
+
+    def acknowledge(self, generation: int) -> None:
+        """Say that this process has acted on everything up to `generation`."""
+
+    def leave(self) -> None:
+        """Give the place back."""
+
+
+class KillSwitch(Protocol):
+    """Kills, durable and seen by every process that shares the switch.
+
+    The truth is the control log, a hash-chained log of its own (`CONTROL_RUN_ID`); `signal` is the
+    fast hint that it has grown.  `signal[GENERATION]` is at least the sequence of the newest
+    record, never goes back, and is read without a system call.
+    """
+
+    @property
+    def signal(self) -> memoryview:
+        """Unsigned 64-bit integers; index `GENERATION` changes with every control record.
+
+        Raises:
+            KillSwitchUnavailableError: it cannot be read; nothing may run.
+        """
+
+    def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
+        """The kill that stops a run created at generation `since`, by an exact look-up."""
+
+    def kills(self) -> list[Kill]:
+        """All kills, oldest first, the cleared ones too."""
+
+    def record(self, type: str, data: dict[str, Any]) -> int:
+        """Append to the control log, durably, then signal everybody; gives the generation."""
+
+    def read(self, after: int = 0) -> Iterator[Stored]:
+        """The control log."""
+
+    def join(self, on_change: Callable[[int], None]) -> Participant:
+        """Take part: `on_change(generation)` is called, in a thread of the switch, soon after a
+        change, also while this process runs no step.
+        """
+
+    def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
+        """Wait until every live participant has acted on `generation`, at most `timeout` seconds."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+class Publisher(Protocol):
+    """Where a relay sends events, at least once, in order for each run."""
+
+    def publish(self, run_id: str, stored: Stored) -> None:
+        """Hand over one event."""
+
+    def flush(self, timeout: float) -> None:
+        """Return when everything handed over has been taken, or raise."""
+
+
+class ModelPrice(NamedTuple):
+    """What a model call costs, in 1e-9 USD."""
+
+    nano_usd: int
+    source: str
+
+
+class PriceBook(Protocol):
+    """Prices of models."""
+
+    def price(
+        self,
+        model: str,
+        *,
+        provider: str | None = None,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cached_tokens: int = 0,
+    ) -> ModelPrice | None:
+        """What a call costs, or None for a model that is not in the book."""

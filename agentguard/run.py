@@ -1,0 +1,260 @@
+"""A run as its user holds it: the block, its steps and scopes, and what can be read of it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid as uuid_module
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from agentguard.budget.model import Budget, Remaining, Usage
+from agentguard.errors import NoActiveRunError, RunStopped
+from agentguard.runs import tasks
+from agentguard.runs.branch import MAIN, Branch
+from agentguard.runs.current import CURRENT, Place, leave
+from agentguard.runs.state import RunState
+from agentguard.runs.summary import RunSummary
+from agentguard.steps import bound, call, recorded
+from agentguard.steps.block import StepBlock
+from agentguard.steps.flow import check
+from agentguard.steps.journal import Journal
+from agentguard.steps.scope import Scope
+from agentguard.steps.verdict import raise_verdict
+
+if TYPE_CHECKING:
+    from agentguard.lifecycle import Joining, Opening
+
+
+class Run:
+    """One guarded execution.  Made by `guard.run(...)`; use it as `with` or `async with`.
+
+    Inside the block, guarded steps belong to this run.  Leaving it ends the run: COMPLETED, or
+    KILLED or FAILED with the stop, which is raised then whatever the code inside swallowed.
+    None of the readings does I/O.
+
+    Example:
+        >>> from agentguard import Budget, Guard, guarded_step
+        >>> @guarded_step
+        ... def add(a: int, b: int) -> int:
+        ...     return a + b
+        >>> with Guard.in_memory() as guard, guard.run("sums", budget=Budget(steps=3)) as run:
+        ...     total = add(add(1, 2), 3)
+        >>> total, run.state, run.spent.steps, run.remaining.steps
+        (6, <RunState.COMPLETED: 'COMPLETED'>, 2, 1)
+    """
+
+    def __init__(self, opening: Opening | Joining) -> None:
+        self._opening = opening
+        self._journal: Journal | None = None
+        self._token: Any = None
+        self._place: Any = None
+        self._branch: Branch | None = None
+
+    # --- what it is ----------------------------------------------------------------------------
+
+    @property
+    def journal(self) -> Journal:
+        """The run's log in this process; for agentguard's own rooms."""
+        if self._journal is None:
+            raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
+        return self._journal
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._opening.run_id
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._opening.name
+
+    @property
+    def tenant(self) -> str:
+        """Whose run it is."""
+        return self._opening.tenant
+
+    @property
+    def inputs(self) -> Any:
+        """What the run was given."""
+        return self._opening.inputs
+
+    @property
+    def state(self) -> RunState:
+        """Where the run is in its life, as far as this process knows."""
+        return RunState.CREATED if self._journal is None else self._journal.fold.state
+
+    @property
+    def stop(self) -> RunStopped | None:
+        """What stopped the run, if anything did."""
+        return None if self._journal is None else self._journal.stop
+
+    @property
+    def spent(self) -> Usage:
+        """What the run has used, nested runs included."""
+        return Usage.from_amounts(self.journal.spent())
+
+    @property
+    def remaining(self) -> Remaining:
+        """What its own budget leaves, reservations in flight taken off; None without a limit."""
+        return Remaining(self.journal.remaining())
+
+    @property
+    def warnings(self) -> tuple[dict[str, Any], ...]:
+        """The budget warnings given so far."""
+        return () if self._journal is None else tuple(self._journal.fold.warnings)
+
+    def summary(self) -> RunSummary:
+        """The run in a few lines; its `head` is an anchor for `verify`."""
+        return self.journal.summary()
+
+    # --- the block -----------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        if self._journal is not None:
+            raise RuntimeError(f"run {self.id} was entered before; open a new one")
+        self._journal = self._opening.open(self)
+        self._branch = self._opening.branch()
+        self._place = Place(self, None, self._branch)
+        self._token = CURRENT.set(self._place)
+        self._meet_running_loop()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leave(self._token)
+        raise_verdict(self._opening.close(self.journal, error), error)
+
+    async def __aenter__(self) -> Run:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def close(self) -> None:
+        """End a run that `guard.start` opened; raises its stop, like leaving a block."""
+        self.__exit__(None, None, None)
+
+    async def aclose(self) -> None:
+        """The async form of `close`."""
+        self.close()
+
+    def _meet_running_loop(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self.meet(loop, self._place.branch, early=False)
+
+    def meet(self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True) -> None:
+        """See to it that tasks made in this loop get branches of their own."""
+        journal = self.journal
+        if loop in journal.loops:
+            return
+        journal.loops[loop] = tasks.meet(loop, id(journal))
+        if early and branch.tasks is None:
+            branch.tasks = tasks.EarlyTasks(branch, loop)
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def here(self) -> Any:
+        """The place of the code that runs now, in this run."""
+        place = CURRENT.get()
+        if place is not None and place.run is self:
+            return place
+        if self._place is None:
+            raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
+        return self._place
+
+    def call(self, name: str, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Run `fn(*args, **kwargs)` as a guarded step; awaitable for a coroutine function.
+
+        The options of `guarded_step` go to the step (`kind=`, `reserve=`, `usage=`, ...), all other
+        keywords to `fn`.  `branch="a/b"` puts the step into a branch of that path below the run's own,
+        for code that knows its place in a tree better than the context does.
+        """
+        return call.call(self._at(options.pop("branch", None)), name, fn, args, options)
+
+    def step(self, name: str, *, branch: str | None = None, **options: Any) -> StepBlock:
+        """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.
+
+        It is counted, limited and logged as any step, but cannot be replayed.  Where start and end
+        lie in different functions (callbacks), use `block.start()` and `block.finish(error)`, which
+        leave the context alone.
+        """
+        return StepBlock(call.block_spec(name, options), self._at(branch))
+
+    def check(self) -> None:
+        """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""
+        check(self.journal, self.here().scope_key)
+
+    def _at(self, path: str | None) -> Any:
+        place = self.here()
+        if path is None:
+            return place
+        branches = self.journal.branches
+        branch = branches.get(path) or branches.setdefault(path, Branch(f"{MAIN}/{path}"))
+        return Place(self, place.scope, branch, place.step)
+
+    def scope(self, name: str, budget: Budget | None = None) -> Scope:
+        """A part of the run with a budget of its own."""
+        return Scope(self, self.here(), name, budget)
+
+    def branch(self, name: str) -> bound.BranchBlock:
+        """A line of control with a name of its own (`with`), so that its keys do not depend on order."""
+        return bound.BranchBlock(self.here(), name)
+
+    def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` for a thread, an executor or another loop: it will run in this run, in its own branch."""
+        return bound.bind(self.here(), fn)
+
+    async def gather(self, *awaitables: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
+        """`asyncio.gather`, each awaitable in a branch of its own, in the order given."""
+        self.meet(asyncio.get_running_loop(), self.here().branch)
+        return await asyncio.gather(*awaitables, return_exceptions=return_exceptions)
+
+    # --- recorded values -----------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        """The time (UTC), on record, so that a replay sees the same."""
+        return recorded.now(self.journal, self.here())
+
+    def uuid(self) -> uuid_module.UUID:
+        """A UUID that follows from the run's seed: the same in a replay."""
+        return recorded.seeded_uuid(self.journal, self.here())
+
+    def random(self) -> float:
+        """A number in [0, 1) that follows from the run's seed: the same in a replay."""
+        return recorded.seeded_random(self.journal, self.here())
+
+    def record(self, name: str, fn: Callable[[], Any]) -> Any:
+        """What `fn()` gives, on record; for values that are no step.  Awaitable for a coroutine function."""
+        return recorded.record(self.journal, self.here(), name, fn)
+
+    # --- control -------------------------------------------------------------------------------
+
+    def kill(self, reason: str, actor: str | None = None) -> int:
+        """Stop this run, in every process; gives the kill's generation."""
+        return self._opening.kill(self.id, reason, actor)
+
+    def pause(self, reason: str = "") -> None:
+        """Admit no further step until `resume`; bodies in flight finish.  Durable."""
+        self._opening.pause(self.id, reason)
+
+    def resume(self) -> None:
+        """Lift a pause."""
+        self._opening.resume(self.id)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name} {self.id} {self.state}>"

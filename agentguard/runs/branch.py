@@ -1,0 +1,55 @@
+"""Branches: lines of control inside a run, and the logical keys that are numbered within them.
+
+A key is `branch path / name # n`: the n-th call of that name in that branch, fixed when the step is
+called.  It never depends on which of two concurrent calls arrives first.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+MAIN = "main"
+
+
+def key_part(name: str) -> str:
+    """A name as part of a key, with the key's own separators escaped."""
+    return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
+
+
+class Branch:
+    """One line of control; hands out keys and child branches.  Safe to share between threads.
+
+    Example:
+        >>> branch = Branch(MAIN)
+        >>> branch.next_key("search"), branch.next_key("search"), branch.child("task").path
+        ('main/search#1', 'main/search#2', 'main/task#1')
+    """
+
+    __slots__ = ("_counts", "_highest", "path", "tasks")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._counts: dict[str, count[int]] = {}
+        self._highest: dict[str, int] = {}
+        #: Branches of tasks that were made before the run met their event loop, by task.
+        self.tasks: Any = None
+
+    def next_key(self, part: str) -> str:
+        """The key of the next call; `part` is a name that `key_part` gave."""
+        counter = self._counts.get(part)
+        if counter is None:
+            counter = self._counts.setdefault(part, count(1))
+        return f"{self.path}/{part}#{next(counter)}"
+
+    def child(self, label: str) -> Branch:
+        """A new line of control that begins here."""
+        return Branch(self.next_key(key_part(label)))
+
+    def passed(self, key: str) -> None:
+        """Take note of a key that is on record, so that numbering goes on after it."""
+        path, _, last = key.rpartition("/")
+        if path == self.path and "#" in last:
+            part, _, number = last.rpartition("#")
+            self._highest[part] = max(int(number), self._highest.get(part, 0))
+            self._counts[part] = count(self._highest[part] + 1)

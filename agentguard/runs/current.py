@@ -1,0 +1,55 @@
+"""Where the code that runs now stands: its run, scope, branch and step."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import Any
+
+from agentguard.runs.branch import Branch
+
+
+class Place:
+    """A position inside a run.  `run`, `scope` and `step` are the public objects, or None."""
+
+    __slots__ = ("branch", "run", "scope", "scope_key", "step")
+
+    def __init__(self, run: Any, scope: Any, branch: Branch, step: Any = None) -> None:
+        self.run = run
+        self.scope = scope
+        self.scope_key: str = scope.key if scope is not None else ""
+        self.branch = branch
+        self.step = step
+
+
+#: The place of the code that runs now.  A `Step` is a place too: the one its body runs in.
+CURRENT: ContextVar[Any] = ContextVar("agentguard_place", default=None)
+
+
+def leave(token: Token[Any]) -> None:
+    """Restore what was current before, also in another context than the one it was set in."""
+    try:
+        CURRENT.reset(token)
+    except ValueError:
+        # Entered in one context and left in another (ASGI streaming, notebooks): nothing to undo
+        # here, since this context never saw the run, or got it by copy and is about to end.
+        if CURRENT.get() is not None and token.old_value is Token.MISSING:
+            CURRENT.set(None)
+
+
+#: Whether guarded steps may run outside a run here: for unit tests of decorated functions.
+_OUTSIDE: ContextVar[bool] = ContextVar("agentguard_outside", default=False)
+
+
+def outside_allowed() -> bool:
+    """Whether a test has allowed steps outside a run."""
+    return _OUTSIDE.get()
+
+
+def allow_outside() -> Token[bool]:
+    """Allow them, until the token is given to `refuse_outside`."""
+    return _OUTSIDE.set(True)
+
+
+def refuse_outside(token: Token[bool]) -> None:
+    """Take the permission back."""
+    _OUTSIDE.reset(token)

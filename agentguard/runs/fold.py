@@ -1,0 +1,275 @@
+"""What a run's log adds up to.  Live and read back, the same code applies the same records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agentguard.budget import resources as r
+from agentguard.budget.account import Account, Amounts, Request
+from agentguard.budget.model import Budget
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.runs.state import RunState, check_move
+
+#: What a step reserves where it names nothing else.
+ONE_STEP: Amounts = {r.STEPS: 1}
+RUN_PATH = "run"
+
+
+class OpenStep(msgspec.Struct, frozen=True, gc=False):
+    """A step in flight: what it holds, and where."""
+
+    request: Request
+    scope: str
+    attempt: int
+    windows: tuple[str, ...] = ()
+
+
+class ScopeFold:
+    """A scope as the log knows it."""
+
+    __slots__ = ("accounts", "closed", "key", "opened_ns", "parent", "path", "shared", "stop")
+
+    def __init__(self, key: str, path: str, accounts: tuple[Account, ...], parent: str) -> None:
+        self.key = key
+        self.path = path
+        #: Its own account and those around it, innermost first, the run's last.
+        self.accounts = accounts
+        self.parent = parent
+        self.stop: dict[str, Any] | None = None
+        self.closed = False
+        #: Whether other logs charge this level too, so that it lies in the shared ledger.
+        self.shared = False
+        #: The run's running time when the scope was opened; its `seconds` count from there.
+        self.opened_ns = 0
+
+
+class RunFold:
+    """The state of a run as of event `seq`.  Pure; whoever shares one holds a lock."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.name = ""
+        self.tenant = ""
+        self.parent_id: str | None = None
+        self.metadata: dict[str, Any] = {}
+        self.state = RunState.CREATED
+        self.budget = Budget()
+        self.seq = 0
+        self.hash = codec.genesis(run_id)
+        self.epoch = 1
+        self.account = Account(RUN_PATH, self.budget)
+        #: Scopes by key; the run itself is the scope with the empty key.
+        self.scopes: dict[str, ScopeFold] = {}
+        self.open: dict[str, OpenStep] = {}
+        #: How many attempts a step with a `key=` of its own has had, and whether it completed.
+        self.keyed: dict[str, tuple[int, bool]] = {}
+        self.steps = 0
+        self.created_ns = 0
+        self.started_ns: int | None = None
+        self.ended_ns: int | None = None
+        self.running_ns = 0
+        self.termination: dict[str, Any] | None = None
+        self.warnings: list[dict[str, Any]] = []
+        self.warned: set[tuple[str, str]] = set()
+        #: The kill switch's generation when the run was created.
+        self.generation = 0
+        self.seed = ""
+        #: False once a step accepted overshoot: usage known only afterwards, nothing reserved.
+        self.bounded = True
+        self._set_budget(self.budget)
+
+    def _set_budget(self, budget: Budget) -> None:
+        self.budget = budget
+        self.account = Account(RUN_PATH, budget)
+        self.scopes[""] = ScopeFold("", RUN_PATH, (self.account,), "")
+        self._budgets_changed()
+
+    def _budgets_changed(self) -> None:
+        budgets = [scope.accounts[0].budget for scope in self.scopes.values()]
+        #: Whether any level can refuse, counts repeats, or can warn: else a step skips the question.
+        self.limited = any(not budget.unlimited for budget in budgets)
+        self.counts_repeats = any(budget.repeats is not None for budget in budgets)
+        self.can_warn = any(budget.limits for budget in budgets)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def spent_after(self, usage: Amounts) -> Amounts:
+        """The run's total once `usage` is added: what an outcome event carries."""
+        spent = self.account.spent.copy()
+        for resource, amount in usage.items():
+            spent[resource] = spent.get(resource, 0) + amount
+        return spent
+
+    def limits(self, resource: str) -> bool:
+        """Whether any level inside this log limits a resource."""
+        return any(resource in scope.accounts[0].limits for scope in self.scopes.values())
+
+    def chain(self, scope: str) -> list[ScopeFold]:
+        """A scope and those around it, innermost first, the run's own level last."""
+        levels = [self.scopes[scope]]
+        while levels[-1].key:
+            levels.append(self.scopes[levels[-1].parent])
+        return levels
+
+    def inside(self, scope: str) -> set[str]:
+        """The keys of a scope and of all scopes inside it."""
+        return {key for key in self.scopes if any(s.key == scope for s in self.chain(key))}
+
+    # --- applying ------------------------------------------------------------------------------
+
+    def apply(self, record: Record, digest: bytes) -> None:
+        """Take in the next record of the log, whose hash is `digest`."""
+        handler = _HANDLERS.get(record.type)
+        if handler is not None:
+            handler(self, record, record.data or {})
+        self.seq = record.seq
+        self.hash = digest
+
+    def started(self, record: Record, request: Request, scope: str, windows: tuple[str, ...]) -> None:
+        """A step holds its reservation at every level of this log."""
+        for account in self.scopes[scope].accounts:
+            account.reserve(request)
+        key = record.key or ""
+        self.open[key] = OpenStep(request, scope, record.attempt, windows)
+        self.steps += 1
+
+    def settled(self, key: str, usage: Amounts) -> None:
+        """A step gives its reservation back and is charged `usage`."""
+        step = self.open.pop(key)
+        for account in self.scopes[step.scope].accounts:
+            account.settle(step.request.reserve, usage)
+
+    def released(self, key: str) -> None:
+        """A step whose body never ran gives everything back."""
+        step = self.open.pop(key)
+        for account in self.scopes[step.scope].accounts:
+            account.release(step.request)
+        self.steps -= 1
+
+    def _move(self, to_state: RunState) -> None:
+        check_move(self.run_id, self.state, to_state)
+        self.state = to_state
+
+    def _created(self, record: Record, data: dict[str, Any]) -> None:
+        self.name = record.name or ""
+        self.tenant = data["tenant"]
+        self.parent_id = data.get("parent")
+        self.metadata = data.get("metadata", {})
+        self.generation = data.get("generation", 0)
+        self.seed = data.get("seed", "")
+        self.created_ns = record.at_ns
+        self._set_budget(Budget.from_fields(data.get("budget", {})))
+
+    def _run_started(self, record: Record, data: dict[str, Any]) -> None:
+        self._move(RunState.RUNNING)
+        self.started_ns = record.at_ns
+
+    def _paused(self, record: Record, data: dict[str, Any]) -> None:
+        self._move(RunState.PAUSED)
+        self.running_ns = data.get("running_ns", self.running_ns)
+
+    def _resumed(self, record: Record, data: dict[str, Any]) -> None:
+        self._move(RunState.RUNNING)
+
+    def _recovered(self, record: Record, data: dict[str, Any]) -> None:
+        self.epoch = data["epoch"]
+        self.running_ns = data.get("running_ns", self.running_ns)
+
+    def _ended(self, record: Record, data: dict[str, Any]) -> None:
+        self._move(_TERMINAL[record.type])
+        self.ended_ns = record.at_ns
+        self.termination = data.get("termination", {"type": "completed"})
+        self.running_ns = data.get("running_ns", self.running_ns)
+
+    def _step_started(self, record: Record, data: dict[str, Any]) -> None:
+        request = Request(
+            data.get("reserve", ONE_STEP),
+            record.name or "",
+            record.kind or "",
+            False,
+            repeat_id(record.name or "", data.get("args")),
+        )
+        if data.get("unbounded"):
+            self.bounded = False
+        if data.get("keyed"):
+            self.keyed[record.key or ""] = (record.attempt, False)
+        self.started(record, request, data.get("scope", ""), tuple(data.get("windows", ())))
+
+    def _step_closed(self, record: Record, data: dict[str, Any]) -> None:
+        key = record.key or ""
+        if key in self.keyed:
+            done = record.type == ev.STEP_COMPLETED or data.get("as") == "completed"
+            self.keyed[key] = (record.attempt or self.keyed[key][0], done)
+        if key not in self.open:
+            return  # a resolution of a step whose failure is already on record
+        if data.get("body_ran") is False:
+            self.released(key)
+        else:
+            self.settled(key, record.usage or {})
+
+    def _refused(self, record: Record, data: dict[str, Any]) -> None:
+        if (scope := data.get("stops")) and scope in self.scopes:
+            self.scopes[scope].stop = data["termination"]
+
+    def _scope_opened(self, record: Record, data: dict[str, Any]) -> None:
+        around = self.scopes[data.get("scope", "")]
+        key = record.key or ""
+        if "run" in data:
+            # From here on other logs charge these levels too: they move to the shared ledger.
+            for level in self.chain(around.key):
+                level.shared = True
+            return
+        path = record.name or ""
+        if around.key:
+            path = f"{around.path}/{path}"
+        account = Account(path, Budget.from_fields(data.get("budget", {})))
+        scope = ScopeFold(key, path, (account, *around.accounts), around.key)
+        scope.opened_ns = data.get("running_ns", 0)
+        self.scopes[key] = scope
+        self._budgets_changed()
+
+    def _scope_closed(self, record: Record, data: dict[str, Any]) -> None:
+        if record.usage:  # a nested run: what it used counts here and at every level around
+            for account in self.scopes[data.get("scope", "")].accounts:
+                account.charge(record.usage)
+        elif (scope := self.scopes.get(record.key or "")) is not None:
+            scope.closed = True
+
+    def _warned(self, record: Record, data: dict[str, Any]) -> None:
+        self.warned.add((data["level"], data["resource"]))
+        self.warnings.append(data)
+
+
+def repeat_id(name: str, digest: str | None) -> str | None:
+    """What counts as the same call: name and arguments."""
+    return None if digest is None else f"{name}:{digest}"
+
+
+_TERMINAL = {
+    ev.RUN_COMPLETED: RunState.COMPLETED,
+    ev.RUN_FAILED: RunState.FAILED,
+    ev.RUN_KILLED: RunState.KILLED,
+}
+_HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
+    ev.RUN_CREATED: RunFold._created,
+    ev.RUN_STARTED: RunFold._run_started,
+    ev.RUN_PAUSED: RunFold._paused,
+    ev.RUN_RESUMED: RunFold._resumed,
+    ev.RUN_RECOVERED: RunFold._recovered,
+    ev.RUN_COMPLETED: RunFold._ended,
+    ev.RUN_FAILED: RunFold._ended,
+    ev.RUN_KILLED: RunFold._ended,
+    ev.STEP_STARTED: RunFold._step_started,
+    ev.STEP_COMPLETED: RunFold._step_closed,
+    ev.STEP_FAILED: RunFold._step_closed,
+    ev.STEP_RESOLVED: RunFold._step_closed,
+    ev.STEP_REFUSED: RunFold._refused,
+    ev.SCOPE_OPENED: RunFold._scope_opened,
+    ev.SCOPE_CLOSED: RunFold._scope_closed,
+    ev.BUDGET_WARNING: RunFold._warned,
+}

@@ -1,0 +1,140 @@
+"""What a run came to, as a value: folded from its log or read from its row, the same."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from agentguard.budget.model import Budget, Usage
+from agentguard.events.model import Head
+from agentguard.runs.fold import RunFold
+from agentguard.runs.state import RunState
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A run in a few lines.
+
+    `termination` says what ended it: its `type` ("completed", or an error's class name), the
+    error's `message` and its facts; None while it runs.  `duration` is running time in seconds,
+    pauses left out.  `head` is the last sequence and its hash: keep it somewhere else as an anchor
+    for `verify`.  `bounded` is False where a step accepted overshoot (`reserve=None`).
+    """
+
+    run_id: str
+    name: str
+    tenant: str
+    state: RunState
+    steps: int
+    usage: Usage
+    budget: Budget
+    started_at: datetime | None
+    ended_at: datetime | None
+    duration: float | None
+    termination: dict[str, Any] | None
+    head: Head
+    metadata: dict[str, Any]
+    warnings: tuple[dict[str, Any], ...] = ()
+    parent_id: str | None = None
+    bounded: bool = True
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for `--json` and for a row; money as text, times as ISO 8601."""
+        return {
+            "run_id": self.run_id,
+            "name": self.name,
+            "tenant": self.tenant,
+            "state": str(self.state),
+            "steps": self.steps,
+            "usage": usage_data(self.usage),
+            "budget": self.budget.to_fields(),
+            "started_at": self.started_at and self.started_at.isoformat(),
+            "ended_at": self.ended_at and self.ended_at.isoformat(),
+            "duration": self.duration,
+            "termination": self.termination,
+            "head": {"seq": self.head.seq, "hash": self.head.hash},
+            "metadata": self.metadata,
+            "warnings": list(self.warnings),
+            "parent_id": self.parent_id,
+            "bounded": self.bounded,
+        }
+
+    def __str__(self) -> str:
+        spent = ", ".join(f"{name} {self.usage[name]}" for name in self.usage if name != "steps")
+        ended = self.termination or {}
+        reason = f": {ended['message']}" if ended.get("message") else ""
+        took = f" in {self.duration:.3f} s" if self.duration is not None else ""
+        limits = "" if not self.budget.unlimited else ", no limits"
+        unbounded = "" if self.bounded else ", not bounded"
+        return (
+            f"{self.name} {self.state}{reason} — {self.steps} steps{took}"
+            f"{', ' + spent if spent else ''}{limits}{unbounded} (run {self.run_id})"
+        )
+
+
+def usage_data(usage: Usage) -> dict[str, Any]:
+    """A usage as plain data, money as text."""
+    return {name: str(usage[name]) if name == "usd" else usage[name] for name in usage}
+
+
+def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
+    """The summary of a log."""
+    running = fold.running_ns if running_ns is None else running_ns
+    return RunSummary(
+        run_id=fold.run_id,
+        name=fold.name,
+        tenant=fold.tenant,
+        state=fold.state,
+        steps=fold.steps,
+        usage=Usage.from_amounts(fold.account.spent),
+        budget=fold.budget,
+        started_at=moment(fold.started_ns),
+        ended_at=moment(fold.ended_ns),
+        duration=None if fold.started_ns is None else running / 1e9,
+        termination=fold.termination,
+        head=Head(fold.seq, fold.hash.hex()),
+        metadata=fold.metadata,
+        warnings=tuple(fold.warnings),
+        parent_id=fold.parent_id,
+        bounded=fold.bounded,
+    )
+
+
+def moment(ns: int | None) -> datetime | None:
+    """Wall-clock nanoseconds as a UTC datetime."""
+    return None if ns is None else datetime.fromtimestamp(ns / 1e9, UTC)
+
+
+def from_data(data: dict[str, Any]) -> RunSummary:
+    """A summary from what `to_data` gave."""
+    usage = data["usage"]
+    return RunSummary(
+        run_id=data["run_id"],
+        name=data["name"],
+        tenant=data["tenant"],
+        state=RunState(data["state"]),
+        steps=data["steps"],
+        usage=_usage(usage),
+        budget=Budget.from_fields(data["budget"]),
+        started_at=_parse(data["started_at"]),
+        ended_at=_parse(data["ended_at"]),
+        duration=data["duration"],
+        termination=data["termination"],
+        head=Head(data["head"]["seq"], data["head"]["hash"]),
+        metadata=data["metadata"],
+        warnings=tuple(data["warnings"]),
+        parent_id=data["parent_id"],
+        bounded=data["bounded"],
+    )
+
+
+def _usage(data: dict[str, Any]) -> Usage:
+    from_text = {"nano_usd" if k == "usd" else k: v for k, v in data.items()}
+    if "usd" in data:
+        from_text["nano_usd"] = Usage(usd=data["usd"]).amounts().get("nano_usd", 0)
+    return Usage.from_amounts(from_text)
+
+
+def _parse(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

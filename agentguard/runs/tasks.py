@@ -1,0 +1,122 @@
+"""Branches for asyncio tasks: a task that is made inside a run begins a branch, named at creation.
+
+A loop that a run meets gets a task factory, which wraps any other, acts only where the context has a
+run, and goes with the last run.  Where a run is opened outside the loop (`with guard.run(): ...
+asyncio.run(main())`), the loop is met at the first guarded step; tasks made before that get their
+branches then, in the order of their creation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import weakref
+from collections.abc import Coroutine
+from contextvars import Context, copy_context
+from types import FrameType
+from typing import Any
+
+from agentguard.runs.branch import Branch
+from agentguard.runs.current import CURRENT, Place
+
+_LABEL = "task"
+
+
+class LoopBranches:
+    """The task factory of one loop, and the runs that use it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._users: set[int] = set()
+        self._wrapped = loop.get_task_factory()
+        loop.set_task_factory(self)
+
+    def __call__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Any,
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make a task, in a branch of its own where the context has a run."""
+        if context is None:
+            context = copy_context()
+            place = CURRENT.get()
+        else:
+            place = context.get(CURRENT)
+        if place is not None and not _inside_wait_for():
+            child = Place(place.run, place.scope, place.branch.child(_LABEL), place.step)
+            context.run(CURRENT.set, child)
+        if self._wrapped is None:
+            return asyncio.Task(coro, loop=loop, context=context, **options)
+        return self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
+
+    def use(self, journal_id: int) -> None:
+        """A run uses this loop."""
+        self._users.add(journal_id)
+
+    def leave(self, journal_id: int) -> None:
+        """A run is over; the factory goes with the last one, unless another was put over it."""
+        self._users.discard(journal_id)
+        loop = self._loop()
+        if self._users or loop is None:
+            return
+        if loop.get_task_factory() is self and not loop.is_closed():
+            loop.set_task_factory(self._wrapped)
+
+
+def _inside_wait_for() -> bool:
+    """Whether `asyncio.wait_for` makes this task, which Python 3.12 and later no longer do.
+
+    Keys must not differ between versions, so its task stays in the branch of the caller.
+    """
+    if sys.version_info >= (3, 12):
+        return False
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(4):
+        if frame is None:
+            return False
+        if frame.f_code is asyncio.wait_for.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class EarlyTasks:
+    """Branches of the tasks that a loop had before the run met it."""
+
+    def __init__(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> None:
+        #: By task; the loop's first task continues the branch that the run was opened in.
+        self._branches: weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]
+        self._branches = weakref.WeakKeyDictionary()
+        for task in sorted(asyncio.all_tasks(loop), key=_creation)[1:]:
+            self._branches[task] = branch.child(_LABEL)
+
+    def branch_here(self, branch: Branch) -> Branch:
+        """The branch of the code that runs now."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return branch
+        return branch if task is None else self._branches.get(task, branch)
+
+
+def _creation(task: asyncio.Task[Any]) -> tuple[int, str]:
+    """Tasks in the order of their creation: asyncio numbers the names it gives."""
+    name = task.get_name()
+    number = name.removeprefix("Task-")
+    return (int(number), name) if number.isdigit() else (sys.maxsize, name)
+
+
+def meet(loop: asyncio.AbstractEventLoop, journal_id: int) -> LoopBranches:
+    """The task factory of a loop, installed if a run is the first to meet it."""
+    installed: Any = loop.get_task_factory()
+    factory = installed if isinstance(installed, LoopBranches) else LoopBranches(loop)
+    factory.use(journal_id)
+    return factory
+
+
+def spawn(coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task in a branch of its own."""
+    return asyncio.get_running_loop().create_task(coro)

@@ -1,0 +1,65 @@
+"""What ended a run, as plain data in the log, and the error that data stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from agentguard._encoding import clean_text, type_name
+from agentguard.errors import (
+    AgentGuardError,
+    BudgetExceededError,
+    KillSwitchTriggeredError,
+    RunStopped,
+    UnknownCostError,
+)
+
+COMPLETED: dict[str, Any] = {"type": "completed"}
+_STOPS: dict[str, type[RunStopped]] = {
+    cls.__name__: cls for cls in (BudgetExceededError, KillSwitchTriggeredError, UnknownCostError)
+}
+_AMOUNTS = ("spent", "reserved", "requested", "limit")
+
+
+def termination(error: BaseException) -> dict[str, Any]:
+    """An error as data: its type, message and facts."""
+    stop = next((c for c in type(error).__mro__ if _STOPS.get(c.__name__) is c), None)
+    data: dict[str, Any] = {
+        "type": stop.__name__ if stop else type_name(type(error)),
+        "message": clean_text(_text(error)),
+    }
+    if isinstance(error, AgentGuardError):
+        data.update({name: _plain(value) for name, value in error.facts().items()})
+    return data
+
+
+def stop_from(data: Mapping[str, Any]) -> RunStopped | None:
+    """The stop that a termination stands for; None where the run ended otherwise."""
+    cls = _STOPS.get(data["type"])
+    if cls is None:
+        return None
+    facts = {name: data[name] for name in cls._facts}
+    if cls is BudgetExceededError and data["resource"] == "usd":
+        facts |= {name: Decimal(data[name]) for name in _AMOUNTS}
+    if cls is KillSwitchTriggeredError and data["at"]:
+        facts["at"] = datetime.fromisoformat(data["at"])
+    return cls(**facts)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
+        return "(its message cannot be read)"
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return clean_text(str(value))

@@ -1,0 +1,1 @@
+"""Guarded steps: what one is, how it flows, and the drivers of that flow."""

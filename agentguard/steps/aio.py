@@ -1,0 +1,184 @@
+"""The async driver: the same flow, where waiting must not block the event loop, and a stop cancels.
+
+A stop cancels the task inside the body once; the CancelledError becomes the stop only if nobody
+else wanted the task cancelled (SEMANTICS rule 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from agentguard.errors import RunStopped
+from agentguard.protocols import StoreBusyError
+from agentguard.runs.current import CURRENT, leave
+from agentguard.steps import outcome, sync
+from agentguard.steps.flow import PausedError, admit, check, open_step, prepare
+from agentguard.steps.model import Step, StepSpec
+
+
+def call(
+    spec: StepSpec,
+    place: Any,
+    fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Awaitable[Any]:
+    """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
+    return _run(open_step(spec, place, args, kwargs), fn, args, kwargs)
+
+
+async def _run(
+    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    await begin(step, args, kwargs)
+    token = CURRENT.set(step)
+    body = Body(step)
+    try:
+        result = await _with_timeout(step.spec.timeout, fn(*args, **kwargs))
+    except asyncio.CancelledError as error:
+        stop = body.close()
+        if stop is None:
+            await close(step, outcome.failed(step, error))
+            raise
+        await close(step, outcome.failed(step, stop))
+        raise stop.with_traceback(None) from None
+    except BaseException as error:
+        body.close()
+        await close(step, outcome.failed(step, error))
+        raise
+    else:
+        body.close()
+    finally:
+        leave(token)
+    await close(step, sync.settled(step, result, args, kwargs))
+    return result
+
+
+async def _with_timeout(timeout: float | None, body: Awaitable[Any]) -> Any:
+    if timeout is None:
+        return await body
+    async with asyncio.timeout(timeout):
+        return await body
+
+
+async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Everything before the body; waits without blocking the loop."""
+    prepare(step, args, kwargs)
+    sync.start_span(step)
+    try:
+        while True:
+            try:
+                await _admit(step)
+                break
+            except PausedError:
+                await step.journal.changed()
+    except BaseException as error:
+        sync.refuse_span(step, error)
+        raise
+    sync.look(step)
+
+
+async def _admit(step: Step) -> None:
+    try:
+        admit(step, wait=False)
+    except StoreBusyError:
+        try:
+            await _in_thread(admit, step)
+        except asyncio.CancelledError as error:
+            if step.started_ns:  # admitted all the same: its body will not run
+                await close(step, outcome.unentered(error))
+            raise
+
+
+async def close(step: Step, done: outcome.Outcome) -> None:
+    """Put an outcome on record, without blocking the loop, and end the span."""
+    try:
+        try:
+            outcome.leave(step, done, wait=False)
+        except StoreBusyError:
+            await _in_thread(outcome.leave, step, done)
+    finally:
+        sync.end_span(step, done)
+    if step.journal.pending_warnings:
+        step.journal.tell_warnings()
+
+
+async def _in_thread(function: Callable[..., None], *args: Any) -> None:
+    """Run a wait for the store in a thread, to its end even if the task is cancelled meanwhile.
+
+    What it writes is written; a cancelled caller must know it before it goes on.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:  # noqa: BLE001, S110 - raised below, from the future itself
+            pass
+    future.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+class Body:
+    """An async body in flight, so that a stop or a deadline can cancel it."""
+
+    __slots__ = ("_cancelling", "_journal", "_loop", "_stop", "_task", "_timer", "scope")
+
+    def __init__(self, step: Step) -> None:
+        journal = step.journal
+        self.scope = step.scope_key
+        self._journal = journal
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(self._loop)
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
+        self._stop: RunStopped | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        journal.bodies.add(self)
+        if journal.levels.timed:
+            self._watch_deadline()
+        if journal.stop is not None:  # it came between the last look and this line
+            self.stop(journal.stop)
+
+    def _watch_deadline(self) -> None:
+        nearest = self._journal.levels.deadline(self.scope)
+        if nearest is not None:
+            self._timer = self._loop.call_later(max(nearest[0] / 1e9, 0), self._deadline)
+
+    def _deadline(self) -> None:
+        try:
+            check(self._journal, self.scope)  # a kill wins over a deadline
+        except RunStopped as stop:
+            self._cancel(stop)
+        else:
+            self._watch_deadline()  # the run was paused meanwhile
+
+    def stop(self, stop: RunStopped) -> None:
+        """Cancel the task, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the body
+            self._loop.call_soon_threadsafe(self._cancel, stop)
+
+    def _cancel(self, stop: RunStopped) -> None:
+        task = self._task
+        if task is None or self not in self._journal.bodies:
+            return
+        for body in self._journal.bodies:
+            if isinstance(body, Body) and body._task is task and body._stop is not None:
+                return  # a task is cancelled once, however many bodies are nested in it
+        self._stop = stop
+        task.cancel()
+
+    def close(self) -> RunStopped | None:
+        """The body is over; gives the stop that cancelled it, if nobody else wanted that too."""
+        self._journal.bodies.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        stop = self._stop
+        if stop is None or self._task is None:
+            return None
+        return stop if self._task.uncancel() <= self._cancelling else None

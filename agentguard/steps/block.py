@@ -1,0 +1,79 @@
+"""`with run.step(...)`: a step whose body is a block, for code that cannot be a function."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any
+
+from agentguard.runs.current import CURRENT, leave
+from agentguard.steps import aio, outcome, sync
+from agentguard.steps.flow import open_step
+from agentguard.steps.model import Step, StepSpec
+
+#: Why a block cannot be replayed: there is no function to leave out.
+NOT_REPLAYABLE = {"unreplayable": "a block, not a function"}
+
+
+class StepBlock:
+    """A step around a block, sync or async; `as` gives its `Step`."""
+
+    def __init__(self, spec: StepSpec, place: Any) -> None:
+        self._step = open_step(spec, place, (), {})
+        self._token: Any = None
+        self._body: aio.Body | None = None
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        return self._step
+
+    def start(self) -> Step:
+        """Begin without becoming the current step; `finish` must follow."""
+        sync.begin(self._step, (), {})
+        if self._step.span is not None:
+            self._step.span.suspend()
+        return self._step
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End what `start` began: completed, or failed with `error`.  A second time does nothing."""
+        sync.close(self._step, self._outcome(error))
+
+    def __enter__(self) -> Step:
+        sync.begin(self._step, (), {})
+        self._token = CURRENT.set(self._step)
+        return self._step
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leave(self._token)
+        sync.close(self._step, self._outcome(error))
+
+    async def __aenter__(self) -> Step:
+        await aio.begin(self._step, (), {})
+        self._token = CURRENT.set(self._step)
+        self._body = aio.Body(self._step)
+        return self._step
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leave(self._token)
+        stop = self._body.close() if self._body is not None else None
+        if stop is not None and isinstance(error, asyncio.CancelledError):
+            await aio.close(self._step, self._outcome(stop))
+            raise stop.with_traceback(None) from None
+        await aio.close(self._step, self._outcome(error))
+
+    def _outcome(self, error: BaseException | None) -> outcome.Outcome:
+        if error is not None:
+            return outcome.failed(self._step, error)
+        usage = outcome.usage_of(self._step, None, (), {})
+        return outcome.completed(usage, None, dict(NOT_REPLAYABLE))

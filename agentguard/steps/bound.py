@@ -1,0 +1,70 @@
+"""Functions handed to a thread, an executor or another loop, with their place in the run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from agentguard.runs.branch import Branch
+from agentguard.runs.current import CURRENT, Place, leave
+
+
+def bind(place: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, which will run in a branch of its own that begins here, wherever it is called.
+
+    Called more than once, each further call begins a branch under that one.
+    """
+    branch = place.branch.child(getattr(fn, "__name__", type(fn).__name__))
+    calls = count()
+
+    def place_of_call() -> Place:
+        where = branch if next(calls) == 0 else branch.child("call")
+        return Place(place.run, place.scope, where, place.step)
+
+    if inspect.iscoroutinefunction(fn):
+
+        @functools.wraps(fn)
+        async def bound_async(*args: Any, **kwargs: Any) -> Any:
+            token = CURRENT.set(place_of_call())
+            try:
+                return await fn(*args, **kwargs)
+            finally:
+                leave(token)
+
+        return bound_async
+
+    @functools.wraps(fn)
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        token = CURRENT.set(place_of_call())
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            leave(token)
+
+    return bound
+
+
+class BranchBlock:
+    """`with run.branch(name):` a line of control that the caller names."""
+
+    def __init__(self, place: Any, name: str) -> None:
+        self._place = place
+        self._branch: Branch = place.branch.child(name)
+        self._token: Any = None
+
+    def __enter__(self) -> Branch:
+        place = self._place
+        self._token = CURRENT.set(Place(place.run, place.scope, self._branch, place.step))
+        return self._branch
+
+    def __exit__(self, *exc: object) -> None:
+        leave(self._token)
+
+    async def __aenter__(self) -> Branch:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__()

@@ -1,0 +1,66 @@
+"""The engine's entrance: a call, the place it is made in, and the driver that it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from agentguard.steps import aio, sync
+from agentguard.steps.model import StepSpec
+from agentguard.steps.options import OPTION_NAMES, step_spec
+
+_running_loop = asyncio._get_running_loop
+
+
+def meet_loop(place: Any) -> None:
+    """See to it that tasks of the loop that runs now, if one does, get branches."""
+    loop = _running_loop()
+    if loop is not None and loop not in place.run.journal.loops:
+        place.run.meet(loop, place.branch)
+
+
+def call(
+    place: Any, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """One guarded call of a function that carries no decorator."""
+    meet_loop(place)
+    step_options = {key: options.pop(key) for key in tuple(options) if key in OPTION_NAMES}
+    spec = _spec(name, fn, step_options)
+    driver = aio.call if is_coroutine_function(fn) else sync.call
+    return driver(spec, place, fn, args, options)
+
+
+def block_spec(name: str, options: dict[str, Any]) -> StepSpec:
+    """The options of a `run.step` block."""
+    if callable(options.get("usage")) or callable(options.get("reserve")):
+        raise TypeError(
+            f"{name}: a block has no arguments and no result, so usage= and reserve= are plain "
+            "Usage values; say what it really used with step.settle(...)"
+        )
+    if options.get("timeout") is not None:
+        raise TypeError(f"{name}: a block takes no timeout=; use asyncio.timeout inside it")
+    return _spec(name, None, options)
+
+
+def is_coroutine_function(fn: Callable[..., Any]) -> bool:
+    """Whether calling `fn` gives an awaitable: coroutine functions, partials and objects of them."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(fn, "__call__", None)  # noqa: B004 - an instance's own coroutine __call__
+    )
+
+
+def _spec(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> StepSpec:
+    try:
+        return _cached(name, fn, tuple(sorted(options.items())))
+    except TypeError:  # an option that cannot be hashed; or a wrong one, which raises again here
+        return step_spec(name, fn, options)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(name: str, fn: Callable[..., Any] | None, options: tuple[tuple[str, Any], ...]) -> StepSpec:
+    return step_spec(name, fn, dict(options))  # type: ignore[arg-type]

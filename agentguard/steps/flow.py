@@ -1,0 +1,340 @@
+"""The flow of a step: every decision, once, for sync and async alike.
+
+    prepare   what the call reserves, its arguments as a snapshot        user code, no lock
+    admit     (1) stop and state   (2) approval   (3) reserve + step_started, one act
+    enter     (4) stop, once more, immediately before the body
+              (5) the body: the drivers in sync.py, aio.py and generators.py
+    leave     (6) settle + step_completed or step_failed, one act        (7) the span ends
+
+`admit` and `leave` decide on the fold of the log and append by compare-and-swap.  Where another
+process appended first, they decide again with every other writer kept out, so no step starves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentguard.budget import resources as r
+from agentguard.budget.account import Amounts, Request
+from agentguard.budget.ledger import LedgerRefusedError
+from agentguard.budget.model import Usage
+from agentguard.errors import (
+    AgentGuardError,
+    DuplicateKeyError,
+    NoActiveRunError,
+    RunStopped,
+    UnknownCostError,
+)
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.killswitch.model import GENERATION
+from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.runs.fold import ONE_STEP, repeat_id
+from agentguard.runs.state import RunState
+from agentguard.runs.termination import termination
+from agentguard.steps import capture
+from agentguard.steps.journal import Journal
+from agentguard.steps.levels import Refused
+from agentguard.steps.model import LLM, Step, StepSpec, with_step
+
+_RUNNING = RunState.RUNNING
+_PRICED = frozenset((r.NANO_USD, *r.TOKEN_PARTS, r.TOKENS))
+
+
+class PausedError(Exception):
+    """Internal: the run is paused; wait, and try again."""
+
+
+# --- opening a step: synchronous, at the call ----------------------------------------------------
+
+
+def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
+    """A call of a step, its key fixed now."""
+    branch = place.branch
+    if branch.tasks is not None:
+        branch = branch.tasks.branch_here(branch)
+    if spec.key is None:
+        return Step(spec, place, branch, branch.next_key(spec.part))
+    key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
+    if not isinstance(key, str) or not key or not key.isprintable():
+        raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
+    return Step(spec, place, branch, f"key:{key}")
+
+
+# --- before the body -----------------------------------------------------------------------------
+
+
+def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Work out the request and take the snapshot of the arguments; this calls user code."""
+    spec = step.spec
+    journal = step.journal
+    capture.arguments(step, args, kwargs)
+    if spec.request is not None and not journal.fold.counts_repeats:
+        return
+    reserve = _reserve(spec, args, kwargs)
+    repeat = repeat_id(spec.name, step.digest or capture.digest_of(step, args, kwargs))
+    step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat)
+
+
+def _reserve(spec: StepSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
+    if spec.request is not None:
+        return spec.request.reserve
+    bound = spec.reserve(*args, **kwargs) if callable(spec.reserve) else spec.reserve
+    if bound is None:
+        return ONE_STEP
+    if not isinstance(bound, Usage):
+        raise TypeError(f"{spec.name}: reserve must give a Usage, not {type(bound).__name__}")
+    return with_step(bound)
+
+
+def admit(step: Step, *, wait: bool = True) -> None:
+    """Let the step start, or refuse it; `step_started` is on record when this returns.
+
+    Raises:
+        RunStopped: the run, or the scope, is stopped, or stops now.
+        PausedError: the run is paused.
+        StoreBusyError: with `wait=False`, this would have to wait for another writer.
+        StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
+    """
+    journal = step.journal
+    if not journal.lock.acquire(wait):
+        raise StoreBusyError
+    try:
+        try:
+            _admit(step, journal, wait=wait)
+        except HeadMovedError:
+            if not wait:
+                raise StoreBusyError from None
+            with journal.deciding():
+                _admit(step, journal, wait=wait)
+    finally:
+        journal.lock.release()
+
+
+def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
+    spec = step.spec
+    fold = journal.fold
+    check(journal, step.scope_key)
+    if fold.state is not _RUNNING:
+        raise PausedError
+    request = step.request
+    if spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(request.reserve):
+        _refuse_unknown_cost(step)
+    if spec.key is not None:
+        _next_attempt(step)
+    shadow = None
+    if fold.limited:
+        refused, shadow = journal.levels.refused(step.scope_key, request)
+        if refused is not None:
+            raise _refuse(step, refused)
+    now = journal.clock.wall()
+    movements: Sequence[Any] = ()
+    windows: tuple[str, ...] = ()
+    if not journal.levels.solo:
+        movements, windows = journal.levels.reserving(step.scope_key, request, now)
+    record = Record(
+        fold.seq + 1,
+        ev.STEP_STARTED,
+        now,
+        step.key,
+        spec.name,
+        spec.kind,
+        step.attempt,
+        None,
+        None,
+        None,
+        _started_data(step, request, windows, shadow),
+        step.span.trace_id if step.span is not None else None,
+        step.span.span_id if step.span is not None else None,
+    )
+    try:
+        digest = journal.write(record, step.payload, movements, spec.durability, wait=wait)
+    except LedgerRefusedError as error:
+        refused = journal.levels.whose(error.account, error.path, error.refusal)
+        raise _refuse(step, refused) from None
+    fold.started(record, request, step.scope_key, windows)
+    fold.seq = record.seq
+    fold.hash = digest
+    step.at_ns = now
+    step.started_ns = journal.clock.monotonic()
+    if fold.can_warn:
+        warn(journal, step.scope_key, request.reserve)
+
+
+def _started_data(
+    step: Step, request: Request, windows: tuple[str, ...], shadow: Refused | None
+) -> dict[str, Any] | None:
+    spec = step.spec
+    data: dict[str, Any] = {}
+    if request.reserve is not ONE_STEP:
+        data["reserve"] = request.reserve
+    if step.digest is not None:
+        data["args"] = step.digest
+    if step.scope_key:
+        data["scope"] = step.scope_key
+    if spec.effect != "once":
+        data["effect"] = spec.effect
+    if step.parent is not None:
+        data["parent"] = step.parent.key
+    if spec.key is not None:
+        data["keyed"] = True
+    if spec.unbounded:
+        data["unbounded"] = True
+        step.journal.fold.bounded = False
+    if windows:
+        data["windows"] = windows
+    if shadow is not None:
+        error = shadow.refusal.error(shadow.path, step.journal.run_id)
+        data["would_stop"] = termination(error)
+    return data or None
+
+
+def check(journal: Journal, scope: str = "") -> None:
+    """Raise the stop that covers this place, if there is one: kill, run, scope or deadline."""
+    if journal.signal[GENERATION] != journal.seen:
+        journal.look()
+    if journal.stop is not None:
+        raise journal.stop.with_traceback(None)
+    if journal.scope_stops:
+        for level in journal.fold.chain(scope):
+            if (stop := journal.scope_stops.get(level.key)) is not None:
+                raise stop.with_traceback(None)
+    if journal.fold.state.final:
+        raise ended_error(journal)
+    for outer in journal.levels.outer:
+        check(outer.journal, outer.scope)
+    if journal.levels.timed:
+        check_deadline(journal, scope)
+
+
+def ended_error(journal: Journal) -> AgentGuardError:
+    """What a step of a run that has ended without a stop is told."""
+    return NoActiveRunError(
+        f"run {journal.run_id} is {journal.fold.state}: it takes no further step; open a new run"
+    )
+
+
+def check_deadline(journal: Journal, scope: str) -> None:
+    """Stop the level whose `seconds` are used up."""
+    nearest = journal.levels.deadline(scope)
+    if nearest is not None and nearest[0] <= 0:
+        raise stop_level(journal, nearest[1], None)
+
+
+# --- refusing ------------------------------------------------------------------------------------
+
+
+def _refuse(step: Step, refused: Refused) -> RunStopped:
+    """Stop the level that has no room, log the one refusal, and give what to raise."""
+    spec = step.spec
+    record = Record(
+        0,
+        ev.STEP_REFUSED,
+        step.journal.clock.wall(),
+        step.key,
+        spec.name,
+        spec.kind,
+        step.attempt,
+        data={"args": step.digest} if step.digest else None,
+    )
+    return stop_level(step.journal, refused, record)
+
+
+def stop_level(journal: Journal, refused: Refused, record: Record | None) -> RunStopped:
+    """Make a level's stop stick: a scope's inside it, a run's or the tenant's in the whole run.
+
+    `record` is the `step_refused` to log with it, in the journal of the step.
+    """
+    error: RunStopped = refused.refusal.error(_public_path(journal, refused), journal.run_id)
+    owner = refused.journal
+    if owner is not None and owner is not journal:
+        journal.end(error, record)
+        if refused.scope:
+            _stop_scope(owner, refused.scope, error, None)
+        else:
+            owner.end(error)
+    elif owner is not None and refused.scope:
+        _stop_scope(journal, refused.scope, error, record)
+    else:
+        journal.end(error, record)
+    return error
+
+
+def _stop_scope(journal: Journal, scope: str, error: RunStopped, record: Record | None) -> None:
+    facts = termination(error)
+    if record is None:
+        record = Record(0, ev.STEP_REFUSED, journal.clock.wall(), name=journal.fold.scopes[scope].path)
+    data = dict(record.data or {}) | {"stops": scope, "termination": facts}
+    journal.scope_stops.setdefault(scope, error)
+    with journal.deciding():
+        if journal.fold.scopes[scope].stop is None and not journal.fold.state.final:
+            journal.act([replace_data(record, data)])
+    journal.cancel(error, scope)
+
+
+def replace_data(record: Record, data: dict[str, Any]) -> Record:
+    """The record with other data."""
+    return msgspec.structs.replace(record, data=data)
+
+
+def _public_path(journal: Journal, refused: Refused) -> str:
+    if refused.journal is None or refused.journal is journal:
+        return refused.path
+    outer = refused.journal.run_id
+    return f"run:{outer}" if not refused.scope else f"run:{outer}/{refused.path}"
+
+
+def _refuse_unknown_cost(step: Step) -> None:
+    limited = step.journal.levels.limited(sorted(_PRICED))
+    if not limited:
+        return
+    names = [r.public_name(name) for name in limited]
+    error = UnknownCostError(step.spec.name, names, step.journal.run_id)
+    record = Record(
+        0,
+        ev.STEP_REFUSED,
+        step.journal.clock.wall(),
+        step.key,
+        step.spec.name,
+        step.spec.kind,
+        step.attempt,
+    )
+    step.journal.end(error, record)
+    raise error
+
+
+def _next_attempt(step: Step) -> None:
+    """A `key=` may be called again only after a failure: the next attempt, with the same key."""
+    attempts, completed = step.journal.fold.keyed.get(step.key, (0, False))
+    if completed or step.key in step.journal.fold.open:
+        raise DuplicateKeyError(step.key.removeprefix("key:"), step.journal.run_id)
+    step.attempt = attempts + 1
+
+
+# --- soft limits ---------------------------------------------------------------------------------
+
+
+def warn(journal: Journal, scope: str, resources: Amounts) -> None:
+    """Log one `budget_warning` for each level and resource that has just crossed `warn_at`."""
+    fold = journal.fold
+    for level in fold.chain(scope):
+        account = level.accounts[0]
+        for resource, used, limit in account.crossed(resources):
+            name = r.public_name(resource)
+            if (level.key, name) in fold.warned:
+                continue
+            data = {
+                "level": level.key,
+                "path": account.path,
+                "resource": name,
+                "used": str(r.public_amount(resource, used)),
+                "limit": str(r.public_amount(resource, limit)),
+            }
+            with journal.deciding():
+                if (level.key, name) not in fold.warned:
+                    record = Record(0, ev.BUDGET_WARNING, journal.clock.wall(), data=data)
+                    journal.act([record])
+                    journal.warned(data)

@@ -1,0 +1,281 @@
+"""The generator drivers: a generator, sync or async, as one guarded step.
+
+`step_started` comes with the first item asked for; the stop is looked for at every item; the outcome
+keeps the items in order up to a size.  Each item is made with the step as the current place, and
+never across a `yield`, so that nothing leaks into the consumer's context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+
+from agentguard._encoding import encode_value
+from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.runs.current import CURRENT, leave
+from agentguard.steps import aio, outcome, sync
+from agentguard.steps.flow import check, open_step
+from agentguard.steps.model import Step, StepSpec
+
+
+class GeneratorAbandonedError(AgentGuardError):
+    """The run ended while a guarded generator was open; its step is settled, and it yields no more."""
+
+
+class _Items:
+    """The items of a generator as the payload of its outcome, up to a size."""
+
+    __slots__ = ("count", "limit", "parts", "reason", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.parts: list[bytes] = []
+        self.limit = limit
+        self.size = 2
+        self.count = 0
+        self.reason: str | None = None
+
+    def add(self, item: Any) -> None:
+        self.count += 1
+        if self.reason is not None:
+            return
+        part = encode_value(item)
+        if part is None:
+            self.reason = f"an item of type {type(item).__name__} cannot be encoded"
+        elif self.size + len(part) + 1 > self.limit:
+            self.reason = f"more than max_items_bytes={self.limit}"
+        else:
+            self.size += len(part) + 1
+            self.parts.append(part)
+            return
+        self.parts.clear()
+
+    def payload(self) -> bytes:
+        return b"[" + b",".join(self.parts) + b"]"
+
+
+class _Guarded:
+    """What both kinds of generator share: when the step starts, and how it ends."""
+
+    __slots__ = ("__weakref__", "_args", "_fn", "_inner", "_items", "_kwargs", "_step", "state")
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        place: Any,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._step: Step = open_step(spec, place, args, kwargs)
+        self._fn = fn
+        self._args = args
+        self._kwargs = kwargs
+        self._inner: Any = None
+        self._items = _Items(spec.max_items_bytes)
+        self.state = "new"  # then open, then closed
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        return self._step
+
+    def _opened(self) -> None:
+        self._inner = self._fn(*self._args, **self._kwargs)
+        self.state = "open"
+        self._step.journal.generators.add(self)
+        if self._step.span is not None:
+            self._step.span.suspend()
+
+    def _ended(self) -> bool:
+        """Mark it closed; False if it was already."""
+        was_open = self.state == "open"
+        self.state = "closed"
+        self._step.journal.generators.discard(self)
+        return was_open
+
+    def _enter(self) -> Any:
+        if self._step.span is not None:
+            self._step.span.resume()
+        return CURRENT.set(self._step)
+
+    def _exit(self, token: Any) -> None:
+        leave(token)
+        if self._step.span is not None:
+            self._step.span.suspend()
+
+    def _check(self) -> None:
+        if self.state == "abandoned":
+            stop = self._step.journal.stop
+            raise stop or GeneratorAbandonedError(
+                f"run {self._step.journal.run_id} has ended; {self._step.key} yields no more"
+            )
+        check(self._step.journal, self._step.scope_key)
+
+    def _completed(self, early: bool) -> outcome.Outcome:
+        step = self._step
+        usage = outcome.usage_of(step, None, self._args, self._kwargs)
+        payload, data = outcome.items(step, self._items.payload(), self._items.reason)
+        data["items"] = self._items.count
+        if early:
+            data["closed_early"] = True
+        return outcome.completed(usage, payload, data)
+
+    def __del__(self) -> None:
+        # A finaliser may run anywhere, also inside our own locks: it only enqueues.
+        if getattr(self, "state", "new") == "open":
+            self._step.journal.orphans.append(self)
+
+    def forgotten(self) -> None:
+        """Settle the step of a generator that its consumer dropped; the inner one closes itself."""
+        if self._ended():
+            sync.close(self._step, self._completed(early=True))
+
+    def abandon(self) -> outcome.Outcome | None:
+        """The run ends while this is open: its outcome, for the run's end to put on record."""
+        if self.state != "open":
+            return None
+        self.state = "abandoned"
+        error = GeneratorAbandonedError("open at the end of the run")
+        return outcome.failed(self._step, error, "abandoned")
+
+
+class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
+    """A sync generator as one step."""
+
+    __slots__ = ()
+
+    def send(self, value: Any) -> Any:
+        return self._advance("send", value)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        if self.state == "new":
+            self.state = "closed"
+        if self.state == "closed":
+            raise typ
+        return self._advance("throw", typ if val is None else val)
+
+    def close(self) -> None:
+        if not self._ended():
+            return
+        token = self._enter()
+        try:
+            self._inner.close()
+        except BaseException as error:
+            sync.close(self._step, outcome.failed(self._step, error))
+            raise
+        finally:
+            self._exit(token)
+        sync.close(self._step, self._completed(early=True))
+
+    def _advance(self, how: str, value: Any) -> Any:
+        if self.state == "closed":
+            raise StopIteration
+        if self.state == "new":
+            if value is not None:
+                raise TypeError("can't send non-None value to a just-started generator")
+            sync.begin(self._step, self._args, self._kwargs)
+            self._opened()
+        try:
+            self._check()
+        except RunStopped as stop:
+            self._fail(stop)
+            raise
+        token = self._enter()
+        try:
+            item = getattr(self._inner, how)(value)
+        except StopIteration:
+            self._exit(token)
+            self._ended()
+            sync.close(self._step, self._completed(early=False))
+            raise
+        except BaseException as error:
+            self._exit(token)
+            self._fail(error)
+            raise
+        self._exit(token)
+        self._items.add(item)
+        return item
+
+    def _fail(self, error: BaseException) -> None:
+        if self._ended():
+            sync.close(self._step, outcome.failed(self._step, error))
+
+
+class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
+    """An async generator as one step."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> GuardedAsyncGenerator:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._advance("asend", None)
+
+    async def asend(self, value: Any) -> Any:
+        return await self._advance("asend", value)
+
+    async def athrow(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        if self.state == "new":
+            self.state = "closed"
+        if self.state == "closed":
+            raise typ
+        return await self._advance("athrow", typ if val is None else val)
+
+    async def aclose(self) -> None:
+        if not self._ended():
+            return
+        token = self._enter()
+        try:
+            await self._inner.aclose()
+        except BaseException as error:
+            await aio.close(self._step, outcome.failed(self._step, error))
+            raise
+        finally:
+            self._exit(token)
+        await aio.close(self._step, self._completed(early=True))
+
+    async def _advance(self, how: str, value: Any) -> Any:
+        if self.state == "closed":
+            raise StopAsyncIteration
+        if self.state == "new":
+            if value is not None:
+                raise TypeError("can't send non-None value to a just-started async generator")
+            await aio.begin(self._step, self._args, self._kwargs)
+            self._opened()
+        try:
+            self._check()
+        except RunStopped as stop:
+            await self._fail(stop)
+            raise
+        token = self._enter()
+        body = aio.Body(self._step)
+        try:
+            item = await getattr(self._inner, how)(value)
+        except StopAsyncIteration:
+            body.close()
+            self._exit(token)
+            self._ended()
+            await aio.close(self._step, self._completed(early=False))
+            raise
+        except asyncio.CancelledError as error:
+            cause = body.close()
+            self._exit(token)
+            await self._fail(cause or error)
+            if cause is None:
+                raise
+            raise cause.with_traceback(None) from None
+        except BaseException as error:
+            body.close()
+            self._exit(token)
+            await self._fail(error)
+            raise
+        body.close()
+        self._exit(token)
+        self._items.add(item)
+        return item
+
+    async def _fail(self, error: BaseException) -> None:
+        if self._ended():
+            await aio.close(self._step, outcome.failed(self._step, error))

@@ -1,0 +1,363 @@
+"""A run's log as this process writes it: the fold, the chain, the stop, and who is to be cancelled.
+
+One journal for each run in a process, shared by all its threads and tasks.  Its state is guarded by
+the store's lock, except what is marked as read without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+import msgspec
+
+from agentguard.budget.account import Account, Amounts
+from agentguard.budget.ledger import Movement
+from agentguard.budget.resources import SECONDS
+from agentguard.errors import AgentGuardError, KillSwitchTriggeredError, RunStopped
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored, encode
+from agentguard.events.model import Record
+from agentguard.killswitch.model import GENERATION
+from agentguard.protocols import Durability, RunRow
+from agentguard.runs.branch import Branch
+from agentguard.runs.fold import RunFold
+from agentguard.runs.state import RunState
+from agentguard.runs.summary import RunSummary, summarize
+from agentguard.runs.termination import stop_from, termination
+from agentguard.steps.levels import Levels, Outer
+from agentguard.steps.parts import Parts
+
+_new = tuple.__new__
+_log = logging.getLogger("agentguard")
+
+
+#: How often, in seconds, a paused step looks whether another process has resumed the run.
+_POLL = 0.02
+
+
+class Body(Protocol):
+    """An async body in flight, which a stop cancels."""
+
+    scope: str
+
+    def stop(self, stop: RunStopped) -> None:
+        """Cancel it; called from any thread."""
+
+
+class Journal:
+    """See the module."""
+
+    def __init__(self, parts: Parts, row: RunRow, fold: RunFold, outer: Sequence[Outer] = ()) -> None:
+        self.parts = parts
+        self.store = parts.store
+        self.lock: Any = parts.store.lock
+        self.clock = parts.clock
+        self.row = row
+        self.number = row.number
+        self.fold = fold
+        self.salt = row.salt or b""
+        #: The run whose idempotency keys this one continues: its own id, or a fork's origin.
+        self.origin: str = fold.metadata.get("agentguard.origin", fold.run_id)
+        self.levels = Levels(self, outer, parts.tenants)
+        #: Whether this process opened or claimed the run, and so writes its end.
+        self.owner = True
+        self.span: Any = None
+        #: The stop on record; once set it stays.  Read without the lock.
+        self.stop: RunStopped | None = None
+        self.scope_stops: dict[str, RunStopped] = {}
+        self.bodies: set[Body] = set()
+        #: Generators that are open, and those that their consumers dropped while they were.
+        self.generators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.orphans: collections.deque[Any] = collections.deque()
+        #: Runs opened inside this one, which stop with it.
+        self.children: list[Journal] = []
+        #: Branches that callers name by path, for steps whose place is not that of the context.
+        self.branches: dict[str, Branch] = {}
+        #: The event loops that this run has met, and the task factories it uses there.
+        self.loops: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self.signal = parts.switch.signal
+        #: The generation that `look` has seen; -1 makes every check look.  Read without the lock.
+        self.seen = -1
+        self._condition = threading.Condition()
+        self.on_warning: Any = None
+        #: Warnings on record that `on_warning` has not been told of: it is called without the lock.
+        self.pending_warnings: list[dict[str, Any]] = []
+        #: The shared accounts as the last `write` left them.
+        self.moved: dict[str, Account] = {}
+        #: The fold took in something that was not appended, and must be read again.
+        self._stale = False
+        self._running_base = fold.running_ns
+        self._running_since: int | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.fold.run_id
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    def wait_for_change(self) -> None:
+        """Block until the log has grown, or look again after a moment: another process may write."""
+        with self._condition:
+            self._condition.wait(_POLL)
+        self.refresh()
+
+    async def changed(self) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.sleep(_POLL)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what other processes wrote."""
+        with self.lock:
+            self.catch_up()
+
+    # --- time ----------------------------------------------------------------------------------
+
+    def keep_time(self, since: int | None = None) -> None:
+        """Count running time while the run is RUNNING, from `since` (monotonic) or now."""
+        now = self.clock.monotonic()
+        if self._running_since is not None:
+            self._running_base += now - self._running_since
+        running = self.fold.state is RunState.RUNNING
+        self._running_since = (now if since is None else since) if running else None
+
+    def running_ns(self) -> int:
+        """How long the run has been RUNNING, by this process's monotonic clock."""
+        if self._running_since is None:
+            return self._running_base
+        return self._running_base + self.clock.monotonic() - self._running_since
+
+    # --- appending -----------------------------------------------------------------------------
+
+    def write(
+        self,
+        record: Record,
+        payload: bytes | None,
+        movements: Sequence[Movement],
+        durability: Durability | None,
+        *,
+        wait: bool,
+    ) -> bytes:
+        """Append one record the fast way and give its hash; the caller takes it into the fold.
+
+        The lock is held.  Nothing was written if this raises.
+        """
+        body = encode(record)
+        digest = sha256(self.fold.hash + body).digest()
+        stored = _new(Stored, (record.seq, body, digest, payload, 0))
+        self.moved = self.store.append(
+            self.number, (stored,), movements=movements, durability=durability, wait=wait
+        )
+        return digest
+
+    @contextlib.contextmanager
+    def deciding(self) -> Iterator[None]:
+        """The lock, writers of other processes kept out, and the fold at the log's end."""
+        with self.lock, self.store.exclusive():
+            self.catch_up()
+            yield
+
+    def act(
+        self,
+        records: Sequence[Record],
+        payloads: Sequence[bytes | None] = (),
+        movements: Sequence[Movement] = (),
+        durability: Durability | None = None,
+    ) -> None:
+        """Append records and the run's row in one act.  Inside `deciding`; sequences are set here."""
+        fold = self.fold
+        stored: list[Stored] = []
+        self._stale = True  # until it is written
+        for index, draft in enumerate(records):
+            record = msgspec.structs.replace(draft, seq=fold.seq + 1)
+            body = encode(record)
+            payload = payloads[index] if index < len(payloads) else None
+            stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
+            self.apply(record, stored[-1].hash)
+        row = row_of(self.row, fold)
+        self.store.append(self.number, stored, movements=movements, row=row, durability=durability)
+        self.row = row
+        self._stale = False
+
+    def apply(self, record: Record, digest: bytes) -> None:
+        """Take one record into the fold, and act on what it means in this process."""
+        fold = self.fold
+        state = fold.state
+        fold.apply(record, digest)
+        if fold.state is not state:
+            self.keep_time()
+            with self._condition:
+                self._condition.notify_all()
+        if record.type == ev.SCOPE_OPENED:
+            self.levels.changed()
+        elif record.type == ev.STEP_REFUSED:
+            self._take_scope_stop(record.data or {})
+        if fold.termination is not None and self.stop is None:
+            stop = stop_from(fold.termination)
+            if stop is not None:
+                self.set_stop(stop)
+
+    def _take_scope_stop(self, data: dict[str, Any]) -> None:
+        key = data.get("stops")
+        if key and key not in self.scope_stops:
+            stop = stop_from(data["termination"])
+            if stop is not None:
+                self.scope_stops[key] = stop
+
+    def catch_up(self) -> None:
+        """Take in what other processes appended.  The lock is held."""
+        if self._stale:
+            self._reload()
+        for stored in self.store.read(self.run_id, self.fold.seq):
+            self.apply(codec.decode(stored.body), stored.hash)
+
+    def _reload(self) -> None:
+        """Fold the log anew, after an act that was not written."""
+        self.fold = RunFold(self.run_id)
+        for stored in self.store.read(self.run_id):
+            self.fold.apply(codec.decode(stored.body), stored.hash)
+        self._stale = False
+        self.levels.changed()
+
+    def warned(self, data: dict[str, Any]) -> None:
+        """Tell the run's owner of a warning; what it raises must not harm the step."""
+        if self.on_warning is not None:
+            self.pending_warnings.append(data)
+
+    def tell_warnings(self) -> None:
+        """Call `on_warning` for what is pending; the lock is not held."""
+        while self.pending_warnings:
+            data = self.pending_warnings.pop(0)
+            try:
+                self.on_warning(data)
+            except Exception:
+                _log.exception("on_warning= of run %s failed", self.run_id)
+
+    def drain(self) -> None:
+        """Settle the generators that were dropped; the lock is not held."""
+        while self.orphans:
+            self.orphans.popleft().forgotten()
+
+    def redactor(self, spec: Any) -> Any:
+        """What takes secrets out of the payloads of a step, or None."""
+        return spec.redact if spec.redact is not None else self.parts.redact
+
+    # --- stops ---------------------------------------------------------------------------------
+
+    def set_stop(self, stop: RunStopped) -> None:
+        """Make a stop stick in this process and in the runs inside, and cancel what is in flight."""
+        if self.stop is not None:
+            return
+        self.stop = stop
+        self.cancel(stop, "")
+
+    def cancel(self, stop: RunStopped, scope: str) -> None:
+        """Stop what is in flight inside a scope, nested runs too; the empty one is the whole run."""
+        inside = self.fold.inside(scope)
+        for body in tuple(self.bodies):
+            if body.scope in inside:
+                body.stop(stop)
+        for child in tuple(self.children):
+            if child.levels.outer[0].scope in inside:
+                child.end(stop)
+
+    def look(self) -> None:
+        """See exactly whether a kill covers this run, after the switch has signalled a change.
+
+        Raises:
+            KillSwitchUnavailableError: nobody can tell.
+        """
+        parts = self.parts
+        try:
+            self.signal = parts.switch.signal
+            generation = self.signal[GENERATION]
+            kill = parts.switch.find(self.fold.tenant, self.run_id, self.fold.generation)
+            parts.refresh()
+        except AgentGuardError:
+            self.seen = -1
+            raise
+        if kill is not None and self.stop is None and not self.fold.state.final:
+            self.end(kill.error(self.run_id))
+        with self.lock:
+            self.levels.changed()
+            self.seen = generation
+
+    def end(self, stop: RunStopped, refused: Record | None = None) -> None:
+        """Stop the run.  In memory first: a store that is gone must not save a run from its stop.
+
+        The first stop to be committed wins: where another process was first, its stop is the run's.
+        """
+        self.set_stop(stop)
+        before = [refused] if refused is not None else []
+        with contextlib.suppress(AgentGuardError):
+            if not self.finish(termination(stop), before) and self.fold.termination:
+                self.stop = stop_from(self.fold.termination) or stop
+
+    def finish(self, ended: dict[str, Any], before: Sequence[Record] = ()) -> bool:
+        """Append the terminal event, unless the log has one; gives whether it was this one."""
+        with self.deciding():
+            if self.fold.state.final:
+                return False
+            kind = ev.RUN_FAILED
+            if ended["type"] == "completed":
+                kind = ev.RUN_COMPLETED
+            elif ended["type"] == KillSwitchTriggeredError.__name__:
+                kind = ev.RUN_KILLED
+            last = Record(
+                0,
+                kind,
+                self.clock.wall(),
+                name=self.fold.name,
+                spent=dict(self.fold.account.spent),
+                data={"termination": ended, "running_ns": self.running_ns()},
+            )
+            self.act([*before, last])
+        return True
+
+    def spent(self) -> Amounts:
+        """What the run has used, nested runs that are still live included."""
+        with self.lock:
+            spent = dict(self.fold.account.spent)
+            for child in self.children:
+                for resource, amount in child.spent().items():
+                    spent[resource] = spent.get(resource, 0) + amount
+            return spent
+
+    def remaining(self) -> Amounts:
+        """What the run's own budget leaves, reservations and live nested runs taken off."""
+        with self.lock:
+            left = self.fold.account.remaining()
+            for child in self.children:
+                for amounts in (child.spent(), child.fold.account.reserved):
+                    for resource in left.keys() & amounts.keys():
+                        left[resource] -= amounts[resource]
+            limit = self.fold.budget.limits.get(SECONDS)
+            if limit is not None:
+                left[SECONDS] = limit - self.running_ns()
+            return left
+
+    def summary(self) -> RunSummary:
+        """The summary as this process knows it; no I/O."""
+        with self.lock:
+            return summarize(self.fold, self.running_ns())
+
+
+def row_of(row: RunRow, fold: RunFold) -> RunRow:
+    """The row that goes with a fold."""
+    return msgspec.structs.replace(
+        row,
+        state=str(fold.state),
+        ended_ns=fold.ended_ns,
+        epoch=fold.epoch,
+        summary=summarize(fold).to_data(),
+    )

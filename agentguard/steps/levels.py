@@ -1,0 +1,172 @@
+"""The levels that a step is charged to: scopes, run, the runs around it, and the tenant.
+
+Levels inside the run's log are checked in the fold.  Levels that other logs charge too lie in the
+shared ledger; here they become movements that the store carries out with the event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from agentguard.budget import resources as r
+from agentguard.budget.account import Account, Amounts, Refusal, Request
+from agentguard.budget.ledger import Movement
+from agentguard.budget.tenant import TenantBudgets
+from agentguard.runs.fold import ScopeFold
+
+if TYPE_CHECKING:
+    from agentguard.steps.journal import Journal
+
+
+class Outer(NamedTuple):
+    """A level of a run around this one."""
+
+    journal: Journal
+    scope: str
+
+
+class Refused(NamedTuple):
+    """A level said no.  `journal` is the run it belongs to; None for a tenant's."""
+
+    refusal: Refusal
+    path: str
+    journal: Journal | None
+    scope: str
+
+
+class Levels:
+    """The levels of one run.  Used under the store's lock."""
+
+    def __init__(self, journal: Journal, outer: Sequence[Outer], tenants: TenantBudgets) -> None:
+        self._journal = journal
+        self._tenants = tenants
+        self.outer = tuple(outer)
+        #: Whether no level is shared, and whether one limits `seconds`: which slow ways are needed.
+        self.solo = True
+        self.timed = False
+        self.changed()
+
+    def changed(self) -> None:
+        """Work out again which slow ways a step must take."""
+        fold = self._journal.fold
+        self.solo = not (
+            self.outer
+            or any(scope.shared for scope in fold.scopes.values())
+            or self._tenants.budgets(fold.tenant)
+        )
+        self.timed = any(
+            r.SECONDS in scope.accounts[0].budget.limits for scope in fold.scopes.values()
+        ) or any(level.journal.levels.timed for level in self.outer)
+
+    def limited(self, resources: Sequence[str]) -> list[str]:
+        """Which of `resources` some level limits."""
+        fold = self._journal.fold
+        tenants = self._tenants.budgets(fold.tenant).values()
+        return [
+            resource
+            for resource in resources
+            if fold.limits(resource)
+            or any(level.journal.fold.limits(resource) for level in self.outer)
+            or any(resource in budget.limits for budget in tenants)
+        ]
+
+    def refused(self, scope: str, request: Request) -> tuple[Refused | None, Refused | None]:
+        """The first level of this log without room: one that stops, and one that only would."""
+        shadow = None
+        for level in self._journal.fold.chain(scope):
+            account = level.accounts[0]
+            refusal = account.refusal(request)
+            if refusal is not None:
+                found = Refused(refusal, account.path, self._journal, level.key)
+                if account.budget.enforce:
+                    return found, shadow
+                shadow = shadow or found
+        return None, shadow
+
+    def overdrawn(self, scope: str, usage: Amounts, reserve: Amounts) -> Refused | None:
+        """The first level of this log that this usage, beyond its reservation, takes over a limit."""
+        for level in self._journal.fold.chain(scope):
+            account = level.accounts[0]
+            for resource, amount in usage.items():
+                limit = account.limits.get(resource)
+                if limit is None or amount <= reserve.get(resource, 0):
+                    continue
+                spent = account.spent.get(resource, 0) + amount
+                if spent > limit and account.budget.enforce:
+                    reserved = account.reserved.get(resource, 0) - reserve.get(resource, 0)
+                    refusal = Refusal(resource, spent, reserved, 0, limit)
+                    return Refused(refusal, account.path, self._journal, level.key)
+        return None
+
+    # --- the shared ledger ---------------------------------------------------------------------
+
+    def account_name(self, scope: str) -> str:
+        """The name in the shared ledger of a level of this run."""
+        run_id = self._journal.fold.run_id
+        return f"run:{run_id}/{scope}" if scope else f"run:{run_id}"
+
+    def _shared(self, scope: str) -> list[str]:
+        own = [self.account_name(level.key) for level in self._journal.fold.chain(scope) if level.shared]
+        return own + [level.journal.levels.account_name(level.scope) for level in self.outer]
+
+    def reserving(self, scope: str, request: Request, wall_ns: int) -> tuple[list[Movement], tuple[str, ...]]:
+        """The movements that reserve on shared accounts, and the tenant windows among them."""
+        moves = [Movement(name, request) for name in self._shared(scope)]
+        windows = self._tenants.accounts(self._journal.fold.tenant, wall_ns)
+        moves += [Movement(name, request, opening=account) for name, account in windows]
+        return moves, tuple(name for name, _ in windows)
+
+    def settling(self, key: str, usage: Amounts | None) -> list[Movement]:
+        """The movements that settle a step in flight on shared accounts; None releases it."""
+        step = self._journal.fold.open[key]
+        names = [*self._shared(step.scope), *step.windows]
+        if usage is None:
+            return [Movement(name, step.request, undo=True) for name in names]
+        return [Movement(name, settle=(step.request.reserve, usage)) for name in names]
+
+    def sharing(self, scope: str) -> tuple[list[Movement], list[Outer]]:
+        """What makes the levels around a nested run shared, and the levels that it charges."""
+        chain = self._journal.fold.chain(scope)
+        moves = [
+            Movement(self.account_name(level.key), opening=_copy(level.accounts[0]))
+            for level in chain
+            if not level.shared
+        ]
+        return moves, [*(Outer(self._journal, level.key) for level in chain), *self.outer]
+
+    def whose(self, account: str, path: str, refusal: Refusal) -> Refused:
+        """Which level an account of the shared ledger belongs to."""
+        for scope in self._journal.fold.scopes.values():
+            if self.account_name(scope.key) == account:
+                return Refused(refusal, path, self._journal, scope.key)
+        for outer in self.outer:
+            if outer.journal.levels.account_name(outer.scope) == account:
+                return Refused(refusal, path, outer.journal, outer.scope)
+        return Refused(refusal, path, None, "")
+
+    # --- time ----------------------------------------------------------------------------------
+
+    def deadline(self, scope: str) -> tuple[int, Refused] | None:
+        """The nearest deadline: nanoseconds left, and the level that sets it."""
+        nearest: tuple[int, Refused] | None = None
+        for journal, level in self._timed_levels(scope):
+            budget = level.accounts[0].budget
+            limit = budget.limits.get(r.SECONDS)
+            if limit is None or not budget.enforce:
+                continue
+            used = journal.running_ns() - level.opened_ns
+            if nearest is None or limit - used < nearest[0]:
+                refusal = Refusal(r.SECONDS, used, 0, 0, limit)
+                nearest = limit - used, Refused(refusal, level.path, journal, level.key)
+        return nearest
+
+    def _timed_levels(self, scope: str) -> Iterator[tuple[Journal, ScopeFold]]:
+        for level in self._journal.fold.chain(scope):
+            yield self._journal, level
+        for outer in self.outer:
+            yield outer.journal, outer.journal.fold.scopes[outer.scope]
+
+
+def _copy(account: Account) -> Account:
+    return Account.from_data(account.to_data())

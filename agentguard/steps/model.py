@@ -1,0 +1,181 @@
+"""What a step is: its options, fixed at decoration, and one call of it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+from agentguard.budget.account import Amounts, Request
+from agentguard.budget.model import Usage
+from agentguard.runs.branch import Branch, key_part
+from agentguard.runs.fold import ONE_STEP
+
+if TYPE_CHECKING:
+    from agentguard.steps.journal import Journal
+
+Effect = Literal["read", "idempotent", "once"]
+Capture = Literal["full", "digest", "none"]
+Outside = Literal["refuse", "allow"]
+
+TOOL = "tool"
+LLM = "llm"
+STEP = "step"
+
+
+class StepSpec:
+    """The options of a guarded step, validated, with all that can be worked out beforehand.
+
+    Build one with `agentguard.steps.options.step_spec`, which checks what a user wrote.
+    """
+
+    __slots__ = (
+        "approval",
+        "attributes",
+        "capture",
+        "codec",
+        "durability",
+        "effect",
+        "free_on",
+        "ignore",
+        "key",
+        "kind",
+        "max_items_bytes",
+        "name",
+        "outside",
+        "parameters",
+        "part",
+        "plain",
+        "postpaid",
+        "probe",
+        "redact",
+        "request",
+        "reserve",
+        "returns",
+        "skip_first",
+        "timeout",
+        "unbounded",
+        "usage",
+        "usage_takes_arguments",
+    )
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.part = key_part(name)
+        self.kind = kind
+        self.key: str | Callable[..., str] | None = None
+        self.reserve: Usage | Callable[..., Usage] | None = None
+        self.usage: Usage | Callable[..., Usage] | None = None
+        self.usage_takes_arguments = False
+        self.free_on: tuple[type[BaseException], ...] = ()
+        self.capture: Capture | None = None
+        self.redact: Any = None
+        self.ignore: tuple[str, ...] = ()
+        self.codec: Any = None
+        self.effect: Effect = "once"
+        self.probe: Callable[..., Any] | None = None
+        self.durability: Any = None
+        self.approval: Any = None
+        self.timeout: float | None = None
+        self.outside: Outside = "refuse"
+        #: Names of the parameters that take positional arguments, `self` included.
+        self.parameters: tuple[str, ...] = ()
+        self.skip_first = False
+        self.returns: Any = None
+        self.max_items_bytes = 1_000_000
+        #: The request of every call, where calls do not differ; None where each needs its own.
+        self.plain = Request(ONE_STEP, name, kind)
+        self.request: Request | None = self.plain
+        #: Facts for the span: the model of an llm step, the id of a tool call.
+        self.attributes: dict[str, Any] | None = None
+        self.postpaid = False
+        self.unbounded = False
+
+
+class Step:
+    """One call of a guarded step, and the place its body runs in.
+
+    `current_step()` gives it inside the body.  `idempotency_key` is stable over attempts, replays
+    and recoveries: hand it to the service that you call, so that a repeat happens once.
+    """
+
+    __slots__ = (
+        "at_ns",
+        "attempt",
+        "branch",
+        "digest",
+        "journal",
+        "key",
+        "parent",
+        "payload",
+        "request",
+        "run",
+        "scope",
+        "scope_key",
+        "settled",
+        "span",
+        "spec",
+        "started_ns",
+    )
+
+    def __init__(self, spec: StepSpec, place: Any, branch: Branch, key: str) -> None:
+        self.spec = spec
+        self.run = place.run
+        self.scope = place.scope
+        self.scope_key: str = place.scope_key
+        self.branch = branch
+        self.parent: Step | None = place.step
+        self.journal: Journal = place.run.journal
+        self.key = key
+        self.attempt = 1
+        #: What it asks for; set by `prepare` where calls differ.
+        self.request: Request = spec.request or spec.plain
+        self.payload: bytes | None = None
+        self.digest: str | None = None
+        self.settled: Amounts | None = None
+        self.span: Any = None
+        self.at_ns = 0
+        self.started_ns = 0
+
+    @property
+    def step(self) -> Step:
+        """Itself: the step that code placed here belongs to."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self.spec.name
+
+    @property
+    def kind(self) -> str:
+        """The step's kind: `tool`, `llm`, `step`, or one of your own."""
+        return self.spec.kind
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for the outside world: the same for every attempt at this step."""
+        origin = self.journal.origin
+        text = "\0".join((self.journal.fold.tenant, origin, self.key))
+        return base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=").lower()
+
+    def settle(self, usage: Usage) -> None:
+        """Say what the step really used; the last call wins, and goes before `usage=`.
+
+        Raises:
+            TypeError: not a `Usage`.
+        """
+        if not isinstance(usage, Usage):
+            raise TypeError(f"settle() takes a Usage, not {type(usage).__name__}")
+        self.settled = with_step(usage)
+
+    def __repr__(self) -> str:
+        return f"<Step {self.key} attempt {self.attempt} of run {self.journal.fold.run_id}>"
+
+
+def with_step(usage: Usage) -> Amounts:
+    """The amounts of a step's usage, the step itself included."""
+    amounts = usage.amounts()
+    amounts["steps"] = 1
+    return amounts

@@ -1,0 +1,192 @@
+"""What a user may say of a step, checked, and turned into a `StepSpec`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, TypedDict, get_args, get_type_hints
+
+from agentguard.budget.account import Request
+from agentguard.budget.model import Usage
+from agentguard.budget.resources import nanoseconds
+from agentguard.protocols import Durability
+from agentguard.steps.model import LLM, Capture, Effect, Outside, StepSpec, with_step
+from agentguard.tenancy import check_id
+
+
+class StepOptions(TypedDict, total=False):
+    """The options that `guarded_step`, `run.call` and `run.step` share."""
+
+    key: str | Callable[..., str] | None
+    kind: str
+    reserve: Usage | Callable[..., Usage] | None
+    usage: Usage | Callable[..., Usage] | None
+    free_on: type[BaseException] | tuple[type[BaseException], ...]
+    capture: Capture | None
+    redact: Any
+    ignore: Iterable[str]
+    codec: Any
+    effect: Effect | None
+    probe: Callable[..., Any] | None
+    durability: Durability | None
+    approval: Any
+    timeout: float | timedelta | None
+    outside: Outside
+    max_items_bytes: int
+    attributes: dict[str, Any] | None
+
+
+OPTION_NAMES = frozenset(StepOptions.__annotations__)
+
+
+def step_spec(name: str, fn: Callable[..., Any] | None, options: StepOptions) -> StepSpec:
+    """Check the options of a step and work out beforehand what calls have in common.
+
+    Raises:
+        TypeError, ValueError: an option is wrong; the message names it and the step.
+    """
+    unknown = sorted(set(options) - OPTION_NAMES)
+    if unknown:
+        raise TypeError(f"{name}: unknown option {unknown[0]!r}; known are {sorted(OPTION_NAMES)}")
+    kind = check_id(options.get("kind", "tool"), "kind")
+    spec = StepSpec(check_id(name, "name"), kind)
+    _money(spec, options)
+    _kept(spec, options)
+    _repeats(spec, options)
+    if fn is not None:
+        _signature(spec, fn)
+    if spec.ignore:
+        strangers = sorted(set(spec.ignore) - set(spec.parameters)) if spec.parameters else []
+        if strangers and fn is not None and not _takes_any_keyword(fn):
+            raise ValueError(f"{name}: ignore names {strangers[0]!r}, which is no parameter")
+    return spec
+
+
+def _money(spec: StepSpec, options: StepOptions) -> None:
+    name, usage = spec.name, options.get("usage")
+    reserve = options.get("reserve")
+    for field, value in (("usage", usage), ("reserve", reserve)):
+        if value is not None and not isinstance(value, Usage) and not callable(value):
+            raise TypeError(f"{name}: {field} must be a Usage or a callable, not {value!r}")
+    if callable(usage) and "reserve" not in options:
+        raise TypeError(
+            f"{name}: a callable usage= is known only afterwards and needs a reserve= for what the "
+            "call may use at most; write reserve=None to accept overshoot"
+        )
+    if isinstance(usage, Usage) and reserve is None:
+        reserve = usage
+    spec.usage, spec.reserve = usage, reserve
+    spec.unbounded = callable(usage) and reserve is None
+    spec.postpaid = callable(usage)
+    spec.usage_takes_arguments = callable(usage) and _takes_more_than_one(usage)
+    if callable(reserve):
+        spec.request = None
+    elif reserve is not None or spec.postpaid:
+        amounts = spec.plain.reserve if reserve is None else with_step(reserve)
+        spec.request = Request(amounts, name, spec.kind, spec.postpaid)
+    free_on = options.get("free_on", ())
+    spec.free_on = free_on if isinstance(free_on, tuple) else (free_on,)
+    for cls in spec.free_on:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            raise TypeError(f"{name}: free_on takes exception classes, not {cls!r}")
+
+
+def _kept(spec: StepSpec, options: StepOptions) -> None:
+    spec.capture = options.get("capture")
+    _one_of(spec, "capture", spec.capture, (*get_args(Capture), None))
+    spec.redact = options.get("redact")
+    ignore = options.get("ignore", ())
+    spec.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    spec.codec = options.get("codec")
+    if spec.codec is not None and not (hasattr(spec.codec, "encode") and hasattr(spec.codec, "decode")):
+        raise TypeError(f"{spec.name}: codec needs encode(value) -> bytes and decode(bytes)")
+    size = options.get("max_items_bytes", spec.max_items_bytes)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"{spec.name}: max_items_bytes must be an int of at least 0, not {size!r}")
+    spec.max_items_bytes = size
+    spec.attributes = options.get("attributes")
+
+
+def _repeats(spec: StepSpec, options: StepOptions) -> None:
+    effect = options.get("effect") or ("read" if spec.kind == LLM else "once")
+    _one_of(spec, "effect", effect, get_args(Effect))
+    spec.effect = effect
+    spec.key = options.get("key")
+    if spec.key is not None and not callable(spec.key):
+        check_id(spec.key, f"{spec.name}: key")
+    spec.probe = options.get("probe")
+    if spec.probe is not None and not callable(spec.probe):
+        raise TypeError(f"{spec.name}: probe must be callable")
+    spec.durability = options.get("durability")
+    _one_of(spec, "durability", spec.durability, (*get_args(Durability), None))
+    spec.approval = options.get("approval")
+    spec.outside = options.get("outside", "refuse")
+    _one_of(spec, "outside", spec.outside, get_args(Outside))
+    timeout = options.get("timeout")
+    if timeout is not None:
+        spec.timeout = nanoseconds(timeout, f"{spec.name}: timeout") / 1e9
+
+
+def _one_of(spec: StepSpec, field: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(repr(v) for v in allowed if v is not None)
+        raise ValueError(f"{spec.name}: {field} must be one of {names}, not {value!r}")
+
+
+def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
+    bare = inspect.unwrap(fn)
+    if spec.timeout is not None and not _is_async(bare):
+        raise ValueError(
+            f"{spec.name}: timeout works on async functions; a running sync function cannot be "
+            "ended from outside (limit the run by Budget(seconds=...), or use the client's own)"
+        )
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    spec.parameters = tuple(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
+    spec.skip_first = not inspect.ismethod(fn) and spec.parameters[:1] in (
+        ("self",),
+        ("cls",),
+        ("mcs",),
+    )
+    try:
+        hints = get_type_hints(bare if not isinstance(bare, functools.partial) else bare.func)
+    except Exception:  # noqa: BLE001 - annotations may name what is not there at run time
+        return
+    returns = hints.get("return")
+    spec.returns = None if returns is type(None) else returns
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    call = getattr(fn, "__call__", None)  # noqa: B004 - an instance's own coroutine __call__
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (fn, call) if f)
+
+
+def _takes_any_keyword(fn: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _takes_more_than_one(fn: Callable[..., Any]) -> bool:
+    """Whether `usage=` wants the call's arguments after the result."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    return (
+        len(required) > 1
+        or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        or (any(p.kind is p.VAR_KEYWORD for p in parameters))
+    )

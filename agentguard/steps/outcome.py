@@ -1,0 +1,191 @@
+"""The end of a step: the last look before its body, what it is charged, and its outcome on record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentguard._encoding import clean_text, type_name
+from agentguard.budget.account import Amounts
+from agentguard.budget.model import Usage
+from agentguard.errors import AgentGuardError
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.runs.fold import ONE_STEP
+from agentguard.steps import capture
+from agentguard.steps.flow import check, stop_level
+from agentguard.steps.journal import Journal
+from agentguard.steps.levels import Refused
+from agentguard.steps.model import Step, with_step
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How a step ended.  `usage` is None where the body never ran: everything is given back."""
+
+    type: str
+    usage: Amounts | None
+    payload: bytes | None = None
+    data: dict[str, Any] | None = None
+    error: BaseException | None = None
+
+    def stop(self) -> BaseException:
+        """The error to raise for a step that did not complete."""
+        assert self.error is not None  # noqa: S101 - only failed outcomes are asked
+        return self.error.with_traceback(None)
+
+
+def blocked(step: Step) -> Outcome | None:
+    """The last look at the stop, immediately before the body: how the step ends, if it must not run."""
+    try:
+        check(step.journal, step.scope_key)
+    except AgentGuardError as error:
+        return unentered(error)
+    return None
+
+
+def unentered(error: BaseException) -> Outcome:
+    """The outcome of a step that started and whose body never ran: it gives everything back."""
+    data = _error_data(error) | {"body_ran": False}
+    return Outcome(ev.STEP_FAILED, None, data=data, error=error)
+
+
+def completed(usage: Amounts, payload: bytes | None, data: dict[str, Any]) -> Outcome:
+    """The outcome of a body that returned."""
+    return Outcome(ev.STEP_COMPLETED, usage, payload, data)
+
+
+def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
+    """The outcome of a body that raised, was cancelled, or was abandoned.
+
+    It is charged what it settled, else its reservation; an exception in `free_on` proves that
+    nothing but the step itself was used.
+    """
+    usage = step.settled
+    if usage is None:
+        usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
+    data = _error_data(error)
+    if how is None and isinstance(error, asyncio.CancelledError):
+        how = "cancelled"
+    if how is not None:
+        data["outcome"] = how
+    return Outcome(ev.STEP_FAILED, usage, data=data, error=error)
+
+
+def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
+    """What a body that returned has used: settled, else by `usage=`, else its reservation.
+
+    Raises:
+        TypeError: `usage=` gave no `Usage`; and whatever it raises itself.
+    """
+    if step.settled is not None:
+        return step.settled
+    spec = step.spec
+    if not callable(spec.usage):
+        return step.request.reserve
+    usage = spec.usage(result, *args, **kwargs) if spec.usage_takes_arguments else spec.usage(result)
+    if not isinstance(usage, Usage):
+        raise TypeError(f"{spec.name}: usage must give a Usage, not {type(usage).__name__}")
+    return with_step(usage)
+
+
+def items(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
+    """The payload of a generator's outcome, its items in order, and what its event says of it."""
+    return capture.encoded(step, payload, reason)
+
+
+def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
+    """Settle the step and put its outcome on record, in one act.
+
+    Raises:
+        StoreBusyError: with `wait=False`, this would have to wait for another writer.
+        StoreUnavailableError: the outcome could not be recorded; the start is on record.
+    """
+    journal = step.journal
+    if not journal.lock.acquire(wait):
+        raise StoreBusyError
+    try:
+        try:
+            _leave(step, journal, outcome, wait=wait)
+        except HeadMovedError:
+            if not wait:
+                raise StoreBusyError from None
+            with journal.deciding():
+                _leave(step, journal, outcome, wait=wait)
+    finally:
+        journal.lock.release()
+
+
+def _leave(step: Step, journal: Journal, outcome: Outcome, *, wait: bool) -> None:
+    fold = journal.fold
+    if step.key not in fold.open:
+        return  # settled already: abandoned at the run's end, or fenced by another owner
+    usage = outcome.usage
+    over, data = None, outcome.data
+    if usage is not None and usage is not step.request.reserve:
+        over, data = _excess(step, journal, usage, data)
+    movements = () if journal.levels.solo else journal.levels.settling(step.key, usage)
+    record = Record(
+        fold.seq + 1,
+        outcome.type,
+        step.at_ns + (took := journal.clock.monotonic() - step.started_ns),
+        step.key,
+        step.spec.name,
+        step.spec.kind,
+        step.attempt,
+        took,
+        usage,
+        fold.spent_after(usage) if usage is not None else None,
+        data or None,
+        step.span.trace_id if step.span is not None else None,
+        step.span.span_id if step.span is not None else None,
+    )
+    if fold.ended_ns is not None:
+        with journal.deciding():  # settled late: the run's row takes the spending in
+            if step.key in fold.open:
+                journal.act([record], [outcome.payload], movements)
+    else:
+        digest = journal.write(record, outcome.payload, movements, step.spec.durability, wait=wait)
+        if usage is None:
+            fold.released(step.key)
+        else:
+            fold.settled(step.key, usage)
+        fold.seq = record.seq
+        fold.hash = digest
+        if step.spec.key is not None:
+            fold.keyed[step.key] = (step.attempt, outcome.type == ev.STEP_COMPLETED)
+    if over is not None and journal.stop is None:
+        stop_level(journal, over, None)
+    if movements:
+        _stop_overdrawn(journal)
+
+
+def _excess(
+    step: Step, journal: Journal, usage: Amounts, data: dict[str, Any] | None
+) -> tuple[Refused | None, dict[str, Any] | None]:
+    """What goes beyond the reservation: logged, charged, and a stop where it passes a limit."""
+    reserve = step.request.reserve
+    excess = {k: n - reserve.get(k, 0) for k, n in usage.items() if n > reserve.get(k, 0)}
+    if not excess:
+        return None, data
+    over = journal.levels.overdrawn(step.scope_key, usage, reserve)
+    return over, dict(data or {}) | {"excess": excess}
+
+
+def _stop_overdrawn(journal: Journal) -> None:
+    """Stop the shared levels that an excess took over their limits."""
+    for name, account in journal.moved.items():
+        refusal = account.overdrawn()
+        if refusal is not None and account.budget.enforce and journal.stop is None:
+            stop_level(journal, journal.levels.whose(name, account.path, refusal), None)
+
+
+def _error_data(error: BaseException) -> dict[str, Any]:
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
+        message = "(its message cannot be read)"
+    return {"error": {"type": type_name(type(error)), "message": clean_text(message)}}

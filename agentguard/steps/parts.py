@@ -1,0 +1,43 @@
+"""The parts that a guard holds and every run of it uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard.budget.tenant import TenantBudgets
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.protocols import EventStore, KillSwitch
+from agentguard.steps.model import Capture
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """Event store, kill switch, telemetry and the settings that steps need.
+
+    `telemetry` is a `agentguard.telemetry.spans.Telemetry`, or None when it is off.
+    """
+
+    store: EventStore
+    switch: KillSwitch
+    telemetry: Any = None
+    clock: Clock = SYSTEM_CLOCK
+    capture: Capture = "full"
+    redact: Any = None
+    tenants: TenantBudgets = field(default_factory=TenantBudgets)
+    _learned: int = 0
+
+    def refresh(self) -> None:
+        """Take in the tenant budgets that the control log has gained.
+
+        Raises:
+            KillSwitchUnavailableError: it cannot be read.
+        """
+        for stored in self.switch.read(self._learned):
+            record = codec.decode(stored.body)
+            if record.type == ev.TENANT_BUDGET_SET and record.data is not None:
+                data = record.data
+                self.tenants.set(data["tenant"], data.get("per"), data["budget"])
+            self._learned = record.seq

@@ -1,0 +1,76 @@
+"""Values that a program may not make up twice: the time, ids, random numbers, and what a function
+of the user's gives.  Each is a `value` event, or follows from the seed on record.
+"""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from agentguard._encoding import encode_value, type_name
+from agentguard.events import model as ev
+from agentguard.events.codec import payload_digest
+from agentguard.events.model import Record
+from agentguard.runs.branch import key_part
+from agentguard.steps import values
+from agentguard.steps.flow import check
+from agentguard.steps.journal import Journal
+
+
+def seeded(journal: Journal, key: str) -> bytes:
+    """32 bytes that follow from the run's seed and a logical key, the same in every replay."""
+    return hmac.digest(journal.fold.seed.encode(), key.encode(), sha256)
+
+
+def seeded_uuid(journal: Journal, place: Any) -> uuid.UUID:
+    """A random-looking UUID (version 8, RFC 9562) that replays."""
+    number = int.from_bytes(seeded(journal, place.branch.next_key("run.uuid"))[:16], "big")
+    number = number & ~(0xF << 76) | (8 << 76)
+    return uuid.UUID(int=number & ~(0x3 << 62) | (2 << 62))
+
+
+def seeded_random(journal: Journal, place: Any) -> float:
+    """A number in [0, 1), 53 bits, that replays."""
+    digest = seeded(journal, place.branch.next_key("run.random"))
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
+
+
+def now(journal: Journal, place: Any) -> datetime:
+    """The wall clock, recorded."""
+    stamp = journal.clock.wall()
+    keep(journal, place, "run.now", stamp)
+    return datetime.fromtimestamp(stamp / 1e9, UTC)
+
+
+def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> Any:
+    """What `fn()` gives, recorded; awaitable for a coroutine function."""
+    if inspect.iscoroutinefunction(fn):
+        return _record_async(journal, place, name, fn)
+    return keep(journal, place, name, fn())
+
+
+async def _record_async(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> Any:
+    return keep(journal, place, name, await fn())
+
+
+def keep(journal: Journal, place: Any, name: str, value: Any) -> Any:
+    """Put a value on record under the next key of its name."""
+    check(journal, place.scope_key)
+    key = place.branch.next_key(key_part(name))
+    payload = encode_value(value)
+    data: dict[str, Any] = {}
+    if payload is None:
+        data["unreplayable"] = f"{type_name(type(value))} cannot be encoded"
+    else:
+        data["value"] = payload_digest(journal.salt, payload)
+        if (reason := values.loss(value, payload)) is not None:
+            data["unreplayable"] = reason
+    with journal.deciding():
+        check(journal, place.scope_key)
+        journal.act([Record(0, ev.VALUE, journal.clock.wall(), key, name, data=data)], [payload])
+    return value

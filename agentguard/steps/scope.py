@@ -1,0 +1,118 @@
+"""A scope: a named part of a run with a budget of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+from typing import Any
+
+from agentguard.budget.model import Budget, Remaining, Usage
+from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.runs.branch import key_part
+from agentguard.runs.current import CURRENT, Place, leave
+from agentguard.steps.flow import check
+from agentguard.steps.journal import Journal
+from agentguard.steps.verdict import raise_verdict
+from agentguard.tenancy import check_id
+
+
+class Scope:
+    """A part of a run with a budget of its own, such as a sub-agent.  Scopes nest.
+
+    A step inside is charged to the scope, to those around it and to the run.  When the scope's own
+    budget is met, `BudgetExceededError` is raised inside, sticks there, and is raised again when the
+    block is left; its `.scope` is this scope's path.  The code around the block may catch it and go on.
+
+    Use it as `with` or `async with`; made by `run.scope(name, budget=...)`.
+    """
+
+    def __init__(self, run: Any, place: Any, name: str, budget: Budget | None) -> None:
+        self._journal: Journal = run.journal
+        self._place = place
+        self._token: Any = None
+        self.run = run
+        self.name = check_id(name, "scope name")
+        self.key: str = place.branch.next_key(key_part(name))
+        self.budget = budget or Budget()
+        if not isinstance(self.budget, Budget):
+            raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
+        around = place.scope
+        self.path: str = f"{around.path}/{name}" if around is not None else name
+
+    @property
+    def stop(self) -> RunStopped | None:
+        """What stopped this scope, if anything did."""
+        return self._journal.scope_stops.get(self.key)
+
+    @property
+    def spent(self) -> Usage:
+        """What has been spent inside, scopes within included."""
+        return Usage.from_amounts(self._account().spent)
+
+    @property
+    def remaining(self) -> Remaining:
+        """What the scope's own budget leaves."""
+        return Remaining(self._account().remaining())
+
+    def _account(self) -> Any:
+        level = self._journal.fold.scopes.get(self.key)
+        if level is None:
+            raise RuntimeError(f"scope {self.path} is not open yet: use it as `with run.scope(...)`")
+        return level.accounts[0]
+
+    def __enter__(self) -> Scope:
+        journal = self._journal
+        around = self._place.scope_key
+        check(journal, around)
+        data: dict[str, Any] = {"running_ns": journal.running_ns()}
+        if around:
+            data["scope"] = around
+        if not self.budget.unlimited:
+            data["budget"] = self.budget.to_fields()
+        with journal.deciding():
+            check(journal, around)
+            journal.act([Record(0, ev.SCOPE_OPENED, journal.clock.wall(), self.key, self.name, data=data)])
+        place = self._place
+        self._token = CURRENT.set(Place(self.run, self, place.branch, place.step))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leave(self._token)
+        journal = self._journal
+        stop = self.stop
+        data = {"stopped": True} if stop is not None else None
+        with contextlib.suppress(AgentGuardError), journal.deciding():
+            spent = dict(journal.fold.account.spent)
+            record = Record(
+                0,
+                ev.SCOPE_CLOSED,
+                journal.clock.wall(),
+                self.key,
+                self.name,
+                spent=spent,
+                data=data,
+            )
+            journal.act([record])
+        if journal.stop is None:
+            raise_verdict(stop, error)
+
+    async def __aenter__(self) -> Scope:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __repr__(self) -> str:
+        return f"<Scope {self.path} of run {self._journal.run_id}>"

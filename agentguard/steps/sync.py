@@ -1,0 +1,107 @@
+"""The sync driver: a plain function as a guarded step.
+
+The other drivers use its beginning and end too, where they need not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agentguard.runs.current import CURRENT, leave
+from agentguard.steps import capture, outcome
+from agentguard.steps.flow import PausedError, admit, open_step, prepare
+from agentguard.steps.model import Step, StepSpec
+
+
+def call(
+    spec: StepSpec,
+    place: Any,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run one guarded call of `fn`."""
+    step = open_step(spec, place, args, kwargs)
+    begin(step, args, kwargs)
+    token = CURRENT.set(step)
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as error:
+        close(step, outcome.failed(step, error))
+        raise
+    finally:
+        leave(token)
+    close(step, settled(step, result, args, kwargs))
+    return result
+
+
+def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Everything before the body, waiting out a pause."""
+    if step.journal.orphans:
+        step.journal.drain()
+    prepare(step, args, kwargs)
+    start_span(step)
+    try:
+        while True:
+            try:
+                admit(step)
+                break
+            except PausedError:
+                step.journal.wait_for_change()
+    except BaseException as error:
+        refuse_span(step, error)
+        raise
+    look(step)
+
+
+def look(step: Step) -> None:
+    """The last look at the stop before the body, after any wait."""
+    if step.journal.pending_warnings:
+        step.journal.tell_warnings()
+    stopped = outcome.blocked(step)
+    if stopped is not None:
+        close(step, stopped)
+        raise stopped.stop()
+
+
+def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> outcome.Outcome:
+    """The outcome of a body that returned; a bad `usage=` fails the step instead, and is raised."""
+    try:
+        usage = outcome.usage_of(step, result, args, kwargs)
+    except BaseException as error:
+        close(step, outcome.failed(step, error))
+        raise
+    payload, data = capture.result(step, result)
+    return outcome.completed(usage, payload, data)
+
+
+def close(step: Step, done: outcome.Outcome) -> None:
+    """Put an outcome on record and end the span."""
+    try:
+        outcome.leave(step, done)
+    finally:
+        end_span(step, done)
+    if step.journal.pending_warnings:
+        step.journal.tell_warnings()
+
+
+def start_span(step: Step) -> None:
+    """Start the step's span, where telemetry is on."""
+    span = step.journal.span
+    if span is not None:
+        spec = step.spec
+        step.span = span.start_step(spec.name, spec.kind, step.key, step.attempt, spec.attributes)
+
+
+def refuse_span(step: Step, error: BaseException) -> None:
+    """End the span of a step that never started."""
+    if step.span is not None:
+        step.span.refused(error)
+
+
+def end_span(step: Step, done: outcome.Outcome) -> None:
+    """End the step's span with what the log says."""
+    if step.span is not None:
+        took = step.journal.clock.monotonic() - step.started_ns
+        step.span.end(done.error, done.usage, took)

@@ -1,0 +1,63 @@
+"""Whether a value comes back from its stored form as it went in, and how it is brought back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from agentguard._encoding import decode, type_name
+
+_SCALARS = frozenset((type(None), bool, int, str))
+
+
+def loss(value: Any, payload: bytes, returns: Any = None) -> str | None:
+    """Why `payload` would not give the same type and value back; None if it would."""
+    cls = type(value)
+    if cls in _SCALARS:
+        return None
+    try:
+        restored = restore(payload, returns)
+    except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
+        return f"it does not decode as {returns!r}: {type(error).__name__}"
+    if not _same(value, restored):
+        return f"{type_name(cls)} does not come back as it was; annotate the result or give a codec"
+    return None
+
+
+def restore(payload: bytes, returns: Any = None) -> Any:
+    """The value of a payload, through a return annotation where there is one."""
+    if returns is None:
+        return decode(payload)
+    validate = getattr(returns, "model_validate_json", None)
+    if callable(validate):
+        return validate(payload)
+    return msgspec.json.decode(payload, type=returns)
+
+
+def by_codec(codec: Any, value: Any) -> bytes:
+    """A value through a user's codec: an object with `encode(value) -> bytes` and `decode(bytes)`."""
+    encoded = codec.encode(value)
+    if not isinstance(encoded, bytes):
+        raise TypeError(f"codec.encode must give bytes, not {type(encoded).__name__}")
+    return encoded
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return (
+            list(a) == list(b)
+            and all(_same(k, j) for k, j in zip(a, b, strict=True))
+            and all(_same(a[key], b[key]) for key in a)
+        )
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float):
+        return a == b and math.copysign(1, a) == math.copysign(1, b)
+    try:
+        return bool(a == b)
+    except Exception:  # noqa: BLE001 - a stranger's __eq__ may raise anything
+        return False
