@@ -6,14 +6,16 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from msgspec import structs
 
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.audit import verify as audit
-from agentguard.budget.model import Budget
+from agentguard.budget.account import Account
+from agentguard.budget.model import Budget, Usage
+from agentguard.budget.tenant import PERIODS, account_id
 from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunNotFoundError
 from agentguard.events import codec
 from agentguard.events import model as ev
@@ -25,8 +27,27 @@ from agentguard.protocols import KillSwitch, RunRow
 from agentguard.run import Run
 from agentguard.runs.state import RunState, check_move
 from agentguard.runs.summary import RunSummary, from_data, summarize
+from agentguard.steps import approvals
 from agentguard.steps.journal import Journal
 from agentguard.steps.parts import Parts
+from agentguard.tenancy import check_id
+
+
+class TenantAccount(NamedTuple):
+    """A tenant's budget, and what was spent of it in the present window."""
+
+    tenant: str
+    per: str | None
+    budget: Budget
+    spent: Usage
+
+
+class Approval(NamedTuple):
+    """A step that waits for an operator."""
+
+    run_id: str
+    key: str
+    name: str
 
 
 class Guard:
@@ -295,6 +316,73 @@ class Guard:
         """
         kind, data = orders.revive_data(reason, tenant=tenant, run=run, actor=actor)
         return self.parts.switch.record(kind, data)
+
+    def set_tenant_budget(
+        self, tenant: str, budget: Budget, per: str | None = None, *, actor: str | None = None
+    ) -> None:
+        """Limit what all runs of a tenant may use together; on record in the control log.
+
+        Args:
+            tenant: whose runs.
+            budget: the limits; one without any lifts the budget.
+            per: None for ever, or a UTC `"day"` or `"month"`, which begins anew each time.
+            actor: who says so; by default `user@host`.
+
+        Raises:
+            ValueError: `per` is something else, or the budget limits what a tenant cannot have.
+        """
+        check_id(tenant, "tenant")
+        if not isinstance(budget, Budget):
+            raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
+        if per not in PERIODS:
+            raise ValueError(f"per must be None, 'day' or 'month', not {per!r}")
+        if budget["seconds"] is not None:
+            raise ValueError("a tenant's budget cannot limit seconds; limit them for each run")
+        data = {"tenant": tenant, "per": per, "budget": budget.to_fields()}
+        data["actor"] = actor or orders.default_actor()
+        self.parts.switch.record(ev.TENANT_BUDGET_SET, data)
+        self.parts.refresh()
+        self.observe()
+
+    def tenants(self) -> list[TenantAccount]:
+        """The tenants with a budget, and what they have spent of it in the present window."""
+        parts = self.parts
+        parts.refresh()
+        now = parts.clock.wall()
+        found = []
+        for tenant in parts.tenants.tenants():
+            for per, budget in parts.tenants.budgets(tenant).items():
+                name = account_id(tenant, per, now)
+                account = parts.store.accounts([name]).get(name) or Account(f"tenant:{tenant}", budget)
+                found.append(TenantAccount(tenant, per, budget, Usage.from_amounts(account.spent)))
+        return found
+
+    def approvals(self) -> list[Approval]:
+        """The steps that wait for an approval, in all runs."""
+        found = []
+        for row in self.parts.store.rows(state="RUNNING", limit=2**31):
+            for key, asked in self.journal(row.run_id).fold.approvals.items():
+                if asked["state"] == ev.APPROVAL_REQUESTED:
+                    found.append(Approval(row.run_id, key, asked["name"]))
+        return found
+
+    def approve(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
+        """Let a waiting step run.
+
+        Raises:
+            AgentGuardError: no step of that key waits.
+        """
+        who = actor or orders.default_actor()
+        approvals.decide(self.journal(run_id), key, granted=True, reason=reason, actor=who)
+
+    def deny(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
+        """Refuse a waiting step: it raises `ApprovalDeniedError`; the run goes on.
+
+        Raises:
+            AgentGuardError: no step of that key waits.
+        """
+        who = actor or orders.default_actor()
+        approvals.decide(self.journal(run_id), key, granted=False, reason=reason, actor=who)
 
     def kills(self) -> list[Kill]:
         """All kills ever ordered here, oldest first; `cleared` marks those revived since."""

@@ -63,9 +63,9 @@ class Opening:
         if on_warning is not None and not callable(on_warning):
             raise TypeError("on_warning must be callable")
         self.around = None if detached else self._place_around()
-        self.key = ""
+        self.key, self.pos = "", 0
         if self.around is not None:
-            self.key = self.around.branch.next_key(key_part(name))
+            self.key, self.pos = self.around.branch.next_call(key_part(name))
         self.run_id = self._id(run_id)
         self.budget = budget or self._default_budget()
         parent_tenant = self.around.run.tenant if self.around is not None else DEFAULT_TENANT
@@ -155,7 +155,7 @@ class Opening:
             data: dict[str, Any] = {"run": self.run_id}
             if scope:
                 data["scope"] = scope
-            record = Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.name, data=data)
+            record = Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.pos, self.name, data=data)
             parent.act([record], movements=movements)
         return outer
 
@@ -222,6 +222,8 @@ class Opening:
 
     def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
         """End the run, and give the stop to raise, if it has one."""
+        if not journal.owner:  # a forked child leaves the block: its parent ends the run
+            return journal.stop
         self._settle_generators(journal)
         if journal.stop is None:
             if isinstance(error, RunStopped):
@@ -255,6 +257,7 @@ class Opening:
                 ev.SCOPE_CLOSED,
                 parent.clock.wall(),
                 self.key,
+                self.pos,
                 self.name,
                 usage=usage,
                 spent=parent.fold.spent_after(usage),

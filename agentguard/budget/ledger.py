@@ -48,8 +48,8 @@ def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account])
         LedgerRefusedError: an account has no room for a request.
     """
     for movement in movements:
-        if movement.account not in accounts and movement.opening is not None:
-            accounts[movement.account] = Account.from_data(movement.opening.to_data())
+        if movement.opening is not None:
+            _open(movement.account, movement.opening, accounts)
         if movement.request is not None and not movement.undo:
             account = accounts[movement.account]
             refusal = account.refusal(movement.request)
@@ -64,3 +64,11 @@ def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account])
                 account.reserve(movement.request)
         if movement.settle is not None:
             account.settle(*movement.settle)
+
+
+def _open(name: str, opening: Account, accounts: MutableMapping[str, Account]) -> None:
+    known = accounts.get(name)
+    if known is None:
+        accounts[name] = Account.from_data(opening.to_data())
+    elif known.budget != opening.budget:  # a tenant was given another budget
+        accounts[name] = Account.from_data(known.to_data() | {"budget": opening.budget.to_fields()})

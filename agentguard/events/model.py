@@ -45,13 +45,15 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The hashed part of an event, in the order in which it is encoded.
 
     Amounts are internal ones: money in 1e-9 USD under `nano_usd`.  `at_ns` is the writer's wall
-    clock, for information; the order of a log is `seq`.
+    clock, for information; the order of a log is `seq`.  `pos` is the place of the call among all calls
+    of its branch, which replay holds a program against.
     """
 
     seq: int
     type: str
     at_ns: int
     key: str | None = None
+    pos: int = 0
     name: str | None = None
     kind: str | None = None
     attempt: int = 0

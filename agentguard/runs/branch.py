@@ -26,11 +26,12 @@ class Branch:
         ('main/search#1', 'main/search#2', 'main/task#1')
     """
 
-    __slots__ = ("_counts", "_highest", "path", "tasks")
+    __slots__ = ("_calls", "_counts", "_highest", "path", "tasks")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._counts: dict[str, count[int]] = {}
+        self._calls = count(1)
         self._highest: dict[str, int] = {}
         #: Branches of tasks that were made before the run met their event loop, by task.
         self.tasks: Any = None
@@ -41,6 +42,14 @@ class Branch:
         if counter is None:
             counter = self._counts.setdefault(part, count(1))
         return f"{self.path}/{part}#{next(counter)}"
+
+    def next_call(self, part: str) -> tuple[str, int]:
+        """The key of a call that is put on record, and its place among all such calls of the branch."""
+        return self.next_key(part), next(self._calls)
+
+    def next_pos(self) -> int:
+        """The place of a call that brings its own key."""
+        return next(self._calls)
 
     def child(self, label: str) -> Branch:
         """A new line of control that begins here."""

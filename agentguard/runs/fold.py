@@ -76,6 +76,8 @@ class RunFold:
         self.termination: dict[str, Any] | None = None
         self.warnings: list[dict[str, Any]] = []
         self.warned: set[tuple[str, str]] = set()
+        #: Steps that wait, or waited, for an approval, by key.
+        self.approvals: dict[str, dict[str, Any]] = {}
         #: The kill switch's generation when the run was created.
         self.generation = 0
         self.seed = ""
@@ -240,6 +242,9 @@ class RunFold:
         elif (scope := self.scopes.get(record.key or "")) is not None:
             scope.closed = True
 
+    def _approval(self, record: Record, data: dict[str, Any]) -> None:
+        self.approvals[record.key or ""] = data | {"state": record.type, "name": record.name}
+
     def _warned(self, record: Record, data: dict[str, Any]) -> None:
         self.warned.add((data["level"], data["resource"]))
         self.warnings.append(data)
@@ -272,4 +277,7 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
     ev.SCOPE_OPENED: RunFold._scope_opened,
     ev.SCOPE_CLOSED: RunFold._scope_closed,
     ev.BUDGET_WARNING: RunFold._warned,
+    ev.APPROVAL_REQUESTED: RunFold._approval,
+    ev.APPROVAL_GRANTED: RunFold._approval,
+    ev.APPROVAL_DENIED: RunFold._approval,
 }

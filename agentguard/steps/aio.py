@@ -15,7 +15,8 @@ from agentguard.errors import RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, sync
-from agentguard.steps.flow import PausedError, admit, check, open_step, prepare
+from agentguard.steps.approvals import WaitingError
+from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.model import Step, StepSpec
 
 
@@ -73,7 +74,7 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
             try:
                 await _admit(step)
                 break
-            except PausedError:
+            except WaitingError:
                 await step.journal.changed()
     except BaseException as error:
         sync.refuse_span(step, error)

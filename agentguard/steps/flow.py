@@ -32,20 +32,18 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.runs.branch import MAIN
 from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
-from agentguard.steps import capture
+from agentguard.steps import approvals, capture
+from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import LLM, Step, StepSpec, with_step
 
 _RUNNING = RunState.RUNNING
 _PRICED = frozenset((r.NANO_USD, *r.TOKEN_PARTS, r.TOKENS))
-
-
-class PausedError(Exception):
-    """Internal: the run is paused; wait, and try again."""
 
 
 # --- opening a step: synchronous, at the call ----------------------------------------------------
@@ -57,11 +55,13 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
     if branch.tasks is not None:
         branch = branch.tasks.branch_here(branch)
     if spec.key is None:
-        return Step(spec, place, branch, branch.next_key(spec.part))
+        key, pos = branch.next_call(spec.part)
+        fork = place.run.journal.fork
+        return Step(spec, place, branch, f"{MAIN}{fork}{key.removeprefix(MAIN)}" if fork else key, pos)
     key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
     if not isinstance(key, str) or not key or not key.isprintable():
         raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
-    return Step(spec, place, branch, f"key:{key}")
+    return Step(spec, place, branch, f"key:{key}", branch.next_pos())
 
 
 # --- before the body -----------------------------------------------------------------------------
@@ -72,6 +72,10 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     spec = step.spec
     journal = step.journal
     capture.arguments(step, args, kwargs)
+    if callable(spec.approval):
+        step.needs_approval = bool(spec.approval(*args, **kwargs))
+    if step.needs_approval and step.digest is None:
+        step.digest = capture.digest_of(step, args, kwargs)
     if spec.request is not None and not journal.fold.counts_repeats:
         return
     reserve = _reserve(spec, args, kwargs)
@@ -95,7 +99,7 @@ def admit(step: Step, *, wait: bool = True) -> None:
 
     Raises:
         RunStopped: the run, or the scope, is stopped, or stops now.
-        PausedError: the run is paused.
+        WaitingError: the run is paused, or the step waits for an approval.
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
@@ -119,7 +123,9 @@ def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
     fold = journal.fold
     check(journal, step.scope_key)
     if fold.state is not _RUNNING:
-        raise PausedError
+        raise WaitingError
+    if spec.approval is not None:
+        approvals.require(step)
     request = step.request
     if spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(request.reserve):
         _refuse_unknown_cost(step)
@@ -140,6 +146,7 @@ def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
         ev.STEP_STARTED,
         now,
         step.key,
+        step.pos,
         spec.name,
         spec.kind,
         step.attempt,
@@ -160,7 +167,7 @@ def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
     fold.hash = digest
     step.at_ns = now
     step.started_ns = journal.clock.monotonic()
-    if fold.can_warn:
+    if fold.can_warn or movements:
         warn(journal, step.scope_key, request.reserve)
 
 
@@ -177,6 +184,8 @@ def _started_data(
         data["scope"] = step.scope_key
     if spec.effect != "once":
         data["effect"] = spec.effect
+    if spec.is_async:
+        data["async"] = True
     if step.parent is not None:
         data["parent"] = step.parent.key
     if spec.key is not None:
@@ -235,6 +244,7 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
         ev.STEP_REFUSED,
         step.journal.clock.wall(),
         step.key,
+        step.pos,
         spec.name,
         spec.kind,
         step.attempt,
@@ -298,6 +308,7 @@ def _refuse_unknown_cost(step: Step) -> None:
         ev.STEP_REFUSED,
         step.journal.clock.wall(),
         step.key,
+        step.pos,
         step.spec.name,
         step.spec.kind,
         step.attempt,
@@ -319,22 +330,23 @@ def _next_attempt(step: Step) -> None:
 
 def warn(journal: Journal, scope: str, resources: Amounts) -> None:
     """Log one `budget_warning` for each level and resource that has just crossed `warn_at`."""
-    fold = journal.fold
-    for level in fold.chain(scope):
-        account = level.accounts[0]
+    levels = [(level.key, level.accounts[0]) for level in journal.fold.chain(scope)]
+    for level, account in (*levels, *journal.moved.items()):
         for resource, used, limit in account.crossed(resources):
             name = r.public_name(resource)
-            if (level.key, name) in fold.warned:
-                continue
-            data = {
-                "level": level.key,
-                "path": account.path,
-                "resource": name,
-                "used": str(r.public_amount(resource, used)),
-                "limit": str(r.public_amount(resource, limit)),
-            }
-            with journal.deciding():
-                if (level.key, name) not in fold.warned:
-                    record = Record(0, ev.BUDGET_WARNING, journal.clock.wall(), data=data)
-                    journal.act([record])
-                    journal.warned(data)
+            if (level, name) not in journal.fold.warned:
+                data = {
+                    "level": level,
+                    "path": account.path,
+                    "resource": name,
+                    "used": str(r.public_amount(resource, used)),
+                    "limit": str(r.public_amount(resource, limit)),
+                }
+                _log_warning(journal, data)
+
+
+def _log_warning(journal: Journal, data: dict[str, Any]) -> None:
+    with journal.deciding():
+        if (data["level"], data["resource"]) not in journal.fold.warned:
+            journal.act([Record(0, ev.BUDGET_WARNING, journal.clock.wall(), data=data)])
+            journal.warned(data)

@@ -11,10 +11,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
+from msgspec import structs
+
 from agentguard._encoding import encode_value
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, outcome, sync
+from agentguard.steps import aio, outcome, sync, values
 from agentguard.steps.flow import check, open_step
 from agentguard.steps.model import Step, StepSpec
 
@@ -26,9 +28,10 @@ class GeneratorAbandonedError(AgentGuardError):
 class _Items:
     """The items of a generator as the payload of its outcome, up to a size."""
 
-    __slots__ = ("count", "limit", "parts", "reason", "size")
+    __slots__ = ("count", "limit", "parts", "reason", "returns", "size")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, returns: Any) -> None:
+        self.returns = returns
         self.parts: list[bytes] = []
         self.limit = limit
         self.size = 2
@@ -42,6 +45,8 @@ class _Items:
         part = encode_value(item)
         if part is None:
             self.reason = f"an item of type {type(item).__name__} cannot be encoded"
+        elif (lost := values.loss(item, part, self.returns)) is not None:
+            self.reason = lost
         elif self.size + len(part) + 1 > self.limit:
             self.reason = f"more than max_items_bytes={self.limit}"
         else:
@@ -72,7 +77,7 @@ class _Guarded:
         self._args = args
         self._kwargs = kwargs
         self._inner: Any = None
-        self._items = _Items(spec.max_items_bytes)
+        self._items = _Items(spec.max_items_bytes, values.item_type(spec.returns))
         self.state = "new"  # then open, then closed
 
     @property
@@ -121,6 +126,13 @@ class _Guarded:
             data["closed_early"] = True
         return outcome.completed(usage, payload, data)
 
+    def _failed(self, error: BaseException, how: str | None = None) -> outcome.Outcome:
+        """The outcome of a generator that raised, with the items it had made."""
+        done = outcome.failed(self._step, error, how)
+        payload, data = outcome.items(self._step, self._items.payload(), self._items.reason)
+        data |= (done.data or {}) | {"items": self._items.count}
+        return structs.replace(done, payload=payload, data=data)
+
     def __del__(self) -> None:
         # A finaliser may run anywhere, also inside our own locks: it only enqueues.
         if getattr(self, "state", "new") == "open":
@@ -137,7 +149,7 @@ class _Guarded:
             return None
         self.state = "abandoned"
         error = GeneratorAbandonedError("open at the end of the run")
-        return outcome.failed(self._step, error, "abandoned")
+        return self._failed(error, "abandoned")
 
 
 class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
@@ -162,7 +174,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
         try:
             self._inner.close()
         except BaseException as error:
-            sync.close(self._step, outcome.failed(self._step, error))
+            sync.close(self._step, self._failed(error))
             raise
         finally:
             self._exit(token)
@@ -199,7 +211,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
 
     def _fail(self, error: BaseException) -> None:
         if self._ended():
-            sync.close(self._step, outcome.failed(self._step, error))
+            sync.close(self._step, self._failed(error))
 
 
 class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
@@ -230,7 +242,7 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
         try:
             await self._inner.aclose()
         except BaseException as error:
-            await aio.close(self._step, outcome.failed(self._step, error))
+            await aio.close(self._step, self._failed(error))
             raise
         finally:
             self._exit(token)
@@ -278,4 +290,4 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
 
     async def _fail(self, error: BaseException) -> None:
         if self._ended():
-            await aio.close(self._step, outcome.failed(self._step, error))
+            await aio.close(self._step, self._failed(error))

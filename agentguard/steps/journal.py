@@ -33,6 +33,7 @@ from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
+from agentguard.steps import forked
 from agentguard.steps.levels import Levels, Outer
 from agentguard.steps.parts import Parts
 
@@ -97,6 +98,9 @@ class Journal:
         self._stale = False
         self._running_base = fold.running_ns
         self._running_since: int | None = None
+        #: In a forked child, what its keys begin with instead of the main branch; else empty.
+        self.fork = ""
+        forked.watch(self)
 
     @property
     def run_id(self) -> str:

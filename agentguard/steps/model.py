@@ -39,6 +39,7 @@ class StepSpec:
         "effect",
         "free_on",
         "ignore",
+        "is_async",
         "key",
         "kind",
         "max_items_bytes",
@@ -82,6 +83,7 @@ class StepSpec:
         #: Names of the parameters that take positional arguments, `self` included.
         self.parameters: tuple[str, ...] = ()
         self.skip_first = False
+        self.is_async = False
         self.returns: Any = None
         self.max_items_bytes = 1_000_000
         #: The request of every call, where calls do not differ; None where each needs its own.
@@ -107,8 +109,10 @@ class Step:
         "digest",
         "journal",
         "key",
+        "needs_approval",
         "parent",
         "payload",
+        "pos",
         "request",
         "run",
         "scope",
@@ -119,8 +123,9 @@ class Step:
         "started_ns",
     )
 
-    def __init__(self, spec: StepSpec, place: Any, branch: Branch, key: str) -> None:
+    def __init__(self, spec: StepSpec, place: Any, branch: Branch, key: str, pos: int) -> None:
         self.spec = spec
+        self.pos = pos
         self.run = place.run
         self.scope = place.scope
         self.scope_key: str = place.scope_key
@@ -131,6 +136,7 @@ class Step:
         self.attempt = 1
         #: What it asks for; set by `prepare` where calls differ.
         self.request: Request = spec.request or spec.plain
+        self.needs_approval = spec.approval is True
         self.payload: bytes | None = None
         self.digest: str | None = None
         self.settled: Amounts | None = None

@@ -121,7 +121,9 @@ def _repeats(spec: StepSpec, options: StepOptions) -> None:
         raise TypeError(f"{spec.name}: probe must be callable")
     spec.durability = options.get("durability")
     _one_of(spec, "durability", spec.durability, (*get_args(Durability), None))
-    spec.approval = options.get("approval")
+    spec.approval = options.get("approval") or None
+    if spec.approval is not None and spec.approval is not True and not callable(spec.approval):
+        raise TypeError(f"{spec.name}: approval must be True or a callable of the arguments")
     spec.outside = options.get("outside", "refuse")
     _one_of(spec, "outside", spec.outside, get_args(Outside))
     timeout = options.get("timeout")
@@ -137,7 +139,8 @@ def _one_of(spec: StepSpec, field: str, value: object, allowed: tuple[object, ..
 
 def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
     bare = inspect.unwrap(fn)
-    if spec.timeout is not None and not _is_async(bare):
+    spec.is_async = _is_async(bare)
+    if spec.timeout is not None and not spec.is_async:
         raise ValueError(
             f"{spec.name}: timeout works on async functions; a running sync function cannot be "
             "ended from outside (limit the run by Budget(seconds=...), or use the client's own)"

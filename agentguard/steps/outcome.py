@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from agentguard._encoding import clean_text, type_name
 from agentguard.budget.account import Amounts
 from agentguard.budget.model import Usage
 from agentguard.errors import AgentGuardError
@@ -16,7 +15,7 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
-from agentguard.steps import capture
+from agentguard.steps import capture, exceptions
 from agentguard.steps.flow import check, stop_level
 from agentguard.steps.journal import Journal
 from agentguard.steps.levels import Refused
@@ -133,6 +132,7 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, *, wait: bool) -> Non
         outcome.type,
         step.at_ns + (took := journal.clock.monotonic() - step.started_ns),
         step.key,
+        step.pos,
         step.spec.name,
         step.spec.kind,
         step.attempt,
@@ -184,8 +184,4 @@ def _stop_overdrawn(journal: Journal) -> None:
 
 
 def _error_data(error: BaseException) -> dict[str, Any]:
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
-        message = "(its message cannot be read)"
-    return {"error": {"type": type_name(type(error)), "message": clean_text(message)}}
+    return {"error": exceptions.keep(error)}

@@ -61,7 +61,7 @@ async def _record_async(journal: Journal, place: Any, name: str, fn: Callable[[]
 def keep(journal: Journal, place: Any, name: str, value: Any) -> Any:
     """Put a value on record under the next key of its name."""
     check(journal, place.scope_key)
-    key = place.branch.next_key(key_part(name))
+    key, pos = place.branch.next_call(key_part(name))
     payload = encode_value(value)
     data: dict[str, Any] = {}
     if payload is None:
@@ -72,5 +72,5 @@ def keep(journal: Journal, place: Any, name: str, value: Any) -> Any:
             data["unreplayable"] = reason
     with journal.deciding():
         check(journal, place.scope_key)
-        journal.act([Record(0, ev.VALUE, journal.clock.wall(), key, name, data=data)], [payload])
+        journal.act([Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)], [payload])
     return value

@@ -34,7 +34,7 @@ class Scope:
         self._token: Any = None
         self.run = run
         self.name = check_id(name, "scope name")
-        self.key: str = place.branch.next_key(key_part(name))
+        self.key, self.pos = place.branch.next_call(key_part(name))
         self.budget = budget or Budget()
         if not isinstance(self.budget, Budget):
             raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
@@ -73,7 +73,9 @@ class Scope:
             data["budget"] = self.budget.to_fields()
         with journal.deciding():
             check(journal, around)
-            journal.act([Record(0, ev.SCOPE_OPENED, journal.clock.wall(), self.key, self.name, data=data)])
+            journal.act(
+                [Record(0, ev.SCOPE_OPENED, journal.clock.wall(), self.key, self.pos, self.name, data=data)]
+            )
         place = self._place
         self._token = CURRENT.set(Place(self.run, self, place.branch, place.step))
         return self
@@ -95,6 +97,7 @@ class Scope:
                 ev.SCOPE_CLOSED,
                 journal.clock.wall(),
                 self.key,
+                self.pos,
                 self.name,
                 spent=spent,
                 data=data,

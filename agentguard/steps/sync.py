@@ -10,7 +10,8 @@ from typing import Any
 
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import capture, outcome
-from agentguard.steps.flow import PausedError, admit, open_step, prepare
+from agentguard.steps.approvals import WaitingError
+from agentguard.steps.flow import admit, open_step, prepare
 from agentguard.steps.model import Step, StepSpec
 
 
@@ -47,7 +48,7 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             try:
                 admit(step)
                 break
-            except PausedError:
+            except WaitingError:
                 step.journal.wait_for_change()
     except BaseException as error:
         refuse_span(step, error)

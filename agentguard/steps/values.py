@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -61,3 +61,9 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a == b)
     except Exception:  # noqa: BLE001 - a stranger's __eq__ may raise anything
         return False
+
+
+def item_type(returns: Any) -> Any:
+    """What a generator annotated with `returns` yields: `Iterator[T]` and its like give T."""
+    arguments = get_args(returns)
+    return arguments[0] if arguments else None

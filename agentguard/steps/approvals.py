@@ -1,0 +1,79 @@
+"""Approvals: a step that waits until an operator has granted or denied it.
+
+A decision binds to the step's key and to the digest of its arguments, is on record, and survives a
+crash.  Only the step itself waits; the run stays RUNNING.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agentguard.errors import AgentGuardError, ApprovalDeniedError
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+
+if TYPE_CHECKING:
+    from agentguard.steps.journal import Journal
+    from agentguard.steps.model import Step
+
+
+class WaitingError(Exception):
+    """Internal: the run is paused, or the step waits for an approval; wait, and try again."""
+
+
+def require(step: Step) -> None:
+    """Let the step pass if it was granted; ask, if nobody was asked yet.  The lock is held.
+
+    Raises:
+        WaitingError: nobody has decided yet.
+        ApprovalDeniedError: it was denied.
+    """
+    journal = step.journal
+    if not step.needs_approval:
+        return
+    decision = journal.fold.approvals.get(step.key)
+    if decision is None or decision["args"] != step.digest:
+        _ask(step)
+        raise WaitingError
+    if decision["state"] == ev.APPROVAL_REQUESTED:
+        raise WaitingError
+    if decision["state"] == ev.APPROVAL_DENIED:
+        raise ApprovalDeniedError(step.key, decision.get("reason"), decision.get("actor"), journal.run_id)
+
+
+def _ask(step: Step) -> None:
+    journal = step.journal
+    with journal.deciding():
+        record = Record(
+            0,
+            ev.APPROVAL_REQUESTED,
+            journal.clock.wall(),
+            step.key,
+            step.pos,
+            step.spec.name,
+            step.spec.kind,
+            step.attempt,
+            data={"args": step.digest},
+        )
+        journal.act([record], [step.payload])
+
+
+def decide(journal: Journal, key: str, *, granted: bool, reason: str | None, actor: str) -> None:
+    """Put an operator's decision on record.
+
+    Raises:
+        AgentGuardError: no step of that key waits.
+    """
+    with journal.deciding():
+        asked = journal.fold.approvals.get(key)
+        if asked is None or asked["state"] != ev.APPROVAL_REQUESTED:
+            waiting = [k for k, a in journal.fold.approvals.items() if a["state"] == ev.APPROVAL_REQUESTED]
+            raise AgentGuardError(
+                f"no step {key!r} of run {journal.run_id} waits for an approval"
+                + (f"; waiting are {', '.join(waiting)}" if waiting else "")
+            )
+        data: dict[str, Any] = {"args": asked["args"], "actor": actor}
+        if reason:
+            data["reason"] = reason
+        kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
+        journal.act([Record(0, kind, journal.clock.wall(), key, name=asked["name"], data=data)])

@@ -1,0 +1,81 @@
+"""Exceptions as the log keeps them, and how a replay brings them back: never by running their code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from agentguard._encoding import clean_text, type_name
+from agentguard.errors import AgentGuardError
+from agentguard.runs.termination import stop_from, termination
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class RecordedError(AgentGuardError):
+    """A recorded exception whose class is not imported here; `type_name`, `message` and `recorded` say all."""
+
+    _facts = ("type_name", "message", "recorded")
+
+    def __init__(self, type_name: str, message: str, recorded: dict[str, Any] | None = None) -> None:
+        self.type_name = type_name
+        self.message = message
+        self.recorded = recorded or {}
+        super().__init__(f"{type_name}: {message}")
+
+
+def keep(error: BaseException) -> dict[str, Any]:
+    """An exception as data: type, message, and those arguments and attributes that are plain."""
+    if isinstance(error, AgentGuardError):
+        return termination(error)
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
+        message = "(its message cannot be read)"
+    data: dict[str, Any] = {"type": type_name(type(error)), "message": clean_text(message)}
+    if error.args and all(_plain(value) for value in error.args) and error.args != (data["message"],):
+        data["args"] = [_clean(value) for value in error.args]
+    facts = {k: _clean(v) for k, v in vars(error).items() if _plain(v) and not k.startswith("_")}
+    if facts:
+        data["facts"] = facts
+    return data
+
+
+def restore(data: dict[str, Any]) -> BaseException:
+    """The exception of what `keep` gave: of its own class where that is imported, else a `RecordedError`."""
+    stop = stop_from(data)
+    if stop is not None:
+        return stop
+    cls = _imported(data["type"])
+    if cls is None:
+        facts = {k: v for k, v in data.items() if k not in ("type", "message")}
+        return RecordedError(data["type"], data["message"], data.get("facts", facts))
+    args = tuple(data.get("args", (data["message"],)))
+    try:
+        error = cls.__new__(cls, *args)
+    except Exception:  # noqa: BLE001 - a class may insist on arguments that were not plain
+        return RecordedError(data["type"], data["message"], data.get("facts"))
+    error.args = args
+    for name, value in data.get("facts", {}).items():
+        setattr(error, name, value)
+    if isinstance(error, AgentGuardError):
+        for name in error._facts:
+            setattr(error, name, data.get(name))
+    return error
+
+
+def _imported(name: str) -> type[BaseException] | None:
+    module_name, _, qualname = name.rpartition(".")
+    module = sys.modules.get(module_name or "builtins")
+    found = getattr(module, qualname, None) if module is not None else None
+    if found is None and (agentguard := sys.modules.get("agentguard.errors")) is not None:
+        found = getattr(agentguard, name, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+
+
+def _plain(value: Any) -> bool:
+    return type(value) in _PLAIN and not (isinstance(value, int) and abs(value) >= 1 << 63)
+
+
+def _clean(value: Any) -> Any:
+    return clean_text(value) if isinstance(value, str) else value
