@@ -24,6 +24,9 @@ from agentguard.killswitch import orders
 from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.lifecycle import Joining, Opening, load_journal
 from agentguard.protocols import KillSwitch, RunRow
+from agentguard.recovery import Forking, ForkOptions, Recovering, nested
+from agentguard.replay import resolving
+from agentguard.replay.session import Replaying
 from agentguard.run import Run
 from agentguard.runs.state import RunState, check_move
 from agentguard.runs.summary import RunSummary, from_data, summarize
@@ -391,6 +394,108 @@ class Guard:
     def acknowledged(self, generation: int, timeout: float = 1.0) -> Acknowledgements:
         """Wait, at most `timeout` seconds, until every live process has acted on a kill."""
         return self.parts.switch.acknowledgements(generation, timeout)
+
+    # --- running again -------------------------------------------------------------------------
+
+    def replay(self, run_id: str, *, stall_timeout: float = 30.0, telemetry: Any = None) -> Run:
+        """Run an agent again on its log: `with guard.replay(run_id) as run: agent(run.inputs)`.
+
+        No step body runs, nothing is written, nothing is spent, live kills are ignored.  Recorded
+        results and exceptions come back, and stops happen where they did; the recorded stop leaves the
+        block as it did live.
+
+        Args:
+            run_id: the run.
+            stall_timeout: seconds without progress after which a program that does not ask for the
+                next recorded outcome is taken to differ.
+            telemetry: a `Telemetry` for spans of the replay; none by default.
+
+        Raises:
+            ReplayDivergenceError: the program did something else; the first difference, for good.
+            LogIntegrityError: the log was altered.
+            RunNotFoundError: there is no such run.
+        """
+        parts = self.parts
+        return Run(Replaying(parts, self._row(run_id), stall_timeout=stall_timeout, telemetry=telemetry))
+
+    def recover(self, run_id: str, *, take_over: bool = False, stall_timeout: float = 30.0) -> Run:
+        """Carry on a crashed run: `with guard.recover(run_id) as run: agent(run.inputs)`.
+
+        What is on record is served and not run again; the rest goes live.  A step that had started and
+        has no outcome may have happened: `effect="read"` runs again, `"idempotent"` too, with the same
+        idempotency key, a `probe` is asked, and `"once"` pauses the run for an operator (`resolve`).
+
+        Args:
+            run_id: the run; CREATED, RUNNING or PAUSED.
+            take_over: claim it even if its owner is alive, or cannot be told to be dead.
+            stall_timeout: as in `replay`.
+
+        Raises:
+            RunOwnedError: its owner lives (when the block is entered).
+            InvalidStateTransitionError: it has ended; `fork` it (when the block is entered).
+            StepOutcomeUnknownError: a `once` step may have happened (at the step).
+            ReplayDivergenceError: the program is another than the one on record.
+        """
+        return Run(Recovering(self, self._row(run_id), take_over=take_over, stall_timeout=stall_timeout))
+
+    def fork(
+        self,
+        run_id: str,
+        at: int,
+        *,
+        budget: Budget | None = None,
+        name: str | None = None,
+        new_run_id: str | None = None,
+        stall_timeout: float = 30.0,
+    ) -> Run:
+        """A new run that shares a run's log up to event `at` and then goes live.
+
+        The prefix's spending counts against the fork's budget, and not again against the tenant's.
+
+        Args:
+            run_id: the origin, ended or not.
+            at: the last event that is shared.
+            budget: of the fork; by default the origin's.
+            name: of the fork; by default the origin's.
+            new_run_id: the fork's id; by default a UUID.
+            stall_timeout: as in `replay`.
+
+        Raises:
+            ValueError: the origin has no event `at`.
+        """
+        row = self._row(run_id)
+        options = ForkOptions(at=at, budget=budget, name=name, run_id=new_run_id, stall_timeout=stall_timeout)
+        return Run(Forking(self, row, options))
+
+    def resolve(
+        self,
+        run_id: str,
+        key: str,
+        outcome: str,
+        *,
+        result: Any = None,
+        actor: str | None = None,
+    ) -> None:
+        """Say what became of a step whose outcome is unknown, or cannot be handed out again.
+
+        Args:
+            run_id: the run.
+            key: the step's.
+            outcome: `"retry"` (it did not happen), `"completed"` (with `result`) or `"failed"` (with a
+                message as `result`).
+            result: what the step gave.
+            actor: who says so; by default `user@host`.
+
+        Raises:
+            ValueError: another outcome, or a result that cannot be encoded.
+            AgentGuardError: the step is not in doubt.
+        """
+        who = actor or orders.default_actor()
+        resolving.resolve(self.journal(run_id), key, outcome, result=result, actor=who)
+
+    def nested(self, opening: Opening) -> Any:
+        """How a run inside a replayed or recovered one is opened; None: live, like any other."""
+        return nested(self, opening)
 
     # --- questions -----------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from agentguard.events.codec import Stored, payload_digest
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
+from agentguard.run import Session
 from agentguard.runs.branch import MAIN, Branch, key_part
 from agentguard.runs.current import CURRENT
 from agentguard.runs.fold import RunFold
@@ -70,13 +71,18 @@ class Opening:
         self.budget = budget or self._default_budget()
         parent_tenant = self.around.run.tenant if self.around is not None else DEFAULT_TENANT
         self.tenant = check_id(parent_tenant if tenant is None else tenant, "tenant")
-        self.inputs = inputs
+        self._inputs = inputs
         self.metadata = dict(metadata or {})
         self.on_warning = on_warning
+        #: How this run is opened instead, where the run around it is replayed or recovered.
+        self._nested: Session | None = None
 
     def _place_around(self) -> Any:
         place = CURRENT.get()
-        if place is not None and place.run.journal.parts.store is not self.guard.parts.store:
+        if place is None:
+            return None
+        store = place.run.journal.parts.store
+        if getattr(store, "sealed", store) is not self.guard.parts.store:
             raise ValueError(
                 f"run {self.name!r} is opened inside run {place.run.id} of another guard, whose budget "
                 "it could not be charged to; use that guard, or pass detached=True"
@@ -99,6 +105,11 @@ class Opening:
         default = self.guard.default_budget
         return default if default is not None and self.around is None else Budget()
 
+    @property
+    def inputs(self) -> Any:
+        """What the run is given."""
+        return self._inputs
+
     # --- the beginning -------------------------------------------------------------------------
 
     def branch(self) -> Branch:
@@ -112,6 +123,10 @@ class Opening:
             RunExistsError: the id is taken.
             KillSwitchTriggeredError: a kill covers the run already; it is on record as KILLED.
         """
+        if self.around is not None and self.around.run.journal.player is not None:
+            self._nested = self.guard.nested(self)
+            if self._nested is not None:
+                return self._nested.open(run)
         parts = self.guard.parts
         generation = parts.switch.signal[GENERATION]
         kill = parts.switch.find(self.tenant, self.run_id, generation)
@@ -155,14 +170,16 @@ class Opening:
             data: dict[str, Any] = {"run": self.run_id}
             if scope:
                 data["scope"] = scope
+            if self.around.step is not None:
+                data["parent"] = self.around.step.key
             record = Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.pos, self.name, data=data)
             parent.act([record], movements=movements)
         return outer
 
-    def _create(self, generation: int, outer: list[Outer], span: Any, started: bool) -> Journal:
+    def _create(self, generation: int, outer: list[Outer], span: Any, *, started: bool) -> Journal:
         parts = self.guard.parts
-        salt = os.urandom(32)
-        inputs = None if self.inputs is None else encode_value(self.inputs)
+        salt = self._salt()
+        inputs = None if self._inputs is None else encode_value(self._inputs)
         fold = RunFold(self.run_id)
         data: dict[str, Any] = {
             "tenant": self.tenant,
@@ -171,7 +188,7 @@ class Opening:
             "keys": KEY_SCHEME,
             "python": platform.python_version(),
             "seed": os.urandom(16).hex(),
-        }
+        } | self._more()
         if self.metadata:
             data["metadata"] = self.metadata
         if self.around is not None:
@@ -194,8 +211,9 @@ class Opening:
         ]
         if started:
             records.append(Record(2, ev.RUN_STARTED, now, name=self.name))
+            records += self._prefix(now)
         stored = []
-        for record, payload in zip(records, (inputs, None), strict=False):
+        for record, payload in itertools.zip_longest(records, (inputs,)):
             body = codec.encode(record)
             stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
             # Through the bytes, so that what metadata cannot keep shows here and not in a replay.
@@ -218,22 +236,46 @@ class Opening:
         journal.keep_time()
         return journal
 
+    def _salt(self) -> bytes:
+        return os.urandom(32)
+
+    def _more(self) -> dict[str, Any]:
+        """What else `run_created` says; for forks."""
+        return {}
+
+    def _prefix(self, now: int) -> list[Record]:
+        """What follows `run_started` before any step; for forks."""
+        return []
+
     # --- the end -------------------------------------------------------------------------------
 
     def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
         """End the run, and give the stop to raise, if it has one."""
         if not journal.owner:  # a forked child leaves the block: its parent ends the run
             return journal.stop
+        if self._nested is not None:
+            return self._nested.close(journal, error)
         self._settle_generators(journal)
-        if journal.stop is None:
-            if isinstance(error, RunStopped):
-                journal.set_stop(error)
-            with contextlib.suppress(AgentGuardError):
-                journal.finish(COMPLETED if error is None else termination(error))
-        self._leave_around(journal)
-        self._forget(journal)
-        self._end_span(journal, journal.stop or error)
+        try:
+            self._finish(journal, error)
+        finally:
+            self._leave_around(journal)
+            self._forget(journal)
+            self._end_span(journal, journal.stop or error)
         return journal.stop
+
+    def _finish(self, journal: Journal, error: BaseException | None) -> None:
+        """Put the end on record.  That it cannot be is raised, unless something else is already."""
+        if journal.stop is not None:
+            return
+        if isinstance(error, RunStopped):
+            journal.set_stop(error)
+        try:
+            journal.finish(COMPLETED if error is None else termination(error))
+        except AgentGuardError as failure:
+            if error is None:
+                raise
+            error.add_note(f"agentguard could not record the end of the run: {failure}")
 
     def _settle_generators(self, journal: Journal) -> None:
         journal.drain()

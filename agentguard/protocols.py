@@ -6,6 +6,7 @@ The suites in `agentguard.testing.conformance` check an implementation against t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -83,18 +84,35 @@ class EventStore(Protocol):
         row: RunRow | None = None,
         durability: Durability | None = None,
         wait: bool = True,
+        deferred: bool = False,
     ) -> dict[str, Account]:
         """Append events with consecutive sequences, and give the moved accounts as they are now.
 
+        With `deferred=True` a `power` append is committed when this returns and on disk when `settle`
+        returns: who lets go of `lock` first shares the wait for the disk with other threads.
+
         Raises:
-            HeadMovedError: the first sequence is taken, or is not the next one.
+            HeadMovedError: the first sequence is taken, or is not the next one; or `row` is of an
+                epoch that is over.
             LedgerRefusedError: a shared account has no room.
             StoreBusyError: with `wait=False`, another writer is at work.
             StoreUnavailableError: it cannot be written, for up to `store_timeout`.
         """
 
+    def settle(self) -> None:
+        """Return when everything that was appended so far is as durable as was asked for."""
+
+    def durable(self) -> Future[None] | None:
+        """What resolves when `settle` would return, or None if it would return at once."""
+
     def exclusive(self) -> AbstractContextManager[None]:
-        """Keep writers of every process out, so that reading and then appending cannot race."""
+        """Keep writers of every process out, so that reading and then appending cannot race.
+
+        Leaving the block commits what was done inside as one act; an exception undoes all of it.
+        """
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Let this thread's reads in the block see one moment."""
 
     def row(self, run_id: str) -> RunRow | None:
         """The run's row, or None."""
@@ -118,7 +136,12 @@ class EventStore(Protocol):
         """The shared accounts that exist among `ids`."""
 
     def update_row(self, row: RunRow) -> bool:
-        """Write owner, heartbeat and epoch if the stored epoch is still `row.epoch` or one less."""
+        """Write owner, heartbeat and epoch; gives whether it was done.
+
+        With the epoch after the stored one this claims the run, and the first claim wins.  With the
+        stored epoch it is done only for the stored owner, whose heartbeat it is, or with an empty
+        owner, which releases the run.
+        """
 
     def erase(self, run_id: str) -> int:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""

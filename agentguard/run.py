@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from agentguard.budget.model import Budget, Remaining, Usage
+from agentguard.budget.resources import NANO_USD
 from agentguard.errors import NoActiveRunError, RunStopped
 from agentguard.runs import tasks
 from agentguard.runs.branch import MAIN, Branch
@@ -23,8 +24,39 @@ from agentguard.steps.journal import Journal
 from agentguard.steps.scope import Scope
 from agentguard.steps.verdict import raise_verdict
 
-if TYPE_CHECKING:
-    from agentguard.lifecycle import Joining, Opening
+
+class Session(Protocol):
+    """How a run is opened and left: live, joined, replayed, recovered or forked."""
+
+    run_id: str
+    name: str
+    tenant: str
+
+    @property
+    def inputs(self) -> Any:
+        """What the run was given."""
+
+    def branch(self) -> Branch:
+        """The branch that the block is in."""
+        ...
+
+    def open(self, run: Run) -> Journal:
+        """The run's journal, when the block is entered."""
+        ...
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """Leave the block; gives the stop to raise."""
+        ...
+
+    def kill(self, run_id: str, reason: str, actor: str | None) -> int:
+        """See `Run.kill`."""
+        ...
+
+    def pause(self, run_id: str, reason: str) -> None:
+        """See `Run.pause`."""
+
+    def resume(self, run_id: str) -> None:
+        """See `Run.resume`."""
 
 
 class Run:
@@ -45,7 +77,7 @@ class Run:
         (6, <RunState.COMPLETED: 'COMPLETED'>, 2, 1)
     """
 
-    def __init__(self, opening: Opening | Joining) -> None:
+    def __init__(self, opening: Session) -> None:
         self._opening = opening
         self._journal: Journal | None = None
         self._token: Any = None
@@ -182,11 +214,30 @@ class Run:
 
         The options of `guarded_step` go to the step (`kind=`, `reserve=`, `usage=`, ...), all other
         keywords to `fn`.  `branch="a/b"` puts the step into a branch of that path below the run's own,
-        for code that knows its place in a tree better than the context does.
+        for code that knows its place in a tree better than the context does; a branch that
+        `run.branch(...)` gave does too.
         """
         return call.call(self._at(options.pop("branch", None)), name, fn, args, options)
 
-    def step(self, name: str, *, branch: str | None = None, **options: Any) -> StepBlock:
+    def apply(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        branch: str | Branch | None = None,
+        **options: Any,
+    ) -> Any:
+        """`call` with the arguments apart, so that none is taken for an option: for integrations."""
+        return call.apply(self._at(branch), name, fn, tuple(args), dict(kwargs or {}), options)
+
+    def limits(self, resource: str) -> bool:
+        """Whether the run, a scope in it, a run around it or its tenant limits `resource` ("usd", "tokens")."""
+        name = NANO_USD if resource == "usd" else resource
+        return bool(self.journal.levels.limited((name,)))
+
+    def step(self, name: str, *, branch: str | Branch | None = None, **options: Any) -> StepBlock:
         """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.
 
         It is counted, limited and logged as any step, but cannot be replayed.  Where start and end
@@ -199,12 +250,14 @@ class Run:
         """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""
         check(self.journal, self.here().scope_key)
 
-    def _at(self, path: str | None) -> Any:
+    def _at(self, branch: str | Branch | None) -> Any:
         place = self.here()
-        if path is None:
+        if branch is None:
             return place
-        branches = self.journal.branches
-        branch = branches.get(path) or branches.setdefault(path, Branch(f"{MAIN}/{path}"))
+        if isinstance(branch, str):
+            branches = self.journal.branches
+            path = branch
+            branch = branches.get(path) or branches.setdefault(path, Branch(f"{MAIN}/{path}"))
         return Place(self, place.scope, branch, place.step)
 
     def scope(self, name: str, budget: Budget | None = None) -> Scope:

@@ -73,6 +73,11 @@ class RunFold:
         self.started_ns: int | None = None
         self.ended_ns: int | None = None
         self.running_ns = 0
+        #: When the run became RUNNING, and the newest event, by the writer's wall clock.
+        self._running_from_ns = 0
+        self._last_ns = 0
+        #: What the present, or last, pause says of itself.
+        self.pause: dict[str, Any] = {}
         self.termination: dict[str, Any] | None = None
         self.warnings: list[dict[str, Any]] = []
         self.warned: set[tuple[str, str]] = set()
@@ -81,6 +86,8 @@ class RunFold:
         #: The kill switch's generation when the run was created.
         self.generation = 0
         self.seed = ""
+        #: The run that this one was forked from, or empty.
+        self.origin = ""
         #: False once a step accepted overshoot: usage known only afterwards, nothing reserved.
         self.bounded = True
         self._set_budget(self.budget)
@@ -107,6 +114,12 @@ class RunFold:
             spent[resource] = spent.get(resource, 0) + amount
         return spent
 
+    def running_until_last_event(self) -> int:
+        """Running time, in nanoseconds, up to the last sign of life that the log has."""
+        if self.state is not RunState.RUNNING:
+            return self.running_ns
+        return self.running_ns + max(0, self._last_ns - self._running_from_ns)
+
     def limits(self, resource: str) -> bool:
         """Whether any level inside this log limits a resource."""
         return any(resource in scope.accounts[0].limits for scope in self.scopes.values())
@@ -131,6 +144,7 @@ class RunFold:
             handler(self, record, record.data or {})
         self.seq = record.seq
         self.hash = digest
+        self._last_ns = record.at_ns
 
     def started(self, record: Record, request: Request, scope: str, windows: tuple[str, ...]) -> None:
         """A step holds its reservation at every level of this log."""
@@ -169,17 +183,24 @@ class RunFold:
 
     def _run_started(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.RUNNING)
-        self.started_ns = record.at_ns
+        self.started_ns = self._running_from_ns = record.at_ns
+
+    def _forked(self, record: Record, data: dict[str, Any]) -> None:
+        self.origin = data["root"]
+        self.account.charge(record.usage or {})
 
     def _paused(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.PAUSED)
+        self.pause = data
         self.running_ns = data.get("running_ns", self.running_ns)
 
     def _resumed(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.RUNNING)
+        self._running_from_ns = record.at_ns
 
     def _recovered(self, record: Record, data: dict[str, Any]) -> None:
         self.epoch = data["epoch"]
+        self._running_from_ns = record.at_ns
         self.running_ns = data.get("running_ns", self.running_ns)
 
     def _ended(self, record: Record, data: dict[str, Any]) -> None:
@@ -263,6 +284,7 @@ _TERMINAL = {
 _HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
     ev.RUN_CREATED: RunFold._created,
     ev.RUN_STARTED: RunFold._run_started,
+    ev.RUN_FORKED: RunFold._forked,
     ev.RUN_PAUSED: RunFold._paused,
     ev.RUN_RESUMED: RunFold._resumed,
     ev.RUN_RECOVERED: RunFold._recovered,

@@ -28,6 +28,8 @@ class LoopBranches:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         self._users: set[int] = set()
+        #: Tasks made inside runs that are not done yet.
+        self.alive = 0
         self._wrapped = loop.get_task_factory()
         loop.set_task_factory(self)
 
@@ -49,8 +51,17 @@ class LoopBranches:
             child = Place(place.run, place.scope, place.branch.child(_LABEL), place.step)
             context.run(CURRENT.set, child)
         if self._wrapped is None:
-            return asyncio.Task(coro, loop=loop, context=context, **options)
-        return self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
+            task: Any = asyncio.Task(coro, loop=loop, context=context, **options)
+        else:
+            task = self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
+        if place is not None:
+            place.run.journal.concurrent = True
+            self.alive += 1
+            task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        self.alive -= 1
 
     def use(self, journal_id: int) -> None:
         """A run uses this loop."""

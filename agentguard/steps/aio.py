@@ -34,6 +34,10 @@ def call(
 async def _run(
     step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    if step.journal.player is not None:
+        prepare(step, args, kwargs)
+        if (served := await step.journal.player.serve_async(step)) is not None:
+            return served.result()
     await begin(step, args, kwargs)
     token = CURRENT.set(step)
     body = Body(step)
@@ -95,7 +99,8 @@ async def _admit(step: Step) -> None:
 
 
 async def close(step: Step, done: outcome.Outcome) -> None:
-    """Put an outcome on record, without blocking the loop, and end the span."""
+    """Put an outcome on record, without blocking the loop, end the span, and wait for its turn."""
+    journal = step.journal
     try:
         try:
             outcome.leave(step, done, wait=False)
@@ -103,8 +108,12 @@ async def close(step: Step, done: outcome.Outcome) -> None:
             await _in_thread(outcome.leave, step, done)
     finally:
         sync.end_span(step, done)
-    if step.journal.pending_warnings:
-        step.journal.tell_warnings()
+    if journal.pending_warnings:
+        journal.tell_warnings()
+    if journal.concurrent and not isinstance(done.error, asyncio.CancelledError):
+        gate = journal.gate(asyncio.get_running_loop())
+        if gate is not None:
+            await gate.turn(step.seq)
 
 
 async def _in_thread(function: Callable[..., None], *args: Any) -> None:

@@ -23,6 +23,11 @@ class StepBlock:
         self._token: Any = None
         self._body: aio.Body | None = None
 
+    def _ask_player(self) -> None:
+        player = self._step.journal.player
+        if player is not None:
+            player.block(self._step)
+
     @property
     def step(self) -> Step:
         """The step."""
@@ -30,6 +35,7 @@ class StepBlock:
 
     def start(self) -> Step:
         """Begin without becoming the current step; `finish` must follow."""
+        self._ask_player()
         sync.begin(self._step, (), {})
         if self._step.span is not None:
             self._step.span.suspend()
@@ -40,6 +46,7 @@ class StepBlock:
         sync.close(self._step, self._outcome(error))
 
     def __enter__(self) -> Step:
+        self._ask_player()
         sync.begin(self._step, (), {})
         self._token = CURRENT.set(self._step)
         return self._step
@@ -54,6 +61,7 @@ class StepBlock:
         sync.close(self._step, self._outcome(error))
 
     async def __aenter__(self) -> Step:
+        self._ask_player()
         await aio.begin(self._step, (), {})
         self._token = CURRENT.set(self._step)
         self._body = aio.Body(self._step)

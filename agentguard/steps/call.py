@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from agentguard.steps import aio, sync
+from agentguard.steps import aio, generators, sync
 from agentguard.steps.model import StepSpec
 from agentguard.steps.options import OPTION_NAMES, step_spec
 
@@ -25,12 +25,24 @@ def meet_loop(place: Any) -> None:
 def call(
     place: Any, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
-    """One guarded call of a function that carries no decorator."""
-    meet_loop(place)
+    """One guarded call of a function that carries no decorator, its options among its keywords."""
     step_options = {key: options.pop(key) for key in tuple(options) if key in OPTION_NAMES}
-    spec = _spec(name, fn, step_options)
-    driver = aio.call if is_coroutine_function(fn) else sync.call
-    return driver(spec, place, fn, args, options)
+    return apply(place, name, fn, args, options, step_options)
+
+
+def apply(
+    place: Any,
+    name: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:
+    """The same, its options apart."""
+    meet_loop(place)
+    spec = _spec(name, fn, options)
+    driver = generators.driver_of(fn) or (aio.call if is_coroutine_function(fn) else sync.call)
+    return driver(spec, place, fn, args, kwargs)
 
 
 def block_spec(name: str, options: dict[str, Any]) -> StepSpec:

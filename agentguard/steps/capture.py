@@ -62,7 +62,10 @@ def result(step: Step, value: Any) -> tuple[bytes | None, dict[str, Any]]:
     if (spec.capture or step.journal.parts.capture) == "none":
         return None, {"unreplayable": "not captured"}
     if spec.codec is not None:
-        return encoded(step, values.by_codec(spec.codec, value), None)
+        try:
+            return encoded(step, values.by_codec(spec.codec, value), None)
+        except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
+            return None, {"unreplayable": f"its codec failed: {type_name(type(error))}"}
     payload = encode_value(value)
     if payload is None:
         return None, {"unreplayable": f"{type_name(type(value))} cannot be encoded"}

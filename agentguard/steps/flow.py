@@ -78,15 +78,20 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         step.digest = capture.digest_of(step, args, kwargs)
     if spec.request is not None and not journal.fold.counts_repeats:
         return
-    reserve = _reserve(spec, args, kwargs)
+    reserve = _reserve(step, args, kwargs)
     repeat = repeat_id(spec.name, step.digest or capture.digest_of(step, args, kwargs))
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat)
 
 
-def _reserve(spec: StepSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
+def _reserve(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
+    spec = step.spec
     if spec.request is not None:
         return spec.request.reserve
-    bound = spec.reserve(*args, **kwargs) if callable(spec.reserve) else spec.reserve
+    try:
+        bound = spec.reserve(*args, **kwargs) if callable(spec.reserve) else spec.reserve
+    except UnknownCostError as error:
+        step.unpriced = error  # `admit` stops the run with it, in its turn
+        return ONE_STEP
     if bound is None:
         return ONE_STEP
     if not isinstance(bound, Usage):
@@ -127,7 +132,9 @@ def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
     if spec.approval is not None:
         approvals.require(step)
     request = step.request
-    if spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(request.reserve):
+    if step.unpriced is not None or (
+        spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(request.reserve)
+    ):
         _refuse_unknown_cost(step)
     if spec.key is not None:
         _next_attempt(step)
@@ -298,11 +305,13 @@ def _public_path(journal: Journal, refused: Refused) -> str:
 
 
 def _refuse_unknown_cost(step: Step) -> None:
-    limited = step.journal.levels.limited(sorted(_PRICED))
-    if not limited:
-        return
-    names = [r.public_name(name) for name in limited]
-    error = UnknownCostError(step.spec.name, names, step.journal.run_id)
+    error = step.unpriced
+    if error is None:
+        limited = step.journal.levels.limited(sorted(_PRICED))
+        if not limited:
+            return
+        names = [r.public_name(name) for name in limited]
+        error = UnknownCostError(step.spec.name, names, step.journal.run_id)
     record = Record(
         0,
         ev.STEP_REFUSED,

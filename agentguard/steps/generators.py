@@ -8,61 +8,36 @@ never across a `yield`, so that nothing leaks into the consumer's context.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any
 
 from msgspec import structs
 
-from agentguard._encoding import encode_value
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import aio, outcome, sync, values
-from agentguard.steps.flow import check, open_step
+from agentguard.steps.flow import check, open_step, prepare
+from agentguard.steps.items import Items
 from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.served import Served
 
 
 class GeneratorAbandonedError(AgentGuardError):
     """The run ended while a guarded generator was open; its step is settled, and it yields no more."""
 
 
-class _Items:
-    """The items of a generator as the payload of its outcome, up to a size."""
-
-    __slots__ = ("count", "limit", "parts", "reason", "returns", "size")
-
-    def __init__(self, limit: int, returns: Any) -> None:
-        self.returns = returns
-        self.parts: list[bytes] = []
-        self.limit = limit
-        self.size = 2
-        self.count = 0
-        self.reason: str | None = None
-
-    def add(self, item: Any) -> None:
-        self.count += 1
-        if self.reason is not None:
-            return
-        part = encode_value(item)
-        if part is None:
-            self.reason = f"an item of type {type(item).__name__} cannot be encoded"
-        elif (lost := values.loss(item, part, self.returns)) is not None:
-            self.reason = lost
-        elif self.size + len(part) + 1 > self.limit:
-            self.reason = f"more than max_items_bytes={self.limit}"
-        else:
-            self.size += len(part) + 1
-            self.parts.append(part)
-            return
-        self.parts.clear()
-
-    def payload(self) -> bytes:
-        return b"[" + b",".join(self.parts) + b"]"
+def _recorded(items: list[Any], end: Served) -> Iterator[Any]:
+    """The items of the log one by one, then its end."""
+    yield from items
+    end.result()
 
 
 class _Guarded:
     """What both kinds of generator share: when the step starts, and how it ends."""
 
-    __slots__ = ("__weakref__", "_args", "_fn", "_inner", "_items", "_kwargs", "_step", "state")
+    __slots__ = ("__weakref__", "_args", "_fn", "_inner", "_items", "_kwargs", "_recorded", "_step", "state")
 
     def __init__(
         self,
@@ -77,13 +52,27 @@ class _Guarded:
         self._args = args
         self._kwargs = kwargs
         self._inner: Any = None
-        self._items = _Items(spec.max_items_bytes, values.item_type(spec.returns))
+        self._recorded: Iterator[Any] = iter(())
+        self._items = Items(spec.max_items_bytes, values.item_type(spec.returns), spec.codec)
         self.state = "new"  # then open, then closed
 
     @property
     def step(self) -> Step:
         """The step."""
         return self._step
+
+    def _serve(self) -> bool:
+        """Take the items from the log, where it has them."""
+        player = self._step.journal.player
+        if player is None:
+            return False
+        prepare(self._step, self._args, self._kwargs)
+        served = player.serve_items(self._step)
+        if served is None:
+            return False
+        self.state = "served"
+        self._recorded = _recorded(*served)
+        return True
 
     def _opened(self) -> None:
         self._inner = self._fn(*self._args, **self._kwargs)
@@ -120,16 +109,20 @@ class _Guarded:
     def _completed(self, early: bool) -> outcome.Outcome:
         step = self._step
         usage = outcome.usage_of(step, None, self._args, self._kwargs)
-        payload, data = outcome.items(step, self._items.payload(), self._items.reason)
+        payload, data = self._recorded_items()
         data["items"] = self._items.count
         if early:
             data["closed_early"] = True
         return outcome.completed(usage, payload, data)
 
+    def _recorded_items(self) -> tuple[bytes | None, dict[str, Any]]:
+        payload = self._items.payload()
+        return outcome.items(self._step, payload, self._items.reason)
+
     def _failed(self, error: BaseException, how: str | None = None) -> outcome.Outcome:
         """The outcome of a generator that raised, with the items it had made."""
         done = outcome.failed(self._step, error, how)
-        payload, data = outcome.items(self._step, self._items.payload(), self._items.reason)
+        payload, data = self._recorded_items()
         data |= (done.data or {}) | {"items": self._items.count}
         return structs.replace(done, payload=payload, data=data)
 
@@ -186,12 +179,16 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
         if self.state == "new":
             if value is not None:
                 raise TypeError("can't send non-None value to a just-started generator")
-            sync.begin(self._step, self._args, self._kwargs)
-            self._opened()
+            if not self._serve():
+                sync.begin(self._step, self._args, self._kwargs)
+                self._opened()
+        if self.state == "served":
+            return next(self._recorded)
         try:
             self._check()
         except RunStopped as stop:
             self._fail(stop)
+            self._close_inner()
             raise
         token = self._enter()
         try:
@@ -212,6 +209,15 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
     def _fail(self, error: BaseException) -> None:
         if self._ended():
             sync.close(self._step, self._failed(error))
+
+    def _close_inner(self) -> None:
+        """Let the body of a stopped generator give back what it holds."""
+        token = self._enter()
+        try:
+            with contextlib.suppress(Exception):  # the stop is what its consumer is told
+                self._inner.close()
+        finally:
+            self._exit(token)
 
 
 class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
@@ -254,12 +260,19 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
         if self.state == "new":
             if value is not None:
                 raise TypeError("can't send non-None value to a just-started async generator")
-            await aio.begin(self._step, self._args, self._kwargs)
-            self._opened()
+            if not self._serve():
+                await aio.begin(self._step, self._args, self._kwargs)
+                self._opened()
+        if self.state == "served":
+            try:
+                return next(self._recorded)
+            except StopIteration:
+                raise StopAsyncIteration from None
         try:
             self._check()
         except RunStopped as stop:
             await self._fail(stop)
+            await self._close_inner()
             raise
         token = self._enter()
         body = aio.Body(self._step)
@@ -291,3 +304,19 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
     async def _fail(self, error: BaseException) -> None:
         if self._ended():
             await aio.close(self._step, self._failed(error))
+
+    async def _close_inner(self) -> None:
+        """Let the body of a stopped generator give back what it holds."""
+        token = self._enter()
+        try:
+            with contextlib.suppress(Exception):  # the stop is what its consumer is told
+                await self._inner.aclose()
+        finally:
+            self._exit(token)
+
+
+def driver_of(fn: Callable[..., Any]) -> Any:
+    """What drives calls of `fn`, if it is a generator function of either kind."""
+    if inspect.isasyncgenfunction(fn):
+        return GuardedAsyncGenerator
+    return GuardedGenerator if inspect.isgeneratorfunction(fn) else None

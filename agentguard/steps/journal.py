@@ -34,8 +34,10 @@ from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
+from agentguard.steps.gate import Gate
 from agentguard.steps.levels import Levels, Outer
 from agentguard.steps.parts import Parts
+from agentguard.steps.served import Player
 
 _new = tuple.__new__
 _log = logging.getLogger("agentguard")
@@ -66,8 +68,6 @@ class Journal:
         self.number = row.number
         self.fold = fold
         self.salt = row.salt or b""
-        #: The run whose idempotency keys this one continues: its own id, or a fork's origin.
-        self.origin: str = fold.metadata.get("agentguard.origin", fold.run_id)
         self.levels = Levels(self, outer, parts.tenants)
         #: Whether this process opened or claimed the run, and so writes its end.
         self.owner = True
@@ -98,6 +98,11 @@ class Journal:
         self._stale = False
         self._running_base = fold.running_ns
         self._running_since: int | None = None
+        #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
+        self.concurrent = False
+        self._gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
+        #: What serves steps from a log, in a replay or a recovery.
+        self.player: Player | None = None
         #: In a forked child, what its keys begin with instead of the main branch; else empty.
         self.fork = ""
         forked.watch(self)
@@ -106,6 +111,11 @@ class Journal:
     def run_id(self) -> str:
         """The run's id."""
         return self.fold.run_id
+
+    @property
+    def origin(self) -> str:
+        """The run whose idempotency keys this one continues: its own id, or a fork's origin."""
+        return self.fold.origin or self.fold.run_id
 
     # --- waiting -------------------------------------------------------------------------------
 
@@ -134,6 +144,11 @@ class Journal:
             self._running_base += now - self._running_since
         running = self.fold.state is RunState.RUNNING
         self._running_since = (now if since is None else since) if running else None
+
+    def restart_clock(self) -> None:
+        """Count on from what the log says, after a claim."""
+        self._running_base, self._running_since = self.fold.running_ns, None
+        self.keep_time()
 
     def running_ns(self) -> int:
         """How long the run has been RUNNING, by this process's monotonic clock."""
@@ -237,6 +252,16 @@ class Journal:
         """Tell the run's owner of a warning; what it raises must not harm the step."""
         if self.on_warning is not None:
             self.pending_warnings.append(data)
+
+    def gate(self, loop: asyncio.AbstractEventLoop) -> Gate | None:
+        """The delivery gate of a loop, where more than one task of a run is under way in it."""
+        factory = self.loops.get(loop)
+        if factory is None or not factory.alive:
+            return None
+        gate = self._gates.get(loop)
+        if gate is None:
+            gate = self._gates[loop] = Gate(loop)
+        return gate
 
     def tell_warnings(self) -> None:
         """Call `on_warning` for what is pending; the lock is not held."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentguard.budget.account import Amounts, Request
 from agentguard.budget.model import Usage
+from agentguard.errors import UnknownCostError
 from agentguard.runs.branch import Branch, key_part
 from agentguard.runs.fold import ONE_STEP
 
@@ -117,10 +118,12 @@ class Step:
         "run",
         "scope",
         "scope_key",
+        "seq",
         "settled",
         "span",
         "spec",
         "started_ns",
+        "unpriced",
     )
 
     def __init__(self, spec: StepSpec, place: Any, branch: Branch, key: str, pos: int) -> None:
@@ -139,7 +142,11 @@ class Step:
         self.needs_approval = spec.approval is True
         self.payload: bytes | None = None
         self.digest: str | None = None
+        #: The sequence of its outcome.
+        self.seq = 0
         self.settled: Amounts | None = None
+        #: What `reserve=` raised for a call whose cost nobody knows: the step is refused with it.
+        self.unpriced: UnknownCostError | None = None
         self.span: Any = None
         self.at_ns = 0
         self.started_ns = 0

@@ -143,6 +143,7 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, *, wait: bool) -> Non
         step.span.trace_id if step.span is not None else None,
         step.span.span_id if step.span is not None else None,
     )
+    step.seq = record.seq
     if fold.ended_ns is not None:
         with journal.deciding():  # settled late: the run's row takes the spending in
             if step.key in fold.open:

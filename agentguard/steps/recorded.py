@@ -20,6 +20,7 @@ from agentguard.runs.branch import key_part
 from agentguard.steps import values
 from agentguard.steps.flow import check
 from agentguard.steps.journal import Journal
+from agentguard.steps.served import Served
 
 
 def seeded(journal: Journal, key: str) -> bytes:
@@ -42,28 +43,42 @@ def seeded_random(journal: Journal, place: Any) -> float:
 
 def now(journal: Journal, place: Any) -> datetime:
     """The wall clock, recorded."""
-    stamp = journal.clock.wall()
-    keep(journal, place, "run.now", stamp)
+    stamp = record(journal, place, "run.now", journal.clock.wall)
     return datetime.fromtimestamp(stamp / 1e9, UTC)
 
 
 def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> Any:
     """What `fn()` gives, recorded; awaitable for a coroutine function."""
-    if inspect.iscoroutinefunction(fn):
-        return _record_async(journal, place, name, fn)
-    return keep(journal, place, name, fn())
-
-
-async def _record_async(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> Any:
-    return keep(journal, place, name, await fn())
-
-
-def keep(journal: Journal, place: Any, name: str, value: Any) -> Any:
-    """Put a value on record under the next key of its name."""
-    check(journal, place.scope_key)
     key, pos = place.branch.next_call(key_part(name))
+    if journal.player is not None:
+        served = journal.player.value(key, pos, name)
+        if served is not None:
+            return _ready(served) if inspect.iscoroutinefunction(fn) else served.result()
+    check(journal, place.scope_key)
+    if inspect.iscoroutinefunction(fn):
+        return _record_async(journal, place, key, pos, name, fn)
+    value = fn()
+    _keep(journal, place, key, pos, name, value)
+    return value
+
+
+async def _ready(served: Served) -> Any:
+    return served.result()
+
+
+async def _record_async(
+    journal: Journal, place: Any, key: str, pos: int, name: str, fn: Callable[[], Any]
+) -> Any:
+    value = await fn()
+    _keep(journal, place, key, pos, name, value)
+    return value
+
+
+def _keep(journal: Journal, place: Any, key: str, pos: int, name: str, value: Any) -> None:
     payload = encode_value(value)
     data: dict[str, Any] = {}
+    if place.step is not None:
+        data["parent"] = place.step.key
     if payload is None:
         data["unreplayable"] = f"{type_name(type(value))} cannot be encoded"
     else:
@@ -72,5 +87,5 @@ def keep(journal: Journal, place: Any, name: str, value: Any) -> Any:
             data["unreplayable"] = reason
     with journal.deciding():
         check(journal, place.scope_key)
-        journal.act([Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)], [payload])
-    return value
+        record = Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)
+        journal.act([record], [payload])

@@ -64,11 +64,19 @@ class Scope:
 
     def __enter__(self) -> Scope:
         journal = self._journal
-        around = self._place.scope_key
+        place = self._place
+        if journal.player is None or not journal.player.open_scope(self):
+            self._open(journal, place.scope_key)
+        self._token = CURRENT.set(Place(self.run, self, place.branch, place.step))
+        return self
+
+    def _open(self, journal: Journal, around: str) -> None:
         check(journal, around)
         data: dict[str, Any] = {"running_ns": journal.running_ns()}
         if around:
             data["scope"] = around
+        if self._place.step is not None:
+            data["parent"] = self._place.step.key
         if not self.budget.unlimited:
             data["budget"] = self.budget.to_fields()
         with journal.deciding():
@@ -76,9 +84,6 @@ class Scope:
             journal.act(
                 [Record(0, ev.SCOPE_OPENED, journal.clock.wall(), self.key, self.pos, self.name, data=data)]
             )
-        place = self._place
-        self._token = CURRENT.set(Place(self.run, self, place.branch, place.step))
-        return self
 
     def __exit__(
         self,
@@ -89,6 +94,12 @@ class Scope:
         leave(self._token)
         journal = self._journal
         stop = self.stop
+        if journal.player is None or not journal.player.close_scope(self):
+            self._close(journal, stop)
+        if journal.stop is None:
+            raise_verdict(stop, error)
+
+    def _close(self, journal: Journal, stop: RunStopped | None) -> None:
         data = {"stopped": True} if stop is not None else None
         with contextlib.suppress(AgentGuardError), journal.deciding():
             spent = dict(journal.fold.account.spent)
@@ -103,8 +114,6 @@ class Scope:
                 data=data,
             )
             journal.act([record])
-        if journal.stop is None:
-            raise_verdict(stop, error)
 
     async def __aenter__(self) -> Scope:
         return self.__enter__()

@@ -24,6 +24,10 @@ def call(
 ) -> Any:
     """Run one guarded call of `fn`."""
     step = open_step(spec, place, args, kwargs)
+    if step.journal.player is not None:
+        prepare(step, args, kwargs)
+        if (served := step.journal.player.serve(step)) is not None:
+            return served.result()
     begin(step, args, kwargs)
     token = CURRENT.set(step)
     try:

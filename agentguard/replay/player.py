@@ -1,0 +1,330 @@
+"""The player: answers for a journal from its log.  No step body runs for what is on record.
+
+A replay answers everything, and a call that is not on record is a divergence.  A recovery answers its
+prefix and lets the rest go live; there, a step that started and has no outcome is handed to `unknown`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from agentguard._encoding import decode
+from agentguard.errors import ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored
+from agentguard.events.model import Record
+from agentguard.replay import divergence as d
+from agentguard.replay.order import DeliveryOrder
+from agentguard.replay.tape import Call, Tape
+from agentguard.runs.termination import stop_from, termination
+from agentguard.steps import exceptions, values
+from agentguard.steps.journal import Journal
+from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.served import Served
+
+Unknown = Callable[[Step, Call], Served | None]
+
+
+class Player:
+    """See the module.  Used from every thread of the program."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        log: Iterator[Stored],
+        *,
+        unknown: Unknown | None = None,
+        stall_timeout: float = 30.0,
+    ) -> None:
+        self._journal = journal
+        self._lock = threading.RLock()
+        self.tape = Tape(log)
+        self._unknown = unknown
+        self._scopes: dict[str, Call] = {}
+        self.order = DeliveryOrder(self, stall_timeout)
+        #: The first difference; once found, every further call raises it.
+        self.divergence: ReplayDivergenceError | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether calls that are not on record go live."""
+        return self._unknown is not None
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def serve(self, step: Step) -> Served | None:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._find(step)
+            if call is None:
+                return None
+            if not call.settled:
+                return self._without_outcome(step, call)
+            self.consume(call)
+            return self.outcome(step.spec, call)
+
+    async def serve_async(self, step: Step) -> Served | None:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._find(step)
+            if call is None:
+                return None
+            if not call.settled:
+                return self._without_outcome(step, call)
+            self.tape.take(call)
+        await self.order.turn(call)
+        with self._lock:
+            self._apply(call)
+            return self.outcome(step.spec, call)
+
+    def serve_items(self, step: Step) -> tuple[list[Any], Served] | None:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._find(step)
+            if call is None:
+                return None
+            if not call.settled:
+                answer = self._without_outcome(step, call)
+                return None if answer is None else ([], answer)
+            self.consume(call)
+            call.delivered = True
+            if call.start.type == ev.STEP_REFUSED:
+                return [], self.outcome(step.spec, call)
+            self._replayable(call)
+            items = self._items(step.spec, call)
+            if call.end is not None and call.end.type == ev.STEP_FAILED:
+                return items, Served(error=self._error(call))
+            if call.end_data.get("closed_early"):
+                found = "another item was asked for"
+                key = call.start.key
+                return items, Served(error=ReplayDivergenceError(d.MISSING, key, "closed early", found))
+            return items, Served()
+
+    def _items(self, spec: StepSpec, call: Call) -> list[Any]:
+        if spec.codec is not None:
+            return list(spec.codec.decode(call.end_payload))
+        kind = values.item_type(spec.returns)
+        parts = decode(call.end_payload or b"[]")
+        if kind is None:
+            return list(parts)
+        return list(values.restore(call.end_payload or b"[]", list[kind]))  # type: ignore[valid-type]
+
+    def block(self, step: Step) -> None:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._find(step)
+            if call is not None and (call.settled or not self.live):
+                self.diverge(d.NOT_REPLAYABLE, step.key, d.describe(call.start), "a block, not a function")
+            if call is not None:
+                self._without_outcome(step, call)
+
+    def _find(self, step: Step) -> Call | None:
+        """The recorded call of a step, its place and arguments checked."""
+        call = self._call(step.key, step.pos)
+        if call is None:
+            return None
+        recorded = call.data.get("args")
+        if recorded != step.digest and not (recorded is None or step.digest is None):
+            self._raise(d.arguments(step.key, call.payload, step.payload))
+        if (call.start.kind, call.start.name) != (step.kind, step.name):
+            self.diverge(d.NAME, step.key, d.describe(call.start), f"{step.kind} {step.name}")
+        return call
+
+    def _call(self, key: str, pos: int) -> Call | None:
+        if self.divergence is not None:
+            raise self.divergence.with_traceback(None)
+        call = self.tape.find(key)
+        if call is None:
+            self._absent(key, pos)
+            return None
+        if call.start.pos != pos:
+            at_place = self.tape.at(key, min(pos, call.start.pos))
+            expected = d.describe((at_place or call).start)
+            self.diverge(d.ORDER, key, expected, f"{key} as call {pos} of its branch")
+        return call
+
+    def _absent(self, key: str, pos: int) -> None:
+        """A call that is not on record: past the end of its branch, or a difference."""
+        there = self.tape.at(key, pos)
+        if there is not None:
+            self.diverge(d.NAME, key, d.describe(there.start), f"{key} as call {pos} of its branch")
+        if self.live:
+            return
+        stop = self.recorded_stop()
+        if stop is None:
+            end = "no further call of this branch; " + ("the log ends" if self.tape.ended else "")
+            self.diverge(d.MISSING, key, end, f"{key} as call {pos} of its branch")
+            return
+        self._journal.set_stop(stop)
+        raise stop.with_traceback(None)
+
+    def recorded_stop(self) -> RunStopped | None:
+        """What stopped the recorded run, the same object each time."""
+        if self._journal.stop is None and self.tape.terminal is not None:
+            data = (self.tape.terminal.data or {})["termination"]
+            stop = stop_from(data)
+            if stop is not None:
+                self._journal.set_stop(stop)
+        return self._journal.stop
+
+    def _without_outcome(self, step: Step, call: Call) -> Served | None:
+        if self._unknown is not None:
+            answer = self._unknown(step, call)
+            self.tape.take(call, with_children=answer is not None)
+            return answer
+        self.tape.read_until(lambda: False)
+        raise StepOutcomeUnknownError(self._journal.run_id, step.key)
+
+    # --- outcomes ------------------------------------------------------------------------------
+
+    def consume(self, call: Call) -> None:
+        """Take a call, and fold what it and the calls inside it used."""
+        self.tape.take(call)
+        self._apply(call)
+
+    def _apply(self, call: Call) -> None:
+        if self.live:
+            return  # the journal has folded the whole log
+        fold = self._journal.fold
+        for record in self._records(call):
+            fold.apply(record, fold.hash)
+
+    def _records(self, call: Call) -> Iterator[Record]:
+        yield call.start
+        for child in call.children:
+            yield from self._records(child)
+        if call.end is not None:
+            yield call.end
+
+    def outcome(self, spec: StepSpec, call: Call) -> Served:
+        """A recorded outcome, brought back."""
+        if call.start.type == ev.STEP_REFUSED:
+            return Served(error=self._refusal(call))
+        end = call.end
+        failed = end is not None and (end.type == ev.STEP_FAILED or call.end_data.get("as") == "failed")
+        if failed:
+            return Served(error=self._error(call))
+        self._replayable(call)
+        if spec.codec is not None:
+            return Served(spec.codec.decode(call.end_payload))
+        return Served(values.restore(call.end_payload or b"null", spec.returns))
+
+    def _replayable(self, call: Call) -> None:
+        reason = call.end_data.get("unreplayable")
+        if reason is None and call.end_payload is None:
+            reason = "its payload was erased, or not captured"
+        if reason is not None:
+            self.diverge(d.NOT_REPLAYABLE, call.start.key, f"a result that can be handed out again: {reason}")
+
+    def _refusal(self, call: Call) -> BaseException:
+        scope = call.data.get("stops")
+        if scope:
+            return self._journal.scope_stops[scope]
+        self.tape.read_until(lambda: self.tape.terminal is not None)
+        stop = self.recorded_stop()
+        return stop or StepOutcomeUnknownError(self._journal.run_id, call.start.key or "")
+
+    def _error(self, call: Call) -> BaseException:
+        """The recorded exception; a stop is the run's own, so that it is one object everywhere."""
+        error = exceptions.restore(call.end_data["error"])
+        if isinstance(error, RunStopped):
+            for stop in (self.recorded_stop_of(error), *self._journal.scope_stops.values()):
+                if stop is not None and stop.facts() == error.facts():
+                    return stop
+        return error
+
+    def recorded_stop_of(self, error: RunStopped) -> RunStopped | None:
+        """The run's stop, where an exception stands for it."""
+        if self._journal.stop is None:
+            self.tape.read_until(lambda: self.tape.terminal is not None)
+            if self.tape.terminal is not None:
+                stop = stop_from((self.tape.terminal.data or {})["termination"])
+                if stop is not None and stop.facts() == error.facts():
+                    return self.recorded_stop()
+        return self._journal.stop
+
+    # --- values and scopes ---------------------------------------------------------------------
+
+    def value(self, key: str, pos: int, name: str) -> Served | None:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._call(key, pos)
+            if call is None:
+                return None
+            reason = call.data.get("unreplayable")
+            if reason is None and call.payload is None:
+                reason = "its payload was erased, or not captured"
+            if reason is not None:
+                self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {reason}")
+            self.consume(call)
+            return Served(decode(call.payload or b"null"))
+
+    def open_scope(self, scope: Any) -> bool:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._call(scope.key, scope.pos)
+            if call is None:
+                return False
+            recorded = call.data.get("budget", {})
+            if recorded != scope.budget.to_fields():
+                self.diverge(d.ARGUMENTS, scope.key, recorded, scope.budget.to_fields())
+            self.tape.take(call)
+            self._scopes[scope.key] = call
+            if not self.live:
+                self._journal.apply(call.start, self._journal.fold.hash)
+            return True
+
+    def open_run(self, key: str, pos: int) -> bool:
+        """Whether a run that opens inside this one is on record; in a replay it must be."""
+        with self._lock:
+            call = self._call(key, pos)
+            if call is None:
+                return False
+            self.tape.find(key)
+            if not self.live:
+                self.tape.read_until(lambda: call.end is not None)
+            self.consume(call)
+            return True
+
+    def close_scope(self, scope: Any) -> bool:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._scopes.pop(scope.key, None)
+            if call is None:
+                return False
+            return call.end is not None or not self.live
+
+    # --- differences ---------------------------------------------------------------------------
+
+    def diverge(self, kind: str, key: str | None, expected: Any, found: Any = None) -> None:
+        """Raise the first difference, now and for every later call."""
+        self._raise(ReplayDivergenceError(kind, key, expected, found))
+
+    def _raise(self, error: ReplayDivergenceError) -> None:
+        if self.divergence is None:
+            self.divergence = error
+        raise self.divergence
+
+    def finish(self) -> None:
+        """The program is done: nothing may be left over, and its spending must be the recorded one."""
+        with self._lock:
+            left = self.tape.left_over()
+            if left is not None:
+                self.diverge(d.LEFT_OVER, left.start.key, d.describe(left.start), "the program ended")
+
+    def end(self, error: BaseException | None) -> RunStopped | None:
+        """The recorded end: its stop to raise, or a difference where the program ended otherwise."""
+        terminal = self.tape.terminal
+        if terminal is None:
+            return self._journal.stop
+        recorded = (terminal.data or {})["termination"]
+        self._journal.apply(terminal, self._journal.fold.hash)
+        stop = self.recorded_stop()
+        if stop is not None:
+            return stop
+        found = "completed" if error is None else termination(error)["type"]
+        if recorded["type"] != found:
+            self.diverge(d.OUTCOME, None, f"the run ended: {recorded['type']}", f"it ended: {found}")
+        return None

@@ -1,0 +1,74 @@
+"""The parts of a replay that write nothing: a store that refuses to, and a switch that nobody pulls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from agentguard.errors import StoreUnavailableError
+from agentguard.events.codec import Stored
+from agentguard.killswitch.model import Acknowledgements, Kill
+from agentguard.protocols import EventStore
+
+
+class SealedStore:
+    """Reads from a store, and refuses whatever would change it."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        #: The store that this one reads from.
+        self.sealed = store
+        self.url = store.url
+        self.lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("row", "rows", "children", "read", "last", "tail", "accounts"):
+            return getattr(self._store, name)
+        return self._refuse
+
+    def _refuse(self, *args: Any, **options: Any) -> NoReturn:
+        raise StoreUnavailableError("a replay writes nothing")
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class _Absent:
+    def acknowledge(self, generation: int) -> None: ...
+
+    def leave(self) -> None: ...
+
+
+class StillSwitch:
+    """No kill is in force, and none will come."""
+
+    def __init__(self) -> None:
+        self.signal = memoryview(bytearray(16)).cast("Q")
+
+    def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
+        """None."""
+        return None
+
+    def kills(self) -> list[Kill]:
+        """None."""
+        return []
+
+    def record(self, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the protocol's name
+        """Nothing is recorded."""
+        raise StoreUnavailableError("a replay writes nothing")
+
+    def read(self, after: int = 0) -> Iterator[Stored]:
+        """Nothing."""
+        return iter(())
+
+    def join(self, on_change: Callable[[int], None]) -> _Absent:
+        """Nothing will change."""
+        return _Absent()
+
+    def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
+        """Nobody."""
+        return Acknowledgements(0, 0, 0.0)
+
+    def close(self) -> None:
+        """Nothing was opened."""

@@ -1,0 +1,185 @@
+"""A recorded log as a replay consumes it: read forward as far as needed, each call taken once.
+
+What is kept in memory is what was read and not yet asked for, so it does not grow with the log.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored
+from agentguard.events.model import Record
+
+_STARTS = (ev.STEP_STARTED, ev.STEP_REFUSED, ev.VALUE, ev.SCOPE_OPENED)
+_ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.SCOPE_CLOSED)
+_TERMINAL = (ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED)
+
+
+class Call:
+    """One recorded call: a step, a refused step, a value, or a scope; and how it ended."""
+
+    __slots__ = ("children", "delivered", "end", "end_payload", "payload", "start")
+
+    def __init__(self, start: Record, payload: bytes | None) -> None:
+        self.start = start
+        self.payload = payload
+        self.end: Record | None = None
+        self.end_payload: bytes | None = None
+        #: Calls recorded inside the body of this one, which go with it when it is served.
+        self.children: list[Call] = []
+        self.delivered = False
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the first event says."""
+        return self.start.data or {}
+
+    @property
+    def end_data(self) -> dict[str, Any]:
+        """What the last event says."""
+        return (self.end.data or {}) if self.end is not None else {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the log says how it ended."""
+        return self.end is not None or self.start.type in (ev.STEP_REFUSED, ev.VALUE)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the program had cancelled it."""
+        return bool(self.end_data.get("outcome") == "cancelled")
+
+
+def branch_of(key: str) -> str:
+    """The branch path in a key; the keys that callers name have none of their own."""
+    return key.rpartition("/")[0]
+
+
+class Tape:
+    """The calls of a log, by key and in order.  Its user holds a lock."""
+
+    def __init__(self, log: Iterator[Stored]) -> None:
+        self._log = log
+        self._calls: dict[str, collections.deque[Call]] = {}
+        #: Calls that were read and not yet taken, by branch and place.
+        self._places: dict[str, dict[int, Call]] = {}
+        #: Outcomes of async steps in log order, for delivery.
+        self.deliveries: collections.deque[Call] = collections.deque()
+        self.terminal: Record | None = None
+        self.created: Record | None = None
+        self.last: Stored | None = None
+        self.ended = False
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def read_until(self, done: Callable[[], bool]) -> None:
+        """Read on until `done()`, or to the end."""
+        while not done():
+            stored = next(self._log, None)
+            if stored is None:
+                self.ended = True
+                return
+            self.last = stored
+            self._take_in(codec.decode(stored.body), stored.payload)
+
+    def read_on(self) -> bool:
+        """Read one more event; False at the end."""
+        before = self.last
+        self.read_until(lambda: self.last is not before)
+        return self.last is not before
+
+    def _take_in(self, record: Record, payload: bytes | None) -> None:
+        if record.type in _STARTS:
+            self._begin(record, payload)
+        elif record.type in _ENDS:
+            self._finish(record, payload)
+        elif record.type == ev.STEP_RESOLVED:
+            self._resolve(record, payload)
+        elif record.type in _TERMINAL:
+            self.terminal = record
+        elif record.type == ev.RUN_CREATED:
+            self.created = record
+
+    def _begin(self, record: Record, payload: bytes | None) -> None:
+        call = Call(record, payload)
+        key = record.key
+        if key is None:
+            return  # a scope's deadline, which no call carries: see `stop_of`
+        parent = self._open(call.data.get("parent"))
+        if parent is not None:
+            parent.children.append(call)
+        self._calls.setdefault(key, collections.deque()).append(call)
+        self._places.setdefault(branch_of(key), {})[record.pos] = call
+
+    def _open(self, key: str | None) -> Call | None:
+        """The call of that key which is still under way at this point of the log."""
+        for call in reversed(self._calls.get(key or "", ())):
+            if call.end is None:
+                return call
+        return None
+
+    def _finish(self, record: Record, payload: bytes | None) -> None:
+        call = self._open(record.key)
+        if call is None:
+            return  # a nested run's end; or the start was taken with the step around it
+        call.end, call.end_payload = record, payload
+        if call.start.type == ev.STEP_STARTED and call.data.get("async") and not call.cancelled:
+            self.deliveries.append(call)
+
+    def _resolve(self, record: Record, payload: bytes | None) -> None:
+        calls = self._calls.get(record.key or "")
+        if not calls:
+            return
+        call = calls[-1]
+        if (record.data or {}).get("as") == "retry":
+            self.take(call, with_children=False)  # the next attempt is the one that counts
+        else:
+            call.end, call.end_payload = record, payload
+            if call.data.get("async"):
+                self.deliveries.append(call)
+
+    # --- asking --------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Call | None:
+        """The next recorded call of a key, with its outcome if the log has one."""
+        self.read_until(lambda: bool(self._calls.get(key)))
+        calls = self._calls.get(key)
+        if not calls:
+            return None
+        call = calls[0]
+        self.read_until(lambda: call.settled or not calls or calls[0] is not call)
+        if not calls or calls[0] is not call:  # it was resolved to be tried again
+            return self.find(key)
+        return call
+
+    def take(self, call: Call, *, with_children: bool = True) -> None:
+        """Take a call out, and with it what was recorded inside its body, unless that runs again."""
+        key = call.start.key or ""
+        calls = self._calls.get(key)
+        if calls and call in calls:
+            calls.remove(call)
+            if not calls:
+                del self._calls[key]
+        places = self._places.get(branch_of(key), {})
+        if places.get(call.start.pos) is call:
+            del places[call.start.pos]
+        for child in call.children if with_children else ():
+            child.delivered = True
+            if child.start.key is not None and child in self._calls.get(child.start.key, ()):
+                self.take(child)
+
+    def at(self, key: str, pos: int) -> Call | None:
+        """What the log has, and nobody has asked for, at a place of a key's branch or after it."""
+        places = self._places.get(branch_of(key), {})
+        later = [place for place in places if place >= pos]
+        return places[min(later)] if later else None
+
+    def left_over(self) -> Call | None:
+        """The first recorded call that nobody asked for."""
+        self.read_until(lambda: False)
+        left = [call for calls in self._calls.values() for call in calls]
+        return min(left, key=lambda call: call.start.seq, default=None)

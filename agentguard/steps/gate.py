@@ -1,0 +1,53 @@
+"""The delivery gate: outcomes of concurrent async steps reach their consumers one at a time, in log order.
+
+Without it, two results that land in one turn of the event loop could be seen together live and apart
+in a replay, and a program that acts on who came first would go another way.  So that both look the
+same, the loop gets some turns after each delivery before the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+#: Turns of the loop between two deliveries: enough for a task to finish and its waiter to wake.
+TURNS = 4
+
+
+def after_turns(loop: asyncio.AbstractEventLoop, turns: int, then: Callable[[], None]) -> None:
+    """Call `then` after some turns of the loop."""
+    if turns <= 0:
+        then()
+    else:
+        loop.call_soon(after_turns, loop, turns - 1, then)
+
+
+class Gate:
+    """The live gate of one run in one loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._ties = count()
+        self._busy = False
+
+    async def turn(self, seq: int) -> None:
+        """Return when the outcome with this sequence may be handed out."""
+        if not self._busy:
+            self._busy = True
+            after_turns(self._loop, TURNS, self._next)
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+        heapq.heappush(self._waiting, (seq, next(self._ties), future))
+        await future
+
+    def _next(self) -> None:
+        while self._waiting:
+            _, _, future = heapq.heappop(self._waiting)
+            if not future.done():  # cancelled while it waited
+                future.set_result(None)
+                after_turns(self._loop, TURNS, self._next)
+                return
+        self._busy = False

@@ -1,0 +1,52 @@
+"""Steps, scopes and values that a log serves instead of running them: the seam to `agentguard.replay`.
+
+A journal with a `player` asks it first.  `None` means: not on record, go live (a recovery past its
+prefix); a pure replay never answers so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from agentguard.steps.model import Step
+
+
+class Served:
+    """A recorded outcome: a value, or an exception to raise."""
+
+    __slots__ = ("error", "value")
+
+    def __init__(self, value: Any = None, error: BaseException | None = None) -> None:
+        self.value = value
+        self.error = error
+
+    def result(self) -> Any:
+        """The value, or the exception raised."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        return self.value
+
+
+class Player(Protocol):
+    """What replay and recovery answer."""
+
+    def serve(self, step: Step) -> Served | None:
+        """The outcome of a sync step."""
+
+    async def serve_async(self, step: Step) -> Served | None:
+        """The outcome of an async step, delivered in log order."""
+
+    def serve_items(self, step: Step) -> tuple[list[Any], Served] | None:
+        """The items of a generator, and how it ended; a value that is true means closed early."""
+
+    def block(self, step: Step) -> None:
+        """A block begins, which cannot be served: refuse it, or let it go live."""
+
+    def value(self, key: str, pos: int, name: str) -> Served | None:
+        """A recorded value."""
+
+    def open_scope(self, scope: Any) -> bool:
+        """A scope opens; True if that is on record."""
+
+    def close_scope(self, scope: Any) -> bool:
+        """A scope closes; True if that is on record."""
