@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from agentguard._secrets import MASK
+
 #: What encoding a stranger's object can raise.
 _FAILURES = (
     TypeError,
@@ -21,10 +23,14 @@ OPAQUE = "agentguard:unencodable"
 
 
 def _foreign(value: Any) -> Any:
-    """What msgspec does not know: pydantic models by their own dump, everything else not at all."""
+    """What msgspec does not know: secrets masked, pydantic models by their own dump, and no more."""
+    if hasattr(type(value), "get_secret_value"):  # pydantic's SecretStr, SecretBytes and Secret
+        return MASK
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return dump(mode="json")
+    if "secret" in type(value).__name__.lower():
+        return MASK
     raise TypeError(f"{type_name(type(value))} cannot be encoded")
 
 

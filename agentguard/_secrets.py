@@ -139,31 +139,36 @@ def _shape(found: re.Match[str]) -> str:
 # --- finding out fast that there is nothing ------------------------------------------------------
 
 #: What must stand in the bytes for one of `SHAPES` to be there, each looked for by a rare character.
-find_shape: Final = re.compile(
-    rb"-(?:(?<=[^A-Za-z0-9]sk-)|(?<=glpat-)|(?<=xox[abeoprs]-)|----BEGIN )"
-    rb"|_(?:(?<=gh[pousr]_)|(?<=github_)pat_|(?<=hf_)|(?<=[sr]k_)(?:live|test)_|(?<=npm_))"
-    rb"|K(?<=AK)IA|S(?<=AS)IA|I(?<=AI)za|J(?<=eyJ)|B(?=earer )|b(?=earer )"
-    rb"|/(?<=:/)/[^\s/:@\"'<>]*:[^\s/@\"'<>]+@"
-).search
+_TRACES = (
+    r"-(?:(?<=[^A-Za-z0-9]sk-)|(?<=glpat-)|(?<=xox[abeoprs]-)|----BEGIN )"
+    r"|_(?:(?<=gh[pousr]_)|(?<=github_)pat_|(?<=hf_)|(?<=[sr]k_)(?:live|test)_|(?<=npm_))"
+    r"|K(?<=AK)IA|S(?<=AS)IA|I(?<=AI)za|J(?<=eyJ)|B(?=earer )|b(?=earer )"
+    r"|/(?<=:/)/[^\s/:@\"'<>]*:[^\s/@\"'<>]+@"
+)
 
 
-def finder(names: Names) -> re.Pattern[bytes]:
-    """Finds in JSON text what may be a secret's name: a key, one in a string, or a query's field.
+def finders(names: Names) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """Two patterns for JSON text that has not a secret in it, if neither is found there.
 
-    It may find more than there is, and misses nothing but names that are not ASCII; those make
-    it find every key.
+    The first looks for keys, also of JSON in a string; the second for shapes and fields of URLs.
+    They may find more than there is.  Names that are not ASCII make the first find every key.
     """
     spelt = sorted({text for words in names.words for text in ("".join(words), ".".join(words))})
     if not all(text.isascii() for text in spelt):
-        return re.compile(rb'":')
-    return re.compile(
-        rf'":(?:{_behind(spelt, '":')}|(?<=\\":)(?:{_behind(spelt, '\\\\":')}))|={_behind(spelt, "=")}'.encode()
+        return re.compile(rb'":'), re.compile(rf"{_TRACES}|=".encode())
+    key, inner, field = (_behind(spelt, end) for end in ('":', r'\\":', "="))
+    return (
+        re.compile(rf'":(?:{key}|(?<=\\":)(?:{inner}))'.encode()),
+        re.compile(rf"{_TRACES}|={field}".encode()),
     )
 
 
 def _behind(spelt: list[str], end: str) -> str:
     """What looks back from `end`: at three characters first, which rules out most names at once."""
-    classes = "".join(f"[{''.join(sorted({_both(text[at]) for text in spelt}))}]" for at in (-3, -2, -1))
+    depth = min(3, *map(len, spelt))
+    classes = "".join(
+        f"[{''.join(sorted({_both(text[at]) for text in spelt}))}]" for at in range(-depth, 0)
+    )
     by_last: dict[str, list[str]] = {}
     for text in spelt:
         by_last.setdefault(text[-1], []).append(text)
@@ -175,6 +180,8 @@ def _behind(spelt: list[str], end: str) -> str:
 
 
 def _both(character: str) -> str:
+    if character == ".":
+        return "_. -"
     return character.lower() + character.upper() if character.isalpha() else re.escape(character)
 
 

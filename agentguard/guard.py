@@ -13,6 +13,8 @@ from msgspec import structs
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.audit import verify as audit
+from agentguard.audit.compare import RunDiff, diff
+from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Usage
 from agentguard.budget.tenant import PERIODS, account_id
@@ -26,7 +28,7 @@ from agentguard.lifecycle import Joining, Opening, load_journal
 from agentguard.protocols import KillSwitch, RunRow
 from agentguard.recovery import Forking, ForkOptions, Recovering, nested
 from agentguard.replay import resolving
-from agentguard.replay.session import Replaying
+from agentguard.replay.session import Replaying, origin_log
 from agentguard.run import Run
 from agentguard.runs.state import RunState, check_move
 from agentguard.runs.summary import RunSummary, from_data, summarize
@@ -185,6 +187,7 @@ class Guard:
         metadata: dict[str, Any] | None = None,
         on_warning: Callable[[dict[str, Any]], None] | None = None,
         detached: bool = False,
+        if_exists: str = "error",
     ) -> Run:
         """A run: `with guard.run("triage", budget=Budget(usd="1.00")) as run:`; `async with` too.
 
@@ -200,23 +203,34 @@ class Guard:
             metadata: plain data for the summary.
             on_warning: called with each budget warning.
             detached: no child of the run around it.
+            if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed.
+
+        It is a decorator too, on a sync or async function: a fresh run for each call, its arguments
+        recorded as inputs.
 
         Raises:
+            ValueError: `if_exists` is something else, or `"recover"` without a `run_id`.
             RunExistsError: the id is taken (when the block is entered).
             KillSwitchTriggeredError: a kill covers it already (when the block is entered).
         """
-        opening = Opening(
-            self,
-            name,
-            budget=budget,
-            tenant=tenant,
-            run_id=run_id,
-            inputs=inputs,
-            metadata=metadata,
-            on_warning=on_warning,
-            detached=detached,
-        )
-        return Run(opening)
+        if if_exists not in ("error", "recover") or (if_exists == "recover" and run_id is None):
+            raise ValueError(f"if_exists must be 'error', or 'recover' with a run_id, not {if_exists!r}")
+        if if_exists == "recover" and (row := self.parts.store.row(check_id(run_id, "run_id"))) is not None:
+            return Run(Recovering(self, row))
+        options: dict[str, Any] = {
+            "budget": budget,
+            "tenant": tenant,
+            "run_id": run_id,
+            "inputs": inputs,
+            "metadata": metadata,
+            "on_warning": on_warning,
+            "detached": detached,
+        }
+
+        def again(inputs: dict[str, Any]) -> Run:
+            return self.run(name, if_exists=if_exists, **{**options, "inputs": inputs})
+
+        return Run(Opening(self, name, **options), again)
 
     def start(self, name: str, **options: Any) -> Run:
         """Open a run where no block fits (notebooks); end it with `run.close()` or `run.aclose()`."""
@@ -579,6 +593,27 @@ class Guard:
             own = {name: head for name, head in heads.items() if name == run_id}
             return audit.verify(store, [self._row(run_id)], own)
         return audit.verify(store, store.rows(limit=2**62), heads, self.parts.switch.read())
+
+    def diff(self, run_a: str, run_b: str) -> RunDiff:
+        """Where two runs differ, branch by branch in call order; true when they do.
+
+        Keys, arguments, effects, outcomes and the end are compared; order over branches, times and
+        spending are not.
+
+        Raises:
+            RunNotFoundError: one of them is not there.
+        """
+        store = self.parts.store
+        a, b = self._row(run_a), self._row(run_b)
+        return diff(a.run_id, origin_log(store, a.run_id), b.run_id, origin_log(store, b.run_id))
+
+    def what_if(self, run_id: str, budget: Budget) -> WhatIf:
+        """Whether and where another budget would have stopped a run; nothing is run.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        return what_if(origin_log(self.parts.store, self._row(run_id).run_id), budget)
 
     def _row(self, run_id: str) -> RunRow:
         row = self.parts.store.row(run_id)

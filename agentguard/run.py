@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
@@ -77,8 +79,11 @@ class Run:
         (6, <RunState.COMPLETED: 'COMPLETED'>, 2, 1)
     """
 
-    def __init__(self, opening: Session) -> None:
+    def __init__(
+        self, opening: Session, again: Callable[[dict[str, Any]], Run] | None = None
+    ) -> None:
         self._opening = opening
+        self._again = again
         self._journal: Journal | None = None
         self._token: Any = None
         self._place: Any = None
@@ -174,6 +179,27 @@ class Run:
     ) -> None:
         self.__exit__(kind, error, traceback)
 
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Use as a decorator: each call of `fn` is a run of its own, its arguments the run's inputs."""
+        again = self._again
+        if again is None:
+            raise TypeError("only guard.run(...) is a decorator")
+        if inspect.iscoroutinefunction(fn):
+
+            @functools.wraps(fn)
+            async def run_async(*args: Any, **kwargs: Any) -> Any:
+                async with again({"args": list(args), "kwargs": kwargs}):
+                    return await fn(*args, **kwargs)
+
+            return run_async
+
+        @functools.wraps(fn)
+        def run_sync(*args: Any, **kwargs: Any) -> Any:
+            with again({"args": list(args), "kwargs": kwargs}):
+                return fn(*args, **kwargs)
+
+        return run_sync
+
     def close(self) -> None:
         """End a run that `guard.start` opened; raises its stop, like leaving a block."""
         self.__exit__(None, None, None)
@@ -254,6 +280,7 @@ class Run:
         place = self.here()
         if branch is None:
             return place
+        call.meet_loop(place)  # by where the code is, so that tasks it has made are not looked for in `branch`
         if isinstance(branch, str):
             branches = self.journal.branches
             path = branch

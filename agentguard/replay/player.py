@@ -192,6 +192,10 @@ class Player:
             fold.apply(record, fold.hash)
 
     def _records(self, call: Call) -> Iterator[Record]:
+        for earlier in call.before:
+            yield earlier.start
+            if earlier.end is not None:
+                yield earlier.end
         yield call.start
         for child in call.children:
             yield from self._records(child)

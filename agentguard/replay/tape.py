@@ -22,7 +22,7 @@ _TERMINAL = (ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED)
 class Call:
     """One recorded call: a step, a refused step, a value, or a scope; and how it ended."""
 
-    __slots__ = ("children", "delivered", "end", "end_payload", "payload", "start")
+    __slots__ = ("before", "children", "delivered", "end", "end_payload", "payload", "start")
 
     def __init__(self, start: Record, payload: bytes | None) -> None:
         self.start = start
@@ -32,6 +32,8 @@ class Call:
         #: Calls recorded inside the body of this one, which go with it when it is served.
         self.children: list[Call] = []
         self.delivered = False
+        #: Earlier attempts that were resolved to be tried again.
+        self.before: list[Call] = []
 
     @property
     def data(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class Tape:
         self._calls: dict[str, collections.deque[Call]] = {}
         #: Calls that were read and not yet taken, by branch and place.
         self._places: dict[str, dict[int, Call]] = {}
+        self._retried: dict[str, list[Call]] = {}
         #: Outcomes of async steps in log order, for delivery.
         self.deliveries: collections.deque[Call] = collections.deque()
         self.terminal: Record | None = None
@@ -112,6 +115,7 @@ class Tape:
         parent = self._open(call.data.get("parent"))
         if parent is not None:
             parent.children.append(call)
+        call.before = self._retried.pop(key, [])
         self._calls.setdefault(key, collections.deque()).append(call)
         self._places.setdefault(branch_of(key), {})[record.pos] = call
 
@@ -136,7 +140,10 @@ class Tape:
             return
         call = calls[-1]
         if (record.data or {}).get("as") == "retry":
-            self.take(call, with_children=False)  # the next attempt is the one that counts
+            # The next attempt is the one that counts; this one has only spent.
+            call.end = record
+            self.take(call, with_children=False)
+            self._retried.setdefault(record.key or "", []).append(call)
         else:
             call.end, call.end_payload = record, payload
             if call.data.get("async"):

@@ -8,6 +8,7 @@ from typing import Any
 from agentguard._encoding import clean_text, type_name
 from agentguard.errors import AgentGuardError
 from agentguard.runs.termination import stop_from, termination
+from agentguard.steps.redaction import Redactor
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -24,20 +25,26 @@ class RecordedError(AgentGuardError):
         super().__init__(f"{type_name}: {message}")
 
 
-def keep(error: BaseException) -> dict[str, Any]:
-    """An exception as data: type, message, and those arguments and attributes that are plain."""
+def keep(error: BaseException, redactor: Redactor | None = None) -> dict[str, Any]:
+    """An exception as data: type, message, and those arguments and attributes that are plain.
+
+    `redactor` takes the secrets out of all of it.
+    """
     if isinstance(error, AgentGuardError):
         return termination(error)
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
         message = "(its message cannot be read)"
+    if redactor is not None:
+        message = redactor.text(message)
     data: dict[str, Any] = {"type": type_name(type(error)), "message": clean_text(message)}
     if error.args and all(_plain(value) for value in error.args) and error.args != (data["message"],):
-        data["args"] = [_clean(value) for value in error.args]
+        args = [_clean(value) for value in error.args]
+        data["args"] = args if redactor is None else redactor.plain(args)
     facts = {k: _clean(v) for k, v in vars(error).items() if _plain(v) and not k.startswith("_")}
     if facts:
-        data["facts"] = facts
+        data["facts"] = facts if redactor is None else redactor.plain(facts)
     return data
 
 

@@ -37,6 +37,7 @@ from agentguard.steps import forked
 from agentguard.steps.gate import Gate
 from agentguard.steps.levels import Levels, Outer
 from agentguard.steps.parts import Parts
+from agentguard.steps.redaction import Redactor
 from agentguard.steps.served import Player
 
 _new = tuple.__new__
@@ -277,9 +278,10 @@ class Journal:
         while self.orphans:
             self.orphans.popleft().forgotten()
 
-    def redactor(self, spec: Any) -> Any:
+    def redactor(self, spec: Any) -> Redactor | None:
         """What takes secrets out of the payloads of a step, or None."""
-        return spec.redact if spec.redact is not None else self.parts.redact
+        chosen = spec.redact if spec.redact is not None else self.parts.redact
+        return chosen or None
 
     # --- stops ---------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ class StepSpec:
         self.usage_takes_arguments = False
         self.free_on: tuple[type[BaseException], ...] = ()
         self.capture: Capture | None = None
+        #: A `Redactor`; False: off; None: as the guard says.
         self.redact: Any = None
         self.ignore: tuple[str, ...] = ()
         self.codec: Any = None

@@ -13,6 +13,7 @@ from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds
 from agentguard.protocols import Durability
 from agentguard.steps.model import LLM, Capture, Effect, Outside, StepSpec, with_step
+from agentguard.steps.redaction import redactor
 from agentguard.tenancy import check_id
 
 
@@ -96,7 +97,10 @@ def _money(spec: StepSpec, options: StepOptions) -> None:
 def _kept(spec: StepSpec, options: StepOptions) -> None:
     spec.capture = options.get("capture")
     _one_of(spec, "capture", spec.capture, (*get_args(Capture), None))
-    spec.redact = options.get("redact")
+    try:
+        spec.redact = redactor(options.get("redact"))
+    except TypeError as error:
+        raise TypeError(f"{spec.name}: {error}") from None
     ignore = options.get("ignore", ())
     spec.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     spec.codec = options.get("codec")

@@ -48,7 +48,7 @@ def blocked(step: Step) -> Outcome | None:
 
 def unentered(error: BaseException) -> Outcome:
     """The outcome of a step that started and whose body never ran: it gives everything back."""
-    data = _error_data(error) | {"body_ran": False}
+    data = {"error": exceptions.keep(error), "body_ran": False}
     return Outcome(ev.STEP_FAILED, None, data=data, error=error)
 
 
@@ -66,7 +66,7 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     usage = step.settled
     if usage is None:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
-    data = _error_data(error)
+    data = {"error": exceptions.keep(error, step.journal.redactor(step.spec))}
     if how is None and isinstance(error, asyncio.CancelledError):
         how = "cancelled"
     if how is not None:
@@ -182,7 +182,3 @@ def _stop_overdrawn(journal: Journal) -> None:
         refusal = account.overdrawn()
         if refusal is not None and account.budget.enforce and journal.stop is None:
             stop_level(journal, journal.levels.whose(name, account.path, refusal), None)
-
-
-def _error_data(error: BaseException) -> dict[str, Any]:
-    return {"error": exceptions.keep(error)}

@@ -11,6 +11,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.protocols import EventStore, KillSwitch
 from agentguard.steps.model import Capture
+from agentguard.steps.redaction import BUILT_IN
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +26,8 @@ class Parts:
     telemetry: Any = None
     clock: Clock = SYSTEM_CLOCK
     capture: Capture = "full"
-    redact: Any = None
+    #: A `agentguard.steps.redaction.Redactor`, or False.
+    redact: Any = BUILT_IN
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
     _learned: int = 0
 

@@ -1,0 +1,127 @@
+"""Where two live runs of a program differ: branch by branch, in call order (SEMANTICS rule 18)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from agentguard._encoding import decode
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored
+from agentguard.events.model import Record
+
+_COMPARED = ("key", "arguments", "effect", "outcome")
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One difference: `kind` is "missing", "extra", "key", "arguments", "effect", "outcome" or
+    "termination"; `a` and `b` are what the two runs have there."""
+
+    kind: str
+    branch: str
+    pos: int
+    key: str | None
+    a: Any
+    b: Any
+
+
+class RunDiff(msgspec.Struct, frozen=True):
+    """What differs between two runs; true when anything does.
+
+    `timing` holds calls that only one of two stopped runs still admitted: who came first when the stop
+    met concurrent steps, which is no difference of the programs.
+    """
+
+    a: str
+    b: str
+    differences: tuple[Difference, ...]
+    timing: tuple[Difference, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.differences)
+
+
+class _Call:
+    __slots__ = ("arguments", "effect", "key", "outcome")
+
+    def __init__(self, record: Record, payload: bytes | None) -> None:
+        data = record.data or {}
+        self.key = record.key or ""
+        self.arguments = None if payload is None else decode(payload)
+        self.effect = data.get("effect", "once") if record.type == ev.STEP_STARTED else record.type
+        self.outcome: Any = "refused" if record.type == ev.STEP_REFUSED else None
+
+
+class _Log:
+    """A run's calls by branch and place."""
+
+    def __init__(self, log: Iterable[Stored]) -> None:
+        self.branches: dict[str, dict[int, _Call]] = {}
+        self.termination: dict[str, Any] | None = None
+        self._open: dict[str, _Call] = {}
+        for stored in log:
+            self._take(codec.decode(stored.body), stored.payload)
+
+    def _take(self, record: Record, payload: bytes | None) -> None:
+        key = record.key or ""
+        if record.type in (ev.STEP_STARTED, ev.STEP_REFUSED, ev.VALUE, ev.SCOPE_OPENED) and key:
+            call = _Call(record, payload)
+            self.branches.setdefault(key.rpartition("/")[0], {})[record.pos] = call
+            self._open[key] = call
+        elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED) and key in self._open:
+            self._open[key].outcome = _outcome(record, payload)
+        elif record.type in (ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED):
+            self.termination = (record.data or {}).get("termination")
+
+    @property
+    def stopped(self) -> bool:
+        return self.termination is not None and self.termination["type"] != "completed"
+
+
+def _outcome(record: Record, payload: bytes | None) -> Any:
+    data = record.data or {}
+    if "error" in data:
+        return {"failed": {k: data["error"].get(k) for k in ("type", "message")}}
+    return {"completed": None if payload is None else decode(payload)}
+
+
+def diff(run_a: str, a: Iterable[Stored], run_b: str, b: Iterable[Stored]) -> RunDiff:
+    """Compare two logs."""
+    left, right = _Log(a), _Log(b)
+    stopped = left.stopped and right.stopped
+    differences: list[Difference] = []
+    timing: list[Difference] = []
+    for branch in sorted(left.branches.keys() | right.branches.keys()):
+        calls_a, calls_b = left.branches.get(branch, {}), right.branches.get(branch, {})
+        for pos in sorted(calls_a.keys() | calls_b.keys()):
+            found = _compare(branch, pos, calls_a.get(pos), calls_b.get(pos))
+            late = stopped and found is not None and found.kind in ("missing", "extra")
+            if found is not None:
+                (timing if late else differences).append(found)
+                break  # what follows a difference in its branch follows from it
+    ends = (_shown(left.termination), _shown(right.termination))
+    if ends[0] != ends[1]:
+        differences.append(Difference("termination", "", 0, None, *ends))
+    return RunDiff(run_a, run_b, tuple(differences), tuple(timing))
+
+
+def _shown(termination: dict[str, Any] | None) -> dict[str, Any] | None:
+    if termination is None:
+        return None
+    own = ("run_id", "message", "at")  # what differs in every run
+    return {k: v for k, v in termination.items() if k not in own}
+
+
+def _compare(branch: str, pos: int, a: _Call | None, b: _Call | None) -> Difference | None:
+    if a is None or b is None:
+        there = a or b
+        key = there.key if there is not None else None
+        return Difference("extra" if a is None else "missing", branch, pos, key, a and a.key, b and b.key)
+    for field in _COMPARED:
+        one, other = getattr(a, field), getattr(b, field)
+        if one != other:
+            return Difference(field, branch, pos, a.key, one, other)
+    return None

@@ -1,0 +1,184 @@
+"""Taking secrets out of captured payloads: before they are stored, digested or compared.
+
+A payload without a secret costs two searches over its bytes, and comes back as the object that it
+was.  Only where something may be found is it decoded, masked and encoded again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from agentguard._encoding import decode, type_name
+from agentguard._secrets import MASK, SHAPES, Names, finders, mask_text
+
+Rule = Callable[[str, Any], Any]
+_log = logging.getLogger("agentguard")
+_encode = msgspec.json.Encoder().encode
+
+#: Nothing shorter can hold a secret: `{"pwd":1}`.
+_SHORTEST = 9
+
+
+class Redactor:
+    """Masks secrets by name and by shape, and what a rule of the user's own changes.
+
+    The rule is called as `rule(name, value)` for each parameter, each value of a mapping and each
+    item of a list, from the outside in; items have the name of their list, and a result itself has
+    the empty one.  What it returns takes the value's place.
+
+    Example:
+        >>> redactor = Redactor(["ssn"])
+        >>> redactor.value(b'{"ssn":"078-05-1120","max_tokens":5}')
+        b'{"ssn":"**********","max_tokens":5}'
+        >>> redactor.call(b'[["ann","hunter2"],{}]', ("user", "password"))
+        b'[["ann","**********"],{}]'
+    """
+
+    __slots__ = ("_find_name", "_find_shape", "_names", "_rule", "_secret_places", "_shortest")
+
+    def __init__(self, names: Iterable[str] = (), rule: Rule | None = None) -> None:
+        self._names = Names(names)
+        self._rule = rule
+        by_name, by_shape = finders(self._names)
+        self._find_name = by_name.search
+        # A rule has to see everything.
+        self._find_shape = by_shape.search if rule is None else re.compile(b"").search
+        self._shortest = _SHORTEST if rule is None else 0
+        #: By the names of the parameters: which of them are secret.
+        self._secret_places: dict[Sequence[str], frozenset[int]] = {}
+
+    def call(self, payload: bytes, parameters: Sequence[str]) -> bytes:
+        """The arguments of a call, `[[...], {...}]`, without their secrets."""
+        places = self._secret_places.get(parameters)
+        if places is None:
+            places = self._learn(parameters)
+        if not places and (
+            len(payload) < self._shortest
+            or (self._find_shape(payload) is None and self._find_name(payload) is None)
+        ):
+            return payload
+        return _masked(payload, functools.partial(self._call, parameters=parameters), [[MASK], {}])
+
+    def value(self, payload: bytes) -> bytes:
+        """A result without its secrets; bytes of a codec that are no JSON are masked as text."""
+        if len(payload) < self._shortest or (
+            self._find_shape(payload) is None and self._find_name(payload) is None
+        ):
+            return payload
+        return _masked(payload, functools.partial(self._value, name=""), MASK)
+
+    def plain(self, value: Any) -> Any:
+        """Plain data without its secrets; the same object where there is none."""
+        return self._value(value, name="")
+
+    def text(self, text: str) -> str:
+        """A message without its secrets."""
+        return mask_text(text, self._names)
+
+    def _learn(self, parameters: Sequence[str]) -> frozenset[int]:
+        places = frozenset(at for at, name in enumerate(parameters) if self._names.match(name))
+        self._secret_places[parameters] = places
+        return places
+
+    # --- values --------------------------------------------------------------------------------
+
+    def _call(self, value: Any, parameters: Sequence[str]) -> Any:
+        args, kwargs = value
+        names = (*parameters, *[""] * (len(args) - len(parameters)))
+        new_args = _list(args, [self._named(name, arg) for name, arg in zip(names, args, strict=False)])
+        new_kwargs = self._mapping(kwargs)
+        return value if new_args is args and new_kwargs is kwargs else [new_args, new_kwargs]
+
+    def _named(self, name: str, value: Any) -> Any:
+        """A value that has a name: masked whole, if the name is secret."""
+        if self._names.match(name) and value is not None and value != "" and not isinstance(value, bool):
+            return MASK
+        return self._value(value, name)
+
+    def _value(self, value: Any, name: str) -> Any:
+        if self._rule is not None:
+            value = self._by_rule(self._rule, name, value)
+        if isinstance(value, str):
+            return mask_text(value, self._names)
+        if isinstance(value, dict):
+            return self._mapping(value)
+        if isinstance(value, list):
+            return _list(value, [self._value(item, name) for item in value])
+        return value
+
+    def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        masked = {self._key(key): self._named(str(key), item) for key, item in value.items()}
+        return value if all(masked.get(key, _GONE) is item for key, item in value.items()) else masked
+
+    def _key(self, key: Any) -> Any:
+        return mask_text(key, self._names) if isinstance(key, str) else key
+
+    def _by_rule(self, rule: Rule, name: str, value: Any) -> Any:
+        try:
+            changed = rule(name, value)
+            if changed is not value:
+                _encode(changed)
+        except Exception as error:  # noqa: BLE001 - a user's rule may raise anything
+            # It must neither let a secret through nor lose the outcome of a step that has happened.
+            # No traceback either: its message may quote the value.
+            _log.error("redact= raised %s on %r; the value is masked", type_name(type(error)), name)
+            return MASK
+        return changed
+
+
+_GONE = object()
+
+
+def _list(old: list[Any], new: list[Any]) -> list[Any]:
+    return old if all(a is b for a, b in zip(old, new, strict=True)) else new
+
+
+_SHAPES_IN_BYTES = re.compile("|".join(SHAPES.values()).encode(), re.DOTALL)
+
+
+def _masked(payload: bytes, mask: Callable[[Any], Any], instead: Any) -> bytes:
+    """A payload masked, `instead` where it is nested too deeply to be looked through."""
+    try:
+        value = decode(payload)
+        masked = mask(value)
+        return payload if masked is value else _encode(masked)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _SHAPES_IN_BYTES.sub(MASK.encode(), payload)
+    except RecursionError:
+        return _encode(instead)
+
+
+BUILT_IN = Redactor()
+
+
+@functools.lru_cache(maxsize=64)
+def _with_names(names: tuple[str, ...]) -> Redactor:
+    return Redactor(names)
+
+
+def redactor(option: Any) -> Redactor | Literal[False] | None:
+    """What a user's `redact=` stands for; None leaves it to the guard, False switches it off.
+
+    Raises:
+        TypeError: it is neither a callable, nor names, nor a bool.
+    """
+    if option is None or option is False or isinstance(option, Redactor):
+        return option
+    if option is True:
+        return BUILT_IN
+    if callable(option):
+        return Redactor(rule=option)
+    names = (option,) if isinstance(option, str) else option
+    if isinstance(names, Iterable):
+        names = tuple(names)
+        if all(isinstance(name, str) and any(c.isalnum() for c in name) for name in names):
+            return _with_names(names)
+    raise TypeError(
+        f"redact must be a callable (name, value) -> value, names, or False to switch it off, not {option!r}"
+    )
