@@ -42,10 +42,9 @@ SECRET_NAMES: Final = (
 )
 
 #: Before "token", these words say that it is no secret: a place in a list, or a piece of text.
-_HARMLESS_TOKENS: Final = frozenset(
-    ("next", "previous", "prev", "page", "continuation", "cursor", "sync", "resume", "per")
-    + ("eos", "bos", "pad", "unk", "mask", "sep", "cls", "stop", "start", "end", "first", "last")
-    + ("special", "prompt", "completion", "input", "output")
+_HARMLESS_TOKENS: Final = re.compile(
+    "next|previous|prev|page|continuation|cursor|sync|resume|per|prompt|completion|input|output"
+    "|eos|bos|pad|unk|mask|sep|cls|stop|start|end|first|last|special"
 )
 
 #: Twenty characters or more, or eight or more with a digit among them.
@@ -75,7 +74,8 @@ _SHAPES = re.compile("|".join(SHAPES.values()), re.DOTALL)
 
 #: Secrets by name inside a text: JSON or a Python dict in a string, and the query of a URL.
 _PAIRS = re.compile(
-    r"""(?P<open>["'])(?P<key>[\w .-]{2,64})(?P=open)\s*:\s*(?P<quote>["'])(?P<text>(?:\\.|(?!(?P=quote)).)+)"""
+    r"""(?P<open>["'])(?P<key>[\w .-]{2,64})(?P=open)\s*:\s*"""
+    r"""(?P<quote>["'])(?P<text>(?:\\.|(?!(?P=quote)).)+)"""
     r"""|[?&](?P<field>[\w.-]{2,64})=(?P<query>[^&\s"'#<>]+)""",
     re.DOTALL,
 )
@@ -101,7 +101,7 @@ class Names:
     def match(self, name: str) -> bool:
         """Whether a value of this name is a secret."""
         words = _words(name)
-        if len(words) > 1 and words[-1] == "token" and words[-2] in _HARMLESS_TOKENS:
+        if len(words) > 1 and words[-1] == "token" and _HARMLESS_TOKENS.fullmatch(words[-2]):
             return False
         return any("".join(words[-count:]) in self._joined for count in range(1, self._longest + 1))
 
@@ -166,9 +166,7 @@ def finders(names: Names) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
 def _behind(spelt: list[str], end: str) -> str:
     """What looks back from `end`: at three characters first, which rules out most names at once."""
     depth = min(3, *map(len, spelt))
-    classes = "".join(
-        f"[{''.join(sorted({_both(text[at]) for text in spelt}))}]" for at in range(-depth, 0)
-    )
+    classes = "".join(f"[{''.join(sorted({_both(text[at]) for text in spelt}))}]" for at in range(-depth, 0))
     by_last: dict[str, list[str]] = {}
     for text in spelt:
         by_last.setdefault(text[-1], []).append(text)

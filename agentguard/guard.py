@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -24,6 +25,7 @@ from agentguard.events import model as ev
 from agentguard.events.model import Event, Head, Record
 from agentguard.killswitch import orders
 from agentguard.killswitch.model import Acknowledgements, Kill
+from agentguard.ownership import Heartbeat, bury, bury_all
 from agentguard.lifecycle import Joining, Opening, load_journal
 from agentguard.protocols import KillSwitch, RunRow
 from agentguard.recovery import Forking, ForkOptions, Recovering, nested
@@ -35,6 +37,7 @@ from agentguard.runs.summary import RunSummary, from_data, summarize
 from agentguard.steps import approvals
 from agentguard.steps.journal import Journal
 from agentguard.steps.parts import Parts
+from agentguard.steps.redaction import BUILT_IN, redactor
 from agentguard.tenancy import check_id
 
 
@@ -72,13 +75,13 @@ class Guard:
     """
 
     def __init__(
-        self, open_parts: Callable[[], Parts], *, default_budget: Budget | None, owned: bool = True
+        self, open_parts: Callable[[], Parts], *, default_budget: Budget | None
     ) -> None:
         """Use `Guard.open` or `Guard.in_memory`."""
         self._open_parts = open_parts
         self._parts: Parts | None = None
         self._participant: Any = None
-        self._owned = owned
+        self._heartbeat = Heartbeat(self)
         self.default_budget = default_budget
         #: The runs of this process by id.
         self.live: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
@@ -109,7 +112,8 @@ class Guard:
                 loss) or `"buffered"`.
             telemetry: True for OpenTelemetry's global providers, False, or a `Telemetry`.
             capture: `"full"`, `"digest"` or `"none"`: what is kept of arguments and results.
-            redact: takes secrets out of what is captured.
+            redact: more than the built-in rules that take secrets out of what is captured: names, or
+                a callable `(name, value) -> value`; False switches all of it off.
             default_budget: for runs that name none.
             clock: where time comes from.
 
@@ -120,6 +124,7 @@ class Guard:
             if value is not None:
                 raise ValueError(f"{name}= is not available yet; leave it out")
         _check_options(durability, capture, default_budget)
+        rules = redactor(redact)
 
         def open_parts() -> Parts:
             return Parts(
@@ -128,7 +133,7 @@ class Guard:
                 telemetry=config.open_telemetry(telemetry),
                 clock=clock,
                 capture=capture,  # type: ignore[arg-type]
-                redact=redact,
+                redact=BUILT_IN if rules is None else rules,
             )
 
         return cls(open_parts, default_budget=default_budget)
@@ -151,6 +156,7 @@ class Guard:
         """Give back what was opened.  Closing twice does nothing."""
         parts, self._parts = self._parts, None
         participant, self._participant = self._participant, None
+        self._heartbeat.stop()
         if participant is not None:
             participant.leave()
         if parts is not None:
@@ -188,6 +194,7 @@ class Guard:
         on_warning: Callable[[dict[str, Any]], None] | None = None,
         detached: bool = False,
         if_exists: str = "error",
+        interrupt_threads: bool = False,
     ) -> Run:
         """A run: `with guard.run("triage", budget=Budget(usd="1.00")) as run:`; `async with` too.
 
@@ -203,6 +210,8 @@ class Guard:
             metadata: plain data for the summary.
             on_warning: called with each budget warning.
             detached: no child of the run around it.
+            interrupt_threads: on a stop, interrupt sync bodies in flight too, by an exception raised in
+                their thread at the next line of Python; rough, and not while they are inside C code.
             if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed.
 
         It is a decorator too, on a sync or async function: a fresh run for each call, its arguments
@@ -225,6 +234,7 @@ class Guard:
             "metadata": metadata,
             "on_warning": on_warning,
             "detached": detached,
+            "interrupt_threads": interrupt_threads,
         }
 
         def again(inputs: dict[str, Any]) -> Run:
@@ -258,6 +268,7 @@ class Guard:
                     alive.observe()
 
             self._participant = self.parts.switch.join(on_change)
+        self._heartbeat.start(os.getpid())
 
     def observe(self) -> None:
         """Hold every live run of this process against the kill switch."""
@@ -317,6 +328,7 @@ class Guard:
         kind, data = orders.kill_data(reason, tenant=tenant, run=run, actor=actor)
         generation = self.parts.switch.record(kind, data)
         self.observe()
+        bury_all(self)
         return generation
 
     def revive(
@@ -529,6 +541,7 @@ class Guard:
         live = self.live.get(row.run_id)
         if live is not None:
             return live.summary()
+        row = bury(self, row)
         summary = from_data(row.summary)
         if row.ended_ns is not None:
             return summary

@@ -56,6 +56,7 @@ class Opening:
         metadata: dict[str, Any] | None,
         on_warning: Callable[[dict[str, Any]], None] | None,
         detached: bool,
+        interrupt_threads: bool = False,
     ) -> None:
         self.guard = guard
         self.name = check_id(name, "name")
@@ -74,6 +75,7 @@ class Opening:
         self._inputs = inputs
         self.metadata = dict(metadata or {})
         self.on_warning = on_warning
+        self._interrupt = interrupt_threads
         #: How this run is opened instead, where the run around it is replayed or recovered.
         self._nested: Session | None = None
 
@@ -128,6 +130,8 @@ class Opening:
             if self._nested is not None:
                 return self._nested.open(run)
         parts = self.guard.parts
+        if parts.redact:
+            self.metadata = parts.redact.plain(self.metadata)
         generation = parts.switch.signal[GENERATION]
         kill = parts.switch.find(self.tenant, self.run_id, generation)
         span = None
@@ -143,6 +147,7 @@ class Opening:
                 span.end(error=error, state="FAILED", head=None, usage={}, steps=0)
             raise
         journal.on_warning = self.on_warning
+        journal.interrupt = self._interrupt
         self.guard.live[self.run_id] = journal
         if self.around is not None:
             self.around.run.journal.children.append(journal)
@@ -180,6 +185,8 @@ class Opening:
         parts = self.guard.parts
         salt = self._salt()
         inputs = None if self._inputs is None else encode_value(self._inputs)
+        if parts.redact and inputs is not None:
+            inputs = parts.redact.value(inputs)
         fold = RunFold(self.run_id)
         data: dict[str, Any] = {
             "tenant": self.tenant,
@@ -271,11 +278,18 @@ class Opening:
         if isinstance(error, RunStopped):
             journal.set_stop(error)
         try:
-            journal.finish(COMPLETED if error is None else termination(error))
+            journal.finish(COMPLETED if error is None else self._termination(error))
         except AgentGuardError as failure:
             if error is None:
                 raise
             error.add_note(f"agentguard could not record the end of the run: {failure}")
+
+    def _termination(self, error: BaseException) -> dict[str, Any]:
+        ended = termination(error)
+        redact = self.guard.parts.redact
+        if redact and not isinstance(error, RunStopped):
+            ended["message"] = redact.text(ended["message"])
+        return ended
 
     def _settle_generators(self, journal: Journal) -> None:
         journal.drain()

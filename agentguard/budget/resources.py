@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from datetime import timedelta
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
 
 NANO_USD = "nano_usd"
 TOKENS = "tokens"
@@ -21,6 +21,8 @@ SECONDS = "seconds"
 NANO = 1_000_000_000
 #: The largest amount of any resource: a signed 64-bit integer (9.2e9 USD).
 MAX_AMOUNT = 2**63 - 1
+#: Arithmetic of our own: a program may set the precision of its decimal context as it likes.
+_EXACT = Context(prec=60, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[InvalidOperation])
 
 _FIELDS = ("usd", TOKENS, *TOKEN_PARTS, STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce")
 #: Fields of a Budget that a Usage must not name.
@@ -106,19 +108,30 @@ def nano_usd(value: object, field: str, *, up: bool = True) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         raise TypeError(f"{field} must be a Decimal, str, int or float in USD, not {type(value).__name__}")
+    return _nano(value, field, ROUND_CEILING if up else ROUND_FLOOR)
+
+
+def _nano(value: int | float | str | Decimal, field: str, rounding: str) -> int:
+    if isinstance(value, int):
+        _in_range(value, field, MAX_AMOUNT // NANO)
+        return int(value) * NANO
     try:
         # A float is taken by its shortest decimal text: 0.1 means 0.1, not its binary neighbour.
-        amount = Decimal(repr(value) if isinstance(value, float) else value)
+        amount = _EXACT.create_decimal(float.__repr__(value) if isinstance(value, float) else value)
     except InvalidOperation:
-        raise ValueError(f"{field} is not an amount of money: {value!r}") from None
+        raise ValueError(f"{field} is not a number: {value!r}") from None
     if not amount.is_finite():
         raise ValueError(f"{field} must be finite, not {value!r}")
-    if amount < 0:
-        raise ValueError(f"{field} must not be negative: {value!r}")
-    if amount > MAX_AMOUNT // NANO:
-        raise ValueError(f"{field} is above the largest amount, {MAX_AMOUNT // NANO} USD")
-    rounding = ROUND_CEILING if up else ROUND_FLOOR
-    return int((amount * NANO).to_integral_value(rounding=rounding))
+    _in_range(amount, field, MAX_AMOUNT // NANO)
+    return int(_EXACT.multiply(amount, NANO).to_integral_value(rounding, _EXACT))
+
+
+def _in_range(value: int | Decimal, field: str, largest: int) -> None:
+    if value < 0:
+        shown = value if value > -largest else "a huge amount"  # the text of a huge int is refused by Python
+        raise ValueError(f"{field} must not be negative: {shown}")
+    if value > largest:
+        raise ValueError(f"{field} must be at most {largest}")
 
 
 def count(value: object, field: str) -> int:
@@ -132,10 +145,7 @@ def count(value: object, field: str) -> int:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field} must be finite, not {value!r}")
         raise TypeError(f"{field} must be an int, not {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{field} must not be negative: {value}")
-    if value > MAX_AMOUNT:
-        raise ValueError(f"{field} must be at most {MAX_AMOUNT}")
+    _in_range(value, field, MAX_AMOUNT)
     return int(value)
 
 
@@ -150,13 +160,7 @@ def nanoseconds(value: object, field: str) -> int:
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError(f"{field} must be a number of seconds or a timedelta, not {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{field} must be finite, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{field} must not be negative: {value!r}")
-    if value > MAX_AMOUNT // NANO:
-        raise ValueError(f"{field} is above the largest time span, {MAX_AMOUNT // NANO} seconds")
-    return int(value * NANO)
+    return _nano(value, field, ROUND_FLOOR)
 
 
 def public_name(resource: str) -> str:
@@ -175,8 +179,9 @@ def public_amount(resource: str, amount: int) -> int | float | Decimal:
 
 def usd(amount: int) -> Decimal:
     """1e-9 USD as a Decimal without trailing zeros."""
-    value = Decimal(amount).scaleb(-9)
-    return value.quantize(Decimal(1)) if value == value.to_integral_value() else value.normalize()
+    value = _EXACT.scaleb(Decimal(amount), -9)
+    whole = value.to_integral_value(context=_EXACT)
+    return whole if value == whole else value.normalize(_EXACT)
 
 
 def describe(amounts: Iterable[tuple[str, int]]) -> str:

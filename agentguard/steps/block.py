@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from agentguard.errors import AgentGuardError
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, outcome, sync
+from agentguard.steps import aio, capture, outcome, sync
 from agentguard.steps.flow import open_step
 from agentguard.steps.model import Step, StepSpec
 
 #: Why a block cannot be replayed: there is no function to leave out.
 NOT_REPLAYABLE = {"unreplayable": "a block, not a function"}
+
+
+class BlockAbandonedError(AgentGuardError):
+    """The run ended while the block was open: whoever began it never said how it ended."""
 
 
 class StepBlock:
@@ -33,17 +39,31 @@ class StepBlock:
         """The step."""
         return self._step
 
-    def start(self) -> Step:
-        """Begin without becoming the current step; `finish` must follow."""
+    def start(self, inputs: Mapping[str, Any] | None = None) -> Step:
+        """Begin without becoming the current step; `finish` must follow, or the run's end settles it.
+
+        `inputs` go on record as the step's arguments.
+        """
         self._ask_player()
-        sync.begin(self._step, (), {})
+        sync.begin(self._step, (), inputs or {})
         if self._step.span is not None:
             self._step.span.suspend()
+        self._step.journal.generators.add(self)
         return self._step
 
-    def finish(self, error: BaseException | None = None) -> None:
+    def finish(self, error: BaseException | None = None, result: Any = None) -> None:
         """End what `start` began: completed, or failed with `error`.  A second time does nothing."""
-        sync.close(self._step, self._outcome(error))
+        self._step.journal.generators.discard(self)
+        sync.close(self._step, self._outcome(error, result))
+
+    def revoke(self, error: BaseException) -> None:
+        """End what `start` began where `error` kept the body from running: all is given back."""
+        self._step.journal.generators.discard(self)
+        sync.close(self._step, outcome.unentered(error))
+
+    def abandon(self) -> outcome.Outcome | None:
+        """The run ends while this is open: its outcome, for the run's end to put on record."""
+        return outcome.failed(self._step, BlockAbandonedError("open at the end of the run"), "abandoned")
 
     def __enter__(self) -> Step:
         self._ask_player()
@@ -80,8 +100,9 @@ class StepBlock:
             raise stop.with_traceback(None) from None
         await aio.close(self._step, self._outcome(error))
 
-    def _outcome(self, error: BaseException | None) -> outcome.Outcome:
+    def _outcome(self, error: BaseException | None, result: Any = None) -> outcome.Outcome:
         if error is not None:
             return outcome.failed(self._step, error)
         usage = outcome.usage_of(self._step, None, (), {})
-        return outcome.completed(usage, None, dict(NOT_REPLAYABLE))
+        payload, data = (None, {}) if result is None else capture.result(self._step, result)
+        return outcome.completed(usage, payload, data | NOT_REPLAYABLE)

@@ -102,6 +102,8 @@ class Journal:
         #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
         self.concurrent = False
         self._gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
+        #: Whether a stop interrupts sync bodies in flight.
+        self.interrupt = False
         #: What serves steps from a log, in a replay or a recovery.
         self.player: Player | None = None
         #: In a forked child, what its keys begin with instead of the main branch; else empty.

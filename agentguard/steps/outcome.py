@@ -66,7 +66,7 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     usage = step.settled
     if usage is None:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
-    data = {"error": exceptions.keep(error, step.journal.redactor(step.spec))}
+    data: dict[str, Any] = {"error": exceptions.keep(error, step.journal.redactor(step.spec))}
     if how is None and isinstance(error, asyncio.CancelledError):
         how = "cancelled"
     if how is not None:

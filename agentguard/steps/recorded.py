@@ -82,8 +82,13 @@ def _keep(journal: Journal, place: Any, key: str, pos: int, name: str, value: An
     if payload is None:
         data["unreplayable"] = f"{type_name(type(value))} cannot be encoded"
     else:
+        reason = values.loss(value, payload)
+        if journal.parts.redact:
+            redacted = journal.parts.redact.value(payload)
+            if redacted is not payload:
+                payload, reason = redacted, "redacted"
         data["value"] = payload_digest(journal.salt, payload)
-        if (reason := values.loss(value, payload)) is not None:
+        if reason is not None:
             data["unreplayable"] = reason
     with journal.deciding():
         check(journal, place.scope_key)

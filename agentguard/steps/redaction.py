@@ -74,8 +74,8 @@ class Redactor:
         return _masked(payload, functools.partial(self._value, name=""), MASK)
 
     def plain(self, value: Any) -> Any:
-        """Plain data without its secrets; the same object where there is none."""
-        return self._value(value, name="")
+        """Plain data of ours without its secrets, the rule not asked; the same object where there is none."""
+        return (self if self._rule is None else BUILT_IN)._value(value, name="")
 
     def text(self, text: str) -> str:
         """A message without its secrets."""

@@ -12,6 +12,7 @@ from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import capture, outcome
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, open_step, prepare
+from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.model import Step, StepSpec
 
 
@@ -31,7 +32,10 @@ def call(
     begin(step, args, kwargs)
     token = CURRENT.set(step)
     try:
-        result = fn(*args, **kwargs)
+        if step.journal.interrupt:
+            result = SyncBody(step).run(fn, args, kwargs)
+        else:
+            result = fn(*args, **kwargs)
     except BaseException as error:
         close(step, outcome.failed(step, error))
         raise

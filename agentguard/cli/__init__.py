@@ -1,0 +1,39 @@
+"""The command `agentguard`.
+
+`kill` and `revive` are answered before anything else is imported, so that they start fast and work
+without the `cli` extra.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code.
+
+    Example:
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        agentguard ...
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in ("kill", "revive"):
+        from agentguard.cli import kill
+
+        return kill.main(arguments)
+
+    from agentguard._optional import MissingExtraError, require
+
+    try:
+        for package in ("typer", "rich"):
+            require(package, extra="cli", feature="the command line")
+    except MissingExtraError as error:
+        print(f"agentguard: {error} (only kill and revive work without)", file=sys.stderr)
+        return 1
+    from agentguard.cli import app
+
+    return app.run(arguments)

@@ -1,0 +1,247 @@
+"""`agentguard doctor`: is everything here as it should be, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from agentguard import _process, config
+from agentguard.cli import lookup
+from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
+from agentguard.guard import Guard
+from agentguard.killswitch import presence
+from agentguard.killswitch.page import PageKillSwitch
+
+OK = "ok"
+NOTE = "note"
+FAULT = "FAULT"
+
+_LITTLE_SPACE = 100 * 2**20
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+).*;.*\bextra == ['\"]([^'\"]+)['\"]")
+
+
+class Finding(NamedTuple):
+    """One thing looked at: `status` is `ok`, `note` (worth knowing) or `FAULT` (to be mended)."""
+
+    check: str
+    status: str
+    detail: str
+
+
+def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Finding]:
+    """Look at everything; nothing is made that is not there.
+
+    Args:
+        repair: rebuild a kill page that is damaged, and remove what dead processes left.
+        accept_loss: with `repair`, also where the page shows that control records were lost.
+    """
+    yield from _python()
+    yield from _environment()
+    home = config.home()
+    yield from _home(home)
+    yield from _store()
+    if repair:
+        yield from _repair(home, accept_loss=accept_loss)
+    yield from _kill_switch(home)
+    yield from _live_files(home)
+    yield from _extras()
+    yield _telemetry()
+
+
+def _python() -> Iterator[Finding]:
+    python = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
+    yield Finding("python", OK, f"{python}, SQLite {sqlite3.sqlite_version}")
+    names = ("agentguard", "msgspec", "wrapt", "opentelemetry-api")
+    yield Finding("versions", OK, ", ".join(f"{name} {_version(name) or 'missing'}" for name in names))
+
+
+def _environment() -> Iterator[Finding]:
+    ours = {name: value for name, value in os.environ.items() if name.startswith("AGENTGUARD_")}
+    said = ", ".join(f"{name}={value}" for name, value in sorted(ours.items()))
+    yield Finding("environment", OK, said or "no AGENTGUARD_ variable is set")
+
+
+def _home(home: Path) -> Iterator[Finding]:
+    try:
+        info = home.stat()
+    except FileNotFoundError:
+        yield Finding("home", OK, f"{home} is not there yet; the first run makes it")
+        return
+    except OSError as error:
+        yield Finding("home", FAULT, f"{home} cannot be read: {error}")
+        return
+    if not stat.S_ISDIR(info.st_mode):
+        yield Finding("home", FAULT, f"{home} is no directory; set AGENTGUARD_HOME to one")
+        return
+    yield _rights(home, info)
+    free = shutil.disk_usage(home).free
+    if free < _LITTLE_SPACE:
+        yield Finding("disk", NOTE, f"{free // 2**20} MB free under {home}; without room, steps are refused")
+
+
+def _rights(home: Path, info: os.stat_result) -> Finding:
+    mode = stat.S_IMODE(info.st_mode)
+    if hasattr(os, "getuid") and info.st_uid != os.getuid():
+        return Finding("home", FAULT, f"{home} belongs to uid {info.st_uid}, you are {os.getuid()}")
+    if mode & 0o077:
+        return Finding("home", FAULT, f"{home} is open to others (mode {mode:04o}): chmod 700 {home}")
+    if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
+        return Finding("home", FAULT, f"{home} cannot be written (mode {mode:04o}): chmod 700 {home}")
+    return Finding("home", OK, f"{home} (mode {mode:04o})")
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def _store() -> Iterator[Finding]:
+    try:
+        there, file, url = lookup.store_is_there(), lookup.store_file(), lookup.store_url()
+        if not there:
+            yield Finding("store", OK, f"{url} is not there yet; the first run makes it")
+            return
+        with lookup.reading() as guard:
+            runs = guard.parts.store.rows(limit=1)
+            schema = f", schema {_schema(file)}" if file is not None else ""
+            newest = f"newest run {runs[0].run_id}" if runs else "no runs"
+            yield Finding("store", OK, f"{url}{schema}, {newest}")
+            yield from _file_rights(file)
+            yield from _abandoned(guard)
+    except (AgentGuardError, sqlite3.Error) as error:
+        yield Finding("store", FAULT, str(error))
+
+
+def _schema(file: Path) -> int:
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
+
+def _file_rights(file: Path | None) -> Iterator[Finding]:
+    if file is None:
+        return
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        yield Finding("store file", NOTE, f"{file} can be read by others (mode {mode:04o}): chmod 600 {file}")
+    if not os.access(file, os.W_OK):
+        yield Finding("store file", FAULT, f"{file} cannot be written (mode {mode:04o}); steps are refused")
+
+
+def _abandoned(guard: Guard) -> Iterator[Finding]:
+    """Runs that nobody will end."""
+    rows = [
+        row for state in ("CREATED", "RUNNING") for row in guard.parts.store.rows(state=state, limit=1000)
+    ]
+    dead = [row.run_id for row in rows if _process.is_alive(row.owner) is False]
+    if dead:
+        some = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
+        yield Finding("runs", NOTE, f"{len(dead)} not ended though their process is gone: {some}")
+
+
+# --- the kill switch -----------------------------------------------------------------------------
+
+
+def _repair(home: Path, *, accept_loss: bool) -> Iterator[Finding]:
+    if not _has_kill_files(home):
+        return
+    switch = PageKillSwitch(home)
+    try:
+        generation = switch.repair(accept_loss=accept_loss)
+        yield Finding("repair", OK, f"the kill page was rebuilt from {generation} control records")
+    except KillSwitchUnavailableError as error:
+        yield Finding("repair", FAULT, str(error))
+    finally:
+        switch.close()
+
+
+def _kill_switch(home: Path) -> Iterator[Finding]:
+    if not _has_kill_files(home):
+        yield Finding("kill switch", OK, f"no kill page under {home} yet; the first run or kill makes it")
+        return
+    switch = PageKillSwitch(home)
+    try:
+        head = switch.verify()
+        yield Finding("control log", OK, f"{head.seq} records, chain intact")
+        if not (home / "kill.page").exists():
+            yield Finding("kill page", NOTE, "missing; the next run makes it again from the control log")
+            return
+        in_force = [kill for kill in switch.kills() if not kill.cleared]
+        live = switch.participants()
+        pids = f" (pid {', '.join(str(process.pid) for process in live)})" if live else ""
+        yield Finding("kill page", OK, f"agrees with the control log; {len(live)} live processes{pids}")
+        for kill in in_force:
+            target = f"{kill.scope} {kill.target}".rstrip()
+            yield Finding("kill", NOTE, f"{target} is killed by {kill.actor}: {kill.reason}")
+    except LogIntegrityError as error:
+        problem = f"record {error.seq}: {error.problem}; restore {home / 'control.log'}"
+        yield Finding("control log", FAULT, problem)
+    except KillSwitchUnavailableError as error:
+        yield Finding("kill page", FAULT, str(error))
+    finally:
+        switch.close()
+
+
+def _has_kill_files(home: Path) -> bool:
+    return (home / "kill.page").exists() or (home / "control.log").exists()
+
+
+def _live_files(home: Path) -> Iterator[Finding]:
+    live = home / "live"
+    if not live.is_dir():
+        return
+    files = {path.name for path in live.iterdir()}
+    alive = presence.present(live)
+    stale = [name for name in files if not any(name.startswith(f"{p.pid}.{p.start}.") for p in alive)]
+    if stale:
+        yield Finding("live files", NOTE, f"{len(stale)} left by dead processes; the next kill removes them")
+    else:
+        yield Finding("live files", OK, f"{len(files)}, none of dead processes")
+
+
+# --- packages ------------------------------------------------------------------------------------
+
+
+def _extras() -> Iterator[Finding]:
+    wanted: dict[str, list[str]] = {}
+    for requirement in _requirements():
+        match = _REQUIREMENT.match(requirement)
+        if match is not None and match[2] != "all":
+            wanted.setdefault(match[2], []).append(match[1])
+    found = {extra: all(_version(name) for name in names) for extra, names in wanted.items()}
+    yield Finding("extras", OK, _listed(found, there=True) or "none")
+    yield Finding("not installed", OK, _listed(found, there=False) or "none")
+
+
+def _requirements() -> list[str]:
+    try:
+        return metadata.requires("agentguard") or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _listed(found: dict[str, bool], *, there: bool) -> str:
+    return ", ".join(extra for extra, installed in sorted(found.items()) if installed is there)
+
+
+def _telemetry() -> Finding:
+    sdk = _version("opentelemetry-sdk")
+    if sdk is None:
+        return Finding("telemetry", OK, "no OpenTelemetry SDK: spans and metrics go nowhere")
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    where = f"OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}" if endpoint else "no OTEL_EXPORTER_OTLP_ENDPOINT"
+    return Finding("telemetry", OK, f"OpenTelemetry SDK {sdk}; {where}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,189 @@
+"""`agentguard kill` and `agentguard revive`: what has to work when nothing else does.
+
+Standard library and the page alone, so that they start fast and no missing extra is in the way.
+
+    exit code   kill                                        revive
+    0           recorded, and every live process acted      recorded
+    1           failed, or not confirmed                    failed
+    2           usage                                       usage
+    3           recorded, but no live process is attached   there was nothing to revive
+    4           recorded, but not all acted in time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentguard._home import default_home
+from agentguard.errors import AgentGuardError
+from agentguard.killswitch.orders import UNSET, in_force, kill_data, revive_data
+from agentguard.killswitch.page import PageKillSwitch
+
+if TYPE_CHECKING:
+    from agentguard.killswitch.model import Acknowledgements
+
+OK = 0
+FAILED = 1
+USAGE = 2
+NOBODY = 3
+LATE = 4
+
+
+def main(argv: list[str]) -> int:
+    """Run `kill …` or `revive …`, and give the exit code."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+        _complete(parser, options)
+        make = kill_data if options.command == "kill" else revive_data
+        try:
+            event_type, data = make(
+                options.reason, tenant=options.tenant, run=options.run, actor=options.actor
+            )
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else USAGE
+    try:
+        home = options.home or default_home()
+        if options.command == "kill" and not _confirmed(data, home, sure=options.yes):
+            print("not confirmed; nothing was recorded", file=sys.stderr)
+            return FAILED
+        switch = PageKillSwitch(home)
+        try:
+            act = _kill if options.command == "kill" else _revive
+            return act(switch, event_type, data, options)
+        finally:
+            switch.close()
+    except (AgentGuardError, OSError, RuntimeError) as error:
+        print(f"agentguard {options.command}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _kill(switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace) -> int:
+    generation = switch.record(event_type, data)
+    reached = switch.acknowledgements(generation, options.timeout)
+    late = [process.pid for process in switch.unacknowledged(generation)]
+    if options.json:
+        facts = {**reached._asdict(), "unacknowledged_pids": late}
+        _print_json(options, switch, data, generation, facts)
+    else:
+        print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}")
+    if not reached.live:
+        return NOBODY
+    return OK if reached.acknowledged == reached.live else LATE
+
+
+def _revive(
+    switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace
+) -> int:
+    cleared = in_force(switch.kills(), data)
+    generation = switch.record(event_type, data) if cleared else None
+    if options.json:
+        _print_json(options, switch, data, generation, {"cleared": len(cleared)})
+    elif cleared:
+        reasons = ", ".join(f"{kill.reason!r} by {kill.actor}" for kill in cleared)
+        print(f"revived {_target(data)} (generation {generation}): cleared {reasons}")
+    else:
+        print(f"nothing to revive: no kill of {_target(data)} is in force")
+    return OK if cleared else NOBODY
+
+
+def _reach(reached: Acknowledgements, late: list[int]) -> str:
+    if not reached.live:
+        return "no live process is attached; what starts later is stopped"
+    counts = f"{reached.live} live, {reached.acknowledged} acknowledged"
+    if not late:
+        return f"{counts} in {reached.seconds * 1000:.1f} ms"
+    pids = ", ".join(map(str, late))
+    return f"{counts} after {reached.seconds * 1000:.0f} ms; still to act: pid {pids}"
+
+
+def _target(data: dict[str, Any]) -> str:
+    return f"{data['scope']} {data['target']}".rstrip()
+
+
+def _print_json(
+    options: argparse.Namespace,
+    switch: PageKillSwitch,
+    data: dict[str, Any],
+    generation: int | None,
+    facts: dict[str, Any],
+) -> None:
+    action = {"action": options.command, "home": str(switch.home), "generation": generation}
+    print(json.dumps({**action, **data, **facts}))
+
+
+def _confirmed(data: dict[str, Any], home: Path, *, sure: bool) -> bool:
+    if sure or data["scope"] != "global" or not sys.stdin.isatty():
+        return True
+    answer = _ask(f"This stops every run of every tenant under {home}.  Type 'kill all' to go on: ")
+    return answer == "kill all"
+
+
+def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ask for what is missing where somebody is there to answer."""
+    if options.reason is None:
+        if not sys.stdin.isatty():
+            parser.error("--reason is required")
+        options.reason = _ask("Reason: ")
+
+
+def _ask(question: str) -> str:
+    # Not by input(), which would put the question among the output that --json is for.
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(text)
+    return seconds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agentguard", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    kill = commands.add_parser(
+        "kill",
+        allow_abbrev=False,
+        help="stop a run, a tenant's runs, or everything",
+        description="Stop a run, a tenant's runs, or, with neither named, everything under the "
+        "home directory.",
+    )
+    kill.add_argument("--yes", action="store_true", help="do not ask before stopping everything")
+    kill.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds to wait for acknowledgements (default: 5)",
+    )
+    revive = commands.add_parser(
+        "revive",
+        allow_abbrev=False,
+        help="clear a kill",
+        description="Clear the kills of a run, a tenant, or, with neither named, the global ones. "
+        "Runs that were stopped stay stopped; later ones may start.",
+    )
+    for command in (kill, revive):
+        _add_common(command)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    target = command.add_mutually_exclusive_group()
+    target.add_argument("--run", default=UNSET, metavar="ID", help="this run alone")
+    target.add_argument("--tenant", default=UNSET, metavar="T", help="all runs of this tenant")
+    command.add_argument("--reason", metavar="TEXT", help="why; it is recorded and shown")
+    command.add_argument("--actor", metavar="A", help="who (default: user@host)")
+    command.add_argument(
+        "--home", type=Path, metavar="DIR", help="where the kill page lies (AGENTGUARD_HOME)"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,0 +1,143 @@
+"""Runs as tables and summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from agentguard.audit.verify import VerifyReport
+from agentguard.cli import lookup, output
+from agentguard.runs.state import RunState
+from agentguard.runs.summary import RunSummary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STYLES = {
+    RunState.CREATED: "dim",
+    RunState.RUNNING: "cyan",
+    RunState.PAUSED: "yellow",
+    RunState.COMPLETED: "green",
+    RunState.KILLED: "bold red",
+    RunState.FAILED: "red",
+}
+_COLUMNS = ("run", "name", "tenant", "state", "steps", "usd", "tokens", "started", "duration", "ended by")
+_NUMBERS = ("steps", "usd", "tokens", "duration")
+
+
+def runs_table(runs: Sequence[RunSummary], console: Console) -> Table:
+    """The runs, one a line; ids are shortened for a terminal alone."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in _COLUMNS:
+        overflow = "fold" if name == "run" else "ellipsis"
+        table.add_column(
+            name,
+            justify="right" if name in _NUMBERS else "left",
+            no_wrap=name != "run",
+            overflow=overflow,  # type: ignore[arg-type]  # mypy widens the two words to str
+            min_width=8 if name in ("run", "state") else None,
+        )
+    ids = [run.run_id for run in runs]
+    shown = lookup.short_ids(ids) if console.is_terminal else dict(zip(ids, ids, strict=True))
+    for run in runs:
+        table.add_row(*_cells(run, shown[run.run_id]))
+    return table
+
+
+def _cells(run: RunSummary, run_id: str) -> Iterator[Text]:
+    yield Text(output.printable(run_id))
+    yield Text(output.printable(run.name))
+    yield Text(output.printable(run.tenant))
+    yield state_text(run.state)
+    yield Text(f"{run.steps:,}")
+    yield Text(output.money(run.usage.usd) if run.usage.usd else "-")
+    yield Text(f"{run.usage.tokens:,}" if run.usage.tokens else "-")
+    yield Text(_moment(run.started_at))
+    yield Text(output.seconds(run.duration))
+    yield Text(ended_by(run))
+
+
+def state_text(state: RunState) -> Text:
+    """A state in its colour."""
+    return Text(str(state), style=_STYLES[state])
+
+
+def ended_by(run: RunSummary) -> str:
+    """What ended a run, in a word or two."""
+    ended = run.termination
+    if ended is None:
+        return "-"
+    if ended["type"] == "BudgetExceededError":
+        return output.one_line(f"{ended['resource']} limit ({ended['scope']})")
+    if ended["type"] == "KillSwitchTriggeredError":
+        return output.one_line(f"{ended['scope']} kill: {ended['reason']}")
+    return output.one_line(str(ended["type"]))
+
+
+def print_summary(console: Console, run: RunSummary, indent: str = "") -> None:
+    """Print a run's summary, a fact a line."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(run):
+        table.add_row(f"{indent}{name:<8}", value)
+    console.print(table)
+    # Apart, since a line that the terminal itself wraps can be copied whole.
+    head = Text().append(f"{indent}{'head':<8} ", style="bold").append(f"{run.head.seq}:{run.head.hash}")
+    console.print(head, soft_wrap=True)
+
+
+def _facts(run: RunSummary) -> Iterator[tuple[str, str | Text]]:
+    yield "run", output.printable(run.run_id)
+    yield "name", output.printable(run.name)
+    yield "tenant", output.printable(run.tenant)
+    yield "state", state_text(run.state)
+    if run.termination is not None and run.state is not RunState.COMPLETED:
+        ended = run.termination
+        yield "ended by", output.one_line(f"{ended['type']}: {ended.get('message', '')}")
+    if run.parent_id is not None:
+        yield "inside", output.printable(run.parent_id)
+    yield "used", output.amounts(run.usage, steps=True) or "nothing"
+    yield (
+        "limits",
+        output.limits(run.budget) + ("" if run.bounded else " (not bounded: a step had no reserve)"),
+    )
+    yield "started", _moment(run.started_at)
+    yield "ended", _moment(run.ended_at)
+    yield "duration", output.seconds(run.duration)
+    for warning in run.warnings:
+        yield "warning", output.one_line(output.warning(warning))
+    if run.metadata:
+        yield "metadata", output.one_line(", ".join(f"{k}={v!r}" for k, v in run.metadata.items()))
+
+
+def report_data(report: VerifyReport) -> dict[str, Any]:
+    """A verify report as `--json` prints it."""
+    return {
+        "intact": bool(report),
+        "anchored": report.anchored,
+        "runs": report.runs,
+        "events": report.events,
+        "faults": [fault._asdict() for fault in report.faults],
+    }
+
+
+def report_lines(report: VerifyReport) -> Iterator[Text]:
+    """A verify report, a fault a line."""
+    counts = f"{report.events:,} events of {report.runs:,} {'run' if report.runs == 1 else 'runs'}"
+    if report:
+        limit = "" if report.anchored else "; no anchor given: truncation not excluded"
+        yield Text(f"intact: {counts}{limit}", style="green")
+        return
+    yield Text(f"NOT intact: {len(report.faults)} at fault among {counts}", style="bold red")
+    for fault in report.faults:
+        problem = output.one_line(f"run {fault.run_id}, event {fault.seq}: {fault.problem}")
+        yield Text(f"  {problem}", style="red")
+
+
+def _moment(at: datetime | None) -> str:
+    return "-" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

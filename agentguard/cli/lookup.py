@@ -1,0 +1,149 @@
+"""From what was typed to a store and a run in it.  Reading commands change nothing on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agentguard import config
+from agentguard._home import VARIABLE
+from agentguard.cli.exits import UsageError
+from agentguard.errors import RunNotFoundError, StoreUnavailableError
+from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.guard import Guard
+
+STORE_VARIABLE = "AGENTGUARD_STORE"
+_ALL = 2**62
+_UUID_LENGTH = 36
+_SHORTEST = 8
+
+
+class AmbiguousRunError(UsageError):
+    """What was typed begins the ids of several runs."""
+
+
+def use(store: str | None, home: Path | None) -> None:
+    """Set the environment of this process from `--store` and `--home`."""
+    if store is not None:
+        os.environ[STORE_VARIABLE] = store
+    if home is not None:
+        os.environ[VARIABLE] = str(home)
+
+
+def store_url() -> str:
+    """The URL of the store that commands work on."""
+    return os.environ.get(STORE_VARIABLE) or f"sqlite:///{config.home() / 'agentguard.db'}"
+
+
+def store_file() -> Path | None:
+    """The file of a SQLite store; None for another one."""
+    url = store_url()
+    if url.startswith("memory://"):
+        raise UsageError(
+            f"{url} lives in the process that uses it, and no other can look inside; give --store a "
+            "sqlite:/// URL"
+        )
+    if not url.startswith("sqlite:"):
+        return None
+    try:
+        return config.sqlite_path(url)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def store_is_there() -> bool:
+    """Whether there is something to read.
+
+    Raises:
+        StoreUnavailableError: a store was named, and its file does not exist.
+    """
+    file = store_file()
+    if file is None or file.exists():
+        return True
+    if os.environ.get(STORE_VARIABLE):
+        raise StoreUnavailableError(f"there is no store at {file}; check --store and {STORE_VARIABLE}")
+    return False
+
+
+@contextmanager
+def reading() -> Iterator[Guard]:
+    """A guard to ask questions of; it stays away from the kill page, whose state must not matter.
+
+    Raises:
+        StoreUnavailableError: there is no store, or it cannot be read.
+    """
+    if not store_is_there():
+        raise StoreUnavailableError(f"there is no store at {store_file()} yet; nothing has run here")
+    with _opened(kill_switch="memory") as guard:
+        yield guard
+
+
+@contextmanager
+def acting() -> Iterator[Guard]:
+    """A guard that writes, with the kill switch that runs use."""
+    if not store_is_there():
+        raise StoreUnavailableError(f"there is no store at {store_file()} yet; nothing has run here")
+    with _opened(kill_switch=None) as guard:
+        yield guard
+
+
+@contextmanager
+def _opened(kill_switch: str | None) -> Iterator[Guard]:
+    with Guard.open(kill_switch=kill_switch, telemetry=False) as guard:
+        try:
+            _ = guard.parts
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        yield guard
+
+
+def find_run(guard: Guard, typed: str) -> str:
+    """The id of the run that `typed` names, or begins as no other id does.
+
+    Raises:
+        RunNotFoundError: no id begins like this.
+        AmbiguousRunError: several do.
+    """
+    if not typed:
+        raise UsageError("the run's id is empty; `agentguard runs` lists the runs")
+    store = guard.parts.store
+    if typed == CONTROL_RUN_ID or store.row(typed) is not None:
+        return typed
+    found = [row.run_id for row in store.rows(limit=_ALL) if row.run_id.startswith(typed)]
+    if not found:
+        raise RunNotFoundError(typed)
+    if len(found) > 1:
+        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise AmbiguousRunError(f"{len(found)} runs begin with {typed!r}: {some}; type more of the id")
+    return found[0]
+
+
+def short_ids(ids: Iterable[str]) -> dict[str, str]:
+    """Each id with a beginning of it that no other one has; only UUIDs are shortened.
+
+    Ids made by agentguard begin with the time, so that those of one minute have much in common.
+    """
+    ordered = sorted(set(ids))
+    neighbours = zip(["", *ordered], ordered, [*ordered[1:], ""], strict=False)
+    return {own: _shortened(own, before, after) for before, own, after in neighbours}
+
+
+def _shortened(own: str, before: str, after: str) -> str:
+    if len(own) != _UUID_LENGTH or own.count("-") != 4:
+        return own
+    length = _SHORTEST
+    while length < len(own) and any(other.startswith(own[:length]) for other in (before, after)):
+        length += 1
+    return own[:length]
+
+
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Ids for the shell's completion, newest first; nothing where there is no store."""
+    try:
+        with reading() as guard:
+            runs = [(s.run_id, f"{s.name} {s.state}") for s in guard.runs(limit=50)]
+    except Exception:  # noqa: BLE001 - a shell that completes must not see a traceback
+        return []
+    return [run for run in runs if run[0].startswith(incomplete)]

@@ -1,0 +1,114 @@
+"""How things are printed: consoles, JSON, and text that strangers wrote."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from rich.console import Console
+
+from agentguard.budget.model import Budget, Usage
+
+#: Wide enough that nothing is cut or wrapped on its way to a file or another program.
+_ENDLESS = 10_000
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that never takes data for markup, and cuts nothing where no terminal is."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, width=None if terminal else _ENDLESS
+    )
+
+
+def complain(message: str) -> None:
+    """Say on standard error what went wrong."""
+    print(f"agentguard: {printable(message)}", file=sys.stderr)
+
+
+def print_json(data: Any, *, indent: int | None = 2) -> None:
+    """Print one JSON document, in ASCII, so that no terminal takes it for a control sequence."""
+    print(json.dumps(data, indent=indent, default=str))
+
+
+def printable(text: str) -> str:
+    """Text that can only be read: control characters are escaped, line ends kept."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same on one line."""
+    return printable(" ".join(text.split()))
+
+
+def tolerate_every_character() -> None:
+    """Escape what the standard streams' encoding lacks, rather than fail over it."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def money(amount: Decimal) -> str:
+    """`$0.25`; at least two digits after the point, and no more than there are."""
+    digits = max(2, -int(amount.as_tuple().exponent))
+    return f"${amount:.{digits}f}"
+
+
+def amounts(usage: Usage, *, steps: bool = False) -> str:
+    """`$0.25, 1,200 tokens, emails 3`."""
+    said = [money(usage.usd)] if usage.usd else []
+    if usage.tokens:
+        said.append(f"{usage.tokens:,} tokens")
+    said += [f"{name} {count:,}" for name, count in usage.counters.items()]
+    if steps and usage.steps:
+        said.append(f"{usage.steps:,} {'step' if usage.steps == 1 else 'steps'}")
+    return ", ".join(said)
+
+
+def limits(budget: Budget) -> str:
+    """The limits of a budget, as `$1.00, 200 steps, emails 3`; `none` where nothing is limited."""
+    said = []
+    for name, value in budget.to_fields().items():
+        if name == "usd":
+            said.append(money(Decimal(value)))
+        elif name == "calls":
+            said += [f"{limit} calls of {step}" for step, limit in value.items()]
+        elif name == "enforce":
+            said.append("not enforced")
+        elif name == "seconds":
+            said.append(f"{value:g} seconds")
+        elif name == "warn_at":
+            said.append(f"warning at {value:.0%}")
+        elif name in ("steps", "tokens"):
+            said.append(f"{value:,} {name}")
+        else:
+            said.append(f"{name} {value:,}")
+    return ", ".join(said) or "none"
+
+
+def warning(data: Mapping[str, str]) -> str:
+    """A budget warning: `$0.80 of $1.00 of run`."""
+    used, limit = data["used"], data["limit"]
+    if data["resource"] == "usd":
+        return f"{money(Decimal(used))} of the {money(Decimal(limit))} of {data['path']}"
+    return f"{used} of the {limit} {data['resource']} of {data['path']}"
+
+
+def seconds(duration: float | None) -> str:
+    """`40 µs`, `1.2 ms`, `12.3 s`, `2 h 05 min`; a dash where there is none."""
+    if duration is None:
+        return "-"
+    if duration < 0.001:
+        return f"{duration * 1e6:.0f} µs"
+    if duration < 1:
+        return f"{duration * 1000:.1f} ms"
+    if duration < 120:
+        return f"{duration:.1f} s"
+    minutes = round(duration / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

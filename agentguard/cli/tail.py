@@ -1,0 +1,126 @@
+"""`agentguard tail`: the newest events, and those that follow."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from rich.text import Text
+
+from agentguard.cli import output
+from agentguard.cli.timeline import Entry, Timeline, describe, event_data
+from agentguard.events import codec
+from agentguard.events.codec import Stored
+from agentguard.events.model import Event
+from agentguard.protocols import EventStore
+from agentguard.runs.state import RunState
+
+#: How often, in seconds, the store is asked for more.
+_POLL = 0.2
+_PAGE = 1000
+
+Numbered = tuple[str, Stored]
+
+
+def stream(
+    store: EventStore, run_id: str | None, tenant: str | None, lines: int, *, follow: bool
+) -> Iterator[Numbered]:
+    """The last `lines` events of a run or of all, and with `follow` those that come after them."""
+    if run_id is None:
+        top = _top(store)
+        yield from _newest(store, top, lines, tenant)
+        if follow:
+            yield from _follow(store, top, tenant)
+        return
+    last = store.last(run_id)
+    end = 0 if last is None else last.seq
+    for stored in store.read(run_id, max(end - lines, 0)):
+        end = stored.seq
+        yield run_id, stored
+    if follow:
+        yield from _follow_run(store, run_id, end)
+
+
+def _newest(store: EventStore, top: int, count: int, tenant: str | None) -> list[Numbered]:
+    """The last events up to position `top`, in order."""
+    back = max(count, 1)
+    while True:
+        after = max(top - back, 0)
+        found = deque((n for n in _from(store, after, tenant) if n[1].position <= top), maxlen=count)
+        # Positions may have gaps, and most events may be of other tenants.
+        if len(found) == count or after == 0:
+            return list(found)
+        back *= 4
+
+
+def _top(store: EventStore) -> int:
+    """The highest position: a store says only whether there is anything above one."""
+    low, step = 0, 1
+    while store.tail(low + step - 1, limit=1):
+        low, step = low + step, step * 2
+    high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if store.tail(middle - 1, limit=1) else (low, middle)
+    return low
+
+
+def _from(store: EventStore, after: int, tenant: str | None) -> Iterator[Numbered]:
+    while page := store.tail(after, tenant, _PAGE):
+        yield from page
+        after = page[-1][1].position
+
+
+def _follow(store: EventStore, after: int, tenant: str | None) -> Iterator[Numbered]:
+    """Every event above a position, for ever."""
+    while True:
+        for run_id, stored in _from(store, after, tenant):
+            after = stored.position
+            yield run_id, stored
+        time.sleep(_POLL)
+
+
+def _follow_run(store: EventStore, run_id: str, after: int) -> Iterator[Numbered]:
+    """Every event of a run above a sequence, until the run has ended."""
+    while True:
+        # Asked first, so that nothing is missed of a run that ends meanwhile.
+        row = store.row(run_id)
+        for stored in store.read(run_id, after):
+            after = stored.seq
+            yield run_id, stored
+        if row is None or RunState(row.state).final:
+            return
+        time.sleep(_POLL)
+
+
+def json_printer() -> Callable[[Numbered], None]:
+    """Prints an event a line, as JSON."""
+
+    def show(numbered: Numbered) -> None:
+        output.print_json(event_data(_entry(numbered)), indent=None)
+
+    return show
+
+
+def text_printer(*, one_run: bool) -> Callable[[Numbered], None]:
+    """Prints an event a line, for people."""
+    console = output.console()
+    timeline = Timeline()
+
+    def show(numbered: Numbered) -> None:
+        entry = _entry(numbered)
+        for line in timeline.lines([entry]) if one_run else [_line(entry.event)]:
+            console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
+
+    return show
+
+
+def _line(event: Event) -> Text:
+    line = Text().append(f"{event.run_id}  {event.seq:>5}  ", style="dim")
+    return line.append(output.one_line(describe(event)))
+
+
+def _entry(numbered: Numbered) -> Entry:
+    run_id, stored = numbered
+    return Entry(codec.to_event(run_id, stored, b""), stored.payload)

@@ -1,0 +1,132 @@
+"""What `runs`, `show`, `summary`, `tail`, `pause` and `resume` do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import typer
+from rich.text import Text
+
+from agentguard import config
+from agentguard.cli import exits, listing, lookup, output
+from agentguard.cli import tail as tailing
+from agentguard.cli.timeline import Entry, Timeline, event_data
+from agentguard.errors import RunNotFoundError
+from agentguard.events import codec
+from agentguard.events.codec import Stored
+from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.guard import Guard
+from agentguard.killswitch.page import PageKillSwitch
+
+
+def runs(tenant: str | None, state: str | None, limit: int, *, as_json: bool) -> None:
+    """List the newest runs."""
+    found = []
+    if lookup.store_is_there():
+        with lookup.reading() as guard:
+            found = guard.runs(tenant=tenant, state=state, limit=limit)
+    if as_json:
+        output.print_json([run.to_data() for run in found])
+        return
+    console = output.console()
+    if found:
+        console.print(listing.runs_table(found, console))
+    else:
+        console.print(f"no runs{' like this' if tenant or state else ''} in {lookup.store_url()}")
+
+
+def show(typed: str, *, payloads: bool, as_json: bool) -> None:
+    """Show one log."""
+    if typed == CONTROL_RUN_ID:
+        _show_control(as_json=as_json)
+        return
+    with lookup.reading() as guard:
+        run_id = lookup.find_run(guard, typed)
+        log = entries(run_id, guard.parts.store.read(run_id))
+        if as_json:
+            events = [event_data(entry, payloads=payloads) for entry in log]
+            output.print_json({"run": guard.summary(run_id).to_data(), "events": events})
+            return
+        _print(Text(f"run {run_id}", style="bold"))
+        _print(*Timeline(payloads=payloads).lines(log))
+
+
+def _show_control(*, as_json: bool) -> None:
+    switch = PageKillSwitch(config.home())
+    try:
+        log = entries(CONTROL_RUN_ID, switch.read())
+        if as_json:
+            output.print_json({"run": None, "events": [event_data(entry) for entry in log]})
+            return
+        _print(Text(f"control log of {switch.home}", style="bold"))
+        _print(*Timeline().lines(log))
+    finally:
+        switch.close()
+
+
+def entries(run_id: str, log: Iterable[Stored]) -> Iterator[Entry]:
+    """The events of a log with what lies beside them."""
+    head = codec.genesis(run_id)
+    for stored in log:
+        yield Entry(codec.to_event(run_id, stored, head), stored.payload)
+        head = stored.hash
+
+
+def _print(*lines: Text) -> None:
+    console = output.console()
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def summary(typed: str, *, as_json: bool) -> None:
+    """Say what a run came to."""
+    with lookup.reading() as guard:
+        found = guard.summary(_run(guard, typed))
+    if as_json:
+        output.print_json(found.to_data())
+    else:
+        listing.print_summary(output.console(), found)
+
+
+def tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as_json: bool) -> None:
+    """Show the newest events, and those that follow."""
+    with lookup.reading() as guard:
+        run_id = None if typed is None else _run(guard, typed)
+        if run_id is not None and tenant is not None:
+            raise exits.UsageError("--tenant chooses among all runs; leave it out where a run is named")
+        show_one = tailing.json_printer() if as_json else tailing.text_printer(one_run=run_id is not None)
+        try:
+            for numbered in tailing.stream(guard.parts.store, run_id, tenant, lines, follow=follow):
+                show_one(numbered)
+        except KeyboardInterrupt:
+            raise typer.Exit(exits.INTERRUPTED) from None
+
+
+def pause(typed: str, reason: str, *, as_json: bool) -> None:
+    """Pause a run."""
+    with lookup.acting() as guard:
+        run_id = _run(guard, typed)
+        guard.pause(run_id, reason=reason)
+        _say_state(guard, run_id, "paused; steps in flight finish, no other begins", as_json=as_json)
+
+
+def resume(typed: str, *, as_json: bool) -> None:
+    """Lift a run's pause."""
+    with lookup.acting() as guard:
+        run_id = _run(guard, typed)
+        guard.resume(run_id)
+        _say_state(guard, run_id, "resumed", as_json=as_json)
+
+
+def _say_state(guard: Guard, run_id: str, said: str, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"run_id": run_id, "state": str(guard.summary(run_id).state)})
+    else:
+        _print(Text(f"run {run_id} {said}"))
+
+
+def _run(guard: Guard, typed: str) -> str:
+    """A run's id; the control log is no run."""
+    if typed == CONTROL_RUN_ID:
+        raise RunNotFoundError(typed)
+    return lookup.find_run(guard, typed)

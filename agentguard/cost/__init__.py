@@ -1,0 +1,1 @@
+"""What calls of models cost: tokens, prices, and the rule for models without one."""

@@ -1,0 +1,214 @@
+"""The control log: every kill, revive, tenant budget and erasure of a home, as a chained file.
+
+It is a log like a run's (same records, same chain, run id `CONTROL_RUN_ID`), one entry a line:
+
+    {"hash":"<64 hex digits>","event":<the body, byte for byte>}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agentguard.errors import LogIntegrityError
+from agentguard.events.codec import Stored, chain, decode, encode, genesis
+from agentguard.events.model import CONTROL_RUN_ID, Head, Record
+from agentguard.killswitch.index import KillIndex
+from agentguard.killswitch.orders import check_order
+
+_GENESIS = genesis(CONTROL_RUN_ID)
+_LINE = re.compile(rb'\{"hash":"([0-9a-f]{64})","event":(.+)\}', re.DOTALL)
+_FRAME = len(b'{"hash":"","event":}\n') + 64
+
+
+class LogState(NamedTuple):
+    """What a log comes to: its newest record, its size in bytes, whether everything is stopped."""
+
+    generation: int
+    size: int
+    stopped: bool
+
+
+class ControlLog:
+    """The file `control.log`, read on from where this reader was.  Safe for threads.
+
+    A last line without its end is what a crash left of an append: readers pass over it, and the
+    next append removes it.  Nothing else of the file is ever rewritten.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / "control.log"
+        self.index = KillIndex()
+        self._lock = threading.Lock()
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+        self._head = _GENESIS
+        self._seq = 0
+
+    @property
+    def generation(self) -> int:
+        """The sequence of the newest record that was read."""
+        return self._seq
+
+    @property
+    def state(self) -> LogState:
+        """What was read so far comes to; an unfinished last line is no part of it."""
+        return LogState(self._seq, self._offset, self.index.everything_stopped)
+
+    def size(self) -> int:
+        """How many bytes the file has."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def refresh(self) -> int:
+        """Read what was appended since, and give the generation.
+
+        Raises:
+            LogIntegrityError: the chain is broken there, or what was read before is gone.
+        """
+        with self._lock:
+            return self._refresh()
+
+    def append(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
+        """Add a record, durably, and give its generation.  The caller holds the home's lock."""
+        check_order(event_type, data)
+        with self._lock:
+            self._refresh()
+            body = encode(Record(seq=self._seq + 1, type=event_type, at_ns=at_ns, data=data))
+            digest = chain(self._head, body).hex().encode()
+            self._write(b'{"hash":"%s","event":%s}\n' % (digest, body))
+            return self._refresh()
+
+    def read(self, after: int = 0) -> Iterator[Stored]:
+        """The log as it is stored, unchecked, for somebody who verifies it.
+
+        A line that is no entry comes as a body without a hash, which fits no chain.
+        """
+        for seq, line in enumerate(_split(self._complete_lines(0)), 1):
+            if seq > after:
+                match = _LINE.fullmatch(line)
+                digest = bytes.fromhex(match[1].decode()) if match else b""
+                yield Stored(seq, match[2] if match else line, digest, None, seq)
+
+    def verify(self) -> Head:
+        """Check the whole chain, and give its head.
+
+        Raises:
+            LogIntegrityError: the first record that does not fit.
+        """
+        seq, digest = 0, _GENESIS
+        for stored, _ in _entries(self._complete_lines(0)):
+            seq, digest = stored.seq, stored.hash
+        return Head(seq, digest.hex())
+
+    def _refresh(self) -> int:
+        try:
+            info = self.path.stat()
+        except FileNotFoundError:
+            if self._seq:
+                raise self._fault("the log is gone, and this record with it") from None
+            return 0
+        if self._file != (info.st_dev, info.st_ino):
+            self._compare()
+        elif info.st_size < self._offset:
+            raise self._fault(f"the log was cut to {info.st_size} bytes, and this record is gone")
+        if info.st_size > self._offset:
+            lines = self._complete_lines(self._offset)
+            for stored, record in _entries(lines, self._seq, self._head):
+                self._take_in(stored, record)
+        self._file = (info.st_dev, info.st_ino)
+        return self._seq
+
+    def _take_in(self, stored: Stored, record: Record) -> None:
+        try:
+            check_order(record.type, record.data or {})
+        except ValueError as error:
+            raise LogIntegrityError(CONTROL_RUN_ID, stored.seq, str(error)) from error
+        self.index.add(record)
+        self._offset += _FRAME + len(stored.body)
+        self._seq, self._head = stored.seq, stored.hash
+
+    def _compare(self) -> None:
+        """Make sure that a file put in the place of the one read so far begins in the same way."""
+        if not self._seq:
+            return
+        for stored, _ in _entries(self._complete_lines(0)):
+            if stored.seq == self._seq and stored.hash == self._head:
+                return
+        raise self._fault("the log was replaced by another, which does not have this record")
+
+    def _write(self, line: bytes) -> None:
+        created = not self.path.exists()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
+        try:
+            if os.fstat(descriptor).st_size > self._offset:
+                os.ftruncate(descriptor, self._offset)
+            os.lseek(descriptor, self._offset, os.SEEK_SET)
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if created:
+            sync_directory(self.path.parent)
+
+    def _complete_lines(self, offset: int) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return b""
+        return data[: data.rfind(b"\n") + 1]
+
+    def _fault(self, problem: str) -> LogIntegrityError:
+        return LogIntegrityError(CONTROL_RUN_ID, self._seq, problem)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split(lines: bytes) -> list[bytes]:
+    # Not splitlines, for which a line also ends at \r.
+    return lines.split(b"\n")[:-1]
+
+
+def _entries(lines: bytes, seq: int = 0, head: bytes = _GENESIS) -> Iterator[tuple[Stored, Record]]:
+    """The entries in complete lines that follow record `seq`."""
+    for line in _split(lines):
+        seq += 1
+        stored, record = _entry(line, seq, head)
+        yield stored, record
+        head = stored.hash
+
+
+def _entry(line: bytes, seq: int, head: bytes) -> tuple[Stored, Record]:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise LogIntegrityError(CONTROL_RUN_ID, seq, "the line is not an entry of a log")
+    body = match[2]
+    digest = chain(head, body)
+    if digest.hex().encode() != match[1]:
+        raise LogIntegrityError(
+            CONTROL_RUN_ID, seq, "the hash does not fit: the record was altered, or follows another"
+        )
+    try:
+        record = decode(body)
+    except LogIntegrityError as error:
+        raise LogIntegrityError(CONTROL_RUN_ID, seq, error.problem) from error
+    if record.seq != seq:
+        raise LogIntegrityError(CONTROL_RUN_ID, seq, f"the record says that it is {record.seq}")
+    return Stored(seq, body, digest, None, seq), record

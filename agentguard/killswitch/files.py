@@ -1,0 +1,229 @@
+"""The control log and the page of one home, and which of them to believe: the stricter.
+
+A record goes into the log first and is then shown in the page.  A page that is behind the log, as
+after a crash between the two, is brought up to it.  A page that is ahead means that records were
+lost, and then nothing may run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
+from agentguard.events.model import KILL_CLEARED, KILL_SET
+from agentguard.killswitch.control import ControlLog
+from agentguard.killswitch.layout import ALARM, Page, PageDamagedError, target_of
+from agentguard.killswitch.lockfile import LockFile
+from agentguard.killswitch.model import GENERATION, Kill
+
+_LOCK_SECONDS = 10.0
+
+
+class KillFiles:
+    """One process's view of the files under a home.  Safe for threads and fork; opens lazily."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.path = home / "kill.page"
+        self.log = ControlLog(home)
+        self._lock = threading.RLock()
+        self._file = LockFile(home / "control.lock")
+        self._page: Page | None = None
+        self._retired: list[Page] = []
+        self._floor = 0
+        self._closed = False
+
+    @contextmanager
+    def locked(self, timeout: float = _LOCK_SECONDS) -> Iterator[None]:
+        """Keep out everybody else who would write, in this process and others."""
+        with self._lock:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._file.held(timeout):
+                yield
+
+    @contextmanager
+    def failing_closed(self) -> Iterator[None]:
+        """Turn whatever goes wrong with the files into the error that refuses steps."""
+        try:
+            yield
+        except LogIntegrityError as error:
+            raise KillSwitchUnavailableError(
+                f"{self.log.path}, record {error.seq}: {error.problem}; nothing may run until "
+                "the file is restored (`agentguard doctor` says more)"
+            ) from error
+        except OSError as error:
+            raise KillSwitchUnavailableError(
+                f"the kill switch in {self.home} cannot be used ({error}); see that the directory "
+                "is yours and can be written, or choose another by AGENTGUARD_HOME; "
+                "`agentguard doctor` checks it"
+            ) from error
+
+    def check_open(self) -> None:
+        """Raise once it was closed."""
+        if self._closed:
+            raise KillSwitchUnavailableError(f"the kill switch in {self.home} was closed")
+
+    def current(self) -> Page:
+        """The page now under its name, mapped; made if there is none."""
+        self.check_open()
+        page = self._page
+        if page is None or not page.is_at(self.path):
+            with self.locked():
+                page = self._map()
+        page.check(self.path)
+        return page
+
+    def exact(self) -> int:
+        """Read the log on, and give the generation.
+
+        Raises:
+            KillSwitchUnavailableError: the page is ahead of the log, or is damaged.
+            LogIntegrityError: the log is damaged.
+        """
+        # In this order, for a record is in the log before the page shows it.
+        announced = self.current().generation
+        generation = self.log.refresh()
+        self._check_loss(max(announced, self._floor), generation)
+        self._floor = generation
+        return generation
+
+    def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
+        """The kill that stops a run; one that is known is given even if the rest is in ruins."""
+        log = self.log
+        try:
+            page = self.current()
+            if not page.excludes(tenant, run_id, after=log.generation, size=log.size()):
+                self.exact()
+        except (AgentGuardError, OSError):
+            self.known()
+            kill = log.index.find(tenant, run_id, since)
+            if kill is None:
+                raise
+            return kill
+        return log.index.find(tenant, run_id, since)
+
+    def known(self) -> int:
+        """The generation as far as the log can be read."""
+        with suppress(LogIntegrityError, OSError):
+            return self.log.refresh()
+        return self.log.generation
+
+    def record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
+        """Append to the log, then show it in the page.
+
+        Where the page is damaged, the record is made all the same before the error is raised.
+        """
+        self.check_open()
+        with self.locked():
+            try:
+                page = self._map()
+                page.check(self.path)
+                self._check_loss(max(page.generation, self._floor), self.log.refresh())
+            except PageDamagedError as error:
+                generation = self.log.append(event_type, data, at_ns)
+                raise KillSwitchUnavailableError(
+                    f"{event_type} was recorded as generation {generation}, but {error}"
+                ) from error
+            except (KillSwitchUnavailableError, LogIntegrityError):
+                self._raise_alarm()
+                raise
+            generation = self.log.append(event_type, data, at_ns)
+            ordered = event_type in (KILL_SET, KILL_CLEARED)
+            target = target_of(data["scope"], data.get("target", "")) if ordered else ""
+            page.announce(self.log.state, target)
+            return generation
+
+    def catch_up(self) -> None:
+        """Bring the page up to the log, unless somebody is at it right now."""
+        with suppress(TimeoutError), self.locked(timeout=0):
+            self._agree(self._map())
+
+    def spread(self, generation: int) -> None:
+        """Show a generation to those who still look at pages that were deleted."""
+        for page in self._retired:
+            if page.words[GENERATION] != generation:
+                page.words[GENERATION] = generation
+
+    def alarm(self) -> None:
+        """Make everybody look who reads a page that is damaged or no longer under its name."""
+        with suppress(OSError):
+            page = self._page
+            if page is not None and not (page.intact and page.is_at(self.path)):
+                page.words[GENERATION] = ALARM
+        self.spread(ALARM)
+
+    def repair(self, *, accept_loss: bool = False) -> int:
+        """Rebuild the page in place from the whole log, and give the generation.
+
+        Raises:
+            LogIntegrityError: the log itself is damaged.
+            KillSwitchUnavailableError: the page shows that records were lost, and `accept_loss`
+                was not given.
+        """
+        with self.locked():
+            log = ControlLog(self.home)
+            generation = log.refresh()
+            try:
+                page = Page.open(self.path, repair=True)
+            except FileNotFoundError:
+                Page.create(self.path, log.state)
+            else:
+                if page.intact and not accept_loss:
+                    self._check_loss(page.generation, generation)
+                page.rewrite(log.state)
+            self.log, self._floor = log, generation
+            return generation
+
+    def close(self) -> None:
+        """Refuse from now on.  What was mapped goes when nobody looks at it any more."""
+        self._closed = True
+        self._page = None
+        self._retired = []
+
+    def after_fork(self) -> None:
+        """Keep the shared page; make the locks and the reader anew."""
+        self._lock = threading.RLock()
+        self._file.after_fork()
+        # A thread of the parent may have been half through reading on.
+        self.log = ControlLog(self.home)
+
+    def _map(self) -> Page:
+        """The page under its name.  The caller holds the lock."""
+        old = self._page
+        if old is not None and old.is_at(self.path):
+            return old
+        generation = self.log.refresh()
+        self._check_loss(self._floor, generation)
+        try:
+            page = Page.open(self.path)
+        except FileNotFoundError:
+            page = Page.create(self.path, self.log.state)
+        self._agree(page)
+        self._page, self._floor = page, generation
+        if old is not None:
+            self._retired.append(old)
+            self.spread(generation)
+        return page
+
+    def _agree(self, page: Page) -> None:
+        self._check_loss(page.generation, self.log.refresh())
+        if page.generation < self.log.generation:
+            page.announce(self.log.state)
+
+    def _check_loss(self, announced: int, generation: int) -> None:
+        if announced > generation:
+            raise KillSwitchUnavailableError(
+                f"{self.log.path} ends at record {generation}, but {self.path} has announced "
+                f"{announced}: records were lost, and nothing may run; restore the file, or let "
+                "`agentguard doctor` accept the loss"
+            )
+
+    def _raise_alarm(self) -> None:
+        """A kill that cannot be recorded stops everybody in another way: nobody finds order."""
+        with suppress(OSError, PageDamagedError):
+            page = Page.open(self.path)
+            page.words[GENERATION] = min(page.generation + 1, ALARM)

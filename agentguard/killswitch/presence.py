@@ -1,0 +1,170 @@
+"""A process that takes part: its place in the page, and the thread that a killer can wake.
+
+A killer wakes participants through FIFOs, since nothing else that lives in a directory can be
+waited for without polling.  A FIFO is named `<pid>.<start>.<number>.fifo`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakMethod
+
+from agentguard.killswitch.processes import Process, current
+
+if TYPE_CHECKING:
+    from agentguard.killswitch.layout import Page
+
+#: How long a change can stay unseen where the waking failed.
+FALLBACK_SECONDS = 1.0
+
+_numbers = count(1)
+
+
+class Presence:
+    """This process's attendance at one switch, from the first `join` to the last `leave`.
+
+    `watch` is held weakly and called in the thread, at once and after every wake-up or time-out;
+    the thread ends by itself when its owner has gone.  `watch` must not raise.
+    """
+
+    def __init__(self, live: Path, watch: Callable[[], None]) -> None:
+        self.process = current()
+        self.page: Page | None = None
+        self._place: int | None = None
+        self._watch = WeakMethod(watch)
+        self._lock = threading.Lock()
+        self._stopping = False
+        live.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(live)
+        self.fifo = live / f"{self.process.pid}.{self.process.start}.{next(_numbers)}.fifo"
+        self.fifo.unlink(missing_ok=True)
+        os.mkfifo(self.fifo, 0o600)
+        # Open for writing as well, so that it never comes to an end.
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        self._descriptor: int | None = os.open(self.fifo, flags)
+        self._thread = threading.Thread(target=self._run, name="agentguard-kill", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and give everything back; from inside `watch`, soon after it returns."""
+        with self._lock:
+            self._stopping = True
+            if self._descriptor is not None:
+                with suppress(BlockingIOError):
+                    os.write(self._descriptor, b"\0")
+        if self._thread is not threading.current_thread():
+            # Not for ever: `watch` may be waiting for a lock that our caller holds.
+            self._thread.join(2 * FALLBACK_SECONDS)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the copies of what is the parent's."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def needs_place(self, page: Page) -> bool:
+        """Whether this process has no place in this page, or has lost it."""
+        if self.page is not page or self._place is None:
+            return True
+        return not page.places.held(self._place, self.process)
+
+    def take_place(self, page: Page, generation: int) -> None:
+        """Claim a place; with the table full, take part uncounted.  The home's lock is held."""
+        self._place = page.places.claim(self.process, generation)
+        self.page = page
+
+    def acknowledge(self, generation: int) -> None:
+        """Say that this process has acted on everything up to `generation`."""
+        page, place = self.page, self._place
+        if page is not None and place is not None and page.places.held(place, self.process):
+            page.places.acknowledge(place, generation)
+
+    def _run(self) -> None:
+        poller = select.poll()
+        descriptor = self._descriptor
+        if descriptor is None:
+            return
+        poller.register(descriptor, select.POLLIN)
+        # A fork inside `watch` leaves a child with this thread alone, which has to go.
+        while not self._stopping and os.getpid() == self.process.pid:
+            watch = self._watch()
+            if watch is None:
+                break
+            watch()
+            # Not held while waiting, so that an owner that nobody closed can go.
+            del watch
+            if self._stopping:
+                break
+            if poller.poll(FALLBACK_SECONDS * 1000):
+                with suppress(BlockingIOError):
+                    os.read(descriptor, 4096)
+        if os.getpid() == self.process.pid:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Remove the FIFO and free the place; the thread's last act."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+        self.fifo.unlink(missing_ok=True)
+        page, place = self.page, self._place
+        if page is not None and place is not None and page.places.held(place, self.process):
+            page.places.vacate(place)
+
+
+def wake(live: Path) -> None:
+    """Wake every participant."""
+    for fifo, process in _fifos(live):
+        try:
+            descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            # Nobody has it open.  One that is being made belongs to a process that is alive.
+            _remove_if_dead(fifo, process)
+            continue
+        try:
+            # A full FIFO is as good as a wake-up.
+            with suppress(OSError):
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.write(descriptor, b"\0")
+        finally:
+            os.close(descriptor)
+
+
+def present(live: Path) -> set[Process]:
+    """The live processes that can be woken."""
+    return {process for _, process in _fifos(live) if process.alive}
+
+
+def _sweep(live: Path) -> None:
+    """Remove what the dead have left."""
+    for fifo, process in _fifos(live):
+        _remove_if_dead(fifo, process)
+
+
+def _remove_if_dead(fifo: Path, process: Process) -> None:
+    if not process.alive:
+        with suppress(OSError):
+            fifo.unlink()
+
+
+def _fifos(live: Path) -> Iterator[tuple[Path, Process]]:
+    try:
+        names = os.listdir(live)  # noqa: PTH208 - iterdir gives the same, ten times slower
+    except OSError:
+        return
+    for name in names:
+        parts = name.split(".")
+        if len(parts) == 4 and parts[3] == "fifo" and parts[0].isdigit() and parts[1].isdigit():
+            yield live / name, Process(int(parts[0]), int(parts[1]))

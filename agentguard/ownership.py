@@ -1,0 +1,97 @@
+"""Signs of life: the heartbeat of a process that owns runs, and runs whose owner is dead."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from agentguard._process import is_alive
+from agentguard.errors import AgentGuardError
+from agentguard.killswitch.model import Kill
+from agentguard.lifecycle import load_journal
+from agentguard.protocols import RunRow
+from agentguard.runs.state import RunState
+
+if TYPE_CHECKING:
+    from agentguard.guard import Guard
+
+#: Seconds between two heartbeats of a process that owns runs.
+INTERVAL = 5.0
+
+
+class Heartbeat:
+    """Writes a sign of life into the rows of the runs that this process owns, while it has any.
+
+    On one host an owner is known to be dead without it; other hosts go by the heartbeat.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = weakref.ref(guard)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    def start(self, pid: int) -> None:
+        """Beat from now on, in a daemon thread; once for each process."""
+        if self._thread is None or self._pid != pid:
+            self._pid = pid
+            self._stop = threading.Event()
+            self._thread = threading.Thread(target=self._run, name="agentguard-heartbeat", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        stop = self._stop
+        while not stop.wait(INTERVAL):
+            guard = self._guard()
+            if guard is None:
+                return
+            beat(guard)
+            del guard
+
+
+def beat(guard: Guard) -> None:
+    """One sign of life for every run that this process owns."""
+    parts = guard.parts
+    now = parts.clock.wall()
+    for journal in list(guard.live.values()):
+        if journal.owner and not journal.fold.state.final:
+            row = structs.replace(journal.row, heartbeat_ns=now)
+            with contextlib.suppress(AgentGuardError):
+                parts.store.update_row(row)
+
+
+def bury(guard: Guard, row: RunRow) -> RunRow:
+    """Write `run_killed` for a run that a kill covers and whose owner is dead; gives the row as it is then.
+
+    A run of a dead owner that no kill covers stays as it is: it can be recovered.
+    """
+    if RunState(row.state).final or is_alive(row.owner) is not False:
+        return row
+    parts = guard.parts
+    if not _any_covers(parts.switch.kills(), row):
+        return row
+    journal = load_journal(parts, row)
+    kill = parts.switch.find(row.tenant, row.run_id, journal.fold.generation)
+    if kill is not None:
+        journal.end(kill.error(row.run_id))
+    return parts.store.row(row.run_id) or row
+
+
+def _any_covers(kills: list[Kill], row: RunRow) -> bool:
+    return any(kill.covers(row.tenant, row.run_id) for kill in kills)
+
+
+def bury_all(guard: Guard) -> None:
+    """Bury every dead run that a kill covers."""
+    for state in (RunState.CREATED, RunState.RUNNING, RunState.PAUSED):
+        for row in guard.parts.store.rows(state=str(state), limit=2**31):
+            with contextlib.suppress(AgentGuardError):
+                bury(guard, row)

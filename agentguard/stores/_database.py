@@ -1,0 +1,304 @@
+"""One SQLite file as this process sees it: one writer, one lock, readers beside it.
+
+Nothing is opened before it is used.  `_registry` lets the stores of one real path share a
+`Database`, and has a forked child open its own connections.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from agentguard.errors import StoreUnavailableError
+from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.stores import _sql, _sqlite_file
+from agentguard.stores._buffer import Buffer
+from agentguard.stores._readers import Readers
+from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
+from agentguard.stores._wal_sync import WalSync
+
+if TYPE_CHECKING:
+    from agentguard.events.codec import Stored
+
+#: How many seconds a call waits for other writers; None is not at all.
+Wait = float | None
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+_FIRST_PAUSE = 50e-6
+_LONGEST_PAUSE = 5e-3
+
+
+class Database:
+    """The writer connection and its lock, the readers, the buffer and the syncs.
+
+    Whoever writes holds `lock`.  Inside `transaction` the thread's own reads see what it wrote.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.errors = Translation(path)
+        self.lock = threading.RLock()
+        self.readers = Readers(path)
+        self.sync = WalSync(path)
+        self.buffer = Buffer(self)
+        self.users = 0
+        self._insert = _sql.queries("sqlite")["insert_event"]
+        self._closed = False
+        self._forget_writer()
+
+    def _forget_writer(self) -> None:
+        self._writer: sqlite3.Connection | None = None
+        self._depth = 0
+        self._writing_thread: int | None = None
+        self._sync_at_commit = False
+        self._queue: set[int] = set()
+
+    def abandon(self) -> list[sqlite3.Connection]:
+        """Begin anew in a forked child, and give the parent's connections, not to be closed."""
+        inherited = list(self.readers.opened)
+        if self._writer is not None:
+            inherited.append(self._writer)
+        self._forget_writer()
+        self.readers.reset()
+        self.sync.reset()
+        self.buffer.reset()
+        return inherited
+
+    def close(self) -> None:
+        """Write what is buffered and close."""
+        with self.lock:
+            self._closed = True
+            try:
+                if self.buffer.queue:
+                    self.buffer.flush(wait=1.0)
+            finally:
+                self.buffer.close()
+                self.sync.close()
+                self.readers.close()
+                if self._writer is not None:
+                    self._writer.close()
+                self._forget_writer()
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def acquire(self, wait: Wait) -> None:
+        """Take the lock."""
+        if self.lock.acquire(blocking=False):
+            return
+        if wait is None:
+            raise StoreBusyError(self.path)
+        thread = threading.get_ident()
+        self._queue.add(thread)
+        try:
+            acquired = self.lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX))
+        finally:
+            self._queue.discard(thread)
+        if not acquired:
+            raise held_for_too_long(self.path, wait)
+
+    def run(self, sql: str, parameters: Parameters = (), *, wait: Wait) -> sqlite3.Cursor:
+        """Carry out one statement on the writer, under the lock, when other processes let it."""
+        writer = self._writer
+        if writer is None or writer.in_transaction is not (self._depth > 0):
+            writer = self._ready(wait)
+        try:
+            return writer.execute(sql, parameters)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+        return self._retry(writer, sql, parameters, wait)
+
+    def insert(self, number: int, event: Stored, wait: Wait) -> None:
+        """Append an event, as the next one of its run, under the lock.
+
+        Outside `transaction` this is the commit too: twice per step, so it is kept short.
+        """
+        writer = self._writer
+        if writer is None or writer.in_transaction is not (self._depth > 0):
+            with self.errors:
+                writer = self._ready(wait)
+        seq, body, digest, payload, _ = event
+        columns = (number, seq, body, digest, payload)
+        try:
+            writer.execute(self._insert, columns)
+        except sqlite3.Error as error:
+            self._insert_after(error, writer, columns, wait)
+
+    def _insert_after(
+        self, error: sqlite3.Error, writer: sqlite3.Connection, columns: tuple[Any, ...], wait: Wait
+    ) -> None:
+        with self.errors:
+            try:
+                if not is_busy(error):
+                    raise error
+                self._retry(writer, self._insert, columns, wait)
+            except sqlite3.IntegrityError as conflict:
+                raise HeadMovedError(*columns[:2]) from conflict
+
+    def committed(self, *, durable: bool) -> bool:
+        """Take note that a statement was carried out; gives whether the caller has to settle."""
+        if not durable:
+            return False
+        if self._depth:
+            self._sync_at_commit = True
+            return False
+        self.sync.note()
+        return True
+
+    @contextmanager
+    def transaction(self, wait: Wait, *, durable: bool = False, deferred: bool = False) -> Iterator[None]:
+        """One act: committed at the end, undone by an exception.
+
+        Inside another one of the same thread it is a part of that.
+        """
+        self.acquire(wait)
+        try:
+            with self.errors:
+                self._begin(wait)
+            try:
+                yield
+                with self.errors:
+                    due = self._commit(wait, durable=durable)
+            except BaseException:
+                self._undo()
+                raise
+        finally:
+            self.lock.release()
+        if due and not deferred:
+            self.sync.settle()
+
+    @contextmanager
+    def exclusive(self, wait: Wait, *, durable: bool) -> Iterator[None]:
+        """A transaction after which the threads that wait for the lock go first."""
+        with self.transaction(wait, durable=durable):
+            yield
+        # Locks are not fair: a thread in a loop would have it again before another one wakes up.
+        if self._queue and not self._depth:
+            time.sleep(_jitter(2 * _FIRST_PAUSE))
+
+    def _begin(self, wait: Wait) -> None:
+        if self._depth:
+            self.run(f"SAVEPOINT level_{self._depth}", wait=wait)
+        else:
+            self.buffer.flush(wait)
+            self.run("BEGIN IMMEDIATE", wait=wait)
+            self._writing_thread = threading.get_ident()
+            self._sync_at_commit = False
+        self._depth += 1
+
+    def _commit(self, wait: Wait, *, durable: bool) -> bool:
+        if not self._depth:
+            raise StoreUnavailableError(
+                f"{self.path}: this process was forked inside a transaction, which is its parent's"
+            )
+        level = self._depth - 1
+        self.run(f"RELEASE level_{level}" if level else "COMMIT", wait=wait)
+        self._depth = level
+        if level:
+            self._sync_at_commit |= durable
+            return False
+        self._writing_thread = None
+        return self.committed(durable=durable or self._sync_at_commit)
+
+    def _undo(self) -> None:
+        if not self._depth:
+            return
+        self._depth = level = self._depth - 1
+        if not level:
+            self._writing_thread = None
+        # SQLite has rolled back by itself after some errors, and `_ready` clears what is left.
+        if self._writer is not None and self._writer.in_transaction:
+            with suppress(sqlite3.Error):
+                if level:
+                    self._writer.execute(f"ROLLBACK TO level_{level}")
+                    self._writer.execute(f"RELEASE level_{level}")
+                else:
+                    self._writer.execute("ROLLBACK")
+
+    def _ready(self, wait: Wait) -> sqlite3.Connection:
+        """The writer, opened if need be and free of a transaction that nobody will end."""
+        if self._depth:
+            raise StoreUnavailableError(
+                f"{self.path}: the transaction was rolled back after an error and nothing of it "
+                "is stored; leave the block and try again"
+            )
+        if self._writer is None:
+            self._writer = self._open(wait)
+        elif self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+        return self._writer
+
+    def _open(self, wait: Wait) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreUnavailableError(f"{self.path}: the store is closed; open another one")
+        _sqlite_file.create(self.path)
+        writer = _sqlite_file.connect(self.path)
+        try:
+            _sqlite_file.prepare(self.path, lambda sql: self._retry(writer, sql, (), wait))
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def _retry(
+        self, writer: sqlite3.Connection, sql: str, parameters: Parameters, wait: Wait
+    ) -> sqlite3.Cursor:
+        deadline: float | None = None
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return writer.execute(sql, parameters)
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+                if wait is None:
+                    raise StoreBusyError(self.path) from error
+                now = time.monotonic()
+                deadline = deadline or now + wait
+                if now >= deadline:
+                    raise held_for_too_long(self.path, wait) from error
+            time.sleep(_jitter(pause))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def reading(self, wait: float) -> AbstractContextManager[sqlite3.Connection]:
+        """A connection to read with: that of this thread's transaction or snapshot, or a spare."""
+        if self._writer is not None and self.is_writing():
+            return nullcontext(self._writer)
+        snapshot = self.readers.snapshot_of_thread()
+        if snapshot is not None:
+            return nullcontext(snapshot)
+        self._catch_up(wait)
+        return self.readers.lend(wait)
+
+    def snapshot(self, wait: float) -> AbstractContextManager[None]:
+        """Let all reads of this thread in the block see one moment."""
+        if self.is_writing() or self.readers.snapshot_of_thread() is not None:
+            return nullcontext()
+        self._catch_up(wait)
+        return self.readers.snapshot(wait)
+
+    def is_writing(self) -> bool:
+        """Whether this thread is inside a transaction."""
+        return self._writing_thread == threading.get_ident()
+
+    def _catch_up(self, wait: float) -> None:
+        if self._writer is not None and not self.buffer.queue:
+            return
+        self.acquire(wait)
+        try:
+            self.buffer.flush(wait)
+            if self._writer is None:
+                self._ready(wait)
+        finally:
+            self.lock.release()
+
+
+def _jitter(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  # no secret is drawn here

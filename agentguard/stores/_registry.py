@@ -1,0 +1,89 @@
+"""The SQLite files that are open in this process, by real path, and what a fork does to them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from weakref import WeakValueDictionary
+
+from agentguard.stores._database import Database
+
+_databases: WeakValueDictionary[str, Database] = WeakValueDictionary()
+# Re-entrant: a store that is collected while this is held gives its database back.
+_lock = threading.RLock()
+
+#: Connections of the parent, for ever: SQLite must not close them in a forked child.
+_graveyard: list[sqlite3.Connection] = []
+_held_for_fork: list[Database] = []
+
+#: A writer that is at work is waited for this long before a fork.
+_FORK_WAIT = 1.0
+
+
+def share(path: str) -> Database:
+    """The database at a path, counted as used once more; opens nothing."""
+    real = os.path.realpath(path)
+    with _lock:
+        database = _databases.get(real)
+        if database is None:
+            database = _databases[real] = Database(real)
+        database.users += 1
+        return database
+
+
+def give_back(database: Database) -> None:
+    """Take back what `share` gave; the last one closes it."""
+    with _lock:
+        database.users -= 1
+        if database.users:
+            return
+        if _databases.get(database.path) is database:
+            del _databases[database.path]
+    database.close()
+
+
+def _before_fork() -> None:
+    # A thread that is inside SQLite while another one forks leaves SQLite's own mutexes locked in
+    # the child for ever.  Writers are kept out; only a reader can still be caught.
+    _lock.acquire()
+    for _, database in sorted(_databases.items()):
+        if database.lock.acquire(timeout=_FORK_WAIT):
+            _held_for_fork.append(database)
+
+
+def _after_fork_in_parent() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().lock.release()
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for database in list(_databases.values()):
+        for connection in database.abandon():
+            _bury(connection)
+        if database in _held_for_fork:
+            database.lock.release()
+        else:
+            database.lock._at_fork_reinit()  # type: ignore[attr-defined]  # as `logging` does
+    _held_for_fork.clear()
+    _lock.release()
+
+
+def _bury(connection: sqlite3.Connection) -> None:
+    """Keep a connection from ever being closed, also when the interpreter ends.
+
+    Closing would undo a transaction that the parent has open, in the memory that both share.
+    """
+    import ctypes  # noqa: PLC0415  # costs milliseconds and is needed in forked children alone
+
+    _graveyard.append(connection)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

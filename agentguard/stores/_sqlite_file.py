@@ -1,0 +1,97 @@
+"""Opening an event store's SQLite file: rights, pragmas, and the schema it must have."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agentguard.errors import StoreUnavailableError
+from agentguard.stores import _sql
+
+#: "agrd" in the file's header; tells our files from other SQLite databases.
+APPLICATION_ID = 0x61677264
+
+#: Pages in the WAL (16 MB) before a commit has to move them, and wait for the disk twice.
+_CHECKPOINT_PAGES = 4000
+
+Execute = Callable[[str], sqlite3.Cursor]
+
+
+def connect(path: str, *, busy_timeout: float = 0.0) -> sqlite3.Connection:
+    """A connection in autocommit mode that any thread may use."""
+    return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+
+
+def create(path: str) -> None:
+    """Make the folders (0700) and an empty file (0600), where they are missing."""
+    file = Path(path)
+    if file.exists():
+        return
+    missing = [folder for folder in file.parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        # Another process was first.  Opening the file a second time is avoided on purpose: closing
+        # any descriptor of a file drops all the locks that this process has on it.
+        return
+
+
+def prepare(path: str, execute: Execute) -> None:
+    """Set the pragmas of a writer and bring the schema up to date.
+
+    `execute` runs a statement on the writer and waits while the file is locked.
+
+    Raises:
+        StoreUnavailableError: the file is another program's, or newer than this library.
+    """
+    # A file that is up to date is only read here, so that one without write access can be.
+    if _schema(path, execute) != len(_sql.migrations("sqlite")):
+        _migrate(path, execute)
+    execute("PRAGMA synchronous = NORMAL")
+    execute("PRAGMA secure_delete = ON")
+    execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+
+
+def _migrate(path: str, execute: Execute) -> None:
+    execute("PRAGMA journal_mode = WAL")
+    execute("BEGIN IMMEDIATE")
+    try:
+        # Another process may have done it meanwhile.
+        version = _schema(path, execute)
+        for number, script in _sql.migrations("sqlite")[version:]:
+            for statement in _statements(script):
+                execute(statement)
+            execute(f"PRAGMA user_version = {number}")
+        execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    except BaseException:
+        execute("ROLLBACK")
+        raise
+    execute("COMMIT")
+
+
+def _schema(path: str, execute: Execute) -> int:
+    """The file's schema version, 0 for an empty file."""
+    version: int = execute("PRAGMA user_version").fetchone()[0]
+    known = len(_sql.migrations("sqlite"))
+    if execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        if version or execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise StoreUnavailableError(f"{path} is the database of another program; name another file")
+    elif version > known:
+        raise StoreUnavailableError(
+            f"{path} has schema {version} and this agentguard knows {known}; upgrade agentguard"
+        )
+    return version
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one: `executescript` would commit in between."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

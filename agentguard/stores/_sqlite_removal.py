@@ -1,0 +1,71 @@
+"""The two ways in which something leaves a SQLite log: erased payloads and pruned runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from agentguard.errors import StoreUnavailableError
+from agentguard.protocols import StoreBusyError
+
+if TYPE_CHECKING:
+    from agentguard.stores._database import Database
+
+#: How long readers are waited for before the WAL is emptied; it is tried again the next time.
+_PATIENCE = 1.0
+_PAUSE = 0.005
+
+
+def erase(database: Database, sql: Mapping[str, str], run_id: str, wait: float) -> int:
+    """Drop the payloads and the salt of a run; gives how many payloads there were."""
+    with database.transaction(wait, durable=True), database.errors:
+        dropped = database.run(sql["erase_payloads"], (run_id,), wait=wait).rowcount
+        salts = database.run(sql["erase_salt"], (run_id,), wait=wait).rowcount
+    if dropped or salts:
+        empty_wal(database)
+    return dropped
+
+
+def prune(database: Database, sql: Mapping[str, str], ended_before_ns: int, wait: float) -> list[str]:
+    """Drop ended runs, each in an act of its own so that writers get their turns."""
+    with database.errors, database.reading(wait) as connection:
+        ended = connection.execute(sql["prunable"], (ended_before_ns,)).fetchall()
+    pruned = []
+    for number, run_id in ended:
+        with database.transaction(wait), database.errors:
+            if not database.run(sql["mark_pruning"], (number,), wait=wait).rowcount:
+                continue
+            _hold_position(database, sql, number, wait)
+            database.run(sql["delete_events"], (number,), wait=wait)
+            database.run(sql["delete_run"], (number,), wait=wait)
+        pruned.append(run_id)
+    if pruned:
+        empty_wal(database)
+    return pruned
+
+
+def _hold_position(database: Database, sql: Mapping[str, str], number: int, wait: float) -> None:
+    """Keep the next event from getting a position that a reader of the log has seen."""
+    newest = database.run(sql["newest_event"], wait=wait).fetchone()
+    if newest is not None and newest[0] == number:
+        database.run(sql["hold_position"], (newest[1],), wait=wait)
+        database.run(sql["drop_held_positions"], (newest[1],), wait=wait)
+
+
+def empty_wal(database: Database) -> None:
+    """Have nothing of what was dropped linger in the WAL, unless readers hold on to it."""
+    deadline = time.monotonic() + _PATIENCE
+    done = database.is_writing()
+    while not done:
+        with suppress(StoreBusyError, StoreUnavailableError), database.errors:
+            database.acquire(_PATIENCE)
+            try:
+                busy, _, _ = database.run("PRAGMA wal_checkpoint(TRUNCATE)", wait=None).fetchone()
+            finally:
+                database.lock.release()
+            done = not busy
+        if not done:
+            done = time.monotonic() > deadline
+            time.sleep(_PAUSE)

@@ -1,0 +1,51 @@
+"""Run rows and accounts as SQLite's columns; what is nested is JSON text, readable in a shell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentguard.budget.account import Account
+from agentguard.protocols import RunRow
+
+# Sorted, so that equal owners are equal texts, which the claim of a run compares.
+_encode = msgspec.json.Encoder(order="sorted").encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def parameters(row: RunRow) -> dict[str, Any]:
+    """The columns of a run by name."""
+    columns = {name: getattr(row, name) for name in row.__struct_fields__}
+    columns["owner"] = _encode(row.owner).decode()
+    columns["summary"] = _encode(row.summary).decode()
+    return columns
+
+
+def run_row(columns: tuple[Any, ...]) -> RunRow:
+    """A run from its columns, in the order of the queries."""
+    return RunRow(
+        run_id=columns[0],
+        name=columns[1],
+        tenant=columns[2],
+        state=columns[3],
+        created_ns=columns[4],
+        number=columns[5],
+        parent_id=columns[6],
+        ended_ns=columns[7],
+        epoch=columns[8],
+        owner=_decode(columns[9]),
+        heartbeat_ns=columns[10],
+        salt=columns[11],
+        summary=_decode(columns[12]),
+    )
+
+
+def account_text(account: Account) -> str:
+    """An account as it is stored."""
+    return _encode(account.to_data()).decode()
+
+
+def account(text: str) -> Account:
+    """The account that `account_text` stored."""
+    return Account.from_data(_decode(text))

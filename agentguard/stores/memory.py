@@ -1,0 +1,328 @@
+"""The event store in this process's memory: fast, shared with nobody, gone with the process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard.budget import ledger
+from agentguard.errors import RunExistsError, StoreUnavailableError
+from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.stores._memory_log import Log, closes_something, copy_account, is_final
+from agentguard.stores._memory_shelf import Shelf
+from agentguard.stores._memory_undo import Undo
+
+if TYPE_CHECKING:
+    from agentguard.budget.account import Account
+    from agentguard.budget.ledger import Movement
+    from agentguard.events.codec import Stored
+    from agentguard.protocols import Durability, RunRow
+
+
+class MemoryEventStore:
+    """Logs, run rows and shared accounts in dicts and lists.
+
+    Holds `max_events`.  Over that, whole ended runs are evicted, the one that ended first before
+    the others, and only their rows stay.  If live runs alone fill it, new steps are refused, and
+    the outcomes of those that have started are still taken.  In a forked child it refuses
+    everything, since the parent would not see what is done there.
+
+    Example:
+        >>> from agentguard.events.codec import Stored, chain, genesis
+        >>> from agentguard.protocols import RunRow
+        >>> store = MemoryEventStore()
+        >>> row = RunRow(run_id="r1", name="n", tenant="t", state="RUNNING", created_ns=1)
+        >>> number = store.create(row, [Stored(1, b"{}", chain(genesis("r1"), b"{}"))])
+        >>> [event.seq for event in store.read("r1")]
+        [1]
+    """
+
+    url = "memory://"
+
+    def __init__(self, *, max_events: int = 1_000_000, clock: Clock = SYSTEM_CLOCK) -> None:
+        if max_events < 1:
+            raise ValueError(f"max_events must be at least 1, not {max_events!r}")
+        self.max_events = max_events
+        #: By which the windows of tenants are cut.
+        self.clock = clock
+        self._lock = threading.RLock()
+        self._acquire = self._lock.acquire
+        self._release = self._lock.release
+        self._shut: str | None = None
+        self._empty()
+        _stores.add(self)
+
+    def _empty(self) -> None:
+        self._shelf = Shelf(self.max_events)
+        self._accounts: dict[str, Account] = {}
+        self._undo = Undo()
+        #: Who ended inside `exclusive`.
+        self._ending: dict[int, Log] = {}
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while a run decides and appends; re-entrant."""
+        return self._lock
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
+        """Add a run with its first events and return its number."""
+        with self._lock:
+            self._check()
+            shelf = self._shelf
+            if row.run_id in shelf.by_id:
+                raise RunExistsError(row.run_id)
+            if shelf.position + len(events) > shelf.full_at:
+                shelf.make_room(len(events), needed=False)
+            log = Log(next(shelf.next_number), row)
+            log.check_next(events)
+            self._move(movements)
+            shelf.put(log)
+            self._undo.note(shelf.remove, log)
+            self._add(log, events)
+            self._note_end(log, row)
+            return log.number
+
+    def append(
+        self,
+        number: int,
+        events: Sequence[Stored],
+        *,
+        movements: Sequence[Movement] = (),
+        row: RunRow | None = None,
+        durability: Durability | None = None,
+        wait: bool = True,
+        deferred: bool = False,  # there is nothing to wait for
+    ) -> dict[str, Account]:
+        """Append events with consecutive sequences, and give the moved accounts as they are now."""
+        if durability is not None and durability != "buffered":
+            raise ValueError(f"memory:// survives nothing, so it cannot promise {durability!r}")
+        if not self._acquire(wait):
+            raise StoreBusyError(self.url)
+        try:
+            shelf = self._shelf
+            log = shelf.logs.get(number)
+            if log is None:
+                self._check()
+                raise HeadMovedError(number)
+            position = shelf.position + len(events)
+            if position > shelf.full_at:
+                shelf.make_room(len(events), needed=row is not None or closes_something(events))
+            if row is not None or movements or self._undo.active or len(events) != 1:
+                return self._append(log, events, movements, row)
+            # The hot path: one event and nothing else.
+            event = events[0]
+            entries = log.events
+            if event.seq != len(entries) + 1:
+                log.refuse(event.seq)
+            entries.append(event)
+            log.positions.append(position)
+            shelf.position = position
+            return {}
+        finally:
+            self._release()
+
+    def _append(
+        self, log: Log, events: Sequence[Stored], movements: Sequence[Movement], row: RunRow | None
+    ) -> dict[str, Account]:
+        log.check_next(events)
+        if row is not None and row.epoch < log.row.epoch:
+            raise HeadMovedError(log.number, row.epoch)
+        moved = self._move(movements)
+        self._add(log, events)
+        if row is not None:
+            self._undo.note(setattr, log, "row", log.row)
+            log.change(row)
+            self._note_end(log, row)
+        return moved
+
+    def _add(self, log: Log, events: Sequence[Stored]) -> None:
+        self._undo.note(self._shelf.take_back, log, len(events))
+        self._shelf.add(log, events)
+
+    def _note_end(self, log: Log, row: RunRow) -> None:
+        if is_final(row.state) and log.number not in self._shelf.ended:
+            # What ends inside `exclusive` may be taken back, and must not be evicted before.
+            ended = self._ending if self._undo.active else self._shelf.ended
+            ended[log.number] = log
+            self._undo.note(ended.pop, log.number, None)
+
+    def _move(self, movements: Sequence[Movement]) -> dict[str, Account]:
+        # An account in the store is replaced and never changed, so that it can be given away.
+        names = {movement.account for movement in movements} & self._accounts.keys()
+        moved = {name: copy_account(self._accounts[name]) for name in names}
+        ledger.apply(movements, moved)
+        for name, account in moved.items():
+            self._undo.note(self._put_back, name, self._accounts.get(name))
+            self._accounts[name] = account
+        return moved
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other writers out; an exception takes back everything that was done inside."""
+        with self._lock:
+            self._check()
+            with self._undo.block():
+                yield
+            if not self._undo.active:
+                self._shelf.ended |= self._ending
+                self._ending.clear()
+
+    def update_row(self, row: RunRow) -> bool:
+        """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
+        with self._lock:
+            self._check()
+            log = self._shelf.by_id.get(row.run_id)
+            if log is None:
+                return False
+            self._undo.note(setattr, log, "row", log.row)
+            return log.claim(row)
+
+    def erase(self, run_id: str) -> int:
+        """Drop the payloads and the salt of a run; gives how many payloads there were."""
+        with self._lock:
+            self._check()
+            log = self._shelf.by_id.get(run_id)
+            if log is None:
+                return 0
+            self._undo.note(setattr, log, "row", log.row)
+            self._undo.note(setattr, log, "events", log.events)
+            return log.erase()
+
+    def prune(self, ended_before_ns: int) -> list[str]:
+        """Drop ended runs whole, and give their ids.
+
+        Raises:
+            RuntimeError: inside `exclusive`, which could not take it back.
+        """
+        with self._lock:
+            self._check()
+            if self._undo.active:
+                raise RuntimeError("memory:// cannot prune inside exclusive()")
+            pruned = []
+            for log in list(self._shelf.logs.values()):
+                row = log.row
+                if is_final(row.state) and (row.ended_ns or 0) < ended_before_ns:
+                    self._shelf.drop(log)
+                    self._shelf.remove(log)
+                    pruned.append(row.run_id)
+            return pruned
+
+    def settle(self) -> None:
+        """Return at once: nothing here can be made durable."""
+
+    def durable(self) -> None:
+        """None: nothing here can be made durable."""
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def row(self, run_id: str) -> RunRow | None:
+        """The run's row, or None."""
+        with self._lock:
+            self._check()
+            log = self._shelf.by_id.get(run_id)
+            return None if log is None else log.row
+
+    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
+        """The newest runs first."""
+        with self._lock:
+            self._check()
+            rows = (log.row for log in reversed(self._shelf.logs.values()))
+            found = (
+                row
+                for row in rows
+                if (tenant is None or row.tenant == tenant) and (state is None or row.state == state)
+            )
+            return list(islice(found, limit))
+
+    def children(self, run_id: str) -> list[RunRow]:
+        """The runs nested directly in a run, oldest first."""
+        with self._lock:
+            self._check()
+            rows = (log.row for log in self._shelf.logs.values())
+            return [row for row in rows if row.parent_id == run_id]
+
+    def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
+        """The run's events with a sequence above `after`, in order, as of now.
+
+        Raises:
+            StoreUnavailableError: the run was evicted.
+        """
+        with self._lock:
+            log = self._kept(run_id)
+            return iter(()) if log is None else log.after(after)
+
+    def last(self, run_id: str) -> Stored | None:
+        """The run's newest event."""
+        with self._lock:
+            log = self._kept(run_id)
+            return None if log is None else next(log.after(len(log.events) - 1), None)
+
+    def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
+        """Events of all runs with a position above `after`, in commit order, with their run ids.
+
+        Those of evicted runs are not there any more.
+        """
+        with self._lock:
+            self._check()
+            found = self._shelf.after(after, tenant, limit)
+            return [(log.run_id, event) for _, log, event in found]
+
+    def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
+        """The shared accounts that exist among `ids`."""
+        with self._lock:
+            self._check()
+            return {name: self._accounts[name] for name in ids if name in self._accounts}
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let this thread's reads in the block see one moment; writers wait meanwhile."""
+        with self._lock:
+            self._check()
+            yield
+
+    def close(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._shut = self._shut or "this memory:// store is closed; open another one"
+            self._empty()
+
+    # --- helpers -------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._shut is not None:
+            raise StoreUnavailableError(self._shut)
+
+    def _kept(self, run_id: str) -> Log | None:
+        self._check()
+        log = self._shelf.by_id.get(run_id)
+        if log is not None:
+            log.check_kept()
+        return log
+
+    def _put_back(self, name: str, account: Account | None) -> None:
+        if account is None:
+            del self._accounts[name]
+        else:
+            self._accounts[name] = account
+
+
+_stores: weakref.WeakSet[MemoryEventStore] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store._lock._at_fork_reinit()  # type: ignore[attr-defined]  # as `logging` does
+        store._shut = "memory:// is not shared with a forked process; use sqlite://"
+        store._empty()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,288 @@
+"""The event store in a SQLite file: the default, for the processes of one host."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard.budget import ledger
+from agentguard.errors import RunExistsError, StoreUnavailableError
+from agentguard.events.codec import Stored
+from agentguard.protocols import Durability, HeadMovedError, RunRow
+from agentguard.stores import _registry, _sql, _sqlite_removal, _sqlite_rows
+
+if TYPE_CHECKING:
+    from agentguard.budget.account import Account
+    from agentguard.budget.ledger import Movement
+    from agentguard.stores._database import Database, Wait
+
+_LEVELS: Final[dict[str, int]] = {"buffered": 0, "process": 1, "power": 2}
+_BUFFERED: Final = 0
+_POWER: Final = 2
+
+# `Stored._make` is a Python function that does the same.
+_to_stored: Any = partial(tuple.__new__, Stored)
+
+
+class SQLiteEventStore:
+    """Logs, run rows and shared accounts in one SQLite file, which the first use makes.
+
+    Stores of the same file share a writer and a lock within a process; writers in other processes
+    are waited for, up to `store_timeout` seconds.  `durability` says what a commit survives:
+    `"process"` a kill -9, `"power"` a loss of power.  `"buffered"` events are written within 50 ms,
+    and before anything is read through a store of this process.
+
+    Example:
+        >>> import os, tempfile
+        >>> from agentguard.events.codec import Stored, chain, genesis
+        >>> from agentguard.protocols import RunRow
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> store = SQLiteEventStore(os.path.join(folder.name, "events.db"))
+        >>> row = RunRow(run_id="r1", name="n", tenant="t", state="RUNNING", created_ns=1)
+        >>> number = store.create(row, [Stored(1, b"{}", chain(genesis("r1"), b"{}"))])
+        >>> [event.seq for event in store.read("r1")]
+        [1]
+        >>> store.close()
+        >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Durability = "process",
+        store_timeout: float = 30.0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not 0 <= store_timeout < math.inf:
+            raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
+        self.path = os.path.abspath(path)  # noqa: PTH100  # Path.resolve would follow links
+        self.url = f"sqlite:///{quote(self.path)}"
+        self.durability: Durability = durability
+        #: By which the windows of tenants are cut.
+        self.clock = clock
+        self._level = _level(durability)
+        self._timeout = float(store_timeout)
+        self._sql = _sql.queries("sqlite")
+        self._shared: Database | None = None
+        self._give_back: weakref.finalize[Any, Any] | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while a run decides and appends; re-entrant, and one for the file in a process."""
+        return self._database().lock
+
+    def _database(self) -> Database:
+        if self._shared is not None:
+            return self._shared
+        with self._opening:
+            if self._give_back is not None and not self._give_back.alive:
+                raise StoreUnavailableError(f"{self.url} is closed; open another store")
+            if self._shared is None:
+                database = _registry.share(self.path)
+                self._give_back = weakref.finalize(self, _registry.give_back, database)
+                self._shared = database
+            return self._shared
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
+        """Add a run with its first events and return its number."""
+        database, wait = self._database(), self._timeout
+        with database.transaction(wait, durable=self._level == _POWER), database.errors:
+            columns = _sqlite_rows.parameters(row)
+            try:
+                number = database.run(self._sql["insert_run"], columns, wait=wait).lastrowid or 0
+            except sqlite3.IntegrityError as error:
+                raise RunExistsError(row.run_id) from error
+            for event in events:
+                database.insert(number, event, wait)
+            self._move(database, movements, wait)
+        return number
+
+    def append(
+        self,
+        number: int,
+        events: Sequence[Stored],
+        *,
+        movements: Sequence[Movement] = (),
+        row: RunRow | None = None,
+        durability: Durability | None = None,
+        wait: bool = True,
+        deferred: bool = False,
+    ) -> dict[str, Account]:
+        """Append events with consecutive sequences, and give the moved accounts as they are now."""
+        database = self._shared or self._database()
+        level = self._level if durability is None else max(self._level, _level(durability))
+        patience = self._timeout if wait else None
+        if len(events) == 1 and row is None and not movements:
+            due = self._append_one(database, number, events[0], level, patience)
+            if due and not deferred:
+                database.sync.settle()
+            return {}
+        with database.transaction(patience, durable=level == _POWER, deferred=deferred), database.errors:
+            for event in events:
+                database.insert(number, event, patience)
+            accounts = self._move(database, movements, patience)
+            if row is not None:
+                self._change(database, number, row, patience)
+        return accounts
+
+    def _append_one(self, database: Database, number: int, event: Stored, level: int, wait: Wait) -> bool:
+        """The hot path: one statement is the compare-and-swap, the event and the commit."""
+        lock = database.lock
+        if not lock.acquire(blocking=False):
+            database.acquire(wait)
+        try:
+            if level == _BUFFERED and not database.is_writing():
+                with database.errors:
+                    database.buffer.append(number, event, wait)
+                return False
+            if database.buffer.queue:
+                database.buffer.flush(wait)
+            database.insert(number, event, wait)
+            return level == _POWER and database.committed(durable=True)
+        finally:
+            lock.release()
+
+    def _change(self, database: Database, number: int, row: RunRow, wait: Wait) -> None:
+        columns = _sqlite_rows.parameters(row)
+        columns["number"] = number
+        if not database.run(self._sql["change_run"], columns, wait=wait).rowcount:
+            raise HeadMovedError(number, row.epoch)
+
+    def _move(self, database: Database, movements: Sequence[Movement], wait: Wait) -> dict[str, Account]:
+        accounts: dict[str, Account] = {}
+        for movement in movements:
+            if movement.account not in accounts:
+                key = (movement.account,)
+                found = database.run(self._sql["account"], key, wait=wait).fetchone()
+                if found is not None:
+                    accounts[movement.account] = _sqlite_rows.account(found[0])
+        ledger.apply(movements, accounts)
+        for name, account in accounts.items():
+            columns = (name, _sqlite_rows.account_text(account))
+            database.run(self._sql["save_account"], columns, wait=wait)
+        return accounts
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep writers of every process out; leaving commits, an exception undoes everything."""
+        return self._database().exclusive(self._timeout, durable=self._level == _POWER)
+
+    def update_row(self, row: RunRow) -> bool:
+        """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
+        database = self._database()
+        durable = self._level == _POWER
+        with database.transaction(self._timeout, durable=durable), database.errors:
+            columns = _sqlite_rows.parameters(row)
+            change = database.run(self._sql["update_owner"], columns, wait=self._timeout)
+            return bool(change.rowcount)
+
+    def erase(self, run_id: str) -> int:
+        """Drop the payloads and the salt of a run; gives how many payloads there were."""
+        return _sqlite_removal.erase(self._database(), self._sql, run_id, self._timeout)
+
+    def prune(self, ended_before_ns: int) -> list[str]:
+        """Drop ended runs whole, and give their ids.
+
+        The highest position of the store is held by an empty event, which no read shows.
+        """
+        return _sqlite_removal.prune(self._database(), self._sql, ended_before_ns, self._timeout)
+
+    def settle(self) -> None:
+        """Return when everything committed so far is as durable as was asked for."""
+        self._database().sync.settle()
+
+    def durable(self) -> Future[None] | None:
+        """What resolves when `settle` would return, or None if it would return at once."""
+        return self._database().sync.durable()
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def row(self, run_id: str) -> RunRow | None:
+        """The run's row, or None."""
+        found = self._select("run", (run_id,))
+        return _sqlite_rows.run_row(found[0]) if found else None
+
+    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
+        """The newest runs first."""
+        if tenant is None:
+            query = "runs" if state is None else "runs_in_state"
+        else:
+            query = "runs_of_tenant" if state is None else "runs_of_tenant_in_state"
+        found = self._select(query, {"tenant": tenant, "state": state, "limit": limit})
+        return [_sqlite_rows.run_row(columns) for columns in found]
+
+    def children(self, run_id: str) -> list[RunRow]:
+        """The runs nested directly in a run, oldest first."""
+        return [_sqlite_rows.run_row(columns) for columns in self._select("children", (run_id,))]
+
+    def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
+        """The run's events with a sequence above `after`, in order, from one snapshot."""
+        return self._stream(self._database(), run_id, after)
+
+    def _stream(self, database: Database, run_id: str, after: int) -> Iterator[Stored]:
+        with database.errors, database.reading(self._timeout) as connection:
+            cursor = connection.execute(self._sql["events"], (run_id, after))
+            try:
+                # The writer must not be left with an open read, which would hold it to an old
+                # moment: inside `exclusive` everything is fetched now.
+                yield from map(_to_stored, cursor.fetchall() if database.is_writing() else cursor)
+            finally:
+                cursor.close()
+
+    def last(self, run_id: str) -> Stored | None:
+        """The run's newest event."""
+        found = self._select("last_event", (run_id,))
+        return Stored(*found[0]) if found else None
+
+    def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
+        """Events of all runs with a position above `after`, in commit order, with their run ids."""
+        query = "tail" if tenant is None else "tail_of_tenant"
+        found = self._select(query, {"after": after, "tenant": tenant, "limit": limit})
+        return [(columns[0], Stored(*columns[1:])) for columns in found]
+
+    def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
+        """The shared accounts that exist among `ids`."""
+        with self.snapshot():
+            found = {name: self._select("account", (name,)) for name in ids}
+        return {name: _sqlite_rows.account(rows[0][0]) for name, rows in found.items() if rows}
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Let this thread's reads in the block see one moment, without holding up writers."""
+        return self._database().snapshot(self._timeout)
+
+    def _select(self, query: str, parameters: Any) -> list[tuple[Any, ...]]:
+        database = self._database()
+        with database.errors, database.reading(self._timeout) as connection:
+            return connection.execute(self._sql[query], parameters).fetchall()
+
+    def close(self) -> None:
+        """Give the file back; the last store of it in this process closes it."""
+        with self._opening:
+            self._shared = None
+            if self._give_back is None:
+                self._give_back = weakref.finalize(self, _nothing)
+            self._give_back()
+
+
+def _level(durability: Durability) -> int:
+    level = _LEVELS.get(durability)
+    if level is None:
+        raise ValueError(f"durability must be one of {', '.join(_LEVELS)}, not {durability!r}")
+    return level
+
+
+def _nothing() -> None:
+    """What a store that was never used has to give back."""

@@ -1,0 +1,105 @@
+"""What a step costs that survives the death of its process, or of the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentguard import Budget, Guard, guarded_step
+from benchmarks import _measure as m
+from benchmarks._rows import Row
+
+_BLOCK = 50
+
+
+def measure(*, quick: bool) -> list[Row]:
+    """The rows on durability, on the disk that holds the temporary files, by the wall clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            _process(Path(folder), 15 if quick else 60),
+            _power(Path(folder), 200 if quick else 600),
+        ]
+
+
+def _process(folder: Path, rounds: int) -> Row:
+    step = guarded_step(m.work)
+    url = f"sqlite:///{folder / 'process.db'}"
+    commit, connection = _bare_commit(folder / "bare.db")
+    with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+        with guard.run("durable", budget=Budget(steps=10**9)):
+            taken = m.medians(
+                {"step": lambda: _wall(lambda: step(1, b=2, c=3)), "commit": lambda: _wall(commit)}, rounds
+            )
+    connection.close()
+    return Row(
+        name="sqlite-process",
+        what="durable step over two bare WAL+NORMAL one-row commits",
+        value=taken["step"] / (2 * taken["commit"]),
+        unit="x",
+        limit=1.5,
+        facts={"µs a step": taken["step"] / 1000, "µs a commit": taken["commit"] / 1000},
+    )
+
+
+def _bare_commit(path: Path) -> tuple[Callable[[], Any], sqlite3.Connection]:
+    """One row of the size of an event, in one statement that commits by itself: the cheapest there is."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("CREATE TABLE event (body BLOB, hash BLOB, payload BLOB)")
+    row = (b"x" * 300, b"h" * 32, b"p" * 24)
+    return lambda: connection.execute("INSERT INTO event VALUES (?, ?, ?)", row), connection
+
+
+def _wall(call: Callable[[], Any]) -> float:
+    started = time.perf_counter_ns()
+    for _ in range(_BLOCK):
+        call()
+    return (time.perf_counter_ns() - started) / _BLOCK
+
+
+def _power(folder: Path, steps: int) -> Row:
+    url = f"sqlite:///{folder / 'power.db'}"
+    with Guard.open(url, kill_switch="memory", telemetry=False, durability="power") as guard:
+        taken = m.medians(
+            {
+                "one": lambda: asyncio.run(_tasks(guard, 1, steps // 4)),
+                "many": lambda: asyncio.run(_tasks(guard, 64, steps // 4 * 8)),
+            },
+            3,
+        )
+    return Row(
+        name="sqlite-power",
+        what="durability=power: throughput of 64 tasks over one task",
+        value=taken["one"] / taken["many"],
+        unit="x",
+        limit=10,
+        sense="at least",
+        facts={"steps/s of one": 1e9 / taken["one"], "of 64": 1e9 / taken["many"]},
+    )
+
+
+async def _tasks(guard: Guard, tasks: int, steps: int) -> float:
+    """Nanoseconds a step when so many tasks share the steps."""
+    step = guarded_step(_async_work)
+
+    async def some() -> None:
+        for _ in range(steps // tasks):
+            await step(1, b=2, c=3)
+
+    async with guard.run("power", budget=Budget(steps=10**9)):
+        await step(1)
+        started = time.perf_counter_ns()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(tasks):
+                group.create_task(some())
+        return (time.perf_counter_ns() - started) / (steps // tasks * tasks)
+
+
+async def _async_work(a: int, b: int = 0, c: int = 0) -> int:
+    return a

@@ -1,0 +1,135 @@
+"""Pydantic AI's objects as agentguard's values, and back.  Pure: nothing is called, nothing awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from pydantic_ai.exceptions import ApprovalRequired, CallDeferred, SkipToolExecution
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import RequestUsage
+from pydantic_core import to_json, to_jsonable_python
+
+from agentguard import Usage
+from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
+
+#: Differ from run to run although the request is the same.
+_VOLATILE: Final = frozenset({"timestamp", "run_id", "conversation_id"})
+#: How a tool says that it was not carried out here and now; nothing was used.
+DEFERRALS: Final = (ApprovalRequired, CallDeferred, SkipToolExecution)
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def request_data(
+    messages: Sequence[ModelMessage],
+    settings: ModelSettings | None,
+    parameters: ModelRequestParameters,
+) -> dict[str, Any]:
+    """What a model is asked, as plain data that is the same whenever the same is asked."""
+    return {
+        "messages": _stable(_plain(list(messages))),
+        "settings": _plain(dict(settings or {})),
+        "tools": [tool.name for tool in parameters.function_tools],
+    }
+
+
+def input_tokens(data: dict[str, Any], parameters: ModelRequestParameters) -> int:
+    """About how many tokens a request is, its tool definitions included."""
+    tools = [
+        (tool.name, tool.description, tool.parameters_json_schema)
+        for tool in (*parameters.function_tools, *parameters.output_tools)
+    ]
+    text, media = _weighed(data["messages"])
+    return estimated_tokens(text) + media * MEDIA_TOKENS + estimated_tokens(to_json(tools, fallback=repr))
+
+
+def max_tokens(*layers: ModelSettings | None) -> int | None:
+    """The bound on the answer that the first of some settings names."""
+    return next((layer["max_tokens"] for layer in layers if layer and layer.get("max_tokens")), None)
+
+
+def with_max_tokens(settings: ModelSettings | None, limit: int) -> ModelSettings:
+    """The settings with another bound."""
+    bounded = ModelSettings(**(settings or {}))
+    bounded["max_tokens"] = limit
+    return bounded
+
+
+def _plain(value: Any) -> Any:
+    return to_jsonable_python(
+        value, bytes_mode="base64", fallback=lambda other: f"<{type(other).__qualname__}>"
+    )
+
+
+def _stable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _stable(item) for key, item in value.items() if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [_stable(item) for item in value]
+    return value
+
+
+def _weighed(value: Any) -> tuple[str, int]:
+    """The text in a request, and the number of images and other files beside it."""
+    if isinstance(value, str):
+        return value, 0
+    if isinstance(value, dict):
+        if value.get("kind") == "binary" or str(value.get("kind", "")).endswith("-url"):
+            return "", 1
+        value = list(value.values())
+    if not isinstance(value, list):
+        return "", 0
+    parts = [_weighed(item) for item in value]
+    return " ".join(text for text, _ in parts if text), sum(media for _, media in parts)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def tokens_of(usage: RequestUsage) -> Usage | None:
+    """What the provider counted, or None where it counted nothing."""
+    if getattr(usage, "unmeasured_requests", 0) or not (usage.input_tokens or usage.output_tokens):
+        return None
+    reasoning = getattr(usage, "output_reasoning_tokens", 0) or usage.details.get("reasoning_tokens", 0)
+    return Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=min(usage.cache_read_tokens, usage.input_tokens),
+        reasoning_tokens=min(reasoning, usage.output_tokens),
+    )
+
+
+@cache
+def _adapter() -> TypeAdapter[ModelResponse]:
+    return TypeAdapter(ModelResponse)
+
+
+class ResponseCodec:
+    """A model's answer as bytes, so that a replay can hand it out again."""
+
+    def encode(self, value: ModelResponse) -> bytes:
+        """The answer as JSON."""
+        return _adapter().dump_json(value)
+
+    def decode(self, data: bytes) -> ModelResponse:
+        """The answer again."""
+        return _adapter().validate_json(data)
+
+
+# --- tool calls ----------------------------------------------------------------------------------
+
+
+def place_of(messages: Sequence[ModelMessage], call: ToolCallPart) -> int:
+    """The index of a tool call among those of its answer."""
+    for message in reversed(messages):
+        if isinstance(message, ModelResponse):
+            ids = [part.tool_call_id for part in message.parts if isinstance(part, ToolCallPart)]
+            if call.tool_call_id in ids:
+                return ids.index(call.tool_call_id)
+    return 0

@@ -1,0 +1,51 @@
+"""What every test gets: no settings from outside, a home of its own, and a deadline instead of sleeping."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentguard import Guard
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No `AGENTGUARD_*` setting from outside, and a state directory of the test's own."""
+    for name in [name for name in os.environ if name.startswith("AGENTGUARD_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("AGENTGUARD_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    """A guard in memory, without telemetry."""
+    with Guard.in_memory(telemetry=False) as guard:
+        yield guard
+
+
+@pytest.fixture
+def sqlite_guard(home: Path) -> Iterator[Guard]:
+    """A guard on SQLite and a kill page under the test's own home, without telemetry."""
+    with Guard.open(telemetry=False) as guard:
+        yield guard
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Wait until a condition holds, at most ten seconds."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 10
+        pause = threading.Event()
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come to hold"
+            pause.wait(0.001)
+
+    return wait

@@ -1,0 +1,313 @@
+"""`agentguard kill` and `revive`, as somebody types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import agentguard
+from agentguard.cli.kill import main
+from agentguard.killswitch.orders import kill_data
+from agentguard.killswitch.page import PageKillSwitch
+
+SOURCE = Path(agentguard.__file__).parents[1]
+DEADLINE = 30.0
+
+COMMAND = "import sys; from agentguard.cli.kill import main; sys.exit(main(sys.argv[1:]))"
+
+JOINS = """
+import sys
+from pathlib import Path
+from agentguard.killswitch.page import PageKillSwitch
+switch = PageKillSwitch(Path(sys.argv[1]))
+release = len(sys.argv) == 2
+switch.join(lambda generation: release or sys.stdin.readline())
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SOURCE), "AGENTGUARD_HOME": str(home)}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command in this process, for its words and codes; stdin is no terminal under pytest."""
+
+    def run_it(*argv: str) -> Result:
+        code = main([*argv, "--home", str(home)])
+        return Result(code, *capsys.readouterr())
+
+    return run_it
+
+
+@pytest.fixture
+def switch(home: Path) -> Iterator[PageKillSwitch]:
+    opened = PageKillSwitch(home)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def attach(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process that takes part; with `stuck`, one that never acts."""
+    children: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", JOINS, str(home), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(home),
+        )
+        children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [((), "global"), (("--tenant", "acme"), "tenant acme"), (("--run", "r1"), "run r1")],
+    ids=["global", "tenant", "run"],
+)
+def test_kill_says_what_it_hit(
+    run: Callable[..., Result],
+    attach: Callable[..., subprocess.Popen[str]],
+    target: tuple[str, ...],
+    name: str,
+) -> None:
+    attach()
+    attach()
+    result = run("kill", *target, "--reason", "why", "--timeout", "20")
+    assert result.code == 0
+    start, _, end = result.out.partition(" in ")
+    assert start == f"killed {name} (generation 1): 2 live, 2 acknowledged"
+    milliseconds, unit = end.split()
+    assert unit == "ms"
+    assert 0 <= float(milliseconds) < 20_000
+    assert result.err == ""
+
+
+def test_kill_is_recorded_with_reason_and_actor(run: Callable[..., Result], switch: PageKillSwitch) -> None:
+    run("kill", "--tenant", "acme", "--reason", "bad\nprompt", "--actor", "ann")
+    kill = switch.find("acme", "r1", since=1)
+    assert kill is not None
+    assert (kill.reason, kill.actor, kill.generation) == ("bad\\nprompt", "ann", 1)
+    assert switch.find("other", "r1", since=0) is None
+
+
+def test_kill_exits_3_where_no_live_process_is_attached(
+    run: Callable[..., Result], switch: PageKillSwitch
+) -> None:
+    result = run("kill", "--run", "r1", "--reason", "why")
+    assert result.code == 3
+    assert result.out.startswith("killed run r1 (generation 1): no live process is attached")
+    assert switch.find("acme", "r1", since=1) is not None
+
+
+def test_kill_exits_4_and_names_those_who_have_not_acted(
+    run: Callable[..., Result],
+    attach: Callable[..., subprocess.Popen[str]],
+    switch: PageKillSwitch,
+) -> None:
+    attach()
+    stuck = attach("stuck")
+    assert switch.record(*kill_data("first", run="r0")) == 1
+    assert switch.acknowledgements(1, timeout=DEADLINE / 100).live == 2
+    result = run("kill", "--reason", "why", "--timeout", "0.3", "--json")
+    assert result.code == 4
+    facts = json.loads(result.out)
+    assert facts["live"] == 2
+    assert stuck.pid in facts["unacknowledged_pids"]
+    result = run("kill", "--reason", "why", "--timeout", "0.3")
+    assert result.code == 4
+    assert f"still to act: pid {stuck.pid}" in result.out
+
+
+def test_json_is_one_object_with_the_facts(
+    home: Path, run: Callable[..., Result], attach: Callable[..., subprocess.Popen[str]]
+) -> None:
+    attach()
+    kill = json.loads(run("kill", "--run", "r1", "--reason", "why", "--actor", "ann", "--json").out)
+    assert 0 < kill.pop("seconds") < 5
+    assert kill == {
+        "action": "kill",
+        "home": str(home),
+        "generation": 1,
+        "scope": "run",
+        "target": "r1",
+        "reason": "why",
+        "actor": "ann",
+        "live": 1,
+        "acknowledged": 1,
+        "unacknowledged_pids": [],
+    }
+    revive = json.loads(run("revive", "--run", "r1", "--reason", "fixed", "--json").out)
+    assert (revive["action"], revive["generation"], revive["cleared"]) == ("revive", 2, 1)
+
+
+def test_revive_clears_its_target_and_says_what(run: Callable[..., Result], switch: PageKillSwitch) -> None:
+    run("kill", "--run", "r1", "--reason", "why", "--actor", "ann")
+    run("kill", "--reason", "all", "--actor", "ann")
+    result = run("revive", "--run", "r1", "--reason", "fixed")
+    assert result == (0, "revived run r1 (generation 3): cleared 'why' by ann\n", "")
+    assert [kill.cleared for kill in switch.kills()] == [True, False]
+
+
+def test_revive_exits_3_and_records_nothing_where_there_is_nothing_to_revive(
+    run: Callable[..., Result], switch: PageKillSwitch
+) -> None:
+    run("kill", "--run", "r1", "--reason", "why")
+    result = run("revive", "--reason", "fixed")
+    assert result == (3, "nothing to revive: no kill of global is in force\n", "")
+    assert switch.verify().seq == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("kill", "--run", "", "--reason", "why"), "run is ''"),
+        (("kill", "--tenant", "", "--reason", "why"), "tenant is ''"),
+        (("kill", "--run", "r1", "--tenant", "acme", "--reason", "why"), "not allowed with"),
+        (("kill", "--run", "a\nb", "--reason", "why"), "control characters"),
+        (("kill", "--reason", " "), "reason must not be empty"),
+        (("kill",), "--reason is required"),
+        (("revive",), "--reason is required"),
+        (("kill", "--reason", "why", "--timeout", "nan"), "--timeout"),
+        (("kill", "--reason", "why", "--timeout", "-1"), "--timeout"),
+        (("kill", "--rea", "why"), "unrecognized arguments"),
+        (("kill", "r1", "--reason", "why"), "unrecognized arguments"),
+        (("maim", "--reason", "why"), "invalid choice"),
+    ],
+)
+def test_usage_errors_exit_2_and_kill_nobody(
+    home: Path, run: Callable[..., Result], argv: tuple[str, ...], message: str
+) -> None:
+    result = run(*argv)
+    assert result.code == 2
+    assert message in result.err
+    assert result.out == ""
+    assert not home.exists()
+
+
+def test_help_exits_0(run: Callable[..., Result]) -> None:
+    assert run("kill", "--help").code == 0
+
+
+def test_a_switch_that_cannot_be_used_exits_1_and_is_named(home: Path, run: Callable[..., Result]) -> None:
+    home.write_text("in the way")
+    result = run("kill", "--reason", "why")
+    assert result.code == 1
+    assert result.err.startswith(f"agentguard kill: the kill switch in {home} cannot be used")
+    assert result.out == ""
+
+
+def test_the_home_comes_from_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AGENTGUARD_HOME", str(home))
+    assert main(["kill", "--run", "r1", "--reason", "why", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["home"] == str(home)
+    assert (home / "control.log").exists()
+
+
+def type_at_terminal(home: Path, typed: str, *argv: str) -> Result:
+    """Run the command on a terminal of its own, with `typed` waiting there."""
+    leader, follower = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *argv],
+            stdin=follower,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(home),
+        )
+        os.write(leader, typed.encode())
+        out, err = process.communicate(timeout=DEADLINE)
+    finally:
+        os.close(follower)
+        with suppress(OSError):
+            os.close(leader)
+    return Result(process.returncode, out, err)
+
+
+def test_a_global_kill_asks_on_a_terminal(home: Path) -> None:
+    result = type_at_terminal(home, "no\n", "kill", "--reason", "why")
+    assert result.code == 1
+    assert "Type 'kill all'" in result.err
+    assert "nothing was recorded" in result.err
+    assert result.out == ""
+    assert not home.exists()
+    result = type_at_terminal(home, "kill all\n", "kill", "--reason", "why")
+    assert result.code == 3
+    assert result.out.startswith("killed global (generation 1)")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("kill", "--yes"), ("kill", "--run", "r1"), ("kill", "--tenant", "acme")],
+    ids=["yes", "run", "tenant"],
+)
+def test_nothing_else_asks(home: Path, argv: tuple[str, ...]) -> None:
+    result = type_at_terminal(home, "no\n", *argv, "--reason", "why")
+    assert result.code == 3
+    assert result.err == ""
+
+
+def test_a_reason_left_out_is_asked_for_on_a_terminal(home: Path) -> None:
+    result = type_at_terminal(home, "bad prompt\n", "kill", "--run", "r1", "--json")
+    assert result.code == 3
+    assert result.err == "Reason: "
+    assert json.loads(result.out)["reason"] == "bad prompt"
+
+
+def test_kill_imports_nothing_optional(home: Path) -> None:
+    program = (
+        "import sys\n"
+        "from agentguard.cli.kill import main\n"
+        "main(['kill', '--reason', 'why'])\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+        env=environment(home),
+    )
+    killed, modules = process.stdout.splitlines()
+    assert killed.startswith("killed global")
+    names = set(modules.split())
+    assert "agentguard" in names
+    assert not names & {"typer", "click", "rich", "opentelemetry", "sqlite3", "redis", "psycopg"}

@@ -1,0 +1,126 @@
+"""Every example runs as it stands, prints what it promises, and leaves the user's own state alone."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+#: Lines, or beginnings of lines, that an example prints, in this order.
+PRINTED = {
+    "01_first_guard.py": [
+        "  sent to ann-3@example.org",
+        "  the agent swallows: emails limit of the run: 3 allowed, 3 spent",
+        "stopped: emails, 3 of 3 used",
+        "FAILED: 3 emails, 0.03 USD",
+        "log: intact: 13 events",
+        "  12 step_refused   main/send_email#4",
+        "  13 run_failed",
+    ],
+    "02_budgets.py": [
+        "  warning: 0.018 of 0.02 usd (research)",
+        "scope 'research' is stopped: usd, 0.012 of 0.02 used",
+        "  the scope spent 0.012 USD; the run still has 0.088 USD",
+        "pages fetched: 3",
+        "an answer after that: 'about one more'",
+        "  refunded A-2",
+        "run is stopped: refunds, 2 of 2 used",
+        "FAILED: 0.016 USD, 2 refunds",
+    ],
+    "03_kill_from_another_terminal.py": [
+        "the body was cancelled",
+        "the agent swallows: KillSwitchTriggeredError",
+        "stopped: 'enough'",
+        "the other process: killed run ",
+        "on record: KILLED",
+        "the next run: COMPLETED",
+    ],
+    "04_opentelemetry.py": [
+        "  about order A-1: shipped",
+        "  no order A-2",
+        "stopped: usd limit of the run: 0.05 allowed, 0.04 spent",
+        "FAILED; the run's span has agentguard.log.head = 13:",
+        "spans and metrics went to the console",
+    ],
+}
+
+
+def run_example(path: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example as a user does who has set nothing up."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTGUARD_", "OTEL_"))}
+    environment |= {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONWARNINGS": "error"}
+    return subprocess.run(
+        [sys.executable, str(path), *arguments],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_prints_what_it_promises(path: Path, tmp_path: Path) -> None:
+    ran = run_example(path, tmp_path)
+
+    assert ran.returncode == 0, ran.stderr
+    lines = iter(ran.stdout.splitlines())
+    for expected in PRINTED[path.name]:
+        assert any(line.startswith(expected) for line in lines), f"{expected!r} not in\n{ran.stdout}"
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_leaves_the_users_state_alone(path: Path, tmp_path: Path) -> None:
+    run_example(path, tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_example_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = os.environ | {"AGENTGUARD_HOME": str(tmp_path / "mine")}
+    subprocess.run([sys.executable, str(EXAMPLES[0])], env=environment, check=True, capture_output=True)
+
+    assert (tmp_path / "mine" / "agentguard.db").exists()
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, set[str]]]:
+    """An address that takes OTLP over HTTP, and the paths that were posted to."""
+    paths: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            paths.add(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", paths
+        server.shutdown()
+        thread.join()
+
+
+def test_opentelemetry_example_sends_to_a_collector(
+    collector: tuple[str, set[str]], tmp_path: Path
+) -> None:
+    endpoint, paths = collector
+
+    ran = run_example(EXAMPLES[3], tmp_path, "--endpoint", endpoint)
+
+    assert ran.returncode == 0, ran.stderr
+    assert f"spans and metrics went to {endpoint}" in ran.stdout
+    assert paths == {"/v1/traces", "/v1/metrics"}
