@@ -40,7 +40,8 @@ decode = msgspec.json.Decoder().decode
 
 def type_name(cls: type) -> str:
     """`module.QualifiedName`, plain for builtins."""
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return clean_text(name)
 
 
 def encode_value(value: Any) -> bytes | None:

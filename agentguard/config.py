@@ -20,6 +20,7 @@ class _Backend(NamedTuple):
 
 _STORES = {
     "memory": _Backend("agentguard.stores.memory", "MemoryEventStore"),
+    "file": _Backend("agentguard.stores.jsonl", "JsonlEventStore"),
     "sqlite": _Backend("agentguard.stores.sqlite", "SQLiteEventStore"),
 }
 _SWITCHES = {
@@ -45,16 +46,33 @@ def open_store(url: str | None, durability: str | None, clock: Clock) -> EventSt
     if scheme not in _STORES:
         raise ValueError(f"no event store for {url!r}; known are {_known(_STORES)}")
     backend = _load(_STORES[scheme])
+    store: EventStore
     if scheme == "memory":
         if durability in ("process", "power"):
             raise ValueError(
                 f"memory:// promises nothing across the process's death, so durability="
                 f"{durability!r} is refused; use sqlite:///path, or leave durability out"
             )
-        store: EventStore = backend(clock=clock)
-        return store
-    store = backend(sqlite_path(url), durability=durability or "process", clock=clock)
+        store = backend(clock=clock)
+    elif scheme == "file":
+        store = backend(export_path(url), clock=clock)
+    else:
+        store = backend(sqlite_path(url), durability=durability or "process", clock=clock)
     return store
+
+
+def export_path(url: str) -> Path:
+    """The file of `file:///path/run.jsonl`; where there is none, that path from the current directory.
+
+    Raises:
+        ValueError: there is no path, or the URL has a host.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.strip("/"):
+        raise ValueError(f"{url!r} names no file; write file:///path/run.jsonl")
+    absolute, relative = Path("/" + path.lstrip("/")), Path(path.lstrip("/"))
+    return relative if relative.exists() and not absolute.exists() else absolute
 
 
 def sqlite_path(url: str) -> Path:
@@ -68,12 +86,17 @@ def sqlite_path(url: str) -> Path:
     return Path(unquote(url.removeprefix("sqlite:///"))).expanduser()
 
 
-def open_switch(setting: str | KillSwitch | None, clock: Clock) -> KillSwitch:
+def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStore) -> KillSwitch:
     """The kill switch of a setting: `page` (the default), `memory`, or an object of yours.
+
+    A store that has one of its own, as an export has, brings it.
 
     Raises:
         ValueError: nothing is known by that name.
     """
+    own: KillSwitch | None = getattr(store, "switch", None)
+    if setting is None and own is not None:
+        return own
     setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or "page"
     if not isinstance(setting, str):
         return setting

@@ -127,6 +127,7 @@ class _FunctionLike:
     """
 
     def __init__(self, fn: Callable[..., Any], spec: StepSpec, driver: Any, name: str) -> None:
+        _dressed(self, fn, name)  # first: it copies the attributes of a callable object, whatever they are
         self._fn = fn
         self._spec = spec
         self._driver = driver
@@ -134,7 +135,6 @@ class _FunctionLike:
         self.__code__ = bare.__code__
         self.__defaults__ = bare.__defaults__
         self.__kwdefaults__ = bare.__kwdefaults__
-        _dressed(self, fn, name)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:

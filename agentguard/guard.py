@@ -13,8 +13,11 @@ from msgspec import structs
 
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._ids import new_run_id
+from agentguard.audit import checkpoint, erasure
 from agentguard.audit import verify as audit
 from agentguard.audit.compare import RunDiff, diff
+from agentguard.audit.export import Exported, Sink, export
 from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Usage
@@ -80,9 +83,12 @@ class Guard:
         """Use `Guard.open` or `Guard.in_memory`."""
         self._open_parts = open_parts
         self._parts: Parts | None = None
+        self._opened: dict[int, Parts] = {}
         self._participant: Any = None
         self._heartbeat = Heartbeat(self)
         self.default_budget = default_budget
+        #: Gives the id of a run that is told none.
+        self.new_run_id = new_run_id
         #: The runs of this process by id.
         self.live: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
 
@@ -100,11 +106,13 @@ class Guard:
         redact: Any = None,
         default_budget: Budget | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        ids: Callable[[], str] = new_run_id,
     ) -> Guard:
         """A guard over a store: by default SQLite and a kill page under the state directory.
 
         Args:
-            url: `memory://` or `sqlite:///path`; by default `AGENTGUARD_STORE`.
+            url: `memory://`, `sqlite:///path`, or `file:///run.jsonl` (an export, read-only); by
+                default `AGENTGUARD_STORE`.
             kill_switch: `"page"` (default), `"memory"`, or an object; `AGENTGUARD_KILL_SWITCH`.
             ledger: not yet: the store's own ledger is used.
             publisher: not yet.
@@ -116,6 +124,7 @@ class Guard:
                 a callable `(name, value) -> value`; False switches all of it off.
             default_budget: for runs that name none.
             clock: where time comes from.
+            ids: where the ids of runs come from.
 
         Raises:
             ValueError: an option is wrong.
@@ -127,16 +136,19 @@ class Guard:
         rules = redactor(redact)
 
         def open_parts() -> Parts:
+            store = config.open_store(url, durability, clock)
             return Parts(
-                store=config.open_store(url, durability, clock),
-                switch=config.open_switch(kill_switch, clock),
+                store=store,
+                switch=config.open_switch(kill_switch, clock, store),
                 telemetry=config.open_telemetry(telemetry),
                 clock=clock,
                 capture=capture,  # type: ignore[arg-type]
                 redact=BUILT_IN if rules is None else rules,
             )
 
-        return cls(open_parts, default_budget=default_budget)
+        guard = cls(open_parts, default_budget=default_budget)
+        guard.new_run_id = ids
+        return guard
 
     @classmethod
     def in_memory(cls, **options: Any) -> Guard:
@@ -148,13 +160,19 @@ class Guard:
     def parts(self) -> Parts:
         """The parts, opened at first use; for agentguard's own rooms."""
         if self._parts is None:
-            self._parts = self._open_parts()
-            self._parts.refresh()
+            parts = self._open_parts()
+            parts.refresh()
+            # Without a lock, which a fork could leave held: of several threads the first has opened it.
+            self._parts = self._opened.setdefault(0, parts)
+            if self._parts is not parts:
+                parts.store.close()
+                parts.switch.close()
         return self._parts
 
     def close(self) -> None:
         """Give back what was opened.  Closing twice does nothing."""
         parts, self._parts = self._parts, None
+        self._opened.clear()
         participant, self._participant = self._participant, None
         self._heartbeat.stop()
         if participant is not None:
@@ -600,12 +618,84 @@ class Guard:
         """
         heads = {name: Head(*head) for name, head in (anchors or {}).items()}
         store = self.parts.store
+        control = self.parts.switch.read
+        if run_id is None:
+            return audit.verify(store, store.rows(limit=2**62), heads, control)
+        own = {name: head for name, head in heads.items() if name == run_id}
         if run_id == ev.CONTROL_RUN_ID:
-            return audit.verify(store, [], {}, self.parts.switch.read())
-        if run_id is not None:
-            own = {name: head for name, head in heads.items() if name == run_id}
-            return audit.verify(store, [self._row(run_id)], own)
-        return audit.verify(store, store.rows(limit=2**62), heads, self.parts.switch.read())
+            return audit.verify(store, [], own, control)
+        return audit.verify(store, [self._row(run_id)], own)
+
+    # --- payloads and files --------------------------------------------------------------------
+
+    def export(self, run_id: str | None, path: str | os.PathLike[str] | Sink) -> Exported:
+        """Write a log as JSON Lines that a stranger can verify: docs/export-format.md.
+
+        Args:
+            run_id: a run, `"control"`, or None for everything.
+            path: a file, which is replaced once the export is complete, and which only its user may
+                read; or a binary file that is open.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        parts = self.parts
+        return export(parts.store, parts.switch, run_id, path, parts.clock.wall())
+
+    def checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        key: Any,
+        run_id: str | None = None,
+        tenant: str | None = None,
+    ) -> dict[str, Head]:
+        """Write a signed file with the heads of logs, and give them; needs the extra `crypto`.
+
+        Kept where nobody can rewrite both, it shows later that a log was cut off, rewritten or lost:
+        `guard.verify(anchors=read_checkpoint(path, public_key))`.
+
+        Args:
+            path: the file.
+            key: the private key, from `agentguard.audit.checkpoint.new_key`: a path, or the key itself.
+            run_id: one run alone, or `"control"`.
+            tenant: the runs of one tenant alone; by default all runs and the control log.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            MissingExtraError: the package `cryptography` is not installed.
+        """
+        parts = self.parts
+        heads = checkpoint.heads(parts.store, parts.switch, run_id=run_id, tenant=tenant)
+        checkpoint.write_checkpoint(path, heads, key=key, at_ns=parts.clock.wall())
+        return heads
+
+    def erase(self, run_id: str, *, actor: str | None = None) -> int:
+        """Drop the captured arguments and results of an ended run; gives how many there were.
+
+        The log still verifies, since events hold salted digests alone, and the salt goes too.  What
+        stands in the events themselves (names, keys, error messages, metadata) stays.  On record in
+        the run's log and in the control log.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            AgentGuardError: it has not ended.
+        """
+        who = actor or orders.default_actor()
+        return erasure.erase(self.journal(run_id), self.parts.switch, who)
+
+    def prune(self, older_than: Any, *, actor: str | None = None) -> list[str]:
+        """Drop runs that ended before then, whole, and give their ids.
+
+        Their heads stay on record in the control log, so that `verify` tells them from lost runs.
+
+        Args:
+            older_than: an age (a timedelta, or seconds) or a time (a datetime with a time zone).
+            actor: who says so; by default `user@host`.
+        """
+        parts = self.parts
+        before = erasure.cut_off(older_than, parts.clock.wall())
+        return erasure.prune(parts.store, parts.switch, before, actor or orders.default_actor())
 
     def diff(self, run_a: str, run_b: str) -> RunDiff:
         """Where two runs differ, branch by branch in call order; true when they do.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from agentguard._encoding import decode, encode_value
-from agentguard._ids import new_run_id
 from agentguard._process import identity
 from agentguard.budget.model import Budget
 from agentguard.errors import AgentGuardError, RunNotFoundError, RunStopped
@@ -26,6 +25,7 @@ from agentguard.run import Session
 from agentguard.runs.branch import MAIN, Branch, key_part
 from agentguard.runs.current import CURRENT
 from agentguard.runs.fold import RunFold
+from agentguard.runs.state import RunState
 from agentguard.runs.termination import COMPLETED, stop_from, termination
 from agentguard.steps import sync
 from agentguard.steps.flow import check
@@ -89,7 +89,7 @@ class Opening:
                 f"run {self.name!r} is opened inside run {place.run.id} of another guard, whose budget "
                 "it could not be charged to; use that guard, or pass detached=True"
             )
-        return place
+        return place.run.here()
 
     def _id(self, run_id: str | None) -> str:
         if run_id is not None:
@@ -97,7 +97,7 @@ class Opening:
                 raise ValueError(f"run_id {run_id!r} is reserved for the control log")
             return check_id(run_id, "run_id")
         if self.around is None:
-            return new_run_id()
+            return self.guard.new_run_id()
         # The id of a nested run follows from its place in the run around it.
         digest = sha256(f"{self.around.run.id}/{self.key}".encode()).digest()[:16]
         number = int.from_bytes(digest, "big") & ~(0xF << 76) | (8 << 76)
@@ -269,7 +269,7 @@ class Opening:
             self._leave_around(journal)
             self._forget(journal)
             self._end_span(journal, journal.stop or error)
-        return journal.stop
+        return None if journal.fold.state is RunState.COMPLETED else journal.stop
 
     def _finish(self, journal: Journal, error: BaseException | None) -> None:
         """Put the end on record.  That it cannot be is raised, unless something else is already."""

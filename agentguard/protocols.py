@@ -88,8 +88,9 @@ class EventStore(Protocol):
     ) -> dict[str, Account]:
         """Append events with consecutive sequences, and give the moved accounts as they are now.
 
-        With `deferred=True` a `power` append is committed when this returns and on disk when `settle`
-        returns: who lets go of `lock` first shares the wait for the disk with other threads.
+        With `deferred=True` a `power` append is only accepted when this returns, and committed and on
+        disk when `settle` returns or `durable` resolves: who lets go of `lock` before shares commit
+        and disk with other threads and tasks.
 
         Raises:
             HeadMovedError: the first sequence is taken, or is not the next one; or `row` is of an

@@ -256,7 +256,7 @@ def nested(guard: Guard, opening: Opening) -> Any:
     """How a run inside a replayed or recovered one is opened; None: live, like any other."""
     around: Journal = opening.around.run.journal  # type: ignore[union-attr]
     player = around.player
-    if not isinstance(player, Player) or not player.open_run(opening.key, opening.pos):
+    if not isinstance(player, Player) or not player.open_run(opening.key, opening.pos, opening.around.scope_key):
         return None
     row = guard.parts.store.row(opening.run_id)
     if row is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import threading
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
@@ -88,6 +89,8 @@ class Run:
         self._token: Any = None
         self._place: Any = None
         self._branch: Branch | None = None
+        #: The thread that entered the block; others need names of their own to be told apart.
+        self.thread = 0
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -153,6 +156,7 @@ class Run:
         if self._journal is not None:
             raise RuntimeError(f"run {self.id} was entered before; open a new one")
         self._journal = self._opening.open(self)
+        self.thread = threading.get_ident()
         self._branch = self._opening.branch()
         self._place = Place(self, None, self._branch)
         self._token = CURRENT.set(self._place)
@@ -165,8 +169,13 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leave(self._token)
-        raise_verdict(self._opening.close(self.journal, error), error)
+        journal = self.journal
+        if self._token is None:  # closed before
+            raise_verdict(journal.stop, error)
+            return
+        token, self._token = self._token, None
+        leave(token, self)
+        raise_verdict(self._opening.close(journal, error), error)
 
     async def __aenter__(self) -> Run:
         return self.__enter__()
@@ -221,8 +230,10 @@ class Run:
         if loop in journal.loops:
             return
         journal.loops[loop] = tasks.meet(loop, id(journal))
-        if early and branch.tasks is None:
-            branch.tasks = tasks.EarlyTasks(branch, loop)
+        if early:
+            if branch.tasks is None:
+                branch.tasks = tasks.EarlyTasks()
+            branch.tasks.add(branch, loop)
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -230,7 +241,9 @@ class Run:
         """The place of the code that runs now, in this run."""
         place = CURRENT.get()
         if place is not None and place.run is self:
-            return place
+            call.meet_loop(place)
+            branch = place.branch.here()
+            return place if branch is place.branch else Place(self, place.scope, branch, place.step)
         if self._place is None:
             raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
         return self._place
@@ -259,9 +272,9 @@ class Run:
         return call.apply(self._at(branch), name, fn, tuple(args), dict(kwargs or {}), options)
 
     def limits(self, resource: str) -> bool:
-        """Whether the run, a scope in it, a run around it or its tenant limits `resource` ("usd", "tokens")."""
+        """Whether a step here has a limit on `resource` ("usd", "tokens"): of scope, run, outer run or tenant."""
         name = NANO_USD if resource == "usd" else resource
-        return bool(self.journal.levels.limited((name,)))
+        return bool(self.journal.levels.limited((name,), self.here().scope_key))
 
     def step(self, name: str, *, branch: str | Branch | None = None, **options: Any) -> StepBlock:
         """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.

@@ -6,7 +6,7 @@ all was rewritten, or that a run is gone shows only against an anchor: a head ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import msgspec
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
-from agentguard.events.model import Head, Record
+from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head, Record
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import from_data
@@ -76,11 +76,8 @@ class _Chain:
                 problem = "its hash does not fit: it, or its order, was changed"
             elif not body.startswith(b'{"seq":%d,' % seq):
                 problem = "its body says another sequence"
-            elif payload is not None and salt is not None:
-                if sha256(salt + payload).hexdigest().encode() not in body:
-                    problem = "its payload is not the one that was recorded"
             elif payload is not None:
-                problem = "it has a payload though the run's payloads were erased"
+                problem = _payload_problem(payload, salt, body)
             if problem is not None:
                 yield Fault(self.run_id, seq, problem)
                 return
@@ -94,31 +91,89 @@ class _Chain:
             return
 
 
+def _payload_problem(payload: bytes, salt: bytes | None, body: bytes) -> str | None:
+    if salt is None:
+        return "it has a payload though the run's payloads were erased"
+    if sha256(salt + payload).hexdigest().encode() not in body:
+        return "its payload is not the one that was recorded"
+    return None
+
+
 def verify(
     store: EventStore,
     rows: Iterable[RunRow],
     anchors: Mapping[str, Head],
-    control: Iterable[Stored] = (),
+    control: Callable[[], Iterable[Stored]] | None = None,
 ) -> VerifyReport:
-    """Verify the logs of `rows`, and the control log if it is given."""
+    """Verify the logs of `rows`, each with its row in one snapshot, and the control log if it is given."""
     faults: list[Fault] = []
     events = runs = 0
     anchored = True
     left = dict(anchors)
-    for row in rows:
+    for listed in rows:
+        anchor = left.pop(listed.run_id, None)
+        found, seen = _verify_run(store, listed.run_id, anchor)
+        if seen is None:
+            continue  # pruned since it was listed
         runs += 1
-        anchor = left.pop(row.run_id, None)
+        events += seen
+        faults += found
         anchored = anchored and anchor is not None
+    if control is not None:
+        anchor = left.pop(CONTROL_RUN_ID, None)
+        found, seen = _verify_control(control(), anchor)
+        events += seen
+        faults += found
+        anchored = anchored and (runs > 0 or anchor is not None)
+        faults += [] if found else _gone(left, control())
+    else:
+        anchored = anchored and runs > 0
+        faults += _gone(left, ())
+    faults += [Fault(*fault) for fault in getattr(store, "damage", ())]
+    return VerifyReport(faults=tuple(faults), anchored=anchored, events=events, runs=runs)
+
+
+def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[list[Fault], int | None]:
+    """The faults of a run, and how many events of it are intact; None if the run is not there."""
+    with store.snapshot():
+        row = store.row(run_id)
+        if row is None:
+            return [], None
         chain = _chain_of(row, anchor)
-        found = list(chain.check(store.read(row.run_id)))
-        events += chain.seq
-        faults += found or _row_faults(store, row, chain.seq)
-    faults += [Fault(run_id, 0, "an anchor names this run, and it is gone") for run_id in left]
-    chain = _Chain("control", None, {})
-    faults += chain.check(control)
-    return VerifyReport(
-        faults=tuple(faults), anchored=anchored and runs > 0, events=events + chain.seq, runs=runs
-    )
+        try:
+            found = list(chain.check(store.read(run_id)))
+            return found or _row_faults(store, row, chain.seq), chain.seq
+        except LogIntegrityError as error:
+            return [Fault(run_id, error.seq or chain.seq + 1, error.problem)], chain.seq
+
+
+def _verify_control(log: Iterable[Stored], anchor: Head | None) -> tuple[list[Fault], int]:
+    chain = _Chain(CONTROL_RUN_ID, None, {} if anchor is None else {anchor.seq: anchor.hash})
+    try:
+        return list(chain.check(log)), chain.seq
+    except LogIntegrityError as error:
+        return [Fault(CONTROL_RUN_ID, error.seq, error.problem)], chain.seq
+
+
+def _gone(anchors: Mapping[str, Head], control: Iterable[Stored]) -> Iterator[Fault]:
+    """The runs that anchors name and that are not there, but for those pruned on record."""
+    heads = pruned_heads(control) if anchors else {}
+    for run_id, anchor in anchors.items():
+        head = heads.get(run_id)
+        if head is None:
+            yield Fault(run_id, 0, "an anchor names this run, and it is gone")
+        elif anchor.seq > head.seq or (anchor.seq == head.seq and anchor.hash != head.hash):
+            yield Fault(run_id, 0, "it was pruned, with another log than the anchor names")
+
+
+def pruned_heads(control: Iterable[Stored]) -> dict[str, Head]:
+    """What the control log says of the runs that were pruned: their heads."""
+    heads: dict[str, Head] = {}
+    for stored in control:
+        if b'"type":"%s"' % PAYLOAD_ERASED.encode() in stored.body[:64]:
+            pruned = (codec.decode(stored.body).data or {}).get("pruned", ())
+            heads.update({run["run"]: Head(run["seq"], run["hash"]) for run in pruned})
+    return heads
 
 
 def _chain_of(row: RunRow, anchor: Head | None) -> _Chain:
@@ -145,22 +200,27 @@ def _row_faults(store: EventStore, row: RunRow, seq: int) -> list[Fault]:
         said = (row.name, row.tenant, row.parent_id)
         if said != (record.name, data.get("tenant"), data.get("parent")):
             problem = "the run's row has another name, tenant or parent than the log"
-        elif (row.state, row.ended_ns) != _end(store, row, seq):
-            problem = f"the run's row says {row.state}, the log does not"
+        else:
+            problem = _end_problem(store, row)
     return [Fault(row.run_id, seq, problem)] if problem else []
 
 
-def _end(store: EventStore, row: RunRow, seq: int) -> tuple[str, int | None]:
-    """State and end by the log: folded from its run events alone."""
+def _end_problem(store: EventStore, row: RunRow) -> str | None:
+    """Whether state, end and erasure are what the log says: folded from its run events alone."""
     fold = RunFold(row.run_id)
     for record in _run_events(store.read(row.run_id)):
         fold.apply(record, b"")
-    return str(fold.state), fold.ended_ns
+    if (row.state, row.ended_ns) != (str(fold.state), fold.ended_ns):
+        return f"the run's row says {row.state}, the log does not"
+    if row.salt is None and not fold.erased:
+        return "the salt of its payloads is gone, and no erasure is on record"
+    return None
 
 
 def _run_events(log: Iterable[Stored]) -> Iterator[Record]:
     for stored in log:
-        if b'"type":"run_' in stored.body[:48]:
+        head = stored.body[:48]
+        if b'"type":"run_' in head or b'"type":"payload_erased"' in head:
             yield codec.decode(stored.body)
 
 

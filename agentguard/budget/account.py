@@ -6,6 +6,7 @@ numbers, decides with `Account.refusal`.  Pure: no clock, no I/O, no lock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -58,12 +59,28 @@ class Account:
     `spent + reserved <= limit + the logged excesses`.
     """
 
-    __slots__ = ("budget", "calls", "excess", "limits", "path", "repeats", "reserved", "spent")
+    __slots__ = (
+        "alarms",
+        "budget",
+        "by_call",
+        "calls",
+        "excess",
+        "limits",
+        "path",
+        "repeats",
+        "reserved",
+        "spent",
+    )
 
     def __init__(self, path: str, budget: Budget | None) -> None:
         self.path = path
         self.budget = budget or _NO_LIMITS
         self.limits = {k: v for k, v in self.budget.limits.items() if k != r.SECONDS}
+        #: From where on a limit is near: what `warn_at` means in numbers.
+        warn_at = self.budget.warn_at
+        self.alarms = {k: max(1, math.ceil(limit * warn_at)) for k, limit in self.limits.items()}
+        #: Whether calls or repeats are limited too: else a step skips the question.
+        self.by_call = bool(self.budget.calls) or self.budget.repeats is not None
         self.spent: Amounts = {}
         self.reserved: Amounts = {}
         self.excess: Amounts = {}
@@ -90,31 +107,46 @@ class Account:
                         reserved = self.reserved.get(resource, 0)
                         if spent + reserved >= limit:
                             return Refusal(resource, spent, reserved, 0, limit)
-        if self.budget.calls:
-            for pattern, limit in self.budget.calls.items():
-                if _matches(pattern, request) and self.calls.get(pattern, 0) + 1 > limit:
-                    used = self.calls.get(pattern, 0)
-                    return Refusal(f"calls:{pattern}", used, 0, 1, limit)
+        return self._refusal_by_call(request) if self.by_call else None
+
+    def _refusal_by_call(self, request: Request) -> Refusal | None:
+        for pattern, limit in self.budget.calls.items():
+            if _matches(pattern, request) and self.calls.get(pattern, 0) + 1 > limit:
+                used = self.calls.get(pattern, 0)
+                return Refusal(f"calls:{pattern}", used, 0, 1, limit)
         if self.budget.repeats is not None and request.repeat is not None:
             used = self.repeats.get(request.repeat, 0)
             if used + 1 >= self.budget.repeats:
                 return Refusal("repeats", used, 0, 1, self.budget.repeats)
         return None
 
-    def reserve(self, request: Request) -> None:
-        """Hold what the step asked for."""
-        reserved = self.reserved
+    def reserve(self, request: Request) -> bool:
+        """Hold what the step asked for; gives whether a limit of it is near now (see `crossed`)."""
+        reserved, alarms = self.reserved, self.alarms
+        near = False
         for resource, amount in request.reserve.items():
-            reserved[resource] = reserved.get(resource, 0) + amount
+            reserved[resource] = held = reserved.get(resource, 0) + amount
+            if resource in alarms and held + self.spent.get(resource, 0) >= alarms[resource]:
+                near = True
+        if self.by_call:
+            self._count(request, 1)
+        return near
+
+    def _count(self, request: Request, by: int) -> None:
         for pattern in self.budget.calls:
             if _matches(pattern, request):
-                self.calls[pattern] = self.calls.get(pattern, 0) + 1
+                self.calls[pattern] = self.calls.get(pattern, 0) + by
         if self.budget.repeats is not None and request.repeat is not None:
-            self.repeats[request.repeat] = self.repeats.get(request.repeat, 0) + 1
+            self.repeats[request.repeat] = self.repeats.get(request.repeat, 0) + by
 
     def settle(self, reserve: Mapping[str, int], usage: Mapping[str, int]) -> None:
         """Give a reservation back and charge what was used in its place."""
         reserved, spent = self.reserved, self.spent
+        if usage is reserve:  # the usual case: nothing can be over
+            for resource, amount in reserve.items():
+                reserved[resource] -= amount
+                spent[resource] = spent.get(resource, 0) + amount
+            return
         for resource, amount in reserve.items():
             reserved[resource] -= amount
         for resource, amount in usage.items():
@@ -130,11 +162,8 @@ class Account:
     def release(self, request: Request) -> None:
         """Undo `reserve` for a step whose body did not run."""
         self.settle(request.reserve, {})
-        for pattern in self.budget.calls:
-            if _matches(pattern, request):
-                self.calls[pattern] -= 1
-        if self.budget.repeats is not None and request.repeat is not None:
-            self.repeats[request.repeat] -= 1
+        if self.by_call:
+            self._count(request, -1)
 
     def overdrawn(self) -> Refusal | None:
         """The first limit that spending has passed, which only an excess can do."""
@@ -159,11 +188,11 @@ class Account:
         """`(resource, spent + reserved, limit)` for those of `resources` at or above `warn_at`."""
         found = []
         for resource in resources:
-            limit = self.limits.get(resource)
-            if limit is not None:
+            alarm = self.alarms.get(resource)
+            if alarm is not None:
                 used = self.spent.get(resource, 0) + self.reserved.get(resource, 0)
-                if used >= limit * self.budget.warn_at and used:
-                    found.append((resource, used, limit))
+                if used >= alarm:
+                    found.append((resource, used, self.limits[resource]))
         return found
 
     def to_data(self) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _calls(calls: Mapping[str, int] | None) -> dict[str, int]:
 def _share(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError(f"warn_at must be a number, not {type(value).__name__}")
-    if value != value or not 0 < value <= 1:  # noqa: PLR0124 - a Decimal NaN cannot be ordered
+    if (isinstance(value, Decimal) and value.is_nan()) or not 0 < value <= 1:
         raise ValueError(f"warn_at must be above 0 and at most 1, not {value!r}")
     return float(value)
 

@@ -10,7 +10,16 @@ import difflib
 import math
 from collections.abc import Iterable
 from datetime import timedelta
-from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
+from decimal import (
+    MAX_EMAX,
+    MAX_PREC,
+    MIN_EMIN,
+    ROUND_CEILING,
+    ROUND_FLOOR,
+    Context,
+    Decimal,
+    InvalidOperation,
+)
 
 NANO_USD = "nano_usd"
 TOKENS = "tokens"
@@ -22,7 +31,7 @@ NANO = 1_000_000_000
 #: The largest amount of any resource: a signed 64-bit integer (9.2e9 USD).
 MAX_AMOUNT = 2**63 - 1
 #: Arithmetic of our own: a program may set the precision of its decimal context as it likes.
-_EXACT = Context(prec=60, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[InvalidOperation])
+_EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[InvalidOperation])
 
 _FIELDS = ("usd", TOKENS, *TOKEN_PARTS, STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce")
 #: Fields of a Budget that a Usage must not name.

@@ -14,6 +14,9 @@ from agentguard.errors import AgentGuardError
 
 _EXIT_CODES = "Exit codes:\n\n" + "\n".join(f"- {code}: {said}" for code, said in exits.MEANING.items())
 
+#: More than anybody lists, and less than a store's integers hold.
+_MOST = 1_000_000_000
+
 app = typer.Typer(
     name="agentguard",
     help="Look at guarded runs, stop them, and check that their logs are what was written.",
@@ -66,6 +69,9 @@ def run(arguments: list[str]) -> int:
     except AgentGuardError as error:
         output.complain(str(error))
         return exits.code_of(error)
+    except OSError as error:
+        output.complain(str(error))
+        return exits.UNAVAILABLE
     return exits.OK
 
 
@@ -118,7 +124,7 @@ def runs(
     state: Annotated[
         State | None, typer.Option("--state", case_sensitive=False, help="Runs in this state alone.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=_MOST, help="How many at most.")] = 50,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -202,7 +208,9 @@ def tail(
             autocompletion=lookup.complete_run,
         ),
     ] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest events.")] = 10,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=_MOST, help="How many of the newest events.")
+    ] = 10,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as events come, until the named run has ended.")
     ] = False,

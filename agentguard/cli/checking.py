@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-import msgspec
 from rich.text import Text
 
 from agentguard import config
-from agentguard.audit.verify import Fault, VerifyReport
+from agentguard.audit import verify as audit
 from agentguard.cli import doctor as examining
 from agentguard.cli import exits, listing, lookup, output
-from agentguard.errors import LogIntegrityError, RunNotFoundError
+from agentguard.errors import RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID, Head
 from agentguard.guard import Guard
-from agentguard.killswitch.page import PageKillSwitch
+from agentguard.killswitch.control import ControlLog
 
 _ANCHOR = re.compile(r"(?P<run>.+)=(?P<seq>[1-9][0-9]*):(?P<hash>[0-9a-f]{64})")
-_NOTHING = VerifyReport(faults=(), anchored=True, events=0, runs=0)
 _STYLES = {examining.OK: "green", examining.NOTE: "yellow", examining.FAULT: "bold red"}
 
 
 def verify(typed: str | None, anchors: Sequence[str], *, as_json: bool) -> int:
     """Verify a run, or everything, and give the exit code."""
     heads = dict(_anchor(text) for text in anchors)
-    control = heads.pop(CONTROL_RUN_ID, None)
-    report = _NOTHING
-    if typed != CONTROL_RUN_ID and (typed is not None or heads or lookup.store_is_there()):
-        report = _verify_runs(typed, heads)
-    if typed in (None, CONTROL_RUN_ID):
-        report = _with_control_log(report, control)
+    with _logs(typed) as guard:
+        report = _report(guard, typed, {_whole_id(guard, run): head for run, head in heads.items()})
     if as_json:
         output.print_json(listing.report_data(report))
     else:
@@ -50,13 +45,29 @@ def _anchor(text: str) -> tuple[str, Head]:
     return match["run"], Head(int(match["seq"]), match["hash"])
 
 
-def _verify_runs(typed: str | None, heads: dict[str, Head]) -> VerifyReport:
+@contextmanager
+def _logs(typed: str | None) -> Iterator[Guard]:
+    """The store; an empty one where nothing has run yet and no run is named."""
+    if typed in (None, CONTROL_RUN_ID) and not lookup.store_is_there():
+        with Guard.in_memory(telemetry=False) as guard:
+            yield guard
+        return
     with lookup.reading() as guard:
-        heads = {_whole_id(guard, name): head for name, head in heads.items()}
-        run_id = None if typed is None else lookup.find_run(guard, typed)
-        if run_id is not None and (others := heads.keys() - {run_id}):
-            raise exits.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
-        return guard.verify(run_id, anchors=heads)
+        yield guard
+
+
+def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit.VerifyReport:
+    store = guard.parts.store
+    # From the file, since neither a damaged page nor a damaged log may keep us from saying so.
+    control = ControlLog(config.home()).read
+    if typed is None:
+        return audit.verify(store, store.rows(limit=2**62), heads, control)
+    run_id = lookup.find_run(guard, typed)
+    if others := heads.keys() - {run_id}:
+        raise exits.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
+    if run_id == CONTROL_RUN_ID:
+        return audit.verify(store, [], heads, control)
+    return audit.verify(store, [row] if (row := store.row(run_id)) is not None else [], heads)
 
 
 def _whole_id(guard: Guard, typed: str) -> str:
@@ -65,28 +76,6 @@ def _whole_id(guard: Guard, typed: str) -> str:
         return lookup.find_run(guard, typed)
     except RunNotFoundError:
         return typed
-
-
-def _with_control_log(report: VerifyReport, anchor: Head | None) -> VerifyReport:
-    """The report, the control log included; it is read from its file, whatever the page says."""
-    switch = PageKillSwitch(config.home())
-    seq, faults = 0, list(report.faults)
-    try:
-        for stored in switch.read():
-            seq = stored.seq
-            if anchor is not None and seq == anchor.seq and stored.hash.hex() != anchor.hash:
-                faults.append(Fault(CONTROL_RUN_ID, seq, "it is not the event that the anchor names"))
-        if anchor is not None and seq < anchor.seq:
-            problem = f"the log ends before event {anchor.seq}, which an anchor names"
-            faults.append(Fault(CONTROL_RUN_ID, seq + 1, problem))
-    except LogIntegrityError as error:
-        faults.append(Fault(CONTROL_RUN_ID, error.seq, error.problem))
-    finally:
-        switch.close()
-    anchored = report.anchored and (anchor is not None or seq == 0)
-    return msgspec.structs.replace(
-        report, faults=tuple(faults), events=report.events + seq, anchored=anchored
-    )
 
 
 def doctor(*, repair: bool, accept_loss: bool, as_json: bool) -> int:

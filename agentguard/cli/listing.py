@@ -25,40 +25,56 @@ _STYLES = {
     RunState.KILLED: "bold red",
     RunState.FAILED: "red",
 }
-_COLUMNS = ("run", "name", "tenant", "state", "steps", "usd", "tokens", "started", "duration", "ended by")
+#: The columns, and how wide a terminal has to be for them.
+_COLUMNS = {
+    "run": 0,
+    "name": 0,
+    "tenant": 100,
+    "state": 0,
+    "steps": 70,
+    "usd": 0,
+    "tokens": 110,
+    "started": 130,
+    "duration": 90,
+    "ended by": 0,
+}
 _NUMBERS = ("steps", "usd", "tokens", "duration")
+#: These may be cut where room is short; the others are of use only if they are whole.
+_LONG = ("name", "tenant", "ended by")
 
 
 def runs_table(runs: Sequence[RunSummary], console: Console) -> Table:
-    """The runs, one a line; ids are shortened for a terminal alone."""
+    """The runs, one a line; for a terminal, ids are shortened and columns left out to make it fit."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _COLUMNS:
-        overflow = "fold" if name == "run" else "ellipsis"
+    columns = [name for name, width in _COLUMNS.items() if width <= console.width]
+    ids = [run.run_id for run in runs]
+    shown = lookup.short_ids(ids) if console.is_terminal else dict(zip(ids, ids, strict=True))
+    rows = [_cells(run, shown[run.run_id]) for run in runs]
+    for name in columns:
         table.add_column(
             name,
             justify="right" if name in _NUMBERS else "left",
-            no_wrap=name != "run",
-            overflow=overflow,  # type: ignore[arg-type]  # mypy widens the two words to str
-            min_width=8 if name in ("run", "state") else None,
+            no_wrap=True,
+            min_width=None if name in _LONG else max(row[name].cell_len for row in rows),
         )
-    ids = [run.run_id for run in runs]
-    shown = lookup.short_ids(ids) if console.is_terminal else dict(zip(ids, ids, strict=True))
-    for run in runs:
-        table.add_row(*_cells(run, shown[run.run_id]))
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     return table
 
 
-def _cells(run: RunSummary, run_id: str) -> Iterator[Text]:
-    yield Text(output.printable(run_id))
-    yield Text(output.printable(run.name))
-    yield Text(output.printable(run.tenant))
-    yield state_text(run.state)
-    yield Text(f"{run.steps:,}")
-    yield Text(output.money(run.usage.usd) if run.usage.usd else "-")
-    yield Text(f"{run.usage.tokens:,}" if run.usage.tokens else "-")
-    yield Text(_moment(run.started_at))
-    yield Text(output.seconds(run.duration))
-    yield Text(ended_by(run))
+def _cells(run: RunSummary, run_id: str) -> dict[str, Text]:
+    return {
+        "run": Text(output.printable(run_id)),
+        "name": Text(output.printable(run.name)),
+        "tenant": Text(output.printable(run.tenant)),
+        "state": state_text(run.state),
+        "steps": Text(f"{run.steps:,}"),
+        "usd": Text(output.money(run.usage.usd) if run.usage.usd else "-"),
+        "tokens": Text(f"{run.usage.tokens:,}" if run.usage.tokens else "-"),
+        "started": Text(_moment(run.started_at)),
+        "duration": Text(output.seconds(run.duration)),
+        "ended by": Text(ended_by(run)),
+    }
 
 
 def state_text(state: RunState) -> Text:

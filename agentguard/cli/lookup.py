@@ -13,6 +13,7 @@ from agentguard.cli.exits import UsageError
 from agentguard.errors import RunNotFoundError, StoreUnavailableError
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
+from agentguard.tenancy import check_id
 
 STORE_VARIABLE = "AGENTGUARD_STORE"
 _ALL = 2**62
@@ -106,8 +107,7 @@ def find_run(guard: Guard, typed: str) -> str:
         RunNotFoundError: no id begins like this.
         AmbiguousRunError: several do.
     """
-    if not typed:
-        raise UsageError("the run's id is empty; `agentguard runs` lists the runs")
+    checked_id(typed, "RUN")
     store = guard.parts.store
     if typed == CONTROL_RUN_ID or store.row(typed) is not None:
         return typed
@@ -118,6 +118,14 @@ def find_run(guard: Guard, typed: str) -> str:
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise AmbiguousRunError(f"{len(found)} runs begin with {typed!r}: {some}; type more of the id")
     return found[0]
+
+
+def checked_id(typed: str, what: str) -> str:
+    """What was typed, if it can be an id at all."""
+    try:
+        return check_id(typed, what)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def short_ids(ids: Iterable[str]) -> dict[str, str]:

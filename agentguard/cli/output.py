@@ -31,7 +31,7 @@ def complain(message: str) -> None:
 
 def print_json(data: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document, in ASCII, so that no terminal takes it for a control sequence."""
-    print(json.dumps(data, indent=indent, default=str))
+    print(json.dumps(data, indent=indent, default=str), flush=True)
 
 
 def printable(text: str) -> str:

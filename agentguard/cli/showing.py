@@ -169,11 +169,11 @@ def _shown(types: Sequence[str]) -> set[int]:
 class _SilentStage:
     """Shows nothing, where JSON is all that is wanted."""
 
-    def progress(self, _what: str, _total: int) -> AbstractContextManager[Progress]:
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:  # noqa: ARG002
         """Nothing to show."""
         return nullcontext(self.quiet)
 
-    def quiet(self, *_what: Any) -> None:
+    def quiet(self, *_what: Any, **_named: Any) -> None:
         """Show nothing."""
 
     scene = say = expectation = summary = log = report = quiet

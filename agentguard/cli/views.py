@@ -21,6 +21,8 @@ from agentguard.killswitch.page import PageKillSwitch
 
 def runs(tenant: str | None, state: str | None, limit: int, *, as_json: bool) -> None:
     """List the newest runs."""
+    if tenant is not None:
+        lookup.checked_id(tenant, "--tenant")
     found = []
     if lookup.store_is_there():
         with lookup.reading() as guard:
@@ -92,8 +94,10 @@ def tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as_
     """Show the newest events, and those that follow."""
     with lookup.reading() as guard:
         run_id = None if typed is None else _run(guard, typed)
-        if run_id is not None and tenant is not None:
+        if tenant is not None and run_id is not None:
             raise exits.UsageError("--tenant chooses among all runs; leave it out where a run is named")
+        if tenant is not None:
+            lookup.checked_id(tenant, "--tenant")
         show_one = tailing.json_printer() if as_json else tailing.text_printer(one_run=run_id is not None)
         try:
             for numbered in tailing.stream(guard.parts.store, run_id, tenant, lines, follow=follow):
@@ -106,7 +110,7 @@ def pause(typed: str, reason: str, *, as_json: bool) -> None:
     """Pause a run."""
     with lookup.acting() as guard:
         run_id = _run(guard, typed)
-        guard.pause(run_id, reason=reason)
+        guard.pause(run_id, reason=output.printable(reason))
         _say_state(guard, run_id, "paused; steps in flight finish, no other begins", as_json=as_json)
 
 

@@ -25,8 +25,7 @@ class Rate(NamedTuple):
 
 
 class GenaiPrices:
-    """The prices that genai-prices ships.  Loaded at the first question (about a second), never updated
-    over the network by itself.
+    """The prices that genai-prices ships, loaded at the first question, which takes about a second.
 
     Where the package is not installed, no model has a price.
     """

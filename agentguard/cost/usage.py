@@ -6,12 +6,14 @@ Every integration goes through `ModelCosts`, so that the rule for models without
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import NANO, NANO_USD
 from agentguard.errors import UnknownCostError
-from agentguard.protocols import PriceBook
+
+if TYPE_CHECKING:
+    from agentguard.protocols import PriceBook
 
 Unpriced = Literal["refuse", "allow"]
 

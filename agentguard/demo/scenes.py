@@ -103,9 +103,9 @@ class Scenes:
         run = guard.run("polisher", budget=Budget(usd=_LIMIT))
         raised: BudgetExceededError | None = None
         with self._script.stage.progress("reviews", allowed) as tell:
+            polisher = Polisher(self._folder, run.bind, tell)
             try:
                 with run:
-                    polisher = Polisher(self._folder, run.bind, tell)
                     polisher.work()
             except BudgetExceededError as error:
                 raised = error

@@ -35,6 +35,7 @@ class Stage(Protocol):
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:
         """Something takes a while: `total` units of it."""
+        ...
 
     def expectation(self, expectation: Expectation) -> None:
         """Something was checked."""

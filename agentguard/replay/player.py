@@ -74,7 +74,8 @@ class Player:
             if not call.settled:
                 return self._without_outcome(step, call)
             self.tape.take(call)
-        await self.order.turn(call)
+        if call.start.type != ev.STEP_REFUSED:  # a refusal is no outcome: it is raised at once, as live
+            await self.order.turn(call)
         with self._lock:
             self._apply(call)
             return self.outcome(step.spec, call)
@@ -122,7 +123,7 @@ class Player:
 
     def _find(self, step: Step) -> Call | None:
         """The recorded call of a step, its place and arguments checked."""
-        call = self._call(step.key, step.pos)
+        call = self._call(step.key, step.pos, step.scope_key)
         if call is None:
             return None
         recorded = call.data.get("args")
@@ -133,12 +134,12 @@ class Player:
             self.diverge(d.NAME, step.key, d.describe(call.start), f"{step.kind} {step.name}")
         return call
 
-    def _call(self, key: str, pos: int) -> Call | None:
+    def _call(self, key: str, pos: int, scope: str) -> Call | None:
         if self.divergence is not None:
             raise self.divergence.with_traceback(None)
         call = self.tape.find(key)
         if call is None:
-            self._absent(key, pos)
+            self._absent(key, pos, scope)
             return None
         if call.start.pos != pos:
             at_place = self.tape.at(key, min(pos, call.start.pos))
@@ -146,20 +147,30 @@ class Player:
             self.diverge(d.ORDER, key, expected, f"{key} as call {pos} of its branch")
         return call
 
-    def _absent(self, key: str, pos: int) -> None:
+    def _absent(self, key: str, pos: int, scope: str) -> None:
         """A call that is not on record: past the end of its branch, or a difference."""
         there = self.tape.at(key, pos)
         if there is not None:
             self.diverge(d.NAME, key, d.describe(there.start), f"{key} as call {pos} of its branch")
         if self.live:
             return
-        stop = self.recorded_stop()
+        stop = self._scope_stop(scope) or self.recorded_stop()
         if stop is None:
             end = "no further call of this branch; " + ("the log ends" if self.tape.ended else "")
             self.diverge(d.MISSING, key, end, f"{key} as call {pos} of its branch")
             return
-        self._journal.set_stop(stop)
         raise stop.with_traceback(None)
+
+    def _scope_stop(self, scope: str) -> RunStopped | None:
+        """What stopped a scope, or one around it, by the log; the same object each time."""
+        for level in self._journal.fold.chain(scope):
+            if level.key in self.tape.scope_stops:
+                return self._stop_of(level.key)
+        return None
+
+    def _stop_of(self, scope: str) -> RunStopped | None:
+        stop = stop_from(self.tape.scope_stops[scope])
+        return self._journal.scope_stops.setdefault(scope, stop) if stop is not None else None
 
     def recorded_stop(self) -> RunStopped | None:
         """What stopped the recorded run, the same object each time."""
@@ -225,17 +236,17 @@ class Player:
 
     def _refusal(self, call: Call) -> BaseException:
         scope = call.data.get("stops")
-        if scope:
-            return self._journal.scope_stops[scope]
+        if scope and (stop := self._stop_of(scope)) is not None:
+            return stop
         self.tape.read_until(lambda: self.tape.terminal is not None)
-        stop = self.recorded_stop()
-        return stop or StepOutcomeUnknownError(self._journal.run_id, call.start.key or "")
+        return self.recorded_stop() or StepOutcomeUnknownError(self._journal.run_id, call.start.key or "")
 
     def _error(self, call: Call) -> BaseException:
         """The recorded exception; a stop is the run's own, so that it is one object everywhere."""
         error = exceptions.restore(call.end_data["error"])
         if isinstance(error, RunStopped):
-            for stop in (self.recorded_stop_of(error), *self._journal.scope_stops.values()):
+            scopes = [self._stop_of(scope) for scope in list(self.tape.scope_stops)]
+            for stop in (*scopes, self.recorded_stop_of(error)):
                 if stop is not None and stop.facts() == error.facts():
                     return stop
         return error
@@ -252,10 +263,10 @@ class Player:
 
     # --- values and scopes ---------------------------------------------------------------------
 
-    def value(self, key: str, pos: int, name: str) -> Served | None:
+    def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
-            call = self._call(key, pos)
+            call = self._call(key, pos, scope)
             if call is None:
                 return None
             reason = call.data.get("unreplayable")
@@ -269,7 +280,7 @@ class Player:
     def open_scope(self, scope: Any) -> bool:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
-            call = self._call(scope.key, scope.pos)
+            call = self._call(scope.key, scope.pos, scope.around)
             if call is None:
                 return False
             recorded = call.data.get("budget", {})
@@ -281,10 +292,10 @@ class Player:
                 self._journal.apply(call.start, self._journal.fold.hash)
             return True
 
-    def open_run(self, key: str, pos: int) -> bool:
+    def open_run(self, key: str, pos: int, scope: str) -> bool:
         """Whether a run that opens inside this one is on record; in a replay it must be."""
         with self._lock:
-            call = self._call(key, pos)
+            call = self._call(key, pos, scope)
             if call is None:
                 return False
             self.tape.find(key)
@@ -299,6 +310,10 @@ class Player:
             call = self._scopes.pop(scope.key, None)
             if call is None:
                 return False
+            if not self.live:
+                self.tape.read_until(lambda: call.end is not None)
+            if scope.key in self.tape.scope_stops:
+                self._stop_of(scope.key)
             return call.end is not None or not self.live
 
     # --- differences ---------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def _retry(step: Step, call: Call, *, by: str) -> None:
     """The step runs again, as another attempt under the same idempotency key."""
     _put(step.journal, step.key, RETRY, by=by)
     step.attempt = call.start.attempt + 1
+    # The body that runs again is the one that crashed: what it had called is served to it.
+    step.begin_branch(call.start.attempt - len(call.before))
 
 
 def _by_probe(step: Step, call: Call) -> Served | None:

@@ -121,8 +121,10 @@ class Replaying:
             return None
         if player.divergence is not None:
             raise player.divergence.with_traceback(None) from (None if error is player.divergence else error)
-        if error is not None and not isinstance(error, Exception):
-            return journal.stop
+        if isinstance(error, ReplayDivergenceError) or (
+            error is not None and not isinstance(error, Exception)
+        ):
+            return None  # of a run inside or around; or the process wants out
         try:
             player.finish()
             return player.end(error)

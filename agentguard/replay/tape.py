@@ -72,6 +72,8 @@ class Tape:
         self._retried: dict[str, list[Call]] = {}
         #: Outcomes of async steps in log order, for delivery.
         self.deliveries: collections.deque[Call] = collections.deque()
+        #: What stopped scopes, by their keys.
+        self.scope_stops: dict[str, dict[str, Any]] = {}
         self.terminal: Record | None = None
         self.created: Record | None = None
         self.last: Stored | None = None
@@ -110,6 +112,8 @@ class Tape:
     def _begin(self, record: Record, payload: bytes | None) -> None:
         call = Call(record, payload)
         key = record.key
+        if record.type == ev.STEP_REFUSED and (scope := call.data.get("stops")):
+            self.scope_stops[scope] = call.data["termination"]
         if key is None:
             return  # a scope's deadline, which no call carries: see `stop_of`
         parent = self._open(call.data.get("parent"))

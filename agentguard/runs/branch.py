@@ -45,7 +45,10 @@ class Branch:
 
     def next_call(self, part: str) -> tuple[str, int]:
         """The key of a call that is put on record, and its place among all such calls of the branch."""
-        return self.next_key(part), next(self._calls)
+        counter = self._counts.get(part)
+        if counter is None:
+            return self.next_key(part), next(self._calls)
+        return f"{self.path}/{part}#{next(counter)}", next(self._calls)
 
     def next_pos(self) -> int:
         """The place of a call that brings its own key."""
@@ -54,6 +57,10 @@ class Branch:
     def child(self, label: str) -> Branch:
         """A new line of control that begins here."""
         return Branch(self.next_key(key_part(label)))
+
+    def here(self) -> Branch:
+        """The branch of the code that runs now: a task older than the run's first look at its loop has its own."""
+        return self if self.tasks is None else self.tasks.branch_here(self)
 
     def passed(self, key: str) -> None:
         """Take note of a key that is on record, so that numbering goes on after it."""

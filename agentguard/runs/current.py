@@ -25,15 +25,19 @@ class Place:
 CURRENT: ContextVar[Any] = ContextVar("agentguard_place", default=None)
 
 
-def leave(token: Token[Any]) -> None:
-    """Restore what was current before, also in another context than the one it was set in."""
+def leave(token: Token[Any], run: Any = None) -> None:
+    """Restore what was current before, also in another context than the one it was set in.
+
+    `run`, where it is known, is what ends: a context that stands in another run keeps its place.
+    """
     try:
         CURRENT.reset(token)
     except ValueError:
-        # Entered in one context and left in another (ASGI streaming, notebooks): nothing to undo
-        # here, since this context never saw the run, or got it by copy and is about to end.
-        if CURRENT.get() is not None and token.old_value is Token.MISSING:
-            CURRENT.set(None)
+        # Entered in one context and left in another (ASGI streaming, notebooks), which may have
+        # got the run by copy.
+        place = CURRENT.get()
+        if place is not None and run in (None, place.run):
+            CURRENT.set(None if token.old_value is Token.MISSING else token.old_value)
 
 
 #: Whether guarded steps may run outside a run here: for unit tests of decorated functions.

@@ -83,6 +83,8 @@ class RunFold:
         self.warned: set[tuple[str, str]] = set()
         #: Steps that wait, or waited, for an approval, by key.
         self.approvals: dict[str, dict[str, Any]] = {}
+        #: Whether payloads were erased: none is taken after that.
+        self.erased = False
         #: The kill switch's generation when the run was created.
         self.generation = 0
         self.seed = ""
@@ -100,10 +102,9 @@ class RunFold:
 
     def _budgets_changed(self) -> None:
         budgets = [scope.accounts[0].budget for scope in self.scopes.values()]
-        #: Whether any level can refuse, counts repeats, or can warn: else a step skips the question.
+        #: Whether any level can refuse, or counts repeats: else a step skips the question.
         self.limited = any(not budget.unlimited for budget in budgets)
         self.counts_repeats = any(budget.repeats is not None for budget in budgets)
-        self.can_warn = any(budget.limits for budget in budgets)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -119,10 +120,6 @@ class RunFold:
         if self.state is not RunState.RUNNING:
             return self.running_ns
         return self.running_ns + max(0, self._last_ns - self._running_from_ns)
-
-    def limits(self, resource: str) -> bool:
-        """Whether any level inside this log limits a resource."""
-        return any(resource in scope.accounts[0].limits for scope in self.scopes.values())
 
     def chain(self, scope: str) -> list[ScopeFold]:
         """A scope and those around it, innermost first, the run's own level last."""
@@ -146,13 +143,17 @@ class RunFold:
         self.hash = digest
         self._last_ns = record.at_ns
 
-    def started(self, record: Record, request: Request, scope: str, windows: tuple[str, ...]) -> None:
-        """A step holds its reservation at every level of this log."""
+    def started(
+        self, key: str, attempt: int, request: Request, scope: str, windows: tuple[str, ...]
+    ) -> bool:
+        """A step holds its reservation at every level of this log; gives whether a limit is near now."""
+        near = False
         for account in self.scopes[scope].accounts:
-            account.reserve(request)
-        key = record.key or ""
-        self.open[key] = OpenStep(request, scope, record.attempt, windows)
+            if account.reserve(request):
+                near = True
+        self.open[key] = OpenStep(request, scope, attempt, windows)
         self.steps += 1
+        return near
 
     def settled(self, key: str, usage: Amounts) -> None:
         """A step gives its reservation back and is charged `usage`."""
@@ -219,9 +220,11 @@ class RunFold:
         )
         if data.get("unbounded"):
             self.bounded = False
+        key = record.key or ""
         if data.get("keyed"):
-            self.keyed[record.key or ""] = (record.attempt, False)
-        self.started(record, request, data.get("scope", ""), tuple(data.get("windows", ())))
+            self.keyed[key] = (record.attempt, False)
+        windows = tuple(data.get("windows", ()))
+        self.started(key, record.attempt, request, data.get("scope", ""), windows)
 
     def _step_closed(self, record: Record, data: dict[str, Any]) -> None:
         key = record.key or ""
@@ -270,6 +273,9 @@ class RunFold:
         self.warned.add((data["level"], data["resource"]))
         self.warnings.append(data)
 
+    def _erased(self, record: Record, data: dict[str, Any]) -> None:
+        self.erased = True
+
 
 def repeat_id(name: str, digest: str | None) -> str | None:
     """What counts as the same call: name and arguments."""
@@ -299,6 +305,7 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
     ev.SCOPE_OPENED: RunFold._scope_opened,
     ev.SCOPE_CLOSED: RunFold._scope_closed,
     ev.BUDGET_WARNING: RunFold._warned,
+    ev.PAYLOAD_ERASED: RunFold._erased,
     ev.APPROVAL_REQUESTED: RunFold._approval,
     ev.APPROVAL_GRANTED: RunFold._approval,
     ev.APPROVAL_DENIED: RunFold._approval,

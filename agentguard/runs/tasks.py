@@ -48,7 +48,7 @@ class LoopBranches:
         else:
             place = context.get(CURRENT)
         if place is not None and not _inside_wait_for():
-            child = Place(place.run, place.scope, place.branch.child(_LABEL), place.step)
+            child = Place(place.run, place.scope, place.branch.here().child(_LABEL), place.step)
             context.run(CURRENT.set, child)
         if self._wrapped is None:
             task: Any = asyncio.Task(coro, loop=loop, context=context, **options)
@@ -97,10 +97,13 @@ def _inside_wait_for() -> bool:
 class EarlyTasks:
     """Branches of the tasks that a loop had before the run met it."""
 
-    def __init__(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> None:
-        #: By task; the loop's first task continues the branch that the run was opened in.
+    def __init__(self) -> None:
+        #: By task; a loop's first task continues the branch that the run was opened in.
         self._branches: weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]
         self._branches = weakref.WeakKeyDictionary()
+
+    def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the tasks of a loop their branches."""
         for task in sorted(asyncio.all_tasks(loop), key=_creation)[1:]:
             self._branches[task] = branch.child(_LABEL)
 

@@ -135,6 +135,10 @@ async def _in_thread(function: Callable[..., None], *args: Any) -> None:
         raise cancelled
 
 
+#: The bodies that are open in each task, of whatever run, the outermost first.
+_bodies: dict[asyncio.Task[Any], list[Body]] = {}
+
+
 class Body:
     """An async body in flight, so that a stop or a deadline can cancel it."""
 
@@ -149,6 +153,8 @@ class Body:
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._stop: RunStopped | None = None
         self._timer: asyncio.TimerHandle | None = None
+        if self._task is not None:
+            _bodies.setdefault(self._task, []).append(self)
         journal.bodies.add(self)
         if journal.levels.timed:
             self._watch_deadline()
@@ -164,7 +170,7 @@ class Body:
         try:
             check(self._journal, self.scope)  # a kill wins over a deadline
         except RunStopped as stop:
-            self._cancel(stop)
+            self.stop(stop)  # after the bodies around this one, which have been told
         else:
             self._watch_deadline()  # the run was paused meanwhile
 
@@ -177,15 +183,25 @@ class Body:
         task = self._task
         if task is None or self not in self._journal.bodies:
             return
-        for body in self._journal.bodies:
-            if isinstance(body, Body) and body._task is task and body._stop is not None:
-                return  # a task is cancelled once, however many bodies are nested in it
+        # A task is cancelled once, however many bodies are nested in it, and the outermost that is
+        # stopped turns that into the stop: what is inside it cannot swallow a CancelledError by accident.
+        nested = _bodies[task]
+        for depth, body in enumerate(nested):
+            if body._stop is not None:
+                if depth > nested.index(self):
+                    body._stop, self._stop = None, stop
+                return
         self._stop = stop
         task.cancel()
 
     def close(self) -> RunStopped | None:
         """The body is over; gives the stop that cancelled it, if nobody else wanted that too."""
         self._journal.bodies.discard(self)
+        if self._task is not None:
+            nested = _bodies[self._task]
+            nested.remove(self)
+            if not nested:
+                del _bodies[self._task]
         if self._timer is not None:
             self._timer.cancel()
         stop = self._stop

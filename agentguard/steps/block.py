@@ -45,7 +45,7 @@ class StepBlock:
         `inputs` go on record as the step's arguments.
         """
         self._ask_player()
-        sync.begin(self._step, (), inputs or {})
+        sync.begin(self._step, (), dict(inputs or {}))
         if self._step.span is not None:
             self._step.span.suspend()
         self._step.journal.generators.add(self)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import inspect
 from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 from agentguard.runs.branch import Branch
 from agentguard.runs.current import CURRENT, Place, leave
+from agentguard.steps.call import is_coroutine_function
 
 
 def bind(place: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,11 +25,13 @@ def bind(place: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
         where = branch if next(calls) == 0 else branch.child("call")
         return Place(place.run, place.scope, where, place.step)
 
-    if inspect.iscoroutinefunction(fn):
+    if is_coroutine_function(fn):
 
         @functools.wraps(fn)
         async def bound_async(*args: Any, **kwargs: Any) -> Any:
-            token = CURRENT.set(place_of_call())
+            where = place_of_call()
+            where.run.meet(asyncio.get_running_loop(), where.branch, early=False)
+            token = CURRENT.set(where)
             try:
                 return await fn(*args, **kwargs)
             finally:

@@ -57,11 +57,13 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
     if spec.key is None:
         key, pos = branch.next_call(spec.part)
         fork = place.run.journal.fork
-        return Step(spec, place, branch, f"{MAIN}{fork}{key.removeprefix(MAIN)}" if fork else key, pos)
+        if fork and not key.startswith(f"{MAIN}{fork}/"):
+            key = f"{MAIN}{fork}{key.removeprefix(MAIN)}"
+        return Step(spec, place, key, pos)
     key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
     if not isinstance(key, str) or not key or not key.isprintable():
         raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
-    return Step(spec, place, branch, f"key:{key}", branch.next_pos())
+    return Step(spec, place, f"key:{key}", branch.next_pos())
 
 
 # --- before the body -----------------------------------------------------------------------------
@@ -79,7 +81,9 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if spec.request is not None and not journal.fold.counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
-    repeat = repeat_id(spec.name, step.digest or capture.digest_of(step, args, kwargs))
+    if journal.fold.counts_repeats and step.digest is None:
+        step.digest = capture.digest_of(step, args, kwargs)  # on record, so that every reader counts alike
+    repeat = repeat_id(spec.name, step.digest)
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat)
 
 
@@ -109,21 +113,20 @@ def admit(step: Step, *, wait: bool = True) -> None:
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
     journal = step.journal
-    if not journal.lock.acquire(wait):
+    if not journal.acquire(wait):
         raise StoreBusyError
     try:
-        try:
-            _admit(step, journal, wait=wait)
-        except HeadMovedError:
-            if not wait:
-                raise StoreBusyError from None
-            with journal.deciding():
-                _admit(step, journal, wait=wait)
+        _admit(step, journal, wait)
+    except HeadMovedError:
+        if not wait:
+            raise StoreBusyError from None
+        with journal.deciding():
+            _admit(step, journal, wait)
     finally:
-        journal.lock.release()
+        journal.release()
 
 
-def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
+def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - keywords cost
     spec = step.spec
     fold = journal.fold
     check(journal, step.scope_key)
@@ -138,8 +141,11 @@ def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
         _refuse_unknown_cost(step)
     if spec.key is not None:
         _next_attempt(step)
+    elif step.key in fold.open:  # two lines of control in one branch, such as one name attached twice
+        raise DuplicateKeyError(step.key, journal.run_id)
     shadow = None
-    if fold.limited:
+    # Outside scopes there is one level to ask, the run's, which nearly always has room.
+    if fold.limited and (step.scope_key or fold.account.refusal(request) is not None):
         refused, shadow = journal.levels.refused(step.scope_key, request)
         if refused is not None:
             raise _refuse(step, refused)
@@ -165,16 +171,14 @@ def _admit(step: Step, journal: Journal, *, wait: bool) -> None:
         step.span.span_id if step.span is not None else None,
     )
     try:
-        digest = journal.write(record, step.payload, movements, spec.durability, wait=wait)
+        journal.write(record, step.payload, movements, spec.durability, wait)
     except LedgerRefusedError as error:
         refused = journal.levels.whose(error.account, error.path, error.refusal)
         raise _refuse(step, refused) from None
-    fold.started(record, request, step.scope_key, windows)
-    fold.seq = record.seq
-    fold.hash = digest
+    near = fold.started(step.key, step.attempt, request, step.scope_key, windows)
     step.at_ns = now
     step.started_ns = journal.clock.monotonic()
-    if fold.can_warn or movements:
+    if near or movements:
         warn(journal, step.scope_key, request.reserve)
 
 
@@ -218,7 +222,7 @@ def check(journal: Journal, scope: str = "") -> None:
         for level in journal.fold.chain(scope):
             if (stop := journal.scope_stops.get(level.key)) is not None:
                 raise stop.with_traceback(None)
-    if journal.fold.state.final:
+    if journal.fold.state is not _RUNNING and journal.fold.state.final:
         raise ended_error(journal)
     for outer in journal.levels.outer:
         check(outer.journal, outer.scope)
@@ -255,9 +259,20 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
         spec.name,
         spec.kind,
         step.attempt,
-        data={"args": step.digest} if step.digest else None,
+        data=_refused_data(step),
     )
     return stop_level(step.journal, refused, record)
+
+
+def _refused_data(step: Step) -> dict[str, Any] | None:
+    data: dict[str, Any] = {}
+    if step.digest is not None:
+        data["args"] = step.digest
+    if step.scope_key:
+        data["scope"] = step.scope_key
+    if step.parent is not None:
+        data["parent"] = step.parent.key
+    return data or None
 
 
 def stop_level(journal: Journal, refused: Refused, record: Record | None) -> RunStopped:
@@ -307,7 +322,7 @@ def _public_path(journal: Journal, refused: Refused) -> str:
 def _refuse_unknown_cost(step: Step) -> None:
     error = step.unpriced
     if error is None:
-        limited = step.journal.levels.limited(sorted(_PRICED))
+        limited = step.journal.levels.limited(sorted(_PRICED), step.scope_key)
         if not limited:
             return
         names = [r.public_name(name) for name in limited]
@@ -321,6 +336,7 @@ def _refuse_unknown_cost(step: Step) -> None:
         step.spec.name,
         step.spec.kind,
         step.attempt,
+        data=_refused_data(step),
     )
     step.journal.end(error, record)
     raise error

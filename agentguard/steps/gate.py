@@ -35,12 +35,12 @@ class Gate:
 
     async def turn(self, seq: int) -> None:
         """Return when the outcome with this sequence may be handed out."""
-        if not self._busy:
-            self._busy = True
-            after_turns(self._loop, TURNS, self._next)
-            return
         future: asyncio.Future[None] = self._loop.create_future()
         heapq.heappush(self._waiting, (seq, next(self._ties), future))
+        if not self._busy:
+            # Never at once, as in a replay: the step that is asked for next must not be overtaken.
+            self._busy = True
+            after_turns(self._loop, TURNS, self._next)
         await future
 
     def _next(self) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -63,7 +63,9 @@ class Journal:
     def __init__(self, parts: Parts, row: RunRow, fold: RunFold, outer: Sequence[Outer] = ()) -> None:
         self.parts = parts
         self.store = parts.store
-        self.lock: Any = parts.store.lock
+        self.lock = parts.store.lock
+        #: For stores that append a single event faster than by `append`.
+        self._append_one = getattr(parts.store, "append_one", None)
         self.clock = parts.clock
         self.row = row
         self.number = row.number
@@ -120,6 +122,18 @@ class Journal:
         """The run whose idempotency keys this one continues: its own id, or a fork's origin."""
         return self.fold.origin or self.fold.run_id
 
+    @property
+    def lock(self) -> Any:
+        """The store's lock, which guards this journal."""
+        return self._lock
+
+    @lock.setter
+    def lock(self, lock: Any) -> None:
+        self._lock = lock
+        #: Its methods, as every step needs them twice.
+        self.acquire: Callable[..., bool] = lock.acquire
+        self.release: Callable[[], None] = lock.release
+
     # --- waiting -------------------------------------------------------------------------------
 
     def wait_for_change(self) -> None:
@@ -167,20 +181,24 @@ class Journal:
         payload: bytes | None,
         movements: Sequence[Movement],
         durability: Durability | None,
-        *,
-        wait: bool,
-    ) -> bytes:
-        """Append one record the fast way and give its hash; the caller takes it into the fold.
+        wait: bool,  # noqa: FBT001 - called for each step, and keywords cost
+    ) -> None:
+        """Append one record the fast way; the caller takes into the fold what it means.
 
         The lock is held.  Nothing was written if this raises.
         """
+        fold = self.fold
         body = encode(record)
-        digest = sha256(self.fold.hash + body).digest()
+        digest = sha256(fold.hash + body).digest()
         stored = _new(Stored, (record.seq, body, digest, payload, 0))
-        self.moved = self.store.append(
-            self.number, (stored,), movements=movements, durability=durability, wait=wait
-        )
-        return digest
+        if self._append_one is not None and durability is None and not movements:
+            self._append_one(self.number, stored, wait)
+        else:
+            self.moved = self.store.append(
+                self.number, (stored,), movements=movements, durability=durability, wait=wait
+            )
+        fold.seq = record.seq
+        fold.hash = digest
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
@@ -203,7 +221,7 @@ class Journal:
         for index, draft in enumerate(records):
             record = msgspec.structs.replace(draft, seq=fold.seq + 1)
             body = encode(record)
-            payload = payloads[index] if index < len(payloads) else None
+            payload = payloads[index] if index < len(payloads) and not fold.erased else None
             stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
             self.apply(record, stored[-1].hash)
         row = row_of(self.row, fold)
@@ -269,7 +287,10 @@ class Journal:
     def tell_warnings(self) -> None:
         """Call `on_warning` for what is pending; the lock is not held."""
         while self.pending_warnings:
-            data = self.pending_warnings.pop(0)
+            try:
+                data = self.pending_warnings.pop(0)
+            except IndexError:  # another thread was faster
+                return
             try:
                 self.on_warning(data)
             except Exception:
@@ -333,14 +354,16 @@ class Journal:
         self.set_stop(stop)
         before = [refused] if refused is not None else []
         with contextlib.suppress(AgentGuardError):
-            if not self.finish(termination(stop), before) and self.fold.termination:
-                self.stop = stop_from(self.fold.termination) or stop
+            if not self.finish(termination(stop), before) and self.fold.termination != termination(stop):
+                self.stop = stop_from(self.fold.termination or {})
 
     def finish(self, ended: dict[str, Any], before: Sequence[Record] = ()) -> bool:
         """Append the terminal event, unless the log has one; gives whether it was this one."""
         with self.deciding():
             if self.fold.state.final:
                 return False
+            if self.stop is not None:
+                ended = termination(self.stop)
             kind = ev.RUN_FAILED
             if ended["type"] == "completed":
                 kind = ev.RUN_COMPLETED
@@ -382,7 +405,8 @@ class Journal:
     def summary(self) -> RunSummary:
         """The summary as this process knows it; no I/O."""
         with self.lock:
-            return summarize(self.fold, self.running_ns())
+            running = None if self.fold.state.final else self.running_ns()
+            return summarize(self.fold, running)
 
 
 def row_of(row: RunRow, fold: RunFold) -> RunRow:

@@ -59,17 +59,15 @@ class Levels:
             r.SECONDS in scope.accounts[0].budget.limits for scope in fold.scopes.values()
         ) or any(level.journal.levels.timed for level in self.outer)
 
-    def limited(self, resources: Sequence[str]) -> list[str]:
-        """Which of `resources` some level limits."""
+    def limited(self, resources: Sequence[str], scope: str) -> list[str]:
+        """Which of `resources` some level that a step of this scope is charged to limits, and enforces."""
         fold = self._journal.fold
-        tenants = self._tenants.budgets(fold.tenant).values()
-        return [
-            resource
-            for resource in resources
-            if fold.limits(resource)
-            or any(level.journal.fold.limits(resource) for level in self.outer)
-            or any(resource in budget.limits for budget in tenants)
-        ]
+        levels = fold.chain(scope)
+        levels += [level.journal.fold.scopes[level.scope] for level in self.outer]
+        budgets = [level.accounts[0].budget for level in levels]
+        budgets += self._tenants.budgets(fold.tenant).values()
+        enforced = [budget for budget in budgets if budget.enforce]
+        return [name for name in resources if any(name in budget.limits for budget in enforced)]
 
     def refused(self, scope: str, request: Request) -> tuple[Refused | None, Refused | None]:
         """The first level of this log without room: one that stops, and one that only would."""

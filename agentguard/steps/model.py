@@ -105,9 +105,9 @@ class Step:
     """
 
     __slots__ = (
+        "_branch",
         "at_ns",
         "attempt",
-        "branch",
         "digest",
         "journal",
         "key",
@@ -127,13 +127,13 @@ class Step:
         "unpriced",
     )
 
-    def __init__(self, spec: StepSpec, place: Any, branch: Branch, key: str, pos: int) -> None:
+    def __init__(self, spec: StepSpec, place: Any, key: str, pos: int) -> None:
         self.spec = spec
         self.pos = pos
         self.run = place.run
         self.scope = place.scope
         self.scope_key: str = place.scope_key
-        self.branch = branch
+        self._branch: Branch | None = None
         self.parent: Step | None = place.step
         self.journal: Journal = place.run.journal
         self.key = key
@@ -151,6 +151,17 @@ class Step:
         self.span: Any = None
         self.at_ns = 0
         self.started_ns = 0
+
+    @property
+    def branch(self) -> Branch:
+        """The branch of what its body calls: its own, so that the keys of two bodies never mix."""
+        if self._branch is None:
+            self.begin_branch(self.attempt)
+        return self._branch  # type: ignore[return-value]
+
+    def begin_branch(self, body: int) -> None:
+        """Number what the body calls; `body` counts the bodies that a `key=` has had."""
+        self._branch = Branch(self.key if body == 1 else f"{self.key}~{body}")
 
     @property
     def step(self) -> Step:

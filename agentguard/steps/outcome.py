@@ -16,7 +16,7 @@ from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import capture, exceptions
-from agentguard.steps.flow import check, stop_level
+from agentguard.steps.flow import check, stop_level, warn
 from agentguard.steps.journal import Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import Step, with_step
@@ -104,21 +104,20 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
         StoreUnavailableError: the outcome could not be recorded; the start is on record.
     """
     journal = step.journal
-    if not journal.lock.acquire(wait):
+    if not journal.acquire(wait):
         raise StoreBusyError
     try:
-        try:
-            _leave(step, journal, outcome, wait=wait)
-        except HeadMovedError:
-            if not wait:
-                raise StoreBusyError from None
-            with journal.deciding():
-                _leave(step, journal, outcome, wait=wait)
+        _leave(step, journal, outcome, wait)
+    except HeadMovedError:
+        if not wait:
+            raise StoreBusyError from None
+        with journal.deciding():
+            _leave(step, journal, outcome, wait)
     finally:
-        journal.lock.release()
+        journal.release()
 
 
-def _leave(step: Step, journal: Journal, outcome: Outcome, *, wait: bool) -> None:
+def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001 - as above
     fold = journal.fold
     if step.key not in fold.open:
         return  # settled already: abandoned at the run's end, or fenced by another owner
@@ -146,18 +145,21 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, *, wait: bool) -> Non
     step.seq = record.seq
     if fold.ended_ns is not None:
         with journal.deciding():  # settled late: the run's row takes the spending in
-            if step.key in fold.open:
+            if step.key in journal.fold.open:
+                if usage is not None:
+                    record = msgspec.structs.replace(record, spent=journal.fold.spent_after(usage))
                 journal.act([record], [outcome.payload], movements)
+        return
     else:
-        digest = journal.write(record, outcome.payload, movements, step.spec.durability, wait=wait)
+        journal.write(record, outcome.payload, movements, step.spec.durability, wait)
         if usage is None:
             fold.released(step.key)
         else:
             fold.settled(step.key, usage)
-        fold.seq = record.seq
-        fold.hash = digest
         if step.spec.key is not None:
             fold.keyed[step.key] = (step.attempt, outcome.type == ev.STEP_COMPLETED)
+    if usage is not None and data is not outcome.data:
+        warn(journal, step.scope_key, usage)  # what was reserved has been warned of already
     if over is not None and journal.stop is None:
         stop_level(journal, over, None)
     if movements:

@@ -51,7 +51,7 @@ def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> An
     """What `fn()` gives, recorded; awaitable for a coroutine function."""
     key, pos = place.branch.next_call(key_part(name))
     if journal.player is not None:
-        served = journal.player.value(key, pos, name)
+        served = journal.player.value(key, pos, name, place.scope_key)
         if served is not None:
             return _ready(served) if inspect.iscoroutinefunction(fn) else served.result()
     check(journal, place.scope_key)

@@ -34,6 +34,7 @@ class Scope:
         self._token: Any = None
         self.run = run
         self.name = check_id(name, "scope name")
+        self.around: str = place.scope_key
         self.key, self.pos = place.branch.next_call(key_part(name))
         self.budget = budget or Budget()
         if not isinstance(self.budget, Budget):
@@ -63,6 +64,8 @@ class Scope:
         return level.accounts[0]
 
     def __enter__(self) -> Scope:
+        if self._token is not None:
+            raise RuntimeError(f"scope {self.path} was entered before; open a new one")
         journal = self._journal
         place = self._place
         if journal.player is None or not journal.player.open_scope(self):
@@ -93,11 +96,10 @@ class Scope:
     ) -> None:
         leave(self._token)
         journal = self._journal
-        stop = self.stop
         if journal.player is None or not journal.player.close_scope(self):
-            self._close(journal, stop)
+            self._close(journal, self.stop)
         if journal.stop is None:
-            raise_verdict(stop, error)
+            raise_verdict(self.stop, error)
 
     def _close(self, journal: Journal, stop: RunStopped | None) -> None:
         data = {"stopped": True} if stop is not None else None

@@ -42,7 +42,7 @@ class Player(Protocol):
     def block(self, step: Step) -> None:
         """A block begins, which cannot be served: refuse it, or let it go live."""
 
-    def value(self, key: str, pos: int, name: str) -> Served | None:
+    def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """A recorded value."""
 
     def open_scope(self, scope: Any) -> bool:

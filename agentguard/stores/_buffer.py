@@ -14,7 +14,8 @@ from agentguard.stores import _sql
 
 if TYPE_CHECKING:
     from agentguard.events.codec import Stored
-    from agentguard.stores._database import Database, Wait
+    from agentguard.stores._database import Database
+    from agentguard.stores._patience import Wait
 
 #: Half of the 50 ms after which an event is on its way, whatever else happens.
 _DELAY = 0.025
@@ -29,9 +30,9 @@ _Entry = tuple[int, int, bytes, bytes, bytes | None]
 class Buffer:
     """Accepted events in order, and a thread that writes them soon.
 
-    Everything but `flush` is called under the database's lock.  An event is accepted only as the
-    next one of its run, so what waits here is what the file will hold, as long as no other process
-    appends to the same run.
+    Everything is called under the database's lock.  An event is accepted only as the next one of its
+    run, so what waits here is what the file will hold, as long as no other process appends to the
+    same run.
     """
 
     def __init__(self, database: Database) -> None:
@@ -61,30 +62,31 @@ class Buffer:
             raise HeadMovedError(number, event.seq)
         self.queue.append((number, event.seq, event.body, event.hash, event.payload))
         self._heads[number] = event.seq
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread write and commit what there is, before long."""
         if not self._wake.is_set():
             self._wake.set()
             if self._thread is None:
-                self._start()
+                self._thread = threading.Thread(target=self._work, name="agentguard-flush", daemon=True)
+                self._thread.start()
 
     def flush(self, wait: Wait) -> None:
         """Write what waits; on an error it goes on waiting."""
         if not self.queue:
             return
-        self._database.acquire(wait)
+        entries, self.queue = self.queue, []
+        # Once nothing waits here, others may append; the heads are read anew.
+        self._heads.clear()
+        self._failed = True
         try:
-            entries, self.queue = self.queue, []
-            # Once nothing waits here, others may append; the heads are read anew.
-            self._heads.clear()
-            self._failed = True
-            try:
-                with self._database.errors:
-                    self._write(entries, wait)
-            except BaseException:
-                self.queue = entries
-                raise
-            self._failed = False
-        finally:
-            self._database.lock.release()
+            with self._database.errors:
+                self._write(entries, wait)
+        except BaseException:
+            self.queue = entries
+            raise
+        self._failed = False
 
     def close(self) -> None:
         """End the thread."""
@@ -127,20 +129,16 @@ class Buffer:
             for row in entries[whole:]:
                 database.run(statement, row, wait=wait)
 
-    def _start(self) -> None:
-        self._thread = threading.Thread(target=self._flush_soon, name="agentguard-flush", daemon=True)
-        self._thread.start()
-
-    def _flush_soon(self) -> None:
+    def _work(self) -> None:
         while self._thread is threading.current_thread():
             self._wake.wait()
             time.sleep(_DELAY)
             self._wake.clear()
             try:
-                self.flush(wait=_DELAY)
+                self._database.settle_down(_DELAY)
             except (StoreBusyError, StoreUnavailableError):
-                # The next append tries again and raises what it meets; a lock that is held by
-                # another process may be free again before that.
+                # The next append tries again and raises what it meets; a lock that another process
+                # holds may be free before that.
                 self._wake.set()
 
 

@@ -6,18 +6,18 @@ Nothing is opened before it is used.  `_registry` lets the stores of one real pa
 
 from __future__ import annotations
 
-import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import HeadMovedError, StoreBusyError
-from agentguard.stores import _sql, _sqlite_file
+from agentguard.stores import _patience, _sql, _sqlite_file
 from agentguard.stores._buffer import Buffer
+from agentguard.stores._patience import Parameters, Wait
 from agentguard.stores._readers import Readers
 from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
 from agentguard.stores._wal_sync import WalSync
@@ -25,12 +25,8 @@ from agentguard.stores._wal_sync import WalSync
 if TYPE_CHECKING:
     from agentguard.events.codec import Stored
 
-#: How many seconds a call waits for other writers; None is not at all.
-Wait = float | None
-Parameters = Sequence[Any] | Mapping[str, Any]
-
-_FIRST_PAUSE = 50e-6
-_LONGEST_PAUSE = 5e-3
+#: How many seconds other writers are waited for when a store is closed.
+_LAST_WAIT = 5.0
 
 
 class Database:
@@ -44,7 +40,7 @@ class Database:
         self.errors = Translation(path)
         self.lock = threading.RLock()
         self.readers = Readers(path)
-        self.sync = WalSync(path)
+        self.sync = WalSync(path, self.commit_staged)
         self.buffer = Buffer(self)
         self.users = 0
         self._insert = _sql.queries("sqlite")["insert_event"]
@@ -54,6 +50,7 @@ class Database:
     def _forget_writer(self) -> None:
         self._writer: sqlite3.Connection | None = None
         self._depth = 0
+        self._staged = False
         self._writing_thread: int | None = None
         self._sync_at_commit = False
         self._queue: set[int] = set()
@@ -72,11 +69,10 @@ class Database:
     def close(self) -> None:
         """Write what is buffered and close."""
         with self.lock:
-            self._closed = True
             try:
-                if self.buffer.queue:
-                    self.buffer.flush(wait=1.0)
+                self.finish()
             finally:
+                self._closed = True
                 self.buffer.close()
                 self.sync.close()
                 self.readers.close()
@@ -106,12 +102,7 @@ class Database:
         writer = self._writer
         if writer is None or writer.in_transaction is not (self._depth > 0):
             writer = self._ready(wait)
-        try:
-            return writer.execute(sql, parameters)
-        except sqlite3.OperationalError as error:
-            if not is_busy(error):
-                raise
-        return self._retry(writer, sql, parameters, wait)
+        return _patience.execute(writer, self.path, sql, parameters, wait)
 
     def insert(self, number: int, event: Stored, wait: Wait) -> None:
         """Append an event, as the next one of its run, under the lock.
@@ -122,23 +113,73 @@ class Database:
         if writer is None or writer.in_transaction is not (self._depth > 0):
             with self.errors:
                 writer = self._ready(wait)
+        self._put(writer, number, event, wait)
+
+    def _put(self, writer: sqlite3.Connection, number: int, event: Stored, wait: Wait) -> None:
         seq, body, digest, payload, _ = event
         columns = (number, seq, body, digest, payload)
         try:
             writer.execute(self._insert, columns)
         except sqlite3.Error as error:
-            self._insert_after(error, writer, columns, wait)
+            self._put_after(error, writer, columns, wait)
 
-    def _insert_after(
+    def _put_after(
         self, error: sqlite3.Error, writer: sqlite3.Connection, columns: tuple[Any, ...], wait: Wait
     ) -> None:
         with self.errors:
             try:
                 if not is_busy(error):
                     raise error
-                self._retry(writer, self._insert, columns, wait)
+                _patience.execute(writer, self.path, self._insert, columns, wait)
             except sqlite3.IntegrityError as conflict:
                 raise HeadMovedError(*columns[:2]) from conflict
+
+    def stage(self, number: int, event: Stored, wait: Wait) -> None:
+        """Append an event and leave the commit, which many share, to `settle`; under the lock.
+
+        Whatever else this process reads or writes commits it before, and so does the buffer's
+        thread before long: other processes are kept out meanwhile.
+        """
+        if self._depth:
+            self.insert(number, event, wait)
+            self._sync_at_commit = True
+            return
+        self.sync.check()
+        if not self._staged:
+            with self.errors:
+                self.run("BEGIN IMMEDIATE", wait=wait)
+            self._staged = True
+            self.buffer.wake()
+        writer = self._writer
+        assert writer is not None  # noqa: S101  # `run` has opened it
+        try:
+            self._put(writer, number, event, wait)
+            self.sync.note()
+        finally:
+            if not writer.in_transaction:  # SQLite has rolled back, as it does after some errors
+                self._staged = False
+                self.sync.fail(f"{self.path}: events that were not yet committed are lost")
+
+    def commit_staged(self, wait: Wait) -> None:
+        """Commit what `stage` has left to be committed."""
+        if self._staged:
+            self.acquire(wait)
+            try:
+                with self.errors:
+                    self._ready(wait)
+            finally:
+                self.lock.release()
+
+    def _commit_staged(self, writer: sqlite3.Connection) -> None:
+        self._staged = False
+        try:
+            writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.sync.fail(f"{self.path}: events could not be committed and are lost ({error})")
+            with suppress(sqlite3.Error):
+                writer.execute("ROLLBACK")
+            raise
+        self.sync.written()
 
     def committed(self, *, durable: bool) -> bool:
         """Take note that a statement was carried out; gives whether the caller has to settle."""
@@ -148,6 +189,7 @@ class Database:
             self._sync_at_commit = True
             return False
         self.sync.note()
+        self.sync.written()
         return True
 
     @contextmanager
@@ -179,7 +221,7 @@ class Database:
             yield
         # Locks are not fair: a thread in a loop would have it again before another one wakes up.
         if self._queue and not self._depth:
-            time.sleep(_jitter(2 * _FIRST_PAUSE))
+            time.sleep(_patience.jitter(2 * _patience.FIRST_PAUSE))
 
     def _begin(self, wait: Wait) -> None:
         if self._depth:
@@ -221,49 +263,21 @@ class Database:
                     self._writer.execute("ROLLBACK")
 
     def _ready(self, wait: Wait) -> sqlite3.Connection:
-        """The writer, opened if need be and free of a transaction that nobody will end."""
+        """The writer, opened if need be and outside of any transaction."""
         if self._depth:
             raise StoreUnavailableError(
                 f"{self.path}: the transaction was rolled back after an error and nothing of it "
                 "is stored; leave the block and try again"
             )
+        if self._closed:
+            raise StoreUnavailableError(f"{self.path}: the store is closed; open another one")
         if self._writer is None:
-            self._writer = self._open(wait)
+            self._writer = _sqlite_file.open_writer(self.path, wait)
+        elif self._staged:
+            self._commit_staged(self._writer)
         elif self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
         return self._writer
-
-    def _open(self, wait: Wait) -> sqlite3.Connection:
-        if self._closed:
-            raise StoreUnavailableError(f"{self.path}: the store is closed; open another one")
-        _sqlite_file.create(self.path)
-        writer = _sqlite_file.connect(self.path)
-        try:
-            _sqlite_file.prepare(self.path, lambda sql: self._retry(writer, sql, (), wait))
-        except BaseException:
-            writer.close()
-            raise
-        return writer
-
-    def _retry(
-        self, writer: sqlite3.Connection, sql: str, parameters: Parameters, wait: Wait
-    ) -> sqlite3.Cursor:
-        deadline: float | None = None
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return writer.execute(sql, parameters)
-            except sqlite3.OperationalError as error:
-                if not is_busy(error):
-                    raise
-                if wait is None:
-                    raise StoreBusyError(self.path) from error
-                now = time.monotonic()
-                deadline = deadline or now + wait
-                if now >= deadline:
-                    raise held_for_too_long(self.path, wait) from error
-            time.sleep(_jitter(pause))
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -289,16 +303,21 @@ class Database:
         return self._writing_thread == threading.get_ident()
 
     def _catch_up(self, wait: float) -> None:
-        if self._writer is not None and not self.buffer.queue:
-            return
+        if self._writer is None or self._staged or self.buffer.queue:
+            self.settle_down(wait)
+
+    def finish(self) -> None:
+        """Write and commit what was accepted, if there is any."""
+        if self._staged or self.buffer.queue:
+            self.settle_down(_LAST_WAIT)
+
+    def settle_down(self, wait: float) -> None:
+        """Write and commit everything that this process has accepted."""
         self.acquire(wait)
         try:
             self.buffer.flush(wait)
-            if self._writer is None:
-                self._ready(wait)
+            with self.errors:
+                if not self._depth:
+                    self._ready(wait)
         finally:
             self.lock.release()
-
-
-def _jitter(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  # no secret is drawn here

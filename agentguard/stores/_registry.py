@@ -36,11 +36,13 @@ def give_back(database: Database) -> None:
     """Take back what `share` gave; the last one closes it."""
     with _lock:
         database.users -= 1
-        if database.users:
-            return
-        if _databases.get(database.path) is database:
+        last = not database.users
+        if last and _databases.get(database.path) is database:
             del _databases[database.path]
-    database.close()
+    if last:
+        database.close()
+    else:
+        database.finish()
 
 
 def _before_fork() -> None:

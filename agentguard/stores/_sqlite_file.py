@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentguard.errors import StoreUnavailableError
-from agentguard.stores import _sql
+from agentguard.stores import _patience, _sql
+from agentguard.stores._patience import Wait
 
 #: "agrd" in the file's header; tells our files from other SQLite databases.
 APPLICATION_ID = 0x61677264
@@ -40,24 +41,44 @@ def create(path: str) -> None:
         return
 
 
-def prepare(path: str, execute: Execute) -> None:
-    """Set the pragmas of a writer and bring the schema up to date.
-
-    `execute` runs a statement on the writer and waits while the file is locked.
+def open_writer(path: str, wait: Wait) -> sqlite3.Connection:
+    """A connection to write with, to a file that is there and up to date.
 
     Raises:
         StoreUnavailableError: the file is another program's, or newer than this library.
     """
+    create(path)
+    writer = connect(path)
+    try:
+        prepare(path, lambda sql: _patience.execute(writer, path, sql, (), wait))
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def prepare(path: str, execute: Execute) -> None:
+    """Set the pragmas of a writer, on which `execute` runs, and bring the schema up to date."""
     # A file that is up to date is only read here, so that one without write access can be.
     if _schema(path, execute) != len(_sql.migrations("sqlite")):
+        _use_wal(path, execute)
         _migrate(path, execute)
+    elif execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        _use_wal(path, execute)
     execute("PRAGMA synchronous = NORMAL")
     execute("PRAGMA secure_delete = ON")
     execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
 
+def _use_wal(path: str, execute: Execute) -> None:
+    mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreUnavailableError(
+            f"{path}: SQLite cannot share memory between processes here; use a folder on a local disk"
+        )
+
+
 def _migrate(path: str, execute: Execute) -> None:
-    execute("PRAGMA journal_mode = WAL")
     execute("BEGIN IMMEDIATE")
     try:
         # Another process may have done it meanwhile.

@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +27,10 @@ class WalSync:
     it moves frames out of it, and the database before it writes over them.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, commit: Callable[[float], None]) -> None:
         self._path = path
+        #: Commits what was accepted and waits for a commit; called without a lock of this class.
+        self._commit = commit
         self._fd: int | None = None
         self._thread: threading.Thread | None = None
         self.reset()
@@ -36,24 +39,42 @@ class WalSync:
         """Begin anew in a forked child, where neither the thread nor those who wait exist."""
         self._thread = None
         self._lock = threading.Lock()
-        self._starting = threading.Lock()
+        self._future_lock = threading.Lock()
         self.close()
-        self._commits = 0
+        #: How many events or acts there were that somebody wants on disk: accepted, committed, there.
+        self._noted = 0
+        self._written = 0
         self._synced = 0
-        self._failure: OSError | None = None
-        self._waiting: queue.SimpleQueue[Future[None] | None] = queue.SimpleQueue()
+        self._failure: str | None = None
+        self._next: Future[None] | None = None
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def note(self) -> None:
-        """Count a commit that somebody wants on disk; called under the store's lock."""
-        self._commits += 1
+        """Count something that was accepted; called under the store's lock, like `written`."""
+        self._noted += 1
 
-    def settle(self) -> None:
-        """Return when every commit noted so far is on disk.
+    def written(self) -> None:
+        """Say that everything noted is committed."""
+        self._written = self._noted
+
+    def fail(self, problem: str) -> None:
+        """Promise nothing any more: what somebody waits for is lost, or may be."""
+        self._failure = problem
+
+    def check(self) -> None:
+        """Raise what `fail` was told."""
+        if self._failure is not None:
+            raise StoreUnavailableError(f"{self._failure}; look at the disk, then restart")
+
+    def settle(self, wait: float = 30.0) -> None:
+        """Return when everything noted so far is on disk.
 
         Raises:
-            StoreUnavailableError: the disk refused; from then on nothing can be promised.
+            StoreUnavailableError: some of it is lost, or the disk refused to sync.
         """
-        target = self._commits
+        target = self._noted
+        if self._synced < target:
+            self._commit(wait)
         while self._synced < target:
             with self._lock:
                 # Who waited here finds that the one before has synced its commit too.
@@ -61,19 +82,26 @@ class WalSync:
                     self._sync()
 
     def durable(self) -> Future[None] | None:
-        """What resolves when `settle` would return, or None if it would return at once."""
-        if self._synced >= self._commits:
+        """What resolves when `settle` would return, or None if it would return at once.
+
+        It is the same future for all who come before a thread takes it up, and cannot be cancelled.
+        """
+        if self._synced >= self._noted:
             return None
-        future: Future[None] = Future()
-        self._waiting.put(future)
-        if self._thread is None:
-            self._start()
-        return future
+        with self._future_lock:
+            if self._next is None:
+                self._next = Future()
+                self._next.set_running_or_notify_cancel()
+                self._requests.put(True)  # noqa: FBT003
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="agentguard-sync", daemon=True)
+                    self._thread.start()
+            return self._next
 
     def close(self) -> None:
         """Let go of the file and the thread."""
         if self._thread is not None:
-            self._waiting.put(None)
+            self._requests.put(False)  # noqa: FBT003
             self._thread = None
         with self._lock:
             if self._fd is not None:
@@ -81,21 +109,17 @@ class WalSync:
                 self._fd = None
 
     def _sync(self) -> None:
-        commits = self._commits
+        self.check()
+        written = self._written
         try:
-            if self._failure is not None:
-                raise self._failure
             if self._fd is None:
                 self._fd = self._open()
             _sync_file(self._fd)
         except OSError as error:
             # After a failed sync the system may drop the pages and report success the next time.
-            self._failure = error
-            raise StoreUnavailableError(
-                f"{self._path}: the disk refused to sync it ({error.strerror}); what was written "
-                "last may not survive a loss of power; look at the disk, then restart"
-            ) from error
-        self._synced = commits
+            self.fail(f"{self._path}: the disk refused to sync it ({error.strerror})")
+            raise StoreUnavailableError(f"{self._failure}; look at the disk, then restart") from error
+        self._synced = written
 
     def _open(self) -> int:
         with suppress(OSError):  # Windows opens no folders, and needs no sync of them.
@@ -108,13 +132,18 @@ class WalSync:
         # closed at any time.
         return os.open(f"{self._path}-wal", os.O_RDWR)
 
-    def _start(self) -> None:
-        with self._starting:  # not the lock that is held for as long as the disk takes
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_resolve, args=(self,), name="agentguard-sync", daemon=True
-                )
-                self._thread.start()
+    def _work(self) -> None:
+        while self._requests.get():
+            with self._future_lock:
+                future, self._next = self._next, None
+            if future is None:
+                continue
+            try:
+                self.settle()
+            except BaseException as error:  # noqa: BLE001  # who waits must hear of it in any case
+                future.set_exception(error)
+            else:
+                future.set_result(None)
 
 
 def _sync_file(fd: int) -> None:
@@ -122,29 +151,3 @@ def _sync_file(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync leaves it in the drive's cache there
     else:
         os.fsync(fd)
-
-
-def _resolve(sync: WalSync) -> None:
-    """Settle for those who wait, for all of them at once, until the store is closed."""
-    waiting = sync._waiting
-    closed = False
-    while not closed:
-        batch = [waiting.get()]
-        with suppress(queue.Empty):
-            while True:
-                batch.append(waiting.get_nowait())
-        closed = None in batch
-        futures = [each for each in batch if each and each.set_running_or_notify_cancel()]
-        if futures:
-            _settle_for(sync, futures)
-
-
-def _settle_for(sync: WalSync, futures: list[Future[None]]) -> None:
-    try:
-        sync.settle()
-    except BaseException as error:  # noqa: BLE001  # those who wait must hear of it in any case
-        for future in futures:
-            future.set_exception(error)
-    else:
-        for future in futures:
-            future.set_result(None)

@@ -112,22 +112,26 @@ class MemoryEventStore:
             if log is None:
                 self._check()
                 raise HeadMovedError(number)
-            position = shelf.position + len(events)
-            if position > shelf.full_at:
+            if shelf.position + len(events) > shelf.full_at:
                 shelf.make_room(len(events), needed=row is not None or closes_something(events))
-            if row is not None or movements or self._undo.active or len(events) != 1:
-                return self._append(log, events, movements, row)
-            # The hot path: one event and nothing else.
-            event = events[0]
-            entries = log.events
-            if event.seq != len(entries) + 1:
-                log.refuse(event.seq)
-            entries.append(event)
-            log.positions.append(position)
-            shelf.position = position
-            return {}
+            return self._append(log, events, movements, row)
         finally:
             self._release()
+
+    def append_one(self, number: int, event: Stored, wait: bool) -> None:  # noqa: FBT001 - keywords cost
+        """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
+        shelf = self._shelf
+        log = shelf.logs.get(number)
+        position = shelf.position + 1
+        if log is None or position > shelf.full_at or self._undo.active:
+            self.append(number, (event,), wait=wait)
+            return
+        entries = log.events
+        if event[0] != len(entries) + 1:
+            log.refuse(event[0])
+        entries.append(event)
+        log.positions.append(position)
+        shelf.position = position
 
     def _append(
         self, log: Log, events: Sequence[Stored], movements: Sequence[Movement], row: RunRow | None

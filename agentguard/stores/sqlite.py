@@ -24,7 +24,8 @@ from agentguard.stores import _registry, _sql, _sqlite_removal, _sqlite_rows
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
     from agentguard.budget.ledger import Movement
-    from agentguard.stores._database import Database, Wait
+    from agentguard.stores._database import Database
+    from agentguard.stores._patience import Wait
 
 _LEVELS: Final[dict[str, int]] = {"buffered": 0, "process": 1, "power": 2}
 _BUFFERED: Final = 0
@@ -127,9 +128,8 @@ class SQLiteEventStore:
         level = self._level if durability is None else max(self._level, _level(durability))
         patience = self._timeout if wait else None
         if len(events) == 1 and row is None and not movements:
-            due = self._append_one(database, number, events[0], level, patience)
-            if due and not deferred:
-                database.sync.settle()
+            if self._append_one(database, number, events[0], level, patience, deferred=deferred):
+                database.sync.settle(self._timeout)
             return {}
         with database.transaction(patience, durable=level == _POWER, deferred=deferred), database.errors:
             for event in events:
@@ -139,8 +139,13 @@ class SQLiteEventStore:
                 self._change(database, number, row, patience)
         return accounts
 
-    def _append_one(self, database: Database, number: int, event: Stored, level: int, wait: Wait) -> bool:
-        """The hot path: one statement is the compare-and-swap, the event and the commit."""
+    def _append_one(
+        self, database: Database, number: int, event: Stored, level: int, wait: Wait, *, deferred: bool
+    ) -> bool:
+        """The hot path: one statement is the compare-and-swap, the event and the commit.
+
+        Gives whether the commit has to be settled.
+        """
         lock = database.lock
         if not lock.acquire(blocking=False):
             database.acquire(wait)
@@ -151,6 +156,9 @@ class SQLiteEventStore:
                 return False
             if database.buffer.queue:
                 database.buffer.flush(wait)
+            if level == _POWER and deferred:
+                database.stage(number, event, wait)
+                return False
             database.insert(number, event, wait)
             return level == _POWER and database.committed(durable=True)
         finally:
@@ -202,10 +210,13 @@ class SQLiteEventStore:
 
     def settle(self) -> None:
         """Return when everything committed so far is as durable as was asked for."""
-        self._database().sync.settle()
+        self._database().sync.settle(self._timeout)
 
     def durable(self) -> Future[None] | None:
-        """What resolves when `settle` would return, or None if it would return at once."""
+        """What resolves when `settle` would return, or None if it would return at once.
+
+        All who ask at about the same time get the same future, which cannot be cancelled.
+        """
         return self._database().sync.durable()
 
     # --- reading -------------------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""Erasing the payloads of a run, and dropping old runs; both on record in the control log.
+
+A log outlives the data in it: an erased run still verifies, event for event.  What stands in the
+events themselves (names, keys, amounts, error messages, metadata) stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from agentguard.errors import AgentGuardError
+from agentguard.events import codec
+from agentguard.events.model import PAYLOAD_ERASED, Record
+from agentguard.protocols import EventStore, KillSwitch, RunRow
+from agentguard.runs.state import RunState
+from agentguard.steps.journal import Journal
+
+#: How many pruned runs one control record names.
+_BATCH = 200
+
+
+def erase(journal: Journal, switch: KillSwitch, actor: str) -> int:
+    """Drop payloads and salt of an ended run; gives how many payloads there were.
+
+    Doing it again does nothing, but finish what a crash had left undone.
+
+    Raises:
+        AgentGuardError: the run has not ended.
+    """
+    store, run_id = journal.store, journal.run_id
+    with journal.deciding():
+        state = journal.fold.state
+        if not state.final:
+            raise AgentGuardError(
+                f"run {run_id} is {state} and goes on recording; end or kill it, then erase it"
+            )
+        if not journal.fold.erased:
+            journal.act([Record(0, PAYLOAD_ERASED, journal.clock.wall(), data={"actor": actor})])
+        dropped = store.erase(run_id)
+    store.erase(run_id)  # outside of the act, so that nothing lingers in a file beside the log
+    if run_id not in _erased_runs(switch):
+        switch.record(PAYLOAD_ERASED, {"run": run_id, "tenant": journal.fold.tenant, "actor": actor})
+    return dropped
+
+
+def prune(store: EventStore, switch: KillSwitch, ended_before_ns: int, actor: str) -> list[str]:
+    """Drop the runs that ended before a time, and give their ids.
+
+    Their heads go on record first, so that `verify` tells a pruned run from a lost one.
+    """
+    before = datetime.fromtimestamp(ended_before_ns / 1e9, UTC).isoformat()
+    ended = _ended_before(store, ended_before_ns)
+    while batch := list(islice(ended, _BATCH)):
+        heads = [{"run": row.run_id, **row.summary["head"]} for row in batch]
+        switch.record(PAYLOAD_ERASED, {"pruned": heads, "ended_before": before, "actor": actor})
+    return store.prune(ended_before_ns)
+
+
+def cut_off(older_than: Any, now_ns: int) -> int:
+    """The wall-clock nanoseconds that an age or a time stands for.
+
+    Raises:
+        TypeError: it is no timedelta, datetime or number.
+        ValueError: it is negative or not finite, or a datetime without a time zone.
+    """
+    if isinstance(older_than, datetime):
+        if older_than.tzinfo is None:
+            raise ValueError(f"older_than needs a time zone, as in datetime.now(UTC), not {older_than!r}")
+        return int(older_than.timestamp() * 1_000_000_000)
+    if isinstance(older_than, timedelta):
+        older_than = older_than.total_seconds()
+    if isinstance(older_than, bool) or not isinstance(older_than, int | float):
+        raise TypeError(
+            f"older_than must be a timedelta, a datetime or seconds, not {type(older_than).__name__}"
+        )
+    if not 0 <= older_than < math.inf:
+        raise ValueError(f"older_than must be 0 or more, not {older_than!r}")
+    return now_ns - int(older_than * 1_000_000_000)
+
+
+def _ended_before(store: EventStore, ended_before_ns: int) -> Iterator[RunRow]:
+    for state in RunState:
+        if state.final:
+            for row in store.rows(state=str(state), limit=2**62):
+                if row.ended_ns is not None and row.ended_ns < ended_before_ns:
+                    yield row
+
+
+def _erased_runs(switch: KillSwitch) -> set[str]:
+    mark = b'"type":"%s"' % PAYLOAD_ERASED.encode()
+    records = (codec.decode(stored.body) for stored in switch.read() if mark in stored.body[:64])
+    return {record.data["run"] for record in records if record.data and "run" in record.data}

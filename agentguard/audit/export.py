@@ -1,0 +1,130 @@
+"""Logs as JSON Lines that a stranger can verify from the file alone; the format is in docs/export-format.md.
+
+    {"agentguard_export":1,...}                      the first line
+    {"run":{"run_id":...,"salt":...,...}}            a log begins: a run's, or the control log
+    {"hash":"...","payload":"...","event":{...}}     its events: the stored bytes as they are
+    {"end":{"runs":1,"events":9}}                    the last line
+
+Each log is read from one snapshot and written as it is read, so its size does not matter.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol
+
+import msgspec
+
+from agentguard.audit._files import written
+from agentguard.errors import RunNotFoundError
+from agentguard.events.codec import Stored
+from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.protocols import EventStore, KillSwitch, RunRow
+
+FORMAT: Final = 1
+_encode = msgspec.json.Encoder().encode
+
+
+class Exported(NamedTuple):
+    """How much an export holds."""
+
+    runs: int
+    events: int
+
+
+class Sink(Protocol):
+    """Where bytes can be written."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Take all of it."""
+
+
+def export(
+    store: EventStore,
+    switch: KillSwitch,
+    run_id: str | None,
+    target: str | os.PathLike[str] | Sink,
+    now_ns: int,
+) -> Exported:
+    """Write a run, the control log (`"control"`), or everything (None) to a path or an open binary file.
+
+    A path is replaced only when the export is complete, and is private to its user.
+
+    Raises:
+        RunNotFoundError: there is no such run.
+        OSError: it cannot be written.
+    """
+    opened: contextlib.AbstractContextManager[BinaryIO | Sink]
+    opened = written(target) if isinstance(target, str | os.PathLike) else contextlib.nullcontext(target)
+    with opened as sink:
+        return _write(sink, _logs(store, switch, run_id), now_ns)
+
+
+def _write(sink: Sink, logs: Iterable[tuple[dict[str, Any], Iterable[Stored]]], now_ns: int) -> Exported:
+    at = datetime.fromtimestamp(now_ns / 1e9, UTC).isoformat()
+    sink.write(_encode({"agentguard_export": FORMAT, "at": at}) + b"\n")
+    runs = events = 0
+    for facts, log in logs:
+        runs += 1
+        sink.write(_encode({"run": facts}) + b"\n")
+        for stored in log:
+            events += 1
+            sink.write(_line(stored))
+    sink.write(_encode({"end": {"runs": runs, "events": events}}) + b"\n")
+    return Exported(runs, events)
+
+
+def _logs(
+    store: EventStore, switch: KillSwitch, run_id: str | None
+) -> Iterator[tuple[dict[str, Any], Iterable[Stored]]]:
+    """The logs with what stands before each; a log is to be read before the next is asked for."""
+    if run_id is None:
+        for listed in reversed(store.rows(limit=2**62)):
+            yield from _run(store, listed.run_id)
+    elif run_id != CONTROL_RUN_ID:
+        found = False
+        for log in _run(store, run_id):
+            found = True
+            yield log
+        if not found:
+            raise RunNotFoundError(run_id)
+        return
+    yield {"run_id": CONTROL_RUN_ID, "salt": None}, switch.read()
+
+
+def _run(store: EventStore, run_id: str) -> Iterator[tuple[dict[str, Any], Iterable[Stored]]]:
+    with store.snapshot():
+        row = store.row(run_id)
+        if row is not None:
+            yield _facts(row), store.read(run_id)
+
+
+def _facts(row: RunRow) -> dict[str, Any]:
+    """The run's row, but for the process that ran it."""
+    return {
+        "run_id": row.run_id,
+        "salt": None if row.salt is None else row.salt.hex(),
+        "name": row.name,
+        "tenant": row.tenant,
+        "state": row.state,
+        "created_ns": row.created_ns,
+        "ended_ns": row.ended_ns,
+        "parent_id": row.parent_id,
+        "epoch": row.epoch,
+        "summary": row.summary,
+    }
+
+
+def _line(stored: Stored) -> bytes:
+    """An event.  The body comes last and as it is: it is what the hash covers."""
+    payload = b""
+    if stored.payload is not None:
+        try:
+            payload = b'"payload":%s,' % _encode(stored.payload.decode())
+        except UnicodeDecodeError:  # a codec's bytes
+            payload = b'"payload_base64":"%s",' % base64.b64encode(stored.payload)
+    return b'{"hash":"%s",%s"event":%s}\n' % (stored.hash.hex().encode(), payload, stored.body)

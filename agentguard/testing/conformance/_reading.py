@@ -1,0 +1,135 @@
+"""What a store reads back, and what it says when it is closed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.errors import RunExistsError, StoreUnavailableError
+from agentguard.events.codec import Stored, chain, genesis
+from agentguard.protocols import EventStore, HeadMovedError, StoreBusyError
+from agentguard.testing.conformance._given import a_row, log_of, on_threads, opening, steps, unplaced
+from agentguard.testing.conformance._stores import StoreSuite
+
+
+CALLS: dict[str, Callable[[EventStore], Any]] = {
+    "create": lambda store: store.create(a_row("other"), log_of("other", 1)),
+    "append": lambda store: store.append(1, log_of("r1", 2)[1:]),
+    "exclusive": lambda store: store.exclusive().__enter__(),
+    "row": lambda store: store.row("r1"),
+    "rows": lambda store: store.rows(),
+    "children": lambda store: store.children("r1"),
+    "read": lambda store: list(store.read("r1")),
+    "last": lambda store: store.last("r1"),
+    "tail": lambda store: store.tail(),
+    "accounts": lambda store: store.accounts(["a"]),
+    "update_row": lambda store: store.update_row(a_row("r1")),
+    "erase": lambda store: store.erase("r1"),
+    "prune": lambda store: store.prune(10),
+    "snapshot": lambda store: store.snapshot().__enter__(),
+}
+
+
+class ReadingContract(StoreSuite):
+    """Reading, and the end of reading."""
+
+    def test_what_was_written_reads_back_equal_each_time(self, store: EventStore) -> None:
+        row = a_row("r1", parent_id="p", heartbeat_ns=5)
+        events = log_of("r1", 3, payload=b"\x00payload")
+        number = store.create(row, events[:2])
+        assert store.append(number, events[2:]) == {}
+        for _ in range(2):
+            assert unplaced(store.read("r1")) == events
+            assert unplaced(store.read("r1", after=2)) == events[2:]
+            assert store.last("r1") == list(store.read("r1"))[-1]
+            assert store.row("r1") == msgspec.structs.replace(row, number=number)
+
+    def test_unknown_run_has_no_row_no_events_and_no_children(self, store: EventStore) -> None:
+        assert store.row("nobody") is None
+        assert list(store.read("nobody")) == []
+        assert store.last("nobody") is None
+        assert store.children("nobody") == []
+        assert store.accounts(["nobody"]) == {}
+        assert store.erase("nobody") == 0
+        assert not store.update_row(a_row("nobody"))
+
+    def test_changing_a_row_that_was_read_changes_nothing_in_the_store(self, store: EventStore) -> None:
+        row = a_row("r1")
+        store.create(row, log_of("r1", 1))
+        row.summary["steps"] = 9
+        found = store.row("r1")
+        assert found is not None
+        found.owner["pid"] = 9
+        again = store.row("r1")
+        assert again is not None
+        assert again.summary["steps"] == 0
+        assert again.owner["pid"] == 7
+
+    def test_rows_are_the_newest_first_and_filtered(self, store: EventStore) -> None:
+        for index in range(6):
+            tenant = "acme" if index % 2 else "other"
+            state = "FAILED" if index > 3 else "RUNNING"
+            store.create(a_row(f"r{index}", tenant=tenant, state=state), log_of(f"r{index}", 1))
+        ids = lambda rows: [row.run_id for row in rows]  # noqa: E731
+        assert ids(store.rows()) == ["r5", "r4", "r3", "r2", "r1", "r0"]
+        assert ids(store.rows(limit=2)) == ["r5", "r4"]
+        assert ids(store.rows(tenant="acme")) == ["r5", "r3", "r1"]
+        assert ids(store.rows(state="RUNNING", limit=3)) == ["r3", "r2", "r1"]
+        assert ids(store.rows(tenant="acme", state="RUNNING")) == ["r3", "r1"]
+
+    def test_children_are_those_of_the_run_the_oldest_first(self, store: EventStore) -> None:
+        for run_id, parent in (("a", None), ("b", "a"), ("c", "b"), ("d", "a")):
+            store.create(a_row(run_id, parent_id=parent), log_of(run_id, 1))
+        assert [row.run_id for row in store.children("a")] == ["b", "d"]
+
+    def test_a_read_sees_one_moment(self, store: EventStore) -> None:
+        events = log_of("r1", 4)
+        number = store.create(a_row("r1"), events[:3])
+        reading = store.read("r1")
+        first = next(reading)
+        store.append(number, events[3:])
+        assert unplaced([first, *reading]) == events[:3]
+
+    def test_rule_15_row_and_events_can_be_read_in_one_snapshot(self, store: EventStore) -> None:
+        events = log_of("r1", 2)
+        number = store.create(a_row("r1"), events[:1])
+        changed = a_row("r1", state="FAILED", ended_ns=3)
+        writer = threading.Thread(target=lambda: store.append(number, events[1:], row=changed))
+        with store.snapshot():
+            before = store.row("r1")
+            writer.start()
+            assert unplaced(store.read("r1")) == events[:1]
+            assert store.row("r1") == before
+        writer.join()
+        assert unplaced(store.read("r1")) == events
+
+    def test_tail_gives_all_runs_in_commit_order(self, store: EventStore) -> None:
+        logs = {run_id: log_of(run_id, 3) for run_id in ("a", "b", "c")}
+        numbers = {run_id: store.create(a_row(run_id, tenant=run_id), log[:1]) for run_id, log in logs.items()}
+        written = [(run_id, log[0]) for run_id, log in logs.items()]
+        for run_id, seq in (("c", 2), ("a", 2), ("c", 3), ("b", 2), ("a", 3)):
+            store.append(numbers[run_id], logs[run_id][seq - 1 : seq])
+            written.append((run_id, logs[run_id][seq - 1]))
+        tail = store.tail()
+        assert [(run_id, event._replace(position=0)) for run_id, event in tail] == written
+        positions = [event.position for _, event in tail]
+        assert positions == sorted(set(positions))
+        assert store.tail(after=positions[2], limit=3) == tail[3:6]
+        assert [event.seq for _, event in store.tail(tenant="a")] == [1, 2, 3]
+        assert store.tail(after=positions[-1]) == []
+        assert list(store.read("c"))[-1].position == positions[5]
+
+    @pytest.mark.parametrize("used", [True, False], ids=["used", "never used"])
+    @pytest.mark.parametrize("call", CALLS)
+    def test_a_closed_store_raises_ours(self, store: EventStore, call: str, used: bool) -> None:
+        if used:
+            store.create(a_row("r1"), log_of("r1", 1))
+        store.close()
+        store.close()
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            CALLS[call](store)
