@@ -150,16 +150,17 @@ _TRACES = (
 def finders(names: Names) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     """Two patterns for JSON text that has not a secret in it, if neither is found there.
 
-    The first looks for keys, also of JSON in a string; the second for shapes and fields of URLs.
+    The first looks for keys, also of JSON in a string; the second for shapes, fields of URLs, and keys
+    of Python dicts.
     They may find more than there is.  Names that are not ASCII make the first find every key.
     """
     spelt = sorted({text for words in names.words for text in ("".join(words), ".".join(words))})
     if not all(text.isascii() for text in spelt):
-        return re.compile(rb'":'), re.compile(rf"{_TRACES}|=".encode())
-    key, inner, field = (_behind(spelt, end) for end in ('":', r'\\":', "="))
+        return re.compile(rb'":'), re.compile(rf"{_TRACES}|=|':".encode())
+    key, inner, quoted, field = (_behind(spelt, end) for end in ('":', r'\\":', "':", "="))
     return (
         re.compile(rf'":(?:{key}|(?<=\\":)(?:{inner}))'.encode()),
-        re.compile(rf"{_TRACES}|={field}".encode()),
+        re.compile(rf"{_TRACES}|={field}|':{quoted}".encode()),
     )
 
 

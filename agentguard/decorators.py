@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 from agentguard.errors import NoActiveRunError
 from agentguard.runs.current import CURRENT, outside_allowed
 from agentguard.steps import aio, generators, sync
-from agentguard.steps.call import is_coroutine_function, meet_loop
+from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
 from agentguard.steps.model import Step, StepSpec
 from agentguard.steps.options import StepOptions, step_spec
 
@@ -112,7 +112,8 @@ def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., A
         place = CURRENT.get()
         if place is None:
             return _outside(spec, fn)(*args, **kwargs)
-        meet_loop(place)
+        if running_loop() is not None:
+            meet_loop(place)
         return sync.call(spec, place, fn, args, kwargs)
 
     _dressed(wrapper, fn, name)

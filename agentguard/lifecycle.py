@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard._encoding import decode, encode_value
+from agentguard._encoding import decode, encode_value, type_name
 from agentguard._process import identity
 from agentguard.budget.model import Budget
 from agentguard.errors import AgentGuardError, RunNotFoundError, RunStopped
@@ -157,6 +157,7 @@ class Opening:
             journal.seen = -1
             stop = kill.error(self.run_id)
             journal.end(stop)
+            self._leave_around(journal)
             self._forget(journal)
             self._end_span(journal, stop)
             raise stop
@@ -273,19 +274,26 @@ class Opening:
 
     def _finish(self, journal: Journal, error: BaseException | None) -> None:
         """Put the end on record.  That it cannot be is raised, unless something else is already."""
-        if journal.stop is not None:
+        if isinstance(error, RunStopped) and journal.stop is None:
+            if error.run_id in (None, journal.run_id):
+                journal.set_stop(error)
+            else:  # of a run inside, or a stranger's: an error like any other, unless its kill covers this run
+                with contextlib.suppress(AgentGuardError):
+                    journal.look()
+        if journal.stop is not None and journal.fold.state.final and not journal.stale:
             return
-        if isinstance(error, RunStopped):
-            journal.set_stop(error)
         try:
-            journal.finish(COMPLETED if error is None else self._termination(error))
+            journal.finish(COMPLETED if error is None else self._termination(journal, error))
         except AgentGuardError as failure:
-            if error is None:
+            told = journal.stop if error is None else error
+            if told is None:
                 raise
-            error.add_note(f"agentguard could not record the end of the run: {failure}")
+            told.add_note(f"agentguard could not record the end of the run: {failure}")
 
-    def _termination(self, error: BaseException) -> dict[str, Any]:
+    def _termination(self, journal: Journal, error: BaseException) -> dict[str, Any]:
         ended = termination(error)
+        if isinstance(error, RunStopped) and journal.stop is None:
+            ended["type"] = type_name(type(error))  # it did not stop this run
         redact = self.guard.parts.redact
         if redact and not isinstance(error, RunStopped):
             ended["message"] = redact.text(ended["message"])
@@ -307,7 +315,7 @@ class Opening:
         if self.around.scope_key:
             data["scope"] = self.around.scope_key
         usage = {k: n for k, n in journal.fold.account.spent.items() if n}
-        with contextlib.suppress(AgentGuardError, ValueError), parent.deciding():
+        with contextlib.suppress(AgentGuardError), parent.deciding():
             record = Record(
                 0,
                 ev.SCOPE_CLOSED,
@@ -320,6 +328,7 @@ class Opening:
                 data=data,
             )
             parent.act([record])
+        if journal in parent.children:
             parent.children.remove(journal)
 
     def _forget(self, journal: Journal) -> None:

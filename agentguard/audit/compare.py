@@ -85,7 +85,14 @@ def _outcome(record: Record, payload: bytes | None) -> Any:
     data = record.data or {}
     if "error" in data:
         return {"failed": {k: data["error"].get(k) for k in ("type", "message")}}
-    return {"completed": None if payload is None else decode(payload)}
+    return {"completed": None if payload is None else _value(payload)}
+
+
+def _value(payload: bytes) -> Any:
+    try:
+        return decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a codec's bytes
+        return payload
 
 
 def diff(run_a: str, a: Iterable[Stored], run_b: str, b: Iterable[Stored]) -> RunDiff:

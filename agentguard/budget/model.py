@@ -316,7 +316,7 @@ def _share(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError(f"warn_at must be a number, not {type(value).__name__}")
     if (isinstance(value, Decimal) and value.is_nan()) or not 0 < value <= 1:
-        raise ValueError(f"warn_at must be above 0 and at most 1, not {value!r}")
+        raise ValueError("warn_at must be above 0 and at most 1")
     return float(value)
 
 

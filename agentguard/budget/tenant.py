@@ -56,6 +56,6 @@ def account_id(tenant: str, per: str | None, wall_ns: int) -> str:
     """The name of a tenant's account in the ledger."""
     if per is None:
         return f"tenant:{tenant}"
-    day = datetime.fromtimestamp(wall_ns / 1e9, UTC)
+    day = datetime.fromtimestamp(wall_ns // 10**9, UTC)
     window = f"{day:%Y-%m-%d}" if per == "day" else f"{day:%Y-%m}"
     return f"tenant:{tenant}:{window}"

@@ -40,7 +40,9 @@ def store_url() -> str:
 
 def store_file() -> Path | None:
     """The file of a SQLite store; None for another one."""
-    url = store_url()
+    url = os.environ.get(STORE_VARIABLE)
+    if not url:
+        return config.home() / "agentguard.db"
     if url.startswith("memory://"):
         raise UsageError(
             f"{url} lives in the process that uses it, and no other can look inside; give --store a "

@@ -169,7 +169,7 @@ def _shown(types: Sequence[str]) -> set[int]:
 class _SilentStage:
     """Shows nothing, where JSON is all that is wanted."""
 
-    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:  # noqa: ARG002
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:
         """Nothing to show."""
         return nullcontext(self.quiet)
 

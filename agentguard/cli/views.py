@@ -11,30 +11,58 @@ from agentguard import config
 from agentguard.cli import exits, listing, lookup, output
 from agentguard.cli import tail as tailing
 from agentguard.cli.timeline import Entry, Timeline, event_data
-from agentguard.errors import RunNotFoundError
+from agentguard.errors import LogIntegrityError, RunNotFoundError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.runs.summary import RunSummary, from_data
 
 
 def runs(tenant: str | None, state: str | None, limit: int, *, as_json: bool) -> None:
     """List the newest runs."""
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
-    found = []
+    found: list[RunSummary] = []
+    damaged: list[LogIntegrityError] = []
     if lookup.store_is_there():
         with lookup.reading() as guard:
-            found = guard.runs(tenant=tenant, state=state, limit=limit)
+            found, damaged = _summaries(guard, tenant, state, limit)
     if as_json:
         output.print_json([run.to_data() for run in found])
-        return
+    else:
+        _print_runs(found, filtered=bool(tenant or state))
+    for error in damaged:
+        output.complain(f"{error}; shown as of its last change of state, `agentguard verify` says more")
+    if damaged:
+        raise typer.Exit(exits.FAULT)
+
+
+def _summaries(
+    guard: Guard, tenant: str | None, state: str | None, limit: int
+) -> tuple[list[RunSummary], list[LogIntegrityError]]:
+    """The runs; one whose log is damaged must not hide the others."""
+    try:
+        return guard.runs(tenant=tenant, state=state, limit=limit), []
+    except LogIntegrityError:
+        pass
+    found, damaged = [], []
+    for row in guard.parts.store.rows(tenant=tenant, state=state, limit=limit):
+        try:
+            found.append(guard.summary(row.run_id))
+        except LogIntegrityError as error:
+            damaged.append(error)
+            found.append(from_data(row.summary))
+    return found, damaged
+
+
+def _print_runs(found: list[RunSummary], *, filtered: bool) -> None:
     console = output.console()
     if found:
         console.print(listing.runs_table(found, console))
     else:
-        console.print(f"no runs{' like this' if tenant or state else ''} in {lookup.store_url()}")
+        console.print(f"no runs{' like this' if filtered else ''} in {lookup.store_url()}")
 
 
 def show(typed: str, *, payloads: bool, as_json: bool) -> None:

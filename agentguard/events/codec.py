@@ -10,6 +10,7 @@ Payloads (captured arguments and results) lie beside the body, which holds only 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -87,3 +88,15 @@ def to_event(run_id: str, stored: Stored, prev_hash: bytes) -> Event:
 def payload_digest(salt: bytes, payload: bytes) -> str:
     """What an event says of a payload; without the run's salt it cannot be guessed."""
     return sha256(salt + payload).hexdigest()
+
+
+def digester(salt: bytes) -> Callable[[bytes], str]:
+    """`payload_digest` for the payloads of one run: the salt, with which all begin, is hashed once."""
+    begun = sha256(salt)
+
+    def digest(payload: bytes) -> str:
+        hashed = begun.copy()
+        hashed.update(payload)
+        return hashed.hexdigest()
+
+    return digest

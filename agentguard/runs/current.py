@@ -11,10 +11,11 @@ from agentguard.runs.branch import Branch
 class Place:
     """A position inside a run.  `run`, `scope` and `step` are the public objects, or None."""
 
-    __slots__ = ("branch", "run", "scope", "scope_key", "step")
+    __slots__ = ("branch", "journal", "run", "scope", "scope_key", "step")
 
     def __init__(self, run: Any, scope: Any, branch: Branch, step: Any = None) -> None:
         self.run = run
+        self.journal = run.journal
         self.scope = scope
         self.scope_key: str = scope.key if scope is not None else ""
         self.branch = branch

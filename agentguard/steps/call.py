@@ -12,13 +12,13 @@ from agentguard.steps import aio, generators, sync
 from agentguard.steps.model import StepSpec
 from agentguard.steps.options import OPTION_NAMES, step_spec
 
-_running_loop = asyncio._get_running_loop
+running_loop = asyncio._get_running_loop
 
 
 def meet_loop(place: Any) -> None:
     """See to it that tasks of the loop that runs now, if one does, get branches."""
-    loop = _running_loop()
-    if loop is not None and loop not in place.run.journal.loops:
+    loop = running_loop()
+    if loop is not None and loop not in place.journal.loops:
         place.run.meet(loop, place.branch)
 
 

@@ -10,37 +10,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentguard._encoding import encode_call, encode_value, type_name
-from agentguard.events.codec import payload_digest
 from agentguard.steps import values
 from agentguard.steps.model import Step
 
 
 def arguments(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Take the snapshot of a call's arguments, at the capture level of the step or its guard."""
-    spec = step.spec
-    level = spec.capture or step.journal.parts.capture
+    journal = step.journal
+    level = step.spec.capture or journal.parts.capture
     if level == "none" or not (args or kwargs):
         return
     payload = _encoded(step, args, kwargs)
-    step.digest = payload_digest(step.journal.salt, payload)
+    step.digest = journal.digest(payload)
     if level == "full":
         step.payload = payload
 
 
 def digest_of(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The digest of a call's arguments, whatever is captured: what counts repeats."""
-    return payload_digest(step.journal.salt, _encoded(step, args, kwargs))
+    return step.journal.digest(_encoded(step, args, kwargs))
 
 
 def _encoded(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     spec = step.spec
+    parameters = spec.parameters
     if spec.skip_first:
-        args = args[1:]
+        args, parameters = args[1:], parameters[1:]
     if spec.ignore:
-        args, kwargs = _without(spec.ignore, spec.parameters[spec.skip_first :], args, kwargs)
+        args, kwargs = _without(spec.ignore, parameters, args, kwargs)
     payload = encode_call(args, kwargs)
     redactor = step.journal.redactor(spec)
-    return payload if redactor is None else redactor.call(payload, spec.parameters[spec.skip_first :])
+    return redactor.call(payload, parameters) if redactor else payload
 
 
 def _without(
@@ -69,20 +69,22 @@ def result(step: Step, value: Any) -> tuple[bytes | None, dict[str, Any]]:
     payload = encode_value(value)
     if payload is None:
         return None, {"unreplayable": f"{type_name(type(value))} cannot be encoded"}
-    return encoded(step, payload, values.loss(value, payload, spec.returns))
+    reason = None if type(value) in values.SCALARS else values.loss(value, payload, spec.returns)
+    return encoded(step, payload, reason)
 
 
 def encoded(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
     """Redact an encoded result and say what its event keeps of it."""
-    level = step.spec.capture or step.journal.parts.capture
+    journal = step.journal
+    level = step.spec.capture or journal.parts.capture
     if level == "none":
         return None, {"unreplayable": "not captured"}
-    redactor = step.journal.redactor(step.spec)
+    redactor = journal.redactor(step.spec)
     if redactor is not None:
         redacted = redactor.value(payload)
         if redacted is not payload:
             payload, reason = redacted, "redacted"
-    data: dict[str, Any] = {"result": payload_digest(step.journal.salt, payload)}
+    data: dict[str, Any] = {"result": journal.digest(payload)}
     if level == "digest":
         reason = "only a digest was captured"
     if reason is not None:

@@ -56,7 +56,7 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
         branch = branch.tasks.branch_here(branch)
     if spec.key is None:
         key, pos = branch.next_call(spec.part)
-        fork = place.run.journal.fork
+        fork = place.journal.fork
         if fork and not key.startswith(f"{MAIN}{fork}/"):
             key = f"{MAIN}{fork}{key.removeprefix(MAIN)}"
         return Step(spec, place, key, pos)
@@ -72,16 +72,18 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
 def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Work out the request and take the snapshot of the arguments; this calls user code."""
     spec = step.spec
-    journal = step.journal
+    counts_repeats = step.journal.fold.counts_repeats
     capture.arguments(step, args, kwargs)
+    if not spec.examined and not counts_repeats:
+        return  # nothing depends on the call
     if callable(spec.approval):
         step.needs_approval = bool(spec.approval(*args, **kwargs))
     if step.needs_approval and step.digest is None:
         step.digest = capture.digest_of(step, args, kwargs)
-    if spec.request is not None and not journal.fold.counts_repeats:
+    if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
-    if journal.fold.counts_repeats and step.digest is None:
+    if counts_repeats and step.digest is None:
         step.digest = capture.digest_of(step, args, kwargs)  # on record, so that every reader counts alike
     repeat = repeat_id(spec.name, step.digest)
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat)
@@ -129,18 +131,12 @@ def admit(step: Step, *, wait: bool = True) -> None:
 def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - keywords cost
     spec = step.spec
     fold = journal.fold
+    request = step.request
     check(journal, step.scope_key)
     if fold.state is not _RUNNING:
         raise WaitingError
-    if spec.approval is not None:
-        approvals.require(step)
-    request = step.request
-    if step.unpriced is not None or (
-        spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(request.reserve)
-    ):
-        _refuse_unknown_cost(step)
-    if spec.key is not None:
-        _next_attempt(step)
+    if spec.examined:
+        _examine(step)
     elif step.key in fold.open:  # two lines of control in one branch, such as one name attached twice
         raise DuplicateKeyError(step.key, journal.run_id)
     shadow = None
@@ -154,6 +150,7 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
     windows: tuple[str, ...] = ()
     if not journal.levels.solo:
         movements, windows = journal.levels.reserving(step.scope_key, request, now)
+    span = step.span
     record = Record(
         fold.seq + 1,
         ev.STEP_STARTED,
@@ -167,8 +164,8 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
         None,
         None,
         _started_data(step, request, windows, shadow),
-        step.span.trace_id if step.span is not None else None,
-        step.span.span_id if step.span is not None else None,
+        None if span is None else span.trace_id,
+        None if span is None else span.span_id,
     )
     try:
         journal.write(record, step.payload, movements, spec.durability, wait)
@@ -176,34 +173,41 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
         refused = journal.levels.whose(error.account, error.path, error.refusal)
         raise _refuse(step, refused) from None
     near = fold.started(step.key, step.attempt, request, step.scope_key, windows)
+    if spec.unbounded:
+        fold.bounded = False
     step.at_ns = now
     step.started_ns = journal.clock.monotonic()
     if near or movements:
         warn(journal, step.scope_key, request.reserve)
 
 
+def _examine(step: Step) -> None:
+    """The questions that few steps are asked: for an approval, a price, and the number of an attempt."""
+    spec = step.spec
+    if spec.approval is not None:
+        approvals.require(step)
+    if step.unpriced is not None or (
+        spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(step.request.reserve)
+    ):
+        _refuse_unknown_cost(step)
+    if spec.key is not None:
+        _next_attempt(step)
+    elif step.key in step.journal.fold.open:
+        raise DuplicateKeyError(step.key, step.journal.run_id)
+
+
 def _started_data(
     step: Step, request: Request, windows: tuple[str, ...], shadow: Refused | None
 ) -> dict[str, Any] | None:
-    spec = step.spec
-    data: dict[str, Any] = {}
+    data = step.spec.facts.copy()
     if request.reserve is not ONE_STEP:
         data["reserve"] = request.reserve
     if step.digest is not None:
         data["args"] = step.digest
     if step.scope_key:
         data["scope"] = step.scope_key
-    if spec.effect != "once":
-        data["effect"] = spec.effect
-    if spec.is_async:
-        data["async"] = True
     if step.parent is not None:
         data["parent"] = step.parent.key
-    if spec.key is not None:
-        data["keyed"] = True
-    if spec.unbounded:
-        data["unbounded"] = True
-        step.journal.fold.bounded = False
     if windows:
         data["windows"] = windows
     if shadow is not None:
@@ -224,9 +228,11 @@ def check(journal: Journal, scope: str = "") -> None:
                 raise stop.with_traceback(None)
     if journal.fold.state is not _RUNNING and journal.fold.state.final:
         raise ended_error(journal)
-    for outer in journal.levels.outer:
-        check(outer.journal, outer.scope)
-    if journal.levels.timed:
+    levels = journal.levels
+    if levels.outer:
+        for outer in levels.outer:
+            check(outer.journal, outer.scope)
+    if levels.timed:
         check_deadline(journal, scope)
 
 

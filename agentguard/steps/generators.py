@@ -157,11 +157,14 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
         if self.state == "new":
             self.state = "closed"
         if self.state == "closed":
-            raise typ
+            raise typ if val is None else val
         return self._advance("throw", typ if val is None else val)
 
     def close(self) -> None:
+        abandoned = self.state == "abandoned"
         if not self._ended():
+            if abandoned:
+                self._inner.close()  # its step is settled; what the body holds is given back here
             return
         token = self._enter()
         try:
@@ -238,11 +241,14 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
         if self.state == "new":
             self.state = "closed"
         if self.state == "closed":
-            raise typ
+            raise typ if val is None else val
         return await self._advance("athrow", typ if val is None else val)
 
     async def aclose(self) -> None:
+        abandoned = self.state == "abandoned"
         if not self._ended():
+            if abandoned:
+                await self._inner.aclose()
             return
         token = self._enter()
         try:

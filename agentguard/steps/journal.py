@@ -21,13 +21,18 @@ import msgspec
 from agentguard.budget.account import Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.resources import SECONDS
-from agentguard.errors import AgentGuardError, KillSwitchTriggeredError, RunStopped
+from agentguard.errors import (
+    AgentGuardError,
+    KillSwitchTriggeredError,
+    RunStopped,
+    StoreUnavailableError,
+)
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.protocols import Durability, RunRow
+from agentguard.protocols import Durability, HeadMovedError, RunRow
 from agentguard.runs.branch import Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
@@ -40,7 +45,6 @@ from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.served import Player
 
-_new = tuple.__new__
 _log = logging.getLogger("agentguard")
 
 
@@ -71,6 +75,8 @@ class Journal:
         self.number = row.number
         self.fold = fold
         self.salt = row.salt or b""
+        #: What an event says of a payload.
+        self.digest = codec.digester(self.salt)
         self.levels = Levels(self, outer, parts.tenants)
         #: Whether this process opened or claimed the run, and so writes its end.
         self.owner = True
@@ -98,7 +104,7 @@ class Journal:
         #: The shared accounts as the last `write` left them.
         self.moved: dict[str, Account] = {}
         #: The fold took in something that was not appended, and must be read again.
-        self._stale = False
+        self.stale = False
         self._running_base = fold.running_ns
         self._running_since: int | None = None
         #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
@@ -188,24 +194,45 @@ class Journal:
         The lock is held.  Nothing was written if this raises.
         """
         fold = self.fold
+        seq = record.seq
         body = encode(record)
         digest = sha256(fold.hash + body).digest()
-        stored = _new(Stored, (record.seq, body, digest, payload, 0))
         if self._append_one is not None and durability is None and not movements:
-            self._append_one(self.number, stored, wait)
+            self._append_one(self.number, seq, body, digest, payload)
         else:
             self.moved = self.store.append(
-                self.number, (stored,), movements=movements, durability=durability, wait=wait
+                self.number,
+                (Stored(seq, body, digest, payload),),
+                movements=movements,
+                durability=durability,
+                wait=wait,
             )
-        fold.seq = record.seq
+        fold.seq = seq
         fold.hash = digest
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
-        """The lock, writers of other processes kept out, and the fold at the log's end."""
-        with self.lock, self.store.exclusive():
-            self.catch_up()
-            yield
+        """The lock, writers of other processes kept out, and the fold at the log's end.
+
+        What is appended inside stays appended, also where the decision is to raise: a refusal is on
+        record before the caller hears of it.  Only the store's own failure takes everything back.
+        """
+        decision: BaseException | None = None
+        with self.lock:
+            try:
+                with self.store.exclusive():
+                    self.catch_up()
+                    try:
+                        yield
+                    except (HeadMovedError, StoreUnavailableError):
+                        raise
+                    except BaseException as error:  # noqa: BLE001 - raised below, after the commit
+                        decision = error
+            except BaseException:
+                self._stale = True
+                raise
+        if decision is not None:
+            raise decision
 
     def act(
         self,
@@ -217,7 +244,7 @@ class Journal:
         """Append records and the run's row in one act.  Inside `deciding`; sequences are set here."""
         fold = self.fold
         stored: list[Stored] = []
-        self._stale = True  # until it is written
+        self.stale = True  # until it is written
         for index, draft in enumerate(records):
             record = msgspec.structs.replace(draft, seq=fold.seq + 1)
             body = encode(record)
@@ -227,7 +254,7 @@ class Journal:
         row = row_of(self.row, fold)
         self.store.append(self.number, stored, movements=movements, row=row, durability=durability)
         self.row = row
-        self._stale = False
+        self.stale = False
 
     def apply(self, record: Record, digest: bytes) -> None:
         """Take one record into the fold, and act on what it means in this process."""
@@ -256,7 +283,7 @@ class Journal:
 
     def catch_up(self) -> None:
         """Take in what other processes appended.  The lock is held."""
-        if self._stale:
+        if self.stale:
             self._reload()
         for stored in self.store.read(self.run_id, self.fold.seq):
             self.apply(codec.decode(stored.body), stored.hash)
@@ -266,7 +293,7 @@ class Journal:
         self.fold = RunFold(self.run_id)
         for stored in self.store.read(self.run_id):
             self.fold.apply(codec.decode(stored.body), stored.hash)
-        self._stale = False
+        self.stale = False
         self.levels.changed()
 
     def warned(self, data: dict[str, Any]) -> None:

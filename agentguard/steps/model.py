@@ -38,6 +38,8 @@ class StepSpec:
         "codec",
         "durability",
         "effect",
+        "examined",
+        "facts",
         "free_on",
         "ignore",
         "is_async",
@@ -95,6 +97,24 @@ class StepSpec:
         self.attributes: dict[str, Any] | None = None
         self.postpaid = False
         self.unbounded = False
+        self.settle_options()
+
+    def settle_options(self) -> None:
+        """Work out what follows from the options; to be called when they are set."""
+        #: Whether `admit` has more to ask than the budget: an approval, a price, an attempt's number.
+        self.examined = (
+            self.approval is not None or self.key is not None or self.kind == LLM or self.request is None
+        )
+        #: What every `step_started` says of it.
+        self.facts: dict[str, Any] = {}
+        if self.effect != "once":
+            self.facts["effect"] = self.effect
+        if self.is_async:
+            self.facts["async"] = True
+        if self.key is not None:
+            self.facts["keyed"] = True
+        if self.unbounded:
+            self.facts["unbounded"] = True
 
 
 class Step:
@@ -135,7 +155,7 @@ class Step:
         self.scope_key: str = place.scope_key
         self._branch: Branch | None = None
         self.parent: Step | None = place.step
-        self.journal: Journal = place.run.journal
+        self.journal: Journal = place.journal
         self.key = key
         self.attempt = 1
         #: What it asks for; set by `prepare` where calls differ.

@@ -58,6 +58,7 @@ def step_spec(name: str, fn: Callable[..., Any] | None, options: StepOptions) ->
     _repeats(spec, options)
     if fn is not None:
         _signature(spec, fn)
+    spec.settle_options()
     if spec.ignore:
         strangers = sorted(set(spec.ignore) - set(spec.parameters)) if spec.parameters else []
         if strangers and fn is not None and not _takes_any_keyword(fn):

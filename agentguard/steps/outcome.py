@@ -1,4 +1,4 @@
-"""The end of a step: the last look before its body, what it is charged, and its outcome on record."""
+"""The end of a step: what it is charged, and its outcome on record."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 
 from agentguard.budget.account import Amounts
+from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
-from agentguard.errors import AgentGuardError
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import capture, exceptions
-from agentguard.steps.flow import check, stop_level, warn
+from agentguard.steps.flow import stop_level, warn
 from agentguard.steps.journal import Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import Step, with_step
@@ -30,20 +30,6 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     payload: bytes | None = None
     data: dict[str, Any] | None = None
     error: BaseException | None = None
-
-    def stop(self) -> BaseException:
-        """The error to raise for a step that did not complete."""
-        assert self.error is not None  # noqa: S101 - only failed outcomes are asked
-        return self.error.with_traceback(None)
-
-
-def blocked(step: Step) -> Outcome | None:
-    """The last look at the stop, immediately before the body: how the step ends, if it must not run."""
-    try:
-        check(step.journal, step.scope_key)
-    except AgentGuardError as error:
-        return unentered(error)
-    return None
 
 
 def unentered(error: BaseException) -> Outcome:
@@ -126,44 +112,52 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
     if usage is not None and usage is not step.request.reserve:
         over, data = _excess(step, journal, usage, data)
     movements = () if journal.levels.solo else journal.levels.settling(step.key, usage)
+    spec, span = step.spec, step.span
+    took = journal.clock.monotonic() - step.started_ns
     record = Record(
         fold.seq + 1,
         outcome.type,
-        step.at_ns + (took := journal.clock.monotonic() - step.started_ns),
+        step.at_ns + took,
         step.key,
         step.pos,
-        step.spec.name,
-        step.spec.kind,
+        spec.name,
+        spec.kind,
         step.attempt,
         took,
         usage,
-        fold.spent_after(usage) if usage is not None else None,
+        None if usage is None else fold.spent_after(usage),
         data or None,
-        step.span.trace_id if step.span is not None else None,
-        step.span.span_id if step.span is not None else None,
+        None if span is None else span.trace_id,
+        None if span is None else span.span_id,
     )
     step.seq = record.seq
     if fold.ended_ns is not None:
-        with journal.deciding():  # settled late: the run's row takes the spending in
-            if step.key in journal.fold.open:
-                if usage is not None:
-                    record = msgspec.structs.replace(record, spent=journal.fold.spent_after(usage))
-                journal.act([record], [outcome.payload], movements)
+        _settle_late(step, journal, record, outcome.payload, movements)
         return
+    journal.write(record, outcome.payload, movements, spec.durability, wait)
+    if usage is None:
+        fold.released(step.key)
     else:
-        journal.write(record, outcome.payload, movements, step.spec.durability, wait)
-        if usage is None:
-            fold.released(step.key)
-        else:
-            fold.settled(step.key, usage)
-        if step.spec.key is not None:
-            fold.keyed[step.key] = (step.attempt, outcome.type == ev.STEP_COMPLETED)
-    if usage is not None and data is not outcome.data:
-        warn(journal, step.scope_key, usage)  # what was reserved has been warned of already
+        fold.settled(step.key, usage)
+        if data is not outcome.data:
+            warn(journal, step.scope_key, usage)  # what was reserved has been warned of already
+    if spec.key is not None:
+        fold.keyed[step.key] = (step.attempt, outcome.type == ev.STEP_COMPLETED)
     if over is not None and journal.stop is None:
         stop_level(journal, over, None)
     if movements:
         _stop_overdrawn(journal)
+
+
+def _settle_late(
+    step: Step, journal: Journal, record: Record, payload: bytes | None, movements: Sequence[Movement]
+) -> None:
+    """Settle a step after its run has ended: the run's row takes the spending in."""
+    with journal.deciding():
+        if step.key in journal.fold.open:
+            if record.usage is not None:
+                record = msgspec.structs.replace(record, spent=journal.fold.spent_after(record.usage))
+            journal.act([record], [payload], movements)
 
 
 def _excess(

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from agentguard.runs.current import CURRENT, leave
+from agentguard.errors import AgentGuardError
+from agentguard.events.model import STEP_COMPLETED
+from agentguard.runs.current import CURRENT
 from agentguard.steps import capture, outcome
 from agentguard.steps.approvals import WaitingError
-from agentguard.steps.flow import admit, open_step, prepare
+from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.model import Step, StepSpec
 
@@ -25,14 +27,15 @@ def call(
 ) -> Any:
     """Run one guarded call of `fn`."""
     step = open_step(spec, place, args, kwargs)
-    if step.journal.player is not None:
+    journal = step.journal
+    if journal.player is not None:
         prepare(step, args, kwargs)
-        if (served := step.journal.player.serve(step)) is not None:
+        if (served := journal.player.serve(step)) is not None:
             return served.result()
     begin(step, args, kwargs)
     token = CURRENT.set(step)
     try:
-        if step.journal.interrupt:
+        if journal.interrupt:
             result = SyncBody(step).run(fn, args, kwargs)
         else:
             result = fn(*args, **kwargs)
@@ -40,24 +43,26 @@ def call(
         close(step, outcome.failed(step, error))
         raise
     finally:
-        leave(token)
+        CURRENT.reset(token)
     close(step, settled(step, result, args, kwargs))
     return result
 
 
 def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Everything before the body, waiting out a pause."""
-    if step.journal.orphans:
-        step.journal.drain()
+    journal = step.journal
+    if journal.orphans:
+        journal.drain()
     prepare(step, args, kwargs)
-    start_span(step)
+    if journal.span is not None:
+        start_span(step)
     try:
         while True:
             try:
                 admit(step)
                 break
             except WaitingError:
-                step.journal.wait_for_change()
+                journal.wait_for_change()
     except BaseException as error:
         refuse_span(step, error)
         raise
@@ -65,13 +70,15 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def look(step: Step) -> None:
-    """The last look at the stop before the body, after any wait."""
-    if step.journal.pending_warnings:
-        step.journal.tell_warnings()
-    stopped = outcome.blocked(step)
-    if stopped is not None:
-        close(step, stopped)
-        raise stopped.stop()
+    """The last look at the stop, immediately before the body and after any wait."""
+    journal = step.journal
+    if journal.pending_warnings:
+        journal.tell_warnings()
+    try:
+        check(journal, step.scope_key)
+    except AgentGuardError as error:
+        close(step, outcome.unentered(error))
+        raise
 
 
 def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> outcome.Outcome:
@@ -82,7 +89,7 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
         close(step, outcome.failed(step, error))
         raise
     payload, data = capture.result(step, result)
-    return outcome.completed(usage, payload, data)
+    return outcome.Outcome(STEP_COMPLETED, usage, payload, data)
 
 
 def close(step: Step, done: outcome.Outcome) -> None:
@@ -90,7 +97,8 @@ def close(step: Step, done: outcome.Outcome) -> None:
     try:
         outcome.leave(step, done)
     finally:
-        end_span(step, done)
+        if step.span is not None:
+            end_span(step, done)
     if step.journal.pending_warnings:
         step.journal.tell_warnings()
 

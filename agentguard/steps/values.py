@@ -9,13 +9,14 @@ import msgspec
 
 from agentguard._encoding import decode, type_name
 
-_SCALARS = frozenset((type(None), bool, int, str))
+#: These always come back as they were.
+SCALARS = frozenset((type(None), bool, int, str))
 
 
 def loss(value: Any, payload: bytes, returns: Any = None) -> str | None:
     """Why `payload` would not give the same type and value back; None if it would."""
     cls = type(value)
-    if cls in _SCALARS:
+    if cls in SCALARS:
         return None
     try:
         restored = restore(payload, returns)

@@ -43,14 +43,12 @@ class Shelf:
         """Add the next events of a run."""
         for event in events:
             self.position += 1
-            log.events.append(event)
-            log.positions.append(self.position)
+            log.events.append((*event[:4], self.position))
 
     def take_back(self, log: Log, events: int) -> None:
         """Undo `add`; the positions are not given again."""
         if events and not log.evicted:
             del log.events[-events:]
-            del log.positions[-events:]
             self.full_at += events
 
     def make_room(self, events: int, *, needed: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget import ledger
 from agentguard.errors import RunExistsError, StoreUnavailableError
+from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores._memory_log import Log, closes_something, copy_account, is_final
 from agentguard.stores._memory_shelf import Shelf
@@ -21,7 +22,6 @@ from agentguard.stores._memory_undo import Undo
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
     from agentguard.budget.ledger import Movement
-    from agentguard.events.codec import Stored
     from agentguard.protocols import Durability, RunRow
 
 
@@ -118,19 +118,20 @@ class MemoryEventStore:
         finally:
             self._release()
 
-    def append_one(self, number: int, event: Stored, wait: bool) -> None:  # noqa: FBT001 - keywords cost
+    def append_one(  # noqa: PLR0917 - called for each event, and keywords cost
+        self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None
+    ) -> None:
         """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
         shelf = self._shelf
         log = shelf.logs.get(number)
         position = shelf.position + 1
         if log is None or position > shelf.full_at or self._undo.active:
-            self.append(number, (event,), wait=wait)
+            self.append(number, (Stored(seq, body, digest, payload),))
             return
         entries = log.events
-        if event[0] != len(entries) + 1:
-            log.refuse(event[0])
-        entries.append(event)
-        log.positions.append(position)
+        if seq != len(entries) + 1:
+            log.refuse(seq)
+        entries.append((seq, body, digest, payload, position))
         shelf.position = position
 
     def _append(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any
-
 import msgspec
 import pytest
 
 from agentguard.budget.ledger import LedgerRefusedError, Movement
-from agentguard.errors import RunExistsError, StoreUnavailableError
-from agentguard.events.codec import Stored, chain, genesis
-from agentguard.protocols import EventStore, HeadMovedError, StoreBusyError
+from agentguard.errors import RunExistsError
+from agentguard.protocols import EventStore, HeadMovedError
 from agentguard.testing.conformance._given import a_row, log_of, on_threads, opening, steps, unplaced
 from agentguard.testing.conformance._stores import StoreSuite
-
 
 
 class ActsContract(StoreSuite):
@@ -66,7 +60,9 @@ class ActsContract(StoreSuite):
         assert row is not None
         assert row.owner == {"pid": claims.index(True)}
 
-    def test_what_is_done_in_exclusive_is_seen_there_and_committed_at_its_end(self, store: EventStore) -> None:
+    def test_what_is_done_in_exclusive_is_seen_there_and_committed_at_its_end(
+        self, store: EventStore
+    ) -> None:
         events = log_of("r1", 3)
         number = store.create(a_row("r1"), events[:1])
         with store.exclusive():
@@ -102,7 +98,9 @@ class ActsContract(StoreSuite):
         store.append(number, events[1:])
         assert unplaced(store.read("r1")) == events
 
-    def test_what_failed_inside_exclusive_leaves_nothing_and_the_rest_is_kept(self, store: EventStore) -> None:
+    def test_what_failed_inside_exclusive_leaves_nothing_and_the_rest_is_kept(
+        self, store: EventStore
+    ) -> None:
         events = log_of("r1", 3)
         number = store.create(a_row("r1"), events[:1], [Movement("a", opening=opening(1))])
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
-import msgspec
 import pytest
 
-from agentguard.budget.ledger import LedgerRefusedError, Movement
-from agentguard.errors import RunExistsError, StoreUnavailableError
+from agentguard.budget.ledger import Movement
+from agentguard.errors import RunExistsError
 from agentguard.events.codec import Stored, chain, genesis
 from agentguard.protocols import EventStore, HeadMovedError, StoreBusyError
 from agentguard.testing.conformance._given import a_row, log_of, on_threads, opening, steps, unplaced
 from agentguard.testing.conformance._stores import StoreSuite
-
 
 
 class AppendingContract(StoreSuite):

@@ -15,6 +15,7 @@ from agentguard.protocols import RunRow
 
 DEADLINE = 20.0
 
+
 def a_row(run_id: str, **fields: Any) -> RunRow:
     """A run's row."""
     defaults: dict[str, Any] = {

@@ -9,13 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentguard.budget.ledger import LedgerRefusedError, Movement
-from agentguard.errors import RunExistsError, StoreUnavailableError
-from agentguard.events.codec import Stored, chain, genesis
-from agentguard.protocols import EventStore, HeadMovedError, StoreBusyError
-from agentguard.testing.conformance._given import a_row, log_of, on_threads, opening, steps, unplaced
+from agentguard.errors import StoreUnavailableError
+from agentguard.protocols import EventStore, RunRow
+from agentguard.testing.conformance._given import a_row, log_of, unplaced
 from agentguard.testing.conformance._stores import StoreSuite
-
 
 CALLS: dict[str, Callable[[EventStore], Any]] = {
     "create": lambda store: store.create(a_row("other"), log_of("other", 1)),
@@ -75,7 +72,10 @@ class ReadingContract(StoreSuite):
             tenant = "acme" if index % 2 else "other"
             state = "FAILED" if index > 3 else "RUNNING"
             store.create(a_row(f"r{index}", tenant=tenant, state=state), log_of(f"r{index}", 1))
-        ids = lambda rows: [row.run_id for row in rows]  # noqa: E731
+
+        def ids(rows: list[RunRow]) -> list[str]:
+            return [row.run_id for row in rows]
+
         assert ids(store.rows()) == ["r5", "r4", "r3", "r2", "r1", "r0"]
         assert ids(store.rows(limit=2)) == ["r5", "r4"]
         assert ids(store.rows(tenant="acme")) == ["r5", "r3", "r1"]
@@ -110,7 +110,9 @@ class ReadingContract(StoreSuite):
 
     def test_tail_gives_all_runs_in_commit_order(self, store: EventStore) -> None:
         logs = {run_id: log_of(run_id, 3) for run_id in ("a", "b", "c")}
-        numbers = {run_id: store.create(a_row(run_id, tenant=run_id), log[:1]) for run_id, log in logs.items()}
+        numbers = {
+            run_id: store.create(a_row(run_id, tenant=run_id), log[:1]) for run_id, log in logs.items()
+        }
         written = [(run_id, log[0]) for run_id, log in logs.items()]
         for run_id, seq in (("c", 2), ("a", 2), ("c", 3), ("b", 2), ("a", 3)):
             store.append(numbers[run_id], logs[run_id][seq - 1 : seq])

@@ -18,7 +18,18 @@ from agentguard.testing.conformance._given import DEADLINE, wait_until
 
 
 class KillSwitchContract:
-    """KSDOC"""
+    """The contract of `agentguard.protocols.KillSwitch`, as tests.
+
+    Example:
+        In a test file of yours, which pytest collects::
+
+            class TestMySwitch(KillSwitchContract):
+                @pytest.fixture
+                def switch(self, tmp_path, clock):
+                    switch = MySwitch(tmp_path, clock=clock)
+                    yield switch
+                    switch.close()
+    """
 
     @pytest.fixture
     def clock(self) -> Clock:
@@ -55,7 +66,8 @@ class KillSwitchContract:
         assert kill == ("tenant", "acme", "bad prompt", "ann", 42, generation, False)
         assert switch.find("other", "r1", since=0) is None
 
-    def test_rule_11_an_active_kill_stops_runs_created_after_it_until_revived(self, 
+    def test_rule_11_an_active_kill_stops_runs_created_after_it_until_revived(
+        self,
         switch: KillSwitch,
     ) -> None:
         killed = switch.record(*kill_data("why", run="r1"))
@@ -157,8 +169,8 @@ class KillSwitchContract:
         assert seconds < DEADLINE
         recorder.join()
 
-    def test_on_change_that_raises_is_logged_and_is_no_acknowledgement(self, 
-        switch: KillSwitch, caplog: pytest.LogCaptureFixture
+    def test_on_change_that_raises_is_logged_and_is_no_acknowledgement(
+        self, switch: KillSwitch, caplog: pytest.LogCaptureFixture
     ) -> None:
         told: list[int] = []
 

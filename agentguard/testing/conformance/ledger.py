@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any
-
-import msgspec
 import pytest
 
 from agentguard.budget.ledger import LedgerRefusedError, Movement
-from agentguard.errors import RunExistsError, StoreUnavailableError
-from agentguard.events.codec import Stored, chain, genesis
-from agentguard.protocols import EventStore, HeadMovedError, StoreBusyError
+from agentguard.events.codec import Stored
+from agentguard.protocols import EventStore
 from agentguard.testing.conformance._given import a_row, log_of, on_threads, opening, steps, unplaced
 from agentguard.testing.conformance._stores import StoreSuite
 
 
-
 class LedgerContract(StoreSuite):
-    """LEDGERDOC"""
+    """The contract of a ledger as tests: reserve, settle and release, all or nothing, never over a limit.
+
+    It is the ledger of a store: its movements are made by `append` and `create`, in one act with the events.
+    Derive a class from it as from `EventStoreContract`, with the same fixture `store`.
+    """
 
     def test_movements_are_given_as_they_are_now(self, store: EventStore) -> None:
         events = log_of("r1", 4)
