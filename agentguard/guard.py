@@ -640,7 +640,7 @@ class Guard:
             RunNotFoundError: there is no such run.
         """
         parts = self.parts
-        return export(parts.store, parts.switch, run_id, path, parts.clock.wall())
+        return export(parts.store, parts.switch.read, run_id, path, parts.clock.wall())
 
     def checkpoint(
         self,

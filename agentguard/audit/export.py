@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from agentguard.audit._files import written
 from agentguard.errors import RunNotFoundError
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
-from agentguard.protocols import EventStore, KillSwitch, RunRow
+from agentguard.protocols import EventStore, RunRow
 
 FORMAT: Final = 1
 _encode = msgspec.json.Encoder().encode
@@ -45,7 +45,7 @@ class Sink(Protocol):
 
 def export(
     store: EventStore,
-    switch: KillSwitch,
+    control: Callable[[], Iterable[Stored]],
     run_id: str | None,
     target: str | os.PathLike[str] | Sink,
     now_ns: int,
@@ -61,7 +61,7 @@ def export(
     opened: contextlib.AbstractContextManager[BinaryIO | Sink]
     opened = written(target) if isinstance(target, str | os.PathLike) else contextlib.nullcontext(target)
     with opened as sink:
-        return _write(sink, _logs(store, switch, run_id), now_ns)
+        return _write(sink, _logs(store, control, run_id), now_ns)
 
 
 def _write(sink: Sink, logs: Iterable[tuple[dict[str, Any], Iterable[Stored]]], now_ns: int) -> Exported:
@@ -79,7 +79,7 @@ def _write(sink: Sink, logs: Iterable[tuple[dict[str, Any], Iterable[Stored]]], 
 
 
 def _logs(
-    store: EventStore, switch: KillSwitch, run_id: str | None
+    store: EventStore, control: Callable[[], Iterable[Stored]], run_id: str | None
 ) -> Iterator[tuple[dict[str, Any], Iterable[Stored]]]:
     """The logs with what stands before each; a log is to be read before the next is asked for."""
     if run_id is None:
@@ -93,7 +93,7 @@ def _logs(
         if not found:
             raise RunNotFoundError(run_id)
         return
-    yield {"run_id": CONTROL_RUN_ID, "salt": None}, switch.read()
+    yield {"run_id": CONTROL_RUN_ID, "salt": None}, control()
 
 
 def _run(store: EventStore, run_id: str) -> Iterator[tuple[dict[str, Any], Iterable[Stored]]]:

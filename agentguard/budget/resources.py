@@ -126,7 +126,7 @@ def _nano(value: int | float | str | Decimal, field: str, rounding: str) -> int:
         return int(value) * NANO
     try:
         # A float is taken by its shortest decimal text: 0.1 means 0.1, not its binary neighbour.
-        amount = _EXACT.create_decimal(float.__repr__(value) if isinstance(value, float) else value)
+        amount = Decimal(float.__repr__(value) if isinstance(value, float) else value, _EXACT)
     except InvalidOperation:
         raise ValueError(f"{field} is not a number: {value!r}") from None
     if not amount.is_finite():

@@ -34,6 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingExtraError as error:
         print(f"agentguard: {error} (only kill and revive work without)", file=sys.stderr)
         return 1
-    from agentguard.cli import app
+    from agentguard.cli import operating
 
-    return app.run(arguments)
+    return operating.run(arguments)

@@ -8,14 +8,12 @@ from contextlib import contextmanager
 
 from rich.text import Text
 
-from agentguard import config
 from agentguard.audit import verify as audit
 from agentguard.cli import doctor as examining
 from agentguard.cli import exits, listing, lookup, output
 from agentguard.errors import RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID, Head
 from agentguard.guard import Guard
-from agentguard.killswitch.control import ControlLog
 
 _ANCHOR = re.compile(r"(?P<run>.+)=(?P<seq>[1-9][0-9]*):(?P<hash>[0-9a-f]{64})")
 _STYLES = {examining.OK: "green", examining.NOTE: "yellow", examining.FAULT: "bold red"}
@@ -59,7 +57,7 @@ def _logs(typed: str | None) -> Iterator[Guard]:
 def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit.VerifyReport:
     store = guard.parts.store
     # From the file, since neither a damaged page nor a damaged log may keep us from saying so.
-    control = ControlLog(config.home()).read
+    control = lookup.control_log(guard).read
     if typed is None:
         return audit.verify(store, store.rows(limit=2**62), heads, control)
     run_id = lookup.find_run(guard, typed)

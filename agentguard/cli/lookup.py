@@ -13,6 +13,8 @@ from agentguard.cli.exits import UsageError
 from agentguard.errors import RunNotFoundError, StoreUnavailableError
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
+from agentguard.killswitch.control import ControlLog
+from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 from agentguard.tenancy import check_id
 
 STORE_VARIABLE = "AGENTGUARD_STORE"
@@ -100,6 +102,15 @@ def _opened(kill_switch: str | None) -> Iterator[Guard]:
         except ValueError as error:
             raise UsageError(str(error)) from error
         yield guard
+
+
+def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
+    """The control log to look at: an export's own, else that of the home, from the file alone."""
+    own = None if guard is None else getattr(guard.parts.store, "switch", None)
+    if isinstance(own, ReadOnlyKillSwitch):
+        return own
+    log = ControlLog(config.home())
+    return ReadOnlyKillSwitch(str(log.path), log.read)
 
 
 def find_run(guard: Guard, typed: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -47,7 +48,7 @@ def event_data(entry: Entry, *, payloads: bool = False) -> dict[str, Any]:
     data["spent"] = None if event.spent is None else usage_data(event.spent)
     data["at"] = datetime.fromtimestamp(event.at_ns / 1e9, UTC).isoformat()
     if payloads:
-        data["payload"] = None if entry.payload is None else _encoding.decode(entry.payload)
+        data["payload"] = None if entry.payload is None else _decoded(entry.payload)
     return data
 
 
@@ -91,7 +92,7 @@ def _offset(nanoseconds: int) -> str:
 
 
 def _payload_line(event: Event, payload: bytes, depth: int) -> Text:
-    value = _encoding.decode(payload)
+    value = _decoded(payload)
     if event.type == ev.STEP_STARTED:
         positional, named = value
         said = [_json(v) for v in positional] + [f"{name}={_json(v)}" for name, v in named.items()]
@@ -102,6 +103,13 @@ def _payload_line(event: Event, payload: bytes, depth: int) -> Text:
     if len(text) > _PAYLOAD_CHARACTERS:
         text = f"{text[:_PAYLOAD_CHARACTERS]}… ({len(text):,} characters; --json shows all)"
     return Text(f"{'':>19}{'  ' * (depth + 1)}{text}", style="cyan")
+
+
+def _decoded(payload: bytes) -> Any:
+    try:
+        return _encoding.decode(payload)
+    except ValueError:  # a codec's bytes
+        return {"base64": base64.b64encode(payload).decode()}
 
 
 def _json(value: Any) -> str:

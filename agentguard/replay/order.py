@@ -49,6 +49,9 @@ class DeliveryOrder:
 
     def _next(self) -> Call | None:
         deliveries = self._player.tape.deliveries
+        if self._player.in_doubt:
+            # A step of unknown outcome ends this recovery: the order that it would have kept is void.
+            return min(self._waiting, key=lambda call: call.start.seq, default=None)
         while deliveries and deliveries[0].delivered:
             deliveries.popleft()
         return deliveries[0] if deliveries else None
@@ -73,7 +76,9 @@ class DeliveryOrder:
         self._busy = False
         call = self._next()
         if call is None or call not in self._waiting:
-            return  # it was cancelled meanwhile; whoever asks next pumps again
+            for loop, _ in list(self._waiting.values())[:1]:
+                self._pump(loop)  # it was cancelled, or taken with the step around it, meanwhile
+            return
         call.delivered = True
         self._progress = time.monotonic()
         future = self._waiting[call][1]

@@ -44,6 +44,8 @@ class Player:
         self._unknown = unknown
         self._scopes: dict[str, Call] = {}
         self.order = DeliveryOrder(self, stall_timeout)
+        #: The step that may have happened, once a recovery has met one: an operator must resolve it.
+        self.in_doubt: StepOutcomeUnknownError | None = None
         #: The first difference; once found, every further call raises it.
         self.divergence: ReplayDivergenceError | None = None
 
@@ -153,6 +155,7 @@ class Player:
         if there is not None:
             self.diverge(d.NAME, key, d.describe(there.start), f"{key} as call {pos} of its branch")
         if self.live:
+            self.check_doubt()
             return
         stop = self._scope_stop(scope) or self.recorded_stop()
         if stop is None:
@@ -172,6 +175,11 @@ class Player:
         stop = stop_from(self.tape.scope_stops[scope])
         return self._journal.scope_stops.setdefault(scope, stop) if stop is not None else None
 
+    def check_doubt(self) -> None:
+        """See `agentguard.steps.served.Player`: nothing goes live beside a step in doubt."""
+        if self.in_doubt is not None:
+            raise self.in_doubt.with_traceback(None)
+
     def recorded_stop(self) -> RunStopped | None:
         """What stopped the recorded run, the same object each time."""
         if self._journal.stop is None and self.tape.terminal is not None:
@@ -183,7 +191,11 @@ class Player:
 
     def _without_outcome(self, step: Step, call: Call) -> Served | None:
         if self._unknown is not None:
-            answer = self._unknown(step, call)
+            try:
+                answer = self._unknown(step, call)
+            except StepOutcomeUnknownError as doubt:
+                self.in_doubt = doubt
+                raise
             self.tape.take(call, with_children=answer is not None)
             return answer
         self.tape.read_until(lambda: False)

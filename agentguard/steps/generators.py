@@ -108,7 +108,10 @@ class _Guarded:
 
     def _completed(self, early: bool) -> outcome.Outcome:
         step = self._step
-        usage = outcome.usage_of(step, None, self._args, self._kwargs)
+        try:
+            usage = outcome.usage_of(step, None, self._args, self._kwargs)
+        except BaseException as error:  # noqa: BLE001 - of a bad `usage=`; raised once it is on record
+            return self._failed(error)
         payload, data = self._recorded_items()
         data["items"] = self._items.count
         if early:
@@ -174,7 +177,13 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
             raise
         finally:
             self._exit(token)
-        sync.close(self._step, self._completed(early=True))
+        self._complete(early=True)
+
+    def _complete(self, *, early: bool) -> None:
+        done = self._completed(early=early)
+        sync.close(self._step, done)
+        if done.error is not None:
+            raise done.error from None
 
     def _advance(self, how: str, value: Any) -> Any:
         if self.state == "closed":
@@ -199,7 +208,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
         except StopIteration:
             self._exit(token)
             self._ended()
-            sync.close(self._step, self._completed(early=False))
+            self._complete(early=False)
             raise
         except BaseException as error:
             self._exit(token)
@@ -258,7 +267,13 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             raise
         finally:
             self._exit(token)
-        await aio.close(self._step, self._completed(early=True))
+        await self._complete(early=True)
+
+    async def _complete(self, *, early: bool) -> None:
+        done = self._completed(early=early)
+        await aio.close(self._step, done)
+        if done.error is not None:
+            raise done.error from None
 
     async def _advance(self, how: str, value: Any) -> Any:
         if self.state == "closed":
@@ -288,7 +303,7 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             body.close()
             self._exit(token)
             self._ended()
-            await aio.close(self._step, self._completed(early=False))
+            await self._complete(early=False)
             raise
         except asyncio.CancelledError as error:
             cause = body.close()

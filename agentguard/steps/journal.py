@@ -155,6 +155,8 @@ class Journal:
 
     def refresh(self) -> None:
         """Take in what other processes wrote."""
+        if self.player is not None:
+            self.player.check_doubt()
         with self.lock:
             self.catch_up()
 

@@ -11,6 +11,7 @@ import msgspec
 from agentguard.budget.account import Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
+from agentguard.errors import AgentGuardError, ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
@@ -69,9 +70,10 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
     if step.settled is not None:
         return step.settled
     spec = step.spec
-    if not callable(spec.usage):
+    if not spec.postpaid:
         return step.request.reserve
-    usage = spec.usage(result, *args, **kwargs) if spec.usage_takes_arguments else spec.usage(result)
+    given: Any = spec.usage
+    usage = given(result, *args, **kwargs) if spec.usage_takes_arguments else given(result)
     if not isinstance(usage, Usage):
         raise TypeError(f"{spec.name}: usage must give a Usage, not {type(usage).__name__}")
     return with_step(usage)
@@ -82,6 +84,10 @@ def items(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | None,
     return capture.encoded(step, payload, reason)
 
 
+#: What ends a recovery without ending the run, nor the steps around it.
+_IN_DOUBT = (StepOutcomeUnknownError, ReplayDivergenceError)
+
+
 def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     """Settle the step and put its outcome on record, in one act.
 
@@ -90,6 +96,8 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
         StoreUnavailableError: the outcome could not be recorded; the start is on record.
     """
     journal = step.journal
+    if isinstance(outcome.error, _IN_DOUBT) and journal.player is not None:
+        return  # a recovery that cannot go on here: what the step came to is for the next one to say
     if not journal.acquire(wait):
         raise StoreBusyError
     try:

@@ -45,6 +45,9 @@ class Player(Protocol):
     def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """A recorded value."""
 
+    def check_doubt(self) -> None:
+        """Raise, while a step waits, if the run cannot go on here because another step is in doubt."""
+
     def open_scope(self, scope: Any) -> bool:
         """A scope opens; True if that is on record."""
 

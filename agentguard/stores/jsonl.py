@@ -19,9 +19,9 @@ from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.errors import LogIntegrityError, StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 from agentguard.protocols import RunRow
 from agentguard.runs.summary import from_data
-from agentguard.stores._jsonl_switch import ExportedKillSwitch
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -90,7 +90,7 @@ class JsonlEventStore:
         self.path = Path(path)
         self.url = f"file://{self.path}"
         self.clock = clock
-        self.switch = ExportedKillSwitch(self.url, self._control)
+        self.switch = ReadOnlyKillSwitch(self.url, self._control)
         self._lock = threading.RLock()
         self._logs: dict[str, _Log] | None = None
         self._damage: list[tuple[str, int, str]] = []

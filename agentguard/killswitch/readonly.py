@@ -1,4 +1,4 @@
-"""The kill switch of an export: what its control log says, and nothing new."""
+"""A kill switch that only says what a control log says: for exports, and to look without touching."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agentguard.killswitch.model import GENERATION, Acknowledgements, Kill
 from agentguard.protocols import Participant
 
 
-class ExportedKillSwitch:
-    """Answers from a control log that was exported; the file may have none, which is an empty one."""
+class ReadOnlyKillSwitch:
+    """Answers from a control log, as it is when it is first asked; `where` is for messages."""
 
-    def __init__(self, url: str, log: Callable[[], Iterator[Stored]]) -> None:
-        self._url = url
+    def __init__(self, where: str, log: Callable[[], Iterator[Stored]]) -> None:
+        self._where = where
         self._log = log
         self._index: KillIndex | None = None
         self._words = memoryview(bytearray(16)).cast("Q")
@@ -66,5 +66,5 @@ class ExportedKillSwitch:
 
     def _refuse(self) -> NoReturn:
         raise KillSwitchUnavailableError(
-            f"{self._url} is an export: nothing can be killed or recorded there; open the store it came from"
+            f"{self._where} is read-only here: nothing can be killed or recorded; open the home it came from"
         )
