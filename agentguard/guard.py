@@ -31,9 +31,10 @@ from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.ownership import Heartbeat, bury, bury_all
 from agentguard.lifecycle import Joining, Opening, load_journal
 from agentguard.protocols import KillSwitch, RunRow
-from agentguard.recovery import Forking, ForkOptions, Recovering, nested
+from agentguard.recovery import Forking, ForkOptions, Recovering, nested, refuse_altered
 from agentguard.replay import resolving
-from agentguard.replay.session import Replaying, origin_log
+from agentguard.replay.origin import origin_log
+from agentguard.replay.session import Replaying
 from agentguard.run import Run
 from agentguard.runs.state import RunState, check_move
 from agentguard.runs.summary import RunSummary, from_data, summarize
@@ -459,8 +460,14 @@ class Guard:
             LogIntegrityError: the log was altered.
             RunNotFoundError: there is no such run.
         """
-        parts = self.parts
-        return Run(Replaying(parts, self._row(run_id), stall_timeout=stall_timeout, telemetry=telemetry))
+        replaying = Replaying(
+            self.parts,
+            self._row(run_id),
+            stall_timeout=stall_timeout,
+            check=refuse_altered,
+            telemetry=telemetry,
+        )
+        return Run(replaying)
 
     def recover(self, run_id: str, *, take_over: bool = False, stall_timeout: float = 30.0) -> Run:
         """Carry on a crashed run: `with guard.recover(run_id) as run: agent(run.inputs)`.

@@ -84,7 +84,7 @@ class Opening:
         if place is None:
             return None
         store = place.run.journal.parts.store
-        if getattr(store, "sealed", store) is not self.guard.parts.store:
+        if not hasattr(store, "sealed") and store is not self.guard.parts.store:  # a replay charges nobody
             raise ValueError(
                 f"run {self.name!r} is opened inside run {place.run.id} of another guard, whose budget "
                 "it could not be charged to; use that guard, or pass detached=True"

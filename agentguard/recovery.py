@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
 
 from agentguard._encoding import decode
 from agentguard._process import identity, is_alive
+from agentguard.audit.verify import verify
 from agentguard.budget.model import Budget
 from agentguard.errors import (
     InvalidStateTransitionError,
+    LogIntegrityError,
     ReplayDivergenceError,
     RunOwnedError,
     RunStopped,
     StepOutcomeUnknownError,
 )
-from agentguard.events import codec
 from agentguard.events import model as ev
-from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.lifecycle import Opening, load_journal
-from agentguard.protocols import RunRow
+from agentguard.protocols import EventStore, RunRow
+from agentguard.replay.divergence import NOT_REPLAYABLE
+from agentguard.replay.origin import Shared, origin_log, origin_of
 from agentguard.replay.player import Player
 from agentguard.replay.resolving import settle_unknown
-from agentguard.replay.session import Replaying, origin_log, prefix
-from agentguard.runs.fold import RunFold
+from agentguard.replay.session import Replaying
 from agentguard.runs.state import RunState
+from agentguard.runs.termination import stop_from
 from agentguard.steps.journal import Journal
 
 if TYPE_CHECKING:
@@ -39,7 +39,37 @@ if TYPE_CHECKING:
 STALE_NS = 30_000_000_000
 
 
-class Recovering(Opening):
+class CarryingOn(Opening):
+    """A run whose beginning is on record: that is served, the rest goes live."""
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """End the run, unless it cannot be carried on: then it is given back as it is."""
+        player = journal.player
+        if isinstance(player, Player) and journal.owner and journal.stop is None:
+            difference: BaseException | None = player.divergence
+            if difference is None and error is None:
+                try:
+                    player.finish()
+                except ReplayDivergenceError as left_over:
+                    difference = left_over
+            if difference is not None or isinstance(error, StepOutcomeUnknownError):
+                self._give_back(journal)
+                if difference is not None and difference is not error:
+                    raise difference.with_traceback(None) from error
+                return None
+        return super().close(journal, error)
+
+    def _give_back(self, journal: Journal) -> None:
+        """Leave the run without an owner, for an operator or another program to go on."""
+        parts = self.guard.parts
+        with journal.deciding():
+            row = structs.replace(journal.row, owner={}, heartbeat_ns=parts.clock.wall())
+            parts.store.update_row(row)
+        self._forget(journal)
+        self._end_span(journal, None)
+
+
+class Recovering(CarryingOn):
     """A crashed run as a block: its prefix is served, the rest goes live."""
 
     def __init__(
@@ -72,6 +102,7 @@ class Recovering(Opening):
         """Claim the run and give its journal, with its log to answer for what is on record."""
         parts = self.guard.parts
         self._check_state(self._row)
+        refuse_altered(parts.store, self._row)
         check_owner(self._row, parts.clock.wall(), take_over=self._take_over)
         journal = load_journal(parts, self._row)
         generation = parts.switch.signal[GENERATION]
@@ -96,7 +127,7 @@ class Recovering(Opening):
         journal.restart_clock()
         self.guard.live[self.run_id] = journal
         self.guard.take_part()
-        log = itertools.takewhile(lambda stored: stored.seq <= head, origin_log(parts.store, self.run_id))
+        log = origin_log(parts.store, self.run_id, head)
         journal.player = Player(journal, log, unknown=settle_unknown, stall_timeout=self._stall_timeout)
         if parts.telemetry is not None:
             journal.span = parts.telemetry.start_run(
@@ -111,32 +142,6 @@ class Recovering(Opening):
             error = InvalidStateTransitionError(self.run_id, state, RunState.RUNNING)
             error.add_note("an ended run never recovers: fork it, with a new budget, to carry on")
             raise error
-
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
-        """End the run, unless it cannot be carried on: then it is given back as it is."""
-        player = journal.player
-        if isinstance(player, Player) and journal.stop is None:
-            difference: BaseException | None = player.divergence
-            if difference is None and error is None:
-                try:
-                    player.finish()
-                except ReplayDivergenceError as left_over:
-                    difference = left_over
-            if difference is not None or isinstance(error, StepOutcomeUnknownError):
-                self._give_back(journal)
-                if difference is not None and difference is not error:
-                    raise difference.with_traceback(None) from error
-                return None
-        return super().close(journal, error)
-
-    def _give_back(self, journal: Journal) -> None:
-        """Leave the run without an owner, for an operator or another program to go on."""
-        parts = self.guard.parts
-        with journal.deciding():
-            row = structs.replace(journal.row, owner={}, heartbeat_ns=parts.clock.wall())
-            parts.store.update_row(row)
-        self._forget(journal)
-        self._end_span(journal, None)
 
 
 def check_owner(row: RunRow, wall_ns: int, *, take_over: bool) -> None:
@@ -171,38 +176,22 @@ class ForkOptions(NamedTuple):
     stall_timeout: float
 
 
-class Forking(Opening):
+class Forking(CarryingOn):
     """A new run that shares the beginning of another one's log."""
 
     def __init__(self, guard: Guard, row: RunRow, options: ForkOptions) -> None:
-        store = guard.parts.store
+        refuse_altered(guard.parts.store, row)
+        self._shared = shared = Shared(guard.parts.store, row.run_id, options.at, options.budget)
         self._origin = row
-        self._options = options
-        self._fold = RunFold(row.run_id)
-        seed, self._pin = "", b""
-        spent = RunFold(row.run_id)
-        for stored in store.read(row.run_id):
-            record = codec.decode(stored.body)
-            if record.type == ev.RUN_CREATED:
-                seed = (record.data or {}).get("seed", "")
-                self._inputs_payload = stored.payload
-            if stored.seq <= options.at:
-                spent.apply(record, stored.hash)
-                self._pin = stored.hash
-            self._fold.apply(record, stored.hash)
-        if not 1 <= options.at <= self._fold.seq:
-            raise ValueError(f"run {row.run_id} has events 1 to {self._fold.seq}, not {options.at}")
-        self._seed = seed
-        self._spent = _with_later_outcomes(spent, prefix(store, row.run_id, options.at), options.at)
-        inputs = None if self._inputs_payload is None else decode(self._inputs_payload)
+        self._stall_timeout = options.stall_timeout
         super().__init__(
             guard,
             options.name or row.name,
-            budget=options.budget or self._fold.budget,
+            budget=options.budget or shared.whole.budget,
             tenant=row.tenant,
             run_id=options.run_id,
-            inputs=inputs,
-            metadata=self._fold.metadata,
+            inputs=None if shared.inputs is None else decode(shared.inputs),
+            metadata=shared.whole.metadata,
             on_warning=None,
             detached=True,
         )
@@ -212,55 +201,57 @@ class Forking(Opening):
         return self._origin.salt or super()._salt()
 
     def _more(self) -> dict[str, Any]:
-        return {"seed": self._seed}
+        return {"seed": self._shared.whole.seed}
 
     def _prefix(self, now: int) -> list[Record]:
-        root = self._fold.origin or self._fold.run_id
-        data = {
-            "origin": self._origin.run_id,
-            "seq": self._options.at,
-            "hash": self._pin.hex(),
-            "root": root,
-        }
-        return [Record(3, ev.RUN_FORKED, now, name=self.name, usage=self._spent, data=data)]
+        shared = self._shared
+        return [Record(3, ev.RUN_FORKED, now, name=self.name, usage=shared.spent, data=shared.facts())]
 
     def open(self, run: Any) -> Journal:
         """Put the fork on record; the origin's prefix answers for what is in it."""
         journal = super().open(run)
-        log = prefix(self.guard.parts.store, self._origin.run_id, self._options.at)
-        journal.player = Player(journal, log, unknown=_in_origin, stall_timeout=self._options.stall_timeout)
+        for key, scope in journal.fold.scopes.items():
+            if scope.stop is not None and (stop := stop_from(scope.stop)) is not None:
+                journal.scope_stops[key] = stop
+        log = origin_log(self.guard.parts.store, self.run_id, journal.fold.seq)
+        journal.player = Player(journal, log, unknown=settle_unknown, stall_timeout=self._stall_timeout)
         return journal
 
 
-def _in_origin(step: Any, call: Any) -> Any:
-    """A step that the origin had started, without an outcome: here it is a first attempt."""
-    spec = step.spec
-    if spec.effect == "once" and spec.probe is None:
-        raise StepOutcomeUnknownError(step.journal.origin, step.key)
-    return None
+def refuse_altered(store: EventStore, row: RunRow) -> None:
+    """Refuse to run an agent on a log that is not what was written, nor on one forked from such.
 
-
-def _with_later_outcomes(fold: RunFold, log: Iterator[Stored], at: int) -> dict[str, int]:
-    """What the prefix has spent: its own events, and later outcomes of the steps begun in it."""
-    for stored in log:
-        if stored.seq > at:
-            fold.apply(codec.decode(stored.body), stored.hash)
-    spent = dict(fold.account.spent)
-    for step in fold.open.values():  # they may have happened: their reservations count
-        for resource, amount in step.request.reserve.items():
-            spent[resource] = spent.get(resource, 0) + amount
-    return spent
+    Raises:
+        LogIntegrityError: it names the first fault.
+    """
+    faults = verify(store, [row], {}).faults
+    if faults:
+        raise LogIntegrityError(*faults[0])
+    origin = origin_of(store, row.run_id)
+    if origin is not None and (row_of_origin := store.row(origin)) is not None:
+        refuse_altered(store, row_of_origin)
 
 
 def nested(guard: Guard, opening: Opening) -> Any:
     """How a run inside a replayed or recovered one is opened; None: live, like any other."""
-    around: Journal = opening.around.run.journal  # type: ignore[union-attr]
+    place: Any = opening.around
+    around: Journal = place.run.journal
     player = around.player
-    if not isinstance(player, Player) or not player.open_run(opening.key, opening.pos, opening.around.scope_key):
+    if not isinstance(player, Player):
         return None
-    row = guard.parts.store.row(opening.run_id)
+    recorded = player.open_run(opening.key, opening.pos, place.scope_key)
+    if recorded is None:
+        return None
+    row = around.parts.store.row(recorded)
     if row is None:
+        if not player.live:
+            player.diverge(NOT_REPLAYABLE, opening.key, f"the log of run {recorded}", "it is not in this store")
         return None  # the crash came between the two logs
     if not player.live or RunState(row.state).final:
-        return Replaying(guard.parts, row, stall_timeout=30.0)
-    return Recovering(guard, row, take_over=True, around=opening.around, key=opening.key, pos=opening.pos)
+        opening.run_id = recorded  # of a fork's origin, where that is what it is served from
+        return Replaying(around.parts, row, stall_timeout=30.0, check=refuse_altered)
+    if recorded != opening.run_id:
+        error = StepOutcomeUnknownError(around.origin, opening.key)
+        error.add_note(f"it is run {recorded}, which has not ended: recover it, and then fork again")
+        raise error
+    return Recovering(guard, row, take_over=True, around=place, key=opening.key, pos=opening.pos)

@@ -94,7 +94,8 @@ def without_hashing() -> Iterator[None]:
     A call and a method call stay, both into C; what goes is SHA-256 itself.
     """
     constant = SimpleNamespace(digest=bytes(32).__bytes__, hexdigest=("0" * 64).__str__)
-    stand_in = functools.partial(next, repeat(constant))
+    constant.update = [].__contains__
+    constant.copy = stand_in = functools.partial(next, repeat(constant))
     users = [
         module
         for name, module in list(sys.modules.items())

@@ -49,3 +49,8 @@ def eventually() -> Callable[[Callable[[], object]], None]:
             pause.wait(0.001)
 
     return wait
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names that every worker gives alike: no addresses."""
+    return f"{argname}-{type(val).__name__}" if " at 0x" in repr(val) else None

@@ -67,7 +67,7 @@ def _print_runs(found: list[RunSummary], *, filtered: bool) -> None:
 
 def show(typed: str, *, payloads: bool, as_json: bool) -> None:
     """Show one log."""
-    if typed == CONTROL_RUN_ID:
+    if typed == CONTROL_RUN_ID and not lookup.store_url().startswith("file:"):
         _show_control(as_json=as_json)
         return
     with lookup.reading() as guard:
@@ -75,7 +75,8 @@ def show(typed: str, *, payloads: bool, as_json: bool) -> None:
         log = entries(run_id, guard.parts.store.read(run_id))
         if as_json:
             events = [event_data(entry, payloads=payloads) for entry in log]
-            output.print_json({"run": guard.summary(run_id).to_data(), "events": events})
+            run = None if run_id == CONTROL_RUN_ID else guard.summary(run_id).to_data()
+            output.print_json({"run": run, "events": events})
             return
         _print(Text(f"run {run_id}", style="bold"))
         _print(*Timeline(payloads=payloads).lines(log))

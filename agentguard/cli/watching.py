@@ -34,9 +34,10 @@ def tenants(*, as_json: bool) -> None:
     """List the tenants with a budget."""
     found: list[TenantAccount] = []
     if lookup.store_is_there():
-        with lookup.reading() as plain:
-            control = lookup.control_log(plain)
-        with Guard.open(kill_switch=control, telemetry=False) as guard:
+        with (
+            lookup.reading() as plain,
+            Guard.open(kill_switch=lookup.control_log(plain), telemetry=False) as guard,
+        ):
             found = guard.tenants()
     if as_json:
         output.print_json([_tenant_data(account) for account in found])

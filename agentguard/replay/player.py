@@ -304,17 +304,17 @@ class Player:
                 self._journal.apply(call.start, self._journal.fold.hash)
             return True
 
-    def open_run(self, key: str, pos: int, scope: str) -> bool:
-        """Whether a run that opens inside this one is on record; in a replay it must be."""
+    def open_run(self, key: str, pos: int, scope: str) -> str | None:
+        """The id of a run that opens inside this one, if it is on record; in a replay it must be."""
         with self._lock:
             call = self._call(key, pos, scope)
             if call is None:
-                return False
+                return None
             self.tape.find(key)
             if not self.live:
                 self.tape.read_until(lambda: call.end is not None)
             self.consume(call)
-            return True
+            return str(call.data["run"])
 
     def close_scope(self, scope: Any) -> bool:
         """See `agentguard.steps.served.Player`."""

@@ -16,6 +16,7 @@ class SealedStore:
     """Reads from a store, and refuses whatever would change it."""
 
     def __init__(self, store: EventStore) -> None:
+        store = getattr(store, "sealed", store)
         self._store = store
         #: The store that this one reads from.
         self.sealed = store

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from agentguard._encoding import decode
-from agentguard.errors import LogIntegrityError, ReplayDivergenceError, RunStopped
+from agentguard.errors import ReplayDivergenceError, RunStopped
 from agentguard.events import codec
-from agentguard.events import model as ev
-from agentguard.events.codec import Stored
 from agentguard.protocols import EventStore, RunRow
+from agentguard.replay.origin import checked, origin_log
 from agentguard.replay.player import Player
 from agentguard.replay.sealed import SealedStore, StillSwitch
 from agentguard.runs.branch import MAIN, Branch
@@ -20,52 +19,20 @@ from agentguard.steps.journal import Journal
 from agentguard.steps.parts import Parts
 
 
-def checked(log: Iterator[Stored], run_id: str) -> Iterator[Stored]:
-    """A log as it is read, refused at the first event that was altered.
-
-    Raises:
-        LogIntegrityError: an event does not fit, or the log does not begin at 1.
-    """
-    head, seq = codec.genesis(run_id), 0
-    for stored in log:
-        seq += 1
-        if stored.seq != seq:
-            raise LogIntegrityError(run_id, seq, f"expected event {seq}, found {stored.seq}")
-        if codec.chain(head, stored.body) != stored.hash:
-            raise LogIntegrityError(run_id, seq, "its hash does not fit: it, or its order, was changed")
-        head = stored.hash
-        yield stored
-
-
-def origin_log(store: EventStore, run_id: str) -> Iterator[Stored]:
-    """A run's own log behind the prefix of the run that it was forked from, if it was."""
-    log = checked(store.read(run_id), run_id)
-    for stored in log:
-        if b'"type":"run_forked"' in stored.body[:64]:
-            data = codec.decode(stored.body).data or {}
-            yield from prefix(store, data["origin"], data["seq"])
-        yield stored
-
-
-def prefix(store: EventStore, run_id: str, at: int) -> Iterator[Stored]:
-    """What a fork shares of its origin: all up to event `at`, and later outcomes of what began there."""
-    begun: set[str] = set()
-    for stored in origin_log(store, run_id):
-        record = codec.decode(stored.body)
-        if record.type.startswith("run_"):
-            continue
-        if stored.seq <= at:
-            begun.add(record.key or "")
-            yield stored
-        elif record.key in begun and record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED):
-            yield stored
-
-
 class Replaying:
     """A replay as a run's block: no body runs, nothing is written, nothing is spent."""
 
-    def __init__(self, parts: Parts, row: RunRow, *, stall_timeout: float, telemetry: Any = None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        row: RunRow,
+        *,
+        stall_timeout: float,
+        check: Callable[[EventStore, RunRow], None],
+        telemetry: Any = None,
+    ) -> None:
         self._parts = parts
+        self._check = check
         self._row = row
         self._stall_timeout = stall_timeout
         self._telemetry = telemetry
@@ -86,9 +53,10 @@ class Replaying:
         """A journal on a sealed copy of the parts, with the log to answer for it.
 
         Raises:
-            LogIntegrityError: the log was altered; checked as far as it is read.
+            LogIntegrityError: the log was altered.
         """
         store = self._parts.store
+        self._check(getattr(store, "sealed", store), self._row)
         fold = RunFold(self.run_id)
         for stored in itertools.islice(checked(store.read(self.run_id), self.run_id), 2):
             fold.apply(codec.decode(stored.body), stored.hash)

@@ -147,7 +147,7 @@ class Tape:
             # The next attempt is the one that counts; this one has only spent.
             call.end = record
             self.take(call, with_children=False)
-            self._retried.setdefault(record.key or "", []).append(call)
+            self._retried[record.key or ""] = [*call.before, call]
         else:
             call.end, call.end_payload = record, payload
             if call.data.get("async"):

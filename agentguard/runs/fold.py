@@ -189,6 +189,12 @@ class RunFold:
     def _forked(self, record: Record, data: dict[str, Any]) -> None:
         self.origin = data["root"]
         self.account.charge(record.usage or {})
+        self.account.calls.update(data.get("calls", {}))
+        self.account.repeats.update(data.get("repeats", {}))
+        self.keyed.update({key: (attempt, done) for key, (attempt, done) in data.get("keyed", {}).items()})
+        for given in data.get("scopes", ()):
+            scope = self._add_scope(given["key"], given["around"], Account.from_data(given["account"]))
+            scope.stop = given["stop"]
 
     def _paused(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.PAUSED)
@@ -253,11 +259,14 @@ class RunFold:
         path = record.name or ""
         if around.key:
             path = f"{around.path}/{path}"
-        account = Account(path, Budget.from_fields(data.get("budget", {})))
-        scope = ScopeFold(key, path, (account, *around.accounts), around.key)
+        scope = self._add_scope(key, around.key, Account(path, Budget.from_fields(data.get("budget", {}))))
         scope.opened_ns = data.get("running_ns", 0)
+
+    def _add_scope(self, key: str, around: str, account: Account) -> ScopeFold:
+        scope = ScopeFold(key, account.path, (account, *self.scopes[around].accounts), around)
         self.scopes[key] = scope
         self._budgets_changed()
+        return scope
 
     def _scope_closed(self, record: Record, data: dict[str, Any]) -> None:
         if record.usage:  # a nested run: what it used counts here and at every level around

@@ -83,6 +83,8 @@ class Journal:
         self.span: Any = None
         #: The stop on record; once set it stays.  Read without the lock.
         self.stop: RunStopped | None = None
+        #: Whether a kill covers the run, be it what stopped it or not.
+        self.killed = False
         self.scope_stops: dict[str, RunStopped] = {}
         self.bodies: set[Body] = set()
         #: Generators that are open, and those that their consumers dropped while they were.
@@ -369,6 +371,7 @@ class Journal:
         except AgentGuardError:
             self.seen = -1
             raise
+        self.killed = kill is not None
         if kill is not None and self.stop is None and not self.fold.state.final:
             self.end(kill.error(self.run_id))
         with self.lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from agentguard.errors import AgentGuardError
+from agentguard.errors import AgentGuardError, BudgetExceededError, UnknownCostError
 from agentguard.events.model import STEP_COMPLETED
 from agentguard.runs.current import CURRENT
 from agentguard.steps import capture, outcome
@@ -16,6 +16,9 @@ from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.model import Step, StepSpec
+
+
+_REFUSALS = (BudgetExceededError, UnknownCostError)
 
 
 def call(
@@ -77,6 +80,8 @@ def look(step: Step) -> None:
     try:
         check(journal, step.scope_key)
     except AgentGuardError as error:
+        if isinstance(error, _REFUSALS) and not journal.killed:
+            return  # of another step, since this one was admitted: what was granted is used up to the limit
         close(step, outcome.unentered(error))
         raise
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
-from pydantic_ai.capabilities.abstract import WrapRunHandler, WrapToolExecuteHandler
-from pydantic_ai.messages import ToolCallPart
-from pydantic_ai.models import Model
-from pydantic_ai.run import AgentRunResult
-from pydantic_ai.tools import ToolDefinition
 
-from agentguard import Run
 from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
-from agentguard.protocols import PriceBook
 from agentguard_pydantic_ai import _mapping as m
-from agentguard_pydantic_ai.model import Guarding, active_run, guarded
+from agentguard_pydantic_ai._request import Guarding, active_run
+from agentguard_pydantic_ai.model import guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic_ai import RunContext
+    from pydantic_ai.capabilities.abstract import WrapRunHandler, WrapToolExecuteHandler
+    from pydantic_ai.messages import ToolCallPart
+    from pydantic_ai.models import Model
+    from pydantic_ai.run import AgentRunResult
+    from pydantic_ai.tools import ToolDefinition
+
+    from agentguard import Run
+    from agentguard.protocols import PriceBook
 
 
 @dataclass
@@ -92,7 +97,7 @@ class GuardCapability(AbstractCapability[Any]):
         with run.branch(name) as branch:
             pass
         bound = copy.copy(self)
-        bound._guarding = Guarding(self._costs, run, branch)
+        bound._guarding = Guarding(self._costs, run, branch)  # noqa: SLF001 - a copy of this
         return bound
 
     def _bound(self) -> Guarding:

@@ -47,8 +47,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+def home(home: Path) -> Path:
+    """Below the test's own, and not there yet."""
+    return home / "state"
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 import json
 import os
+import pty
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -164,6 +167,26 @@ def test_demo_as_json_and_kept(folder: Path, capsys: pytest.CaptureFixture[str])
 
     assert main(["verify", "--home", shown["home"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"] == 3
+
+
+def test_demo_on_a_terminal_shows_its_progress(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "agentguard.cli", "demo", "--keep", "--path", str(folder)]
+    settings = os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=settings) as process:
+        os.close(theirs)
+        written = b""
+        with suppress(OSError):  # how a terminal ends whose other side has gone
+            while part := os.read(ours, 65536):
+                written += part
+    os.close(ours)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode())
+    kept = re.search(r"Kept in (\S+);", shown)
+    assert kept is not None
+    shutil.rmtree(kept[1])
+    assert process.returncode == 0
+    assert re.search(r"files\s+━+\s+3/3", shown)
+    assert "reviews" in shown
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["empty", "missing"])

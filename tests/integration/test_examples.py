@@ -114,9 +114,7 @@ def collector() -> Iterator[tuple[str, set[str]]]:
         thread.join()
 
 
-def test_opentelemetry_example_sends_to_a_collector(
-    collector: tuple[str, set[str]], tmp_path: Path
-) -> None:
+def test_opentelemetry_example_sends_to_a_collector(collector: tuple[str, set[str]], tmp_path: Path) -> None:
     endpoint, paths = collector
 
     ran = run_example(EXAMPLES[3], tmp_path, "--endpoint", endpoint)

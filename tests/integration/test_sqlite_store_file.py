@@ -19,7 +19,7 @@ import pytest
 
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.protocols import RunRow
+from agentguard.protocols import HeadMovedError, RunRow
 from agentguard.stores import _sql, _wal_sync
 from agentguard.stores.sqlite import SQLiteEventStore
 
@@ -124,6 +124,19 @@ def test_many_processes_may_open_a_new_file_at_once(path: Path, store: SQLiteEve
         opener.stdin.close()
     assert [opener.wait(60) for opener in openers] == [0] * 4
     assert store.rows() == []
+
+
+def test_a_file_that_somebody_took_out_of_wal_mode_is_put_back(path: Path) -> None:
+    store = SQLiteEventStore(path)
+    create(store)
+    store.close()
+    raw = sqlite3.connect(path)
+    assert raw.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    raw.close()
+    store = SQLiteEventStore(path, durability="power")
+    store.append(1, [next_event(store)])
+    assert Path(f"{path}-wal").exists()
+    store.close()
 
 
 # --- files that are not ours -------------------------------------------------------------------
@@ -425,6 +438,71 @@ def test_power_shares_one_sync_among_all_who_committed_before_it(
         future.result(60)
     assert store.durable() is None
     assert len(synced) == 2, "that of the first, and one for all who came while it went on"
+
+
+def test_deferred_events_are_read_by_this_process_and_committed_together(
+    store: SQLiteEventStore, path: Path
+) -> None:
+    number = create(store, events=1)
+    other = SQLiteEventStore(path)
+    raw = sqlite3.connect(path)
+
+    def committed() -> int:
+        count: int = raw.execute("SELECT count(*) FROM event").fetchone()[0]
+        return count
+
+    def defer(*seqs: int) -> None:
+        for seq in seqs:
+            store.append(number, [Stored(seq, b"{}", b"hash")], durability="power", deferred=True)
+
+    with store.lock:  # which keeps the thread that commits by itself away
+        defer(2, 3)
+        with pytest.raises(HeadMovedError):
+            defer(3)
+        assert committed() == 1
+        store.settle()
+        assert committed() == 3
+        defer(4)
+        assert len(list(other.read("r1"))) == 4
+        defer(5)
+        other.append(number, [Stored(6, b"{}", b"hash")])
+        defer(7)
+        with store.exclusive():
+            defer(8)
+        assert committed() == 8
+        defer(9)
+    store.close()
+    assert committed() == 9
+    raw.close()
+    other.close()
+
+
+def test_deferred_events_that_nobody_settles_do_not_keep_others_out(
+    store: SQLiteEventStore, path: Path
+) -> None:
+    number = create(store, events=1)
+    store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
+    raw = sqlite3.connect(path, timeout=60)
+    raw.execute("INSERT INTO event (run, seq, body, hash) VALUES (1, 3, x'', x'')")
+    raw.close()
+
+
+def test_when_deferred_events_are_lost_nothing_is_promised_any_more(store: SQLiteEventStore) -> None:
+    number = create(store, events=1)
+    writer = store._database()._writer
+    assert writer is not None
+    with store.lock:
+        store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
+        writer.execute("ROLLBACK")
+        with pytest.raises(StoreUnavailableError, match="no transaction"):
+            list(store.read("r1"))
+    for use in (
+        store.settle,
+        lambda: store.append(number, [next_event(store)], durability="power", deferred=True),
+    ):
+        with pytest.raises(StoreUnavailableError, match="are lost"):
+            use()
+    store.append(number, [next_event(store)])
 
 
 def test_after_a_failed_sync_nothing_is_promised_any_more(

@@ -1,0 +1,184 @@
+"""A log and its origin: what a fork shares with the run it was made from, and what that adds up to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from agentguard.budget.account import Account, Amounts
+from agentguard.budget.model import Budget
+from agentguard.errors import LogIntegrityError
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored
+from agentguard.events.model import Record
+from agentguard.protocols import EventStore
+from agentguard.runs.fold import RunFold, ScopeFold
+
+_ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED, ev.SCOPE_CLOSED)
+_RETRY = "retry"
+
+
+def checked(log: Iterator[Stored], run_id: str) -> Iterator[Stored]:
+    """A log as it is read, refused at the first event that was altered.
+
+    Raises:
+        LogIntegrityError: an event does not fit, or the log does not begin at 1.
+    """
+    head = codec.genesis(run_id)
+    for seq, stored in enumerate(log, 1):
+        if stored.seq != seq:
+            raise LogIntegrityError(run_id, seq, f"expected event {seq}, found {stored.seq}")
+        if codec.chain(head, stored.body) != stored.hash:
+            raise LogIntegrityError(run_id, seq, "its hash does not fit: it, or its order, was changed")
+        head = stored.hash
+        yield stored
+
+
+def origin_log(store: EventStore, run_id: str, until: int | None = None) -> Iterator[Stored]:
+    """A run's log, up to its event `until`, behind what it shares with the run that it was forked from."""
+    for stored in checked(store.read(run_id), run_id):
+        if until is not None and stored.seq > until:
+            return
+        if b'"type":"run_forked"' in stored.body[:64]:
+            yield from prefix(store, codec.decode(stored.body))
+        yield stored
+
+
+def prefix(store: EventStore, fork: Record) -> Iterator[Stored]:
+    """What a fork shares with its origin, by its `run_forked`; the origin may be a fork itself.
+
+    Raises:
+        LogIntegrityError: the origin's log is not there, or is not the one that was forked.
+    """
+    data = fork.data or {}
+    origin, at = data["origin"], data["seq"]
+    cut, found = _Cut(at), False
+    for stored in checked(store.read(origin), origin):
+        if stored.seq > data.get("until", stored.seq):
+            break
+        record = codec.decode(stored.body)
+        if stored.seq == at:
+            found = True
+            if stored.hash.hex() != data["hash"]:
+                raise LogIntegrityError(origin, at, "it is not the event that the run was forked at")
+        if not cut.takes(record):
+            continue
+        if record.type == ev.RUN_FORKED:
+            yield from prefix(store, record)
+        elif not record.type.startswith("run_"):
+            yield stored
+    if not found:
+        raise LogIntegrityError(origin, at, "a run was forked at this event, which is not in the store")
+
+
+def origin_of(store: EventStore, run_id: str) -> str | None:
+    """The run that a run was forked from, if it was."""
+    for stored in itertools.islice(store.read(run_id), 2, 3):
+        record = codec.decode(stored.body)
+        if record.type == ev.RUN_FORKED:
+            return str((record.data or {})["origin"])
+    return None
+
+
+class _Cut:
+    """Which events a fork at `at` shares: all up to there, and how what was under way there ended."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._under_way: set[str] = set()
+
+    def takes(self, record: Record) -> bool:
+        """Whether the next event of the origin's own log is shared."""
+        key = record.key or ""
+        if record.seq > self._at and key not in self._under_way:
+            return False
+        data = record.data or {}
+        if record.type == ev.STEP_STARTED or (record.type == ev.SCOPE_OPENED and "run" in data):
+            self._under_way.add(key)
+        elif record.type in _ENDS and data.get("as") != _RETRY:
+            self._under_way.discard(key)
+        return True
+
+
+class Shared:
+    """What a fork takes over, added up under the fork's own budget.
+
+    Raises:
+        ValueError: the origin has no event `at`.
+        LogIntegrityError: the origin's log was altered.
+    """
+
+    def __init__(self, store: EventStore, run_id: str, at: int, budget: Budget | None) -> None:
+        self._origin, self._at = run_id, at
+        self._pin = b""
+        self.inputs: bytes | None = None
+        #: The origin as it stands now.
+        self.whole = RunFold(run_id)
+        self._fold = RunFold(run_id)
+        cut = _Cut(at)
+        for stored in checked(store.read(run_id), run_id):
+            record = codec.decode(stored.body)
+            self.whole.apply(record, stored.hash)
+            if stored.seq == at:
+                self._pin = stored.hash
+            if record.type == ev.RUN_CREATED:
+                self.inputs = stored.payload
+                record = _under(budget, record)
+            if cut.takes(record):
+                self._take(store, record, stored)
+        if not self._pin:
+            raise ValueError(f"run {run_id} has events 1 to {self.whole.seq}, not {at}")
+
+    def _take(self, store: EventStore, record: Record, stored: Stored) -> None:
+        if record.type == ev.RUN_FORKED:  # by its events, since it has counted under another budget
+            for inherited in prefix(store, record):
+                self._fold.apply(codec.decode(inherited.body), inherited.hash)
+        else:
+            self._fold.apply(record, stored.hash)
+
+    @property
+    def spent(self) -> Amounts:
+        """What was spent; steps that may have happened count with their reservations."""
+        return _spent(self._fold.account)
+
+    def facts(self) -> dict[str, Any]:
+        """What `run_forked` says beside that: where the cut is, and what the spending does not show."""
+        fold = self._fold
+        data: dict[str, Any] = {
+            "origin": self._origin,
+            "seq": self._at,
+            "hash": self._pin.hex(),
+            "until": self.whole.seq,
+            "root": self.whole.origin or self._origin,
+        }
+        state = {
+            "calls": fold.account.calls,
+            "repeats": fold.account.repeats,
+            "keyed": fold.keyed,
+            "scopes": [_scope(scope) for scope in fold.scopes.values() if scope.key and not scope.closed],
+        }
+        return data | {name: value for name, value in state.items() if value}
+
+
+def _scope(scope: ScopeFold) -> dict[str, Any]:
+    account = scope.accounts[0]
+    held = account.to_data() | {"spent": _spent(account), "reserved": {}}
+    return {"key": scope.key, "around": scope.parent, "stop": scope.stop, "account": held}
+
+
+def _under(budget: Budget | None, created: Record) -> Record:
+    if budget is None:
+        return created
+    data = dict(created.data or {}) | {"budget": budget.to_fields()}
+    return Record(created.seq, created.type, created.at_ns, name=created.name, data=data)
+
+
+def _spent(account: Account) -> Amounts:
+    """What was spent and what is reserved, as one: nobody may use it again."""
+    spent = dict(account.spent)
+    for resource, amount in account.reserved.items():
+        if amount:
+            spent[resource] = spent.get(resource, 0) + amount
+    return spent

@@ -1,0 +1,153 @@
+"""Model and tool calls that callbacks have seen begin, until they are seen to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+from agentguard import AgentGuardError, Run, Usage
+from agentguard_langchain._costs import Model
+from agentguard_langchain.stops import core_error, is_control_flow
+
+_log = logging.getLogger("agentguard")
+_MANY = 1024
+
+
+class CallAbandonedError(AgentGuardError):
+    """LangChain never said how the call ended: it was cancelled, or a callback of somebody else failed."""
+
+
+class Cover:
+    """A call that the middleware has made a step of already; the first that begins inside it is that one."""
+
+    __slots__ = ("call_id", "kind", "name", "taken")
+
+    def __init__(self, kind: str, name: str, call_id: str | None = None) -> None:
+        self.kind = kind
+        self.name = name
+        self.call_id = call_id
+        self.taken = False
+
+    def takes(self, kind: str, name: str = "", call_id: str | None = None) -> bool:
+        """Whether this beginning is the covered call's."""
+        if (
+            self.taken
+            or kind != self.kind
+            or (kind == "tool" and (name, call_id) != (self.name, self.call_id))
+        ):
+            return False
+        self.taken = True
+        return True
+
+
+#: The innermost call that the middleware, or a guarded tool, covers here.
+COVER: ContextVar[Cover | None] = ContextVar("agentguard_langchain_cover", default=None)
+
+
+class Call:
+    """One call under way.  Without a block it is somebody else's step, and only known by its id."""
+
+    __slots__ = ("block", "group", "model", "run", "task")
+
+    def __init__(self, run: Run, block: Any = None, model: Model | None = None, group: Any = None) -> None:
+        self.run = run
+        self.block = block
+        self.model = model
+        #: What the calls of one `generate([...])` share.
+        self.group = group
+        self.task: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
+
+    def finish(
+        self, error: BaseException | None = None, usage: Usage | None = None, result: Any = None
+    ) -> None:
+        """Put the outcome on record.  Raises nothing: what is over cannot be refused any more."""
+        if self.task is not None:
+            self.task[0].remove_done_callback(self.task[1])
+        if self.block is None:
+            return
+        if error is not None and is_control_flow(error):
+            error, usage = None, Usage()  # paused, to be called again: no error, and nothing used yet
+        if usage is not None:
+            self.block.step.settle(usage)
+        try:
+            self.block.finish(None if error is None else core_error(error), result)
+        except AgentGuardError:
+            _log.exception("the outcome of %s could not be recorded", self.block.step.key)
+
+
+class Calls:
+    """The calls under way in this process, by LangChain's id.  All handlers share one."""
+
+    def __init__(self) -> None:
+        self._open: dict[UUID, Call] = {}
+        #: Calls that are over: what a second handler, or a late event, says of them is old news.
+        self._over: dict[UUID, None] = {}
+
+    def __contains__(self, run_id: UUID) -> bool:
+        return run_id in self._open or run_id in self._over
+
+    def add(self, run_id: UUID, call: Call) -> None:
+        """A call has begun.  The end of its task is its own end, should LangChain not tell."""
+        if len(self._open) > _MANY:
+            self._sweep()
+        self._open[run_id] = call
+        if call.block is not None and (task := _task()) is not None:
+
+            def done(task: asyncio.Task[Any]) -> None:
+                # A task that returned may have handed a stream on; then the call goes on elsewhere.
+                if run_id in self._open and (task.cancelled() or task.exception() is not None):
+                    self.abandon(run_id)
+
+            task.add_done_callback(done)
+            call.task = task, done
+
+    def pop(self, run_id: UUID) -> Call | None:
+        """The call, which is over now; None for one that nobody saw begin."""
+        call = self._open.pop(run_id, None)
+        if call is not None:
+            if len(self._over) > _MANY:
+                self._over.pop(next(iter(self._over)), None)
+            self._over[run_id] = None
+        return call
+
+    def abandon(self, run_id: UUID) -> None:
+        """Whatever was around the call is over, and so is the call."""
+        call = self.pop(run_id)
+        if call is not None:
+            call.finish(CallAbandonedError("it ended without a word from LangChain"))
+
+    def revoke(self, group: Any, error: BaseException) -> None:
+        """Give back what the other calls of a group hold: none of them will be made."""
+        for run_id, call in self._grouped(group):
+            self.pop(run_id)
+            call.block.revoke(core_error(error))
+
+    def fail(self, group: Any, error: BaseException) -> None:
+        """One call of a group failed: of the others, LangChain says no more."""
+        for run_id, call in self._grouped(group):
+            self.pop(run_id)
+            call.finish(error)
+
+    def _grouped(self, group: Any) -> list[tuple[UUID, Call]]:
+        if group is None:
+            return []
+        return [(i, c) for i, c in list(self._open.items()) if c.group is group and c.block is not None]
+
+    def _sweep(self) -> None:
+        for run_id, call in list(self._open.items()):
+            if call.run.state.final:
+                self._open.pop(run_id, None)
+
+
+def _task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+CALLS = Calls()

@@ -1,0 +1,113 @@
+"""What a model call may cost, before it is made, and what it did cost: LangChain's side of `ModelCosts`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langchain_core.messages.utils import count_tokens_approximately
+
+from agentguard import Run, Usage
+from agentguard.cost.prices import GENAI_PRICES
+from agentguard.cost.usage import Bound, ModelCosts, Unpriced, estimated_tokens
+from agentguard.protocols import PriceBook
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+
+#: The `max_tokens` of a call that a budget limits, and whose longest answer nobody knows.
+UNBOUNDED = 16_384
+_LIMITING = ("tokens", "output_tokens", "usd")
+
+
+class Model(NamedTuple):
+    """A model by its name and LangChain's name of its provider."""
+
+    name: str
+    provider: str | None = None
+
+
+class Here:
+    """What is left at this place: the least of the run's own budget and of the scope's."""
+
+    def __init__(self, run: Run) -> None:
+        self.id = run.id
+        self.limits = run.limits
+        scope = run.here().scope
+        self._rooms = [run.remaining] if scope is None else [run.remaining, scope.remaining]
+
+    @property
+    def remaining(self) -> Here:
+        """Itself: amounts are read from it by name."""
+        return self
+
+    def __getitem__(self, resource: str) -> Any:
+        left = [room[resource] for room in self._rooms]
+        return min((amount for amount in left if amount is not None), default=None)
+
+    def __getattr__(self, resource: str) -> Any:
+        if resource.startswith("_"):
+            raise AttributeError(resource)
+        return self[resource]
+
+
+class Costs:
+    """The prices and bounds of one handler or middleware.
+
+    `prices=None` takes those of genai-prices where money is limited, and asks for none elsewhere.
+    `sends` says whether `max_tokens` can be sent with a call: then what a budget limits is bounded.
+    """
+
+    def __init__(
+        self, prices: PriceBook | None, unpriced: Unpriced, max_output_tokens: int | None, *, sends: bool
+    ) -> None:
+        self._chosen = max_output_tokens
+        self._sends = sends
+        books = (prices, prices) if prices is not None else (None, GENAI_PRICES)
+        open_ended = max_output_tokens or (UNBOUNDED if sends else None)
+        estimates = sends or max_output_tokens is None
+        #: Both by whether money is limited where the call is made.
+        self._bounded = [ModelCosts(book, unpriced=unpriced, clamp=sends) for book in books]
+        self._open = [
+            ModelCosts(book, unpriced=unpriced, max_output_tokens=open_ended, clamp=estimates)
+            for book in books
+        ]
+
+    def bound(
+        self, run: Run, model: Model, given: int, stated: int | None, profile: int | None = None
+    ) -> Bound:
+        """What the call may use, and the `max_tokens` to send with it.
+
+        Args:
+            run: where it is made.
+            model: the model asked for.
+            given: an estimate of the prompt.
+            stated: the bound that the call or its model is set to.
+            profile: the longest answer that the model can give.
+
+        Raises:
+            UnknownCostError: money is limited, and the model has no price.
+        """
+        asked = stated if stated is not None or self._chosen else profile
+        costs = (self._open if asked is None else self._bounded)[run.limits("usd")]
+        found = costs.bound(
+            Here(run), model.name, input_tokens=given, max_tokens=asked, provider=model.provider
+        )
+        if self._chosen or (self._sends and any(run.limits(resource) for resource in _LIMITING)):
+            return found
+        return found._replace(max_tokens=None)
+
+    def used(self, run: Run, model: Model, tokens: Mapping[str, int]) -> Usage:
+        """What the call used, by the tokens that its answer reports."""
+        costs = self._bounded[run.limits("usd")]
+        return costs.priced(model.name, Usage(**tokens), provider=model.provider)
+
+
+def prompt_tokens(messages: Sequence[BaseMessage], tools: Any = None) -> int:
+    """About how many tokens a prompt has.  An estimate: it may be too low by some."""
+    try:
+        return count_tokens_approximately(messages, tools=tools or None)
+    except Exception:  # noqa: BLE001 - tools may be anything that a provider takes
+        return count_tokens_approximately(messages) + sum(
+            estimated_tokens(repr(tool)) for tool in tools or ()
+        )

@@ -1,0 +1,266 @@
+"""LangChain's objects as agentguard's values.  Pure: no run, no context, no framework at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+
+#: What a call may name its output limit, the most usual first.
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
+#: LangChain's providers by the names of the OpenTelemetry conventions, where those differ.
+_PROVIDERS = {
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "amazon_bedrock": "aws.bedrock",
+    "bedrock": "aws.bedrock",
+    "google_genai": "gcp.gemini",
+    "google_vertexai": "gcp.vertex_ai",
+    "mistral": "mistral_ai",
+    "mistralai": "mistral_ai",
+    "xai": "x_ai",
+}
+_GRAPH_STEP = "graph:step:"
+_MAP_KEY = "map:key:"
+_PUSH = "__pregel_push"
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def model_name(params: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """The name of the model that a call asks for; its kind, where it has no name.
+
+    Example:
+        >>> model_name({"model": "gpt-4o", "_type": "openai-chat"}, {})
+        'gpt-4o'
+    """
+    names = [metadata.get("ls_model_name")]
+    names += [params.get(key) for key in ("model", "model_name", "model_id", "deployment_name", "_type")]
+    return next((name for name in names if isinstance(name, str) and name), "unknown")
+
+
+def provider_name(metadata: Mapping[str, Any]) -> str | None:
+    """The provider, by its name in the OpenTelemetry conventions."""
+    provider = metadata.get("ls_provider")
+    return _PROVIDERS.get(provider, provider) if isinstance(provider, str) and provider else None
+
+
+def output_bound(
+    params: Mapping[str, Any], metadata: Mapping[str, Any], profile: Mapping[str, Any] | None = None
+) -> int | None:
+    """How many tokens the call may produce at most, if anything says so.
+
+    Example:
+        >>> output_bound({"max_tokens": 50}, {"ls_max_tokens": 99}), output_bound({}, {"ls_max_tokens": 99})
+        (50, 99)
+    """
+    stated = [params.get(name) for name in LIMIT_NAMES]
+    stated += [metadata.get("ls_max_tokens"), (profile or {}).get("max_output_tokens")]
+    return next((n for n in stated if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
+
+
+def limit_name(settings: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """What this model calls its output limit: as the settings do, else as its own fields do."""
+    for names in (settings, frozenset(fields)):
+        for name in LIMIT_NAMES:
+            if name in names:
+                return name
+    return LIMIT_NAMES[0]
+
+
+def model_attributes(operation: str, name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the span of a model call says of it."""
+    found: dict[str, Any] = {"gen_ai.operation.name": operation, "gen_ai.request.model": name}
+    provider = provider_name(metadata)
+    if provider is not None:
+        found["gen_ai.provider.name"] = provider
+    return found
+
+
+def tool_attributes(name: str, call_id: str | None) -> dict[str, Any]:
+    """What the span of a tool call says of it."""
+    found = {"gen_ai.tool.name": name}
+    if call_id:
+        found["gen_ai.tool.call.id"] = call_id
+    return found
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+
+def tokens_used(message: Any) -> dict[str, int] | None:
+    """The tokens of an answer: input, output, cached and reasoning ones; None if it does not say.
+
+    An answer from LangChain's own cache carries the usage of the call that filled it, and
+    `total_cost: 0`: it used nothing.
+
+    Example:
+        >>> usage = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
+        >>> tokens_used(AIMessage("hi", usage_metadata=usage))
+        {'input_tokens': 9, 'output_tokens': 2, 'cached_tokens': 0, 'reasoning_tokens': 0}
+    """
+    usage = getattr(message, "usage_metadata", None)
+    if not usage:
+        return None
+    if usage.get("total_cost") == 0 and "total_cost" in usage:
+        return {}
+    read = (usage.get("input_token_details") or {}).get("cache_read")
+    reasoning = (usage.get("output_token_details") or {}).get("reasoning")
+    return _counts(usage.get("input_tokens"), usage.get("output_tokens"), read, reasoning)
+
+
+def tokens_reported(output: Mapping[str, Any] | None) -> dict[str, int] | None:
+    """The same from an LLM's `llm_output`, for text completion, whose answers are no messages."""
+    usage = (output or {}).get("token_usage") or {}
+    if not usage:
+        return None
+    return _counts(usage.get("prompt_tokens"), usage.get("completion_tokens"), None, None)
+
+
+def _counts(given: Any, made: Any, cached: Any, reasoning: Any) -> dict[str, int] | None:
+    counts = [0 if n is None else n for n in (given, made, cached, reasoning)]
+    if not all(isinstance(n, int) and n >= 0 for n in counts) or given is made is None:
+        return None
+    return {
+        "input_tokens": counts[0],
+        "output_tokens": counts[1],
+        "cached_tokens": min(counts[2], counts[0]),
+        "reasoning_tokens": min(counts[3], counts[1]),
+    }
+
+
+# --- what goes on record -------------------------------------------------------------------------
+
+
+def message_data(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Messages as data to compare calls by: what they say, without the ids that differ in every run.
+
+    Ids of tool calls become the number of the call in the conversation.
+
+    Example:
+        >>> message_data([ToolMessage("4", tool_call_id="call_x7")])
+        [{'type': 'tool', 'content': '4', 'call': 1}]
+    """
+    numbers: dict[Any, int] = {}
+    return [_message(message, numbers) for message in messages]
+
+
+def _message(message: BaseMessage, numbers: dict[Any, int]) -> dict[str, Any]:
+    data: dict[str, Any] = {"type": message.type, "content": message.content}
+    if message.name:
+        data["name"] = message.name
+    if isinstance(message, AIMessage) and message.tool_calls:
+        data["tool_calls"] = [
+            {"name": call["name"], "args": call["args"], "call": _number(call["id"], numbers)}
+            for call in message.tool_calls
+        ]
+    elif isinstance(message, ToolMessage):
+        data["call"] = _number(message.tool_call_id, numbers)
+        if message.status != "success":
+            data["status"] = message.status
+    return data
+
+
+def _number(call_id: Any, numbers: dict[Any, int]) -> int:
+    return numbers.setdefault(call_id, len(numbers) + 1)
+
+
+def answer_data(answer: Any) -> Any:
+    """What a model or tool gave back, as data for the log: with the ids, which tell calls apart."""
+    if isinstance(answer, AIMessage):
+        calls = [{"name": c["name"], "args": c["args"], "id": c["id"]} for c in answer.tool_calls]
+        return {"content": answer.content, **({"tool_calls": calls} if calls else {})}
+    if isinstance(answer, ToolMessage):
+        found = {"content": answer.content, "tool_call_id": answer.tool_call_id}
+        return found if answer.status == "success" else found | {"status": answer.status}
+    return answer
+
+
+def tool_names(tools: Iterable[Any]) -> list[str]:
+    """The names of tools: LangChain's own, and those of a provider, which are dicts."""
+    return [
+        str(tool.get("name") or tool.get("type")) if isinstance(tool, Mapping) else str(tool.name)
+        for tool in tools
+    ]
+
+
+# --- places in the tree --------------------------------------------------------------------------
+
+
+def escaped(name: str) -> str:
+    """A name as part of a branch path, whose separators it must not contain."""
+    return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
+
+
+def place_part(tags: Sequence[str] | None, metadata: Mapping[str, Any] | None) -> str:
+    """What LangChain's tags say of a run's place below its parent; empty if they say nothing.
+
+    The task of a graph is `node@step`, with `.index` where one node runs several times in a step; a branch
+    of a RunnableParallel is its key.
+
+    Example:
+        >>> pushed = {"langgraph_node": "tools", "langgraph_step": 2, "langgraph_path": ("__pregel_push", 1)}
+        >>> place_part(["graph:step:2"], pushed), place_part(["map:key:joke"], {})
+        ('tools@2.1', 'joke')
+    """
+    for tag in tags or ():
+        if tag.startswith(_GRAPH_STEP):
+            return graph_part(metadata or {})
+        if tag.startswith(_MAP_KEY):
+            return escaped(tag.removeprefix(_MAP_KEY))
+    return ""
+
+
+def graph_part(metadata: Mapping[str, Any]) -> str:
+    """The task of a graph, from the metadata that everything inside it inherits."""
+    node = metadata.get("langgraph_node")
+    if node is None:
+        return ""
+    part = f"{escaped(str(node))}@{metadata.get('langgraph_step')}"
+    path = metadata.get("langgraph_path") or ()
+    if path and path[0] == _PUSH:
+        index = next((n for n in path[1:] if isinstance(n, int) and not isinstance(n, bool)), 0)
+        part += f".{index}"
+    return part
+
+
+def numbered(path: str, index: int) -> str:
+    """The place of a tool call inside a task: the task's own, if it has a number, else with the call's.
+
+    Example:
+        >>> numbered("tools@2", 1), numbered("tools@2.1", 1)
+        ('tools@2.1', 'tools@2.1')
+    """
+    last = path.rpartition("/")[2]
+    if not last:
+        return f"call.{index}"
+    return path if last.rpartition(".")[2].isdigit() and "@" in last else f"{path}.{index}"
+
+
+def call_index(messages: Any, call_id: str | None) -> int | None:
+    """The index of a tool call in the message that asks for it."""
+    for message in reversed(messages or ()):
+        if isinstance(message, AIMessage):
+            ids = [call["id"] for call in message.tool_calls]
+            return ids.index(call_id) if call_id in ids else None
+    return None
+
+
+def fingerprint(value: Any) -> str:
+    """A few characters that stand for what a call was given: its place, where the tree gives none."""
+    return sha256(repr(_plain(value)).encode("utf-8", "backslashreplace")).hexdigest()[:8]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, BaseMessage):
+        return value.type, _plain(value.content)
+    if isinstance(value, Mapping):
+        return [(str(key), _plain(item)) for key, item in value.items()]
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return type(value).__qualname__

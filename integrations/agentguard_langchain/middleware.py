@@ -1,0 +1,226 @@
+"""`GuardMiddleware`: every model and tool call of an agent is a guarded step that a replay can serve."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ToolCallRequest
+from langgraph.config import get_config
+
+from agentguard import ApprovalDeniedError, Run
+from agentguard.cost.usage import Unpriced
+from agentguard.protocols import PriceBook
+from agentguard_langchain import _mapping as m
+from agentguard_langchain import _steps
+from agentguard_langchain._codec import CODEC
+from agentguard_langchain._costs import Costs
+from agentguard_langchain._hooks import listen
+from agentguard_langchain._landing import WRAP_UP, Promise, SoftLimits, should_wrap_up
+from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
+from agentguard_langchain._model_call import ModelCall, finishing, reserve
+from agentguard_langchain._tool_call import ToolCall, ToolOptions, softly
+from agentguard_langchain._tree import TREE, Place, graph_place, numbered
+from agentguard_langchain.callback import GuardCallbackHandler
+from agentguard_langchain.stops import PASSING
+
+
+class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Counts, limits, logs and makes replayable what an agent of `create_agent` does.
+
+    Put it last in the list: then it is innermost, and sees each try of the middleware around it.
+    Model and tool calls inside a tool are guarded too, as by a `GuardCallbackHandler`; give the agent one
+    (or call `install()`) for the model calls of other middleware.  Both together count a call once.
+
+    Args:
+        run: the run that pays; by default the one that is active when the agent is called.
+        prices: what models cost; by default genai-prices, where money is limited.
+        unpriced: `"refuse"` (default) or `"allow"` calls of a model without a price where money is limited.
+        max_output_tokens: sent as `max_tokens` with calls that name none.
+        clamp: lower `max_tokens` to what the budget leaves (default), rather than refuse the call.
+        tool_options: options of `guarded_step` by tool name: `{"send_email": {"usage": Usage(emails=1)}}`.
+        soft: tools (all, or by name) whose refusal is told to the model and does not end the run: for want
+            of room in their own limits, or because an operator denied the call.
+        wrap_up: once a budget is used up to its `warn_at`, or has no room for another round, add a message
+            to finish (this text, or one of ours) to the next model call and drop its tools.
+        outside: `"refuse"` (default) or `"allow"` calls outside a run.
+
+    Raises:
+        TypeError, ValueError: an option is wrong; the message names it.
+
+    Example:
+        >>> from agentguard import Budget, Guard
+        >>> from agentguard_langchain import GuardMiddleware
+        >>> from langchain.agents import create_agent
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> model = FakeListChatModel(responses=["Hello!"])
+        >>> agent = create_agent(model, [], middleware=[GuardMiddleware()])
+        >>> with Guard.in_memory() as guard, guard.run("greet", budget=Budget(steps=5)) as run:
+        ...     result = agent.invoke({"messages": [("user", "Hi")]})
+        >>> result["messages"][-1].content, run.spent.steps
+        ('Hello!', 1)
+    """
+
+    def __init__(
+        self,
+        run: Run | None = None,
+        *,
+        prices: PriceBook | None = None,
+        unpriced: Unpriced = "refuse",
+        max_output_tokens: int | None = None,
+        clamp: bool = True,
+        tool_options: Mapping[str, Mapping[str, Any]] | None = None,
+        soft: bool | Collection[str] = False,
+        wrap_up: bool | str = False,
+        outside: Outside = "refuse",
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.tools = []
+        self._costs = Costs(prices, unpriced, max_output_tokens, sends=clamp)
+        self._tools = ToolOptions(tool_options)
+        self._soft = soft if isinstance(soft, bool) else frozenset(soft)
+        self._limits = SoftLimits()
+        self._wrap_up = WRAP_UP if wrap_up is True else wrap_up
+        self._allowed = checked_outside(outside)
+        self._watch = GuardCallbackHandler(run, prices=prices, unpriced=unpriced, outside="allow")
+        listen()
+
+    # --- models --------------------------------------------------------------------------------
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> Any:
+        """One model call as one step."""
+        call = self._model_call(request, handler)
+        if call is None:
+            return handler(request)
+        with PASSING, _steps.Calling(call):
+            response = call.run.apply(
+                call.name, _steps.ask, call.arguments(), branch=_place(call.run).branch, **_options(call)
+            )
+        return _answered(_steps.unpaused(response))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[..., Awaitable[Any]]
+    ) -> Any:
+        """The same."""
+        call = self._model_call(request, handler)
+        if call is None:
+            return await handler(request)
+        with PASSING, _steps.Calling(call):
+            response = await call.run.apply(
+                call.name,
+                _steps.ask_async,
+                call.arguments(),
+                branch=_place(call.run).branch,
+                **_options(call),
+            )
+        return _answered(_steps.unpaused(response))
+
+    def _model_call(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> ModelCall | None:
+        run = self._run("the model call of an agent")
+        if run is None:
+            return None
+        call = ModelCall(run, request, handler, self._costs, self._watch)
+        if self._wrap_up and should_wrap_up(run, call.name):
+            request = finishing(request, str(self._wrap_up))
+            call = ModelCall(run, request, handler, self._costs, self._watch)
+        return call
+
+    # --- tools ---------------------------------------------------------------------------------
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[..., Any]) -> Any:
+        """One tool call as one step."""
+        run = self._run(request.tool_call["name"])
+        if run is None:
+            return handler(request)
+        promise = self._promise(run, request)
+        if isinstance(promise, str):
+            return softly(request.tool_call, f"its limit of {promise} is used up")
+        call = self._tool_call(run, request, handler, promise)
+        try:
+            with _steps.LeavingTool(run), _steps.Calling(call):
+                result = run.apply(call.name, _steps.use, (), call.arguments, **call.options)
+        except ApprovalDeniedError as denied:
+            return self._denied(request, denied)
+        finally:
+            call.begun()
+        return _steps.unpaused(result)
+
+    async def awrap_tool_call(self, request: ToolCallRequest, handler: Callable[..., Awaitable[Any]]) -> Any:
+        """The same."""
+        run = self._run(request.tool_call["name"])
+        if run is None:
+            return await handler(request)
+        promise = self._promise(run, request)
+        if isinstance(promise, str):
+            return softly(request.tool_call, f"its limit of {promise} is used up")
+        call = self._tool_call(run, request, handler, promise)
+        try:
+            with _steps.LeavingTool(run), _steps.Calling(call):
+                result = await run.apply(call.name, _steps.use_async, (), call.arguments, **call.options)
+        except ApprovalDeniedError as denied:
+            return self._denied(request, denied)
+        finally:
+            call.begun()
+        return _steps.unpaused(result)
+
+    def _tool_call(
+        self, run: Run, request: ToolCallRequest, handler: Callable[..., Any], promise: Promise | None
+    ) -> ToolCall:
+        options = {"branch": _tool_place(run, request).branch, **self._tools.of(request.tool_call["name"])}
+        return ToolCall(run, request, handler, options=options, watch=self._watch, promise=promise)
+
+    def _promise(self, run: Run, request: ToolCallRequest) -> Promise | str | None:
+        """For a soft tool: the room its call has, or the resource that has none."""
+        call = request.tool_call
+        if not self._is_soft(call["name"]):
+            return None
+        reserved = self._tools.reserved(call["name"], call["args"])
+        name = self._tools.of(call["name"]).get("name", call["name"])
+        return self._limits.ask(run, name, reserved)
+
+    def _denied(self, request: ToolCallRequest, denied: ApprovalDeniedError) -> Any:
+        if not self._is_soft(request.tool_call["name"]):
+            raise denied
+        return softly(request.tool_call, f"an operator denied it ({denied.reason or 'no reason given'})")
+
+    def _is_soft(self, tool: str) -> bool:
+        return self._soft if isinstance(self._soft, bool) else tool in self._soft
+
+    # --- where it is ---------------------------------------------------------------------------
+
+    def _run(self, name: str) -> Run | None:
+        run = self.run or TREE.run_here(None)
+        if run is None:
+            refuse_outside(name, allowed=self._allowed)
+        return run
+
+
+def _options(call: ModelCall) -> dict[str, Any]:
+    return {"kind": "llm", "reserve": reserve, "codec": CODEC, "attributes": call.attributes}
+
+
+def _answered(response: Any) -> Any:
+    for message in getattr(response, "result", [response]):
+        TREE.asked(message)
+    return response
+
+
+def _place(run: Run) -> Place:
+    """The place of the graph's task that runs here."""
+    try:
+        config = get_config()
+    except RuntimeError:  # called by hand
+        return graph_place(run, {})
+    node = TREE.get(getattr(config.get("callbacks"), "parent_run_id", None))
+    if node is not None and node.run is run:
+        return node.place
+    return graph_place(run, config.get("metadata") or {})
+
+
+def _tool_place(run: Run, request: ToolCallRequest) -> Place:
+    place = _place(run)
+    state = request.state
+    messages = state.get("messages") if isinstance(state, dict) else getattr(state, "messages", state)
+    index = m.call_index(messages, request.tool_call["id"])
+    return place if index is None else numbered(place, index, place.context)

@@ -1,0 +1,172 @@
+"""The Agents SDK's objects as agentguard's values, and back.  Pure: nothing is called, nothing awaited."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from agents import Model, ModelResponse, ModelSettings, TResponseInputItem
+from agents.items import TResponseStreamEvent
+from pydantic import TypeAdapter
+from pydantic_core import to_json, to_jsonable_python
+
+from agentguard import Usage
+from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: The events that end a stream; they carry the whole answer and its usage.
+_LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+#: The events that a runner needs of a stream, besides the last.
+_ITEM_DONE: Final = "response.output_item.done"
+_MEDIA: Final = frozenset({"input_image", "input_file", "input_audio", "computer_screenshot"})
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def model_name(model: Model | str) -> str:
+    """What a model is called: the name that its class keeps, else the class's own."""
+    name = model if isinstance(model, str) else getattr(model, "model", None)
+    return name if isinstance(name, str) and name else type(model).__name__
+
+
+def request_data(
+    instructions: str | None,
+    input_items: str | list[TResponseInputItem],
+    settings: ModelSettings,
+    *,
+    tools: Sequence[Any],
+    handoffs: Sequence[Any],
+    **conversation: Any,
+) -> dict[str, Any]:
+    """What a model is asked, as plain data."""
+    data = {
+        "instructions": instructions,
+        "input": _plain(input_items),
+        "settings": {name: value for name, value in _plain(settings).items() if value is not None},
+        "tools": [getattr(tool, "name", type(tool).__name__) for tool in tools],
+        "handoffs": [handoff.tool_name for handoff in handoffs],
+    }
+    return data | {name: _plain(value) for name, value in conversation.items() if value is not None}
+
+
+def input_tokens(data: dict[str, Any], tools: Sequence[Any], handoffs: Sequence[Any]) -> int:
+    """About how many tokens a request is, its tool definitions included."""
+    shown: list[Any] = [
+        (getattr(tool, "description", ""), getattr(tool, "params_json_schema", None)) for tool in tools
+    ]
+    shown += [(handoff.tool_description, handoff.input_json_schema) for handoff in handoffs]
+    text, media = _weighed([data["instructions"], data["input"], data["tools"], data["handoffs"]])
+    return estimated_tokens(text) + media * MEDIA_TOKENS + estimated_tokens(to_json(shown, fallback=repr))
+
+
+def _plain(value: Any) -> Any:
+    return to_jsonable_python(
+        value, bytes_mode="base64", fallback=lambda other: f"<{type(other).__qualname__}>"
+    )
+
+
+def _weighed(value: Any) -> tuple[str, int]:
+    """The text in a request, and the number of images and other files beside it."""
+    if isinstance(value, str):
+        return value, 0
+    if isinstance(value, dict):
+        if value.get("type") in _MEDIA:
+            return "", 1
+        value = list(value.values())
+    if not isinstance(value, list):
+        return "", 0
+    parts = [_weighed(item) for item in value]
+    return " ".join(text for text, _ in parts if text), sum(media for _, media in parts)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def tokens_of(usage: Any) -> Usage | None:
+    """What the provider counted (the SDK's usage or the API's), or None where it counted nothing."""
+    if usage is None or not (usage.input_tokens or usage.output_tokens):
+        return None
+    cached = getattr(usage.input_tokens_details, "cached_tokens", None) or 0
+    reasoning = getattr(usage.output_tokens_details, "reasoning_tokens", None) or 0
+    return Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=min(cached, usage.input_tokens),
+        reasoning_tokens=min(reasoning, usage.output_tokens),
+    )
+
+
+def answer_in(event: TResponseStreamEvent) -> Any:
+    """The whole answer, if the event is the last of a stream."""
+    return getattr(event, "response", None) if event.type in _LAST else None
+
+
+def call_ids(output: Iterable[Any]) -> list[str]:
+    """The ids of the tool calls of an answer, in order."""
+    ids = (_field(item, "call_id") for item in output if str(_field(item, "type")).endswith("_call"))
+    return [call_id for call_id in ids if call_id]
+
+
+def answered_calls(input_items: Any) -> list[str]:
+    """The ids of the tool calls whose outputs an input ends with."""
+    ids: list[str] = []
+    for item in reversed(input_items if isinstance(input_items, list) else []):
+        if not str(_field(item, "type")).endswith("_output"):
+            break
+        ids.append(_field(item, "call_id"))
+    return ids
+
+
+def _field(item: Any, name: str) -> Any:
+    return item.get(name) if isinstance(item, dict) else getattr(item, name, None)
+
+
+@cache
+def _responses() -> TypeAdapter[ModelResponse]:
+    return TypeAdapter(ModelResponse)
+
+
+@cache
+def _events() -> TypeAdapter[list[TResponseStreamEvent]]:
+    return TypeAdapter(list[TResponseStreamEvent])
+
+
+class ResponseCodec:
+    """A model's answer as bytes, so that a replay can hand it out again."""
+
+    def encode(self, value: ModelResponse) -> bytes:
+        """The answer as JSON; what was not set stays unset, since the SDK sends back what is set."""
+        return _responses().dump_json(value, exclude_unset=True)
+
+    def decode(self, data: bytes) -> ModelResponse:
+        """The answer again."""
+        return _responses().validate_json(data)
+
+
+class StreamCodec:
+    """A streamed answer as bytes: the finished items and the last event, without the pieces."""
+
+    def encode(self, value: list[TResponseStreamEvent]) -> bytes:
+        """The events that a runner needs, as JSON."""
+        kept = [event for event in value if event.type in _LAST or event.type == _ITEM_DONE]
+        return _events().dump_json(kept, exclude_unset=True)
+
+    def decode(self, data: bytes) -> list[TResponseStreamEvent]:
+        """Those events again."""
+        return _events().validate_json(data)
+
+
+# --- tool calls ----------------------------------------------------------------------------------
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """The arguments of a tool call by name; text that is no JSON object comes as `input`."""
+    try:
+        parsed = json.loads(text or "{}")
+    except ValueError:
+        return {"input": text}
+    return parsed if isinstance(parsed, dict) else {"input": parsed}

@@ -1,0 +1,249 @@
+"""A model of the Agents SDK whose every call is a guarded step."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from agents import Model, ModelProvider, ModelResponse, ModelSettings, MultiProvider
+
+from agentguard import Run, Step, Usage, current_step
+from agentguard.cost.prices import ModelPrices
+from agentguard.cost.usage import ModelCosts, Unpriced
+from agentguard_openai_agents import _mapping as m
+from agentguard_openai_agents._calls import active_run, calls_of
+from agentguard_openai_agents.stops import sdk_stops
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from agents.agent_output import AgentOutputSchemaBase
+    from agents.handoffs import Handoff
+    from agents.items import TResponseInputItem, TResponseStreamEvent
+    from agents.models.interface import ModelTracing
+    from agents.retry import ModelRetryAdvice, ModelRetryAdviceRequest
+    from agents.tool import Tool
+    from openai.types.responses.response_prompt_param import ResponsePromptParam
+
+    from agentguard.protocols import PriceBook
+
+_RESPONSES = m.ResponseCodec()
+_STREAMS = m.StreamCodec()
+
+
+class GuardedModel(Model):
+    """A model whose every call is a guarded step of the active run, each attempt of the runner too.
+
+    Args:
+        model: a model, or a name that `provider` resolves at the first call.
+        run: the run that pays; by default the one that is active when the model is called.
+        name: what the model is called in log and price book; by default its own name.
+        provider: resolves names; by default the SDK's own.
+        prices: what models cost; by default genai-prices.
+        unpriced: `"refuse"` or `"allow"` calls of a model without a price where USD are limited.
+        max_output_tokens: sent as `max_tokens` with calls that name none.
+        clamp: lower `max_tokens` to what the run's budget leaves.
+    """
+
+    def __init__(
+        self,
+        model: Model | str,
+        run: Run | None = None,
+        *,
+        name: str | None = None,
+        provider: ModelProvider | None = None,
+        prices: PriceBook | None = None,
+        unpriced: Unpriced = "refuse",
+        max_output_tokens: int | None = None,
+        clamp: bool = True,
+    ) -> None:
+        self._inner: Model | str = model.inner if isinstance(model, GuardedModel) else model
+        self._provider = provider
+        self.run = run
+        self.name = name or m.model_name(self._inner)
+        self.costs = ModelCosts(
+            prices or ModelPrices(), unpriced=unpriced, max_output_tokens=max_output_tokens, clamp=clamp
+        )
+
+    @property
+    def inner(self) -> Model:
+        """The model that is guarded."""
+        if isinstance(self._inner, str):
+            self._inner = (self._provider or MultiProvider()).get_model(self._inner)
+        return self._inner
+
+    async def get_response(  # noqa: PLR0917 - the interface's signature
+        self,
+        system_instructions: str | None,
+        input: str | list[TResponseInputItem],  # noqa: A002 - the interface's name
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Any]],
+        tracing: ModelTracing,
+        *,
+        previous_response_id: str | None,
+        conversation_id: str | None,
+        prompt: ResponsePromptParam | None,
+    ) -> ModelResponse:
+        """One call as one step."""
+        call = _Call(
+            self,
+            (system_instructions, input, model_settings, tools, output_schema, handoffs, tracing),
+            previous_response_id=previous_response_id,
+            conversation_id=conversation_id,
+            prompt=prompt,
+        )
+        with sdk_stops():
+            response: ModelResponse = await call.apply(call.send, _RESPONSES)
+        calls_of(call.run).answered(call.agent_run, response.output)
+        return response
+
+    async def stream_response(  # noqa: PLR0917 - the interface's signature
+        self,
+        system_instructions: str | None,
+        input: str | list[TResponseInputItem],  # noqa: A002 - the interface's name
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Any]],
+        tracing: ModelTracing,
+        *,
+        previous_response_id: str | None,
+        conversation_id: str | None,
+        prompt: ResponsePromptParam | None,
+    ) -> AsyncIterator[TResponseStreamEvent]:
+        """One streamed call as one step, which looks for a stop at every event."""
+        call = _Call(
+            self,
+            (system_instructions, input, model_settings, tools, output_schema, handoffs, tracing),
+            previous_response_id=previous_response_id,
+            conversation_id=conversation_id,
+            prompt=prompt,
+        )
+        with sdk_stops():
+            async with aclosing(call.apply(call.events, _STREAMS)) as events:
+                async for event in events:
+                    answer = m.answer_in(event)
+                    if answer is not None:
+                        calls_of(call.run).answered(call.agent_run, answer.output or call.finished)
+                    elif event.type == "response.output_item.done":
+                        call.finished.append(event.item)
+                    yield event
+
+    async def close(self) -> None:
+        """Close the model that is guarded."""
+        if isinstance(self._inner, Model):
+            await self._inner.close()
+
+    def get_retry_advice(self, request: ModelRetryAdviceRequest) -> ModelRetryAdvice | None:
+        """What the model that is guarded advises."""
+        return self.inner.get_retry_advice(request)
+
+    async def _cleanup_on_run_end(self, owner: object) -> None:
+        if isinstance(self._inner, Model):
+            await self._inner._cleanup_on_run_end(owner)  # noqa: SLF001 - what it overrides
+
+
+class GuardedModelProvider(ModelProvider):
+    """A provider whose models are all guarded: for `RunConfig(model_provider=...)`.
+
+    Args:
+        provider: the provider; by default the SDK's own.
+        options: those of `GuardedModel`.
+    """
+
+    def __init__(self, provider: ModelProvider | None = None, **options: Any) -> None:
+        self._provider = provider or MultiProvider()
+        self._options = options
+
+    def get_model(self, model_name: str | None) -> Model:
+        """The model of a name, guarded."""
+        return GuardedModel(self._provider.get_model(model_name), **self._options)
+
+    async def aclose(self) -> None:
+        """Close the provider that is guarded."""
+        await self._provider.aclose()
+
+
+class _Call:
+    """One call: what is asked, what it may use, and what it has used."""
+
+    def __init__(self, guarded: GuardedModel, asked: tuple[Any, ...], **conversation: Any) -> None:
+        self._instructions, self._input, self._settings, self._tools, *self._rest = asked
+        self._conversation = conversation
+        self._guarded = guarded
+        self.run = active_run(guarded.run)
+        self.agent_run = calls_of(self.run).agent_run(self.run, self._input)
+        self._data = m.request_data(
+            self._instructions,
+            self._input,
+            self._settings,
+            tools=self._tools,
+            handoffs=self._handoffs,
+            **conversation,
+        )
+        #: The items that a stream has finished, where its last event leaves them out.
+        self.finished: list[Any] = []
+
+    @property
+    def _handoffs(self) -> list[Handoff[Any, Any]]:
+        return list(self._rest[1])
+
+    def apply(self, fn: Any, codec: Any) -> Any:
+        """Run `fn` as the step."""
+        return self.run.apply(
+            self._guarded.name,
+            fn,
+            (self._data,),
+            kind="llm",
+            branch=self.agent_run.branch,
+            reserve=self._reserve,
+            codec=codec,
+            attributes={"gen_ai.request.model": self._guarded.name},
+        )
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return (self._instructions, self._input, self._settings, self._tools, *self._rest)
+
+    async def send(self, request: Any) -> ModelResponse:
+        """The body of a call that is answered at once."""
+        step = current_step()
+        answer = await self._guarded.inner.get_response(*self._arguments(), **self._conversation)
+        # Not by `usage=`: a step whose usage is known only afterwards might use anything at all, and is
+        # refused as soon as some counter is used up.
+        self._settle(step, answer)
+        return answer
+
+    async def events(self, request: Any) -> AsyncIterator[TResponseStreamEvent]:
+        """The body of a streamed call."""
+        step = current_step()
+        stream: Any = self._guarded.inner.stream_response(*self._arguments(), **self._conversation)
+        answer = None
+        try:
+            async for event in stream:
+                answer = m.answer_in(event) or answer
+                yield event
+        finally:
+            self._settle(step, answer)
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+
+    def _reserve(self, request: Any) -> Usage:
+        bound = self._guarded.costs.bound(
+            self.run,
+            self._guarded.name,
+            input_tokens=m.input_tokens(self._data, self._tools, self._handoffs),
+            max_tokens=self._settings.max_tokens,
+        )
+        if bound.max_tokens is not None:
+            self._settings = dataclasses.replace(self._settings, max_tokens=bound.max_tokens)
+        return bound.reserve
+
+    def _settle(self, step: Step | None, answer: Any) -> None:
+        """Charge what the provider counted; what it did not count is charged as reserved."""
+        tokens = None if answer is None else m.tokens_of(answer.usage)
+        if step is not None and tokens is not None:
+            answered = getattr(answer, "model", None)
+            step.settle(self._guarded.costs.priced(self._guarded.name, tokens, answered=answered))

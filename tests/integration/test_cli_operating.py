@@ -1,0 +1,395 @@
+"""The commands that operate: export, erase, prune, tenants, top, approvals, approve, deny."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentguard import ApprovalDeniedError, Budget, Guard, Usage, guarded_step
+from agentguard.cli import main
+from agentguard.stores.memory import MemoryEventStore
+from agentguard.testing import FakeClock, FakeIds
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@guarded_step(usage=Usage(usd="0.25"))
+def pay(amount: int) -> str:
+    return f"paid {amount}"
+
+
+@guarded_step(approval=True)
+def refund(order: str, *, amount: int) -> str:
+    return f"refunded {order}"
+
+
+@pytest.fixture(autouse=True)
+def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `--store` and `--home` set in this process is taken back."""
+    monkeypatch.setenv("AGENTGUARD_STORE", "to be restored")
+    monkeypatch.delenv("AGENTGUARD_STORE")
+
+
+@pytest.fixture
+def guard(home: Path) -> Iterator[Guard]:
+    with Guard.open(telemetry=False, ids=FakeIds()) as guard:
+        yield guard
+
+
+@pytest.fixture
+def cli(capsysbinary: pytest.CaptureFixture[bytes]) -> Cli:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsysbinary.readouterr()
+        return code, captured.out.decode(), captured.err.decode()
+
+    return call
+
+
+@pytest.fixture
+def data(cli: Cli) -> Callable[..., Any]:
+    def call(*arguments: object) -> Any:
+        code, out, err = cli(*arguments, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return call
+
+
+def a_run(guard: Guard, name: str = "billing", **options: Any) -> str:
+    with guard.run(name, **options) as run:
+        pay(7)
+    return run.id
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_export_writes_what_the_guard_exports(
+    guard: Guard, cli: Cli, data: Callable[..., Any], tmp_path: Path
+) -> None:
+    run_id = a_run(guard)
+    guard.kill(run="nobody", reason="why")
+    for what, arguments in ((run_id, ["run-"]), ("control", ["control"]), (None, ["--all"])):
+        expected = io.BytesIO()
+        runs, events = guard.export(what, expected)
+        file = tmp_path / "out.jsonl"
+        assert data("export", *arguments, "-o", file) == {"path": str(file), "runs": runs, "events": events}
+        code, out, _ = cli("export", *arguments)
+        assert code == 0
+        wanted = expected.getvalue().decode().splitlines()[1:]  # the first line says when
+        assert out.splitlines()[1:] == wanted
+        assert file.read_text().splitlines()[1:] == wanted
+    code, out, _ = cli("export", run_id, "-o", file)
+    assert (code, out) == (0, f"wrote 5 events of 1 log to {file}\n")
+
+
+def test_an_export_is_a_store_for_every_command(
+    guard: Guard, cli: Cli, data: Callable[..., Any], tmp_path: Path
+) -> None:
+    run_id = a_run(guard)
+    guard.kill(run="nobody", reason="from the export")
+    cli("export", "--all", "-o", tmp_path / "all.jsonl")
+    store = f"file://{tmp_path / 'all.jsonl'}"
+    elsewhere = ("--store", store, "--home", tmp_path / "nowhere")
+    assert [run["run_id"] for run in data("runs", *elsewhere)] == [run_id]
+    assert data("verify", *elsewhere)["events"] == 6
+    assert "from the export" in cli("show", "control", *elsewhere)[1]
+    assert data("show", "control", *elsewhere)["events"][0]["type"] == "kill_set"
+    assert data("tenants", *elsewhere) == []
+    code, _, err = cli("erase", run_id, "--yes", *elsewhere)
+    assert (code, "read-only" in err) == (5, True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["run-1", "--all"], ["control", "--all"]])
+def test_export_is_told_what(cli: Cli, arguments: list[str]) -> None:
+    code, _, err = cli("export", *arguments)
+    assert code == 2
+    assert "RUN or `control`, or say --all" in err
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(guard: Guard, cli: Cli, tmp_path: Path) -> None:
+    run_id = a_run(guard)
+    code, _, err = cli("export", run_id, "-o", tmp_path / "no" / "out.jsonl")
+    assert (code, "No such file" in err) == (5, True)
+    assert cli("export", "nobody", "-o", tmp_path / "out.jsonl")[0] == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- erase and prune -----------------------------------------------------------------------------
+
+
+def test_erase_drops_payloads_and_says_how_many(guard: Guard, cli: Cli, data: Callable[..., Any]) -> None:
+    first, second = a_run(guard), a_run(guard)
+    assert data("erase", first, "--yes", "--actor", "ann") == {"run_id": first, "payloads": 2}
+    assert guard.history(first)[-1].data == {"actor": "ann"}
+    code, out, _ = cli("erase", second, "--yes")
+    assert (code, out) == (0, f"erased 2 payloads of run {second}; its log still verifies\n")
+    assert guard.verify()
+    assert [event["payload"] for event in data("show", first, "--payloads")["events"]] == [None] * 6
+
+
+def test_erase_refuses_a_live_run_an_unknown_one_and_the_control_log(guard: Guard, cli: Cli) -> None:
+    with guard.run("live") as run:
+        code, _, err = cli("erase", run.id, "--yes")
+        assert (code, "RUNNING" in err) == (1, True)
+    assert cli("erase", "nobody", "--yes")[0] == 3
+    assert cli("erase", "control", "--yes")[0] == 3
+
+
+@pytest.mark.parametrize(
+    "command", [["erase", "run-1"], ["prune", "--older-than", "0s"]], ids=["erase", "prune"]
+)
+def test_without_a_terminal_it_has_to_be_meant(
+    guard: Guard, cli: Cli, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_run(guard)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(command[0] + "\n"))
+    code, _, err = cli(*command)
+    assert (code, "--yes" in err) == (2, True)
+    assert [run.run_id for run in guard.runs()] == [run_id]
+    assert any(stored.payload for stored in guard.parts.store.read(run_id))
+
+
+@pytest.mark.parametrize(("answer", "code"), [("no", 1), ("", 1), ("erase", 0)])
+def test_at_a_terminal_it_asks(
+    guard: Guard, cli: Cli, answer: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_run(guard)
+    stdin = io.StringIO(answer + "\n")
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    ended, _, err = cli("erase", run_id)
+    assert ended == code
+    assert f"erases all that was captured of run {run_id} (billing)" in err
+    erased = not any(stored.payload for stored in guard.parts.store.read(run_id))
+    assert erased is (code == 0)
+
+
+def test_prune_drops_what_ended_longer_ago(home: Path, cli: Cli, data: Callable[..., Any]) -> None:
+    clock = FakeClock()  # it stands at the beginning of 2026, and the command goes by the real one
+    with Guard.open(telemetry=False, ids=FakeIds(), clock=clock) as guard:
+        old = a_run(guard)
+        clock.advance(timedelta(days=31))
+        young = a_run(guard)
+        assert data("prune", "--older-than", "2026-01-31", "--yes", "--actor", "ann")["runs"] == [old]
+        assert [run.run_id for run in guard.runs()] == [young]
+        assert guard.history("control")[0].data["actor"] == "ann"
+        code, out, _ = cli("prune", "--older-than", "52w", "--yes")
+        assert (code, out) == (0, "pruned 0 runs\n")
+
+
+@pytest.mark.parametrize("age", ["0s", "0m", "0h", "0d", "0w", "2100-01-01T00:00:00+00:00", "2100-01-01"])
+def test_an_age_or_a_date(guard: Guard, data: Callable[..., Any], age: str) -> None:
+    run_id = a_run(guard)
+    assert data("prune", "--older-than", age, "--yes")["runs"] == [run_id]
+
+
+@pytest.mark.parametrize("age", ["", "5", "d", "-1d", "1y", "1.5d", "yesterday", "2026-13-01", "999999999w"])
+def test_what_is_neither_an_age_nor_a_date(cli: Cli, age: str) -> None:
+    code, _, err = cli("prune", f"--older-than={age}", "--yes")
+    assert code == 2
+    assert "90d" in err
+
+
+def test_where_nothing_has_run_there_is_nothing_to_prune(data: Callable[..., Any], home: Path) -> None:
+    assert data("prune", "--older-than", "1d", "--yes")["runs"] == []
+    assert list(home.iterdir()) == []
+
+
+# --- tenants and top -----------------------------------------------------------------------------
+
+
+def test_tenants_shows_budgets_and_what_is_spent(guard: Guard, cli: Cli, data: Callable[..., Any]) -> None:
+    assert data("tenants") == []
+    guard.set_tenant_budget("acme", Budget(usd="10"), "day")
+    guard.set_tenant_budget("other", Budget(emails=3))
+    a_run(guard, tenant="acme")
+    assert data("tenants") == [
+        {"tenant": "acme", "per": "day", "budget": {"usd": "10"}, "spent": {"usd": "0.25", "steps": 1}},
+        {"tenant": "other", "per": None, "budget": {"emails": 3}, "spent": {}},
+    ]
+    code, out, _ = cli("tenants")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()][1][:3] == ["acme", "this", "day"]
+    assert "emails 3" in out
+    assert "nothing" in out
+
+
+def test_top_shows_live_runs_those_that_spent_most_first(
+    guard: Guard, cli: Cli, data: Callable[..., Any]
+) -> None:
+    a_run(guard, name="over")
+    with guard.run("little", tenant="acme"), guard.run("much", detached=True) as much:
+        pay(1)
+        much.pause("wait")
+        assert [run["name"] for run in data("top")] == ["much", "little"]
+        assert [run["name"] for run in data("top", "-n", "1")] == ["much"]
+        assert [run["name"] for run in data("top", "--tenant", "acme")] == ["little"]
+        code, out, _ = cli("top")
+        assert code == 0
+        assert [line.split()[1] for line in out.splitlines()] == ["name", "much", "little"]
+        assert "PAUSED" in out
+        much.resume()
+    code, out, _ = cli("top", "--once")
+    assert (code, out.strip()) == (0, "no run is live")
+    assert cli("top", "--tenant", "")[0] == 2
+
+
+def test_top_reads_a_log_on_from_where_it_was(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long run costs no more at each look than what it did since the last one."""
+    from agentguard.cli.watching import Folds
+
+    folds, asked = Folds(guard.parts.store), []
+    read = guard.parts.store.read
+    with guard.run("long") as run:
+        pay(1)
+        assert folds.summaries(None, 5)[0].steps == 1
+        monkeypatch.setattr(
+            guard.parts.store, "read", lambda run_id, after=0: asked.append(after) or read(run_id, after)
+        )
+        pay(2)
+        assert folds.summaries(None, 5)[0].steps == 2
+        assert asked == [4]
+        assert folds.summaries(None, 5)[0].run_id == run.id
+    assert folds.summaries(None, 5) == []
+
+
+def test_top_at_a_terminal_goes_on_until_it_is_interrupted(guard: Guard, home: Path) -> None:
+    with guard.run("watched"):
+        leader, follower = pty.openpty()
+        environment = os.environ | {"AGENTGUARD_HOME": str(home), "TERM": "xterm", "COLUMNS": "120"}
+        program = "import signal; from agentguard.cli import main; raise SystemExit(main())"
+        command = [sys.executable, "-c", program, "top", "--interval", "0.1"]
+        process = subprocess.Popen(command, env=environment, stdin=follower, stdout=follower, stderr=follower)
+        os.close(follower)
+        seen = b""
+        while seen.count(b"watched") < 2:  # the deadline is pytest's
+            seen += os.read(leader, 4096)
+        process.send_signal(2)
+        with suppress(OSError):
+            while os.read(leader, 4096):
+                pass
+        assert process.wait(20) == 0
+        os.close(leader)
+
+
+# --- approvals -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(guard: Guard, eventually: Callable[..., None]) -> Iterator[list[Any]]:
+    """A run with a step that waits for an approval; gives the list that its end is put into."""
+    ended: list[Any] = []
+
+    def work() -> None:
+        with guard.run("support", run_id="support-1"):
+            try:
+                ended.append(refund("A-1", amount=5))
+            except ApprovalDeniedError as error:
+                ended.append(error)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    eventually(guard.approvals)
+    yield ended
+    if not ended:
+        guard.deny("support-1", "main/refund#1")
+    worker.join(20)
+
+
+def test_approvals_says_what_waits_and_what_it_was_called_with(
+    waiting: list[Any], cli: Cli, data: Callable[..., Any]
+) -> None:
+    assert data("approvals") == [
+        {
+            "run_id": "support-1",
+            "key": "main/refund#1",
+            "name": "refund",
+            "arguments": [["A-1"], {"amount": 5}],
+        }
+    ]
+    code, out, _ = cli("approvals")
+    assert code == 0
+    assert out.splitlines()[1].split() == ["support-1", "main/refund#1", 'refund("A-1",', "amount=5)"]
+
+
+def test_approve_lets_the_step_run(
+    waiting: list[Any], data: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
+    assert data("approve", "support", "main/refund#1", "--reason", "fine", "--actor", "ann") == {
+        "run_id": "support-1",
+        "key": "main/refund#1",
+        "decision": "granted",
+    }
+    eventually(lambda: waiting)
+    assert waiting == ["refunded A-1"]
+    assert data("approvals") == []
+
+
+def test_deny_refuses_the_step_that_waits_alone(
+    waiting: list[Any], cli: Cli, eventually: Callable[..., None]
+) -> None:
+    code, out, _ = cli("deny", "support-1", "--reason", "no money", "--actor", "ann")
+    assert (code, out) == (0, "denied main/refund#1 of run support-1\n")
+    eventually(lambda: waiting)
+    assert (waiting[0].reason, waiting[0].actor) == ("no money", "ann")
+
+
+def test_a_decision_about_nothing_is_refused(guard: Guard, cli: Cli) -> None:
+    run_id = a_run(guard)
+    code, _, err = cli("approve", run_id)
+    assert (code, "0 steps" in err) == (2, True)
+    code, _, err = cli("deny", run_id, "main/refund#1")
+    assert (code, "waits for an approval" in err) == (1, True)
+    assert cli("approve", "control")[0] == 3
+    assert cli("approve", "nobody")[0] == 3
+
+
+@pytest.mark.parametrize("command", [["tenants"], ["top"], ["approvals"]])
+def test_looking_changes_nothing_on_the_disk(command: list[str], cli: Cli, home: Path) -> None:
+    assert cli(*command)[0] == 0
+    assert list(home.iterdir()) == []
+    with Guard.open(telemetry=False, ids=FakeIds()) as guard:
+        a_run(guard)
+    before = {file.name for file in home.iterdir()}
+    (home / "kill.page").unlink()
+    assert cli(*command)[0] == 0
+    assert {file.name for file in home.iterdir()} - {"agentguard.db-wal", "agentguard.db-shm"} <= before - {
+        "kill.page"
+    }
+
+
+def test_payloads_that_are_no_json_are_shown_in_base64(
+    guard: Guard, cli: Cli, data: Callable[..., Any]
+) -> None:
+    class Codec:
+        @staticmethod
+        def encode(value: bytes) -> bytes:
+            return value
+
+        decode = encode
+
+    with guard.run("binary") as run:
+        run.call("read", lambda: b"\xff\x00", codec=Codec)
+    assert data("show", run.id, "--payloads")["events"][-2]["payload"] == {"base64": "/wA="}
+    assert "/wA=" in cli("show", run.id, "--payloads")[1]
+
+
+def test_a_memory_store_cannot_be_operated_from_outside(cli: Cli) -> None:
+    assert MemoryEventStore.url == "memory://"
+    for command in (["top"], ["approvals"], ["tenants"], ["export", "--all"]):
+        assert cli(*command, "--store", "memory://")[0] == 2

@@ -1,0 +1,225 @@
+"""Erasing payloads and pruning runs: nothing of the data stays, and the log still verifies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from agentguard import (
+    AgentGuardError,
+    Guard,
+    InvalidStateTransitionError,
+    ReplayDivergenceError,
+    RunState,
+    guarded_step,
+)
+from agentguard.errors import RunNotFoundError
+from agentguard.testing import FakeClock, FakeIds
+
+NEEDLE = "a-needle-in-the-haystack"
+
+
+@guarded_step
+def look_up(name: str) -> str:
+    return f"{name} found"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def guard(request: pytest.FixtureRequest, clock: FakeClock, home: Path) -> Iterator[Guard]:
+    options = {"telemetry": False, "clock": clock, "ids": FakeIds()}
+    opened = Guard.in_memory(**options) if request.param == "memory" else Guard.open(**options)
+    with opened as guard:
+        yield guard
+
+
+def a_run(guard: Guard, name: str = "r") -> str:
+    with guard.run(name, inputs={"for": NEEDLE}) as run:
+        look_up(NEEDLE)
+        run.record("note", lambda: NEEDLE)
+    return run.id
+
+
+def test_an_erased_run_holds_no_payload_and_no_salt_and_still_verifies(guard: Guard) -> None:
+    run_id = a_run(guard)
+    other = a_run(guard)
+    before, anchor = guard.history(run_id), guard.summary(run_id).head
+    assert guard.erase(run_id, actor="ann") == 4
+    stored = list(guard.parts.store.read(run_id))
+    assert [event.payload for event in stored] == [None] * len(stored)
+    row = guard.parts.store.row(run_id)
+    assert row is not None
+    assert row.salt is None
+    after = guard.history(run_id)
+    assert [event.hash for event in after[:-1]] == [event.hash for event in before]
+    assert (after[-1].type, after[-1].data) == ("payload_erased", {"actor": "ann"})
+    assert guard.verify(run_id, anchors={run_id: anchor})
+    assert guard.summary(run_id) == guard.reconstruct(run_id)
+    assert guard.summary(run_id).state is RunState.COMPLETED
+    assert guard.verify()
+    assert sum(event.payload is not None for event in guard.parts.store.read(other)) == 4
+
+
+def test_an_erasure_is_on_record_in_the_control_log(guard: Guard) -> None:
+    run_id = a_run(guard)
+    guard.erase(run_id, actor="ann")
+    (record,) = guard.history("control")
+    assert record.type == "payload_erased"
+    assert record.data == {"run": run_id, "tenant": "default", "actor": "ann"}
+    assert guard.verify("control")
+
+
+def test_erasing_again_does_nothing(guard: Guard) -> None:
+    run_id = a_run(guard)
+    guard.erase(run_id)
+    events = guard.history(run_id)
+    assert guard.erase(run_id) == 0
+    assert guard.history(run_id) == events
+    assert len(guard.history("control")) == 1
+
+
+def test_a_live_run_cannot_be_erased(guard: Guard) -> None:
+    with guard.run("r") as run:
+        look_up(NEEDLE)
+        with pytest.raises(AgentGuardError, match=f"{run.id} is RUNNING") as caught:
+            guard.erase(run.id)
+        assert not isinstance(caught.value, InvalidStateTransitionError)
+    assert guard.erase(run.id) == 2
+    with pytest.raises(RunNotFoundError):
+        guard.erase("nobody")
+
+
+def test_rule_06_an_outcome_after_the_erasure_leaves_no_payload(guard: Guard) -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    def body(name: str) -> str:
+        started.set()
+        assert finish.wait(20)
+        return name
+
+    with guard.run("r") as run:
+        worker = threading.Thread(target=run.bind(lambda: run.call("slow", body, NEEDLE)))
+        worker.start()
+        assert started.wait(20)
+    assert guard.erase(run.id) == 1
+    finish.set()
+    worker.join()
+    assert [event.type for event in guard.history(run.id)][-2:] == ["payload_erased", "step_completed"]
+    assert all(event.payload is None for event in guard.parts.store.read(run.id))
+    assert guard.verify(run.id)
+
+
+def test_rule_21_erasure_has_the_effect_of_not_captured(guard: Guard) -> None:
+    run_id = a_run(guard)
+    guard.erase(run_id)
+    with pytest.raises(ReplayDivergenceError, match="erased") as caught, guard.replay(run_id):
+        look_up(NEEDLE)
+    assert caught.value.kind == "not_replayable"
+
+
+def test_payloads_dropped_behind_the_logs_back_are_a_fault(guard: Guard) -> None:
+    run_id = a_run(guard)
+    guard.parts.store.erase(run_id)
+    report = guard.verify(run_id)
+    assert not report
+    assert "no erasure is on record" in report.faults[0].problem
+
+
+def test_nothing_of_an_erased_payload_is_left_on_the_disk(home: Path) -> None:
+    with Guard.open(telemetry=False) as guard:
+        run_id = a_run(guard)
+        assert any(NEEDLE.encode() in file.read_bytes() for file in home.rglob("*") if file.is_file())
+        guard.erase(run_id)
+        for file in home.rglob("*"):
+            assert not file.is_file() or NEEDLE.encode() not in file.read_bytes(), file
+
+
+# --- pruning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "older_than",
+    [3600, 3600.0, timedelta(hours=1), datetime(2026, 1, 1, 4, tzinfo=UTC)],
+    ids=["int", "float", "timedelta", "datetime"],
+)
+def test_prune_drops_runs_that_ended_before_then_and_nothing_else(
+    guard: Guard, clock: FakeClock, older_than: object
+) -> None:
+    old = a_run(guard, "old")
+    clock.advance(timedelta(hours=4))
+    young = a_run(guard, "young")
+    clock.advance(timedelta(hours=1))
+    with guard.run("live") as live:
+        assert guard.prune(older_than) == [old]
+        assert [run.run_id for run in guard.runs()] == [live.id, young]
+        with pytest.raises(RunNotFoundError):
+            guard.history(old)
+    assert guard.verify()
+
+
+def test_a_long_run_is_judged_by_its_end(guard: Guard, clock: FakeClock) -> None:
+    with guard.run("long") as run:
+        clock.advance(7200)
+    assert guard.prune(3600) == []
+    clock.advance(3601)
+    assert guard.prune(3600) == [run.id]
+
+
+def test_pruned_runs_are_on_record_and_no_fault_against_their_anchors(guard: Guard) -> None:
+    anchors = {run_id: guard.summary(run_id).head for run_id in (a_run(guard), a_run(guard))}
+    first, second = anchors
+    guard.parts.clock.advance(1)  # type: ignore[attr-defined]
+    guard.prune(0, actor="ann")
+    (record,) = guard.history("control")
+    assert record.type == "payload_erased"
+    assert record.data["actor"] == "ann"
+    assert {run["run"]: (run["seq"], run["hash"]) for run in record.data["pruned"]} == anchors
+    assert guard.verify(anchors=anchors)
+    forged = {first: anchors[first]._replace(hash="0" * 64), second: (99, "0" * 64)}
+    assert [fault.run_id for fault in guard.verify(anchors=forged).faults] == [first, second]
+    lost = guard.verify(anchors={"nobody": (1, "0" * 64)})
+    assert "it is gone" in lost.faults[0].problem
+
+
+def test_pruning_nothing_records_nothing(guard: Guard) -> None:
+    a_run(guard)
+    assert guard.prune(3600) == []
+    assert guard.history("control") == []
+
+
+def test_more_runs_than_one_record_takes_are_all_on_record(
+    guard: Guard, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentguard.audit.erasure._BATCH", 2)
+    runs = {a_run(guard) for _ in range(5)}
+    clock.advance(1)
+    assert set(guard.prune(0)) == runs
+    records = guard.history("control")
+    assert [len(record.data["pruned"]) for record in records] == [2, 2, 1]
+    assert {run["run"] for record in records for run in record.data["pruned"]} == runs
+
+
+@pytest.mark.parametrize(
+    ("older_than", "error"),
+    [
+        (-1, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (timedelta(seconds=-1), ValueError),
+        (datetime(2026, 1, 1), ValueError),  # noqa: DTZ001 - that is the point
+        (True, TypeError),
+        ("1d", TypeError),
+        (None, TypeError),
+    ],
+)
+def test_an_age_that_is_none_is_refused(guard: Guard, older_than: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="older_than"):
+        guard.prune(older_than)

@@ -1,0 +1,353 @@
+"""A budget of 100 is 100, whoever asks: threads, tasks, processes, and all of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from agentguard import Budget, BudgetExceededError, Guard, RunState, RunStopped, Usage, guarded_step
+
+LIMIT = 100
+
+
+@pytest.fixture(params=["memory", "sqlite", "buffered"])
+def any_guard(request, home):
+    """A guard on each embedded store."""
+    if request.param == "memory":
+        guard = Guard.in_memory(telemetry=False)
+    elif request.param == "sqlite":
+        guard = Guard.open(telemetry=False)
+    else:
+        guard = Guard.open(durability="buffered", telemetry=False)
+    with guard:
+        yield guard
+
+
+def check_books(guard: Guard, run_id: str, *, ran: int) -> None:
+    """Log, fold, row and, where there is one, the shared account say the same."""
+    assert ran == LIMIT
+    summary = guard.summary(run_id)
+    assert summary.usage.steps == LIMIT
+    assert summary.usage.usd == Decimal(LIMIT) / 100
+    assert summary.steps == LIMIT
+    assert guard.reconstruct(run_id) == summary
+    account = guard.journal(run_id).fold.account
+    assert not any(account.reserved.values())
+    types = [event.type for event in guard.history(run_id)]
+    assert types.count("step_started") == types.count("step_completed") == LIMIT
+    assert types.count("step_refused") == 1
+    assert guard.verify(run_id)
+
+
+def test_64_threads(any_guard):
+    ran = []
+    step = guarded_step(usage=Usage(usd="0.01"))(lambda: ran.append(threading.get_ident()))
+    start = threading.Barrier(64)
+
+    def agent() -> None:
+        start.wait()
+        with suppress(RunStopped):
+            while True:
+                step()
+
+    with pytest.raises(BudgetExceededError), any_guard.run("r", budget=Budget(usd=1)) as run:
+        threads = [threading.Thread(target=run.bind(agent)) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    check_books(any_guard, run.id, ran=len(ran))
+
+
+def test_64_tasks(any_guard):
+    ran = []
+
+    @guarded_step(usage=Usage(usd="0.01"))
+    async def step(task: int) -> None:
+        ran.append(task)
+        await asyncio.sleep(0)
+
+    async def agent(task: int) -> None:
+        with suppress(RunStopped):
+            while True:
+                await step(task)
+
+    async def main() -> None:
+        await asyncio.gather(*(agent(task) for task in range(64)))
+
+    with pytest.raises(BudgetExceededError), any_guard.run("r", budget=Budget(usd=1)) as run:
+        asyncio.run(main())
+    # A body that was admitted and then cancelled by the refusal of another counts as much as any.
+    types = [event.type for event in any_guard.history(run.id)]
+    assert len(ran) == types.count("step_started") == LIMIT
+    assert any_guard.summary(run.id).usage == Usage(usd=1) + Usage.from_amounts({"steps": LIMIT})
+    assert any_guard.reconstruct(run.id) == any_guard.summary(run.id)
+    assert any_guard.verify(run.id)
+
+
+def test_threads_and_tasks_and_nested_runs_at_once(any_guard):
+    ran = []
+    step = guarded_step(usage=Usage(usd="0.01"))(lambda: ran.append(1))
+
+    @guarded_step(usage=Usage(usd="0.01"))
+    async def async_step() -> None:
+        ran.append(1)
+        await asyncio.sleep(0)
+
+    start = threading.Barrier(12)
+
+    def in_thread() -> None:
+        start.wait()
+        with suppress(RunStopped):
+            while True:
+                step()
+
+    def in_nested_run() -> None:
+        with suppress(RunStopped), any_guard.run("inner"):
+            start.wait()
+            while True:
+                step()
+
+    def in_tasks() -> None:
+        async def agent() -> None:
+            with suppress(RunStopped):
+                while True:
+                    await async_step()
+
+        async def main() -> None:
+            await asyncio.gather(*(agent() for _ in range(8)))
+
+        start.wait()
+        asyncio.run(main())
+
+    with pytest.raises(BudgetExceededError), any_guard.run("r", budget=Budget(usd=1)) as run:
+        agents = [in_thread] * 6 + [in_nested_run] * 4 + [in_tasks] * 2
+        threads = [threading.Thread(target=run.bind(agent)) for agent in agents]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert len(ran) == LIMIT
+    account = any_guard.parts.store.accounts([f"run:{run.id}"])[f"run:{run.id}"]
+    assert account.spent["nano_usd"] == 10**9
+    assert not any(account.reserved.values())
+    for row in any_guard.runs():
+        assert any_guard.reconstruct(row.run_id) == row
+    assert any_guard.verify()
+
+
+WORKER = """
+import os, sys, threading
+from contextlib import suppress
+from agentguard import Guard, RunStopped, Usage, guarded_step
+
+run_id, marks = sys.argv[1:]
+file = os.open(marks, os.O_WRONLY | os.O_APPEND)
+
+@guarded_step(usage=Usage(usd="0.01"))
+def step():
+    os.write(file, b"%d\\n" % os.getpid())
+
+ran = []
+def agent(name):
+    mine = 0
+    with suppress(RunStopped), guard.attach(run_id, branch=name):
+        while True:
+            step()
+            mine += 1
+    ran.append(mine)
+
+with Guard.open(telemetry=False) as guard:
+    guard.summary(run_id)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    threads = [threading.Thread(target=agent, args=(f"{os.getpid()}.{n}",)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == 16, ran
+    print(sum(ran), flush=True)
+"""
+
+
+def test_4_processes_of_16_threads(sqlite_guard, tmp_path):
+    """Through `attach` on one SQLite run: exactly 100 bodies ran, and nobody starved."""
+    marks = tmp_path / "marks"
+    marks.touch()
+    with pytest.raises(BudgetExceededError), sqlite_guard.run("r", budget=Budget(usd=1)) as run:
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, run.id, str(marks)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(4)
+        ]
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        finished = [int(worker.communicate(timeout=120)[0]) for worker in workers]
+        assert [worker.returncode for worker in workers] == [0] * 4
+    bodies = marks.read_text().split()
+    assert len(bodies) == LIMIT
+    assert sum(finished) == LIMIT
+    assert run.state is RunState.FAILED
+    check_books(sqlite_guard, run.id, ran=len(bodies))
+
+
+TENANT_WORKER = """
+import json, os, sys
+from contextlib import suppress
+from agentguard import Guard, RunStopped, Usage, guarded_step
+
+@guarded_step(usage=Usage(usd="0.01"))
+def step(): pass
+
+done = 0
+with Guard.open(telemetry=False) as guard:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with suppress(RunStopped), guard.run("r", tenant="acme"):
+        while True:
+            step()
+            done += 1
+print(done, flush=True)
+"""
+
+
+def test_a_tenants_budget_over_processes(sqlite_guard):
+    """Runs of their own in several processes share one account."""
+    sqlite_guard.set_tenant_budget("acme", Budget(usd=1))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TENANT_WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    done = [int(worker.communicate(timeout=120)[0]) for worker in workers]
+    assert sum(done) == LIMIT
+    account = sqlite_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
+    assert account.spent == {"nano_usd": 10**9, "steps": LIMIT}
+    assert not any(account.reserved.values())
+    assert sqlite_guard.verify()
+
+
+ATTACHED = """
+import json, sys
+from agentguard import BudgetExceededError, Guard, KillSwitchTriggeredError, RunStopped, current_run, guarded_step
+
+run_id, how = sys.argv[1:]
+
+@guarded_step
+def step(): return "ran"
+
+with Guard.open(telemetry=False) as guard:
+    said = {}
+    try:
+        with guard.attach(run_id, branch="other") as run:
+            said["first"] = step()
+            said["inputs"] = run.inputs
+            said["name"] = run.name
+            if how == "fails":
+                raise ZeroDivisionError
+            if how == "kills":
+                run.kill("by the other process", actor="other")
+                step()
+            if how == "spends":
+                while True:
+                    step()
+    except (RunStopped, ZeroDivisionError) as error:
+        said["error"] = type(error).__name__
+    said["stop"] = type(run.stop).__name__
+    said["state"] = str(run.state)
+print(json.dumps(said))
+"""
+
+
+def attach_elsewhere(run_id: str, how: str) -> dict:
+    """What a second process that joins the run has to say."""
+    ran = subprocess.run(
+        [sys.executable, "-c", ATTACHED, run_id, how], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_rule_07_attach_from_a_second_process_detaches(sqlite_guard):
+    with sqlite_guard.run("r", inputs={"q": 1}, budget=Budget(steps=9)) as run:
+        said = attach_elsewhere(run.id, "leaves")
+        assert said == {
+            "first": "ran",
+            "inputs": {"q": 1},
+            "name": "r",
+            "stop": "NoneType",
+            "state": "RUNNING",
+        }
+        assert run.call("f", lambda: "here") == "here"
+        assert run.spent.steps == 2
+    assert run.state is RunState.COMPLETED
+    keys = [e.key for e in sqlite_guard.history(run.id) if e.type == "step_started"]
+    assert keys == ["main/other/step#1", "main/f#1"]
+
+
+def test_rule_07_an_error_in_a_second_process_does_not_end_the_run(sqlite_guard):
+    with sqlite_guard.run("r") as run:
+        assert attach_elsewhere(run.id, "fails")["error"] == "ZeroDivisionError"
+    assert run.state is RunState.COMPLETED
+
+
+def test_rule_07_a_stop_in_a_second_process_is_the_runs(sqlite_guard):
+    with pytest.raises(BudgetExceededError) as raised, sqlite_guard.run("r", budget=Budget(steps=3)) as run:
+        assert attach_elsewhere(run.id, "spends") == {
+            "first": "ran",
+            "inputs": None,
+            "name": "r",
+            "error": "BudgetExceededError",
+            "stop": "BudgetExceededError",
+            "state": "FAILED",
+        }
+        with pytest.raises(BudgetExceededError):
+            run.call("f", pytest.fail, "ran")
+    assert (raised.value.resource, raised.value.limit, raised.value.run_id) == ("steps", 3, run.id)
+    assert raised.value is run.stop
+
+
+def test_rule_07_a_stop_in_a_second_process_is_found_at_the_exit(sqlite_guard):
+    """Also where the owner calls no further step."""
+    with pytest.raises(BudgetExceededError), sqlite_guard.run("r", budget=Budget(steps=3)) as run:
+        attach_elsewhere(run.id, "spends")
+    assert run.state is RunState.FAILED
+
+
+def test_rule_11_a_kill_by_a_second_process(sqlite_guard):
+    from agentguard import KillSwitchTriggeredError
+
+    with pytest.raises(KillSwitchTriggeredError) as raised, sqlite_guard.run("r") as run:
+        said = attach_elsewhere(run.id, "kills")
+        assert (said["error"], said["state"]) == ("KillSwitchTriggeredError", "KILLED")
+        run.call("f", pytest.fail, "ran")
+    assert (raised.value.reason, raised.value.actor) == ("by the other process", "other")
+    assert os.getpid() not in (0, 1)
+    assert Path(sqlite_guard.parts.store.path).exists()

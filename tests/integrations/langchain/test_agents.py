@@ -1,0 +1,248 @@
+"""Agents of `create_agent` and graphs: three calls and no more, whatever is around the guard."""
+
+import asyncio
+import contextlib
+import operator
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
+
+import pytest
+
+pytest.importorskip("langchain")
+
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
+from langchain.agents import create_agent
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import RetryPolicy, Send
+
+from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError, Run, RunState
+
+HI = {"messages": [("user", "hi")]}
+GUARDS = pytest.mark.parametrize("guarded_by", ["handler", "middleware", "both"])
+BESIDE = pytest.mark.parametrize("beside", ["alone", "inline", "not inline"])
+MODES = pytest.mark.parametrize("mode", ["sync", "async"])
+
+
+class Setup:
+    """The guard as handler, as middleware or as both, beside somebody else's handlers."""
+
+    def __init__(self, guarded_by: str, beside: list[Any], **options: Any) -> None:
+        self.middleware = [] if guarded_by == "handler" else [GuardMiddleware(**options)]
+        handlers = [] if guarded_by == "middleware" else [GuardCallbackHandler()]
+        self.config: Any = {"callbacks": [*handlers, *beside], "recursion_limit": 100}
+
+
+@pytest.fixture
+def setup(guarded_by: str, others: Any) -> Setup:
+    return Setup(guarded_by, others)
+
+
+def drive(mode: str, graph: Any, state: Any, config: Any, tries: int = 20) -> None:
+    """As a program that survives everything."""
+
+    async def driven() -> None:
+        for _ in range(tries):
+            with contextlib.suppress(Exception):
+                await graph.ainvoke(state, config)
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    if mode == "async":
+        return asyncio.run(driven())
+    for _ in range(tries):
+        with contextlib.suppress(Exception):
+            graph.invoke(state, config)
+    return None
+
+
+def check_failed(guard: Guard, run: Run) -> None:
+    termination = guard.summary(run.id).termination
+    assert termination is not None
+    assert termination["type"] == "BudgetExceededError"
+    assert run.state is RunState.FAILED
+    assert run.journal.fold.open == {}
+    assert guard.verify(run.id)
+
+
+def looping(conftest: Any, tools: int) -> Callable[..., Any]:
+    """A script that asks for tools for ever."""
+    answer, wants = conftest
+
+    def script(number: int, messages: Any) -> Any:
+        calls = [wants("search", f"c{number}.{i}", query=f"q{number}.{i}") for i in range(tools)]
+        return answer("thinking", *calls)
+
+    return script
+
+
+@MODES
+@GUARDS
+@BESIDE
+@pytest.mark.parametrize("tools", [1, 3], ids=["one tool", "parallel tools"])
+def test_an_agent_makes_three_model_calls(
+    guard: Guard, model: Any, search: Any, says: Any, setup: Setup, mode: str, tools: int
+) -> None:
+    model.script = looping(says, tools)
+    agent = create_agent(model, [search[0]], middleware=setup.middleware)
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("agent", budget=Budget(calls={"kind:llm": 3})) as run,
+    ):
+        drive(mode, agent, HI, setup.config)
+    assert len(model.seen) == 3
+    assert len(search[1]) == 3 * tools
+    check_failed(guard, run)
+
+
+@MODES
+@GUARDS
+@BESIDE
+def test_an_agent_makes_three_tool_calls(
+    guard: Guard, model: Any, search: Any, says: Any, setup: Setup, mode: str
+) -> None:
+    model.script = looping(says, 1)
+    agent = create_agent(model, [search[0]], middleware=setup.middleware)
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("agent", budget=Budget(calls={"search": 3})) as run,
+    ):
+        drive(mode, agent, HI, setup.config)
+    assert len(search[1]) == 3
+    check_failed(guard, run)
+
+
+@MODES
+@GUARDS
+@BESIDE
+def test_twenty_parallel_tool_calls_are_three(
+    guard: Guard, model: Any, search: Any, says: Any, setup: Setup, mode: str
+) -> None:
+    model.script = looping(says, 20)
+    agent = create_agent(model, [search[0]], middleware=setup.middleware)
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("agent", budget=Budget(calls={"search": 3})) as run,
+    ):
+        drive(mode, agent, HI, setup.config)
+    assert len(search[1]) == 3
+    check_failed(guard, run)
+
+
+@MODES
+@GUARDS
+@BESIDE
+def test_a_kill_at_the_second_model_call_ends_the_agent(
+    guard: Guard, model: Any, search: Any, says: Any, setup: Setup, mode: str
+) -> None:
+    model.script = looping(says, 2)
+    agent = create_agent(model, [search[0]], middleware=setup.middleware)
+    with pytest.raises(KillSwitchTriggeredError, match="enough"), guard.run("agent") as run:
+        model.during = lambda number: number == 2 and run.kill("enough")
+        drive(mode, agent, HI, setup.config)
+    assert len(model.seen) == 2
+    assert run.state is RunState.KILLED
+    assert run.journal.fold.open == {}
+
+
+@MODES
+@GUARDS
+def test_a_sub_agent_in_a_tool_shares_the_budget(
+    guard: Guard, scripted: Any, search: Any, says: Any, mode: str, guarded_by: str
+) -> None:
+    setup = Setup(guarded_by, [])
+    inner = scripted(seen=[], settings=[], script=looping(says, 1))
+    answer, wants = says
+    outer = scripted(
+        seen=[], settings=[], script=lambda n, m: answer("go", wants("ask", f"t{n}", topic="x"))
+    )
+    helper = create_agent(inner, [search[0]], middleware=setup.middleware, name="helper")
+
+    if mode == "async":
+
+        @tool
+        async def ask(topic: str) -> str:
+            """Ask the helper."""
+            return str((await helper.ainvoke({"messages": [("user", topic)]}))["messages"][-1].content)
+
+    else:
+
+        @tool
+        def ask(topic: str) -> str:
+            """Ask the helper."""
+            return str(helper.invoke({"messages": [("user", topic)]})["messages"][-1].content)
+
+    agent = create_agent(outer, [ask], middleware=Setup(guarded_by, []).middleware)
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("agent", budget=Budget(calls={"kind:llm": 3})) as run,
+    ):
+        drive(mode, agent, HI, setup.config)
+    assert len(inner.seen) + len(outer.seen) == 3
+    check_failed(guard, run)
+
+
+class State(TypedDict):
+    done: Annotated[list[int], operator.add]
+
+
+def fan_out(node: Any, anode: Any, width: int, **options: Any) -> StateGraph[Any]:
+    from langgraph._internal._runnable import RunnableCallable
+
+    graph = StateGraph(State)
+    graph.add_node("worker", RunnableCallable(node, anode, name="worker", trace=False), **options)
+    graph.add_conditional_edges(START, lambda state: [Send("worker", {"n": n}) for n in range(width)])
+    return graph
+
+
+@MODES
+@BESIDE
+@pytest.mark.parametrize("saved", [False, True], ids=["", "checkpointer"])
+@pytest.mark.parametrize("retried", [False, True], ids=["", "RetryPolicy"])
+@pytest.mark.parametrize("guarded_by", ["handler"])
+def test_a_graph_that_fans_out_makes_three_model_calls(
+    guard: Guard, model: Any, setup: Setup, mode: str, saved: bool, retried: bool
+) -> None:
+    def node(state: Any) -> Any:
+        return {"done": [len(model.invoke(f"try {state['n']}").content)]}
+
+    async def anode(state: Any) -> Any:
+        return {"done": [len((await model.ainvoke(f"try {state['n']}")).content)]}
+
+    policy = RetryPolicy(max_attempts=5, initial_interval=0.001, jitter=False, retry_on=Exception)
+    graph = fan_out(node, anode, 20, **({"retry_policy": policy} if retried else {}))
+    compiled = graph.compile(checkpointer=InMemorySaver() if saved else None)
+    config = {**setup.config, "configurable": {"thread_id": "t"}}
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("graph", budget=Budget(calls={"kind:llm": 3})) as run,
+    ):
+        drive(mode, compiled, {"done": []}, config)
+    assert len(model.seen) == 3
+    check_failed(guard, run)
+
+
+@MODES
+@GUARDS
+def test_a_graph_of_agents_makes_three_model_calls(
+    guard: Guard, model: Any, search: Any, says: Any, mode: str, guarded_by: str
+) -> None:
+    setup = Setup(guarded_by, [])
+    model.script = looping(says, 1)
+    agent = create_agent(model, [search[0]], middleware=setup.middleware)
+
+    def node(state: Any) -> Any:
+        return {"done": [len(agent.invoke(HI)["messages"])]}
+
+    async def anode(state: Any) -> Any:
+        return {"done": [len((await agent.ainvoke(HI))["messages"])]}
+
+    compiled = fan_out(node, anode, 20).compile()
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("graph", budget=Budget(calls={"kind:llm": 3})) as run,
+    ):
+        drive(mode, compiled, {"done": []}, setup.config)
+    assert len(model.seen) == 3
+    check_failed(guard, run)

@@ -1,0 +1,473 @@
+"""SEMANTICS rule 2: which levels a step is charged to, and which one a stop belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from decimal import Decimal
+
+import pytest
+
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    Guard,
+    KillSwitchTriggeredError,
+    RunState,
+    RunStopped,
+    Usage,
+    guarded_step,
+)
+from agentguard._clock import Clock
+from agentguard.budget.tenant import account_id
+
+
+@guarded_step(usage=Usage(usd="0.25"))
+def pay() -> None:
+    pass
+
+
+@guarded_step(reserve=Usage(usd="0.25"), usage=lambda _: Usage(usd=2))
+def overrun() -> str:
+    return "done"
+
+
+def spent(guard: Guard, account: str) -> Decimal:
+    """What an account of the shared ledger has spent, nothing being reserved any more."""
+    found = guard.parts.store.accounts([account])[account]
+    assert not any(found.reserved.values())
+    return Usage.from_amounts(found.spent).usd
+
+
+# --- scopes ----------------------------------------------------------------------------------------
+
+
+def test_rule_02_a_step_is_charged_to_its_whole_scope_chain(guard):
+    with guard.run("r", budget=Budget(usd=9)) as run:
+        with run.scope("a", Budget(usd=5)) as a:
+            pay()
+            with run.scope("b", Budget(usd=3)) as b:
+                pay()
+                assert (b.spent.usd, a.spent.usd, run.spent.usd) == (
+                    Decimal("0.25"),
+                    Decimal("0.5"),
+                    Decimal("0.5"),
+                )
+                assert (b.remaining.usd, a.remaining.usd) == (Decimal("2.75"), Decimal("4.5"))
+        pay()
+    assert run.spent.usd == Decimal("0.75")
+    assert (b.path, a.path) == ("a/b", "a")
+
+
+@pytest.mark.parametrize("form", ["with", "async with"])
+def test_rule_02_a_scopes_stop_is_raised_at_its_exit(guard, form):
+    def inside() -> None:
+        for _ in range(9):
+            with suppress(Exception):
+                pay()
+
+    with guard.run("r", budget=Budget(usd=9)) as run:
+        scope = run.scope("s", Budget(usd=1))
+        with pytest.raises(BudgetExceededError) as raised:
+            if form == "with":
+                with scope:
+                    inside()
+            else:
+
+                async def main() -> None:
+                    async with scope:
+                        inside()
+
+                asyncio.run(main())
+        assert raised.value is scope.stop
+        assert raised.value.scope == "s"
+        pay()
+    assert run.state is RunState.COMPLETED
+    assert run.spent.usd == Decimal("1.25")
+
+
+def test_rule_02_the_refusing_level_is_the_one_that_stops(guard):
+    """The inner scope has room; the outer one has not: the stop is the outer scope's."""
+    with guard.run("r") as run:
+        with pytest.raises(BudgetExceededError) as raised, run.scope("outer", Budget(usd="0.5")) as outer:
+            with suppress(BudgetExceededError), run.scope("inner", Budget(usd=5)) as inner:
+                pay()
+                pay()
+                pay()
+            assert inner.stop is None
+            with pytest.raises(BudgetExceededError):
+                pay()
+        assert raised.value.scope == "outer"
+        assert raised.value is outer.stop
+        pay()
+    assert run.state is RunState.COMPLETED
+
+
+def test_rule_02_the_inner_scope_stops_and_the_outer_goes_on(guard):
+    with guard.run("r") as run, run.scope("outer", Budget(usd=5)):
+        with pytest.raises(BudgetExceededError) as raised, run.scope("inner", Budget(usd="0.25")):
+            pay()
+            pay()
+        assert raised.value.scope == "outer/inner"
+        pay()
+    assert run.spent.usd == Decimal("0.5")
+
+
+def test_rule_02_a_stop_sticks_in_the_scopes_children_too(guard):
+    with guard.run("r") as run:
+        with suppress(BudgetExceededError), run.scope("s", Budget(usd="0.25")) as scope:
+            pay()
+            with suppress(BudgetExceededError):
+                pay()
+            with pytest.raises(BudgetExceededError) as raised, run.scope("child", Budget(usd=9)):
+                pytest.fail("entered")
+            assert raised.value is scope.stop
+
+
+def test_rule_02_the_runs_refusal_inside_a_scope_stops_the_run(guard):
+    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd="0.5")) as run:
+        with suppress(BudgetExceededError), run.scope("s", Budget(usd=5)):
+            for _ in range(5):
+                pay()
+        with pytest.raises(BudgetExceededError):
+            pay()
+    assert raised.value.scope == "run"
+    assert run.state is RunState.FAILED
+
+
+def test_rule_02_a_refusal_reserves_at_no_level(guard):
+    with guard.run("r", budget=Budget(usd=9)) as run:
+        with suppress(BudgetExceededError), run.scope("a", Budget(usd=9)) as a:
+            with run.scope("b", Budget(usd="0.2")):
+                pay()
+        assert run.remaining.usd == a.remaining.usd == 9
+
+
+def test_rule_02_a_scopes_excess_stops_the_scope(guard):
+    with guard.run("r", budget=Budget(usd=9)) as run:
+        with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(usd=1)):
+            assert overrun() == "done"
+        assert raised.value.scope == "s"
+        pay()
+    assert run.state is RunState.COMPLETED
+
+
+def test_rule_02_scopes_of_one_name_have_budgets_of_their_own(guard):
+    with guard.run("r") as run:
+        for _ in range(3):
+            with run.scope("s", Budget(usd="0.25")):
+                pay()
+    keys = [e.key for e in guard.history(run.id) if e.type == "scope_opened"]
+    assert keys == ["main/s#1", "main/s#2", "main/s#3"]
+
+
+def test_rule_02_a_scope_is_entered_once(guard):
+    """Entering it again would give it a fresh budget."""
+    with guard.run("r") as run:
+        scope = run.scope("s", Budget(steps=1))
+        with scope:
+            pay()
+        with pytest.raises(RuntimeError, match="entered before"), scope:
+            pay()
+
+
+def test_rule_02_a_scope_has_seconds_of_its_own(guard):
+    with guard.run("r") as run:
+        with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(seconds=0)):
+            pay()
+        assert (raised.value.resource, raised.value.scope) == ("seconds", "s")
+        pay()
+
+
+def test_rule_02_calls_and_repeats_of_a_scope(guard):
+    with guard.run("r") as run:
+        for _ in range(3):
+            with run.scope("s", Budget(calls={"pay": 1})):
+                pay()
+        with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(repeats=3)):
+            for _ in range(5):
+                pay()
+        assert raised.value.resource == "repeats"
+        with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(calls={"pay": 1})):
+            pay()
+            pay()
+        assert raised.value.scope == "s"
+
+
+# --- nested runs -----------------------------------------------------------------------------------
+
+
+def test_rule_02_a_nested_run_is_a_child(guard):
+    with guard.run("outer", tenant="acme") as outer, guard.run("inner") as inner:
+        pay()
+    assert guard.summary(inner.id).parent_id == outer.id
+    assert inner.tenant == "acme"
+    opened = [e for e in guard.history(outer.id) if e.type == "scope_opened"]
+    assert (opened[0].key, opened[0].data["run"]) == ("main/inner#1", inner.id)
+
+
+def test_rule_02_a_nested_runs_id_derives_from_the_parents_key(guard):
+    ids = []
+    for _ in range(2):
+        with Guard.in_memory(telemetry=False) as fresh, fresh.run("outer", run_id="fixed"):
+            for _ in range(2):
+                with fresh.run("inner") as inner:
+                    ids.append(inner.id)
+    assert ids[:2] == ids[2:]
+    assert ids[0] != ids[1]
+
+
+def test_rule_02_a_nested_run_counts_at_every_level_above(guard):
+    with guard.run("outer", budget=Budget(usd=9)) as outer:
+        with outer.scope("s", Budget(usd=5)) as scope:
+            pay()
+            with guard.run("middle") as middle:
+                pay()
+                with guard.run("inner") as inner:
+                    pay()
+                    assert outer.spent.usd == Decimal("0.75")
+                    assert outer.remaining.usd == Decimal("8.25")
+        assert scope.spent.usd == Decimal("0.75")
+        pay()
+    assert [run.spent.usd for run in (inner, middle, outer)] == [
+        Decimal(text) for text in ("0.25", "0.5", "1")
+    ]
+    for run in (inner, middle, outer):
+        assert guard.reconstruct(run.id) == guard.summary(run.id)
+    assert spent(guard, f"run:{outer.id}") == 1
+    assert spent(guard, f"run:{outer.id}/main/s#1") == Decimal("0.75")
+    assert spent(guard, f"run:{middle.id}") == Decimal("0.5")
+
+
+def test_rule_02_an_outer_limit_stops_both_runs(guard):
+    with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(usd=1)) as outer:
+        pay()
+        with suppress(BudgetExceededError), guard.run("inner", budget=Budget(usd=9)) as inner:
+            for _ in range(9):
+                pay()
+        pytest.fail("went on") if outer.stop is None else None
+    assert raised.value is outer.stop
+    assert raised.value.scope == f"run:{outer.id}"
+    assert inner.state is RunState.FAILED
+    assert outer.state is RunState.FAILED
+    assert outer.spent.usd == 1
+
+
+def test_rule_02_an_outer_scopes_limit_stops_the_inner_run_and_the_scope(guard):
+    with guard.run("outer") as outer:
+        with pytest.raises(BudgetExceededError) as raised, outer.scope("s", Budget(usd="0.5")):
+            with guard.run("inner") as inner:
+                for _ in range(9):
+                    pay()
+        assert raised.value.scope == f"run:{outer.id}/s"
+        pay()
+    assert inner.state is RunState.FAILED
+    assert outer.state is RunState.COMPLETED
+    assert outer.spent.usd == Decimal("0.75")
+
+
+def test_rule_02_an_inner_limit_stops_the_inner_run_alone(guard):
+    with guard.run("outer", budget=Budget(usd=9)) as outer:
+        with pytest.raises(BudgetExceededError) as raised, guard.run("inner", budget=Budget(usd="0.25")) as inner:
+            pay()
+            pay()
+        assert (raised.value.scope, raised.value.run_id) == ("run", inner.id)
+        pay()
+    assert inner.state is RunState.FAILED
+    assert outer.state is RunState.COMPLETED
+
+
+def test_rule_02_an_inner_excess_passes_the_outer_limit(guard):
+    with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(usd=1)) as outer:
+        with suppress(BudgetExceededError), guard.run("inner") as inner:
+            assert overrun() == "done"
+            pay()
+        pay()
+    assert raised.value.scope == f"run:{outer.id}"
+    assert inner.state is RunState.FAILED
+    assert outer.spent.usd == 2
+
+
+def test_rule_02_runs_inside_stop_with_the_run_around(guard):
+    with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
+        with suppress(RunStopped), guard.run("inner") as inner:
+            outer.kill("both")
+            pay()
+    assert inner.state is RunState.KILLED
+    assert outer.state is RunState.KILLED
+    assert inner.spent == Usage()
+
+
+def test_rule_02_a_body_of_a_nested_run_is_cancelled_with_the_outer_one(guard):
+    @guarded_step
+    async def stuck(entered):
+        entered.set()
+        await asyncio.Event().wait()
+
+    async def child(entered):
+        async with guard.run("inner"):
+            await stuck(entered)
+
+    async def main(outer):
+        entered = asyncio.Event()
+        task = asyncio.create_task(child(entered))
+        await entered.wait()
+        outer.kill("both")
+        await task
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
+        asyncio.run(main(outer))
+    assert {row.name: row.state for row in guard.runs()} == {
+        "outer": RunState.KILLED,
+        "inner": RunState.KILLED,
+    }
+
+
+def test_rule_02_detached_opts_out(guard):
+    with guard.run("outer", budget=Budget(usd="0.25"), tenant="acme") as outer:
+        with guard.run("inner", detached=True) as inner:
+            pay()
+            pay()
+        pay()
+    assert outer.spent.usd == Decimal("0.25")
+    assert guard.summary(inner.id).parent_id is None
+    assert inner.tenant == "default"
+
+
+def test_rule_02_a_detached_run_is_not_stopped_with_the_other(guard):
+    with suppress(RunStopped), guard.run("outer") as outer:
+        with guard.run("inner", detached=True) as inner:
+            outer.kill("outer alone")
+            pay()
+    assert inner.state is RunState.COMPLETED
+    assert outer.state is RunState.KILLED
+
+
+def test_rule_02_another_guards_run_cannot_be_nested(guard):
+    with Guard.in_memory(telemetry=False) as other, guard.run("outer"):
+        with pytest.raises(ValueError, match="detached=True"):
+            other.run("inner")
+        with other.run("inner", detached=True):
+            pay()
+
+
+def test_rule_02_many_nested_runs_at_once_share_the_outer_limit(guard):
+    """64 children in threads: the outer run never passes its limit."""
+    ran = []
+    step = guarded_step(usage=Usage(usd="0.1"))(lambda: ran.append(1))
+
+    def child() -> None:
+        with suppress(RunStopped), guard.run("child"):
+            for _ in range(5):
+                step()
+
+    with suppress(RunStopped), guard.run("outer", budget=Budget(usd=5)) as outer:
+        threads = [threading.Thread(target=outer.bind(child)) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert len(ran) == 50
+    assert outer.spent.usd == 5
+    assert spent(guard, f"run:{outer.id}") == 5
+    assert guard.verify()
+
+
+def test_rule_02_the_outer_deadline_stops_the_inner_run(guard):
+    with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(seconds=0)) as outer:
+        with guard.run("inner"):
+            pay()
+    assert raised.value.resource == "seconds"
+    assert outer.state is RunState.FAILED
+
+
+def test_rule_02_a_nested_run_of_a_killed_tenant_is_refused_and_the_outer_goes_on(guard):
+    guard.kill(tenant="bad", reason="no more")
+    with guard.run("outer", tenant="good") as outer:
+        with pytest.raises(KillSwitchTriggeredError), guard.run("inner", tenant="bad"):
+            pytest.fail("entered")
+        pay()
+    assert outer.state is RunState.COMPLETED
+    assert [e.type for e in guard.history(outer.id)].count("scope_closed") == 1
+
+
+# --- tenants ---------------------------------------------------------------------------------------
+
+
+def test_rule_02_a_tenants_limit_is_shared_by_its_runs(guard):
+    guard.set_tenant_budget("acme", Budget(usd=1))
+    with guard.run("first", tenant="acme"):
+        for _ in range(3):
+            pay()
+    with pytest.raises(BudgetExceededError) as raised, guard.run("second", tenant="acme") as second:
+        for _ in range(3):
+            pay()
+    assert (raised.value.scope, raised.value.spent) == ("tenant:acme", 1)
+    assert second.state is RunState.FAILED
+    with guard.run("other", tenant="globex"):
+        for _ in range(6):
+            pay()
+    assert spent(guard, "tenant:acme") == 1
+
+
+def test_rule_02_a_tenants_refusal_stops_the_run_also_inside_a_scope(guard):
+    guard.set_tenant_budget("acme", Budget(usd="0.25"))
+    with pytest.raises(BudgetExceededError) as raised, guard.run("r", tenant="acme") as run:
+        with suppress(BudgetExceededError), run.scope("s", Budget(usd=9)):
+            pay()
+            pay()
+    assert raised.value.scope == "tenant:acme"
+    assert raised.value is run.stop
+
+
+def test_rule_02_a_tenants_limit_set_while_a_run_is_live(guard):
+    with pytest.raises(BudgetExceededError), guard.run("r", tenant="acme") as run:
+        pay()
+        guard.set_tenant_budget("acme", Budget(usd="0.5"))
+        for _ in range(9):
+            pay()
+    assert run.spent.usd == Decimal("0.75")  # what was spent before the limit is not held against it
+
+
+def test_rule_02_tenant_windows_are_utc_by_the_guards_clock():
+    day = 86_400 * 10**9
+    now = [20_000 * day + day - 1]  # a moment before midnight
+    with Guard.in_memory(telemetry=False, clock=Clock(wall=lambda: now[0])) as guard:
+        guard.set_tenant_budget("acme", Budget(usd="0.25"), per="day")
+        with guard.run("late", tenant="acme"):
+            pay()
+        first = account_id("acme", "day", now[0])
+        now[0] += 1
+        with guard.run("early", tenant="acme"):
+            pay()
+        second = account_id("acme", "day", now[0])
+        assert first != second
+        assert spent(guard, first) == spent(guard, second) == Decimal("0.25")
+        with suppress(BudgetExceededError), guard.run("again", tenant="acme") as again:
+            pay()
+        assert again.stop.scope == "tenant:acme"
+
+
+def test_rule_02_settlement_goes_to_the_window_of_the_reservation():
+    day = 86_400 * 10**9
+    now = [20_000 * day + day - 1]
+
+    @guarded_step(reserve=Usage(usd="0.25"), usage=lambda _: Usage(usd="0.5"))
+    def over_midnight() -> None:
+        now[0] += 1
+
+    with Guard.in_memory(telemetry=False, clock=Clock(wall=lambda: now[0])) as guard:
+        guard.set_tenant_budget("acme", Budget(usd=5), per="day")
+        before = account_id("acme", "day", now[0])
+        with guard.run("r", tenant="acme"):
+            over_midnight()
+        assert spent(guard, before) == Decimal("0.5")
+
+
+def test_rule_02_a_tenants_warning(guard):
+    guard.set_tenant_budget("acme", Budget(usd=1))
+    with guard.run("r", tenant="acme") as run:
+        for _ in range(4):
+            pay()
+    assert [(w["path"], w["resource"]) for w in run.warnings] == [("tenant:acme", "usd")]

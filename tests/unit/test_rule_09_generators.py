@@ -1,0 +1,462 @@
+"""SEMANTICS rule 9: a generator is one step, from its first item to its end, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+from contextlib import suppress
+from decimal import Decimal
+
+import pytest
+
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    KillSwitchTriggeredError,
+    RunState,
+    RunStopped,
+    Usage,
+    current_step,
+    guarded_step,
+)
+from agentguard.steps.generators import GeneratorAbandonedError
+
+closed: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_closed_yet():
+    closed.clear()
+
+
+@guarded_step(usage=Usage(usd="0.25"))
+def numbers(n: int = 5):
+    """Count."""
+    try:
+        for i in range(n):
+            yield i
+    finally:
+        closed.append(threading.get_ident())
+
+
+@guarded_step(usage=Usage(usd="0.25"))
+async def async_numbers(n: int = 5):
+    """Count."""
+    try:
+        for i in range(n):
+            yield i
+            await asyncio.sleep(0)
+    finally:
+        closed.append(asyncio.current_task())
+
+
+def step_events(guard, run):
+    return [(e.type, e.data) for e in guard.history(run.id) if e.type.startswith("step_")]
+
+
+def payload_of(guard, run, kind):
+    stored = [s for s in guard.parts.store.read(run.id) if b'"type":"%s"' % kind.encode() in s.body]
+    return json.loads(stored[-1].payload)
+
+
+async def take(agen, n):
+    return [await agen.__anext__() for _ in range(n)]
+
+
+# --- from the first item ---------------------------------------------------------------------------
+
+
+def test_rule_09_nothing_starts_before_the_first_item(guard):
+    with guard.run("r") as run:
+        items = numbers()
+        assert step_events(guard, run) == []
+        assert next(items) == 0
+        assert [kind for kind, _ in step_events(guard, run)] == ["step_started"]
+        items.close()
+
+
+def test_rule_09_the_key_is_fixed_at_the_call(guard):
+    with guard.run("r") as run:
+        first, second = numbers(1), numbers(1)
+        assert list(second) == list(first) == [0]
+    keys = [e.key for e in guard.history(run.id) if e.type == "step_started"]
+    assert keys == ["main/numbers#2", "main/numbers#1"]
+
+
+def test_rule_09_one_step_with_its_items_in_order(guard):
+    with guard.run("r") as run:
+        assert list(numbers(4)) == [0, 1, 2, 3]
+    (started, _), (completed, data) = step_events(guard, run)
+    assert (started, completed) == ("step_started", "step_completed")
+    assert data["items"] == 4
+    assert "closed_early" not in data
+    assert payload_of(guard, run, "step_completed") == [0, 1, 2, 3]
+    assert run.spent == Usage(usd="0.25") + Usage.from_amounts({"steps": 1})
+
+
+def test_rule_09_async_one_step_with_its_items_in_order(guard):
+    async def main():
+        return [item async for item in async_numbers(4)]
+
+    with guard.run("r") as run:
+        assert asyncio.run(main()) == [0, 1, 2, 3]
+    assert payload_of(guard, run, "step_completed") == [0, 1, 2, 3]
+    assert run.spent.steps == 1
+
+
+def test_rule_09_an_empty_generator_is_a_step(guard):
+    with guard.run("r") as run:
+        assert list(numbers(0)) == []
+    assert step_events(guard, run)[-1][1]["items"] == 0
+
+
+def test_rule_09_a_generator_that_is_never_asked_is_no_step(guard):
+    with guard.run("r") as run:
+        numbers()
+        asyncio.run(async_numbers().aclose())
+    assert step_events(guard, run) == []
+
+
+def test_rule_09_too_many_items_are_not_kept(guard):
+    @guarded_step(max_items_bytes=20)
+    def words():
+        for _ in range(10):
+            yield "word"
+
+    with guard.run("r") as run:
+        assert len(list(words())) == 10
+    data = step_events(guard, run)[-1][1]
+    assert data["items"] == 10
+    assert "max_items_bytes=20" in data["unreplayable"]
+    assert payload_of(guard, run, "step_completed") == []
+
+
+def test_rule_09_an_item_that_cannot_be_encoded(guard):
+    @guarded_step
+    def things():
+        yield 1
+        yield object()
+
+    with guard.run("r") as run:
+        list(things())
+    assert "object" in step_events(guard, run)[-1][1]["unreplayable"]
+
+
+# --- the end by the user ---------------------------------------------------------------------------
+
+
+def test_rule_09_closed_by_the_user(guard):
+    with guard.run("r") as run:
+        items = numbers()
+        assert [next(items), next(items)] == [0, 1]
+        items.close()
+        assert closed == [threading.get_ident()]
+        with pytest.raises(StopIteration):
+            next(items)
+        items.close()
+    kind, data = step_events(guard, run)[-1]
+    assert (kind, data["closed_early"], data["items"]) == ("step_completed", True, 2)
+    assert payload_of(guard, run, "step_completed") == [0, 1]
+
+
+def test_rule_09_async_closed_by_the_user(guard):
+    async def main():
+        items = async_numbers()
+        await take(items, 2)
+        await items.aclose()
+        assert len(closed) == 1
+        with pytest.raises(StopAsyncIteration):
+            await items.__anext__()
+        await items.aclose()
+
+    with guard.run("r") as run:
+        asyncio.run(main())
+    kind, data = step_events(guard, run)[-1]
+    assert (kind, data["closed_early"], data["items"]) == ("step_completed", True, 2)
+
+
+def test_rule_09_dropped_by_the_user(guard):
+    """A finaliser only enqueues; the next step, or the run's end, settles it."""
+    with guard.run("r") as run:
+        items = numbers()
+        next(items)
+        del items
+        gc.collect()
+        assert [kind for kind, _ in step_events(guard, run)] == ["step_started"]
+        list(numbers(1))
+        assert step_events(guard, run)[1][1]["closed_early"] is True
+    assert run.spent.usd == Decimal("0.5")
+
+
+def test_rule_09_async_dropped_by_the_user(guard):
+    async def main():
+        items = async_numbers()
+        await take(items, 1)
+        del items
+        gc.collect()
+        await asyncio.sleep(0)
+        await take(async_numbers(1), 1)
+
+    with guard.run("r") as run:
+        asyncio.run(main())
+    completed = [data for kind, data in step_events(guard, run) if kind == "step_completed"]
+    assert completed[0]["closed_early"] is True
+
+
+def test_rule_09_broken_out_of_a_loop(guard):
+    with guard.run("r") as run:
+        for item in numbers():
+            if item == 1:
+                break
+    assert step_events(guard, run)[-1][1]["items"] == 2
+
+
+def test_rule_09_the_body_raises(guard):
+    @guarded_step(usage=Usage(usd="0.25"))
+    def broken():
+        yield 1
+        raise ZeroDivisionError
+
+    with guard.run("r") as run:
+        items = broken()
+        assert next(items) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(items)
+        with pytest.raises(StopIteration):
+            next(items)
+    kind, data = step_events(guard, run)[-1]
+    assert (kind, data["error"]["type"]) == ("step_failed", "ZeroDivisionError")
+    assert run.spent.usd == Decimal("0.25")
+
+
+def test_rule_09_send_throw_and_the_value_returned(guard):
+    @guarded_step
+    def talk():
+        heard = yield "hello"
+        try:
+            yield heard
+        except LookupError as error:
+            yield repr(error)
+        return "bye"
+
+    with guard.run("r"):
+        items = talk()
+        assert next(items) == "hello"
+        assert items.send("you") == "you"
+        assert items.throw(LookupError("what")) == "LookupError('what')"
+        with pytest.raises(StopIteration) as end:
+            next(items)
+        assert end.value.value == "bye"
+
+
+def test_rule_09_yield_from_a_guarded_generator(guard):
+    @guarded_step
+    def inner():
+        yield 1
+        return "returned"
+
+    def outer():
+        result = yield from inner()
+        yield result
+
+    with guard.run("r"):
+        assert list(outer()) == [1, "returned"]
+
+
+def test_rule_09_throwing_into_one_that_never_began(guard):
+    with guard.run("r") as run:
+        items = numbers()
+        with pytest.raises(LookupError, match="early"):
+            items.throw(LookupError("early"))
+        with pytest.raises(StopIteration):
+            next(items)
+        with pytest.raises(TypeError, match="just-started"):
+            numbers().send(1)
+    assert step_events(guard, run) == []
+
+
+def test_rule_09_the_step_is_current_inside_and_not_outside(guard):
+    @guarded_step
+    def names():
+        for _ in range(2):
+            yield current_step().key
+
+    with guard.run("r"):
+        for name in names():
+            assert name == "main/names#1"
+            assert current_step() is None
+
+
+# --- the end of the run ----------------------------------------------------------------------------
+
+
+def test_rule_09_open_at_the_end_of_the_run(guard):
+    with guard.run("r") as run:
+        items = numbers()
+        next(items)
+    kinds = [e.type for e in guard.history(run.id)]
+    assert kinds[-2:] == ["step_failed", "run_completed"]
+    data = step_events(guard, run)[-1][1]
+    assert data["outcome"] == "abandoned"
+    assert run.spent.usd == Decimal("0.25")
+    with pytest.raises(GeneratorAbandonedError):
+        next(items)
+
+
+def test_rule_09_an_abandoned_generator_can_still_be_closed(guard):
+    """Its body is closed where its consumer closes it, in its own thread."""
+    with guard.run("r"):
+        items = numbers()
+        next(items)
+    assert closed == []
+    items.close()
+    assert closed == [threading.get_ident()]
+
+
+def test_rule_09_an_abandoned_async_generator_can_still_be_closed(guard):
+    async def main():
+        async with guard.run("r"):
+            items = async_numbers()
+            await take(items, 1)
+        with pytest.raises(GeneratorAbandonedError):
+            await items.__anext__()
+        await items.aclose()
+        assert len(closed) == 1
+
+    asyncio.run(main())
+
+
+def test_rule_09_abandoned_after_a_stop(guard):
+    with suppress(RunStopped), guard.run("r", budget=Budget(usd="0.25")) as run:
+        items = numbers()
+        next(items)
+        list(numbers())
+    data = step_events(guard, run)[-1][1]
+    assert data["outcome"] == "abandoned"
+    assert run.spent.usd == Decimal("0.25")
+    with pytest.raises(BudgetExceededError):
+        next(items)
+
+
+def test_rule_09_the_body_is_not_closed_in_another_thread(guard):
+    """The run ends in one thread while a generator of another is open."""
+    opened, over = threading.Event(), threading.Event()
+    raised = []
+
+    def consumer() -> None:
+        items = numbers()
+        next(items)
+        opened.set()
+        assert over.wait(10)
+        assert closed == []
+        try:
+            next(items)
+        except GeneratorAbandonedError as error:
+            raised.append(error)
+        items.close()
+
+    with guard.run("r") as run:
+        thread = threading.Thread(target=run.bind(consumer))
+        thread.start()
+        assert opened.wait(10)
+    over.set()
+    thread.join(10)
+    assert len(raised) == 1
+    assert closed == [thread.ident]
+
+
+# --- stops -----------------------------------------------------------------------------------------
+
+
+def test_rule_09_the_stop_is_looked_for_at_every_item(guard):
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        seen = []
+        for item in numbers():
+            seen.append(item)
+            if item == 1:
+                run.kill("enough")
+    assert seen == [0, 1]
+    kind, data = step_events(guard, run)[-1]
+    assert (kind, data["error"]["type"]) == ("step_failed", "KillSwitchTriggeredError")
+    assert closed == [threading.get_ident()]
+
+
+def test_rule_09_async_the_stop_is_looked_for_at_every_item(guard):
+    async def main(run):
+        seen = []
+        async for item in async_numbers():
+            seen.append(item)
+            if item == 1:
+                run.kill("enough")
+        return seen
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        asyncio.run(main(run))
+    assert run.state is RunState.KILLED
+    assert len(closed) == 1
+
+
+def test_rule_09_an_async_generator_is_cancelled_while_it_makes_an_item(guard):
+    @guarded_step
+    async def stuck():
+        yield 1
+        await asyncio.Event().wait()
+        yield 2
+
+    async def main():
+        items = stuck()
+        assert await items.__anext__() == 1
+        waiting = asyncio.ensure_future(items.__anext__())
+        await asyncio.sleep(0)
+        guard.kill(reason="stuck")
+        await waiting
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r"):
+        asyncio.run(main())
+
+
+def test_rule_09_an_async_generator_cancelled_by_its_consumer(guard):
+    @guarded_step
+    async def stuck():
+        yield 1
+        await asyncio.Event().wait()
+
+    async def main():
+        items = stuck()
+        await items.__anext__()
+        waiting = asyncio.ensure_future(items.__anext__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    with guard.run("r") as run:
+        asyncio.run(main())
+    assert step_events(guard, run)[-1][1]["outcome"] == "cancelled"
+
+
+def test_rule_09_a_refused_generator_makes_no_item(guard):
+    with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(usd="0.2")):
+        next(numbers())
+    assert closed == []
+
+
+def test_rule_09_usage_of_a_generator(guard):
+    """A callable usage is asked at the end, with None for a result; `settle` goes before it."""
+
+    @guarded_step(reserve=Usage(tokens=100), usage=lambda result, n: Usage(tokens=n))
+    def stream(n):
+        yield from range(n)
+
+    @guarded_step(reserve=Usage(tokens=100), usage=lambda result, n: Usage(tokens=n))
+    def settling(n):
+        yield n
+        current_step().settle(Usage(tokens=7))
+
+    with guard.run("r", budget=Budget(tokens=1000)) as run:
+        list(stream(10))
+        assert run.spent.tokens == 10
+        list(settling(10))
+        assert run.spent.tokens == 17
