@@ -97,6 +97,8 @@ class Names:
         self.words = tuple(_words(name) for name in (*SECRET_NAMES, *more))
         self._joined = frozenset("".join(words) for words in self.words)
         self._longest = max(len(words) for words in self.words)
+        #: How many characters the shortest of them has.
+        self.shortest = min(map(len, self._joined))
 
     def match(self, name: str) -> bool:
         """Whether a value of this name is a secret."""

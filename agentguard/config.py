@@ -6,7 +6,7 @@ import importlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home
@@ -41,7 +41,7 @@ def open_store(url: str | None, durability: str | None, clock: Clock) -> EventSt
     Raises:
         ValueError: the URL names no store, or asks `memory://` for a durability it has not.
     """
-    url = url or os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{home() / 'agentguard.db'}"
+    url = url or os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{quote(str(home() / 'agentguard.db'))}"
     scheme = urlsplit(url).scheme
     if scheme not in _STORES:
         raise ValueError(f"no event store for {url!r}; known are {_known(_STORES)}")

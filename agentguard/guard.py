@@ -22,7 +22,7 @@ from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Usage
 from agentguard.budget.tenant import PERIODS, account_id
-from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunNotFoundError
+from agentguard.errors import AgentGuardError, InvalidStateTransitionError, LogIntegrityError, RunNotFoundError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Event, Head, Record
@@ -552,7 +552,14 @@ class Guard:
 
     def runs(self, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunSummary]:
         """The newest runs first; live ones as of their last event."""
-        return [self._summary(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
+        return [self._in_list(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
+
+    def _in_list(self, row: RunRow) -> RunSummary:
+        """A run's summary; a live one whose log is damaged is shown by its row, and hides no other."""
+        try:
+            return self._summary(row)
+        except LogIntegrityError:
+            return from_data(row.summary)
 
     def summary(self, run_id: str) -> RunSummary:
         """The run in a few lines.

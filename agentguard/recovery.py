@@ -245,7 +245,8 @@ def nested(guard: Guard, opening: Opening) -> Any:
     row = around.parts.store.row(recorded)
     if row is None:
         if not player.live:
-            player.diverge(NOT_REPLAYABLE, opening.key, f"the log of run {recorded}", "it is not in this store")
+            expected = f"the log of run {recorded}, which was opened here"
+            player.diverge(NOT_REPLAYABLE, opening.key, expected, "it is not in this store")
         return None  # the crash came between the two logs
     if not player.live or RunState(row.state).final:
         opening.run_id = recorded  # of a fork's origin, where that is what it is served from

@@ -1,4 +1,4 @@
-"""A Pydantic AI agent under a money limit, and the same run again from its log.  No network: the model is scripted.
+"""A Pydantic AI agent under a money limit, and a run of it again from its log.  The model is scripted.
 
 Run it:  python examples/20_pydantic_ai.py        (pip install 'agentguard[pydantic-ai]')
 """
@@ -23,9 +23,8 @@ def scripted(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
 
 
 USED = RequestUsage(input_tokens=1_000, cache_read_tokens=600, output_tokens=100)
-PRICES = ModelPrices(
-    {"house-7b": {"input": "1.00", "cached": "0.25", "output": "4.00"}}
-)  # USD, a million tokens
+#: USD for a million tokens.
+PRICES = ModelPrices({"house-7b": {"input": "1.00", "cached": "0.25", "output": "4.00"}})
 
 agent = Agent(
     FunctionModel(scripted, model_name="house-7b"),
@@ -55,7 +54,7 @@ def main() -> None:
                 agent.run_sync("Find out everything.")
         except BudgetExceededError as stop:
             print(
-                f"stopped: {stop.resource}, {stop.spent} of {stop.limit} spent, {stop.requested} more asked for"
+                f"stopped: {stop.resource}, {stop.spent} of {stop.limit} spent; {stop.requested} more wanted"
             )
         print(f"{run.state}: {run.spent.usd} USD, {run.spent['pages']} pages, {run.spent.tokens} tokens")
 

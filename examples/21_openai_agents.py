@@ -36,7 +36,7 @@ def support(script: list) -> Agent:
 
 
 async def generous(guard: Guard) -> None:
-    """Refunds one order after the other, three in an answer, until it is stopped."""
+    """Refunds two orders in each answer, until it is stopped."""
     script = [
         [function_call("refund", {"order": f"A-{n}{x}"}, call_id=f"{n}{x}") for x in "ab"]
         for n in range(1, 20)

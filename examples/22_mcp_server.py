@@ -39,9 +39,7 @@ async def somebodys_agent() -> None:
             try:
                 await client.call_tool("send_email", {"to": found.content[0].text, "body": "Hello!"})
             except MCPError as error:
-                print(
-                    f"  the client is told: {error.code} {error.data['type']}: {error.message.partition(' (run')[0]}"
-                )
+                print(f"  the client is told: {error.code} {error.data['type']}, limit {error.data['limit']}")
                 return
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from agentguard._encoding import decode
+from agentguard._encoding import decode, type_name
 from agentguard.errors import ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
@@ -18,7 +18,7 @@ from agentguard.events.model import Record
 from agentguard.replay import divergence as d
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.tape import Call, Tape
-from agentguard.runs.termination import stop_from, termination
+from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
 from agentguard.steps.journal import Journal
 from agentguard.steps.model import Step, StepSpec
@@ -356,7 +356,7 @@ class Player:
         stop = self.recorded_stop()
         if stop is not None:
             return stop
-        found = "completed" if error is None else termination(error)["type"]
+        found = "completed" if error is None else type_name(type(error))  # no stop of this run
         if recorded["type"] != found:
             self.diverge(d.OUTCOME, None, f"the run ended: {recorded['type']}", f"it ended: {found}")
         return None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from agentguard._encoding import clean_text, encode_value
+from agentguard.budget.account import Amounts
 from agentguard.errors import AgentGuardError, StepOutcomeUnknownError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
+from agentguard.replay.origin import origin_log
 from agentguard.replay.tape import Call
+from agentguard.runs.fold import ONE_STEP
 from agentguard.runs.state import RunState
 from agentguard.steps import values
 from agentguard.steps.journal import Journal
@@ -31,23 +34,24 @@ def settle_unknown(step: Step, call: Call) -> Served | None:
     """
     journal = step.journal
     spec = step.spec
+    held = call.data.get("reserve", ONE_STEP)
     if spec.probe is not None:
-        return _by_probe(step, call)
+        return _by_probe(step, call, held)
     if spec.effect == "once":
         _ask_operator(journal, step.key)
-    _retry(step, call, by=f"effect {spec.effect}")
+    _retry(step, call, held, by=f"effect {spec.effect}")
     return None
 
 
-def _retry(step: Step, call: Call, *, by: str) -> None:
+def _retry(step: Step, call: Call, held: Amounts, *, by: str) -> None:
     """The step runs again, as another attempt under the same idempotency key."""
-    _put(step.journal, step.key, RETRY, by=by)
+    _put(step.journal, step.key, RETRY, held, by=by)
     step.attempt = call.start.attempt + 1
     # The body that runs again is the one that crashed: what it had called is served to it.
     step.begin_branch(call.start.attempt - len(call.before))
 
 
-def _by_probe(step: Step, call: Call) -> Served | None:
+def _by_probe(step: Step, call: Call, held: Amounts) -> Served | None:
     """Ask the user's probe, with the step's idempotency key.
 
     It answers `"retry"`, `("completed", result)`, `("failed", message)`, or None: it cannot tell.
@@ -55,7 +59,7 @@ def _by_probe(step: Step, call: Call) -> Served | None:
     probe = step.spec.probe
     answer = probe(step.idempotency_key) if probe is not None else None
     if answer == RETRY:
-        _retry(step, call, by="probe")
+        _retry(step, call, held, by="probe")
         return None
     if answer is None:
         _ask_operator(step.journal, step.key)
@@ -65,7 +69,7 @@ def _by_probe(step: Step, call: Call) -> Served | None:
             f"not {answer!r}"
         )
     outcome, result = answer
-    _put(step.journal, step.key, outcome, by="probe", result=result)
+    _put(step.journal, step.key, outcome, held, by="probe", result=result)
     if outcome == FAILED:
         return Served(error=AgentGuardError(f"{step.key} failed, says its probe: {result}"))
     return Served(result)
@@ -85,28 +89,47 @@ def resolve(journal: Journal, key: str, outcome: str, *, result: Any, actor: str
     if outcome not in OUTCOMES:
         raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, not {outcome!r}")
     with journal.deciding():
-        if key not in journal.fold.open and not _cannot_be_served(journal, key):
+        doubt = _doubt(journal, key)
+        if doubt is None:
             doubtful = ", ".join(journal.fold.open) or "none"
             raise AgentGuardError(
                 f"step {key!r} of run {journal.run_id} has an outcome, or never started; in doubt: {doubtful}"
             )
-        _put(journal, key, outcome, by=actor, result=result)
+        _put(journal, key, outcome, doubt.held, by=actor, result=result)
         paused_for = journal.fold.pause.get("unknown")
         if journal.fold.state is RunState.PAUSED and paused_for == key:
             journal.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data={"actor": actor})])
 
 
-def _cannot_be_served(journal: Journal, key: str) -> bool:
-    """Whether a step completed with a result that a replay cannot hand out."""
-    for stored in journal.store.read(journal.run_id):
+class _Doubt(NamedTuple):
+    """A step that an operator may speak for; `held` is what it had reserved, if it has no outcome."""
+
+    held: Amounts | None
+
+
+def _doubt(journal: Journal, key: str) -> _Doubt | None:
+    """Whether a step has no outcome, or one that a replay cannot hand out.
+
+    It may have started in the run that this one was forked from.
+    """
+    doubt: _Doubt | None = None
+    for stored in origin_log(journal.store, journal.run_id):
         record = codec.decode(stored.body)
-        if record.key == key and record.type == ev.STEP_COMPLETED:
-            return "unreplayable" in (record.data or {}) or stored.payload is None
-    return False
+        if record.key != key:
+            continue
+        data = record.data or {}
+        if record.type == ev.STEP_STARTED:
+            doubt = _Doubt(data.get("reserve", ONE_STEP))
+        elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED):
+            gave = record.type == ev.STEP_COMPLETED or data.get("as") == COMPLETED
+            doubt = _Doubt(None) if gave and ("unreplayable" in data or stored.payload is None) else None
+    return doubt
 
 
-def _put(journal: Journal, key: str, outcome: str, *, by: str, result: Any = None) -> None:
-    """Append `step_resolved`; a step in doubt is charged its reservation, since it may have happened."""
+def _put(
+    journal: Journal, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
+) -> None:
+    """Append `step_resolved`; a step in doubt is charged what it `held`, since it may have happened."""
     data: dict[str, Any] = {"as": outcome, "by": by}
     payload = None
     if outcome == COMPLETED:
@@ -121,16 +144,16 @@ def _put(journal: Journal, key: str, outcome: str, *, by: str, result: Any = Non
         data["error"] = {"type": "agentguard.StepFailed", "message": message}
     with journal.deciding():
         step = journal.fold.open.get(key)
-        usage = step.request.reserve if step is not None else None
-        movements = journal.levels.settling(key, usage) if step is not None else ()
+        movements = journal.levels.settling(key, held) if step is not None else ()
         record = Record(
             0,
             ev.STEP_RESOLVED,
             journal.clock.wall(),
             key,
             attempt=step.attempt if step is not None else 0,
-            usage=usage,
-            spent=journal.fold.spent_after(usage) if usage is not None else None,
+            usage=held,
+            # A step of a fork's origin was charged when the fork was made.
+            spent=journal.fold.spent_after(held) if step is not None and held is not None else None,
             data=data,
         )
         journal.act([record], [payload], movements)

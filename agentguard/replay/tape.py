@@ -9,6 +9,8 @@ import collections
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
@@ -120,6 +122,8 @@ class Tape:
         if parent is not None:
             parent.children.append(call)
         call.before = self._retried.pop(key, [])
+        if call.before:  # what the earlier body had called was served to this one
+            call.children.extend(call.before[-1].children)
         self._calls.setdefault(key, collections.deque()).append(call)
         self._places.setdefault(branch_of(key), {})[record.pos] = call
 
@@ -143,15 +147,17 @@ class Tape:
         if not calls:
             return
         call = calls[-1]
-        if (record.data or {}).get("as") == "retry":
+        if call.end is not None:  # completed, with a result that cannot be handed out: it was charged then
+            record = msgspec.structs.replace(record, usage=call.end.usage)
+        retried = (record.data or {}).get("as") == "retry"
+        if call.end is None and not retried and call.data.get("async"):
+            self.deliveries.append(call)
+        call.end, call.end_payload = record, payload
+        if retried:
             # The next attempt is the one that counts; this one has only spent.
-            call.end = record
+            call.delivered = True
             self.take(call, with_children=False)
             self._retried[record.key or ""] = [*call.before, call]
-        else:
-            call.end, call.end_payload = record, payload
-            if call.data.get("async"):
-                self.deliveries.append(call)
 
     # --- asking --------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, sync
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, open_step, prepare
+from agentguard.steps.disk import on_disk
 from agentguard.steps.model import Step, StepSpec
 
 
@@ -88,14 +89,17 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 async def _admit(step: Step) -> None:
     try:
-        admit(step, wait=False)
-    except StoreBusyError:
         try:
+            admit(step, wait=False)
+        except StoreBusyError:
             await _in_thread(admit, step)
-        except asyncio.CancelledError as error:
-            if step.started_ns:  # admitted all the same: its body will not run
-                await close(step, outcome.unentered(error))
-            raise
+        else:
+            if step.journal.shares_disk(step.spec.durability):
+                await on_disk(step.journal.store)
+    except asyncio.CancelledError as error:
+        if step.started_ns:  # admitted all the same: its body will not run
+            await close(step, outcome.unentered(error))
+        raise
 
 
 async def close(step: Step, done: outcome.Outcome) -> None:
@@ -106,6 +110,9 @@ async def close(step: Step, done: outcome.Outcome) -> None:
             outcome.leave(step, done, wait=False)
         except StoreBusyError:
             await _in_thread(outcome.leave, step, done)
+        else:
+            if journal.shares_disk(step.spec.durability):
+                await on_disk(journal.store)
     finally:
         sync.end_span(step, done)
     if journal.pending_warnings:

@@ -126,6 +126,8 @@ def admit(step: Step, *, wait: bool = True) -> None:
             _admit(step, journal, wait)
     finally:
         journal.release()
+    if wait and journal.shares_disk(step.spec.durability):
+        journal.store.settle()
 
 
 def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - keywords cost

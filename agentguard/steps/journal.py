@@ -114,6 +114,7 @@ class Journal:
         self._gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
         #: Whether a stop interrupts sync bodies in flight.
         self.interrupt = False
+        self._power = getattr(parts.store, "durability", None) == "power"
         #: What serves steps from a log, in a replay or a recovery.
         self.player: Player | None = None
         #: In a forked child, what its keys begin with instead of the main branch; else empty.
@@ -210,9 +211,14 @@ class Journal:
                 movements=movements,
                 durability=durability,
                 wait=wait,
+                deferred=True,
             )
         fold.seq = seq
         fold.hash = digest
+
+    def shares_disk(self, durability: Durability | None) -> bool:
+        """Whether what was just written is still on its way to the disk, together with others' writes."""
+        return durability == "power" or (durability is None and self._power)
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:

@@ -109,6 +109,8 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
             _leave(step, journal, outcome, wait)
     finally:
         journal.release()
+    if wait and journal.shares_disk(step.spec.durability):
+        journal.store.settle()
 
 
 def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001 - as above

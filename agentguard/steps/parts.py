@@ -7,6 +7,7 @@ from typing import Any
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget.tenant import TenantBudgets
+from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.protocols import EventStore, KillSwitch
@@ -38,7 +39,12 @@ class Parts:
             KillSwitchUnavailableError: it cannot be read.
         """
         for stored in self.switch.read(self._learned):
-            record = codec.decode(stored.body)
+            try:
+                record = codec.decode(stored.body)
+            except LogIntegrityError as error:
+                raise KillSwitchUnavailableError(
+                    f"the control log is damaged at event {stored.seq}: {error.problem}; `agentguard doctor`"
+                ) from error
             if record.type == ev.TENANT_BUDGET_SET and record.data is not None:
                 data = record.data
                 self.tenants.set(data["tenant"], data.get("per"), data["budget"])

@@ -21,9 +21,6 @@ Rule = Callable[[str, Any], Any]
 _log = logging.getLogger("agentguard")
 _encode = msgspec.json.Encoder().encode
 
-#: Nothing shorter can hold a secret: `{"pwd":1}`.
-_SHORTEST = 9
-
 
 class Redactor:
     """Masks secrets by name and by shape, and what a rule of the user's own changes.
@@ -49,7 +46,8 @@ class Redactor:
         self._find_name = by_name.search
         # A rule has to see everything.
         self._find_shape = by_shape.search if rule is None else re.compile(b"").search
-        self._shortest = _SHORTEST if rule is None else 0
+        #: Nothing shorter can hold a secret: `{"pwd":1}`.
+        self._shortest = len('{"":1}') + self._names.shortest if rule is None else 0
         #: By the names of the parameters: which of them are secret.
         self._secret_places: dict[Sequence[str], frozenset[int]] = {}
 

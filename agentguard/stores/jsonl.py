@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,58 +13,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import msgspec
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
-from agentguard.errors import LogIntegrityError, StoreUnavailableError
+from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 from agentguard.protocols import RunRow
 from agentguard.runs.summary import from_data
+from agentguard.stores._jsonl_lines import FORMAT, End, EndLine, Header, Run, RunLine, event
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
-
-#: The newest format that is understood.
-FORMAT = 1
-_EVENT = b',"event":'
-_SEQ = re.compile(rb'\{"seq":(\d{1,18}),')
-
-
-class _Run(msgspec.Struct, kw_only=True):
-    """What stands before a log."""
-
-    run_id: str
-    salt: str | None = None
-    name: str = ""
-    tenant: str = ""
-    state: str = ""
-    created_ns: int = 0
-    ended_ns: int | None = None
-    parent_id: str | None = None
-    epoch: int = 1
-    summary: dict[str, Any] = {}
-
-
-class _RunLine(msgspec.Struct, forbid_unknown_fields=True):
-    run: _Run
-
-
-class _End(msgspec.Struct):
-    runs: int
-    events: int
-
-
-class _EndLine(msgspec.Struct, forbid_unknown_fields=True):
-    end: _End
-
-
-class _EventLine(msgspec.Struct, forbid_unknown_fields=True):
-    hash: str
-    payload: str | None = None
-    payload_base64: str | None = None
-
-
-class _Header(msgspec.Struct):
-    agentguard_export: int
 
 
 class _Log(msgspec.Struct):
@@ -129,7 +84,7 @@ class JsonlEventStore:
         self._check_header(file.readline())
         logs: dict[str, _Log] = {}
         log: _Log | None = None
-        end: _End | None = None
+        end: End | None = None
         total, offset = 0, file.tell()
         for number, line in enumerate(file, 2):
             offset += len(line)
@@ -137,7 +92,7 @@ class JsonlEventStore:
                 log = _Log(self._row(line, number, len(logs)), offset, total)
                 logs[log.row.run_id] = log
             elif line.startswith(b'{"end":'):
-                end = self._decoded(line, number, _EndLine).end
+                end = self._decoded(line, number, EndLine).end
             elif log is None:
                 raise StoreUnavailableError(f"{self.url}: line {number} belongs to no run")
             else:
@@ -148,7 +103,7 @@ class JsonlEventStore:
 
     def _check_header(self, line: bytes) -> None:
         try:
-            version = msgspec.json.decode(line, type=_Header).agentguard_export
+            version = msgspec.json.decode(line, type=Header).agentguard_export
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreUnavailableError(f"{self.url} is no export of agentguard: {error}") from error
         if version > FORMAT:
@@ -163,7 +118,7 @@ class JsonlEventStore:
             raise StoreUnavailableError(f"{self.url}: line {number} is damaged: {error}") from error
 
     def _row(self, line: bytes, number: int, logs: int) -> RunRow:
-        run: _Run = self._decoded(line, number, _RunLine).run
+        run: Run = self._decoded(line, number, RunLine).run
         fields = {name: getattr(run, name) for name in run.__struct_fields__}
         try:
             fields["salt"] = None if run.salt is None else bytes.fromhex(run.salt)
@@ -204,7 +159,7 @@ class JsonlEventStore:
         with self._open() as file:
             file.seek(log.offset)
             for number, line in enumerate(islice(file, log.events), 1):
-                stored = _stored(line, log, number)
+                stored = event(line, run_id, number, log.before + number)
                 if stored.seq > after:
                     yield stored
 
@@ -273,7 +228,7 @@ class JsonlEventStore:
         raise StoreUnavailableError(f"{self.url} is an export and {problem}; open the store it came from")
 
 
-def _damage(logs: dict[str, _Log], events: int, end: _End | None) -> Iterator[tuple[str, int, str]]:
+def _damage(logs: dict[str, _Log], events: int, end: End | None) -> Iterator[tuple[str, int, str]]:
     last = next(reversed(logs.values()), None)
     run_id, seq = (last.row.run_id, last.events) if last is not None else ("?", 0)
     if end is None:
@@ -281,20 +236,3 @@ def _damage(logs: dict[str, _Log], events: int, end: _End | None) -> Iterator[tu
     elif (end.runs, end.events) != (len(logs), events):
         said = f"{end.events} events of {end.runs} logs"
         yield run_id, seq, f"the export says that it holds {said}, and holds {events} of {len(logs)}"
-
-
-def _stored(line: bytes, log: _Log, number: int) -> Stored:
-    """The event of a line: its body is taken as it stands, and never encoded again."""
-    head, mark, rest = line.removesuffix(b"\n").partition(_EVENT)
-    seq = _SEQ.match(rest)
-    try:
-        facts = msgspec.json.decode(head + b"}", type=_EventLine)
-        payload = None if facts.payload is None else facts.payload.encode()
-        if facts.payload_base64 is not None:
-            payload = base64.b64decode(facts.payload_base64, validate=True)
-        digest = bytes.fromhex(facts.hash)
-    except (ValueError, binascii.Error):
-        mark = b""
-    if not mark or seq is None:
-        raise LogIntegrityError(log.row.run_id, number, "its line is no event of an export")
-    return Stored(int(seq[1]), rest[:-1], digest, payload, log.before + number)

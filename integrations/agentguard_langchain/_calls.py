@@ -32,16 +32,17 @@ class Cover:
         self.call_id = call_id
         self.taken = False
 
-    def takes(self, kind: str, name: str = "", call_id: str | None = None) -> bool:
-        """Whether this beginning is the covered call's."""
-        if (
-            self.taken
-            or kind != self.kind
-            or (kind == "tool" and (name, call_id) != (self.name, self.call_id))
-        ):
+    def covers(self, kind: str, name: str, call_id: str | None) -> bool:
+        """Whether this is the covered call, and none that it makes."""
+        if self.taken or kind != self.kind:
             return False
-        self.taken = True
-        return True
+        return kind != "tool" or (name, call_id) == (self.name, self.call_id)
+
+    def takes(self, kind: str, name: str, call_id: str | None) -> bool:
+        """The same, where the call begins: what begins after it is not the covered call."""
+        covered = self.covers(kind, name, call_id)
+        self.taken = self.taken or covered
+        return covered
 
 
 #: The innermost call that the middleware, or a guarded tool, covers here.
@@ -89,6 +90,10 @@ class Calls:
 
     def __contains__(self, run_id: UUID) -> bool:
         return run_id in self._open or run_id in self._over
+
+    def get(self, run_id: UUID) -> Call | None:
+        """A call that is under way."""
+        return self._open.get(run_id)
 
     def add(self, run_id: UUID, call: Call) -> None:
         """A call has begun.  The end of its task is its own end, should LangChain not tell."""

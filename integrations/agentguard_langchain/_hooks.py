@@ -26,8 +26,8 @@ WATCHING: ContextVar[BaseCallbackHandler | None] = ContextVar("agentguard_langch
 def listen() -> None:
     """Let LangChain tell where calls lie, and let the middleware watch over what is inside its calls."""
     register_configure_hook(WATCHING, inheritable=True, handle_class=GuardCallbackHandler)
-    # Last, and not inherited: it stays away where a handler listens already.
-    register_configure_hook(_LISTENER, inheritable=False, handle_class=Listener)
+    # Last: it stays away where a handler listens already.
+    register_configure_hook(_LISTENER, inheritable=True, handle_class=Listener)
 
 
 class _Installed(GuardCallbackHandler):

@@ -187,11 +187,6 @@ class LeavingTool:
                 raise graph_stop(stop) from None
 
 
-def no_watch() -> Any:
-    """What watches here already: a tool by itself brings no handler."""
-    return WATCHING.get()
-
-
 def unpaused(result: Any) -> Any:
     """The result; or what the call paused with, raised outside its step, which is no failure."""
     if isinstance(result, Paused):

@@ -31,6 +31,10 @@ class Place(NamedTuple):
     #: The branch that the code was in, by the core, when it began.
     context: str
 
+    def inside(self, branch: Any) -> Place:
+        """The place of what a step that lies here calls."""
+        return Place(below_main(branch.path), branch, self.context)
+
 
 class Node:
     """A run of LangChain's, inside a guarded run."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard import AgentGuardError, Run, UnknownCostError
+from agentguard import AgentGuardError, Run, UnknownCostError, current_step
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
@@ -21,7 +21,7 @@ from agentguard_langchain._listening import (
     nothing,
     refuse_unknown_cost,
 )
-from agentguard_langchain._tree import TREE
+from agentguard_langchain._tree import TREE, Place
 from agentguard_langchain.stops import PASSING
 
 if TYPE_CHECKING:
@@ -199,19 +199,22 @@ class GuardCallbackHandler(Guarding):
         run = self._run_here(parent_run_id)
         given = inputs if inputs is not None else {"input": input_str}
         place = None if run is None else TREE.tool_place(run, parent_run_id, tool_call_id, metadata, given)
-        if run is not None and place is not None and TREE.get(run_id) is None:
-            TREE.begin(run_id, run, place)
         run = self._begins(run_id, parent_run_id, "tool", name, tool_call_id)
-        if run is None or place is None:
-            return
-        options = {"kind": "tool", "attributes": m.tool_attributes(name, tool_call_id)}
-        with PASSING:
-            call = Call(run, run.step(name, branch=place.branch, **options))
-            try:
+        if run is not None and place is not None:
+            options = {"kind": "tool", "attributes": m.tool_attributes(name, tool_call_id)}
+            with PASSING:
+                call = Call(run, run.step(name, branch=place.branch, **options))
                 self._start(run_id, parent_run_id, call, given)
-            except BaseException:
-                TREE.end(run_id)
-                raise
+        self._inside_tool(run_id, place)
+
+    def _inside_tool(self, run_id: UUID, place: Place | None) -> None:
+        """What the tool calls lies inside its step: the one just begun, or whoever's is current."""
+        call = CALLS.get(run_id)
+        if call is None or place is None or TREE.get(run_id) is not None:
+            return
+        step = current_step() if call.block is None else call.block.step
+        if step is not None:
+            TREE.begin(run_id, call.run, place.inside(step.branch))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Put the result on record."""

@@ -12,7 +12,7 @@ from langchain_core.tools import tool as make_tool
 from agentguard import Run
 from agentguard_langchain import _steps
 from agentguard_langchain._calls import COVER
-from agentguard_langchain._hooks import listen
+from agentguard_langchain._hooks import WATCHING, listen
 from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
 from agentguard_langchain._tool_call import ToolCall, ToolOptions
 from agentguard_langchain._tree import TREE
@@ -118,6 +118,6 @@ def _call(
         request,
         physical,
         options={"branch": place.branch, **options.of(tool.name)},
-        watch=_steps.no_watch(),
+        watch=WATCHING.get(),
         promise=None,
     )

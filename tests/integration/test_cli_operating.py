@@ -164,6 +164,16 @@ def test_without_a_terminal_it_has_to_be_meant(
     assert any(stored.payload for stored in guard.parts.store.read(run_id))
 
 
+def test_pruning_is_asked_for_at_a_terminal(guard: Guard, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = a_run(guard)
+    stdin = io.StringIO("yes\n")
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    code, _, err = cli("prune", "--older-than", "0s")
+    assert (code, "drops every run that ended before" in err) == (1, True)
+    assert [run.run_id for run in guard.runs()] == [run_id]
+
+
 @pytest.mark.parametrize(("answer", "code"), [("no", 1), ("", 1), ("erase", 0)])
 def test_at_a_terminal_it_asks(
     guard: Guard, cli: Cli, answer: str, code: int, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +335,23 @@ def test_approvals_says_what_waits_and_what_it_was_called_with(
     code, out, _ = cli("approvals")
     assert code == 0
     assert out.splitlines()[1].split() == ["support-1", "main/refund#1", 'refund("A-1",', "amount=5)"]
+
+
+def test_what_was_not_captured_cannot_be_shown(
+    guard: Guard, cli: Cli, eventually: Callable[..., None]
+) -> None:
+    secret = guarded_step(name="wipe", approval=True, capture="none")(lambda disk: None)
+
+    def work() -> None:
+        with guard.run("r", run_id="r-1"):
+            secret("sda")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    eventually(guard.approvals)
+    assert "wipe(...)" in cli("approvals")[1]
+    assert cli("approve", "r-1")[0] == 0
+    worker.join(20)
 
 
 def test_approve_lets_the_step_run(

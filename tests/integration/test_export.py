@@ -393,6 +393,8 @@ def test_children_of_a_run_are_found_in_an_export(guard: Guard, tmp_path: Path) 
     guard.export(None, tmp_path / "all.jsonl")
     with Guard.open(f"file://{tmp_path / 'all.jsonl'}", telemetry=False) as exported:
         assert [row.run_id for row in exported.parts.store.children(outer.id)] == [inner.id]
+        after = exported.parts.store.read(inner.id, after=3)
+        assert [stored.seq for stored in after] == [4, 5]
         last = exported.parts.store.last(inner.id)
         assert last is not None
         assert last.hash.hex() == guard.summary(inner.id).head.hash
@@ -412,6 +414,7 @@ WRITING: dict[str, Callable[[Guard], Any]] = {
     "store.create": lambda guard: guard.parts.store.create(guard.parts.store.rows()[0], []),
     "store.append": lambda guard: guard.parts.store.append(1, []),
     "store.update_row": lambda guard: guard.parts.store.update_row(guard.parts.store.rows()[0]),
+    "store.erase": lambda guard: guard.parts.store.erase("run-1"),
     "store.prune": lambda guard: guard.parts.store.prune(0),
     "store.accounts": lambda guard: guard.parts.store.accounts(["tenant:acme"]),
 }
@@ -426,7 +429,7 @@ def test_an_export_is_read_only(
     before = file.read_bytes()
     with (
         Guard.open(f"file://{file}", telemetry=False) as exported,
-        pytest.raises((StoreUnavailableError, KillSwitchUnavailableError), match="read-only|is an export"),
+        pytest.raises((StoreUnavailableError, KillSwitchUnavailableError), match=r"read-only|is an export"),
     ):
         write(exported)
     assert file.read_bytes() == before

@@ -12,12 +12,28 @@ import pytest
 from agentguard import Budget, Usage
 from agentguard.budget import Remaining
 
-FIELDS = ("usd", "input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "tokens", "steps", "emails")
+FIELDS = (
+    "usd",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "tokens",
+    "steps",
+    "emails",
+)
 
 
 def test_every_limit_reads_back():
     budget = Budget(
-        usd="1.50", input_tokens=1, output_tokens=2, cached_tokens=3, reasoning_tokens=4, tokens=5, steps=6, emails=7
+        usd="1.50",
+        input_tokens=1,
+        output_tokens=2,
+        cached_tokens=3,
+        reasoning_tokens=4,
+        tokens=5,
+        steps=6,
+        emails=7,
     )
     assert [budget[field] for field in FIELDS] == [Decimal("1.5"), 1, 2, 3, 4, 5, 6, 7]
     assert [getattr(budget, field) for field in FIELDS] == [Decimal("1.5"), 1, 2, 3, 4, 5, 6, 7]
@@ -32,7 +48,9 @@ def test_without_a_limit_it_is_none():
         budget.emails  # noqa: B018
 
 
-@pytest.mark.parametrize("limit", [{"usd": 0}, {"steps": 0}, {"calls": {"f": 0}}, {"repeats": 0}, {"seconds": 0}])
+@pytest.mark.parametrize(
+    "limit", [{"usd": 0}, {"steps": 0}, {"calls": {"f": 0}}, {"repeats": 0}, {"seconds": 0}]
+)
 def test_a_limit_of_zero_is_a_limit(limit):
     assert not Budget(**limit).unlimited
 
@@ -145,7 +163,9 @@ FULL = Budget(
     ],
     ids=["copy", "deepcopy", "pickle", "fields"],
 )
-@pytest.mark.parametrize("budget", [FULL, Budget(), Budget(seconds=1.000000001), Budget(seconds=1 / 3)], ids=repr)
+@pytest.mark.parametrize(
+    "budget", [FULL, Budget(), Budget(seconds=1.000000001), Budget(seconds=1 / 3)], ids=repr
+)
 def test_copying(budget, again):
     copied = again(budget)
     assert copied == budget

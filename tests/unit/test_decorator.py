@@ -393,7 +393,9 @@ def test_function_and_options_at_once():
         guarded_step(plain.__wrapped__, kind="llm")
 
 
-@pytest.mark.parametrize("call", [CALLS[kind][0] for kind in ("function", "coroutine", "generator", "method")])
+@pytest.mark.parametrize(
+    "call", [CALLS[kind][0] for kind in ("function", "coroutine", "generator", "method")]
+)
 def test_outside_a_run_it_is_refused(call):
     with pytest.raises(NoActiveRunError) as raised:
         finish(call())

@@ -20,7 +20,9 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: Each error with its facts, and what its message must say.
 CASES = [
     (
-        errors.BudgetExceededError("usd", Decimal("0.9"), Decimal("0.2"), Decimal("0.3"), Decimal(1), "run", "r1"),
+        errors.BudgetExceededError(
+            "usd", Decimal("0.9"), Decimal("0.2"), Decimal("0.3"), Decimal(1), "run", "r1"
+        ),
         {
             "resource": "usd",
             "spent": Decimal("0.9"),
@@ -88,7 +90,7 @@ def test_the_facts_are_attributes(error, facts, words):
 def test_the_message_says_the_values_and_the_way_out(error, facts, words):
     message = str(error)
     assert [word for word in words if word not in message] == []
-    assert not message.endswith(("!", "."))  or isinstance(error, errors.NoActiveRunError)
+    assert not message.endswith(("!", ".")) or isinstance(error, errors.NoActiveRunError)
 
 
 @pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])

@@ -166,6 +166,16 @@ def test_own_names_are_added_to_the_built_in_ones() -> None:
     assert redactor("ssn") is redactor(["ssn"])
 
 
+def test_own_names_may_be_short() -> None:
+    own = redactor(["a", "b c"])
+    assert isinstance(own, Redactor)
+    assert own.value(b'{"a":1}') == b'{"a":"**********"}'
+    assert own.value(b'[{"b_c":[1]}]') == b'[{"b_c":"**********"}]'
+    payload = b'{"abc":1,"c":2}'
+    assert own.value(payload) is payload
+    assert redactor([]) is not None
+
+
 def test_a_rule_sees_every_value_with_its_name_from_the_outside_in() -> None:
     seen: list[tuple[str, Any]] = []
 

@@ -29,7 +29,9 @@ def echo(value: str) -> str:
     return value
 
 
-def refusal(budget: Budget, reserve: Usage | None = None, *, postpaid: bool = False, spent=None, reserved=None):
+def refusal(
+    budget: Budget, reserve: Usage | None = None, *, postpaid: bool = False, spent=None, reserved=None
+):
     """What one level says to a step."""
     account = Account("run", budget)
     account.spent.update((spent or Usage()).amounts())
@@ -55,15 +57,19 @@ def refusal(budget: Budget, reserve: Usage | None = None, *, postpaid: bool = Fa
     ],
 )
 def test_rule_01_spent_and_reserved_and_requested_against_the_limit(spent, reserved, requested, refused):
-    found = refusal(
-        Budget(usd=1), Usage(usd=requested), spent=Usage(usd=spent), reserved=Usage(usd=reserved)
-    )
+    found = refusal(Budget(usd=1), Usage(usd=requested), spent=Usage(usd=spent), reserved=Usage(usd=reserved))
     assert (found is not None) is refused
 
 
 @pytest.mark.parametrize(
     ("spent", "reserved", "refused"),
-    [("0", "0", False), ("0.999999999", "0", False), ("1", "0", True), ("0.5", "0.5", True), ("2", "0", True)],
+    [
+        ("0", "0", False),
+        ("0.999999999", "0", False),
+        ("1", "0", True),
+        ("0.5", "0.5", True),
+        ("2", "0", True),
+    ],
 )
 def test_rule_01_known_only_afterwards_needs_room(spent, reserved, refused):
     found = refusal(Budget(usd=1), postpaid=True, spent=Usage(usd=spent), reserved=Usage(usd=reserved))
@@ -247,7 +253,10 @@ def test_rule_01_settling_less_gives_the_rest_back(guard):
 
 
 def test_rule_01_calls_of_a_name(guard):
-    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(calls={"fetch": 2})) as run:
+    with (
+        pytest.raises(BudgetExceededError) as raised,
+        guard.run("r", budget=Budget(calls={"fetch": 2})) as run,
+    ):
         for _ in range(5):
             run.call("other", int)
         for _ in range(5):
@@ -259,7 +268,10 @@ def test_rule_01_calls_of_a_name(guard):
 
 def test_rule_01_calls_of_a_kind(guard):
     ask = guarded_step(kind="llm")(nothing)
-    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(calls={"kind:llm": 1})) as run:
+    with (
+        pytest.raises(BudgetExceededError) as raised,
+        guard.run("r", budget=Budget(calls={"kind:llm": 1})) as run,
+    ):
         run.call("tool", int)
         ask()
         ask()
@@ -405,7 +417,11 @@ def test_rule_01_shadow_mode_observes_only(guard):
             assert run.call("f", lambda: "ran", usage=Usage(usd="0.6")) == "ran"
     assert run.state is RunState.COMPLETED
     assert run.spent.usd == Decimal("1.8")
-    marks = [e.data.get("would_stop", {}).get("resource") for e in guard.history(run.id) if e.type == "step_started"]
+    marks = [
+        e.data.get("would_stop", {}).get("resource")
+        for e in guard.history(run.id)
+        if e.type == "step_started"
+    ]
     assert marks == [None, "usd", "usd"]
 
 

@@ -269,7 +269,10 @@ def test_rule_02_an_outer_scopes_limit_stops_the_inner_run_and_the_scope(guard):
 
 def test_rule_02_an_inner_limit_stops_the_inner_run_alone(guard):
     with guard.run("outer", budget=Budget(usd=9)) as outer:
-        with pytest.raises(BudgetExceededError) as raised, guard.run("inner", budget=Budget(usd="0.25")) as inner:
+        with (
+            pytest.raises(BudgetExceededError) as raised,
+            guard.run("inner", budget=Budget(usd="0.25")) as inner,
+        ):
             pay()
             pay()
         assert (raised.value.scope, raised.value.run_id) == ("run", inner.id)

@@ -475,9 +475,7 @@ def test_rule_17_bind_in_a_loop_that_is_busy_with_other_things(guard):
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
-        waiting = [
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop) for _ in range(others)
-        ]
+        waiting = [asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop) for _ in range(others)]
 
         async def work():
             await atool()

@@ -56,7 +56,9 @@ def test_money_does_not_depend_on_the_programs_decimal_context(precision):
     assert read == Decimal("123.456789123")
 
 
-@pytest.mark.parametrize("trap", [decimal.Inexact, decimal.Rounded, decimal.FloatOperation, decimal.Subnormal])
+@pytest.mark.parametrize(
+    "trap", [decimal.Inexact, decimal.Rounded, decimal.FloatOperation, decimal.Subnormal]
+)
 def test_money_does_not_trip_over_the_programs_traps(trap):
     with decimal.localcontext() as context:
         context.traps[trap] = True
@@ -196,7 +198,9 @@ def test_what_the_guard_counts_itself_cannot_be_given(name):
         Usage(**{name: 1})
 
 
-@pytest.mark.parametrize("name", ["emails", "refunds", "pages", "web_fetches", "α", "limits", "amounts", "stops"])
+@pytest.mark.parametrize(
+    "name", ["emails", "refunds", "pages", "web_fetches", "α", "limits", "amounts", "stops"]
+)
 def test_counters_of_your_own(name):
     usage = Usage(**{name: 3})
     assert usage[name] == 3
@@ -264,7 +268,10 @@ def test_copying(again):
 
 
 def test_repr():
-    assert repr(Usage(usd="0.10", input_tokens=5, emails=2)) == "Usage(usd=0.1, input_tokens=5, tokens=5, emails=2)"
+    assert (
+        repr(Usage(usd="0.10", input_tokens=5, emails=2))
+        == "Usage(usd=0.1, input_tokens=5, tokens=5, emails=2)"
+    )
     assert repr(Usage()) == "Usage()"
 
 

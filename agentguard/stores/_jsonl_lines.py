@@ -1,0 +1,90 @@
+"""The lines of an export, as docs/export-format.md says."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Any
+
+import msgspec
+
+from agentguard.errors import LogIntegrityError
+from agentguard.events.codec import Stored
+
+#: The newest format that is understood.
+FORMAT = 1
+_EVENT = b',"event":'
+_SEQ = re.compile(rb'\{"seq":(\d{1,18}),')
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """What stands before a log."""
+
+    run_id: str
+    salt: str | None = None
+    name: str = ""
+    tenant: str = ""
+    state: str = ""
+    created_ns: int = 0
+    ended_ns: int | None = None
+    parent_id: str | None = None
+    epoch: int = 1
+    summary: dict[str, Any] = {}
+
+
+class RunLine(msgspec.Struct, forbid_unknown_fields=True):
+    """The line before a log."""
+
+    run: Run
+
+
+class End(msgspec.Struct):
+    """How much a whole export holds."""
+
+    runs: int
+    events: int
+
+
+class EndLine(msgspec.Struct, forbid_unknown_fields=True):
+    """The last line."""
+
+    end: End
+
+
+class EventLine(msgspec.Struct, forbid_unknown_fields=True):
+    """An event's line, but for the body."""
+
+    hash: str
+    payload: str | None = None
+    payload_base64: str | None = None
+
+
+class Header(msgspec.Struct):
+    """The first line."""
+
+    agentguard_export: int
+
+
+def event(line: bytes, run_id: str, number: int, position: int) -> Stored:
+    """The event in a line of a log: its body is taken as it stands, and never encoded again.
+
+    Raises:
+        LogIntegrityError: there is none; `number` counts the lines of the log.
+    """
+    head, mark, rest = line.removesuffix(b"\n").partition(_EVENT)
+    seq = _SEQ.match(rest)
+    try:
+        facts = msgspec.json.decode(head + b"}", type=EventLine)
+        digest, payload = bytes.fromhex(facts.hash), _payload(facts)
+    except (ValueError, binascii.Error) as error:
+        raise LogIntegrityError(run_id, number, "its line is no event of an export") from error
+    if not mark or seq is None:
+        raise LogIntegrityError(run_id, number, "its line has no event")
+    return Stored(int(seq[1]), rest[:-1], digest, payload, position)
+
+
+def _payload(facts: EventLine) -> bytes | None:
+    if facts.payload_base64 is not None:
+        return base64.b64decode(facts.payload_base64, validate=True)
+    return None if facts.payload is None else facts.payload.encode()
