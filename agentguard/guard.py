@@ -701,7 +701,8 @@ class Guard:
     def prune(self, older_than: Any, *, actor: str | None = None) -> list[str]:
         """Drop runs that ended before then, whole, and give their ids.
 
-        Their heads stay on record in the control log, so that `verify` tells them from lost runs.
+        Their heads stay on record in the control log, so that `verify` tells them from lost runs.  Runs
+        nested in a live run, and the origin of a live fork, stay: it may have to be recovered.
 
         Args:
             older_than: an age (a timedelta, or seconds) or a time (a datetime with a time zone).

@@ -259,10 +259,10 @@ class Opening:
 
     def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
         """End the run, and give the stop to raise, if it has one."""
-        if not journal.owner:  # a forked child leaves the block: its parent ends the run
-            return journal.stop
         if self._nested is not None:
             return self._nested.close(journal, error)
+        if not journal.owner:  # a forked child leaves the block: its parent ends the run
+            return journal.stop
         self._settle_generators(journal)
         try:
             self._finish(journal, error)

@@ -5,7 +5,7 @@ The suites in `agentguard.testing.conformance` check an implementation against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -147,8 +147,8 @@ class EventStore(Protocol):
     def erase(self, run_id: str) -> int:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""
 
-    def prune(self, ended_before_ns: int) -> list[str]:
-        """Drop ended runs whole, and give their ids."""
+    def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
+        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids."""
 
     def close(self) -> None:
         """Give back what was opened.  Closing twice does nothing."""

@@ -128,7 +128,10 @@ class Recovering(CarryingOn):
         self.guard.live[self.run_id] = journal
         self.guard.take_part()
         log = origin_log(parts.store, self.run_id, head)
-        journal.player = Player(journal, log, unknown=settle_unknown, stall_timeout=self._stall_timeout)
+        around = None if self.around is None else self.around.run.journal.player
+        journal.player = Player(
+            journal, log, unknown=settle_unknown, stall_timeout=self._stall_timeout, around=around
+        )
         if parts.telemetry is not None:
             journal.span = parts.telemetry.start_run(
                 name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=journal.fold.metadata
@@ -250,7 +253,7 @@ def nested(guard: Guard, opening: Opening) -> Any:
         return None  # the crash came between the two logs
     if not player.live or RunState(row.state).final:
         opening.run_id = recorded  # of a fork's origin, where that is what it is served from
-        return Replaying(around.parts, row, stall_timeout=30.0, check=refuse_altered)
+        return Replaying(around.parts, row, stall_timeout=30.0, check=refuse_altered, around=player)
     if recorded != opening.run_id:
         error = StepOutcomeUnknownError(around.origin, opening.key)
         error.add_note(f"it is run {recorded}, which has not ended: recover it, and then fork again")

@@ -17,8 +17,10 @@ _COMPARED = ("key", "arguments", "effect", "outcome")
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One difference: `kind` is "missing", "extra", "key", "arguments", "effect", "outcome" or
-    "termination"; `a` and `b` are what the two runs have there."""
+    """One difference; `a` and `b` are what the two runs have there.
+
+    `kind` is "missing", "extra", "key", "arguments", "effect", "outcome" or "termination".
+    """
 
     kind: str
     branch: str

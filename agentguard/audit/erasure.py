@@ -14,7 +14,7 @@ from typing import Any
 
 from agentguard.errors import AgentGuardError
 from agentguard.events import codec
-from agentguard.events.model import PAYLOAD_ERASED, Record
+from agentguard.events.model import PAYLOAD_ERASED, RUN_FORKED, Record
 from agentguard.protocols import EventStore, KillSwitch, RunRow
 from agentguard.runs.state import RunState
 from agentguard.steps.journal import Journal
@@ -50,14 +50,16 @@ def erase(journal: Journal, switch: KillSwitch, actor: str) -> int:
 def prune(store: EventStore, switch: KillSwitch, ended_before_ns: int, actor: str) -> list[str]:
     """Drop the runs that ended before a time, and give their ids.
 
-    Their heads go on record first, so that `verify` tells a pruned run from a lost one.
+    Runs that a live one may have to be recovered from stay.  The heads of the others go on record
+    first, so that `verify` tells a pruned run from a lost one.
     """
     before = datetime.fromtimestamp(ended_before_ns / 1e9, UTC).isoformat()
-    ended = _ended_before(store, ended_before_ns)
+    keep = _needed(store)
+    ended = (row for row in _ended_before(store, ended_before_ns) if row.run_id not in keep)
     while batch := list(islice(ended, _BATCH)):
         heads = [{"run": row.run_id, **row.summary["head"]} for row in batch]
         switch.record(PAYLOAD_ERASED, {"pruned": heads, "ended_before": before, "actor": actor})
-    return store.prune(ended_before_ns)
+    return store.prune(ended_before_ns, keep)
 
 
 def cut_off(older_than: Any, now_ns: int) -> int:
@@ -88,6 +90,27 @@ def _ended_before(store: EventStore, ended_before_ns: int) -> Iterator[RunRow]:
             for row in store.rows(state=str(state), limit=2**62):
                 if row.ended_ns is not None and row.ended_ns < ended_before_ns:
                     yield row
+
+
+def _needed(store: EventStore) -> set[str]:
+    """The runs inside the live ones, the origins of live forks, and the runs inside those."""
+    live = [str(state) for state in RunState if not state.final]
+    needed = {row.run_id for state in live for row in store.rows(state=state, limit=2**62)}
+    left = list(needed)
+    while left:
+        run_id = left.pop()
+        found = {row.run_id for row in store.children(run_id)} | _origin(store, run_id)
+        left += found - needed
+        needed |= found
+    return needed
+
+
+def _origin(store: EventStore, run_id: str) -> set[str]:
+    """The run that this one was forked from, which is told behind its first two events."""
+    for stored in islice(store.read(run_id), 3):
+        if RUN_FORKED.encode() in stored.body[:64]:
+            return {(codec.decode(stored.body).data or {})["origin"]}
+    return set()
 
 
 def _erased_runs(switch: KillSwitch) -> set[str]:

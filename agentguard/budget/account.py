@@ -155,9 +155,18 @@ class Account:
                 self.excess[resource] = self.excess.get(resource, 0) + over
 
     def charge(self, usage: Mapping[str, int]) -> None:
-        """Take in what was used, and checked, elsewhere: by a nested run."""
+        """Take in what was used, and checked, elsewhere: by a nested run.
+
+        What this takes beyond a limit can only be an excess that the other log tells of.
+        """
         for resource, amount in usage.items():
-            self.spent[resource] = self.spent.get(resource, 0) + amount
+            spent = self.spent[resource] = self.spent.get(resource, 0) + amount
+            limit = self.limits.get(resource)
+            if limit is not None:
+                known = self.excess.get(resource, 0)
+                over = spent + self.reserved.get(resource, 0) - limit - known
+                if over > 0:
+                    self.excess[resource] = known + over
 
     def release(self, request: Request) -> None:
         """Undo `reserve` for a step whose body did not run."""
@@ -194,6 +203,17 @@ class Account:
                 if used >= alarm:
                     found.append((resource, used, self.limits[resource]))
         return found
+
+    def less(self, spent: Mapping[str, int], reserved: Mapping[str, int]) -> Account:
+        """A copy that has used so much less."""
+        account = Account.from_data(self.to_data())
+        for amounts, off in ((account.spent, spent), (account.reserved, reserved)):
+            for resource, amount in off.items():
+                if left := amounts.get(resource, 0) - amount:
+                    amounts[resource] = left
+                else:
+                    amounts.pop(resource, None)
+        return account
 
     def to_data(self) -> dict[str, Any]:
         """The account as plain data, for a ledger's row."""

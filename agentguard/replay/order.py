@@ -108,10 +108,9 @@ class DeliveryOrder:
         expected = d.describe(call.start) if call is not None else "the program to cancel it, as recorded"
         key = call.start.key if call is not None else asked
         error = ReplayDivergenceError(d.ORDER, key, expected, f"only {asked} asked for")
-        if self._player.divergence is None:
-            self._player.divergence = error
+        first = self._player.differs(error)
         for loop, future in list(self._waiting.values()):
-            loop.call_soon_threadsafe(_fail, future, self._player.divergence)
+            loop.call_soon_threadsafe(_fail, future, first)
 
 
 def _fail(future: asyncio.Future[None], error: BaseException) -> None:

@@ -157,7 +157,7 @@ class Shared:
             "calls": fold.account.calls,
             "repeats": fold.account.repeats,
             "keyed": fold.keyed,
-            "scopes": [_scope(scope) for scope in fold.scopes.values() if scope.key and not scope.closed],
+            "scopes": [_scope(scope) for scope in fold.scopes.values() if scope.key],
         }
         return data | {name: value for name, value in state.items() if value}
 
@@ -165,7 +165,8 @@ class Shared:
 def _scope(scope: ScopeFold) -> dict[str, Any]:
     account = scope.accounts[0]
     held = account.to_data() | {"spent": _spent(account), "reserved": {}}
-    return {"key": scope.key, "around": scope.parent, "stop": scope.stop, "account": held}
+    facts = {"key": scope.key, "around": scope.parent, "stop": scope.stop, "account": held}
+    return facts | {"closed": True} if scope.closed else facts
 
 
 def _under(budget: Budget | None, created: Record) -> Record:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentguard._encoding import decode, type_name
+from agentguard.budget.account import Amounts
 from agentguard.errors import ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.replay import divergence as d
+from agentguard.replay.ahead import Ahead
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.termination import stop_from
@@ -37,11 +39,14 @@ class Player:
         *,
         unknown: Unknown | None = None,
         stall_timeout: float = 30.0,
+        around: Player | None = None,
     ) -> None:
         self._journal = journal
+        self._around = around
         self._lock = threading.RLock()
         self.tape = Tape(log)
         self._unknown = unknown
+        self._ahead = None if unknown is None else Ahead(journal.fold)
         self._scopes: dict[str, Call] = {}
         self.order = DeliveryOrder(self, stall_timeout)
         #: The step that may have happened, once a recovery has met one: an operator must resolve it.
@@ -191,11 +196,14 @@ class Player:
 
     def _without_outcome(self, step: Step, call: Call) -> Served | None:
         if self._unknown is not None:
+            own = step.key in self._journal.fold.open
             try:
                 answer = self._unknown(step, call)
             except StepOutcomeUnknownError as doubt:
                 self.in_doubt = doubt
                 raise
+            if self._ahead is not None:
+                self._ahead.doubted(call, own=own)
             self.tape.take(call, with_children=answer is not None)
             return answer
         self.tape.read_until(lambda: False)
@@ -209,8 +217,9 @@ class Player:
         self._apply(call)
 
     def _apply(self, call: Call) -> None:
-        if self.live:
-            return  # the journal has folded the whole log
+        if self._ahead is not None:  # the journal has folded the whole log
+            self._ahead.passed(call)
+            return
         fold = self._journal.fold
         for record in self._records(call):
             fold.apply(record, fold.hash)
@@ -275,6 +284,13 @@ class Player:
 
     # --- values and scopes ---------------------------------------------------------------------
 
+    def ahead(self, scope: str) -> tuple[Amounts, Amounts] | None:
+        """See `agentguard.steps.served.Player`."""
+        if self._ahead is None:
+            return None
+        with self._lock:
+            return self._ahead.of(scope)
+
     def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
@@ -310,9 +326,7 @@ class Player:
             call = self._call(key, pos, scope)
             if call is None:
                 return None
-            self.tape.find(key)
-            if not self.live:
-                self.tape.read_until(lambda: call.end is not None)
+            self.tape.read_until(lambda: call.end is not None)
             self.consume(call)
             return str(call.data["run"])
 
@@ -335,9 +349,16 @@ class Player:
         self._raise(ReplayDivergenceError(kind, key, expected, found))
 
     def _raise(self, error: ReplayDivergenceError) -> None:
+        raise self.differs(error)
+
+    def differs(self, error: ReplayDivergenceError) -> ReplayDivergenceError:
+        """Keep a difference, unless there was one before, and give the first one.
+
+        It is one of the runs around this one too: a stop on record there must not cover it.
+        """
         if self.divergence is None:
-            self.divergence = error
-        raise self.divergence
+            self.divergence = error if self._around is None else self._around.differs(error)
+        return self.divergence
 
     def finish(self) -> None:
         """The program is done: nothing may be left over, and its spending must be the recorded one."""

@@ -30,9 +30,11 @@ class Replaying:
         stall_timeout: float,
         check: Callable[[EventStore, RunRow], None],
         telemetry: Any = None,
+        around: Player | None = None,
     ) -> None:
         self._parts = parts
         self._check = check
+        self._around = around
         self._row = row
         self._stall_timeout = stall_timeout
         self._telemetry = telemetry
@@ -72,7 +74,8 @@ class Replaying:
         journal.owner = False
         journal.seen = 0
         journal.keep_time()
-        self._player = Player(journal, origin_log(store, self.run_id), stall_timeout=self._stall_timeout)
+        log = origin_log(store, self.run_id)
+        self._player = Player(journal, log, stall_timeout=self._stall_timeout, around=self._around)
         journal.player = self._player
         return journal
 

@@ -194,7 +194,7 @@ class RunFold:
         self.keyed.update({key: (attempt, done) for key, (attempt, done) in data.get("keyed", {}).items()})
         for given in data.get("scopes", ()):
             scope = self._add_scope(given["key"], given["around"], Account.from_data(given["account"]))
-            scope.stop = given["stop"]
+            scope.stop, scope.closed = given["stop"], given.get("closed", False)
 
     def _paused(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.PAUSED)

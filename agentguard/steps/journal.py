@@ -418,10 +418,16 @@ class Journal:
             self.act([*before, last])
         return True
 
+    def account(self, scope: str = "") -> Account:
+        """A level's account as the program knows it: without what a recovery has not come to yet."""
+        account = self.fold.scopes[scope].accounts[0]
+        ahead = None if self.player is None else self.player.ahead(scope)
+        return account if ahead is None else account.less(*ahead)
+
     def spent(self) -> Amounts:
         """What the run has used, nested runs that are still live included."""
         with self.lock:
-            spent = dict(self.fold.account.spent)
+            spent = dict(self.account().spent)
             for child in self.children:
                 for resource, amount in child.spent().items():
                     spent[resource] = spent.get(resource, 0) + amount
@@ -430,7 +436,7 @@ class Journal:
     def remaining(self) -> Amounts:
         """What the run's own budget leaves, reservations and live nested runs taken off."""
         with self.lock:
-            left = self.fold.account.remaining()
+            left = self.account().remaining()
             for child in self.children:
                 for amounts in (child.spent(), child.fold.account.reserved):
                     for resource in left.keys() & amounts.keys():

@@ -58,10 +58,9 @@ class Scope:
         return Remaining(self._account().remaining())
 
     def _account(self) -> Any:
-        level = self._journal.fold.scopes.get(self.key)
-        if level is None:
+        if self.key not in self._journal.fold.scopes:
             raise RuntimeError(f"scope {self.path} is not open yet: use it as `with run.scope(...)`")
-        return level.accounts[0]
+        return self._journal.account(self.key)
 
     def __enter__(self) -> Scope:
         if self._token is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from agentguard.budget.account import Amounts
 from agentguard.steps.model import Step
 
 
@@ -44,6 +45,9 @@ class Player(Protocol):
 
     def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """A recorded value."""
+
+    def ahead(self, scope: str) -> tuple[Amounts, Amounts] | None:
+        """What of a level's spending and reservations on record the program has not come to yet."""
 
     def check_doubt(self) -> None:
         """Raise, while a step waits, if the run cannot go on here because another step is in doubt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,16 @@ def erase(database: Database, sql: Mapping[str, str], run_id: str, wait: float) 
     return dropped
 
 
-def prune(database: Database, sql: Mapping[str, str], ended_before_ns: int, wait: float) -> list[str]:
+def prune(
+    database: Database, sql: Mapping[str, str], ended_before_ns: int, keep: Collection[str], wait: float
+) -> list[str]:
     """Drop ended runs, each in an act of its own so that writers get their turns."""
     with database.errors, database.reading(wait) as connection:
         ended = connection.execute(sql["prunable"], (ended_before_ns,)).fetchall()
     pruned = []
     for number, run_id in ended:
+        if run_id in keep:
+            continue
         with database.transaction(wait), database.errors:
             if not database.run(sql["mark_pruning"], (number,), wait=wait).rowcount:
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -220,7 +220,7 @@ class JsonlEventStore:
         """Refused."""
         return self._refuse()
 
-    def prune(self, ended_before_ns: int) -> list[str]:
+    def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
         """Refused."""
         return self._refuse()
 

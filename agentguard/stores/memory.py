@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -201,8 +201,8 @@ class MemoryEventStore:
             self._undo.note(setattr, log, "events", log.events)
             return log.erase()
 
-    def prune(self, ended_before_ns: int) -> list[str]:
-        """Drop ended runs whole, and give their ids.
+    def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
+        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids.
 
         Raises:
             RuntimeError: inside `exclusive`, which could not take it back.
@@ -214,6 +214,8 @@ class MemoryEventStore:
             pruned = []
             for log in list(self._shelf.logs.values()):
                 row = log.row
+                if row.run_id in keep:
+                    continue
                 if is_final(row.state) and (row.ended_ns or 0) < ended_before_ns:
                     self._shelf.drop(log)
                     self._shelf.remove(log)

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
@@ -201,12 +201,13 @@ class SQLiteEventStore:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""
         return _sqlite_removal.erase(self._database(), self._sql, run_id, self._timeout)
 
-    def prune(self, ended_before_ns: int) -> list[str]:
-        """Drop ended runs whole, and give their ids.
+    def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
+        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids.
 
         The highest position of the store is held by an empty event, which no read shows.
         """
-        return _sqlite_removal.prune(self._database(), self._sql, ended_before_ns, self._timeout)
+        database = self._database()
+        return _sqlite_removal.prune(database, self._sql, ended_before_ns, keep, self._timeout)
 
     def settle(self) -> None:
         """Return when everything committed so far is as durable as was asked for."""

@@ -16,6 +16,8 @@ from agentguard import ReplayDivergenceError
 
 #: Marks an object that is no plain JSON; a dict of the user's own that has it is wrapped too.
 _KEY = "$langchain"
+#: How ids begin that LangChain made up, anew for each run: two runs do not differ by them.
+_MADE_UP = "lc_"
 _NONE_LOST = frozenset((str, int, float, bool, type(None)))
 
 
@@ -89,7 +91,10 @@ def _fields(message: BaseMessage) -> dict[str, Any]:
     artifact = getattr(message, "artifact", None)
     if artifact is not None and type(artifact) not in (str, int, bool, list, dict):
         raise _LostError(f"an artifact of type {type(artifact).__qualname__} cannot be kept")
-    return dict(message.__dict__)
+    fields = dict(message.__dict__)
+    if (message.id or "").startswith(_MADE_UP):
+        fields["id"] = None
+    return fields
 
 
 def _response(value: ModelResponse[Any]) -> dict[str, Any]:

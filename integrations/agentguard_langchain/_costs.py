@@ -64,7 +64,7 @@ class Costs:
         self._chosen = max_output_tokens
         self._sends = sends
         books = (prices, prices) if prices is not None else (None, GENAI_PRICES)
-        open_ended = max_output_tokens or (UNBOUNDED if sends else None)
+        open_ended = UNBOUNDED if sends and max_output_tokens is None else max_output_tokens
         estimates = sends or max_output_tokens is None
         #: Both by whether money is limited where the call is made.
         self._bounded = [ModelCosts(book, unpriced=unpriced, clamp=sends) for book in books]

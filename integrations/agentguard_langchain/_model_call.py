@@ -32,9 +32,9 @@ class ModelCall:
         self.handler = handler
         self.watch = watch
         self._costs = costs
-        settings = request.model_settings
+        self._settings = request.model_settings
         params = _params(request)
-        self._model = Model(m.model_name(settings, params), params.get("ls_provider"))
+        self._model = Model(m.model_name(self._settings, params), params.get("ls_provider"))
         self.name = f"chat {self._model.name}"
         self.cover = Cover("llm", self.name)
         self.attributes = Facts(m.model_attributes("chat", self._model.name, params))
@@ -73,9 +73,8 @@ class ModelCall:
         return self._reserve
 
     def arguments(self) -> tuple[Any, ...]:
-        """What is asked, for the log."""
-        settings = self.request.model_settings
-        return (m.message_data(self.messages), m.tool_names(self.request.tools), settings)
+        """What is asked, for the log; the bound is our own doing, and lies in the reservation."""
+        return (m.message_data(self.messages), m.tool_names(self.request.tools), self._settings)
 
     def begun(self) -> None:
         """Nothing to do."""

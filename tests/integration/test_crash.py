@@ -18,7 +18,7 @@ from agentguard.audit.verify import reconstruct
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the victims are forked, which is quick")
 
 #: Imports once, then forks a victim for each line it reads; a victim works until it is killed.
-NURSERY = r'''
+NURSERY = r"""
 import asyncio, os, sys, threading
 from contextlib import suppress
 from agentguard import Budget, Guard, RunStopped, Usage, current_step, guarded_step
@@ -87,7 +87,7 @@ for line in sys.stdin:
             os._exit(1)
     print(victim, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]), flush=True)
-'''
+"""
 
 
 def marks_of(path: Path) -> list[list[str]]:

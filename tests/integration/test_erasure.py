@@ -189,6 +189,23 @@ def test_pruned_runs_are_on_record_and_no_fault_against_their_anchors(guard: Gua
     assert "it is gone" in lost.faults[0].problem
 
 
+def test_what_a_live_run_may_be_recovered_from_stays(guard: Guard, clock: FakeClock) -> None:
+    """Runs inside it at any depth, and where it was forked from, with the runs inside that."""
+    with guard.run("origin") as origin, guard.run("in the origin") as inside:
+        look_up("a")
+    lonely = a_run(guard, "lonely")
+    with guard.run("live") as live:
+        with guard.run("nested") as nested, guard.run("deeper") as deeper:
+            look_up("a")
+        with guard.fork(origin.id, at=2, new_run_id="fork"):
+            clock.advance(1)
+            assert guard.prune(0) == [lonely]
+            kept = {run.run_id for run in guard.runs()}
+            assert kept == {origin.id, inside.id, live.id, nested.id, deeper.id, "fork"}
+    clock.advance(1)
+    assert set(guard.prune(0)) == kept
+
+
 def test_pruning_nothing_records_nothing(guard: Guard) -> None:
     a_run(guard)
     assert guard.prune(3600) == []

@@ -75,10 +75,10 @@ def wait_until(condition: Callable[[], object]) -> None:
 class Child:
     """A Python process, read line by line."""
 
-    def __init__(self, program: str, *arguments: object) -> None:
+    def __init__(self, program: str, *arguments: object, before: str = "") -> None:
         source = Path(agentguard.__file__).parents[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + program, *map(str, arguments)],
+            [sys.executable, "-c", before + PRELUDE + program, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -241,6 +241,22 @@ def test_rule_11_a_record_is_durable_before_the_page_shows_it(
     switch.record(*kill_data("why"))
     switch.record(*kill_data("why"))
     assert shown == [("control.log", 0), ("state", 0), ("control.log", 1)]
+
+
+def test_without_file_locks_it_can_be_imported_and_refuses(home: Path) -> None:
+    windows = "import sys; sys.modules['fcntl'] = None"
+    program = """
+try:
+    switch.signal
+except KillSwitchUnavailableError as error:
+    say(error)
+"""
+    child = Child(program, home, before=windows)
+    try:
+        assert "this platform lacks; use kill_switch='memory'" in child.line()
+        assert child.end() == 0
+    finally:
+        child.dispose()
 
 
 # --- a crash in the middle -----------------------------------------------------------------------

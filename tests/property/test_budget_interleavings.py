@@ -45,7 +45,7 @@ usages = st.builds(usage, amounts, amounts)
 
 
 def keeps_its_limits(account: Account) -> bool:
-    """spent + reserved <= limit + the logged excesses, for every limited resource."""
+    """Spent + reserved <= limit + the logged excesses, for every limited resource."""
     return all(
         account.spent.get(name, 0) + account.reserved.get(name, 0) <= limit + account.excess.get(name, 0)
         for name, limit in account.limits.items()
@@ -301,4 +301,4 @@ def test_any_interleaving_in_a_run():
 def test_many_interleavings_in_a_run():
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(RunMachine, settings=settings(SETTINGS, max_examples=1500, stateful_step_count=50))
+    run_state_machine_as_test(RunMachine, settings=settings(SETTINGS, max_examples=500, stateful_step_count=40))

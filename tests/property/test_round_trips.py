@@ -169,7 +169,7 @@ def test_usages_add_up(a, b, c):
     assert a + Usage() == a
     assert a <= a + b
     assert (a + b).usd == a.usd + b.usd
-    assert (a <= b and b <= a) == (a == b)
+    assert (a <= b <= a) == (a == b)
 
 
 @SETTINGS

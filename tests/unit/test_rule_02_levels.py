@@ -339,10 +339,9 @@ def test_rule_02_detached_opts_out(guard):
 
 
 def test_rule_02_a_detached_run_is_not_stopped_with_the_other(guard):
-    with suppress(RunStopped), guard.run("outer") as outer:
-        with guard.run("inner", detached=True) as inner:
-            outer.kill("outer alone")
-            pay()
+    with suppress(RunStopped), guard.run("outer") as outer, guard.run("inner", detached=True) as inner:
+        outer.kill("outer alone")
+        pay()
     assert inner.state is RunState.COMPLETED
     assert outer.state is RunState.KILLED
 

@@ -19,7 +19,6 @@ from agentguard import (
     guarded_step,
 )
 
-
 #: Half of it is near the limit: admitting a body tells `on_warning`, which is the gap before the body.
 LIMITS = Budget(usd=1, warn_at=0.5)
 

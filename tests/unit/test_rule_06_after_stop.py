@@ -228,11 +228,10 @@ def test_rule_06_later_refusals_raise_without_an_event(guard):
 
 
 def test_rule_06_one_refusal_for_a_scopes_stop(guard):
-    with guard.run("r") as run:
-        with suppress(RunStopped), run.scope("s", Budget(steps=1)):
-            for _ in range(5):
-                with suppress(BudgetExceededError):
-                    run.call("f", int)
+    with guard.run("r") as run, suppress(RunStopped), run.scope("s", Budget(steps=1)):
+        for _ in range(5):
+            with suppress(BudgetExceededError):
+                run.call("f", int)
     assert types(guard, run.id).count("step_refused") == 1
 
 

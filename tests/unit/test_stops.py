@@ -47,7 +47,7 @@ def swallowing_loop() -> None:
     for _ in range(10):
         try:
             tool()
-        except Exception:  # noqa: S110
+        except Exception:
             pass
 
 
@@ -55,7 +55,7 @@ def bare_except() -> None:
     for _ in range(10):
         try:
             tool()
-        except:  # noqa: E722, S110
+        except:  # noqa: E722
             pass
 
 

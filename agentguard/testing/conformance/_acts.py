@@ -154,6 +154,13 @@ class ActsContract(StoreSuite):
         assert number > 4, "a number of the past would let a writer of the past in"
         assert store.tail()[-1][1].position > last, "a position is never given again"
 
+    def test_pruning_leaves_out_what_is_to_be_kept(self, store: EventStore) -> None:
+        for run_id in ("a", "b", "c"):
+            store.create(a_row(run_id, state="FAILED", ended_ns=1), log_of(run_id, 2))
+        assert store.prune(2, keep={"b", "nobody"}) == ["a", "c"]
+        assert unplaced(store.read("b")) == log_of("b", 2)
+        assert store.prune(2) == ["b"]
+
     def test_pruning_everything_keeps_positions_from_being_given_again(self, store: EventStore) -> None:
         last = 0
         for turn in range(3):
