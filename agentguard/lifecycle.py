@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -64,6 +64,7 @@ class Opening:
             raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
         if on_warning is not None and not callable(on_warning):
             raise TypeError("on_warning must be callable")
+        self.metadata = _plain_data(metadata)
         self.around = None if detached else self._place_around()
         self.key, self.pos = "", 0
         if self.around is not None:
@@ -73,7 +74,6 @@ class Opening:
         parent_tenant = self.around.run.tenant if self.around is not None else DEFAULT_TENANT
         self.tenant = check_id(parent_tenant if tenant is None else tenant, "tenant")
         self._inputs = inputs
-        self.metadata = dict(metadata or {})
         self.on_warning = on_warning
         self._interrupt = interrupt_threads
         #: How this run is opened instead, where the run around it is replayed or recovered.
@@ -360,6 +360,19 @@ class Opening:
     def resume(self, run_id: str) -> None:
         """See `Run.resume`."""
         self.guard.resume(run_id)
+
+
+def _plain_data(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata as the log will have it."""
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a dict, not {type(metadata).__name__}")
+    try:
+        plain: dict[str, Any] = decode(codec.encode(dict(metadata)))
+    except Exception as error:
+        raise TypeError(f"metadata must be plain data, such as text, numbers, lists and dicts: {error}") from error
+    return plain
 
 
 def load_journal(parts: Parts, row: RunRow, branch: Branch | None = None) -> Journal:

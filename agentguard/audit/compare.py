@@ -12,6 +12,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
+from agentguard.runs.branch import branch_of
 
 _COMPARED = ("key", "arguments", "effect", "outcome")
 
@@ -71,7 +72,7 @@ class _Log:
         key = record.key or ""
         if record.type in (ev.STEP_STARTED, ev.STEP_REFUSED, ev.VALUE, ev.SCOPE_OPENED) and key:
             call = _Call(record, payload)
-            self.branches.setdefault(key.rpartition("/")[0], {})[record.pos] = call
+            self.branches.setdefault(branch_of(key, record.data), {})[record.pos] = call
             self._open[key] = call
         elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED) and key in self._open:
             self._open[key].outcome = _outcome(record, payload)

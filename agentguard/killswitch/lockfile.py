@@ -78,7 +78,7 @@ class LockFile:
 
     def _let_go(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        if descriptor is not None and fcntl is not None:
             # Closing alone would leave it locked by a child forked meanwhile, which has a copy.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)

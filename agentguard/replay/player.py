@@ -12,7 +12,13 @@ from typing import Any
 
 from agentguard._encoding import decode, type_name
 from agentguard.budget.account import Amounts
-from agentguard.errors import ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
+from agentguard.errors import (
+    ApprovalDeniedError,
+    DuplicateKeyError,
+    ReplayDivergenceError,
+    RunStopped,
+    StepOutcomeUnknownError,
+)
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
@@ -20,6 +26,7 @@ from agentguard.replay import divergence as d
 from agentguard.replay.ahead import Ahead
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.tape import Call, Tape
+from agentguard.runs.branch import branch_of
 from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
 from agentguard.steps.journal import Journal
@@ -48,6 +55,8 @@ class Player:
         self._unknown = unknown
         self._ahead = None if unknown is None else Ahead(journal.fold)
         self._scopes: dict[str, Call] = {}
+        #: The last call served of each `key=`.
+        self._keyed: dict[str, Call] = {}
         self.order = DeliveryOrder(self, stall_timeout)
         #: The step that may have happened, once a recovery has met one: an operator must resolve it.
         self.in_doubt: StepOutcomeUnknownError | None = None
@@ -130,7 +139,8 @@ class Player:
 
     def _find(self, step: Step) -> Call | None:
         """The recorded call of a step, its place and arguments checked."""
-        call = self._call(step.key, step.pos, step.scope_key)
+        path = branch_of(step.key) if step.spec.key is None else step.path
+        call = self._call(step.key, step.pos, step.scope_key, path)
         if call is None:
             return None
         recorded = call.data.get("args")
@@ -139,35 +149,59 @@ class Player:
             self._raise(d.arguments(step.key, call.payload, step.payload))
         if (call.start.kind, call.start.name) != (step.kind, step.name):
             self.diverge(d.NAME, step.key, d.describe(call.start), f"{step.kind} {step.name}")
+        if call.data.get("scope", "") != step.scope_key:
+            where = f"in {call.data.get('scope') or 'no scope'}"
+            self.diverge(
+                d.NAME, step.key, f"{d.describe(call.start)} {where}", f"in {step.scope_key or 'no scope'}"
+            )
+        if step.spec.key is not None:
+            self._keyed[step.key] = call
         return call
 
-    def _call(self, key: str, pos: int, scope: str) -> Call | None:
+    def _call(self, key: str, pos: int, scope: str, path: str | None = None) -> Call | None:
         if self.divergence is not None:
             raise self.divergence.with_traceback(None)
-        call = self.tape.find(key)
+        path = branch_of(key) if path is None else path
+        found = f"{key} as call {pos} of branch {path}"
+        call = self.tape.find(key, path, pos)
         if call is None:
-            self._absent(key, pos, scope)
+            self._absent(key, scope, self.tape.at(path, pos), pos, found)
             return None
-        if call.start.pos != pos:
-            at_place = self.tape.at(key, min(pos, call.start.pos))
-            expected = d.describe((at_place or call).start)
-            self.diverge(d.ORDER, key, expected, f"{key} as call {pos} of its branch")
+        if (call.start.pos, call.branch) != (pos, path):
+            at_place = self.tape.at(path, min(pos, call.start.pos)) if call.branch == path else None
+            self.diverge(d.ORDER, key, d.describe((at_place or call).start), found)
         return call
 
-    def _absent(self, key: str, pos: int, scope: str) -> None:
-        """A call that is not on record: past the end of its branch, or a difference."""
-        there = self.tape.at(key, pos)
+    def _absent(self, key: str, scope: str, there: Call | None, pos: int, found: str) -> None:
+        """A call that is not on record: it was refused there too, or is past the end, or a difference."""
+        if there is None or there.start.pos != pos:
+            refused = self._left_no_event(key, scope)
+            if refused is not None:
+                raise refused.with_traceback(None)
         if there is not None:
-            self.diverge(d.NAME, key, d.describe(there.start), f"{key} as call {pos} of its branch")
+            self.diverge(d.NAME, key, d.describe(there.start), found)
         if self.live:
             self.check_doubt()
             return
-        stop = self._scope_stop(scope) or self.recorded_stop()
+        stop = self.recorded_stop()
         if stop is None:
-            end = "no further call of this branch; " + ("the log ends" if self.tape.ended else "")
-            self.diverge(d.MISSING, key, end, f"{key} as call {pos} of its branch")
+            self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
             return
         raise stop.with_traceback(None)
+
+    def _left_no_event(self, key: str, scope: str) -> BaseException | None:
+        """What a call raised live that left nothing on record at its place in its branch, if it did."""
+        stop = self._scope_stop(scope)
+        if stop is not None:
+            return stop
+        decision = self.tape.decisions.get(key)
+        if decision is not None and decision.type == ev.APPROVAL_DENIED:
+            data = decision.data or {}
+            return ApprovalDeniedError(key, data.get("reason"), data.get("actor"), self._journal.run_id)
+        earlier = self._keyed.get(key)
+        if earlier is not None and not earlier.failed:
+            return DuplicateKeyError(key.removeprefix("key:"), self._journal.run_id)
+        return None
 
     def _scope_stop(self, scope: str) -> RunStopped | None:
         """What stopped a scope, or one around it, by the log; the same object each time."""
@@ -239,9 +273,7 @@ class Player:
         """A recorded outcome, brought back."""
         if call.start.type == ev.STEP_REFUSED:
             return Served(error=self._refusal(call))
-        end = call.end
-        failed = end is not None and (end.type == ev.STEP_FAILED or call.end_data.get("as") == "failed")
-        if failed:
+        if call.failed:
             return Served(error=self._error(call))
         self._replayable(call)
         if spec.codec is not None:

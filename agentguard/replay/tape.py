@@ -15,19 +15,22 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
+from agentguard.runs.branch import branch_of
 
 _STARTS = (ev.STEP_STARTED, ev.STEP_REFUSED, ev.VALUE, ev.SCOPE_OPENED)
 _ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.SCOPE_CLOSED)
+_DECISIONS = (ev.APPROVAL_REQUESTED, ev.APPROVAL_GRANTED, ev.APPROVAL_DENIED)
 _TERMINAL = (ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED)
 
 
 class Call:
     """One recorded call: a step, a refused step, a value, or a scope; and how it ended."""
 
-    __slots__ = ("before", "children", "delivered", "end", "end_payload", "payload", "start")
+    __slots__ = ("before", "branch", "children", "delivered", "end", "end_payload", "payload", "start")
 
     def __init__(self, start: Record, payload: bytes | None) -> None:
         self.start = start
+        self.branch = branch_of(start.key or "", start.data)
         self.payload = payload
         self.end: Record | None = None
         self.end_payload: bytes | None = None
@@ -53,14 +56,15 @@ class Call:
         return self.end is not None or self.start.type in (ev.STEP_REFUSED, ev.VALUE)
 
     @property
+    def failed(self) -> bool:
+        """Whether it failed, or its operator says so."""
+        end = self.end
+        return end is not None and (end.type == ev.STEP_FAILED or self.end_data.get("as") == "failed")
+
+    @property
     def cancelled(self) -> bool:
         """Whether the program had cancelled it."""
         return bool(self.end_data.get("outcome") == "cancelled")
-
-
-def branch_of(key: str) -> str:
-    """The branch path in a key; the keys that callers name have none of their own."""
-    return key.rpartition("/")[0]
 
 
 class Tape:
@@ -76,6 +80,8 @@ class Tape:
         self.deliveries: collections.deque[Call] = collections.deque()
         #: What stopped scopes, by their keys.
         self.scope_stops: dict[str, dict[str, Any]] = {}
+        #: What was last said of the approval of a step, by its key.
+        self.decisions: dict[str, Record] = {}
         self.terminal: Record | None = None
         self.created: Record | None = None
         self.last: Stored | None = None
@@ -106,6 +112,8 @@ class Tape:
             self._finish(record, payload)
         elif record.type == ev.STEP_RESOLVED:
             self._resolve(record, payload)
+        elif record.type in _DECISIONS and record.key is not None:
+            self.decisions[record.key] = record
         elif record.type in _TERMINAL:
             self.terminal = record
         elif record.type == ev.RUN_CREATED:
@@ -125,7 +133,7 @@ class Tape:
         if call.before:  # what the earlier body had called was served to this one
             call.children.extend(call.before[-1].children)
         self._calls.setdefault(key, collections.deque()).append(call)
-        self._places.setdefault(branch_of(key), {})[record.pos] = call
+        self._places.setdefault(call.branch, {})[record.pos] = call
 
     def _open(self, key: str | None) -> Call | None:
         """The call of that key which is still under way at this point of the log."""
@@ -161,16 +169,19 @@ class Tape:
 
     # --- asking --------------------------------------------------------------------------------
 
-    def find(self, key: str) -> Call | None:
-        """The next recorded call of a key, with its outcome if the log has one."""
-        self.read_until(lambda: bool(self._calls.get(key)))
+    def find(self, key: str, branch: str, pos: int) -> Call | None:
+        """The next recorded call of a key, with its outcome if the log has one.
+
+        Where another call stands on record at its place, the rest of the log is not looked through.
+        """
+        self.read_until(lambda: key in self._calls or pos in self._places.get(branch, ()))
         calls = self._calls.get(key)
         if not calls:
             return None
         call = calls[0]
         self.read_until(lambda: call.settled or not calls or calls[0] is not call)
         if not calls or calls[0] is not call:  # it was resolved to be tried again
-            return self.find(key)
+            return self.find(key, branch, pos)
         return call
 
     def take(self, call: Call, *, with_children: bool = True) -> None:
@@ -181,17 +192,19 @@ class Tape:
             calls.remove(call)
             if not calls:
                 del self._calls[key]
-        places = self._places.get(branch_of(key), {})
+        places = self._places.get(call.branch, {})
         if places.get(call.start.pos) is call:
             del places[call.start.pos]
+            if not places:
+                del self._places[call.branch]
         for child in call.children if with_children else ():
             child.delivered = True
             if child.start.key is not None and child in self._calls.get(child.start.key, ()):
                 self.take(child)
 
-    def at(self, key: str, pos: int) -> Call | None:
-        """What the log has, and nobody has asked for, at a place of a key's branch or after it."""
-        places = self._places.get(branch_of(key), {})
+    def at(self, branch: str, pos: int) -> Call | None:
+        """What the log has, and nobody has asked for, at a place of a branch or after it."""
+        places = self._places.get(branch, {})
         later = [place for place in places if place >= pos]
         return places[min(later)] if later else None
 

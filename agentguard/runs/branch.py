@@ -6,6 +6,7 @@ called.  It never depends on which of two concurrent calls arrives first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,11 @@ MAIN = "main"
 def key_part(name: str) -> str:
     """A name as part of a key, with the key's own separators escaped."""
     return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
+
+
+def branch_of(key: str, data: Mapping[str, Any] | None = None) -> str:
+    """The path of the branch that a recorded call was made in; a key of the caller's own does not show it."""
+    return (data or {}).get("branch") or key.rpartition("/")[0]
 
 
 class Branch:

@@ -37,15 +37,25 @@ def keep(error: BaseException, redactor: Redactor | None = None) -> dict[str, An
     except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
         message = "(its message cannot be read)"
     if redactor is not None:
-        message = redactor.text(message)
+        message = redactor.text(_head(message))
     data: dict[str, Any] = {"type": type_name(type(error)), "message": clean_text(message)}
-    if error.args and all(_plain(value) for value in error.args) and error.args != (data["message"],):
-        args = [_clean(value) for value in error.args]
-        data["args"] = args if redactor is None else redactor.plain(args)
-    facts = {k: _clean(v) for k, v in vars(error).items() if _plain(v) and not k.startswith("_")}
+    try:
+        return data | _particulars(error, data["message"], redactor)
+    except Exception:  # noqa: BLE001 - its attributes may be properties, and raise anything too
+        return data
+
+
+def _particulars(error: BaseException, message: str, redactor: Redactor | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if error.args and all(_plain(value) for value in error.args) and error.args != (message,):
+        args = [_head(value) for value in error.args]
+        args = args if redactor is None else redactor.plain(args)
+        found["args"] = [_clean(value) for value in args]
+    facts = {k: _head(v) for k, v in vars(error).items() if _plain(v) and not k.startswith("_")}
     if facts:
-        data["facts"] = facts if redactor is None else redactor.plain(facts)
-    return data
+        facts = facts if redactor is None else redactor.plain(facts)
+        found["facts"] = {_clean(k): _clean(v) for k, v in facts.items()}
+    return found
 
 
 def restore(data: dict[str, Any]) -> BaseException:
@@ -82,6 +92,11 @@ def _imported(name: str) -> type[BaseException] | None:
 
 def _plain(value: Any) -> bool:
     return type(value) in _PLAIN and not (isinstance(value, int) and abs(value) >= 1 << 63)
+
+
+def _head(value: Any) -> Any:
+    """What is searched for secrets: far more than is kept, so that none is cut in two."""
+    return value[:20_000] if isinstance(value, str) else value
 
 
 def _clean(value: Any) -> Any:

@@ -63,7 +63,9 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
     key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
     if not isinstance(key, str) or not key or not key.isprintable():
         raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
-    return Step(spec, place, f"key:{key}", branch.next_pos())
+    step = Step(spec, place, f"key:{key}", branch.next_pos())
+    step.path = branch.path
+    return step
 
 
 # --- before the body -----------------------------------------------------------------------------
@@ -202,6 +204,8 @@ def _started_data(
     step: Step, request: Request, windows: tuple[str, ...], shadow: Refused | None
 ) -> dict[str, Any] | None:
     data = step.spec.facts.copy()
+    if step.spec.key is not None:
+        data["branch"] = step.path
     if request.reserve is not ONE_STEP:
         data["reserve"] = request.reserve
     if step.digest is not None:
@@ -274,6 +278,8 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
 
 def _refused_data(step: Step) -> dict[str, Any] | None:
     data: dict[str, Any] = {}
+    if step.spec.key is not None:
+        data["branch"] = step.path
     if step.digest is not None:
         data["args"] = step.digest
     if step.scope_key:

@@ -229,6 +229,7 @@ class Journal:
         """
         decision: BaseException | None = None
         with self.lock:
+            seq = self.fold.seq
             try:
                 with self.store.exclusive():
                     self.catch_up()
@@ -239,7 +240,10 @@ class Journal:
                     except BaseException as error:  # noqa: BLE001 - raised below, after the commit
                         decision = error
             except BaseException:
-                self._stale = True
+                if self.fold.seq != seq:  # it may have taken in what was never committed
+                    self.stale = True
+                    with contextlib.suppress(AgentGuardError):
+                        self.catch_up()
                 raise
         if decision is not None:
             raise decision
@@ -305,6 +309,7 @@ class Journal:
             self.fold.apply(codec.decode(stored.body), stored.hash)
         self.stale = False
         self.levels.changed()
+        self.keep_time()
 
     def warned(self, data: dict[str, Any]) -> None:
         """Tell the run's owner of a warning; what it raises must not harm the step."""

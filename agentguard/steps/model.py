@@ -133,6 +133,7 @@ class Step:
         "key",
         "needs_approval",
         "parent",
+        "path",
         "payload",
         "pos",
         "request",
@@ -161,6 +162,8 @@ class Step:
         #: What it asks for; set by `prepare` where calls differ.
         self.request: Request = spec.request or spec.plain
         self.needs_approval = spec.approval is True
+        #: The branch it was called in; set only where it brings a key of its own.
+        self.path: str
         self.payload: bytes | None = None
         self.digest: str | None = None
         #: The sequence of its outcome.

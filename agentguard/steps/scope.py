@@ -36,7 +36,7 @@ class Scope:
         self.name = check_id(name, "scope name")
         self.around: str = place.scope_key
         self.key, self.pos = place.branch.next_call(key_part(name))
-        self.budget = budget or Budget()
+        self.budget = Budget() if budget is None else budget
         if not isinstance(self.budget, Budget):
             raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
         around = place.scope

@@ -27,6 +27,16 @@ _MAP_KEY = "map:key:"
 _PUSH = "__pregel_push"
 
 
+def step_name(text: Any) -> str:
+    """A name that may be a step's, whatever a model makes up: printable, and not too long.
+
+    Example:
+        >>> step_name("search"), step_name("a\\nb"), step_name("")
+        ('search', 'a?b', 'unnamed')
+    """
+    return "".join(c if c.isprintable() else "?" for c in str(text))[:150] or "unnamed"
+
+
 # --- models --------------------------------------------------------------------------------------
 
 
@@ -39,7 +49,7 @@ def model_name(params: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     """
     names = [metadata.get("ls_model_name")]
     names += [params.get(key) for key in ("model", "model_name", "model_id", "deployment_name", "_type")]
-    return next((name for name in names if isinstance(name, str) and name), "unknown")
+    return step_name(next((name for name in names if isinstance(name, str) and name), "unknown"))
 
 
 def provider_name(metadata: Mapping[str, Any]) -> str | None:

@@ -63,7 +63,7 @@ class ToolCall:
         self.arguments = call["args"]
         self.cover = Cover("tool", call["name"], call["id"])
         self.options = {"kind": "tool", "codec": CODEC, **options}
-        self.name = self.options.pop("name", call["name"])
+        self.name = m.step_name(self.options.pop("name", call["name"]))
         facts = m.tool_attributes(call["name"], call["id"])
         self.options["attributes"] = {**facts, **(self.options.get("attributes") or {})}
         self._promise = promise

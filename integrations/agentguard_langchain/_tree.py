@@ -103,7 +103,7 @@ class Tree:
         else:
             around, thread = Place(context, branch, context), run.thread
         part = m.place_part(tags, metadata) or _below(around.context, context)
-        if not part and thread != threading.get_ident() and not _in_task():
+        if not part and thread != threading.get_ident() and not _told_apart():
             part = f"~{m.fingerprint(inputs)}"
         return _inside(around, part, context)
 
@@ -182,9 +182,11 @@ def _below(around: str, context: str) -> str:
     return context.removeprefix(f"{around}/" if around else "").partition("/")[2].replace("#", ".")
 
 
-def _in_task() -> bool:
-    """Whether an event loop runs here: the core then tells tasks apart, and threads say nothing."""
-    return asyncio._get_running_loop() is not None  # noqa: SLF001 - the public one raises
+def _told_apart() -> bool:
+    """Whether the core tells lines of control apart here: in tasks, and in threads that a task awaits."""
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
+        return True
+    return threading.current_thread().name.startswith("asyncio_")
 
 
 TREE = Tree()

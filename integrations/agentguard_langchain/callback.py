@@ -195,7 +195,7 @@ class GuardCallbackHandler(Guarding):
         **kwargs: Any,
     ) -> None:
         """Count the call, or refuse it."""
-        name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
+        name = m.step_name((serialized or {}).get("name") or kwargs.get("name") or "tool")
         run = self._run_here(parent_run_id)
         given = inputs if inputs is not None else {"input": input_str}
         place = None if run is None else TREE.tool_place(run, parent_run_id, tool_call_id, metadata, given)
@@ -239,7 +239,7 @@ class GuardCallbackHandler(Guarding):
         **kwargs: Any,
     ) -> None:
         """Count the call, or refuse it."""
-        name = str(kwargs.get("name") or (serialized or {}).get("name") or "retriever")
+        name = m.step_name(kwargs.get("name") or (serialized or {}).get("name") or "retriever")
         run = self._begins(run_id, parent_run_id, "retriever", name)
         if run is None:
             return

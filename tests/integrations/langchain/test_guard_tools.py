@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -12,7 +12,6 @@ from agentguard_langchain import GuardCallbackHandler, GuardMiddleware, guard_to
 from langchain.agents import create_agent
 from langchain_core.tools import BaseTool, StructuredTool, ToolException, tool
 from langgraph.prebuilt import InjectedState
-from typing_extensions import Annotated
 
 from agentguard import Budget, BudgetExceededError, Guard, NoActiveRunError, Usage
 

@@ -63,7 +63,8 @@ def test_a_kill_ends_a_streaming_agent_at_the_next_token(
     with pytest.raises(KillSwitchTriggeredError), guard.run("stream") as run:
         words = agents_words(agent, config, mode)
     assert words[-1] == "killed"
-    assert "three" not in words
+    # The middleware's own watcher comes after LangGraph's, which has handed that token on by then.
+    assert words.count("three") == (guarded_by == "middleware")
     assert made[-1] == 3
     assert run.state is RunState.KILLED
     assert run.journal.fold.open == {}
@@ -138,6 +139,7 @@ def test_a_kill_from_another_process_ends_a_streaming_agent_at_the_next_token(
     with pytest.raises(KillSwitchTriggeredError, match="from outside") as stopped, sqlite_guard.run("s") as run:
         words = agents_words(agent, config, mode)
     assert words[-1] == "killed"
-    assert "two" not in words
+    assert words.count("two") == (guarded_by == "middleware")
+    assert "three" not in words
     assert (stopped.value.scope, stopped.value.actor) == ("run", "test")
     assert run.state is RunState.KILLED
