@@ -175,7 +175,7 @@ def _bare(fn: Any) -> Any:
     fn = getattr(fn, "__func__", fn)
     if inspect.isfunction(fn) or inspect.isbuiltin(fn):
         return fn
-    call = getattr(type(fn), "__call__", None)
+    call = getattr(type(fn), "__call__", None)  # noqa: B004 - its own __call__, not whether it has one
     return call if inspect.isfunction(call) else fn
 
 

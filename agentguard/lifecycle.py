@@ -277,7 +277,7 @@ class Opening:
         if isinstance(error, RunStopped) and journal.stop is None:
             if error.run_id in (None, journal.run_id):
                 journal.set_stop(error)
-            else:  # of a run inside, or a stranger's: an error like any other, unless its kill covers this run
+            else:  # a stranger's, or of a run inside: an error like any other, unless a kill is for us
                 with contextlib.suppress(AgentGuardError):
                     journal.look()
         if journal.stop is not None and journal.fold.state.final and not journal.stale:
@@ -371,7 +371,9 @@ def _plain_data(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = decode(codec.encode(dict(metadata)))
     except Exception as error:
-        raise TypeError(f"metadata must be plain data, such as text, numbers, lists and dicts: {error}") from error
+        raise TypeError(
+            f"metadata must be plain data, such as text, numbers, lists and dicts: {error}"
+        ) from error
     return plain
 
 

@@ -17,7 +17,7 @@ from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
 
 if TYPE_CHECKING:
-    from agentguard.guard import Guard
+    from agentguard.held import Held
 
 #: Seconds between two heartbeats of a process that owns runs.
 INTERVAL = 5.0
@@ -29,7 +29,7 @@ class Heartbeat:
     On one host an owner is known to be dead without it; other hosts go by the heartbeat.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Held) -> None:
         self._guard = weakref.ref(guard)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -57,7 +57,7 @@ class Heartbeat:
             del guard
 
 
-def beat(guard: Guard) -> None:
+def beat(guard: Held) -> None:
     """One sign of life for every run that this process owns."""
     parts = guard.parts
     now = parts.clock.wall()
@@ -68,7 +68,7 @@ def beat(guard: Guard) -> None:
                 parts.store.update_row(row)
 
 
-def bury(guard: Guard, row: RunRow) -> RunRow:
+def bury(guard: Held, row: RunRow) -> RunRow:
     """Write `run_killed` for a run that a kill covers and whose owner is dead; gives the row as it is then.
 
     A run of a dead owner that no kill covers stays as it is: it can be recovered.
@@ -89,7 +89,7 @@ def _any_covers(kills: list[Kill], row: RunRow) -> bool:
     return any(kill.covers(row.tenant, row.run_id) for kill in kills)
 
 
-def bury_all(guard: Guard) -> None:
+def bury_all(guard: Held) -> None:
     """Bury every dead run that a kill covers."""
     for state in (RunState.CREATED, RunState.RUNNING, RunState.PAUSED):
         for row in guard.parts.store.rows(state=str(state), limit=2**31):

@@ -193,8 +193,9 @@ class KillSwitch(Protocol):
         """The control log."""
 
     def join(self, on_change: Callable[[int], None]) -> Participant:
-        """Take part: `on_change(generation)` is called, in a thread of the switch, soon after a
-        change, also while this process runs no step.
+        """Take part: be told of changes, also while this process runs no step.
+
+        `on_change(generation)` is called in a thread of the switch, soon after a change.
         """
 
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:

@@ -10,7 +10,7 @@ import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.budget.resources import NANO_USD
@@ -80,9 +80,7 @@ class Run:
         (6, <RunState.COMPLETED: 'COMPLETED'>, 2, 1)
     """
 
-    def __init__(
-        self, opening: Session, again: Callable[[dict[str, Any]], Run] | None = None
-    ) -> None:
+    def __init__(self, opening: Session, again: Callable[[dict[str, Any]], Run] | None = None) -> None:
         self._opening = opening
         self._again = again
         self._journal: Journal | None = None
@@ -152,7 +150,7 @@ class Run:
 
     # --- the block -----------------------------------------------------------------------------
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         if self._journal is not None:
             raise RuntimeError(f"run {self.id} was entered before; open a new one")
         self._journal = self._opening.open(self)
@@ -177,7 +175,7 @@ class Run:
         leave(token, self)
         raise_verdict(self._opening.close(journal, error), error)
 
-    async def __aenter__(self) -> Run:
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(
@@ -272,7 +270,7 @@ class Run:
         return call.apply(self._at(branch), name, fn, tuple(args), dict(kwargs or {}), options)
 
     def limits(self, resource: str) -> bool:
-        """Whether a step here has a limit on `resource` ("usd", "tokens"): of scope, run, outer run or tenant."""
+        """Whether some level that a step here is charged to limits `resource` ("usd", "tokens")."""
         name = NANO_USD if resource == "usd" else resource
         return bool(self.journal.levels.limited((name,), self.here().scope_key))
 
@@ -293,7 +291,9 @@ class Run:
         place = self.here()
         if branch is None:
             return place
-        call.meet_loop(place)  # by where the code is, so that tasks it has made are not looked for in `branch`
+        call.meet_loop(
+            place
+        )  # by where the code is, so that tasks it has made are not looked for in `branch`
         if isinstance(branch, str):
             branches = self.journal.branches
             path = branch

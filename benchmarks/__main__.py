@@ -1,8 +1,8 @@
 """`python -m benchmarks`: measure the figures of the contract.  It reports; it does not judge.
 
-    --quick        fewer repetitions, for a first look
-    --only NAME    a group (overhead, kill, ...) or a row (step, verify, ...); may be given again
-    --json PATH    where the figures go as JSON; by default benchmarks/results.json
+--quick        fewer repetitions, for a first look
+--only NAME    a group (overhead, kill, ...) or a row (step, verify, ...); may be given again
+--json PATH    where the figures go as JSON; by default benchmarks/results.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import breakdown, durable, growth, kill, logs, overhead, overshoot, telemetry
+from benchmarks import breakdown, durable, growth, kill, logs, overhead, overshoot, replay, telemetry
 from benchmarks._rows import Row, table
 
 #: Every group runs in a fresh process.  The rows that each one has, for `--only`.
@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     ),
     "kill": (kill.measure, ("kill-check-p50", "kill-check-p99", "kill-body")),
     "logs": (logs.measure, ("verify", "list")),
+    "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),
     "breakdown": (breakdown.measure, ()),
 }
 

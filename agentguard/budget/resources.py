@@ -120,7 +120,7 @@ def nano_usd(value: object, field: str, *, up: bool = True) -> int:
     return _nano(value, field, ROUND_CEILING if up else ROUND_FLOOR)
 
 
-def _nano(value: int | float | str | Decimal, field: str, rounding: str) -> int:
+def _nano(value: float | str | Decimal, field: str, rounding: str) -> int:
     if isinstance(value, int):
         _in_range(value, field, MAX_AMOUNT // NANO)
         return int(value) * NANO

@@ -15,10 +15,11 @@ from rich.text import Text
 
 from agentguard import _encoding
 from agentguard.cli import exits, listing, lookup, output
+from agentguard.control import Approval, TenantAccount
 from agentguard.errors import RunNotFoundError
 from agentguard.events import codec
 from agentguard.events.model import APPROVAL_REQUESTED, CONTROL_RUN_ID
-from agentguard.guard import Approval, Guard, TenantAccount
+from agentguard.guard import Guard
 from agentguard.protocols import EventStore
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState

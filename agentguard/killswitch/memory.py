@@ -61,7 +61,7 @@ class MemoryKillSwitch:
         self._check_open()
         return self._index.kills()
 
-    def record(self, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the protocol's word
+    def record(self, type: str, data: dict[str, Any]) -> int:
         """Append to the control log, then call everybody who joined; gives the generation.
 
         Raises:

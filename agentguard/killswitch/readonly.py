@@ -49,7 +49,7 @@ class ReadOnlyKillSwitch:
         """The control log."""
         return (stored for stored in self._log() if stored.seq > after)
 
-    def record(self, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the protocol's word
+    def record(self, type: str, data: dict[str, Any]) -> int:
         """Refused."""
         return self._refuse()
 

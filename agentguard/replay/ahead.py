@@ -32,7 +32,7 @@ class Ahead:
             self._take(self._spent, call, call.end.usage or {})
 
     def doubted(self, call: Call, *, own: bool) -> None:
-        """The program has come to a call without an outcome; a fork was charged for one that is not its own."""
+        """The program has come to a call without an outcome; a fork was charged for one not its own."""
         self._take(self._reserved if own else self._spent, call, call.data.get("reserve", ONE_STEP))
 
     def _take(self, ahead: dict[str, Amounts], call: Call, amounts: Amounts) -> None:

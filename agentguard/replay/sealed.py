@@ -55,7 +55,7 @@ class StillSwitch:
         """None."""
         return []
 
-    def record(self, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the protocol's name
+    def record(self, type: str, data: dict[str, Any]) -> int:
         """Nothing is recorded."""
         raise StoreUnavailableError("a replay writes nothing")
 

@@ -65,7 +65,7 @@ class Branch:
         return Branch(self.next_key(key_part(label)))
 
     def here(self) -> Branch:
-        """The branch of the code that runs now: a task older than the run's first look at its loop has its own."""
+        """The branch of the code that runs now; tasks made before the run met their loop have their own."""
         return self if self.tasks is None else self.tasks.branch_here(self)
 
     def passed(self, key: str) -> None:

@@ -143,9 +143,7 @@ class RunFold:
         self.hash = digest
         self._last_ns = record.at_ns
 
-    def started(
-        self, key: str, attempt: int, request: Request, scope: str, windows: tuple[str, ...]
-    ) -> bool:
+    def started(self, key: str, attempt: int, request: Request, scope: str, windows: tuple[str, ...]) -> bool:
         """A step holds its reservation at every level of this log; gives whether a limit is near now."""
         near = False
         for account in self.scopes[scope].accounts:
@@ -221,8 +219,7 @@ class RunFold:
             data.get("reserve", ONE_STEP),
             record.name or "",
             record.kind or "",
-            False,
-            repeat_id(record.name or "", data.get("args")),
+            repeat=repeat_id(record.name or "", data.get("args")),
         )
         if data.get("unbounded"):
             self.bounded = False

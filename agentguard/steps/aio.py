@@ -16,8 +16,8 @@ from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, sync
 from agentguard.steps.approvals import WaitingError
-from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.disk import on_disk
+from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.model import Step, StepSpec
 
 

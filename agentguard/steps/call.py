@@ -30,7 +30,7 @@ def call(
     return apply(place, name, fn, args, options, step_options)
 
 
-def apply(
+def apply(  # noqa: PLR0917 - called from two places, in the order of the call itself
     place: Any,
     name: str,
     fn: Callable[..., Any],
@@ -61,9 +61,7 @@ def is_coroutine_function(fn: Callable[..., Any]) -> bool:
     """Whether calling `fn` gives an awaitable: coroutine functions, partials and objects of them."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(fn, "__call__", None)  # noqa: B004 - an instance's own coroutine __call__
-    )
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - its own __call__, not whether it has one
 
 
 def _spec(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> StepSpec:

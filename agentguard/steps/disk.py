@@ -35,9 +35,7 @@ class SharedCommit:
         if durable is None:
             waiting.set_result(None)
         else:
-            durable.add_done_callback(
-                lambda done: self._loop.call_soon_threadsafe(_copy, done, waiting)
-            )
+            durable.add_done_callback(lambda done: self._loop.call_soon_threadsafe(_copy, done, waiting))
 
 
 def _copy(done: concurrent.futures.Future[None], waiting: asyncio.Future[None]) -> None:

@@ -14,7 +14,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class RecordedError(AgentGuardError):
-    """A recorded exception whose class is not imported here; `type_name`, `message` and `recorded` say all."""
+    """A recorded exception whose class is not imported here; its attributes say what is known."""
 
     _facts = ("type_name", "message", "recorded")
 
@@ -41,7 +41,7 @@ def keep(error: BaseException, redactor: Redactor | None = None) -> dict[str, An
     data: dict[str, Any] = {"type": type_name(type(error)), "message": clean_text(message)}
     try:
         return data | _particulars(error, data["message"], redactor)
-    except Exception:  # noqa: BLE001 - its attributes may be properties, and raise anything too
+    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
         return data
 
 
@@ -70,7 +70,7 @@ def restore(data: dict[str, Any]) -> BaseException:
     args = tuple(data.get("args", (data["message"],)))
     try:
         error = cls.__new__(cls, *args)
-    except Exception:  # noqa: BLE001 - a class may insist on arguments that were not plain
+    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
         return RecordedError(data["type"], data["message"], data.get("facts"))
     error.args = args
     for name, value in data.get("facts", {}).items():

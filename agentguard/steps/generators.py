@@ -106,7 +106,7 @@ class _Guarded:
             )
         check(self._step.journal, self._step.scope_key)
 
-    def _completed(self, early: bool) -> outcome.Outcome:
+    def _completed(self, *, early: bool) -> outcome.Outcome:
         step = self._step
         try:
             usage = outcome.usage_of(step, None, self._args, self._kwargs)
@@ -154,9 +154,11 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
     __slots__ = ()
 
     def send(self, value: Any) -> Any:
+        """The next item, as of a plain generator."""
         return self._advance("send", value)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        """Raise inside, as in a plain generator."""
         if self.state == "new":
             self.state = "closed"
         if self.state == "closed":
@@ -164,6 +166,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
         return self._advance("throw", typ if val is None else val)
 
     def close(self) -> None:
+        """Close early: the step completes with the items so far."""
         abandoned = self.state == "abandoned"
         if not self._ended():
             if abandoned:
@@ -244,9 +247,11 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
         return await self._advance("asend", None)
 
     async def asend(self, value: Any) -> Any:
+        """The next item, as of a plain async generator."""
         return await self._advance("asend", value)
 
     async def athrow(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        """Raise inside, as in a plain async generator."""
         if self.state == "new":
             self.state = "closed"
         if self.state == "closed":
@@ -254,6 +259,7 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
         return await self._advance("athrow", typ if val is None else val)
 
     async def aclose(self) -> None:
+        """Close early: the step completes with the items so far."""
         abandoned = self.state == "abandoned"
         if not self._ended():
             if abandoned:
@@ -275,15 +281,18 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
         if done.error is not None:
             raise done.error from None
 
+    async def _start(self, value: Any) -> None:
+        if value is not None:
+            raise TypeError("can't send non-None value to a just-started async generator")
+        if not self._serve():
+            await aio.begin(self._step, self._args, self._kwargs)
+            self._opened()
+
     async def _advance(self, how: str, value: Any) -> Any:
         if self.state == "closed":
             raise StopAsyncIteration
         if self.state == "new":
-            if value is not None:
-                raise TypeError("can't send non-None value to a just-started async generator")
-            if not self._serve():
-                await aio.begin(self._step, self._args, self._kwargs)
-                self._opened()
+            await self._start(value)
         if self.state == "served":
             try:
                 return next(self._recorded)

@@ -239,11 +239,17 @@ class Journal:
                         raise
                     except BaseException as error:  # noqa: BLE001 - raised below, after the commit
                         decision = error
-            except BaseException:
-                if self.fold.seq != seq:  # it may have taken in what was never committed
+            except BaseException as error:
+                moved = isinstance(error, HeadMovedError)
+                if moved or self.fold.seq != seq:  # it has taken in what is not in the log
                     self.stale = True
                     with contextlib.suppress(AgentGuardError):
                         self.catch_up()
+                if moved:  # though writers were kept out: the end of what this process wrote is gone
+                    raise StoreUnavailableError(
+                        f"the log of run {self.run_id} ends before what this process has written to it; "
+                        "those events are lost, as after an error of the disk"
+                    ) from error
                 raise
         if decision is not None:
             raise decision
@@ -335,7 +341,7 @@ class Journal:
                 return
             try:
                 self.on_warning(data)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a stranger's callback must not harm the step
                 _log.exception("on_warning= of run %s failed", self.run_id)
 
     def drain(self) -> None:

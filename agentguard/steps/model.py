@@ -205,7 +205,7 @@ class Step:
     def idempotency_key(self) -> str:
         """A key for the outside world: the same for every attempt at this step."""
         origin = self.journal.origin
-        text = "\0".join((self.journal.fold.tenant, origin, self.key))
+        text = f"{self.journal.fold.tenant}\x00{origin}\x00{self.key}"
         return base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
     def settle(self, usage: Usage) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from agentguard.budget.account import Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
-from agentguard.errors import AgentGuardError, ReplayDivergenceError, StepOutcomeUnknownError
+from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError

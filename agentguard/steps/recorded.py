@@ -1,5 +1,6 @@
-"""Values that a program may not make up twice: the time, ids, random numbers, and what a function
-of the user's gives.  Each is a `value` event, or follows from the seed on record.
+"""Values that a program may not make up twice: the time, ids, random numbers, and what a function gives.
+
+Each is a `value` event, or follows from the seed on record.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> An
             return _ready(served) if inspect.iscoroutinefunction(fn) else served.result()
     check(journal, place.scope_key)
     if inspect.iscoroutinefunction(fn):
-        return _record_async(journal, place, key, pos, name, fn)
+        return _record_async(place, (key, pos), name, fn)
     value = fn()
-    _keep(journal, place, key, pos, name, value)
+    _keep(place, (key, pos), name, value)
     return value
 
 
@@ -66,15 +67,15 @@ async def _ready(served: Served) -> Any:
     return served.result()
 
 
-async def _record_async(
-    journal: Journal, place: Any, key: str, pos: int, name: str, fn: Callable[[], Any]
-) -> Any:
+async def _record_async(place: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
     value = await fn()
-    _keep(journal, place, key, pos, name, value)
+    _keep(place, call, name, value)
     return value
 
 
-def _keep(journal: Journal, place: Any, key: str, pos: int, name: str, value: Any) -> None:
+def _keep(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
+    journal: Journal = place.run.journal
+    key, pos = call
     payload = encode_value(value)
     data: dict[str, Any] = {}
     if place.step is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.errors import AgentGuardError, RunStopped
@@ -62,7 +62,7 @@ class Scope:
             raise RuntimeError(f"scope {self.path} is not open yet: use it as `with run.scope(...)`")
         return self._journal.account(self.key)
 
-    def __enter__(self) -> Scope:
+    def __enter__(self) -> Self:
         if self._token is not None:
             raise RuntimeError(f"scope {self.path} was entered before; open a new one")
         journal = self._journal
@@ -116,7 +116,7 @@ class Scope:
             )
             journal.act([record])
 
-    async def __aenter__(self) -> Scope:
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(

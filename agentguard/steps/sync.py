@@ -17,7 +17,6 @@ from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.model import Step, StepSpec
 
-
 _REFUSALS = (BudgetExceededError, UnknownCostError)
 
 
@@ -38,10 +37,7 @@ def call(
     begin(step, args, kwargs)
     token = CURRENT.set(step)
     try:
-        if journal.interrupt:
-            result = SyncBody(step).run(fn, args, kwargs)
-        else:
-            result = fn(*args, **kwargs)
+        result = SyncBody(step).run(fn, args, kwargs) if journal.interrupt else fn(*args, **kwargs)
     except BaseException as error:
         close(step, outcome.failed(step, error))
         raise

@@ -111,9 +111,7 @@ class Log:
         """Drop payloads and salt; gives how many payloads there were."""
         dropped = sum(payload is not None for _, _, _, payload, _ in self.events)
         # A new list: readers and `exclusive` may hold the old one.
-        self.events = [
-            (seq, body, digest, None, position) for seq, body, digest, _, position in self.events
-        ]
+        self.events = [(seq, body, digest, None, position) for seq, body, digest, _, position in self.events]
         row = self.row
         row.salt = None
         self.row = row
@@ -142,6 +140,3 @@ def copy_account(account: Account) -> Account:
     for name in ("spent", "reserved", "excess", "calls", "repeats"):
         setattr(copied, name, dict(getattr(account, name)))
     return copied
-
-
-

@@ -118,9 +118,7 @@ class MemoryEventStore:
         finally:
             self._release()
 
-    def append_one(  # noqa: PLR0917 - called for each event, and keywords cost
-        self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None
-    ) -> None:
+    def append_one(self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None) -> None:
         """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
         shelf = self._shelf
         log = shelf.logs.get(number)

@@ -28,10 +28,10 @@ _PUSH = "__pregel_push"
 
 
 def step_name(text: Any) -> str:
-    """A name that may be a step's, whatever a model makes up: printable, and not too long.
+    r"""A name that may be a step's, whatever a model makes up: printable, and not too long.
 
     Example:
-        >>> step_name("search"), step_name("a\\nb"), step_name("")
+        >>> step_name("search"), step_name("a\nb"), step_name("")
         ('search', 'a?b', 'unnamed')
     """
     return "".join(c if c.isprintable() else "?" for c in str(text))[:150] or "unnamed"

@@ -76,7 +76,7 @@ class GuardedModel(Model):
     async def get_response(  # noqa: PLR0917 - the interface's signature
         self,
         system_instructions: str | None,
-        input: str | list[TResponseInputItem],  # noqa: A002 - the interface's name
+        input: str | list[TResponseInputItem],
         model_settings: ModelSettings,
         tools: list[Tool],
         output_schema: AgentOutputSchemaBase | None,
@@ -103,7 +103,7 @@ class GuardedModel(Model):
     async def stream_response(  # noqa: PLR0917 - the interface's signature
         self,
         system_instructions: str | None,
-        input: str | list[TResponseInputItem],  # noqa: A002 - the interface's name
+        input: str | list[TResponseInputItem],
         model_settings: ModelSettings,
         tools: list[Tool],
         output_schema: AgentOutputSchemaBase | None,

@@ -75,7 +75,7 @@ class _Invoker:
             return lambda tool: _Invoker(found(tool), self._name, self._run, self._options)
         return found
 
-    async def __call__(self, ctx: ToolContext[Any], input: str) -> Any:  # noqa: A002 - the SDK's name
+    async def __call__(self, ctx: ToolContext[Any], input: str) -> Any:
         run = active_run(self._run)
         call_id = getattr(ctx, "tool_call_id", None)
 

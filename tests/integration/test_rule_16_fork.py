@@ -331,7 +331,10 @@ def test_rule_16_runs_of_two_guards_on_one_file_at_once(home):
 
 
 def test_rule_16_one_page_serves_all_guards_of_a_home(home):
-    with Guard.open(telemetry=False) as first, Guard.open(f"sqlite:///{home / 'b.db'}", telemetry=False) as second:
+    with (
+        Guard.open(telemetry=False) as first,
+        Guard.open(f"sqlite:///{home / 'b.db'}", telemetry=False) as second,
+    ):
         with pytest.raises(KillSwitchTriggeredError), second.run("r") as run:
             first.kill(tenant="default", reason="from next door")
             pay()

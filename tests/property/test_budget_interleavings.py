@@ -227,7 +227,9 @@ class RunMachine(RuleBasedStateMachine):
             assert row.state == read.state
             for scope in read.scopes.values():
                 account = scope.accounts[0]
-                if scope.shared:  # its books are in the ledger, where nested runs and their excesses count too
+                if (
+                    scope.shared
+                ):  # its books are in the ledger, where nested runs and their excesses count too
                     name = f"run:{run.id}/{scope.key}".removesuffix("/")
                     account = self.guard.parts.store.accounts([name])[name]
                 assert keeps_its_limits(account) or not account.budget.enforce
@@ -292,17 +294,23 @@ SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, 
 def test_any_interleaving_on_an_account():
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(AccountMachine, settings=settings(SETTINGS, max_examples=150, stateful_step_count=40))
+    run_state_machine_as_test(
+        AccountMachine, settings=settings(SETTINGS, max_examples=150, stateful_step_count=40)
+    )
 
 
 def test_any_interleaving_in_a_run():
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(RunMachine, settings=settings(SETTINGS, max_examples=60, stateful_step_count=25))
+    run_state_machine_as_test(
+        RunMachine, settings=settings(SETTINGS, max_examples=60, stateful_step_count=25)
+    )
 
 
 @pytest.mark.long
 def test_many_interleavings_in_a_run():
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(RunMachine, settings=settings(SETTINGS, max_examples=500, stateful_step_count=40))
+    run_state_machine_as_test(
+        RunMachine, settings=settings(SETTINGS, max_examples=500, stateful_step_count=40)
+    )

@@ -149,7 +149,10 @@ def carry_out(guard: Guard, body: list[Any]) -> None:
             with contextlib.suppress(RunStopped), run.scope("s", args[0]):
                 carry_out(guard, args[1])
         else:
-            with contextlib.suppress(*SWALLOWED), guard.run("n", budget=args[0], detached=op == "detached", tenant="t"):
+            with (
+                contextlib.suppress(*SWALLOWED),
+                guard.run("n", budget=args[0], detached=op == "detached", tenant="t"),
+            ):
                 carry_out(guard, args[1])
 
 

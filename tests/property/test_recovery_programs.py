@@ -123,8 +123,6 @@ def in_child(url: str, ops: Any, crash_at: int | None, result: Path, *, recover:
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     status = 70
-    import faulthandler
-    faulthandler.dump_traceback_later(10, exit=True, file=open("/tmp/child.tb", "w"))
     try:
         World.crash_at, World.ticks = crash_at, 0
         with Guard.open(url, telemetry=False, kill_switch="memory") as guard:

@@ -62,8 +62,12 @@ def blocks(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(
         st.tuples(st.just("gather"), st.lists(body, min_size=2, max_size=3)),
         # Who comes first is promised for async steps; sync ones are ordered in the log only.
-        st.tuples(st.just("first"), st.lists(st.lists(async_leaf, min_size=1, max_size=3), min_size=2, max_size=3)),
-        st.tuples(st.just("threads"), st.lists(st.lists(leaf, min_size=1, max_size=2), min_size=1, max_size=2)),
+        st.tuples(
+            st.just("first"), st.lists(st.lists(async_leaf, min_size=1, max_size=3), min_size=2, max_size=3)
+        ),
+        st.tuples(
+            st.just("threads"), st.lists(st.lists(leaf, min_size=1, max_size=2), min_size=1, max_size=2)
+        ),
         st.tuples(st.just("scope"), st.integers(0, 4), body),
         st.tuples(st.just("run"), st.integers(1, 6), body),
         st.tuples(st.just("loop"), st.integers(1, 2), body),

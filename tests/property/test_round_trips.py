@@ -36,7 +36,11 @@ plain = st.recursive(
     max_leaves=10,
 )
 finite = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=10,
 )
@@ -77,7 +81,18 @@ def test_an_event_says_what_its_record_says(record, prev, run_id):
     body = codec.encode(record)
     stored = Stored(record.seq, body, codec.chain(prev, body), None, 7)
     event = codec.to_event(run_id, stored, prev)
-    for name in ("seq", "type", "at_ns", "key", "name", "kind", "attempt", "duration_ns", "trace_id", "span_id"):
+    for name in (
+        "seq",
+        "type",
+        "at_ns",
+        "key",
+        "name",
+        "kind",
+        "attempt",
+        "duration_ns",
+        "trace_id",
+        "span_id",
+    ):
         assert getattr(event, name) == getattr(record, name)
     assert (event.run_id, event.position) == (run_id, 7)
     assert event.data == (record.data or {})
@@ -137,7 +152,9 @@ usages = st.builds(
     st.dictionaries(names, counts, max_size=3),
 )
 budgets = st.builds(
-    lambda fields, calls, counters: Budget(**{k: v for k, v in fields.items() if v is not None}, calls=calls, **counters),
+    lambda fields, calls, counters: Budget(
+        **{k: v for k, v in fields.items() if v is not None}, calls=calls, **counters
+    ),
     st.fixed_dictionaries(
         {
             "usd": st.none() | money,

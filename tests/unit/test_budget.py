@@ -92,13 +92,21 @@ def test_hostile_call_limits(bad):
         Budget(calls={"fetch": bad})
 
 
-@pytest.mark.parametrize("bad", [5, "fetch", ["fetch"], {"": 1}, {5: 1}, {"kind:": 1}, {None: 1}], ids=lambda value: repr(value).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "bad",
+    [5, "fetch", ["fetch"], {"": 1}, {5: 1}, {"kind:": 1}, {None: 1}],
+    ids=lambda value: repr(value).split(" at 0x")[0],
+)
 def test_call_limits_of_a_wrong_form(bad):
     with pytest.raises(TypeError, match="calls"):
         Budget(calls=bad)
 
 
-@pytest.mark.parametrize("bad", [0, 1.0001, -0.5, 2, Decimal("NaN"), Decimal("sNaN"), "0.8", None], ids=lambda value: repr(value).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "bad",
+    [0, 1.0001, -0.5, 2, Decimal("NaN"), Decimal("sNaN"), "0.8", None],
+    ids=lambda value: repr(value).split(" at 0x")[0],
+)
 def test_warn_at(bad):
     with pytest.raises((TypeError, ValueError), match="warn_at"):
         Budget(warn_at=bad)
@@ -164,7 +172,9 @@ FULL = Budget(
     ids=["copy", "deepcopy", "pickle", "fields"],
 )
 @pytest.mark.parametrize(
-    "budget", [FULL, Budget(), Budget(seconds=1.000000001), Budget(seconds=1 / 3)], ids=lambda value: repr(value).split(" at 0x")[0]
+    "budget",
+    [FULL, Budget(), Budget(seconds=1.000000001), Budget(seconds=1 / 3)],
+    ids=lambda value: repr(value).split(" at 0x")[0],
 )
 def test_copying(budget, again):
     copied = again(budget)

@@ -379,7 +379,11 @@ def test_the_bare_function_is_not_guarded():
 # --- where it cannot be used -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [5, "tool", None, Base, int, [plain], property(lambda self: 1)], ids=lambda value: repr(value).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "bad",
+    [5, "tool", None, Base, int, [plain], property(lambda self: 1)],
+    ids=lambda value: repr(value).split(" at 0x")[0],
+)
 def test_only_functions_can_be_guarded(bad):
     if bad is None:
         assert callable(guarded_step(bad))  # `guarded_step()`: the form with options

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import pytest
 
-from agentguard import Budget, Guard, RunState, RunStopped, Usage, guarded_step
+from agentguard import Budget, Guard, RunState, Usage, guarded_step
 
 
 def named(value: object) -> str:
@@ -37,11 +37,23 @@ def intact(guard: Guard, run) -> bool:
 
 BAD_NAMES = ["", "a\nb", "\x00", "\x1b[31m", "\ud800", "x" * 201, "\u202e", "tab\t"]
 WRONG_NAMES = [None, 5, b"bytes", ["list"], object()]
-GOOD_NAMES = ["a", "ä", "名前", "a b", "a/b#c%", "x" * 200, "'; DROP TABLE runs; --", "../../etc/passwd", "🦀"]
+GOOD_NAMES = [
+    "a",
+    "ä",
+    "名前",
+    "a b",
+    "a/b#c%",
+    "x" * 200,
+    "'; DROP TABLE runs; --",
+    "../../etc/passwd",
+    "🦀",
+]
 
 
 @pytest.mark.parametrize("bad", [*BAD_NAMES, *WRONG_NAMES], ids=named)
-@pytest.mark.parametrize("entrance", ["run", "tenant", "run_id", "step", "scope", "attach", "branch", "kill", "kind"])
+@pytest.mark.parametrize(
+    "entrance", ["run", "tenant", "run_id", "step", "scope", "attach", "branch", "kill", "kind"]
+)
 def test_names_that_are_refused(guard, entrance, bad):
     def use(run) -> None:
         if entrance == "run":

@@ -190,7 +190,7 @@ def test_the_price_is_the_books_then_the_providers(model: str, more: Any, usd: s
         pytest.param(Budget(tokens=50), {}, 40, 40, None, id="not-even-the-prompt"),
     ],
 )
-def test_a_call_is_bounded_by_what_the_budget_leaves(  # noqa: PLR0917 - parameters of a test
+def test_a_call_is_bounded_by_what_the_budget_leaves(
     guard: Guard, budget: Budget, options: Any, asked: int | None, reserved: int, sent: int | None
 ) -> None:
     costs = ModelCosts(HOUSE, **options)

@@ -163,7 +163,9 @@ def test_rule_11_a_run_that_did_not_look_in_between_is_killed_all_the_same(eithe
     run = start(either)
     quiet = either.live
     either.parts.switch.record("kill_set", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"})
-    either.parts.switch.record("kill_cleared", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"})
+    either.parts.switch.record(
+        "kill_cleared", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"}
+    )
     assert run.id in quiet
     assert stopped(run)
 

@@ -126,7 +126,9 @@ def test_rule_12_commit_order_is_log_order_is_hash_order(twins):
 
     with first.run("r") as run:
         threads = [
-            threading.Thread(target=work, args=(guard, f"{guard is first}{n}")) for guard in twins for n in range(3)
+            threading.Thread(target=work, args=(guard, f"{guard is first}{n}"))
+            for guard in twins
+            for n in range(3)
         ]
         for thread in threads:
             thread.start()

@@ -59,7 +59,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    ("option", "bad"), [(option, bad) for option, values in WRONG.items() for bad in values], ids=lambda value: repr(value).split(" at 0x")[0]
+    ("option", "bad"),
+    [(option, bad) for option, values in WRONG.items() for bad in values],
+    ids=lambda value: repr(value).split(" at 0x")[0],
 )
 def test_a_wrong_option_is_refused_at_decoration_naming_it(option, bad):
     async def tool(a: int) -> int:
@@ -216,7 +218,9 @@ def test_settle_goes_before_usage_and_the_last_call_wins(guard, form):
     assert charged(guard, run) == [Usage(usd="0.2")]
 
 
-@pytest.mark.parametrize("bad", [5, None, "0.1", Budget(usd=1), {"usd": 1}], ids=lambda value: repr(value).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "bad", [5, None, "0.1", Budget(usd=1), {"usd": 1}], ids=lambda value: repr(value).split(" at 0x")[0]
+)
 def test_settle_takes_a_usage(guard, bad):
     with guard.run("r") as run, run.step("s") as step, pytest.raises(TypeError, match="settle"):
         step.settle(bad)

@@ -55,7 +55,7 @@ def bare_except() -> None:
     for _ in range(10):
         try:
             tool()
-        except:  # noqa: E722
+        except:
             pass
 
 

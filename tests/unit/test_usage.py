@@ -110,7 +110,9 @@ def test_money_of_a_wrong_value(bad):
 
 
 @pytest.mark.parametrize("field", COUNTS)
-@pytest.mark.parametrize("bad", [True, 1.0, "1", None, Decimal(1), [], 1j], ids=lambda value: repr(value).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "bad", [True, 1.0, "1", None, Decimal(1), [], 1j], ids=lambda value: repr(value).split(" at 0x")[0]
+)
 def test_counts_of_a_wrong_type(field, bad):
     if field == "tokens" and bad is None:
         assert Usage(tokens=None).tokens == 0

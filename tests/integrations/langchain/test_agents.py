@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -18,6 +17,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import RetryPolicy, Send
 
 from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError, Run, RunState
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 HI = {"messages": [("user", "hi")]}
 GUARDS = pytest.mark.parametrize("guarded_by", ["handler", "middleware", "both"])
@@ -154,9 +154,7 @@ def test_a_sub_agent_in_a_tool_shares_the_budget(
     setup = Setup(guarded_by, [])
     inner = scripted(seen=[], settings=[], script=looping(says, 1))
     answer, wants = says
-    outer = scripted(
-        seen=[], settings=[], script=lambda n, m: answer("go", wants("ask", f"t{n}", topic="x"))
-    )
+    outer = scripted(seen=[], settings=[], script=lambda n, m: answer("go", wants("ask", f"t{n}", topic="x")))
     helper = create_agent(inner, [search[0]], middleware=setup.middleware, name="helper")
 
     if mode == "async":

@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware, guard_tools
 from langchain.agents import create_agent
 from langchain_core.tools import BaseTool, StructuredTool, ToolException, tool
 from langgraph.prebuilt import InjectedState
 
 from agentguard import Budget, BudgetExceededError, Guard, NoActiveRunError, Usage
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware, guard_tools
 
 HI = {"messages": [("user", "hi")]}
 
@@ -63,7 +63,9 @@ def by_class(calls: list[Any]) -> Any:
     return one
 
 
-@pytest.mark.parametrize("made", [by_function, by_decorator, by_class, by_coroutine], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "made", [by_function, by_decorator, by_class, by_coroutine], ids=lambda m: m.__name__
+)
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("handled", [False, True], ids=["", "handle_tool_error"])
 def test_three_calls_are_made(guard: Guard, made: Any, mode: str, handled: bool) -> None:

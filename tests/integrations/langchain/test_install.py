@@ -111,4 +111,6 @@ def test_outside_a_run_calls_are_refused_unless_allowed() -> None:
 
 
 def test_the_integration_loads_alone_and_warns_of_nothing() -> None:
-    subprocess.run([sys.executable, "-I", "-W", "error", "-c", "import agentguard_langchain"], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", "import agentguard_langchain"], check=True, timeout=120
+    )

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler
 from langchain_core.tools import BaseTool
 
 from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError, RunState
+from agentguard_langchain import GuardCallbackHandler
 
 TRIES = 20
 
@@ -194,8 +194,9 @@ def test_three_calls_of_a_tool_are_made(
 
 def test_calls_that_are_reserved_exactly_fit_a_budget_exactly(guard: Guard, model: Any) -> None:
     """Tokens reserved by a bound, in threads: three times the reservation is three calls."""
-    from agentguard_langchain._costs import prompt_tokens
     from langchain_core.messages import HumanMessage
+
+    from agentguard_langchain._costs import prompt_tokens
 
     given = prompt_tokens([HumanMessage("try")])
     bound = model.bind(max_tokens=5)

@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -18,6 +17,7 @@ from langgraph.types import interrupt
 
 from agentguard import Budget, BudgetExceededError, Guard
 from agentguard.cost.prices import ModelPrices
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 HI = {"messages": [("user", "hi")]}
 GUARDS = pytest.mark.parametrize("guarded_by", ["handler", "middleware", "both"])
@@ -27,7 +27,9 @@ PRICES = ModelPrices({"scripted": {"input": 1, "output": 2}}, fallback=None)
 
 def guards(guarded_by: str) -> tuple[list[Any], Any]:
     middleware = [] if guarded_by == "handler" else [GuardMiddleware(prices=PRICES)]
-    return middleware, {"callbacks": [] if guarded_by == "middleware" else [GuardCallbackHandler(prices=PRICES)]}
+    return middleware, {
+        "callbacks": [] if guarded_by == "middleware" else [GuardCallbackHandler(prices=PRICES)]
+    }
 
 
 def payloads(guard: Guard, run_id: str) -> dict[int, Any]:

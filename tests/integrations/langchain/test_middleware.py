@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
 from agentguard import Budget, BudgetExceededError, Guard, NoActiveRunError, RunState, Usage, current_step
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 HI = {"messages": [("user", "hi")]}
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])
@@ -58,7 +58,9 @@ def test_a_tool_has_the_options_of_a_guarded_step(guard: Guard, model: Any, says
         "usage": Usage(emails=1, usd="0.01"),
         "ignore": ("body",),
     }
-    agent = create_agent(model, [send_email], middleware=[GuardMiddleware(tool_options={"send_email": options})])
+    agent = create_agent(
+        model, [send_email], middleware=[GuardMiddleware(tool_options={"send_email": options})]
+    )
     with guard.run("agent") as run:
         go(agent, mode)
     [started] = [e for e in guard.history(run.id) if e.name == "mail" and e.type == "step_started"]
@@ -75,7 +77,9 @@ def test_what_a_tool_used_may_be_known_afterwards(guard: Guard, model: Any, says
         "reserve": lambda to, body: Usage(letters=100),
         "usage": lambda result, to, body: Usage(letters=len(body)),
     }
-    agent = create_agent(model, [send_email], middleware=[GuardMiddleware(tool_options={"send_email": options})])
+    agent = create_agent(
+        model, [send_email], middleware=[GuardMiddleware(tool_options={"send_email": options})]
+    )
     with guard.run("agent") as run:
         agent.invoke(HI)
     assert run.spent["letters"] == 5
@@ -183,9 +187,7 @@ def test_an_agent_ends_with_an_answer_before_the_hard_stop(
 ) -> None:
     model.script = for_ever(says)
     options = {"search": {"usage": Usage(searches=1)}}
-    agent = create_agent(
-        model, [search[0]], middleware=[GuardMiddleware(wrap_up=True, tool_options=options)]
-    )
+    agent = create_agent(model, [search[0]], middleware=[GuardMiddleware(wrap_up=True, tool_options=options)])
     config: Any = {"callbacks": [GuardCallbackHandler()] if guarded_by == "both" else []}
     with guard.run("agent", budget=budget) as run:
         result = go(agent, mode, config)
@@ -206,7 +208,9 @@ def test_the_word_to_finish_may_be_ones_own(guard: Guard, model: Any, search: An
     assert model.seen[-1][-1].content == "Schluss jetzt."
 
 
-def test_the_budget_of_the_scope_here_lands_softly_too(guard: Guard, model: Any, search: Any, says: Any) -> None:
+def test_the_budget_of_the_scope_here_lands_softly_too(
+    guard: Guard, model: Any, search: Any, says: Any
+) -> None:
     model.script = for_ever(says)
     agent = create_agent(model, [search[0]], middleware=[GuardMiddleware(wrap_up=True)])
     with guard.run("agent") as run, run.scope("part", Budget(steps=6)):

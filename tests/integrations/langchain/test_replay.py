@@ -7,8 +7,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
-from agentguard_langchain._codec import CODEC, Paused
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelResponse
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -19,6 +17,8 @@ from langgraph.types import Command, Interrupt, Send, interrupt
 from pydantic import BaseModel
 
 from agentguard import Budget, BudgetExceededError, Guard, ReplayDivergenceError
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
+from agentguard_langchain._codec import CODEC, Paused
 
 HI = {"messages": [("user", "hi")]}
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])
@@ -61,7 +61,9 @@ def test_a_pause_comes_back_as_it_was() -> None:
     assert found.signal.args[0] == [Interrupt(value={"ok?": 1}, id="i1")]
 
 
-@pytest.mark.parametrize("value", [object(), {1: "one"}, ToolMessage("x", tool_call_id="c", artifact=object())])
+@pytest.mark.parametrize(
+    "value", [object(), {1: "one"}, ToolMessage("x", tool_call_id="c", artifact=object())]
+)
 def test_what_would_not_come_back_says_so(value: Any) -> None:
     data = CODEC.encode(value)
     with pytest.raises(ReplayDivergenceError, match="cannot be kept"):
@@ -80,7 +82,9 @@ def agent_of(model: Any, says: Any, *, mode: str, **options: Any) -> tuple[Any, 
         return f"found {query}"
 
     def inner_script(number: int, messages: Any) -> Any:
-        return answer("", wants("search", f"s{number}", query="deep")) if len(messages) == 1 else answer("deep")
+        return (
+            answer("", wants("search", f"s{number}", query="deep")) if len(messages) == 1 else answer("deep")
+        )
 
     helper_model = type(model)(seen=[], settings=[], script=inner_script)
     helper = create_agent(helper_model, [search], middleware=[GuardMiddleware()])
@@ -191,7 +195,9 @@ def test_an_interrupt_and_its_answer_are_replayed(guard: Guard, model: Any, says
         config: Any = {"configurable": {"thread_id": "t"}}
 
         def turn(given: Any) -> Any:
-            return asyncio.run(agent.ainvoke(given, config)) if mode == "async" else agent.invoke(given, config)
+            return (
+                asyncio.run(agent.ainvoke(given, config)) if mode == "async" else agent.invoke(given, config)
+            )
 
         assert turn(HI)["__interrupt__"][0].value == "really?"
         return turn(Command(resume="yes"))["messages"][-2].content

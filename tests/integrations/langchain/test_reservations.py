@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
@@ -17,6 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 
 from agentguard import Budget, Guard, RunState, Usage
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 HI = {"messages": [("user", "hi")]}
 GUARDS = pytest.mark.parametrize("guarded_by", ["handler", "middleware", "both"])
@@ -35,7 +35,9 @@ def waiting(scripted: Any) -> Any:
     class Waiting(scripted):
         asked: Any = None
 
-        async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any) -> Any:
+        async def _agenerate(
+            self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any
+        ) -> Any:
             self.asked.set()
             await asyncio.Event().wait()
 

@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 
 from agentguard import Guard, KillSwitchTriggeredError, RunState
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 HI = {"messages": [("user", "hi")]}
 GUARDS = pytest.mark.parametrize("guarded_by", ["handler", "middleware", "both"])
@@ -81,7 +81,9 @@ def test_a_kill_ends_the_stream_of_a_model_at_the_next_token(
 
     async def listen() -> None:
         stream = (
-            model.astream_events("hi", config, version="v2") if mode == "events" else model.astream("hi", config)
+            model.astream_events("hi", config, version="v2")
+            if mode == "events"
+            else model.astream("hi", config)
         )
         async for chunk in stream:
             heard.append(chunk)
@@ -105,7 +107,9 @@ def test_a_call_that_hangs_is_cancelled_by_a_kill_where_the_middleware_makes_it(
         return
 
     class Hanging(scripted):
-        async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any) -> Any:
+        async def _agenerate(
+            self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any
+        ) -> Any:
             run.kill("enough")
             await asyncio.Event().wait()
 
@@ -136,7 +140,10 @@ def test_a_kill_from_another_process_ends_a_streaming_agent_at_the_next_token(
 
     model.between = between
     agent, config = agent_of(model, guarded_by)
-    with pytest.raises(KillSwitchTriggeredError, match="from outside") as stopped, sqlite_guard.run("s") as run:
+    with (
+        pytest.raises(KillSwitchTriggeredError, match="from outside") as stopped,
+        sqlite_guard.run("s") as run,
+    ):
         words = agents_words(agent, config, mode)
     assert words[-1] == "killed"
     assert words.count("two") == (guarded_by == "middleware")

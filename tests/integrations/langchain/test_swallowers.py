@@ -8,16 +8,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import (
-    GraphBudgetExceededError,
-    GraphKillSwitchTriggeredError,
-    GraphRunStopped,
-    GraphUnknownCostError,
-    GuardCallbackHandler,
-    GuardMiddleware,
-    guard_tools,
-)
-from agentguard_langchain.stops import graph_stop
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     ModelFallbackMiddleware,
@@ -38,6 +28,16 @@ from agentguard import (
     UnknownCostError,
     guarded_step,
 )
+from agentguard_langchain import (
+    GraphBudgetExceededError,
+    GraphKillSwitchTriggeredError,
+    GraphRunStopped,
+    GraphUnknownCostError,
+    GuardCallbackHandler,
+    GuardMiddleware,
+    guard_tools,
+)
+from agentguard_langchain.stops import graph_stop
 
 HI = {"messages": [("user", "hi")]}
 STOPS = [

@@ -9,8 +9,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
-from agentguard_langchain import _mapping as m
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda, RunnableParallel
@@ -19,6 +17,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from agentguard import Guard, guarded_step
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
+from agentguard_langchain import _mapping as m
 
 HI = {"messages": [("user", "hi")]}
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])

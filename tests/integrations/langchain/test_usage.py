@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("langchain")
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import FakeListLLM
@@ -18,6 +17,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from agentguard import Budget, BudgetExceededError, Guard, RunState, UnknownCostError, Usage
 from agentguard.cost.prices import ModelPrices
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 HI = {"messages": [("user", "hi")]}
 #: One dollar for a million tokens of input, two for output, half for cached ones.
@@ -139,7 +139,11 @@ def test_an_answer_from_langchains_cache_costs_nothing(
 def test_an_answer_whose_usage_makes_no_sense_is_charged_its_reservation(guard: Guard, model: Any) -> None:
     handler = GuardCallbackHandler(max_output_tokens=100)
     with guard.run("ask") as run:
-        for usage in ({"input_tokens": -1, "output_tokens": 5}, {"output_tokens": "many"}, {"total_tokens": 3}):
+        for usage in (
+            {"input_tokens": -1, "output_tokens": 5},
+            {"output_tokens": "many"},
+            {"total_tokens": 3},
+        ):
             message = AIMessage("hi")
             message.usage_metadata = usage
             model.script = [message]
@@ -185,7 +189,9 @@ def test_a_model_without_a_price_is_refused_where_money_is_limited(
     model.model_name = "gpt-unheard-of"
     ask = GUARDED[guarded_by](model, prices=PRICES)
     with (
-        pytest.raises(UnknownCostError, match=r"gpt-unheard-of.*prices=ModelPrices.*unpriced='allow'") as stopped,
+        pytest.raises(
+            UnknownCostError, match=r"gpt-unheard-of.*prices=ModelPrices.*unpriced='allow'"
+        ) as stopped,
         guard.run("ask", budget=Budget(usd=1)) as run,
     ):
         for _ in range(3):

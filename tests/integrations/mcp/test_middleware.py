@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp import types
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.server import Server
 from mcp.server.mcpserver import MCPServer
 from mcp.shared.exceptions import MCPError
 
@@ -190,6 +192,32 @@ def test_hints_say_what_a_repeat_would_do(guard: Guard, mode: Any) -> None:
         ("put", "idempotent"),
         ("mail", "once"),
     ]
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["in-pages", "not-at-all"])
+def test_a_low_level_server_is_guarded_whatever_it_lists(guard: Guard, mode: Any, lists: bool) -> None:
+    async def page(ctx: Any, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        number = int(params.cursor or 0) if params else 0
+        hints = types.ToolAnnotations(read_only_hint=number == 2)
+        tool = types.Tool(name=f"tool-{number}", input_schema={"type": "object"}, annotations=hints)
+        return types.ListToolsResult(tools=[tool], next_cursor=str(number + 1) if number < 2 else None)
+
+    async def call(ctx: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+        return types.CallToolResult(content=[types.TextContent(text=params.name)])
+
+    server: Server[Any] = Server("pages", on_call_tool=call, on_list_tools=page if lists else None)
+    server.middleware.append(GuardMiddleware())
+
+    async def main() -> None:
+        async with Client(server, mode=mode) as client:
+            with contextlib.nullcontext() if lists else contextlib.suppress(MCPError):
+                await client.call_tool("tool-2")  # and the client itself asks for the list
+
+    with guard.run("server") as run:
+        asyncio.run(main())
+
+    (started,) = (e for e in guard.history(run.id) if e.type == "step_started")
+    assert (started.name, started.data.get("effect", "once")) == ("tool-2", "read" if lists else "once")
 
 
 def test_options_of_a_tool_are_those_of_a_step(guard: Guard, mode: Any) -> None:

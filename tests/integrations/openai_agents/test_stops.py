@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from agents import Agent, ModelSettings, RunConfig, function_tool, handoff
+from agents import (
+    Agent,
+    Model,
+    ModelProvider,
+    ModelSettings,
+    RunConfig,
+    WebSearchTool,
+    function_tool,
+    handoff,
+)
 from agents.exceptions import AgentsException
 from agents.retry import ModelRetrySettings
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
@@ -35,6 +45,7 @@ from agentguard_openai_agents import (
     GuardedModelProvider,
     UnguardedModelError,
     guard_agent,
+    guard_tools,
 )
 from agentguard_openai_agents.stops import in_sdk_form
 
@@ -264,6 +275,51 @@ def test_a_provider_guards_the_models_that_it_gives(guard: Guard, script: Any, d
         drive(agent, run_config=config)
 
     assert len(script.requests) == 3
+
+
+def test_a_model_that_is_named_is_resolved_at_its_first_call(guard: Guard, script: Any, go: Drive) -> None:
+    asked: list[str | None] = []
+
+    class Provider(ModelProvider):
+        def get_model(self, model_name: str | None) -> Model:
+            asked.append(model_name)
+            return script.model  # type: ignore[no-any-return]
+
+    agent = guard_agent(script.bare_agent().clone(model="house"), provider=Provider(), unpriced="allow")
+    assert asked == []
+    script.turns = 0
+    with guard.run("agent") as run:
+        go(agent)
+        go(agent)
+
+    assert asked == ["house"]
+    assert {e.name for e in guard.history(run.id) if e.type == "step_started"} == {"house"}
+
+
+def test_a_guarded_model_closes_what_it_guards() -> None:
+    closed: list[bool] = []
+
+    class Closing(ScriptedModel):
+        async def close(self) -> None:
+            closed.append(True)
+
+    asyncio.run(GuardedModel(GuardedModel(Closing())).close())
+    asyncio.run(GuardedModel("never resolved").close())
+
+    assert closed == [True]
+
+
+def test_a_copy_of_a_guarded_tool_is_guarded(guard: Guard, script: Any, drive: Drive) -> None:
+    (tool,) = guard_tools(script.bare_agent().tools)
+    hosted = WebSearchTool()
+
+    assert guard_tools([tool, hosted]) == [tool, hosted]
+    agent = script.bare_agent(GuardedModel(script.model)).clone(tools=[copy.copy(tool)])
+    with pytest.raises(BudgetExceededError), guard.run("agent", budget=Budget(calls={"add": 2})) as run:
+        drive(agent)
+
+    assert len(script.ran) == 2
+    assert run.spent.steps == 5
 
 
 def test_agents_that_are_handed_over_to_are_guarded(guard: Guard, script: Any, drive: Drive) -> None:

@@ -127,7 +127,7 @@ def test_a_tool_that_times_out_leaves_no_reservation(guard: Guard, script: Any, 
         pytest.param(Budget(), {"max_output_tokens": 700}, None, 700, id="by-option"),
     ],
 )
-def test_max_tokens_are_what_the_budget_leaves(  # noqa: PLR0917 - parameters of a test
+def test_max_tokens_are_what_the_budget_leaves(
     guard: Guard, script: Any, go: Drive, budget: Budget, options: Any, asked: Any, sent: Any
 ) -> None:
     script.turns = 0

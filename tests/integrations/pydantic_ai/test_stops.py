@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.capabilities import AbstractCapability, ModelFallback
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
@@ -178,16 +179,31 @@ def _overloaded(requests: list[str]) -> FunctionModel:
         requests.append("overloaded")
         raise ModelHTTPError(503, "overloaded")
 
-    return FunctionModel(answer, model_name="house")
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        yield answer(messages, info).text or ""
+
+    return FunctionModel(answer, stream_function=stream, model_name="house")
 
 
+def _none(model: Any) -> Any:
+    return model
+
+
+def _limited(model: Any) -> Any:
+    return ConcurrencyLimitedModel(model, limiter=5)
+
+
+@pytest.mark.parametrize("around", [_none, _limited], ids=["bare", "wrapped"])
 def test_every_candidate_of_a_fallback_model_counts(
-    guard: Guard, script: Any, go: Callable[..., Any]
+    guard: Guard, script: Any, drive: Drive, around: Callable[[Any], Any]
 ) -> None:
     first = _overloaded(script.requests)
-    agent = script.agent(model=FallbackModel(first, script.model))
-    with pytest.raises(BudgetExceededError), guard.run("agent", budget=Budget(calls={"kind:llm": 3})) as run:
-        go(agent)
+    agent = script.agent(model=around(FallbackModel(first, script.model)))
+    with (
+        pytest.raises(BudgetExceededError),
+        guard.run("agent", budget=Budget(calls={"kind:llm": 3})) as run,
+    ):
+        drive(agent)
 
     assert len(script.requests) == 3
     assert run.journal.fold.open == {}

@@ -235,7 +235,7 @@ def test_a_cancelled_stream_leaves_no_reservation(guard: Guard, script: Any) -> 
         pytest.param(Budget(output_tokens=9_000), {"clamp": False}, None, None, id="not-clamped"),
     ],
 )
-def test_max_tokens_are_what_the_budget_leaves(  # noqa: PLR0917 - parameters of a test
+def test_max_tokens_are_what_the_budget_leaves(
     guard: Guard,
     script: Any,
     go: Callable[..., Any],
