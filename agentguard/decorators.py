@@ -138,7 +138,7 @@ class _FunctionLike:
         self.__kwdefaults__ = bare.__kwdefaults__
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         return types.FunctionType
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

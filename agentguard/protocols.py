@@ -67,6 +67,7 @@ class EventStore(Protocol):
     @property
     def lock(self) -> AbstractContextManager[Any]:
         """Held while a run decides and appends; one for all writers of this store in a process."""
+        ...
 
     def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
         """Add a run with its first events and return its number.
@@ -74,6 +75,7 @@ class EventStore(Protocol):
         Raises:
             RunExistsError: the id is taken; nothing was written.
         """
+        ...
 
     def append(
         self,
@@ -99,42 +101,53 @@ class EventStore(Protocol):
             StoreBusyError: with `wait=False`, another writer is at work.
             StoreUnavailableError: it cannot be written, for up to `store_timeout`.
         """
+        ...
 
     def settle(self) -> None:
         """Return when everything that was appended so far is as durable as was asked for."""
 
     def durable(self) -> Future[None] | None:
         """What resolves when `settle` would return, or None if it would return at once."""
+        ...
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Keep writers of every process out, so that reading and then appending cannot race.
 
         Leaving the block commits what was done inside as one act; an exception undoes all of it.
         """
+        ...
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Let this thread's reads in the block see one moment."""
+        ...
 
     def row(self, run_id: str) -> RunRow | None:
         """The run's row, or None."""
+        ...
 
     def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
         """The newest runs first."""
+        ...
 
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
+        ...
 
     def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
         """The run's events with a sequence above `after`, in order, from one snapshot."""
+        ...
 
     def last(self, run_id: str) -> Stored | None:
         """The run's newest event."""
+        ...
 
     def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
         """Events of all runs with a position above `after`, in commit order, with their run ids."""
+        ...
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""
+        ...
 
     def update_row(self, row: RunRow) -> bool:
         """Write owner, heartbeat and epoch; gives whether it was done.
@@ -143,12 +156,15 @@ class EventStore(Protocol):
         stored epoch it is done only for the stored owner, whose heartbeat it is, or with an empty
         owner, which releases the run.
         """
+        ...
 
     def erase(self, run_id: str) -> int:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""
+        ...
 
     def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
         """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids."""
+        ...
 
     def close(self) -> None:
         """Give back what was opened.  Closing twice does nothing."""
@@ -179,27 +195,34 @@ class KillSwitch(Protocol):
         Raises:
             KillSwitchUnavailableError: it cannot be read; nothing may run.
         """
+        ...
 
     def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
         """The kill that stops a run created at generation `since`, by an exact look-up."""
+        ...
 
     def kills(self) -> list[Kill]:
         """All kills, oldest first, the cleared ones too."""
+        ...
 
     def record(self, type: str, data: dict[str, Any]) -> int:
         """Append to the control log, durably, then signal everybody; gives the generation."""
+        ...
 
     def read(self, after: int = 0) -> Iterator[Stored]:
         """The control log."""
+        ...
 
     def join(self, on_change: Callable[[int], None]) -> Participant:
         """Take part: be told of changes, also while this process runs no step.
 
         `on_change(generation)` is called in a thread of the switch, soon after a change.
         """
+        ...
 
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
         """Wait until every live participant has acted on `generation`, at most `timeout` seconds."""
+        ...
 
     def close(self) -> None:
         """Give back what was opened."""
@@ -235,3 +258,4 @@ class PriceBook(Protocol):
         cached_tokens: int = 0,
     ) -> ModelPrice | None:
         """What a call costs, or None for a model that is not in the book."""
+        ...

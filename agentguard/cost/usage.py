@@ -31,13 +31,16 @@ class Limited(Protocol):
     @property
     def id(self) -> str:
         """The run's id."""
+        ...
 
     @property
     def remaining(self) -> Any:
         """What its budget leaves."""
+        ...
 
     def limits(self, resource: str) -> bool:
         """Whether anything limits a resource here."""
+        ...
 
 
 class Bound(NamedTuple):

@@ -36,9 +36,8 @@ class DeliveryOrder:
     async def turn(self, call: Call) -> None:
         """Return when it is this call's turn; a call that the program cancelled waits to be again."""
         loop = asyncio.get_running_loop()
-        if not (self._waiting or call.cancelled) and len(asyncio.all_tasks(loop)) == 1:
-            call.delivered = True  # nobody is there to see an order
-            self._next()
+        if not self._waiting and self._next() is call and len(asyncio.all_tasks(loop)) == 1:
+            call.delivered = True  # nobody else is there to see an order
             return
         future: asyncio.Future[None] = loop.create_future()
         self._waiting[call] = (loop, future)

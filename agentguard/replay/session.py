@@ -63,7 +63,7 @@ class Replaying:
         for stored in itertools.islice(checked(store.read(self.run_id), self.run_id), 2):
             fold.apply(codec.decode(stored.body), stored.hash)
         parts = Parts(
-            store=SealedStore(store),
+            store=SealedStore(store),  # pyright: ignore[reportArgumentType]
             switch=StillSwitch(),
             telemetry=self._telemetry,
             clock=self._parts.clock,

@@ -33,27 +33,34 @@ class Player(Protocol):
 
     def serve(self, step: Step) -> Served | None:
         """The outcome of a sync step."""
+        ...
 
     async def serve_async(self, step: Step) -> Served | None:
         """The outcome of an async step, delivered in log order."""
+        ...
 
     def serve_items(self, step: Step) -> tuple[list[Any], Served] | None:
         """The items of a generator, and how it ended; a value that is true means closed early."""
+        ...
 
     def block(self, step: Step) -> None:
         """A block begins, which cannot be served: refuse it, or let it go live."""
 
     def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """A recorded value."""
+        ...
 
     def ahead(self, scope: str) -> tuple[Amounts, Amounts] | None:
         """What of a level's spending and reservations on record the program has not come to yet."""
+        ...
 
     def check_doubt(self) -> None:
         """Raise, while a step waits, if the run cannot go on here because another step is in doubt."""
 
     def open_scope(self, scope: Any) -> bool:
         """A scope opens; True if that is on record."""
+        ...
 
     def close_scope(self, scope: Any) -> bool:
         """A scope closes; True if that is on record."""
+        ...

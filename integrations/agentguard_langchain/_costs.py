@@ -9,7 +9,7 @@ from langchain_core.messages.utils import count_tokens_approximately
 
 from agentguard import Run, Usage
 from agentguard.cost.prices import GENAI_PRICES
-from agentguard.cost.usage import Bound, ModelCosts, Unpriced, estimated_tokens
+from agentguard.cost.usage import USUAL_OUTPUT, Bound, ModelCosts, Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 #: The `max_tokens` of a call that a budget limits, and whose longest answer nobody knows.
 UNBOUNDED = 16_384
-_LIMITING = ("tokens", "output_tokens", "usd")
 
 
 class Model(NamedTuple):
@@ -37,9 +36,9 @@ class Here:
         self._rooms = [run.remaining] if scope is None else [run.remaining, scope.remaining]
 
     @property
-    def remaining(self) -> Here:
-        """Itself: amounts are read from it by name."""
-        return self
+    def remaining(self) -> Any:
+        """What is left, by resource."""
+        return self._rooms[0] if len(self._rooms) == 1 else self
 
     def __getitem__(self, resource: str) -> Any:
         left = [room[resource] for room in self._rooms]
@@ -89,13 +88,20 @@ class Costs:
             UnknownCostError: money is limited, and the model has no price.
         """
         asked = stated if stated is not None or self._chosen else profile
-        costs = (self._open if asked is None else self._bounded)[run.limits("usd")]
+        money = run.limits("usd")
+        if not (money or run.limits("tokens") or run.limits("output_tokens")):
+            return self._unlimited(model, given, asked)
+        costs = (self._open if asked is None else self._bounded)[money]
         found = costs.bound(
             Here(run), model.name, input_tokens=given, max_tokens=asked, provider=model.provider
         )
-        if self._chosen or (self._sends and any(run.limits(resource) for resource in _LIMITING)):
-            return found
-        return found._replace(max_tokens=None)
+        return found if self._chosen or self._sends else found._replace(max_tokens=None)
+
+    def _unlimited(self, model: Model, given: int, asked: int | None) -> Bound:
+        """Nothing to clamp to: the reservation is what a call is charged that never says what it used."""
+        tokens = Usage(input_tokens=given, output_tokens=asked or self._chosen or USUAL_OUTPUT)
+        reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
+        return Bound(reserve, self._chosen if asked is None else None)
 
     def used(self, run: Run, model: Model, tokens: Mapping[str, int]) -> Usage:
         """What the call used, by the tokens that its answer reports."""

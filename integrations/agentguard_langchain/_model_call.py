@@ -17,50 +17,54 @@ if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest
 
 
+class Asked:
+    """What is the same for every call of a model with these settings."""
+
+    def __init__(self, request: ModelRequest[Any]) -> None:
+        self._of = request.model
+        self.settings = request.model_settings
+        params = _params(request)
+        self.model = Model(m.model_name(self.settings, params), params.get("ls_provider"))
+        self.name = f"chat {self.model.name}"
+        self.attributes = Facts(m.model_attributes("chat", self.model.name, params))
+        self.stated = m.output_bound(self.settings, params)
+        self.profile = m.output_bound({}, {}, getattr(self._of, "profile", None))
+        self.limit = m.limit_name(self.settings, getattr(type(self._of), "model_fields", ()))
+
+    def fits(self, request: ModelRequest[Any]) -> bool:
+        """Whether the request is one of those calls."""
+        return request.model is self._of and request.model_settings == self.settings
+
+
 class ModelCall:
     """A request, bounded by what the budget leaves."""
 
     def __init__(
-        self,
-        run: Run,
-        request: ModelRequest[Any],
-        handler: Callable[..., Any],
-        costs: Costs,
-        watch: Any,
+        self, run: Run, request: ModelRequest[Any], handler: Callable[..., Any], asked: Asked, costs: Costs
     ) -> None:
         self.run = run
-        self.handler = handler
-        self.watch = watch
-        self._costs = costs
-        self._settings = request.model_settings
-        params = _params(request)
-        self._model = Model(m.model_name(self._settings, params), params.get("ls_provider"))
-        self.name = f"chat {self._model.name}"
-        self.cover = Cover("llm", self.name)
-        self.attributes = Facts(m.model_attributes("chat", self._model.name, params))
         self.request = request
-        self._bound(request, params)
-
-    def _bound(self, request: ModelRequest[Any], params: dict[str, Any]) -> None:
-        messages = request.messages
+        self.handler = handler
+        self.watch: Any = None
+        self.asked = asked
+        self.name = asked.name
+        self.cover = Cover("llm", asked.name)
+        self._costs = costs
+        messages: list[Any] = request.messages
         if request.system_message is not None:
             messages = [request.system_message, *messages]
-        self.messages = messages
-        stated = m.output_bound(request.model_settings, params)
-        profile = m.output_bound({}, {}, getattr(request.model, "profile", None))
+        self._messages = messages
         self._unpriced: UnknownCostError | None = None
+        given = prompt_tokens(messages, request.tools)
         try:
-            bound = self._costs.bound(
-                self.run, self._model, prompt_tokens(messages, request.tools), stated, profile
-            )
+            bound = costs.bound(run, asked.model, given, asked.stated, asked.profile)
         except UnknownCostError as error:
             self._unpriced = error
             return
         self._reserve = bound.reserve
         if bound.max_tokens is not None:
-            fields = getattr(type(request.model), "model_fields", ())
-            limit = {m.limit_name(request.model_settings, fields): bound.max_tokens}
-            self.request = request.override(model_settings={**request.model_settings, **limit})
+            settings = {**asked.settings, asked.limit: bound.max_tokens}
+            self.request = request.override(model_settings=settings)
 
     def reserve(self) -> Usage:
         """What it may use at most.
@@ -74,7 +78,7 @@ class ModelCall:
 
     def arguments(self) -> tuple[Any, ...]:
         """What is asked, for the log; the bound is our own doing, and lies in the reservation."""
-        return (m.message_data(self.messages), m.tool_names(self.request.tools), self._settings)
+        return (m.message_data(self._messages), m.tool_names(self.request.tools), self.asked.settings)
 
     def begun(self) -> None:
         """Nothing to do."""
@@ -84,7 +88,7 @@ class ModelCall:
         for message in getattr(response, "result", [response]):
             tokens = m.tokens_used(message)
             if tokens is not None:
-                return self._costs.used(self.run, self._model, tokens)
+                return self._costs.used(self.run, self.asked.model, tokens)
         return None
 
 

@@ -18,7 +18,7 @@ from agentguard_langchain._costs import Costs
 from agentguard_langchain._hooks import listen
 from agentguard_langchain._landing import WRAP_UP, Promise, SoftLimits, should_wrap_up
 from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
-from agentguard_langchain._model_call import ModelCall, finishing, reserve
+from agentguard_langchain._model_call import Asked, ModelCall, finishing, reserve
 from agentguard_langchain._tool_call import ToolCall, ToolOptions, softly
 from agentguard_langchain._tree import TREE, Place, graph_place, numbered
 from agentguard_langchain.callback import GuardCallbackHandler
@@ -83,6 +83,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         self._limits = SoftLimits()
         self._wrap_up = WRAP_UP if wrap_up is True else wrap_up
         self._allowed = checked_outside(outside)
+        self._asked: Asked | None = None
         self._watch = GuardCallbackHandler(run, prices=prices, unpriced=unpriced, outside="allow")
         listen()
 
@@ -120,10 +121,13 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         run = self._run("the model call of an agent")
         if run is None:
             return None
-        call = ModelCall(run, request, handler, self._costs, self._watch)
-        if self._wrap_up and should_wrap_up(run, call.name):
+        asked = self._asked
+        if asked is None or not asked.fits(request):
+            self._asked = asked = Asked(request)
+        if self._wrap_up and should_wrap_up(run, asked.name):
             request = finishing(request, str(self._wrap_up))
-            call = ModelCall(run, request, handler, self._costs, self._watch)
+        call = ModelCall(run, request, handler, asked, self._costs)
+        call.watch = self._watch
         return call
 
     # --- tools ---------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def _options(call: ModelCall) -> dict[str, Any]:
-    return {"kind": "llm", "reserve": reserve, "codec": CODEC, "attributes": call.attributes}
+    return {"kind": "llm", "reserve": reserve, "codec": CODEC, "attributes": call.asked.attributes}
 
 
 def _answered(response: Any) -> Any:

@@ -19,6 +19,7 @@ import agentguard
 from agentguard import (
     Budget,
     Guard,
+    KillSwitchTriggeredError,
     KillSwitchUnavailableError,
     LogIntegrityError,
     RunState,
@@ -279,7 +280,7 @@ def test_a_read_only_home_refuses_runs_and_says_whose_rights(home):
         if parent.stat().st_uid == os.getuid() and parent.is_relative_to("/tmp"):
             parent.chmod(parent.stat().st_mode | 0o055)
     said = in_fresh_process("""
-import tempfile
+import tempfile, agentguard.killswitch.page
 # Imports what another user may not read.
 warm = Guard.open("sqlite:///" + tempfile.mkdtemp() + "/warm.db", kill_switch="memory", telemetry=False)
 with warm.run("warm"):
@@ -420,54 +421,48 @@ def test_a_database_of_a_newer_schema_refuses_runs_and_questions(home):
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "short", "folder"])
-def test_a_corrupted_page_in_mid_run_refuses_the_next_step(home, damage):
+def test_a_corrupted_page_in_mid_run_refuses_the_next_step_until_it_is_mended(home, damage):
     page = home / "kill.page"
     began: list[str] = []
     with Guard.open(telemetry=False) as guard:
-        with guard.run("r", run_id="r"):
+        with guard.run("r", run_id="r") as run:
             tool(began)
-        whole = page.read_bytes()
-        run = guard.run("s", run_id="s").__enter__()
-        tool(began)
-        with page.open("r+b") as file:  # in place, as a stray write would
-            file.write(b"\xff" * 64)
-        with pytest.raises(KillSwitchUnavailableError, match=r"kill\.page.*agentguard doctor"):
-            tool(began)
-        assert len(began) == 2
-        if damage != "overwritten":
-            page.unlink()
-            page.mkdir() if damage == "folder" else page.write_bytes(whole[:100])
-        with Guard.open(telemetry=False) as later:
-            with pytest.raises(KillSwitchUnavailableError, match=r"kill\.page"), later.run("t", detached=True):
+            whole = page.read_bytes()
+            with page.open("r+b") as file:  # in place, as a stray write would
+                file.write(b"\xff" * 64)
+            if damage != "overwritten":
+                page.unlink()
+                page.mkdir() if damage == "folder" else page.write_bytes(whole[:100])
+            for _ in range(2):
+                with pytest.raises(KillSwitchUnavailableError, match=r"kill\.page.*agentguard doctor"):
+                    tool(began)
+            with (
+                Guard.open(telemetry=False) as later,
+                pytest.raises(KillSwitchUnavailableError, match=r"kill\.page"),
+                later.run("s", detached=True),
+            ):
                 tool(began)
-            assert later.summary("r").state is RunState.COMPLETED
-        if damage == "folder":
-            page.rmdir()
-        assert guard.parts.switch.repair() == 0
-        if damage == "overwritten":
+            assert len(began) == 1
+            assert run.state is RunState.RUNNING
+            if damage == "folder":
+                page.rmdir()
+            assert guard.parts.switch.repair() == 0
             tool(began)
-            run.close()
-            agree(guard, "s", 2)
-    with Guard.open(telemetry=False) as guard, guard.run("u", run_id="u"):
-        tool(began)
-    with Guard.open(telemetry=False) as guard:
-        agree(guard, "u", 1)
+        agree(guard, "r", 2)
+        assert len(began) == 2
 
 
 def test_a_page_deleted_in_mid_run_is_made_again_and_a_kill_still_lands(home, eventually):
     began: list[str] = []
     with Guard.open(telemetry=False) as guard:
-        run = guard.run("r", run_id="r").__enter__()
-        tool(began)
-        (home / "kill.page").unlink()
-        tool(began)
-        killer = "guard = Guard.open(telemetry=False); guard.kill(run='r', reason='gone')"
-        in_fresh_process(killer)
-        eventually(lambda: run.stop is not None)
-        with pytest.raises(agentguard.KillSwitchTriggeredError, match="gone"):
+        with pytest.raises(KillSwitchTriggeredError, match="gone"), guard.run("r", run_id="r") as run:
             tool(began)
-        with pytest.raises(agentguard.KillSwitchTriggeredError, match="gone"):
-            run.close()
+            (home / "kill.page").unlink()
+            tool(began)
+            in_fresh_process("Guard.open(telemetry=False).kill(run='r', reason='gone')")
+            eventually(lambda: run.stop is not None)
+            with pytest.raises(KillSwitchTriggeredError, match="gone"):
+                tool(began)
         assert len(began) == 2
         assert (home / "kill.page").exists()
         agree(guard, "r", 2)

@@ -299,7 +299,7 @@ class Unspeakable(Exception):
 
 class NotText(Exception):
     def __str__(self) -> str:
-        return 5  # type: ignore[return-value]
+        return 5  # type: ignore[return-value]  # noqa: PLE0307 - that is the point  # noqa: PLE0307 - which is the point
 
 
 class Attributed(Exception):

@@ -376,11 +376,11 @@ def test_rule_07_a_late_excess_does_not_stop_what_has_completed(guard):
 
 def test_rule_07_no_step_after_the_end(guard):
     """A context that still holds the run is told that it is over."""
-    with guard.run("r") as run:
+    with guard.run("r"):
         later = contextvars.copy_context()
     with pytest.raises(NoActiveRunError, match="COMPLETED"):
         later.run(look)
-    with suppress(RunStopped), guard.run("r", budget=Budget(usd=1)) as run:
+    with suppress(RunStopped), guard.run("r", budget=Budget(usd=1)):
         later = contextvars.copy_context()
         spend(5)
     with pytest.raises(BudgetExceededError):
