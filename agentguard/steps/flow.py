@@ -128,7 +128,7 @@ def admit(step: Step, *, wait: bool = True) -> None:
             _admit(step, journal, wait)
     finally:
         journal.release()
-    if wait and journal.shares_disk(step.spec.durability):
+    if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
 
 

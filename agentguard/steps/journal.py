@@ -114,7 +114,8 @@ class Journal:
         self._gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
         #: Whether a stop interrupts sync bodies in flight.
         self.interrupt = False
-        self._power = getattr(parts.store, "durability", None) == "power"
+        #: Whether every append is to survive a loss of power.
+        self.power = getattr(parts.store, "durability", None) == "power"
         #: What serves steps from a log, in a replay or a recovery.
         self.player: Player | None = None
         #: In a forked child, what its keys begin with instead of the main branch; else empty.
@@ -218,7 +219,7 @@ class Journal:
 
     def shares_disk(self, durability: Durability | None) -> bool:
         """Whether what was just written is still on its way to the disk, together with others' writes."""
-        return durability == "power" or (durability is None and self._power)
+        return self.power or durability == "power"
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:

@@ -109,7 +109,7 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
             _leave(step, journal, outcome, wait)
     finally:
         journal.release()
-    if wait and journal.shares_disk(step.spec.durability):
+    if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
 
 

@@ -48,6 +48,16 @@ PRINTED = {
         "FAILED; the run's span has agentguard.log.head = 13:",
         "spans and metrics went to the console",
     ],
+    "20_pydantic_ai.py": [
+        "stopped: usd, 0.00585 of 0.006 spent",
+        "FAILED: 0.00585 USD, 3 pages",
+        "COMPLETED: 0.00485 USD",
+    ],
+    "21_openai_agents.py": ["stopped: calls:refund, 3 of 3", "COMPLETED: 0.0014 USD"],
+    "22_mcp_server.py": [
+        "  the client is told: -32080 BudgetExceededError",
+        "FAILED: 5 calls, 2 mails",
+    ],
 }
 
 

@@ -1,0 +1,283 @@
+"""`verify` against every way to tamper with a log, and what it says where it cannot know."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentguard import Budget, Guard, LogIntegrityError, RunStopped, Usage, guarded_step
+from agentguard.events import codec
+from agentguard.events.model import Head
+
+
+@guarded_step(usage=Usage(usd="0.1"))
+def pay(to: str) -> str:
+    return f"paid {to}"
+
+
+@pytest.fixture
+def recorded(sqlite_guard) -> tuple[Guard, str]:
+    """A guard, and the id of a run of ten events, the second of three."""
+    for name in ("before", "victim", "after"):
+        with sqlite_guard.run(name, run_id=name, inputs={"q": name}):
+            for to in ("ann", "bob", "eve"):
+                pay(to)
+    assert sqlite_guard.verify()
+    return sqlite_guard, "victim"
+
+
+class Tamperer:
+    """Somebody with write access to the file, for whom triggers are no obstacle."""
+
+    def __init__(self, guard: Guard, run_id: str) -> None:
+        self.path = Path(guard.parts.store.path)
+        self.run_id = run_id
+
+    def __call__(self, *statements: tuple) -> None:
+        with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
+            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                connection.execute(f'DROP TRIGGER "{name}"')
+            for statement, *parameters in statements:
+                connection.execute(statement, parameters)
+
+    @property
+    def number(self) -> int:
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute("SELECT number FROM runs WHERE run_id = ?", (self.run_id,)).fetchone()[0]
+
+    def event(self, seq: int) -> tuple[bytes, bytes, bytes | None]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            found = connection.execute(
+                "SELECT body, hash, payload FROM events WHERE run = ? AND seq = ?", (self.number, seq)
+            ).fetchone()
+        return tuple(value.encode() if isinstance(value, str) else value for value in found)
+
+
+def first_fault(guard: Guard, **options) -> tuple[str, int]:
+    report = guard.verify(**options)
+    assert not report
+    assert report.faults[0].problem in str(report)
+    assert not guard.verify("victim", **options)
+    return report.faults[0][:2]
+
+
+def test_an_intact_log(recorded):
+    guard, run_id = recorded
+    report = guard.verify()
+    assert report
+    assert (report.faults, report.runs, report.anchored) == ((), 3, False)
+    assert report.events == sum(len(guard.history(row.run_id)) for row in guard.runs())
+    assert "truncation not excluded" in str(report)
+    one = guard.verify(run_id, anchors={run_id: guard.summary(run_id).head})
+    assert one.anchored
+    assert "truncation" not in str(one)
+
+
+@pytest.mark.parametrize("seq", range(1, 10))
+def test_an_edited_event_is_found_at_its_sequence(recorded, seq):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    body = tamper.event(seq)[0]
+    edited = body.replace(b'"at_ns":1', b'"at_ns":2')
+    assert edited != body
+    tamper(("UPDATE events SET body = ? WHERE run = ? AND seq = ?", edited, tamper.number, seq))
+    assert first_fault(guard) == (run_id, seq)
+
+
+def test_an_edited_hash_is_found(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    tamper(("UPDATE events SET hash = ? WHERE run = ? AND seq = 4", bytes(32), tamper.number))
+    assert first_fault(guard) == (run_id, 4)
+
+
+def test_an_event_edited_with_a_hash_that_fits_is_found_at_the_next(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    edited = tamper.event(4)[0].replace(b"100000000", b"1")
+    digest = codec.chain(tamper.event(3)[1], edited)
+    tamper(("UPDATE events SET body = ?, hash = ? WHERE run = ? AND seq = 4", edited, digest, tamper.number))
+    assert first_fault(guard) == (run_id, 5)
+
+
+@pytest.mark.parametrize("seq", [3, 4])
+def test_an_edited_payload_is_found(recorded, seq):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    assert tamper.event(seq)[2] is not None
+    tamper(("UPDATE events SET payload = ? WHERE run = ? AND seq = ?", b'"forged"', tamper.number, seq))
+    assert first_fault(guard) == (run_id, seq)
+
+
+def test_payloads_that_changed_places_are_found(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    first, second = tamper.event(4)[2], tamper.event(6)[2]
+    update = "UPDATE events SET payload = ? WHERE run = ? AND seq = ?"
+    tamper((update, second, tamper.number, 4), (update, first, tamper.number, 6))
+    assert first_fault(guard) == (run_id, 4)
+
+
+@pytest.mark.parametrize("seq", [1, 2, 5, 8])
+def test_a_deleted_event_is_found(recorded, seq):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    tamper(("DELETE FROM events WHERE run = ? AND seq = ?", tamper.number, seq))
+    assert first_fault(guard) == (run_id, seq)
+
+
+def test_an_inserted_event_is_found(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    head = guard.summary(run_id).head
+    body = tamper.event(head.seq)[0].replace(b'"seq":9', b'"seq":10')
+    forged = codec.chain(bytes(32), body)
+    tamper(
+        ("INSERT INTO events (run, seq, body, hash) VALUES (?, ?, ?, ?)", tamper.number, head.seq + 1, body, forged)
+    )
+    assert first_fault(guard) == (run_id, head.seq + 1)
+
+
+def test_reordered_events_are_found(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    swap = "UPDATE events SET seq = ? WHERE run = ? AND seq = ?"
+    tamper((swap, 1000, tamper.number, 4), (swap, 4, tamper.number, 6), (swap, 6, tamper.number, 1000))
+    assert first_fault(guard) == (run_id, 4)
+
+
+def test_an_event_of_another_run_is_found(recorded):
+    """The chain begins with the run's id."""
+    guard, run_id = recorded
+    tamper, other = Tamperer(guard, run_id), Tamperer(guard, "before")
+    body, digest, payload = other.event(1)
+    update = "UPDATE events SET body = ?, hash = ?, payload = ? WHERE run = ? AND seq = 1"
+    tamper((update, body, digest, payload, tamper.number))
+    assert first_fault(guard) == (run_id, 1)
+
+
+def test_a_log_cut_off_does_not_fit_the_row_of_a_run_that_has_ended(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    tamper(("DELETE FROM events WHERE run = ? AND seq > 6", tamper.number))
+    assert first_fault(guard) == (run_id, 7)
+
+
+def test_a_log_cut_off_with_its_row_is_found_against_an_anchor_alone(recorded):
+    guard, run_id = recorded
+    anchor = guard.summary(run_id).head
+    tamper = Tamperer(guard, run_id)
+    with guard.run("template", run_id="template"):
+        live = guard.parts.store.row("template")
+    state = "UPDATE runs SET state = 'RUNNING', ended_ns = NULL, summary = ? WHERE number = ?"
+    import json
+
+    summary = json.dumps(live.summary | {"run_id": run_id, "name": "victim"})
+    tamper(("DELETE FROM events WHERE run = ? AND seq > 6", tamper.number), (state, summary, tamper.number))
+    assert guard.verify(run_id), "nothing in the file says that there was more"
+    assert first_fault(guard, anchors={run_id: anchor}) == (run_id, 7)
+
+
+def test_a_log_rewritten_whole_is_found_against_an_anchor(recorded):
+    guard, run_id = recorded
+    anchor = guard.summary(run_id).head
+    tamper = Tamperer(guard, run_id)
+    head, statements = codec.genesis(run_id), []
+    for seq in range(1, anchor.seq + 1):
+        body = tamper.event(seq)[0].replace(b"100000000", b"1")
+        head = codec.chain(head, body)
+        statements.append(
+            ("UPDATE events SET body = ?, hash = ? WHERE run = ? AND seq = ?", body, head, tamper.number, seq)
+        )
+    old = guard.parts.store.row(run_id).summary["head"]["hash"]
+    statements.append(
+        ("UPDATE runs SET summary = replace(summary, ?, ?) WHERE number = ?", old, head.hex(), tamper.number)
+    )
+    tamper(*statements)
+    assert guard.verify(run_id), "a chain proves nothing against somebody who rewrites all of it"
+    report = guard.verify(run_id, anchors={run_id: anchor})
+    assert report.faults[0][:2] == (run_id, anchor.seq)
+    assert "anchor" in report.faults[0].problem
+
+
+def test_a_lost_run_is_found_against_an_anchor(recorded):
+    guard, run_id = recorded
+    anchor = guard.summary(run_id).head
+    tamper = Tamperer(guard, run_id)
+    number = tamper.number
+    tamper(("DELETE FROM events WHERE run = ?", number), ("DELETE FROM runs WHERE number = ?", number))
+    assert guard.verify()
+    report = guard.verify(anchors={run_id: anchor})
+    assert [fault[:2] for fault in report.faults] == [(run_id, 0)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["state = 'FAILED'", "ended_ns = ended_ns + 1", "name = 'other'", "tenant = 'other'", "parent_id = 'before'"],
+)
+def test_a_row_that_says_otherwise_is_found(recorded, change):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    tamper((f"UPDATE runs SET {change} WHERE number = ?", tamper.number))
+    assert first_fault(guard)[0] == run_id
+
+
+def test_one_fault_hides_no_other_run(recorded):
+    guard, _ = recorded
+    for run_id in ("before", "after"):
+        tamper = Tamperer(guard, run_id)
+        tamper(("UPDATE events SET hash = ? WHERE run = ? AND seq = 3", bytes(32), tamper.number))
+    report = guard.verify()
+    assert sorted(fault[:2] for fault in report.faults) == [("after", 3), ("before", 3)]
+    assert "(and 1 more)" in str(report)
+    assert guard.verify("victim")
+
+
+def test_reconstruct_refuses_a_broken_chain(recorded):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    edited = tamper.event(4)[0].replace(b"100000000", b"1")
+    tamper(("UPDATE events SET body = ? WHERE run = ? AND seq = 4", edited, tamper.number))
+    with pytest.raises(LogIntegrityError) as raised:
+        guard.reconstruct(run_id)
+    assert (raised.value.run_id, raised.value.seq) == (run_id, 4)
+
+
+def test_a_head_that_is_older_or_newer_than_the_log(recorded):
+    guard, run_id = recorded
+    for event in guard.history(run_id):
+        assert guard.verify(run_id, anchors={run_id: Head(event.seq, event.hash)})
+        assert guard.verify(run_id, anchors={run_id: (event.seq, event.hash)})
+    assert not guard.verify(run_id, anchors={run_id: (99, "0" * 64)})
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.data())
+def test_any_byte_of_any_event_counts(data):
+    """Flip one bit of a body, a hash or a payload: the first fault is at that event."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/a.db"
+        with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+            with suppress(RunStopped), guard.run("victim", run_id="victim", budget=Budget(usd="0.2")):
+                for to in ("ann", "bob", "eve"):
+                    pay(to)
+            count = len(guard.history("victim"))
+            tamper = Tamperer(guard, "victim")
+            seq = data.draw(st.integers(1, count), label="seq")
+            parts = dict(zip(("body", "hash", "payload"), tamper.event(seq), strict=True))
+            column = data.draw(st.sampled_from([name for name, value in parts.items() if value]), label="column")
+            value = bytearray(parts[column])
+            position = data.draw(st.integers(0, len(value) - 1), label="position")
+            value[position] ^= 1 << data.draw(st.integers(0, 6), label="bit")
+            tamper(
+                (f"UPDATE events SET {column} = ? WHERE run = ? AND seq = ?", bytes(value), tamper.number, seq)
+            )
+            report = guard.verify("victim")
+            assert [fault[:2] for fault in report.faults] == [("victim", seq)]
