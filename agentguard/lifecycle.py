@@ -185,7 +185,8 @@ class Opening:
     def _create(self, generation: int, outer: list[Outer], span: Any, *, started: bool) -> Journal:
         parts = self.guard.parts
         salt = self._salt()
-        inputs = None if self._inputs is None else encode_value(self._inputs)
+        unwanted = self._inputs is None or parts.capture == "none"
+        inputs = None if unwanted else encode_value(self._inputs)
         if parts.redact and inputs is not None:
             inputs = parts.redact.value(inputs)
         fold = RunFold(self.run_id)
@@ -204,6 +205,8 @@ class Opening:
             data["parent_key"] = self.key
         if inputs is not None:
             data["inputs"] = payload_digest(salt, inputs)
+        if parts.capture == "digest":
+            inputs = None
         now = parts.clock.wall()
         trace = (span.trace_id, span.span_id) if span is not None else (None, None)
         records = [

@@ -50,7 +50,7 @@ class Questions(Held):
 
     def _summary(self, row: RunRow) -> RunSummary:
         live = self.live.get(row.run_id)
-        if live is not None:
+        if live is not None and live.owner:
             return live.summary()
         row = bury(self, row)
         summary = from_data(row.summary)

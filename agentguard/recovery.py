@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
@@ -18,13 +19,14 @@ from agentguard.errors import (
     RunStopped,
     StepOutcomeUnknownError,
 )
+from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.lifecycle import Opening, load_journal
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.divergence import NOT_REPLAYABLE
-from agentguard.replay.origin import Shared, origin_log, origin_of
+from agentguard.replay.origin import Shared, origin_log
 from agentguard.replay.player import Player
 from agentguard.replay.resolving import settle_unknown
 from agentguard.replay.session import Replaying
@@ -53,13 +55,13 @@ class CarryingOn(Opening):
                 except ReplayDivergenceError as left_over:
                     difference = left_over
             if difference is not None or isinstance(error, StepOutcomeUnknownError):
-                self._give_back(journal)
+                self.give_back(journal)
                 if difference is not None and difference is not error:
                     raise difference.with_traceback(None) from error
                 return None
         return super().close(journal, error)
 
-    def _give_back(self, journal: Journal) -> None:
+    def give_back(self, journal: Journal) -> None:
         """Leave the run without an owner, for an operator or another program to go on."""
         parts = self.guard.parts
         with journal.deciding():
@@ -230,7 +232,7 @@ def refuse_altered(store: EventStore, row: RunRow) -> None:
     faults = verify(store, [row], {}).faults
     if faults:
         raise LogIntegrityError(*faults[0])
-    origin = origin_of(store, row.run_id)
+    origin = codec.origin(itertools.islice(store.read(row.run_id), 3))
     if origin is not None and (row_of_origin := store.row(origin)) is not None:
         refuse_altered(store, row_of_origin)
 

@@ -27,6 +27,9 @@ from agentguard.steps.journal import Journal
 from agentguard.steps.scope import Scope
 from agentguard.steps.verdict import raise_verdict
 
+#: The attribute of a function that `@guard.run(...)` made a run of, whose value is that `Run`.
+DECORATED = "__agentguard_run__"
+
 
 class Session(Protocol):
     """How a run is opened and left: live, joined, replayed, recovered or forked."""
@@ -98,6 +101,11 @@ class Run:
         if self._journal is None:
             raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
         return self._journal
+
+    @property
+    def session(self) -> Session:
+        """How the run is opened and left; for agentguard's own rooms."""
+        return self._opening
 
     @property
     def id(self) -> str:
@@ -191,6 +199,8 @@ class Run:
         again = self._again
         if again is None:
             raise TypeError("only guard.run(...) is a decorator")
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise TypeError("a run cannot decorate a generator function; open it in the body instead")
         if inspect.iscoroutinefunction(fn):
 
             @functools.wraps(fn)
@@ -198,6 +208,7 @@ class Run:
                 async with again({"args": list(args), "kwargs": kwargs}):
                     return await fn(*args, **kwargs)
 
+            vars(run_async)[DECORATED] = self
             return run_async
 
         @functools.wraps(fn)
@@ -205,6 +216,7 @@ class Run:
             with again({"args": list(args), "kwargs": kwargs}):
                 return fn(*args, **kwargs)
 
+        vars(run_sync)[DECORATED] = self
         return run_sync
 
     def close(self) -> None:
@@ -331,9 +343,9 @@ class Run:
         """A number in [0, 1) that follows from the run's seed: the same in a replay."""
         return recorded.seeded_random(self.journal, self.here())
 
-    def record(self, name: str, fn: Callable[[], Any]) -> Any:
+    def record(self, name: str, fn: Callable[[], Any], *, branch: str | Branch | None = None) -> Any:
         """What `fn()` gives, on record; for values that are no step.  Awaitable for a coroutine function."""
-        return recorded.record(self.journal, self.here(), name, fn)
+        return recorded.record(self.journal, self._at(branch), name, fn)
 
     # --- control -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import hashlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from types import SimpleNamespace
@@ -81,7 +81,7 @@ def medians(cases: Mapping[str, Case], rounds: int) -> dict[str, float]:
     return {name: statistics.median(taken) for name, taken in in_turns(cases, rounds).items()}
 
 
-def percentile(values: list[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     """The value below which `share` of them lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

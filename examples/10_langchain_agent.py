@@ -9,15 +9,16 @@ import os
 import tempfile
 from typing import Any
 
-from agentguard_langchain import GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool
 
 from agentguard import Budget, BudgetExceededError, Guard, Usage
 from agentguard.cost.prices import ModelPrices
+from agentguard_langchain import GuardMiddleware
 
 
 class Eager(BaseChatModel):
@@ -45,8 +46,8 @@ class Eager(BaseChatModel):
             ]
             calls = [{"name": n, "args": a, "id": f"call-{turn}-{n}"} for n, a in wanted]
             answer = AIMessage("", tool_calls=calls)
-        used = 200 * turn
-        answer.usage_metadata = {"input_tokens": used, "output_tokens": 100, "total_tokens": used + 100}
+        asked = count_tokens_approximately(messages)
+        answer.usage_metadata = {"input_tokens": asked, "output_tokens": 200, "total_tokens": asked + 200}
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
 
@@ -73,7 +74,7 @@ def send_email(customer: str, text: str) -> str:
 PRICES = ModelPrices({"eager-1": {"input": 5, "output": 15}}, fallback=None)  # USD for a million tokens
 TOOL_OPTIONS: dict[str, dict[str, Any]] = {
     "look_up": {"effect": "read"},
-    "refund": {"reserve": lambda customer, eur: Usage(refunded_eur=eur)},
+    "refund": {"reserve": lambda eur, **_: Usage(refunded_eur=eur)},
     "send_email": {"usage": Usage(emails=1)},
 }
 ASK = {"messages": [("user", "Refund everybody who paid twice, and tell them.")]}
@@ -94,8 +95,8 @@ def main() -> None:
             print(f"stopped: {stop.resource}, {stop.spent} of {stop.limit} used")
         print(f"{run.state}: {run.spent.usd} USD, {run.spent['refunded_eur']} EUR refunded")
 
-        print("two mails, after which the tool is refused and the agent told so; it lands softly:")
-        limits = Budget(usd="0.05", emails=2, warn_at=0.3)
+        print("two mails, then the tool is refused and the agent told so; near its end it lands softly:")
+        limits = Budget(usd="0.03", emails=2, warn_at=0.5)
         with guard.run("refunds", budget=limits) as run:
             result = agent_with(soft=["send_email"], wrap_up=True).invoke(ASK)
         print(f"the agent: {result['messages'][-1].content}")

@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from agentguard import Guard, KillSwitchTriggeredError
+from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
 
 class Talker(BaseChatModel):

@@ -11,7 +11,6 @@ import os
 import tempfile
 from typing import Annotated, Any, TypedDict
 
-from agentguard_langchain import GuardMiddleware
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -21,6 +20,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send
 
 from agentguard import Budget, BudgetExceededError, Guard, current_run
+from agentguard_langchain import GuardMiddleware
 
 #: How many pages a topic has; the longest of them is more than its researcher may read.
 PAGES = {"tides": 2, "winds": 3, "everything": 50}

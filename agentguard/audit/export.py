@@ -15,12 +15,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 import msgspec
 
 from agentguard.audit._files import written
 from agentguard.errors import RunNotFoundError
+from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.protocols import EventStore, RunRow
@@ -87,13 +89,29 @@ def _logs(
             yield from _run(store, listed.run_id)
     elif run_id != CONTROL_RUN_ID:
         found = False
-        for log in _run(store, run_id):
-            found = True
-            yield log
+        for member in family(store, run_id):
+            for log in _run(store, member):
+                found = True
+                yield log
         if not found:
             raise RunNotFoundError(run_id)
         return
     yield {"run_id": CONTROL_RUN_ID, "salt": None}, control()
+
+
+def family(store: EventStore, run_id: str) -> Iterator[str]:
+    """A run, the runs inside it, and the run that it was forked from with its own: what a replay needs."""
+    seen: set[str] = set()
+    left = [run_id]
+    while left:
+        member = left.pop(0)
+        if member in seen:
+            continue
+        seen.add(member)
+        yield member
+        left += [row.run_id for row in store.children(member)]
+        if (origin := codec.origin(islice(store.read(member), 3))) is not None:
+            left.append(origin)
 
 
 def _run(store: EventStore, run_id: str) -> Iterator[tuple[dict[str, Any], Iterable[Stored]]]:

@@ -34,6 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingExtraError as error:
         print(f"agentguard: {error} (only kill and revive work without)", file=sys.stderr)
         return 1
-    from agentguard.cli import operating
+    from agentguard.cli import replaying
 
-    return operating.run(arguments)
+    return replaying.run(arguments)

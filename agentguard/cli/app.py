@@ -136,20 +136,33 @@ def runs(
     views.runs(tenant, state.name if state else None, limit, as_json=as_json)
 
 
-@app.command(epilog="--json: {run, events}; with --payloads, each event has a `payload`.")
+@app.command(
+    epilog="--json: {run, events}; with --payloads, each event has a `payload`; with --at, {run_id, seq, "
+    "type, state, termination, spent, reserved, open_steps, open_scopes, waiting}."
+)
 def show(
+    *,
     run_id: RunArgument,
     payloads: Annotated[
         bool, typer.Option("--payloads", help="Show the captured arguments and results too.")
     ] = False,
+    at: Annotated[
+        int | None,
+        typer.Option(
+            "--at", metavar="SEQ", min=1, help="Instead, state, spending and open steps as of that event."
+        ),
+    ] = None,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the log of a run as a timeline; `control` shows kills and revives."""
-    from agentguard.cli import views
+    from agentguard.cli import moment, views
 
     lookup.use(store, home)
+    if at is not None:
+        moment.show(run_id, at, as_json=as_json)
+        return
     views.show(run_id, payloads=payloads, as_json=as_json)
 
 

@@ -8,6 +8,7 @@ from agentguard.errors import (
     AgentGuardError,
     KillSwitchUnavailableError,
     RunNotFoundError,
+    StepOutcomeUnknownError,
     StoreUnavailableError,
 )
 
@@ -17,15 +18,17 @@ USAGE: Final = 2
 NOT_FOUND: Final = 3
 UNACKNOWLEDGED: Final = 4
 UNAVAILABLE: Final = 5
+WAITING: Final = 6
 INTERRUPTED: Final = 130
 
 MEANING: Final = {
     OK: "done, and nothing is wrong",
-    FAULT: "failed, or a fault was found (verify, doctor, demo)",
+    FAULT: "failed; or a fault or a difference was found (verify, doctor, demo, replay, diff, what-if)",
     USAGE: "the command line is wrong",
     NOT_FOUND: "no such run; for kill and revive: nothing was hit",
     UNACKNOWLEDGED: "killed, but not every live process has acted in time",
     UNAVAILABLE: "the store or the kill switch cannot be used",
+    WAITING: "a step may have happened, and the run waits to be told: agentguard resolve",
 }
 
 
@@ -41,4 +44,6 @@ def code_of(error: AgentGuardError) -> int:
         return NOT_FOUND
     if isinstance(error, StoreUnavailableError | KillSwitchUnavailableError):
         return UNAVAILABLE
+    if isinstance(error, StepOutcomeUnknownError):
+        return WAITING
     return FAULT

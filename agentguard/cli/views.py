@@ -78,8 +78,8 @@ def show(typed: str, *, payloads: bool, as_json: bool) -> None:
             run = None if run_id == CONTROL_RUN_ID else guard.summary(run_id).to_data()
             output.print_json({"run": run, "events": events})
             return
-        _print(Text(f"run {run_id}", style="bold"))
-        _print(*Timeline(payloads=payloads).lines(log))
+        print_lines(Text(f"run {run_id}", style="bold"))
+        print_lines(*Timeline(payloads=payloads).lines(log))
 
 
 def _show_control(*, as_json: bool) -> None:
@@ -89,8 +89,8 @@ def _show_control(*, as_json: bool) -> None:
         if as_json:
             output.print_json({"run": None, "events": [event_data(entry) for entry in log]})
             return
-        _print(Text(f"control log of {switch.home}", style="bold"))
-        _print(*Timeline().lines(log))
+        print_lines(Text(f"control log of {switch.home}", style="bold"))
+        print_lines(*Timeline().lines(log))
     finally:
         switch.close()
 
@@ -103,7 +103,8 @@ def entries(run_id: str, log: Iterable[Stored]) -> Iterator[Entry]:
         head = stored.hash
 
 
-def _print(*lines: Text) -> None:
+def print_lines(*lines: Text) -> None:
+    """Print lines that nothing wraps."""
     console = output.console()
     for line in lines:
         console.print(line, soft_wrap=True)
@@ -155,7 +156,7 @@ def _say_state(guard: Guard, run_id: str, said: str, *, as_json: bool) -> None:
     if as_json:
         output.print_json({"run_id": run_id, "state": str(guard.summary(run_id).state)})
     else:
-        _print(Text(f"run {run_id} {said}"))
+        print_lines(Text(f"run {run_id} {said}"))
 
 
 def _run(guard: Guard, typed: str) -> str:

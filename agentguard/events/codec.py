@@ -10,7 +10,7 @@ Payloads (captured arguments and results) lie beside the body, which holds only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -59,6 +59,14 @@ def decode(body: bytes) -> Record:
             "?", record.seq, f"schema {record.v} is newer than {SCHEMA_VERSION}; upgrade agentguard"
         )
     return record
+
+
+def origin(log: Iterable[Stored]) -> str | None:
+    """The run that a run was forked from, by the first events of its log; None if it was not."""
+    for stored in log:
+        if b'"type":"run_forked"' in stored.body[:64]:
+            return str((decode(stored.body).data or {})["origin"])
+    return None
 
 
 def to_event(run_id: str, stored: Stored, prev_hash: bytes) -> Event:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,15 +70,6 @@ def prefix(store: EventStore, fork: Record) -> Iterator[Stored]:
             yield stored
     if not found:
         raise LogIntegrityError(origin, at, "a run was forked at this event, which is not in the store")
-
-
-def origin_of(store: EventStore, run_id: str) -> str | None:
-    """The run that a run was forked from, if it was."""
-    for stored in itertools.islice(store.read(run_id), 2, 3):
-        record = codec.decode(stored.body)
-        if record.type == ev.RUN_FORKED:
-            return str((record.data or {})["origin"])
-    return None
 
 
 class _Cut:

@@ -28,8 +28,12 @@ class StepBlock:
         self._step = open_step(spec, place, (), {})
         self._token: Any = None
         self._body: aio.Body | None = None
+        self._entered = False
 
     def _ask_player(self) -> None:
+        if self._entered:
+            raise RuntimeError(f"step {self._step.key} was entered before; open a new one")
+        self._entered = True
         player = self._step.journal.player
         if player is not None:
             player.block(self._step)

@@ -24,6 +24,7 @@ from agentguard.budget.resources import SECONDS
 from agentguard.errors import (
     AgentGuardError,
     KillSwitchTriggeredError,
+    RunOwnedError,
     RunStopped,
     StoreUnavailableError,
 )
@@ -74,6 +75,8 @@ class Journal:
         self.row = row
         self.number = row.number
         self.fold = fold
+        #: The claim that this process acts under; a later one fences it.
+        self.epoch = fold.epoch
         self.salt = row.salt or b""
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
@@ -286,7 +289,9 @@ class Journal:
             self.keep_time()
             with self._condition:
                 self._condition.notify_all()
-        if record.type == ev.SCOPE_OPENED:
+        if record.type == ev.RUN_RECOVERED:
+            self.epoch = fold.epoch
+        elif record.type == ev.SCOPE_OPENED:
             self.levels.changed()
         elif record.type == ev.STEP_REFUSED:
             self._take_scope_stop(record.data or {})
@@ -307,13 +312,25 @@ class Journal:
         if self.stale:
             self._reload()
         for stored in self.store.read(self.run_id, self.fold.seq):
-            self.apply(codec.decode(stored.body), stored.hash)
+            record = codec.decode(stored.body)
+            if self._claims(record):
+                # Not taken in, so that whatever is tried later meets it again.
+                owner = (self.store.row(self.run_id) or self.row).owner
+                raise RunOwnedError(self.run_id, f"process {owner.get('pid')} on {owner.get('host')}")
+            self.apply(record, stored.hash)
+
+    def _claims(self, record: Record) -> bool:
+        """Whether this is a claim by somebody else, after which this process is fenced (rule 13)."""
+        return record.type == ev.RUN_RECOVERED and (record.data or {})["epoch"] > self.epoch
 
     def _reload(self) -> None:
         """Fold the log anew, after an act that was not written."""
         self.fold = RunFold(self.run_id)
         for stored in self.store.read(self.run_id):
-            self.fold.apply(codec.decode(stored.body), stored.hash)
+            record = codec.decode(stored.body)
+            if self._claims(record):
+                break
+            self.fold.apply(record, stored.hash)
         self.stale = False
         self.levels.changed()
         self.keep_time()

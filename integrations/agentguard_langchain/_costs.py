@@ -15,8 +15,10 @@ from agentguard.protocols import PriceBook
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
-#: The `max_tokens` of a call that a budget limits, and whose longest answer nobody knows.
-UNBOUNDED = 16_384
+#: A call whose length nobody has bounded may take one of this many parts of what is left, so that calls
+#: side by side find room.
+_SHARES = 4
+_ENDLESS = 10**12
 
 
 class Model(NamedTuple):
@@ -63,12 +65,11 @@ class Costs:
         self._chosen = max_output_tokens
         self._sends = sends
         books = (prices, prices) if prices is not None else (None, GENAI_PRICES)
-        open_ended = UNBOUNDED if sends and max_output_tokens is None else max_output_tokens
-        estimates = sends or max_output_tokens is None
-        #: Both by whether money is limited where the call is made.
+        estimated = max_output_tokens is None and not sends
+        #: By whether money is limited where the call is made: with a bound of its own, and without.
         self._bounded = [ModelCosts(book, unpriced=unpriced, clamp=sends) for book in books]
         self._open = [
-            ModelCosts(book, unpriced=unpriced, max_output_tokens=open_ended, clamp=estimates)
+            ModelCosts(book, unpriced=unpriced, max_output_tokens=max_output_tokens, clamp=estimated or sends)
             for book in books
         ]
 
@@ -87,21 +88,31 @@ class Costs:
         Raises:
             UnknownCostError: money is limited, and the model has no price.
         """
-        asked = stated if stated is not None or self._chosen else profile
         money = run.limits("usd")
         if not (money or run.limits("tokens") or run.limits("output_tokens")):
-            return self._unlimited(model, given, asked)
-        costs = (self._open if asked is None else self._bounded)[money]
-        found = costs.bound(
-            Here(run), model.name, input_tokens=given, max_tokens=asked, provider=model.provider
-        )
-        return found if self._chosen or self._sends else found._replace(max_tokens=None)
+            return self._unlimited(model, given, stated or self._chosen or profile, stated)
+        here = Here(run)
 
-    def _unlimited(self, model: Model, given: int, asked: int | None) -> Bound:
+        def bounded(costs: ModelCosts, tokens: int | None) -> Bound:
+            return costs.bound(
+                here, model.name, input_tokens=given, max_tokens=tokens, provider=model.provider
+            )
+
+        if stated is not None or self._chosen is not None or not self._sends:
+            found = bounded((self._open if stated is None else self._bounded)[money], stated)
+            return found if self._sends or self._chosen else found._replace(max_tokens=None)
+        room = bounded(self._bounded[money], _ENDLESS).reserve.output_tokens
+        share = USUAL_OUTPUT
+        if profile is not None and room != _ENDLESS:
+            share = min(profile, max(room // _SHARES, USUAL_OUTPUT))
+        found = bounded(self._bounded[money], share)
+        return found._replace(max_tokens=found.max_tokens or share)
+
+    def _unlimited(self, model: Model, given: int, made: int | None, stated: int | None) -> Bound:
         """Nothing to clamp to: the reservation is what a call is charged that never says what it used."""
-        tokens = Usage(input_tokens=given, output_tokens=asked or self._chosen or USUAL_OUTPUT)
+        tokens = Usage(input_tokens=given, output_tokens=made or USUAL_OUTPUT)
         reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
-        return Bound(reserve, self._chosen if asked is None else None)
+        return Bound(reserve, self._chosen if stated is None else None)
 
     def used(self, run: Run, model: Model, tokens: Mapping[str, int]) -> Usage:
         """What the call used, by the tokens that its answer reports."""

@@ -15,10 +15,25 @@ WRAP_UP = (
 )
 #: A model call, a tool call and the model call that reads its result: fewer steps make no round.
 _ROUND = 3
+_OURS = frozenset(
+    (
+        "usd",
+        "tokens",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "steps",
+        "seconds",
+    )
+)
 
 
-def should_wrap_up(run: Run, name: str) -> bool:
-    """Whether a budget here is used up to its `warn_at`, or has no room for another round of the agent."""
+def should_wrap_up(run: Run, name: str, *, counters: bool = True) -> bool:
+    """Whether a budget here is used up to its `warn_at`, or has no room for another round of the agent.
+
+    `counters` says whether counters of one's own matter: not those that only soft tools use.
+    """
     here = Here(run)
     steps = here["steps"]
     if steps is not None and steps < _ROUND:
@@ -29,12 +44,14 @@ def should_wrap_up(run: Run, name: str) -> bool:
     levels: list[tuple[Any, Any, Any]] = [(run.summary().budget, run.spent, run.remaining)]
     if scope is not None:
         levels.append((scope.budget, scope.spent, scope.remaining))
-    return any(_warned(*level) for level in levels)
+    return any(_warned(*level, counters=counters) for level in levels)
 
 
-def _warned(budget: Any, spent: Any, remaining: Any) -> bool:
+def _warned(budget: Any, spent: Any, remaining: Any, *, counters: bool) -> bool:
     for limited in budget.limits:
         resource = "usd" if limited == "nano_usd" else limited
+        if not (counters or resource in _OURS):
+            continue
         limit = float(budget[resource])
         used = limit - remaining.seconds if resource == "seconds" else float(spent[resource])
         if used and used >= limit * budget.warn_at:

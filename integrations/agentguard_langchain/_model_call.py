@@ -24,7 +24,7 @@ class Asked:
         self._of = request.model
         self.settings = request.model_settings
         params = _params(request)
-        self.model = Model(m.model_name(self.settings, params), params.get("ls_provider"))
+        self.model = Model(m.model_name({**params, **self.settings}, params), params.get("ls_provider"))
         self.name = f"chat {self.model.name}"
         self.attributes = Facts(m.model_attributes("chat", self.model.name, params))
         self.stated = m.output_bound(self.settings, params)
@@ -46,6 +46,7 @@ class ModelCall:
         self.request = request
         self.handler = handler
         self.watch: Any = None
+        self.branch: Any = None
         self.asked = asked
         self.name = asked.name
         self.cover = Cover("llm", asked.name)
@@ -117,4 +118,4 @@ def _params(request: ModelRequest[Any]) -> dict[str, Any]:
         params = request.model._get_ls_params(**request.model_settings)  # noqa: SLF001
     except Exception:  # noqa: BLE001 - a model of somebody else's; its name is not worth a failed call
         params = {}
-    return {"ls_model_name": None, **params}
+    return {"ls_model_name": None, "_type": getattr(request.model, "_llm_type", None), **params}

@@ -53,7 +53,6 @@ class ToolCall:
         *,
         options: Mapping[str, Any],
         watch: Any,
-        promise: Promise | None,
     ) -> None:
         call = request.tool_call
         self.run = run
@@ -66,12 +65,13 @@ class ToolCall:
         self.name = m.step_name(self.options.pop("name", call["name"]))
         facts = m.tool_attributes(call["name"], call["id"])
         self.options["attributes"] = {**facts, **(self.options.get("attributes") or {})}
-        self._promise = promise
+        #: The room that a soft tool was told it has.
+        self.promise: Promise | None = None
 
     def begun(self) -> None:
         """Its reservation holds what was promised."""
-        if self._promise is not None:
-            self._promise.keep()
+        if self.promise is not None:
+            self.promise.keep()
 
     def used(self, result: Any) -> Usage | None:
         """Tools say what they used by the option `usage=`, or `current_step().settle(...)`."""

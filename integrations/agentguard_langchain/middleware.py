@@ -16,7 +16,7 @@ from agentguard_langchain import _steps
 from agentguard_langchain._codec import CODEC
 from agentguard_langchain._costs import Costs
 from agentguard_langchain._hooks import listen
-from agentguard_langchain._landing import WRAP_UP, Promise, SoftLimits, should_wrap_up
+from agentguard_langchain._landing import WRAP_UP, SoftLimits, should_wrap_up
 from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
 from agentguard_langchain._model_call import Asked, ModelCall, finishing, reserve
 from agentguard_langchain._tool_call import ToolCall, ToolOptions, softly
@@ -96,7 +96,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             return handler(request)
         with PASSING, _steps.Calling(call):
             response = call.run.apply(
-                call.name, _steps.ask, call.arguments(), branch=_place(call.run).branch, **_options(call)
+                call.name, _steps.ask, call.arguments(), branch=call.branch, **_options(call)
             )
         return _answered(_steps.unpaused(response))
 
@@ -109,11 +109,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             return await handler(request)
         with PASSING, _steps.Calling(call):
             response = await call.run.apply(
-                call.name,
-                _steps.ask_async,
-                call.arguments(),
-                branch=_place(call.run).branch,
-                **_options(call),
+                call.name, _steps.ask_async, call.arguments(), branch=call.branch, **_options(call)
             )
         return _answered(_steps.unpaused(response))
 
@@ -124,26 +120,32 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         asked = self._asked
         if asked is None or not asked.fits(request):
             self._asked = asked = Asked(request)
-        if self._wrap_up and should_wrap_up(run, asked.name):
+        branch = _place(run).branch
+        if self._wrap_up and self._nears_its_end(run, asked.name, branch):
             request = finishing(request, str(self._wrap_up))
         call = ModelCall(run, request, handler, asked, self._costs)
-        call.watch = self._watch
+        call.branch, call.watch = branch, self._watch
         return call
+
+    def _nears_its_end(self, run: Run, name: str, branch: Any) -> bool:
+        def look() -> bool:
+            return should_wrap_up(run, name, counters=not self._soft)
+
+        with PASSING:  # on record, since what others spend meanwhile has a part in it
+            return bool(run.record("wrap up", look, branch=branch))
 
     # --- tools ---------------------------------------------------------------------------------
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[..., Any]) -> Any:
         """One tool call as one step."""
-        run = self._run(request.tool_call["name"])
-        if run is None:
+        call = self._tool_call(request, handler)
+        if call is None:
             return handler(request)
-        promise = self._promise(run, request)
-        if isinstance(promise, str):
-            return softly(request.tool_call, f"its limit of {promise} is used up")
-        call = self._tool_call(run, request, handler, promise)
+        if isinstance(call, ToolMessage):
+            return call
         try:
-            with _steps.LeavingTool(run), _steps.Calling(call):
-                result = run.apply(call.name, _steps.use, (), call.arguments, **call.options)
+            with _steps.LeavingTool(call.run), _steps.Calling(call):
+                result = call.run.apply(call.name, _steps.use, (), call.arguments, **call.options)
         except ApprovalDeniedError as denied:
             return self._denied(request, denied)
         finally:
@@ -152,16 +154,14 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
     async def awrap_tool_call(self, request: ToolCallRequest, handler: Callable[..., Awaitable[Any]]) -> Any:
         """The same."""
-        run = self._run(request.tool_call["name"])
-        if run is None:
+        call = self._tool_call(request, handler)
+        if call is None:
             return await handler(request)
-        promise = self._promise(run, request)
-        if isinstance(promise, str):
-            return softly(request.tool_call, f"its limit of {promise} is used up")
-        call = self._tool_call(run, request, handler, promise)
+        if isinstance(call, ToolMessage):
+            return call
         try:
-            with _steps.LeavingTool(run), _steps.Calling(call):
-                result = await run.apply(call.name, _steps.use_async, (), call.arguments, **call.options)
+            with _steps.LeavingTool(call.run), _steps.Calling(call):
+                result = await call.run.apply(call.name, _steps.use_async, (), call.arguments, **call.options)
         except ApprovalDeniedError as denied:
             return self._denied(request, denied)
         finally:
@@ -169,19 +169,37 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         return _steps.unpaused(result)
 
     def _tool_call(
-        self, run: Run, request: ToolCallRequest, handler: Callable[..., Any], promise: Promise | None
-    ) -> ToolCall:
-        options = {"branch": _tool_place(run, request).branch, **self._tools.of(request.tool_call["name"])}
-        return ToolCall(run, request, handler, options=options, watch=self._watch, promise=promise)
-
-    def _promise(self, run: Run, request: ToolCallRequest) -> Promise | str | None:
-        """For a soft tool: the room its call has, or the resource that has none."""
-        call = request.tool_call
-        if not self._is_soft(call["name"]):
+        self, request: ToolCallRequest, handler: Callable[..., Any]
+    ) -> ToolCall | ToolMessage | None:
+        """The call as a step; None outside a run; or what the model is told instead."""
+        asked = request.tool_call
+        run = self._run(asked["name"])
+        if run is None:
             return None
-        reserved = self._tools.reserved(call["name"], call["args"])
-        name = self._tools.of(call["name"]).get("name", call["name"])
-        return self._limits.ask(run, name, reserved)
+        options = {"branch": _tool_place(run, request).branch, **self._tools.of(asked["name"])}
+        call = ToolCall(run, request, handler, options=options, watch=self._watch)
+        if self._is_soft(asked["name"]):
+            lacking = self._lacking(call)
+            if lacking is not None:
+                return softly(asked, f"its limit of {lacking} is used up")
+        return call
+
+    def _lacking(self, call: ToolCall) -> str | None:
+        """The resource that has no room for the call of a soft tool; else the room is promised to it."""
+
+        def look() -> str | None:
+            reserved = self._tools.reserved(call.request.tool_call["name"], call.arguments)
+            found = self._limits.ask(call.run, call.name, reserved)
+            if isinstance(found, str):
+                return found
+            call.promise = found
+            return None
+
+        with PASSING:  # on record, since who of several is told no is a matter of who comes first
+            lacking: str | None = call.run.record(
+                f"{call.name} has room", look, branch=call.options["branch"]
+            )
+        return lacking
 
     def _denied(self, request: ToolCallRequest, denied: ApprovalDeniedError) -> Any:
         if not self._is_soft(request.tool_call["name"]):

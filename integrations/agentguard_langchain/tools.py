@@ -119,5 +119,4 @@ def _call(
         physical,
         options={"branch": place.branch, **options.of(tool.name)},
         watch=WATCHING.get(),
-        promise=None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -10,29 +11,64 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "export-format.md", *sorted((DOCS / "how-to").glob("*.md"))]
-#: A block, and the comment before it, if there is one: `<!-- pytest -->` is a file of tests; other
-#: comments say that a block is no part of the page's program.
-BLOCK = re.compile(r"(?:<!-- ([\w ]+) -->\n)?```python\n(.*?)```", re.DOTALL)
+ROOT = Path(__file__).parents[2]
+#: A block, and the comment before it, if there is one, which says what becomes of it: `pytest`, a file of
+#: tests; `needs x`, a part of the page's program where the package x is installed; all else is no part of it.
+BLOCK = re.compile(r"(?:<!-- ([\w .-]+) -->\n)?```python\n(.*?)```", re.DOTALL)
+#: What a program prints, if it is shown right behind it.
+SHOWN = re.compile(r"```python\n[^`]*?```\n\n```text\n(.*?)```", re.DOTALL)
+#: Other tests follow these.
+FOLLOWED = {"quickstart.md"}
+#: The package that a page is about, where it has a name of its own.
+PACKAGES = {"openai-agents": "agents", "pydantic-ai": "pydantic_ai", "mcp": "mcp", "langchain": "langchain"}
 
 
-def run(arguments: list[str], folder: Path) -> None:
+def pages() -> list[Path]:
+    found = [page for page in (ROOT / "docs").rglob("*.md") if page.name not in FOLLOWED]
+    return [
+        page
+        for page in [ROOT / "README.md", *sorted(found)]
+        if page.exists() and BLOCK.search(page.read_text())
+    ]
+
+
+def run(arguments: list[str], folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTGUARD_")}
     environment["AGENTGUARD_HOME"] = str(folder / "home")
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def in_program(said: str) -> bool:
+    needed = said.removeprefix("needs ") if said.startswith("needs ") else None
+    return not said or (needed is not None and importlib.util.find_spec(needed) is not None)
+
+
+def masked(text: str) -> str:
+    """Without what differs from time to time: ids and durations."""
+    return re.sub(r"\d+\.\d+ s\b", "T", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_the_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
-    blocks = BLOCK.findall(page.read_text())
-    assert blocks, "a page without code has nothing to run"
-    program = "\n".join(code for said, code in blocks if not said)
+    if page.parent.name == "integrations" and page.stem in PACKAGES:
+        pytest.importorskip(PACKAGES[page.stem])
+    text = page.read_text()
+    blocks = BLOCK.findall(text)
+    program = "\n".join(code for said, code in blocks if in_program(said))
     (tmp_path / "page.py").write_text(program)
-    run(["-W", "error", "page.py"], tmp_path)
+    printed = masked(run(["-W", "error", "page.py"], tmp_path))
+    for shown in SHOWN.findall(text):
+        assert masked(shown) in printed
     tests = [code for said, code in blocks if said == "pytest"]
     for number, code in enumerate(tests):
         (tmp_path / f"test_page_{number}.py").write_text(code)

@@ -37,7 +37,7 @@ durability, seed, shape, target = sys.argv[1], int(sys.argv[2]), sys.argv[3], Pa
 rng = random.Random(seed)
 db = os.path.join(os.environ["AGENTGUARD_HOME"], "agentguard.db")
 lock = threading.Lock()
-reported, told = [], 0
+began, reported = [], []
 image = (b"", b"")  # as of the beginning of the last fsync that has ended
 limit = rng.randrange(2, 60)
 failed = threading.Event()
@@ -60,6 +60,14 @@ def sync(fd):
 
 _wal_sync._sync_file = sync
 
+def begin():
+    '''A body has begun: its start is promised to be on the disk.'''
+    key = current_step().key
+    with lock:
+        if not failed.is_set():
+            began.append(key)
+    return key
+
 def report(key):
     '''A caller was told that a step is done; at some such moment the power fails.'''
     with lock:
@@ -75,7 +83,7 @@ def put_down():
     target.mkdir()
     (target / "agentguard.db").write_bytes(image[0])
     (target / "agentguard.db-wal").write_bytes(with_some_of(image[1], now[1]))
-    (target / "reported").write_text(json.dumps(reported))
+    (target / "seen").write_text(json.dumps([began, reported]))
 
 def with_some_of(synced, later):
     '''The synced WAL, and of what was written after it whichever sectors happened to reach the disk.'''
@@ -89,11 +97,11 @@ def with_some_of(synced, later):
 
 @guarded_step(reserve=Usage(coins=3), usage=lambda _: Usage(coins=2))
 def tool(text):
-    return current_step().key
+    return begin()
 
 @guarded_step(reserve=Usage(coins=3), usage=lambda _: Usage(coins=2))
 async def atool(text):
-    return current_step().key
+    return begin()
 
 def works():
     while not failed.is_set():
@@ -125,35 +133,39 @@ os._exit(0)
 """
 
 
-def lose_power(home: Path, target: Path, *arguments: object) -> list[str]:
-    """Let a worker run until its power fails; gives the keys that were reported by then."""
+def lose_power(home: Path, target: Path, *arguments: object) -> tuple[list[str], list[str]]:
+    """Let a worker run until its power fails; gives the keys of what had begun and was reported by then."""
     subprocess.run(
         [sys.executable, "-W", "error", "-c", WORKER, *map(str, arguments), str(target)],
         check=True,
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(SOURCE), "AGENTGUARD_HOME": str(home)},
     )
-    return json.loads((target / "reported").read_text())
+    began, reported = json.loads((target / "seen").read_text())
+    assert set(reported) <= set(began)
+    return began, reported
 
 
-def completed(guard: Guard) -> set[str]:
-    return {event.key for event in guard.history("r") if event.type == "step_completed"}
+def keys(guard: Guard, event_type: str) -> set[str]:
+    return {event.key for event in guard.history("r") if event.type == event_type}
 
 
 def check_after_power_loss(monkeypatch, tmp_path: Path, number: int, shape: str) -> None:
     home, target = tmp_path / f"home{number}", tmp_path / f"after{number}"
     home.mkdir()
-    reported = lose_power(home, target, "power", number, shape)
+    began, reported = lose_power(home, target, "power", number, shape)
     assert len(reported) >= 2
     monkeypatch.setenv("AGENTGUARD_HOME", str(target))
     with Guard.open(telemetry=False) as guard:
         assert guard.verify()
-        assert set(reported) <= completed(guard)
-        assert guard.reconstruct("r").usage["coins"] == 2 * len(completed(guard))
+        completed = keys(guard, "step_completed")
+        assert set(began) <= keys(guard, "step_started")
+        assert set(reported) <= completed
+        assert guard.reconstruct("r").usage["coins"] == 2 * len(completed)
         account = guard.parts.store.accounts(["tenant:acme"]).get("tenant:acme")
         assert (account is not None) is (shape == "tenant")
         if account is not None:
-            assert account.spent["coins"] == 2 * len(completed(guard))
+            assert account.spent["coins"] == 2 * len(completed)
         check_owner(guard.parts.store.row("r"), 0, take_over=False)  # seen as dead
         with guard.attach("r", branch="next") as run:
             run.call("helps", lambda: None)
@@ -178,7 +190,8 @@ def test_what_was_reported_under_power_is_on_the_disk_at_forty_moments(monkeypat
 def test_under_process_the_simulation_loses_what_was_reported(monkeypatch, tmp_path):
     """So that it is known to be able to fail."""
     (tmp_path / "home").mkdir()
-    assert lose_power(tmp_path / "home", tmp_path / "after", "process", 1, "alone")
+    _, reported = lose_power(tmp_path / "home", tmp_path / "after", "process", 1, "alone")
+    assert reported
     monkeypatch.setenv("AGENTGUARD_HOME", str(tmp_path / "after"))
     with Guard.open(telemetry=False) as guard:
         assert guard.runs() == []

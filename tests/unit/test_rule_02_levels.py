@@ -467,6 +467,18 @@ def test_rule_02_settlement_goes_to_the_window_of_the_reservation():
         assert spent(guard, before) == Decimal("0.5")
 
 
+def test_rule_02_levels_in_shadow_mode_stop_nothing(guard):
+    """Neither a tenant's budget nor that of a run around this one."""
+    guard.set_tenant_budget("acme", Budget(usd="0.25", enforce=False))
+    with guard.run("outer", tenant="acme", budget=Budget(usd="0.25", enforce=False)) as outer:
+        with guard.run("inner") as inner:
+            for _ in range(3):
+                pay()
+            assert overrun() == "done"
+    assert inner.state is outer.state is RunState.COMPLETED
+    assert spent(guard, "tenant:acme") == spent(guard, f"run:{outer.id}") == Decimal("2.75")
+
+
 def test_rule_02_a_tenants_warning(guard):
     guard.set_tenant_budget("acme", Budget(usd=1))
     with guard.run("r", tenant="acme") as run:

@@ -104,6 +104,25 @@ def test_rule_12_a_stop_of_another_writer_is_met_at_the_next_append(twins):
     assert run.stop.resource == "usd"
 
 
+def test_rule_12_a_stop_of_another_writer_ends_the_runs_inside_too(twins):
+    """Taken in from the log, it is as good as one of this process."""
+    first, second = twins
+    with pytest.raises(BudgetExceededError), first.run("outer", budget=Budget(steps=3)) as outer:
+        with pytest.raises(BudgetExceededError), first.run("inner") as inner:
+            pay()
+            with suppress(BudgetExceededError), second.attach(outer.id, branch="b") as attached:
+                while True:
+                    attached.call("f", lambda: None)
+            with pytest.raises(BudgetExceededError):
+                outer.call("f", pytest.fail, "ran")
+            assert inner.state is RunState.FAILED
+            pay()
+    for run in (inner, outer):
+        assert first.reconstruct(run.id) == first.summary(run.id)
+    assert first.summary(outer.id).usage.steps == 3
+    assert first.verify()
+
+
 def test_rule_12_a_scopes_stop_is_seen_by_other_writers(twins):
     """Its event carries the stop; a writer whose journal is behind takes it in."""
     first, second = twins

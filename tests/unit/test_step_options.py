@@ -398,3 +398,39 @@ def test_equal_arguments_have_equal_digests_within_a_run_and_not_across(guard):
         digests.append([e.data["args"] for e in guard.history(run.id) if e.type == "step_started"])
     assert digests[0][0] == digests[0][1]
     assert digests[0][0] != digests[1][0]
+
+
+@pytest.mark.parametrize("level", ["full", "digest", "none"])
+def test_capture_of_a_runs_inputs(level):
+    with (
+        Guard.in_memory(telemetry=False, capture=level) as guard,
+        guard.run("r", inputs={"q": "private"}) as run,
+    ):
+        assert run.inputs == {"q": "private"}
+        created = next(iter(guard.parts.store.read(run.id)))
+        assert created.payload == (b'{"q":"private"}' if level == "full" else None)
+        assert ("inputs" in guard.history(run.id)[0].data) == (level != "none")
+        assert b"private" not in created.body
+
+
+@pytest.mark.parametrize("how", ["with", "start"])
+def test_a_block_is_entered_once(guard, how):
+    """Entering it again would put a second outcome under its key."""
+    with guard.run("r") as run:
+        block = run.step("s")
+        with block:
+            pass
+        with pytest.raises(RuntimeError, match="entered before"):
+            block.start() if how == "start" else block.__enter__()
+    assert run.spent.steps == 1
+
+
+def test_a_block_may_be_finished_twice(guard):
+    with guard.run("r") as run:
+        block = run.step("s", usage=Usage(usd="0.1"))
+        block.start()
+        assert current_step() is None
+        block.finish(OSError())
+        block.finish()
+    assert [e.type for e in guard.history(run.id)][2:4] == ["step_started", "step_failed"]
+    assert run.spent.usd == Decimal("0.1")

@@ -40,7 +40,9 @@ class Tamperer:
 
     def __call__(self, *statements: tuple) -> None:
         with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
-            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+            ).fetchall():
                 connection.execute(f'DROP TRIGGER "{name}"')
             for statement, *parameters in statements:
                 connection.execute(statement, parameters)
@@ -48,12 +50,12 @@ class Tamperer:
     @property
     def number(self) -> int:
         with closing(sqlite3.connect(self.path)) as connection:
-            return connection.execute("SELECT number FROM runs WHERE run_id = ?", (self.run_id,)).fetchone()[0]
+            return connection.execute("SELECT number FROM run WHERE run_id = ?", (self.run_id,)).fetchone()[0]
 
     def event(self, seq: int) -> tuple[bytes, bytes, bytes | None]:
         with closing(sqlite3.connect(self.path)) as connection:
             found = connection.execute(
-                "SELECT body, hash, payload FROM events WHERE run = ? AND seq = ?", (self.number, seq)
+                "SELECT body, hash, payload FROM event WHERE run = ? AND seq = ?", (self.number, seq)
             ).fetchone()
         return tuple(value.encode() if isinstance(value, str) else value for value in found)
 
@@ -85,14 +87,14 @@ def test_an_edited_event_is_found_at_its_sequence(recorded, seq):
     body = tamper.event(seq)[0]
     edited = body.replace(b'"at_ns":1', b'"at_ns":2')
     assert edited != body
-    tamper(("UPDATE events SET body = ? WHERE run = ? AND seq = ?", edited, tamper.number, seq))
+    tamper(("UPDATE event SET body = ? WHERE run = ? AND seq = ?", edited, tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
 
 
 def test_an_edited_hash_is_found(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper(("UPDATE events SET hash = ? WHERE run = ? AND seq = 4", bytes(32), tamper.number))
+    tamper(("UPDATE event SET hash = ? WHERE run = ? AND seq = 4", bytes(32), tamper.number))
     assert first_fault(guard) == (run_id, 4)
 
 
@@ -101,7 +103,7 @@ def test_an_event_edited_with_a_hash_that_fits_is_found_at_the_next(recorded):
     tamper = Tamperer(guard, run_id)
     edited = tamper.event(4)[0].replace(b"100000000", b"1")
     digest = codec.chain(tamper.event(3)[1], edited)
-    tamper(("UPDATE events SET body = ?, hash = ? WHERE run = ? AND seq = 4", edited, digest, tamper.number))
+    tamper(("UPDATE event SET body = ?, hash = ? WHERE run = ? AND seq = 4", edited, digest, tamper.number))
     assert first_fault(guard) == (run_id, 5)
 
 
@@ -110,7 +112,7 @@ def test_an_edited_payload_is_found(recorded, seq):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
     assert tamper.event(seq)[2] is not None
-    tamper(("UPDATE events SET payload = ? WHERE run = ? AND seq = ?", b'"forged"', tamper.number, seq))
+    tamper(("UPDATE event SET payload = ? WHERE run = ? AND seq = ?", b'"forged"', tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
 
 
@@ -118,7 +120,7 @@ def test_payloads_that_changed_places_are_found(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
     first, second = tamper.event(4)[2], tamper.event(6)[2]
-    update = "UPDATE events SET payload = ? WHERE run = ? AND seq = ?"
+    update = "UPDATE event SET payload = ? WHERE run = ? AND seq = ?"
     tamper((update, second, tamper.number, 4), (update, first, tamper.number, 6))
     assert first_fault(guard) == (run_id, 4)
 
@@ -127,7 +129,7 @@ def test_payloads_that_changed_places_are_found(recorded):
 def test_a_deleted_event_is_found(recorded, seq):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper(("DELETE FROM events WHERE run = ? AND seq = ?", tamper.number, seq))
+    tamper(("DELETE FROM event WHERE run = ? AND seq = ?", tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
 
 
@@ -138,7 +140,13 @@ def test_an_inserted_event_is_found(recorded):
     body = tamper.event(head.seq)[0].replace(b'"seq":9', b'"seq":10')
     forged = codec.chain(bytes(32), body)
     tamper(
-        ("INSERT INTO events (run, seq, body, hash) VALUES (?, ?, ?, ?)", tamper.number, head.seq + 1, body, forged)
+        (
+            "INSERT INTO event (run, seq, body, hash) VALUES (?, ?, ?, ?)",
+            tamper.number,
+            head.seq + 1,
+            body,
+            forged,
+        )
     )
     assert first_fault(guard) == (run_id, head.seq + 1)
 
@@ -146,7 +154,7 @@ def test_an_inserted_event_is_found(recorded):
 def test_reordered_events_are_found(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    swap = "UPDATE events SET seq = ? WHERE run = ? AND seq = ?"
+    swap = "UPDATE event SET seq = ? WHERE run = ? AND seq = ?"
     tamper((swap, 1000, tamper.number, 4), (swap, 4, tamper.number, 6), (swap, 6, tamper.number, 1000))
     assert first_fault(guard) == (run_id, 4)
 
@@ -156,7 +164,7 @@ def test_an_event_of_another_run_is_found(recorded):
     guard, run_id = recorded
     tamper, other = Tamperer(guard, run_id), Tamperer(guard, "before")
     body, digest, payload = other.event(1)
-    update = "UPDATE events SET body = ?, hash = ?, payload = ? WHERE run = ? AND seq = 1"
+    update = "UPDATE event SET body = ?, hash = ?, payload = ? WHERE run = ? AND seq = 1"
     tamper((update, body, digest, payload, tamper.number))
     assert first_fault(guard) == (run_id, 1)
 
@@ -164,7 +172,7 @@ def test_an_event_of_another_run_is_found(recorded):
 def test_a_log_cut_off_does_not_fit_the_row_of_a_run_that_has_ended(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper(("DELETE FROM events WHERE run = ? AND seq > 6", tamper.number))
+    tamper(("DELETE FROM event WHERE run = ? AND seq > 6", tamper.number))
     assert first_fault(guard) == (run_id, 7)
 
 
@@ -174,11 +182,11 @@ def test_a_log_cut_off_with_its_row_is_found_against_an_anchor_alone(recorded):
     tamper = Tamperer(guard, run_id)
     with guard.run("template", run_id="template"):
         live = guard.parts.store.row("template")
-    state = "UPDATE runs SET state = 'RUNNING', ended_ns = NULL, summary = ? WHERE number = ?"
+    state = "UPDATE run SET state = 'RUNNING', ended_ns = NULL, summary = ? WHERE number = ?"
     import json
 
     summary = json.dumps(live.summary | {"run_id": run_id, "name": "victim"})
-    tamper(("DELETE FROM events WHERE run = ? AND seq > 6", tamper.number), (state, summary, tamper.number))
+    tamper(("DELETE FROM event WHERE run = ? AND seq > 6", tamper.number), (state, summary, tamper.number))
     assert guard.verify(run_id), "nothing in the file says that there was more"
     assert first_fault(guard, anchors={run_id: anchor}) == (run_id, 7)
 
@@ -192,11 +200,11 @@ def test_a_log_rewritten_whole_is_found_against_an_anchor(recorded):
         body = tamper.event(seq)[0].replace(b"100000000", b"1")
         head = codec.chain(head, body)
         statements.append(
-            ("UPDATE events SET body = ?, hash = ? WHERE run = ? AND seq = ?", body, head, tamper.number, seq)
+            ("UPDATE event SET body = ?, hash = ? WHERE run = ? AND seq = ?", body, head, tamper.number, seq)
         )
     old = guard.parts.store.row(run_id).summary["head"]["hash"]
     statements.append(
-        ("UPDATE runs SET summary = replace(summary, ?, ?) WHERE number = ?", old, head.hex(), tamper.number)
+        ("UPDATE run SET summary = replace(summary, ?, ?) WHERE number = ?", old, head.hex(), tamper.number)
     )
     tamper(*statements)
     assert guard.verify(run_id), "a chain proves nothing against somebody who rewrites all of it"
@@ -210,7 +218,7 @@ def test_a_lost_run_is_found_against_an_anchor(recorded):
     anchor = guard.summary(run_id).head
     tamper = Tamperer(guard, run_id)
     number = tamper.number
-    tamper(("DELETE FROM events WHERE run = ?", number), ("DELETE FROM runs WHERE number = ?", number))
+    tamper(("DELETE FROM event WHERE run = ?", number), ("DELETE FROM run WHERE number = ?", number))
     assert guard.verify()
     report = guard.verify(anchors={run_id: anchor})
     assert [fault[:2] for fault in report.faults] == [(run_id, 0)]
@@ -218,12 +226,18 @@ def test_a_lost_run_is_found_against_an_anchor(recorded):
 
 @pytest.mark.parametrize(
     "change",
-    ["state = 'FAILED'", "ended_ns = ended_ns + 1", "name = 'other'", "tenant = 'other'", "parent_id = 'before'"],
+    [
+        "state = 'FAILED'",
+        "ended_ns = ended_ns + 1",
+        "name = 'other'",
+        "tenant = 'other'",
+        "parent_id = 'before'",
+    ],
 )
 def test_a_row_that_says_otherwise_is_found(recorded, change):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper((f"UPDATE runs SET {change} WHERE number = ?", tamper.number))
+    tamper((f"UPDATE run SET {change} WHERE number = ?", tamper.number))
     assert first_fault(guard)[0] == run_id
 
 
@@ -231,7 +245,7 @@ def test_one_fault_hides_no_other_run(recorded):
     guard, _ = recorded
     for run_id in ("before", "after"):
         tamper = Tamperer(guard, run_id)
-        tamper(("UPDATE events SET hash = ? WHERE run = ? AND seq = 3", bytes(32), tamper.number))
+        tamper(("UPDATE event SET hash = ? WHERE run = ? AND seq = 3", bytes(32), tamper.number))
     report = guard.verify()
     assert sorted(fault[:2] for fault in report.faults) == [("after", 3), ("before", 3)]
     assert "(and 1 more)" in str(report)
@@ -242,7 +256,7 @@ def test_reconstruct_refuses_a_broken_chain(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
     edited = tamper.event(4)[0].replace(b"100000000", b"1")
-    tamper(("UPDATE events SET body = ? WHERE run = ? AND seq = 4", edited, tamper.number))
+    tamper(("UPDATE event SET body = ? WHERE run = ? AND seq = 4", edited, tamper.number))
     with pytest.raises(LogIntegrityError) as raised:
         guard.reconstruct(run_id)
     assert (raised.value.run_id, raised.value.seq) == (run_id, 4)
@@ -256,7 +270,11 @@ def test_a_head_that_is_older_or_newer_than_the_log(recorded):
     assert not guard.verify(run_id, anchors={run_id: (99, "0" * 64)})
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
 def test_any_byte_of_any_event_counts(data):
     """Flip one bit of a body, a hash or a payload: the first fault is at that event."""
@@ -272,12 +290,14 @@ def test_any_byte_of_any_event_counts(data):
             tamper = Tamperer(guard, "victim")
             seq = data.draw(st.integers(1, count), label="seq")
             parts = dict(zip(("body", "hash", "payload"), tamper.event(seq), strict=True))
-            column = data.draw(st.sampled_from([name for name, value in parts.items() if value]), label="column")
+            column = data.draw(
+                st.sampled_from([name for name, value in parts.items() if value]), label="column"
+            )
             value = bytearray(parts[column])
             position = data.draw(st.integers(0, len(value) - 1), label="position")
             value[position] ^= 1 << data.draw(st.integers(0, 6), label="bit")
             tamper(
-                (f"UPDATE events SET {column} = ? WHERE run = ? AND seq = ?", bytes(value), tamper.number, seq)
+                (f"UPDATE event SET {column} = ? WHERE run = ? AND seq = ?", bytes(value), tamper.number, seq)
             )
             report = guard.verify("victim")
             assert [fault[:2] for fault in report.faults] == [("victim", seq)]

@@ -156,6 +156,24 @@ def test_a_soft_landing_is_replayed(guard: Guard, model: Any, says: Any) -> None
     assert len(model.seen) == calls
 
 
+@MODES
+def test_soft_refusals_of_parallel_calls_are_replayed_as_they_were(
+    guard: Guard, model: Any, search: Any, says: Any, mode: str
+) -> None:
+    answer, wants = says
+    calls = [wants("search", f"c{n}", query=f"q{n}") for n in range(6)]
+    model.script = lambda n, messages: answer("", *calls) if len(messages) == 1 else answer("done")
+    agent = create_agent(model, [search[0]], middleware=[GuardMiddleware(soft=True, wrap_up=True)])
+    with guard.run("agent", budget=Budget(calls={"search": 2})) as run:
+        live = go(agent, mode)
+    assert len(search[1]) == 2
+    with guard.replay(run.id):
+        again = go(agent, mode)
+    assert len(search[1]) == 2
+    told = [[m.status for m in r["messages"] if m.type == "tool"] for r in (live, again)]
+    assert told[0] == told[1]
+
+
 def test_another_program_is_told_apart(guard: Guard, model: Any, says: Any) -> None:
     agent, _ = agent_of(model, says, mode="sync")
     with guard.run("agent") as run:

@@ -281,7 +281,23 @@ def test_the_middleware_leaves_a_bound_alone_that_the_budget_allows(guard: Guard
     with guard.run("ask", budget=Budget(tokens=1_000_000)):
         agent.invoke(HI)
     # Limited, and nobody knows the longest answer of this model: then it gets a bound.
-    assert [settings.get("max_tokens") for settings in model.settings] == [None, 16_384]
+    assert [settings.get("max_tokens") for settings in model.settings] == [None, 4096]
+
+
+def test_agents_side_by_side_find_room_for_answers_of_any_length(guard: Guard, scripted: Any) -> None:
+    """A model that could use up the whole budget gets a quarter of what is left for one answer."""
+    model = scripted(seen=[], settings=[], profile={"max_output_tokens": 64_000})
+    agent = create_agent(model, [], middleware=[GuardMiddleware()])
+
+    async def four() -> None:
+        await asyncio.gather(*(agent.ainvoke(HI) for _ in range(4)))
+
+    with guard.run("ask", budget=Budget(tokens=50_000)) as run:
+        asyncio.run(four())
+    sent = [settings["max_tokens"] for settings in model.settings]
+    assert run.state is RunState.COMPLETED
+    assert sum(sent) < 50_000
+    assert min(sent) >= 4096
 
 
 def test_the_middleware_need_not_clamp(guard: Guard, model: Any) -> None:

@@ -1,0 +1,125 @@
+"""What `show --at` does: a run as of one of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rich.text import Text
+
+from agentguard.budget.model import Usage
+from agentguard.cli import exits, lookup, output, views
+from agentguard.cli.timeline import describe
+from agentguard.errors import LogIntegrityError
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.model import CONTROL_RUN_ID, Event
+from agentguard.guard import Guard
+from agentguard.runs.fold import RunFold, ScopeFold
+from agentguard.runs.summary import usage_data
+
+
+class Moment(NamedTuple):
+    """What a log adds up to at `event`, and the events that began what is under way there."""
+
+    fold: RunFold
+    event: Event
+    begun: list[Event]
+
+
+def show(typed: str, at: int, *, as_json: bool) -> None:
+    """Show state, spending and open steps as of event `at`."""
+    if typed == CONTROL_RUN_ID:
+        raise exits.UsageError("--at goes with a run")
+    with lookup.reading() as guard:
+        moment = _moment(guard, lookup.find_run(guard, typed), at)
+    if as_json:
+        output.print_json(_data(moment))
+    else:
+        views.print_lines(*_lines(moment))
+
+
+def _moment(guard: Guard, run_id: str, at: int) -> Moment:
+    """Fold the log up to an event, its chain checked on the way."""
+    fold = RunFold(run_id)
+    begun: dict[str, Event] = {}
+    for stored in guard.parts.store.read(run_id):
+        head = fold.hash
+        if codec.chain(head, stored.body) != stored.hash:
+            raise LogIntegrityError(run_id, stored.seq, "its hash does not fit")
+        record = codec.decode(stored.body)
+        fold.apply(record, stored.hash)
+        if record.type == ev.STEP_STARTED:
+            begun[record.key or ""] = codec.to_event(run_id, stored, head)
+        if stored.seq == at:
+            under_way = [event for key, event in begun.items() if key in fold.open]
+            return Moment(fold, codec.to_event(run_id, stored, head), under_way)
+    raise exits.UsageError(f"run {run_id} has events 1 to {fold.seq}, not {at}")
+
+
+def _scopes(fold: RunFold) -> list[ScopeFold]:
+    return [scope for scope in fold.scopes.values() if scope.key and not scope.closed]
+
+
+def _waiting(fold: RunFold) -> list[str]:
+    return [key for key, asked in fold.approvals.items() if asked["state"] == ev.APPROVAL_REQUESTED]
+
+
+def _data(moment: Moment) -> dict[str, Any]:
+    fold, event, begun = moment
+    return {
+        "run_id": fold.run_id,
+        "seq": event.seq,
+        "type": event.type,
+        "state": str(fold.state),
+        "termination": fold.termination,
+        "spent": usage_data(Usage.from_amounts(fold.account.spent)),
+        "reserved": usage_data(Usage.from_amounts(fold.account.reserved)),
+        "open_steps": [
+            {
+                "key": start.key,
+                "name": start.name,
+                "kind": start.kind,
+                "attempt": start.attempt,
+                "seq": start.seq,
+            }
+            for start in begun
+        ],
+        "open_scopes": [
+            {
+                "key": scope.key,
+                "path": scope.path,
+                "spent": usage_data(Usage.from_amounts(scope.accounts[0].spent)),
+                "stopped": scope.stop,
+            }
+            for scope in _scopes(fold)
+        ],
+        "waiting": _waiting(fold),
+    }
+
+
+def _lines(moment: Moment) -> Iterator[Text]:
+    fold, event, begun = moment
+    yield Text(f"run {fold.run_id} as of event {event.seq}", style="bold")
+    yield _fact("event", describe(event))
+    ended = "" if fold.termination is None else f": {fold.termination.get('message', '')}".rstrip(": ")
+    yield _fact("state", f"{fold.state}{ended}")
+    yield _fact("used", _amounts(fold.account.spent) or "nothing")
+    if reserved := _amounts(fold.account.reserved):
+        yield _fact("reserved", reserved)
+    yield _fact("limits", output.limits(fold.budget))
+    for scope in _scopes(fold):
+        stopped = ", stopped" if scope.stop is not None else ""
+        yield _fact("scope", f"{scope.path}: used {_amounts(scope.accounts[0].spent) or 'nothing'}{stopped}")
+    for start in begun:
+        yield _fact("open", f"{start.key}, since event {start.seq}")
+    for key in _waiting(fold):
+        yield _fact("waiting", f"{key}, for an approval")
+
+
+def _amounts(amounts: dict[str, int]) -> str:
+    return output.amounts(Usage.from_amounts({k: n for k, n in amounts.items() if n}), steps=True)
+
+
+def _fact(name: str, value: str) -> Text:
+    return Text().append(f"{name:<9}", style="bold").append(output.one_line(value))

@@ -1,0 +1,57 @@
+"""The reference names everything that is public, and the pages point at what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import agentguard
+from agentguard.steps.options import OPTION_NAMES
+
+DOCS = Path(__file__).parents[2] / "docs"
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.fixture(scope="module")
+def reference() -> str:
+    return (DOCS / "reference.md").read_text()
+
+
+@pytest.mark.parametrize("name", agentguard.__all__)
+def test_every_public_name_is_in_the_reference(name: str, reference: str) -> None:
+    assert re.search(rf"`{name}\b", reference)
+
+
+@pytest.mark.parametrize("name", sorted(OPTION_NAMES))
+def test_every_option_of_a_step_is_in_the_reference(name: str, reference: str) -> None:
+    assert f"| `{name}` |" in reference
+
+
+def test_every_command_and_exit_code_is_in_the_reference(reference: str) -> None:
+    pytest.importorskip("typer")
+    from agentguard.cli import exits
+    from agentguard.cli.operating import app
+
+    names = [str(command.name or command.callback.__name__) for command in app.registered_commands]  # type: ignore[union-attr]
+    assert "kill" in names
+    assert "prune" in names
+    assert [name for name in names if f"`agentguard {name}" not in reference] == []
+    assert [code for code in exits.MEANING if f"| {code} |" not in reference] == []
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = page if not path else page.parent / path
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+            slugs = [
+                re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+            ]
+            assert anchor in slugs, target
