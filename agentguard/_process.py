@@ -27,7 +27,7 @@ def start_time(pid: int) -> int:
     """
     if sys.platform == "linux":
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
+            stat = Path(f"/proc/{pid}/stat").read_bytes().decode("utf-8", "replace")
         except (FileNotFoundError, ProcessLookupError):
             raise ProcessLookupError(pid) from None
         except OSError:

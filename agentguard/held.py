@@ -94,7 +94,9 @@ class Held:
 
     def observe(self) -> None:
         """Hold every live run of this process against the kill switch."""
-        for journal in list(self.live.values()):
+        for ref in self.live.valuerefs():  # a list: other threads open and end runs meanwhile
+            if (journal := ref()) is None:
+                continue
             with contextlib.suppress(AgentGuardError):
                 journal.look()
 

@@ -304,7 +304,7 @@ class Opening:
 
     def _settle_generators(self, journal: Journal) -> None:
         journal.drain()
-        for generator in list(journal.generators):
+        for generator in _still_open(journal):
             abandoned = generator.abandon()
             if abandoned is not None:
                 with contextlib.suppress(AgentGuardError):
@@ -336,8 +336,10 @@ class Opening:
 
     def _forget(self, journal: Journal) -> None:
         self.guard.live.pop(self.run_id, None)
-        for factory in journal.loops.values():
-            factory.leave(id(journal))
+        for ref in journal.loops.keyrefs():  # a list: other threads may meet their loops meanwhile
+            loop = ref()
+            if loop is not None and (factory := journal.loops.get(loop)) is not None:
+                factory.leave(id(journal))
 
     def _end_span(self, journal: Journal, error: BaseException | None) -> None:
         if journal.span is not None:
@@ -363,6 +365,14 @@ class Opening:
     def resume(self, run_id: str) -> None:
         """See `Run.resume`."""
         self.guard.resume(run_id)
+
+
+def _still_open(journal: Journal) -> list[Any]:
+    while True:
+        try:
+            return list(journal.generators)
+        except RuntimeError:  # another thread opened or closed one meanwhile
+            continue
 
 
 def _plain_data(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -61,8 +61,9 @@ def beat(guard: Held) -> None:
     """One sign of life for every run that this process owns."""
     parts = guard.parts
     now = parts.clock.wall()
-    for journal in list(guard.live.values()):
-        if journal.owner and not journal.fold.state.final:
+    for ref in guard.live.valuerefs():  # a list: other threads open and end runs meanwhile
+        journal = ref()
+        if journal is not None and journal.owner and not journal.fold.state.final:
             row = structs.replace(journal.row, heartbeat_ns=now)
             with contextlib.suppress(AgentGuardError):
                 parts.store.update_row(row)

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", default=[])
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results.json"), metavar="PATH")
     options = parser.parse_args()
-    rows = []
+    rows: list[Row] = []
     for name in _chosen(parser, options.only):
         found = _measured(name, quick=options.quick)
         wanted = [row for row in found if _is_wanted(options.only, name, row)]

@@ -87,6 +87,19 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def stamps(owner: type, name: str) -> list[int]:
+    """The times at which a method is called, from now on and for the rest of the process."""
+    times: list[int] = []
+    method = getattr(owner, name)
+
+    def timed(self: Any, *args: Any) -> Any:
+        times.append(time.monotonic_ns())
+        return method(self, *args)
+
+    setattr(owner, name, timed)
+    return times
+
+
 @contextmanager
 def without_hashing() -> Iterator[None]:
     """Let everything in agentguard that hashes get a constant for nothing, or as near as can be had.

@@ -52,7 +52,8 @@ def _phases(guard: Guard) -> dict[str, float]:
     spec = step_spec("work", m.work, {})
     with guard.run("phases", budget=Budget(steps=10**9)) as run:
         place = run.here()
-        found, steps = {}, []
+        found: dict[str, float] = {}
+        steps: list[Any] = []
 
         def phase(name: str, each: Callable[[Any], Any]) -> list[Any]:
             started = time.thread_time_ns()

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-from agentguard import Guard, KillSwitchTriggeredError, RunStopped, guarded_step
+from agentguard import Guard, KillSwitchTriggeredError, guarded_step
 from agentguard.killswitch.layout import Page
 from agentguard.killswitch.orders import kill_data
 from agentguard.killswitch.page import PageKillSwitch
@@ -68,20 +67,13 @@ def measure(*, quick: bool) -> list[Row]:
 
 def _latencies(home: Path, victim: Victim, kills: int) -> list[tuple[float, ...]]:
     """Microseconds from the writing of the page until it is noticed, until the stop, and until its effect."""
-    written: list[int] = []
-    announce = Page.announce
-
-    def timed_announce(page: Page, *args: Any) -> None:
-        written.append(time.monotonic_ns())
-        announce(page, *args)
-
+    written = m.stamps(Page, "announce")
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=victim, args=(theirs, str(home), kills))
     process.start()
     theirs.close()
     switch = PageKillSwitch(home)
     found = []
-    Page.announce = timed_announce  # type: ignore[method-assign]
     try:
         for _ in range(kills):
             run_id = ours.recv()
@@ -91,29 +83,17 @@ def _latencies(home: Path, victim: Victim, kills: int) -> list[tuple[float, ...]
             found.append(tuple((at - written[0]) / 1000 for at in ours.recv()))
         process.join()
     finally:
-        Page.announce = announce  # type: ignore[method-assign]
         process.kill()
         switch.close()
     return found
 
 
 class _Stamps:
-    """When a kill is first noticed in this process, and when the run is stopped: nothing starts after that."""
+    """When a kill is first noticed in this process, and when the run is stopped: nothing starts then."""
 
     def __init__(self) -> None:
-        self.looks: list[int] = []
-        self.stops: list[int] = []
-        look, set_stop = Journal.look, Journal.set_stop
-
-        def timed_look(journal: Journal) -> None:
-            self.looks.append(time.monotonic_ns())
-            look(journal)
-
-        def timed_set_stop(journal: Journal, stop: RunStopped) -> None:
-            self.stops.append(time.monotonic_ns())
-            set_stop(journal, stop)
-
-        Journal.look, Journal.set_stop = timed_look, timed_set_stop  # type: ignore[method-assign]
+        self.looks = m.stamps(Journal, "look")
+        self.stops = m.stamps(Journal, "set_stop")
 
     def clear(self) -> None:
         self.looks.clear()

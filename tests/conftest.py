@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentguard import Guard
+from agentguard.runs.current import CURRENT
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("AGENTGUARD_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left_current() -> Iterator[None]:
+    """A test that leaves its run current would make it the parent of the next test's."""
+    yield
+    left = CURRENT.get()
+    CURRENT.set(None)
+    assert left is None, f"{left.run} was left current"
 
 
 @pytest.fixture

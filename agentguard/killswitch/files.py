@@ -20,7 +20,7 @@ from agentguard.killswitch.layout import ALARM, Page, PageDamagedError, target_o
 from agentguard.killswitch.lockfile import LockFile
 from agentguard.killswitch.model import GENERATION, Kill
 
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 30.0
 
 
 class KillFiles:

@@ -130,7 +130,8 @@ class RunFold:
 
     def inside(self, scope: str) -> set[str]:
         """The keys of a scope and of all scopes inside it."""
-        return {key for key in self.scopes if any(s.key == scope for s in self.chain(key))}
+        # A list, since a kill asks from a thread of its own while others open scopes.
+        return {key for key in list(self.scopes) if any(s.key == scope for s in self.chain(key))}
 
     # --- applying ------------------------------------------------------------------------------
 

@@ -398,17 +398,18 @@ class Journal:
             KillSwitchUnavailableError: nobody can tell.
         """
         parts = self.parts
+        generation = self.signal[GENERATION]
         try:
-            self.signal = parts.switch.signal
-            generation = self.signal[GENERATION]
+            # A kill that is known stops the run also where the page is damaged: it is asked for first.
             kill = parts.switch.find(self.fold.tenant, self.run_id, self.fold.generation)
+            self.killed = kill is not None
+            if kill is not None and self.stop is None and not self.fold.state.final:
+                self.end(kill.error(self.run_id))
+            self.signal = parts.switch.signal
             parts.refresh()
         except AgentGuardError:
             self.seen = -1
             raise
-        self.killed = kill is not None
-        if kill is not None and self.stop is None and not self.fold.state.final:
-            self.end(kill.error(self.run_id))
         with self.lock:
             self.levels.changed()
             self.seen = generation

@@ -92,6 +92,7 @@ class CurrentSpan:
                     # The name alone: a message may hold what the user said.
                     name = None if error is None else type(error).__name__
                     span.set_status(StatusCode.ERROR, name)
-                span.set_attributes(attributes)
+                if attributes:
+                    span.set_attributes(attributes)
         finally:
             span.end()

@@ -119,9 +119,7 @@ class StepSpan(CurrentSpan):
         self._ended = True
         self._leave()
         try:
-            final: dict[str, Any] = {a.DECISION: facts.ALLOW}
-            if usage:
-                final.update(facts.of_usage(usage))
+            final: dict[str, Any] = facts.of_usage(usage) if usage else {}
             if attributes:
                 final.update(attributes)
             error_type = None if error is None else facts.error_type(error)
@@ -132,7 +130,7 @@ class StepSpan(CurrentSpan):
                         tenant=self._tenant,
                         usage=usage,
                         duration_ns=duration_ns,
-                        decision=final[a.DECISION],
+                        decision=final.get(a.DECISION, facts.ALLOW),
                         reason=final.get(a.DENY_REASON),
                         error_type=error_type,
                     )

@@ -164,7 +164,14 @@ class RunSpan(CurrentSpan):
             shape = shape_of(name, kind, attributes)
             if tracer is None:
                 return StepSpan(None, shape, self._instruments, self._tenant)
-            start = {**self._shared, **shape.attributes, a.STEP_ID: key, a.STEP_ATTEMPT: attempt}
+            # Allowed until it is refused: one set of attributes at the start is half the price of two.
+            start = {
+                **self._shared,
+                **shape.attributes,
+                a.STEP_ID: key,
+                a.STEP_ATTEMPT: attempt,
+                a.DECISION: facts.ALLOW,
+            }
             if attributes:
                 start.update(attributes)
             outside = get_current()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ToolCallRequest
+from langchain_core.messages import ToolMessage
 from langgraph.config import get_config
 
 from agentguard import ApprovalDeniedError, Run

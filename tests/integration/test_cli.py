@@ -34,6 +34,7 @@ COMMANDS = {
     "kill",
     "revive",
     *("export", "erase", "prune", "tenants", "top", "approvals", "approve", "deny"),
+    *("replay", "recover", "fork", "resolve", "diff", "what-if"),
 }
 
 

@@ -49,10 +49,12 @@ def kill_in_flight(guard: Guard, agent, **run_options) -> KillSwitchTriggeredErr
         task = asyncio.create_task(agent(entered))
         await entered.wait()
         guard.kill(reason="test")
-        await task
+        async with asyncio.timeout(10):  # what no kill reaches fails, and does not hang
+            await task
 
     with pytest.raises(KillSwitchTriggeredError) as raised, guard.run("r", **run_options):
         asyncio.run(main())
+    assert not isinstance(raised.value.__cause__, TimeoutError), "the kill did not reach the body"
     return raised.value
 
 
@@ -416,10 +418,11 @@ def test_rule_08_nested_bodies_at_the_deadline(guard):
     async def agent():
         with suppress(Exception):
             await sleeper()
-        await asyncio.Event().wait()
+        await asyncio.wait_for(asyncio.Event().wait(), 10)
 
-    with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(seconds=0.05)):
+    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(seconds=0.05)):
         asyncio.run(agent())
+    assert raised.value.__cause__ is None
 
 
 def test_rule_08_a_scopes_deadline(guard):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -324,3 +325,34 @@ def test_rule_11_what_came_while_it_could_not_be_read_is_found(home):
             switch.broken = False
             tool()
         assert run.state is RunState.KILLED
+
+
+def test_rule_11_a_kill_finds_every_run_while_others_come_and_go(guard):
+    """Runs, scopes and kills in threads of their own: nobody stumbles over another's changes."""
+    interval, over, errors = sys.getswitchinterval(), threading.Event(), []
+
+    def churn() -> None:
+        try:
+            while not over.is_set():
+                with guard.run("short", detached=True) as run, run.scope("s"):
+                    pass
+        except BaseException as error:
+            errors.append(error)
+
+    waiting = [start(guard, detached=True, tenant="doomed") for _ in range(120)]
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for n in range(12):
+            guard.kill(tenant=f"nobody-{n}", reason="look around")
+            guard.observe()
+        guard.kill(tenant="doomed", reason="all of them")
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join(10)
+    assert errors == []
+    assert all(run.state is RunState.KILLED for run in waiting)

@@ -227,9 +227,9 @@ def test_what_a_sampler_decides_by_is_there_at_the_start(traced):
     run = traced.run()
     assert seen.attributes == RUN | {"gen_ai.operation.name": "invoke_agent"}
     step = run.start_step("ask", "llm", "ask#1", 1, MODEL)
-    step_facts = {"kind": "llm", "id": "ask#1", "attempt": 1}
+    step_facts = {"step.kind": "llm", "step.id": "ask#1", "step.attempt": 1, "decision": "allow"}
     assert seen.attributes == RUN | MODEL | CHAT | {
-        f"agentguard.step.{key}": value for key, value in step_facts.items()
+        f"agentguard.{key}": value for key, value in step_facts.items()
     }
     step.end(None, None, 1)
     end_run(run)
