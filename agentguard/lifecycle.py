@@ -277,6 +277,9 @@ class Opening:
 
     def _finish(self, journal: Journal, error: BaseException | None) -> None:
         """Put the end on record.  That it cannot be is raised, unless something else is already."""
+        if journal.stop is None and journal.signal[GENERATION] != journal.seen:
+            with contextlib.suppress(AgentGuardError):
+                journal.look()  # a kill that no step has met is found here
         if isinstance(error, RunStopped) and journal.stop is None:
             if error.run_id in (None, journal.run_id):
                 journal.set_stop(error)

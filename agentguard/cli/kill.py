@@ -1,13 +1,14 @@
 """`agentguard kill` and `agentguard revive`: what has to work when nothing else does.
 
-Standard library and the page alone, so that they start fast and no missing extra is in the way.
+Standard library and the page alone, so that they start fast and no missing extra is in the way.  Only
+`kill --hard` needs more, the store, to know which processes it means.
 
     exit code   kill                                        revive
     0           recorded, and every live process acted      recorded
     1           failed, or not confirmed                    failed
     2           usage                                       usage
     3           recorded, but no live process is attached   there was nothing to revive
-    4           recorded, but not all acted in time
+    4           recorded, but not all acted in time; with `--hard`, a process is still there
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ USAGE = 2
 NOBODY = 3
 LATE = 4
 
+_NOT_CONFIRMED = "not confirmed; nothing was recorded"
+
 
 def main(argv: list[str]) -> int:
     """Run `kill …` or `revive …`, and give the exit code."""
@@ -51,11 +54,14 @@ def main(argv: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else USAGE
     try:
         home = options.home or default_home()
-        if options.command == "kill" and not _confirmed(data, home, sure=options.yes):
-            print("not confirmed; nothing was recorded", file=sys.stderr)
+        hard = options.command == "kill" and options.hard
+        if options.command == "kill" and not hard and not _confirmed(data, home, sure=options.yes):
+            print(_NOT_CONFIRMED, file=sys.stderr)
             return FAILED
         switch = PageKillSwitch(home)
         try:
+            if hard:
+                return _kill_hard(switch, event_type, data, options)
             act = _kill if options.command == "kill" else _revive
             return act(switch, event_type, data, options)
         finally:
@@ -77,6 +83,36 @@ def _kill(switch: PageKillSwitch, event_type: str, data: dict[str, Any], options
     if not reached.live:
         return NOBODY
     return OK if reached.acknowledged == reached.live else LATE
+
+
+def _kill_hard(
+    switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace
+) -> int:
+    from agentguard.cli import kill_hard
+
+    kill = kill_hard.HardKill(switch, data)
+    if not kill_hard.confirmed(kill, options, _ask):
+        print(_NOT_CONFIRMED, file=sys.stderr)
+        return FAILED
+    before = kill.holding()
+    generation = switch.record(event_type, data)
+    hard = kill.enforce(generation, options.grace)
+    kill.close()
+    for problem in kill.problems:
+        print(f"agentguard kill: {problem}", file=sys.stderr)
+    if options.json:
+        signalled = {name: [process.pid for process in sent] for name, sent in hard.signalled.items()}
+        left = [process.pid for process in hard.left]
+        facts = {"live": len(before), "signalled": signalled, "still_there": left, "problems": kill.problems}
+        _print_json(options, switch, data, generation, facts)
+    else:
+        reach = kill_hard.describe(hard) if before or hard.signalled else "no live process holds such a run"
+        print(f"killed {_target(data)} (generation {generation}): {reach}")
+    if kill.problems:
+        return FAILED
+    if hard.left:
+        return LATE
+    return OK if before or hard.signalled else NOBODY
 
 
 def _revive(
@@ -157,7 +193,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Stop a run, a tenant's runs, or, with neither named, everything under the "
         "home directory.",
     )
-    kill.add_argument("--yes", action="store_true", help="do not ask before stopping everything")
+    kill.add_argument(
+        "--yes", action="store_true", help="do not ask before stopping everything, or before --hard"
+    )
+    kill.add_argument(
+        "--hard",
+        action="store_true",
+        help="end the processes that own such runs and do not stop: SIGTERM, then SIGKILL",
+    )
+    kill.add_argument(
+        "--grace",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="with --hard: seconds to stop in, before each signal (default: 5)",
+    )
     kill.add_argument(
         "--timeout",
         type=_seconds,

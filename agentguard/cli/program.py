@@ -41,7 +41,7 @@ class Program:
             raise UsageError(f"--module {target}: there is no function {name} in {module}")
         self._decorated: Run | None = getattr(found, "__dict__", {}).get(DECORATED)
         while DECORATED in getattr(found, "__dict__", {}):  # decorators around it have copied the mark
-            found = found.__wrapped__
+            found = found.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
         self._fn: Callable[..., Any] = found
 
     def guard(self, url: str) -> Guard | None:

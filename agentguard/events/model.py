@@ -32,6 +32,7 @@ SCOPE_CLOSED: Final = "scope_closed"
 KILL_SET: Final = "kill_set"
 KILL_CLEARED: Final = "kill_cleared"
 TENANT_BUDGET_SET: Final = "tenant_budget_set"
+PROCESSES_SIGNALLED: Final = "processes_signalled"
 PAYLOAD_ERASED: Final = "payload_erased"
 
 #: The run id under which the control log (kills, revives, tenant budgets, erasures) is read.

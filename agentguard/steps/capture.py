@@ -21,7 +21,8 @@ def arguments(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
     if level == "none" or not (args or kwargs):
         return
     payload = _encoded(step, args, kwargs)
-    step.digest = journal.digest(payload)
+    digest = journal.digest
+    step.digest = digest(payload)
     if level == "full":
         step.payload = payload
 
@@ -84,7 +85,8 @@ def encoded(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | Non
         redacted = redactor.value(payload)
         if redacted is not payload:
             payload, reason = redacted, "redacted"
-    data: dict[str, Any] = {"result": journal.digest(payload)}
+    digest = journal.digest
+    data: dict[str, Any] = {"result": digest(payload)}
     if level == "digest":
         reason = "only a digest was captured"
     if reason is not None:

@@ -117,8 +117,10 @@ def admit(step: Step, *, wait: bool = True) -> None:
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
     journal = step.journal
-    if not journal.acquire(wait):
+    acquire = journal.acquire  # what an attribute holds is called faster by a name, here and below
+    if not acquire(wait):
         raise StoreBusyError
+    release = journal.release
     try:
         _admit(step, journal, wait)
     except HeadMovedError:
@@ -127,7 +129,7 @@ def admit(step: Step, *, wait: bool = True) -> None:
         with journal.deciding():
             _admit(step, journal, wait)
     finally:
-        journal.release()
+        release()
     if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
 
@@ -149,7 +151,8 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
         refused, shadow = journal.levels.refused(step.scope_key, request)
         if refused is not None:
             raise _refuse(step, refused)
-    now = journal.clock.wall()
+    wall, monotonic = journal.clock.wall, journal.clock.monotonic
+    now = wall()
     movements: Sequence[Any] = ()
     windows: tuple[str, ...] = ()
     if not journal.levels.solo:
@@ -180,7 +183,7 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
     if spec.unbounded:
         fold.bounded = False
     step.at_ns = now
-    step.started_ns = journal.clock.monotonic()
+    step.started_ns = monotonic()
     if near or movements:
         warn(journal, step.scope_key, request.reserve)
 

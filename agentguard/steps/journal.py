@@ -206,8 +206,9 @@ class Journal:
         seq = record.seq
         body = encode(record)
         digest = sha256(fold.hash + body).digest()
-        if self._append_one is not None and durability is None and not movements:
-            self._append_one(self.number, seq, body, digest, payload)
+        append_one = self._append_one
+        if append_one is not None and durability is None and not movements:
+            append_one(self.number, seq, body, digest, payload)
         else:
             self.moved = self.store.append(
                 self.number,

@@ -98,8 +98,10 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     journal = step.journal
     if isinstance(outcome.error, _IN_DOUBT) and journal.player is not None:
         return  # a recovery that cannot go on here: what the step came to is for the next one to say
-    if not journal.acquire(wait):
+    acquire = journal.acquire
+    if not acquire(wait):
         raise StoreBusyError
+    release = journal.release
     try:
         _leave(step, journal, outcome, wait)
     except HeadMovedError:
@@ -108,7 +110,7 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
         with journal.deciding():
             _leave(step, journal, outcome, wait)
     finally:
-        journal.release()
+        release()
     if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
 
@@ -123,7 +125,8 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
         over, data = _excess(step, journal, usage, data)
     movements = () if journal.levels.solo else journal.levels.settling(step.key, usage)
     spec, span = step.spec, step.span
-    took = journal.clock.monotonic() - step.started_ns
+    monotonic = journal.clock.monotonic
+    took = monotonic() - step.started_ns
     record = Record(
         fold.seq + 1,
         outcome.type,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -169,13 +170,25 @@ def last(name: str) -> str:
         return next(run.run_id for run in guard.runs() if run.name == name)
 
 
-@pytest.fixture
-def mailed(agent: Path) -> str:
-    """A run that met its limit at the fourth mail, one address unknown."""
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state directory of a run that met its limit at the fourth mail, one address unknown."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "agent.py").write_text(AGENT)
     mails = ", ".join(f"Mail({name!r}, 'hi')" for name in ("ann", "nobody", "bob", "cid", "dan"))
-    ran = run_it(agent, f"try: mail_all([{mails}])\nexcept Exception as e: print(type(e).__name__)")
-    assert ran.stdout == "BudgetExceededError\n", ran.stderr
-    assert told(agent)[-1] == "looked up dan"
+    code = f"from agent import *\ntry: mail_all([{mails}])\nexcept Exception as e: print(type(e).__name__)"
+    environment = os.environ | {"AGENTGUARD_HOME": str(folder / "home"), "TOLD": str(folder / "told")}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "BudgetExceededError\n"
+    return folder / "home"
+
+
+@pytest.fixture
+def mailed(agent: Path, once: Path) -> str:
+    """That run, in the test's own state directory."""
+    ignored = shutil.ignore_patterns("live")  # signs of life of that process
+    shutil.copytree(once, os.environ["AGENTGUARD_HOME"], dirs_exist_ok=True, ignore=ignored)
     return last("mail")
 
 
@@ -267,15 +280,15 @@ def spoil(statement: str) -> None:
 
 
 def test_replay_refuses_a_log_that_was_altered(cli: Cli, agent: Path, mailed: str) -> None:
-    spoil("UPDATE event SET body = CAST(replace(body, 'send', 'dens') AS BLOB) WHERE seq = 7")
+    spoil("UPDATE event SET body = CAST(replace(body, 'send', 'dens') AS BLOB) WHERE seq = 5")
     for arguments in (["replay", mailed], ["replay", mailed, "-m", "agent:mail_all"]):
         code, out, err = cli(*arguments)
         assert code == 1
-        assert "event 7: its hash does not fit" in out + err
+        assert "event 5: its hash does not fit" in out + err
     code, out, _ = cli("replay", mailed, "--json")
     assert code == 1
     assert json.loads(out)["intact"] is False
-    assert json.loads(out)["faults"][0]["seq"] == 7
+    assert json.loads(out)["faults"][0]["seq"] == 5
 
 
 def test_replay_of_an_export_needs_neither_the_store_nor_the_run_id(
@@ -370,16 +383,17 @@ def test_recover_carries_on_what_was_killed(cli: Cli, agent: Path, monkeypatch: 
     assert "cannot go from COMPLETED to RUNNING" in err
 
 
-def test_recover_says_who_owns_a_live_run(cli: Cli, agent: Path) -> None:
-    with Guard.open(kill_switch="memory", telemetry=False) as guard, guard.run("mail") as run:
-        pass  # it has to exist for the next line
-    with Guard.open(kill_switch="memory", telemetry=False) as guard:
-        live = guard.start("mail", inputs={"args": [[]], "kwargs": {}})
-        code, _, err = cli("recover", live.id, "-m", "agent:mail_all")
+def test_recover_says_who_owns_a_live_run_and_takes_it_over_only_when_told(cli: Cli, agent: Path) -> None:
+    code = "run = guard.start('plain', inputs='ann'); print(run.id, flush=True); input()"
+    command = [sys.executable, "-c", f"from agent import *\n{code}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        run_id = owner.stdout.readline().strip()
+        code, _, err = cli("recover", run_id, "-m", "agent:plain")
         assert code == 1
-        assert f"process {os.getpid()} on " in err
-        live.close()
-    assert run.id != live.id
+        assert f"process {owner.pid} on " in err
+        assert cli("recover", run_id, "-m", "agent:plain", "--take-over")[0] == 0
+        owner.kill()
 
 
 def test_a_step_in_doubt_ends_with_6_and_resolve_goes_on(
@@ -453,7 +467,7 @@ def test_fork_without_a_program_waits_to_be_recovered(cli: Cli, agent: Path, mai
 def test_fork_at_an_event_that_is_not_there(cli: Cli, mailed: str) -> None:
     code, _, err = cli("fork", mailed, "--at", 999)
     assert code == 2
-    assert "has events 1 to 19, not 999" in err
+    assert "has events 1 to 21, not 999" in err
 
 
 def test_diff_of_two_runs(cli: Cli, agent: Path, mailed: str) -> None:
@@ -483,11 +497,11 @@ def test_diff_of_two_runs(cli: Cli, agent: Path, mailed: str) -> None:
         (
             ["--usd", "0.01"],
             1,
-            "stops at event 10 (main/send#2): usd limit 0.01, 0.01 spent, 0.01 more requested",
+            "stops at event 11 (main/send#2): usd limit 0.01, 0.01 spent, 0.01 more requested",
         ),
-        (["--counter", "emails=2"], 1, "stops at event 14 (main/send#3): emails limit 2, 2 spent"),
+        (["--counter", "emails=2"], 1, "stops at event 15 (main/send#3): emails limit 2, 2 spent"),
         (["--steps", "3"], 1, "steps limit 3, 3 spent"),
-        (["--usd", "5"], 0, "does not stop; unknown beyond seq 17"),
+        (["--usd", "5"], 0, "does not stop; unknown beyond seq 20"),
         (["--usd", "5", "--tokens", "0"], 0, "does not stop"),
         ([], 2, "name a limit"),
         (["--usd", "x"], 2, "usd"),
@@ -507,7 +521,7 @@ def test_what_if_as_json(cli: Cli, mailed: str) -> None:
     assert data == {
         "run_id": mailed,
         "would_stop": True,
-        "seq": 10,
+        "seq": 11,
         "key": "main/send#2",
         "resource": "usd",
         "limit": "0.01",
@@ -518,19 +532,19 @@ def test_what_if_as_json(cli: Cli, mailed: str) -> None:
 
 
 def test_show_at_an_event(cli: Cli, agent: Path, mailed: str) -> None:
-    code, out, _ = cli("show", mailed, "--at", 10)
+    code, out, _ = cli("show", mailed, "--at", 11)
     assert code == 0
     facts = dict(line.split(None, 1) for line in out.splitlines()[1:])
     assert facts["state"] == "RUNNING"
     assert facts["used"] == "$0.01, emails 1, 4 steps"
     assert facts["reserved"] == "$0.01, emails 1, 1 step"
-    assert facts["open"] == "main/send#2, since event 10"
-    data = json.loads(cli("show", mailed, "--at", 10, "--json")[1])
+    assert facts["open"] == "main/send#2, since event 11"
+    data = json.loads(cli("show", mailed, "--at", 11, "--json")[1])
     assert data["spent"] == {"usd": "0.01", "emails": 1, "steps": 4}
     assert [step["key"] for step in data["open_steps"]] == ["main/send#2"]
     assert cli("show", mailed, "--at", 999)[0] == 2
     assert cli("show", "control", "--at", 1)[0] == 2
-    assert "ended" not in json.loads(cli("show", mailed, "--at", 19, "--json")[1])["state"]
+    assert json.loads(cli("show", mailed, "--at", 21, "--json")[1])["state"] == "FAILED"
 
 
 def test_show_at_inside_a_scope(cli: Cli, agent: Path) -> None:

@@ -1,0 +1,210 @@
+"""`agentguard kill --hard`: for bodies that no stop can reach.
+
+The kill is recorded as usual and the runs get a grace time to stop by themselves.  Then the processes that
+are still in a body of a killed run are terminated, and killed if that does not help; which ones is put on
+record in the control log before each signal.
+
+A process is known by the row of a run that it owns, or, in a global kill, by its place in the kill page;
+which runs a process has merely attached to is on record nowhere.  It is signalled only as long as its pid
+and start time are what was recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from agentguard._process import is_alive
+from agentguard.audit.verify import reconstruct
+from agentguard.errors import AgentGuardError
+from agentguard.events.model import PROCESSES_SIGNALLED
+from agentguard.guard import Guard
+from agentguard.killswitch.model import RUN, Kill
+from agentguard.killswitch.processes import Process, current
+from agentguard.ownership import bury_all
+from agentguard.runs.state import RunState
+
+if TYPE_CHECKING:
+    from agentguard.killswitch.page import PageKillSwitch
+    from agentguard.protocols import RunRow
+
+_PAUSE = 0.01
+_LIVE = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
+#: Of the killed runs, so many of the newest are looked at: a body may be in flight after its run's end.
+_NEWEST = 1000
+
+#: Processes, and the ids of the runs for which each is meant.
+Holders = dict[Process, list[str]]
+
+
+class Hard(NamedTuple):
+    """What a hard kill came to."""
+
+    signalled: dict[str, list[Process]]
+    left: list[Process]
+
+
+def store_url(home: os.PathLike[str]) -> str:
+    """The store of a home, or the one that the environment names."""
+    return os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{quote(os.path.join(home, 'agentguard.db'))}"  # noqa: PTH118
+
+
+class HardKill:
+    """One hard kill: who is meant, whether they have stopped, and the signals."""
+
+    def __init__(self, switch: PageKillSwitch, data: dict[str, Any]) -> None:
+        self._switch = switch
+        self._data = data
+        self._meant = Kill(data["scope"], data["target"], data["reason"], data["actor"], 0, 0)
+        self._guard = Guard.open(store_url(switch.home), kill_switch=switch, telemetry=False)
+        self._me = current()
+        #: What could not be asked, in words.
+        self.problems: list[str] = []
+
+    def holding(self, generation: int | None = None) -> Holders:
+        """The live processes in which a run that is meant goes on.
+
+        With a `generation`, in a global kill also those that have not acted on it.
+        """
+        held: Holders = {}
+        with self._noting("the store"):
+            for row in self._rows():
+                process = _owner_of(row)
+                if process is not None and process != self._me and self._goes_on(row):
+                    held.setdefault(process, []).append(row.run_id)
+        if self._meant.scope == "global":
+            with self._noting("the kill page"):
+                switch = self._switch
+                late = switch.participants() if generation is None else switch.unacknowledged(generation)
+                for process in late:
+                    if process != self._me:
+                        held.setdefault(process, [])
+        return held
+
+    def enforce(self, generation: int, grace: float) -> Hard:
+        """Wait for the runs to stop; then SIGTERM, and wait; then SIGKILL, and wait."""
+        signalled: dict[str, list[Process]] = {}
+        _until(lambda: not self.holding(generation), grace)
+        for name in ("SIGTERM", "SIGKILL"):
+            held = self.holding(generation)
+            if not held:
+                break
+            self._record(generation, name, held)
+            signalled[name] = [process for process in sorted(held) if _send(process, signal.Signals[name])]
+            _until(lambda held=held: not any(process.alive for process in held), grace)  # type: ignore[misc]
+        with self._noting("the store"):
+            bury_all(self._guard)
+        return Hard(signalled, sorted(self.holding(generation)))
+
+    def _rows(self) -> Iterator[RunRow]:
+        store = self._guard.parts.store
+        if self._meant.scope == RUN:
+            row = store.row(self._meant.target)
+            yield from () if row is None else self._with_nested(row)
+            return
+        for state in _LIVE:
+            yield from filter(self._covers, store.rows(state=str(state), limit=2**31))
+        yield from filter(self._covers, store.rows(state=str(RunState.KILLED), limit=_NEWEST))
+
+    def _with_nested(self, row: RunRow) -> Iterator[RunRow]:
+        yield row
+        for child in self._guard.parts.store.children(row.run_id):
+            yield from self._with_nested(child)
+
+    def _covers(self, row: RunRow) -> bool:
+        return self._meant.covers(row.tenant, row.run_id)
+
+    def _goes_on(self, row: RunRow) -> bool:
+        """Whether the run has not ended, or a body is still in flight."""
+        return not RunState(row.state).final or bool(reconstruct(self._guard.parts.store, row).open)
+
+    def _record(self, generation: int, name: str, held: Holders) -> None:
+        processes = [{"pid": p.pid, "start": p.start, "runs": runs} for p, runs in sorted(held.items())]
+        facts = {"kill": generation, "signal": name, "processes": processes, "actor": self._data["actor"]}
+        with self._noting("the control log"):
+            self._switch.record(PROCESSES_SIGNALLED, facts)
+
+    @contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """A block that a fault of one source ends, so that the others still count."""
+        try:
+            yield
+        except (AgentGuardError, OSError) as error:
+            if (problem := f"{what}: {error}") not in self.problems:
+                self.problems.append(problem)
+
+    def close(self) -> None:
+        """Give back what was opened, the switch too."""
+        self._guard.close()
+
+
+def confirmed(kill: HardKill, options: argparse.Namespace, ask: Callable[[str], str]) -> bool:
+    """Ask on a terminal; elsewhere only `--yes` will do."""
+    if options.yes:
+        return True
+    if not sys.stdin.isatty():
+        print("agentguard kill: --hard ends processes; say --yes where nobody can be asked", file=sys.stderr)
+        return False
+    pids = ", ".join(str(process.pid) for process in sorted(kill.holding())) or "none at present"
+    print(
+        f"This ends the processes that do not stop within {options.grace:g} s: pid {pids}.", file=sys.stderr
+    )
+    return ask("Type 'kill hard' to go on: ") == "kill hard"
+
+
+def describe(hard: Hard) -> str:
+    """The outcome in words."""
+    if not hard.signalled:
+        return "all stopped by themselves" if not hard.left else _still(hard.left)
+    said = [f"{name} to pid {_pids(processes)}" for name, processes in hard.signalled.items()]
+    return "; ".join(said + ([_still(hard.left)] if hard.left else []))
+
+
+def _still(left: Iterable[Process]) -> str:
+    return f"still there: pid {_pids(left)}"
+
+
+def _pids(processes: Iterable[Process]) -> str:
+    return ", ".join(str(process.pid) for process in processes)
+
+
+def _owner_of(row: RunRow) -> Process | None:
+    """The process that owns a run, if it is one of this host, alive, and no other."""
+    owner = row.owner
+    if not owner.get("start") or is_alive(owner) is not True:
+        return None
+    return Process(int(owner["pid"]), int(owner["start"]))
+
+
+def _send(process: Process, number: signal.Signals) -> bool:
+    """Signal this process and no other that has got its pid; gives whether it was there."""
+    if not process.start:
+        return False
+    try:
+        if not hasattr(os, "pidfd_open"):
+            if process.alive:
+                os.kill(process.pid, number)
+            return process.alive
+        descriptor = os.pidfd_open(process.pid)
+        try:
+            if not process.alive:  # asked while the descriptor holds whoever has the pid
+                return False
+            signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_PAUSE)

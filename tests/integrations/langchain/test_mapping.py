@@ -1,0 +1,146 @@
+"""LangChain's objects as values, by themselves: no run, no framework at work."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain")
+
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+from agentguard_langchain import _mapping as m
+
+
+def call(name: str, call_id: str) -> dict[str, Any]:
+    return {"name": name, "args": {}, "id": call_id, "type": "tool_call"}
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        (("__pregel_pull", "node"), "node@2"),
+        (("__pregel_push", 3, False), "node@2.3"),
+        (("__pregel_push", ("__pregel_pull", "entry"), 1), "node@2.1"),
+        ((), "node@2"),
+    ],
+)
+def test_a_task_of_a_graph_has_its_node_its_step_and_its_index(path: Any, part: str) -> None:
+    metadata = {"langgraph_node": "node", "langgraph_step": 2, "langgraph_path": path}
+    assert m.graph_part(metadata) == part
+    assert m.place_part(["graph:step:2"], metadata) == part
+    assert m.place_part(["seq:step:1"], metadata) == ""
+
+
+def test_names_cannot_be_taken_for_paths() -> None:
+    assert m.escaped("a/b#1%") == "a%2Fb%231%25"
+    assert m.place_part(["map:key:a/b"], {}) == "a%2Fb"
+
+
+def test_a_tool_call_is_found_in_the_last_message_that_asks() -> None:
+    old = AIMessage("", tool_calls=[call("f", "x")])
+    new = AIMessage("", tool_calls=[call("f", "a"), call("f", "b")])
+    assert m.call_index([old, new, ToolMessage("", tool_call_id="a")], "b") == 1
+    assert m.call_index([old, new], "x") is None
+    assert m.call_index(None, "x") is None
+
+
+def test_messages_are_compared_without_the_ids_of_this_run() -> None:
+    def conversation(prefix: str) -> list[Any]:
+        return [
+            HumanMessage("hi", id=f"{prefix}1", name="ann"),
+            AIMessage("", id=f"{prefix}2", tool_calls=[call("f", f"{prefix}x"), call("g", f"{prefix}y")]),
+            ToolMessage("2", tool_call_id=f"{prefix}y", status="error"),
+        ]
+
+    found = m.message_data(conversation("a"))
+    assert found == m.message_data(conversation("b"))
+    assert found[2] == {"type": "tool", "content": "2", "call": 2, "status": "error"}
+
+
+def test_a_fingerprint_is_of_what_was_asked() -> None:
+    asked: list[Callable[[], Any]] = [
+        lambda: "hi",
+        lambda: [HumanMessage("hi", id="1")],
+        lambda: {"messages": [HumanMessage("hi", id="2")], "n": 1},
+        lambda: object(),
+        lambda: "\ud800",
+    ]
+    prints = [m.fingerprint(make()) for make in asked]
+    assert prints == [m.fingerprint(make()) for make in asked]
+    assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name"),
+    [
+        ({"ls_provider": "openai"}, "openai"),
+        ({"ls_provider": "google_genai"}, "gcp.gemini"),
+        ({"ls_provider": "amazon_bedrock"}, "aws.bedrock"),
+        ({}, None),
+    ],
+)
+def test_providers_have_the_names_of_the_conventions(metadata: dict[str, Any], name: str | None) -> None:
+    assert m.provider_name(metadata) == name
+
+
+def test_usage_counts_parts_as_parts() -> None:
+    usage = {
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "total_tokens": 15,
+        "input_token_details": {"cache_read": 99, "audio": 1},
+        "output_token_details": {"reasoning": 3},
+    }
+    found = m.tokens_used(AIMessage("hi", usage_metadata=usage))
+    assert found == {"input_tokens": 10, "output_tokens": 5, "cached_tokens": 10, "reasoning_tokens": 3}
+    assert m.tokens_used(AIMessage("hi")) is None
+    assert m.tokens_reported({"token_usage": {"prompt_tokens": 3, "completion_tokens": 4}}) == {
+        "input_tokens": 3,
+        "output_tokens": 4,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+    }
+    assert m.tokens_reported({"token_usage": {}}) is None
+    assert m.tokens_reported(None) is None
+
+
+@pytest.mark.parametrize(
+    ("params", "metadata", "name"),
+    [
+        ({"model": "a"}, {"ls_model_name": "b"}, "b"),
+        ({"model_name": "a", "_type": "t"}, {}, "a"),
+        ({"model": None, "_type": "t"}, {"ls_model_name": None}, "t"),
+        ({"model": "two\nlines"}, {}, "two?lines"),
+        ({}, {}, "unknown"),
+    ],
+)
+def test_a_model_has_the_best_name_there_is(params: Any, metadata: Any, name: str) -> None:
+    assert m.model_name(params, metadata) == name
+
+
+@pytest.mark.parametrize(
+    ("params", "metadata", "profile", "bound"),
+    [
+        ({"max_tokens": 5, "max_completion_tokens": 6}, {"ls_max_tokens": 7}, {"max_output_tokens": 8}, 5),
+        ({"max_completion_tokens": 6}, {}, None, 6),
+        ({"max_tokens": None}, {"ls_max_tokens": 7}, {"max_output_tokens": 8}, 7),
+        ({"max_tokens": -1}, {}, {"max_output_tokens": 8}, 8),
+        ({"max_tokens": True}, {}, {}, None),
+        ({}, {}, None, None),
+    ],
+)
+def test_the_bound_of_an_answer_is_the_first_that_is_stated(
+    params: Any, metadata: Any, profile: Any, bound: int | None
+) -> None:
+    assert m.output_bound(params, metadata, profile) == bound
+
+
+def test_the_limit_has_the_name_that_the_settings_or_the_model_give_it() -> None:
+    assert m.limit_name({"num_predict": 1}, ["max_tokens"]) == "num_predict"
+    assert m.limit_name({}, ["temperature", "max_output_tokens"]) == "max_output_tokens"
+    assert m.limit_name({}, []) == "max_tokens"
+
+
+def test_tools_have_their_names() -> None:
+    assert m.tool_names([{"name": "a"}, {"type": "web_search"}]) == ["a", "web_search"]
