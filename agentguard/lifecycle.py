@@ -196,7 +196,7 @@ class Opening:
             "generation": generation,
             "keys": KEY_SCHEME,
             "python": platform.python_version(),
-            "seed": os.urandom(16).hex(),
+            "seed": self._seed(),
         } | self._more()
         if self.metadata:
             data["metadata"] = self.metadata
@@ -246,6 +246,13 @@ class Opening:
         journal.span = span
         journal.keep_time()
         return journal
+
+    def _seed(self) -> str:
+        """What `run.uuid` and `run.random` follow from; inside another run, from that one's."""
+        if self.around is None:
+            return os.urandom(16).hex()
+        outer = self.around.run.journal.fold.seed
+        return sha256(f"{outer}/{self.key}".encode()).hexdigest()[:32]
 
     def _salt(self) -> bytes:
         return os.urandom(32)

@@ -170,6 +170,16 @@ class EventStore(Protocol):
         """Give back what was opened.  Closing twice does nothing."""
 
 
+class QuickStore(Protocol):
+    """What an `EventStore` may have besides: a shorter way for the event that is appended alone."""
+
+    def append_one(self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None) -> None:
+        """`append` of one event and nothing else, at the store's own durability.
+
+        The caller holds `lock`, and need not settle.
+        """
+
+
 class Participant(Protocol):
     """This process's place at a switch, so that a kill can be acknowledged."""
 

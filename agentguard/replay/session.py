@@ -90,8 +90,8 @@ class Replaying:
         player = self._player
         if player is None:
             return None
-        if player.divergence is not None:
-            raise player.divergence.with_traceback(None) from (None if error is player.divergence else error)
+        if player.divergence is not None and error is not player.divergence:
+            raise player.divergence.with_traceback(None) from error
         if isinstance(error, ReplayDivergenceError) or (
             error is not None and not isinstance(error, Exception)
         ):

@@ -1,5 +1,7 @@
 """The pytest plugin: the fixtures `guarded_run` and `guarded_clock`, and the ini option `agentguard_outside`.
 
+Cassettes, which record a test's run and replay it, are in `agentguard.testing.replaying`.
+
 refuse   (default) a guarded step outside a run raises, as in production
 allow    it is the bare function there
 run      every test is inside a run of its own, that of `guarded_run`
@@ -18,6 +20,9 @@ from agentguard.guard import Guard
 from agentguard.run import Run
 from agentguard.testing.fakes import FakeClock, FakeIds
 from agentguard.testing.outside import allow_outside
+
+#: Cassettes are a plugin of their own, which comes with this one.
+pytest_plugins = ("agentguard.testing.replaying",)
 
 OPTION: Final = "agentguard_outside"
 MODES: Final = ("refuse", "allow", "run")

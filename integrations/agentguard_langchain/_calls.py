@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -86,7 +87,8 @@ class Calls:
     def __init__(self) -> None:
         self._open: dict[UUID, Call] = {}
         #: Calls that are over: what a second handler, or a late event, says of them is old news.
-        self._over: dict[UUID, None] = {}
+        self._over: OrderedDict[UUID, None] = OrderedDict()
+        self._sweep_at = _MANY
 
     def __contains__(self, run_id: UUID) -> bool:
         return run_id in self._open or run_id in self._over
@@ -97,7 +99,7 @@ class Calls:
 
     def add(self, run_id: UUID, call: Call) -> None:
         """A call has begun.  The end of its task is its own end, should LangChain not tell."""
-        if len(self._open) > _MANY:
+        if len(self._open) > self._sweep_at:
             self._sweep()
         self._open[run_id] = call
         if call.block is not None and (task := _task()) is not None:
@@ -115,7 +117,7 @@ class Calls:
         call = self._open.pop(run_id, None)
         if call is not None:
             if len(self._over) > _MANY:
-                self._over.pop(next(iter(self._over)), None)
+                self._over.popitem(last=False)
             self._over[run_id] = None
         return call
 
@@ -146,6 +148,7 @@ class Calls:
         for run_id, call in list(self._open.items()):
             if call.run.state.final:
                 self._open.pop(run_id, None)
+        self._sweep_at = max(_MANY, 2 * len(self._open))
 
 
 def _task() -> asyncio.Task[Any] | None:

@@ -17,6 +17,8 @@ Outside = Literal["refuse", "allow"]
 class Listener(BaseCallbackHandler):
     """Follows the tree, so that calls are known by their place in it; makes no steps."""
 
+    #: In the caller's own task.  LangChain gives text completions of async code to inline handlers alone
+    #: when there is one: a guard that is not inline would be passed by.
     run_inline = True
     run: Run | None = None
     #: Whether a call that no context and no parent explains belongs to the only run alive.

@@ -14,7 +14,15 @@ from typing import Any, Protocol
 
 from langgraph.errors import GraphBubbleUp
 
-from agentguard import BudgetExceededError, Run, RunStopped, UnknownCostError, Usage, current_step
+from agentguard import (
+    AgentGuardError,
+    BudgetExceededError,
+    Run,
+    RunStopped,
+    UnknownCostError,
+    Usage,
+    current_step,
+)
 from agentguard_langchain._calls import COVER, Cover
 from agentguard_langchain._codec import Paused
 from agentguard_langchain._hooks import WATCHING
@@ -111,10 +119,14 @@ async def _to_its_end(call: Carried) -> Any:
 
 
 def _only_refused(run: Run) -> bool:
-    stop = run.stop
-    if isinstance(stop, BudgetExceededError):
+    """Whether what is stopped here, run or scope, has been refused something, and is not killed or late."""
+    try:
+        run.check()
+    except BudgetExceededError as stop:
         return stop.resource != "seconds"
-    return isinstance(stop, UnknownCostError)
+    except AgentGuardError as error:
+        return isinstance(error, UnknownCostError)
+    return False
 
 
 class _Inside:

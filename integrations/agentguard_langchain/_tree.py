@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -58,7 +59,8 @@ class Tree:
     def __init__(self) -> None:
         self._nodes: dict[UUID, Node] = {}
         #: Tool calls by id: their index in the message that asks for them.
-        self._calls: dict[str, int] = {}
+        self._calls: OrderedDict[str, int] = OrderedDict()
+        self._sweep_at = _MANY
         self._met: weakref.WeakSet[Run] = weakref.WeakSet()
 
     # --- the guarded run -----------------------------------------------------------------------
@@ -126,12 +128,12 @@ class Tree:
         """Take note of the tool calls that an answer asks for, in their order."""
         for index, call in enumerate(getattr(message, "tool_calls", ())):
             if len(self._calls) > _MANY:
-                self._calls.pop(next(iter(self._calls)), None)
+                self._calls.popitem(last=False)
             self._calls[call["id"]] = index
 
     def begin(self, run_id: UUID, run: Run, place: Place) -> None:
         """Take in a run that begins."""
-        if len(self._nodes) > _MANY:
+        if len(self._nodes) > self._sweep_at:
             self._sweep()
         self._nodes[run_id] = Node(run, place)
 
@@ -144,6 +146,7 @@ class Tree:
         for run_id, node in list(self._nodes.items()):
             if node.run.state.final:
                 self._nodes.pop(run_id, None)
+        self._sweep_at = max(_MANY, 2 * len(self._nodes))
 
 
 def graph_place(run: Run, metadata: Mapping[str, Any]) -> Place:

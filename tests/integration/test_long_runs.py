@@ -93,7 +93,6 @@ def measure(program: str, *arguments: object) -> dict:
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
     )
     assert ran.returncode == 0, ran.stderr
-    print(ran.stdout)
     return json.loads(ran.stdout)
 
 

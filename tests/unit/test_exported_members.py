@@ -73,7 +73,7 @@ def test_importing_it_brings_in_no_backend_and_no_extra():
         "assert not backends, backends"
     )
     ran = subprocess.run(
-        [sys.executable, "-I", "-W", "error", "-c", program], check=False, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", program], check=False, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
 

@@ -302,6 +302,19 @@ def test_rule_02_runs_inside_stop_with_the_run_around(guard):
     assert inner.spent == Usage()
 
 
+def test_rule_02_the_inner_run_finds_the_kill_of_the_outer_one_by_itself(guard):
+    """Also where nobody told this process: its own check looks at the runs around it."""
+    with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
+        with pytest.raises(KillSwitchTriggeredError), guard.run("inner") as inner:
+            guard._participant.leave()
+            order = {"scope": "run", "target": outer.id, "reason": "unheard of", "actor": "ann"}
+            guard.parts.switch.record("kill_set", order)
+            assert outer.stop is None
+            pay()
+        assert inner.state is RunState.KILLED
+    assert outer.state is RunState.KILLED
+
+
 def test_rule_02_a_body_of_a_nested_run_is_cancelled_with_the_outer_one(guard):
     @guarded_step
     async def stuck(entered):

@@ -131,6 +131,23 @@ def test_twenty_parallel_tool_calls_are_three(
 
 
 @MODES
+@pytest.mark.parametrize("guarded_by", ["middleware", "both"])
+def test_twenty_parallel_tool_calls_in_a_scope_are_three(
+    guard: Guard, model: Any, search: Any, says: Any, mode: str, guarded_by: str
+) -> None:
+    model.script = looping(says, 20)
+    setup = Setup(guarded_by, [])
+    agent = create_agent(model, [search[0]], middleware=setup.middleware)
+    with guard.run("agent") as run:
+        with pytest.raises(BudgetExceededError), run.scope("part", Budget(calls={"search": 3})):
+            drive(mode, agent, HI, setup.config, tries=3)
+        model.invoke("after it", setup.config)
+    assert len(search[1]) == 3
+    assert run.state is RunState.COMPLETED
+    assert run.journal.fold.open == {}
+
+
+@MODES
 @GUARDS
 @BESIDE
 def test_a_kill_at_the_second_model_call_ends_the_agent(

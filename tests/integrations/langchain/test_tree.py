@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +17,8 @@ from langgraph.prebuilt import ToolNode
 
 from agentguard import Guard, guarded_step
 from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
+from agentguard_langchain._calls import CALLS
+from agentguard_langchain._tree import TREE
 
 HI = {"messages": [("user", "hi")]}
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])
@@ -228,3 +231,32 @@ def test_tasks_inside_a_node_are_told_apart(guard: Guard, model: Any) -> None:
         "task.1/chat scripted#1",
         "task.2/chat scripted#1",
     ]
+
+
+@MODES
+@GUARDS
+def test_nothing_is_remembered_of_a_run_that_is_over(
+    guard: Guard, model: Any, search: Any, says: Any, mode: str, guarded_by: str
+) -> None:
+    answer, wants = says
+    model.script = lambda n, m: answer("", wants("search", "c", query="q")) if n == 1 else answer("done")
+    middleware, config = guards(guarded_by)
+    agent = create_agent(model, [search[0]], middleware=middleware)
+    before = len(TREE._nodes), len(CALLS._open)
+    with guard.run("agent"):
+        asyncio.run(agent.ainvoke(HI, config)) if mode == "async" else agent.invoke(HI, config)
+    assert (len(TREE._nodes), len(CALLS._open)) == before
+
+
+def test_what_never_ended_is_forgotten_in_time(guard: Guard) -> None:
+    """LangChain does not report every end."""
+    handler = GuardCallbackHandler()
+    for n in range(3000):
+        if n % 1000 == 0:
+            run = guard.start(f"r{n}")
+        handler.on_chain_start({}, {}, run_id=uuid4())
+        handler.on_chat_model_start({}, [[]], run_id=uuid4())
+        if n % 1000 == 999:
+            run.close()
+    assert len(TREE._nodes) < 2100
+    assert len(CALLS._open) < 2100
