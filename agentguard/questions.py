@@ -12,9 +12,6 @@ from agentguard.audit.compare import RunDiff, diff
 from agentguard.audit.export import Exported, Sink, export
 from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.model import Budget
-from agentguard.errors import (
-    LogIntegrityError,
-)
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Event, Head
@@ -31,14 +28,7 @@ class Questions(Held):
 
     def runs(self, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunSummary]:
         """The newest runs first; live ones as of their last event."""
-        return [self._in_list(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
-
-    def _in_list(self, row: RunRow) -> RunSummary:
-        """A run's summary; a live one whose log is damaged is shown by its row, and hides no other."""
-        try:
-            return self._summary(row)
-        except LogIntegrityError:
-            return from_data(row.summary)
+        return [self._summary(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
 
     def summary(self, run_id: str) -> RunSummary:
         """The run in a few lines.

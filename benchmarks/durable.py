@@ -22,7 +22,7 @@ def measure(*, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         return [
             _process(Path(folder), 15 if quick else 60),
-            _power(Path(folder), 200 if quick else 600),
+            _power(Path(folder), 200 if quick else 800, 3 if quick else 9),
         ]
 
 
@@ -63,7 +63,7 @@ def _wall(call: Callable[[], Any]) -> float:
     return (time.perf_counter_ns() - started) / _BLOCK
 
 
-def _power(folder: Path, steps: int) -> Row:
+def _power(folder: Path, steps: int, rounds: int) -> Row:
     url = f"sqlite:///{folder / 'power.db'}"
     with Guard.open(url, kill_switch="memory", telemetry=False, durability="power") as guard:
         taken = m.medians(
@@ -71,7 +71,7 @@ def _power(folder: Path, steps: int) -> Row:
                 "one": lambda: asyncio.run(_tasks(guard, 1, steps // 4)),
                 "many": lambda: asyncio.run(_tasks(guard, 64, steps // 4 * 8)),
             },
-            3,
+            rounds,
         )
     return Row(
         name="sqlite-power",

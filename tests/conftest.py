@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentguard import Guard
+from agentguard import Guard, RunStopped
+from agentguard.steps.verdict import raise_verdict
 from agentguard.runs.current import CURRENT
 
 
@@ -31,6 +32,21 @@ def no_run_is_left_current() -> Iterator[None]:
     left = CURRENT.get()
     CURRENT.set(None)
     assert left is None, f"{left.run} was left current"
+
+
+@pytest.fixture(autouse=True)
+def failures_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed assertion leaves a stopped run as itself.
+
+    Otherwise it would be the cause of the stop, which most tests of stops expect, and would go unseen.
+    """
+
+    def verdict(stop: RunStopped | None, arrived: BaseException | None) -> None:
+        if not isinstance(arrived, AssertionError | pytest.fail.Exception):
+            raise_verdict(stop, arrived)
+
+    monkeypatch.setattr("agentguard.run.raise_verdict", verdict)
+    monkeypatch.setattr("agentguard.steps.scope.raise_verdict", verdict)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of
 
+#: What is not on record, so that it cannot be held against another.
+_UNKNOWN = "(not on record)"
 _COMPARED = ("key", "arguments", "effect", "outcome")
 
 
@@ -53,9 +55,18 @@ class _Call:
     def __init__(self, record: Record, payload: bytes | None) -> None:
         data = record.data or {}
         self.key = record.key or ""
-        self.arguments = None if payload is None else decode(payload)
+        self.arguments: Any = None if payload is None else decode(payload)
         self.effect = data.get("effect", "once") if record.type == ev.STEP_STARTED else record.type
-        self.outcome: Any = "refused" if record.type == ev.STEP_REFUSED else None
+        self.outcome: Any = None
+        if record.type == ev.STEP_REFUSED:
+            self.effect, self.outcome = _UNKNOWN, "refused"
+        elif record.type == ev.VALUE:  # two runs never have the same time
+            self.outcome = _UNKNOWN if record.name == "run.now" else self.arguments
+            self.arguments = None
+        elif record.type == ev.SCOPE_OPENED:
+            self.arguments = data.get("budget")
+        if payload is None and "args" in data:
+            self.arguments = _UNKNOWN
 
 
 class _Log:
@@ -132,6 +143,6 @@ def _compare(branch: str, pos: int, a: _Call | None, b: _Call | None) -> Differe
         return Difference("extra" if a is None else "missing", branch, pos, key, a and a.key, b and b.key)
     for field in _COMPARED:
         one, other = getattr(a, field), getattr(b, field)
-        if one != other:
+        if one != other and _UNKNOWN not in (one, other):
             return Difference(field, branch, pos, a.key, one, other)
     return None

@@ -38,7 +38,7 @@ from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals, capture
 from agentguard.steps.approvals import WaitingError
-from agentguard.steps.journal import Journal
+from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import LLM, Step, StepSpec, with_step
 
@@ -118,7 +118,7 @@ def admit(step: Step, *, wait: bool = True) -> None:
     """
     journal = step.journal
     acquire = journal.acquire  # what an attribute holds is called faster by a name, here and below
-    if not acquire(wait):
+    if not acquire(wait) and not acquire(timeout=MOMENT):
         raise StoreBusyError
     release = journal.release
     try:

@@ -51,6 +51,9 @@ _log = logging.getLogger("agentguard")
 
 #: How often, in seconds, a paused step looks whether another process has resumed the run.
 _POLL = 0.02
+#: How long, in seconds, an event loop waits for a thread of its own process to let go of the lock.
+#: Handing the wait to a thread costs more, and tears apart the tasks that could share a commit.
+MOMENT = 0.002
 
 
 class Body(Protocol):

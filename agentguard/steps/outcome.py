@@ -18,7 +18,7 @@ from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import capture, exceptions
 from agentguard.steps.flow import stop_level, warn
-from agentguard.steps.journal import Journal
+from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import Step, with_step
 
@@ -99,7 +99,7 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     if isinstance(outcome.error, _IN_DOUBT) and journal.player is not None:
         return  # a recovery that cannot go on here: what the step came to is for the next one to say
     acquire = journal.acquire
-    if not acquire(wait):
+    if not acquire(wait) and not acquire(timeout=MOMENT):
         raise StoreBusyError
     release = journal.release
     try:

@@ -58,6 +58,26 @@ PRINTED = {
         "  the client is told: -32080 BudgetExceededError",
         "FAILED: 5 calls, 2 mails",
     ],
+    "10_langchain_agent.py": [
+        "stopped: usd, 0.01628 of 0.02 used",
+        "FAILED: 0.01628 USD, 40 EUR refunded",
+        "the agent: Done after 4 customers.",
+        "COMPLETED: 0.02252 USD, 2 mails",
+        "the same again, without model and tools: Done after 4 customers.",
+    ],
+    "11_langchain_kill_stream.py": [
+        "the agent talks",
+        "in the middle of a sentence: 'that will do'",
+        "the other process: killed run ",
+        "on record: KILLED",
+    ],
+    "12_langgraph_branches.py": [
+        "tides: 2 pages",
+        "winds: 3 pages",
+        "everything: given up, calls:kind:llm",
+        "COMPLETED: 1020 tokens in 32 steps",
+        "  main/research@1.0/model@1/chat scripted#1",
+    ],
 }
 
 

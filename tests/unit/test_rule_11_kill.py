@@ -356,36 +356,3 @@ def test_rule_11_a_kill_finds_every_run_while_others_come_and_go(guard):
             thread.join(10)
     assert errors == []
     assert all(run.state is RunState.KILLED for run in waiting)
-
-
-def test_rule_11_a_kill_while_scopes_are_opened(guard):
-    """What is stopped is looked up in a thread of the kill, while others change it."""
-    errors = []
-
-    def churn() -> None:
-        try:
-            with suppress(RunStopped):
-                while True:
-                    with run.scope("s"):
-                        churning.release()
-        except Exception as error:
-            errors.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for _ in range(3):
-            churning = threading.Semaphore(0)
-            run = start(guard, detached=True)
-            threads = [threading.Thread(target=run.bind(churn)) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for _ in range(400):
-                churning.acquire()
-            guard.kill(run=run.id, reason="now")
-            for thread in threads:
-                thread.join(10)
-            assert guard.summary(run.id).state is RunState.KILLED
-    finally:
-        sys.setswitchinterval(interval)
-    assert errors == []

@@ -98,14 +98,10 @@ def test_a_kill_ends_the_stream_of_a_model_at_the_next_token(
     assert "two" in str(heard)
 
 
-@GUARDS
+@pytest.mark.parametrize("guarded_by", ["middleware", "both"])  # a handler alone cannot cancel
 def test_a_call_that_hangs_is_cancelled_by_a_kill_where_the_middleware_makes_it(
     guard: Guard, scripted: Any, guarded_by: str
 ) -> None:
-    """A handler alone cannot: it only hears of beginnings, tokens and ends."""
-    if guarded_by == "handler":
-        return
-
     class Hanging(scripted):
         async def _agenerate(
             self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any
