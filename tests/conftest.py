@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agentguard import Guard, RunStopped
-from agentguard.steps.verdict import raise_verdict
 from agentguard.runs.current import CURRENT
+from agentguard.steps.verdict import raise_verdict
 
 
 @pytest.fixture(autouse=True)

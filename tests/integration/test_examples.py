@@ -1,6 +1,7 @@
 """Every example runs as it stands, prints what it promises, and leaves the user's own state alone."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -78,6 +79,48 @@ PRINTED = {
         "COMPLETED: 1020 tokens in 32 steps",
         "  main/research@1.0/model@1/chat scripted#1",
     ],
+    "30_replay_failed_run.py": [
+        "in production: RateError: no rate for XXX",
+        "  really done: asked the model, fetched EUR, fetched USD, fetched XXX",
+        "the log: intact: 12 events",
+        "  the same error, as its own type: no rate for XXX",
+        "  really done: nothing",
+        "  goes as recorded until it does something new: missing at main/tell_operator#1",
+        "  really done: nothing",
+    ],
+    "31_crash_and_recover.py": [
+        "life 1: killed by SIGKILL",
+        "  charged bob 300 under qtfldbx2",
+        "life 2: killed by SIGKILL",
+        "  charged bob 300 under qtfldbx2",
+        "  posted a letter to cid",
+        "life 3: ended with 3",
+        "life 4: ended with 0",
+        "COMPLETED, 0.05 USD; the log is intact",
+        "  13 step_resolved  main/charge#2 retry",
+        "  25 step_resolved  main/send_letter#3 completed",
+        "4 letters for 4 customers, posted twice: 0",
+    ],
+    "32_what_if.py": [
+        "stopped: 0.05 of 0.05 usd spent",
+        "  Budget(usd='0.03'): stops at event 13 (main/summarize#3): usd limit 0.03",
+        "  Budget(tokens=2500): stops at event 13",
+        "  Budget(calls={'fetch': 3}): stops at event 15",
+        "  Budget(steps=100): does not stop; unknown beyond seq 22",
+        "a fork after event 21",
+        "  really summarized PAGE-5",
+        "  8 pages, the first four from the log",
+        "COMPLETED: 0.096 USD",
+        "  they differ: outcome at main/summarize#5",
+    ],
+    "33_langgraph_replay.py": [
+        "in production: stopped, 120 of 200 refunded_eur",
+        "  physical calls: 8",
+        "replayed: stopped as recorded, 120 of 200 refunded_eur",
+        "  physical calls: 0; steps from the log: 8",
+        "  the first difference: arguments at main/model@1/",
+        "  physical calls: 0",
+    ],
 }
 
 
@@ -112,6 +155,27 @@ def test_example_leaves_the_users_state_alone(path: Path, tmp_path: Path) -> Non
     run_example(path, tmp_path)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tests_with_cassettes_pass_from_them_and_record_them_again(tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    shutil.copytree(EXAMPLES[0].parent / "34_pytest_cassette", folder)
+    kept = {path.name: path.read_bytes() for path in folder.glob("cassettes/*/*")}
+    pytest_here = ["-m", "pytest", "-p", "no:langsmith_plugin", "-p", "no:cacheprovider", "-s"]
+
+    def run(mode: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *pytest_here, f"--agentguard-record={mode}"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    replayed = run("none")
+    assert "3 passed" in replayed.stdout, replayed.stdout
+    assert "called" not in replayed.stderr
+    shutil.rmtree(folder / "cassettes")
+    assert "3 errors" in run("none").stdout
+    recorded = run("once")
+    assert "3 passed" in recorded.stdout
+    assert recorded.stderr.count("called the model") == 3
+    assert {path.name: path.read_bytes() for path in folder.glob("cassettes/*/*")} == kept
 
 
 def test_example_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
