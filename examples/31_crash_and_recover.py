@@ -70,6 +70,7 @@ def work() -> None:
 def life(number: int, **dies: str) -> None:
     """One life of the process."""
     before = len(effects())
+    sys.stdout.flush()  # it prints to the same place
     command = [sys.executable, __file__, "work"]
     ran = subprocess.run(command, env=os.environ | dies, check=False)  # noqa: S603 - this file itself
     how = "killed by SIGKILL" if ran.returncode == -signal.SIGKILL else f"ended with {ran.returncode}"
