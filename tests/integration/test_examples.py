@@ -1,7 +1,6 @@
 """Every example runs as it stands, prints what it promises, and leaves the user's own state alone."""
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -157,27 +156,6 @@ def test_example_leaves_the_users_state_alone(path: Path, tmp_path: Path) -> Non
     run_example(path, tmp_path)
 
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_tests_with_cassettes_pass_from_them_and_record_them_again(tmp_path: Path) -> None:
-    folder = tmp_path / "suite"
-    shutil.copytree(EXAMPLES[0].parent / "34_pytest_cassette", folder)
-    kept = {path.name: path.read_bytes() for path in folder.glob("cassettes/*/*")}
-    pytest_here = ["-m", "pytest", "-p", "no:langsmith_plugin", "-p", "no:cacheprovider", "-s"]
-
-    def run(mode: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *pytest_here, f"--agentguard-record={mode}"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-    replayed = run("none")
-    assert "3 passed" in replayed.stdout, replayed.stdout
-    assert "called" not in replayed.stderr
-    shutil.rmtree(folder / "cassettes")
-    assert "3 errors" in run("none").stdout
-    recorded = run("once")
-    assert "3 passed" in recorded.stdout
-    assert recorded.stderr.count("called the model") == 3
-    assert {path.name: path.read_bytes() for path in folder.glob("cassettes/*/*")} == kept
 
 
 def test_example_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
