@@ -243,7 +243,7 @@ class Run:
         if early:
             if branch.tasks is None:
                 branch.tasks = tasks.EarlyTasks()
-            branch.tasks.add(branch, loop)
+            journal.loops[loop].count(branch.tasks.add(branch, loop), journal)
 
     # --- steps ---------------------------------------------------------------------------------
 

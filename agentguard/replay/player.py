@@ -58,7 +58,7 @@ class Player:
         #: The last call served of each `key=`.
         self._keyed: dict[str, Call] = {}
         self.order = DeliveryOrder(self, stall_timeout)
-        #: The step that may have happened, once a recovery has met one: an operator must resolve it.
+        #: The step that may have happened, once the program has met one: an operator must resolve it.
         self.in_doubt: StepOutcomeUnknownError | None = None
         #: The first difference; once found, every further call raises it.
         self.divergence: ReplayDivergenceError | None = None
@@ -185,6 +185,7 @@ class Player:
             return
         stop = self.recorded_stop()
         if stop is None:
+            self.check_doubt()
             self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
             return
         raise stop.with_traceback(None)
@@ -241,7 +242,11 @@ class Player:
             self.tape.take(call, with_children=answer is not None)
             return answer
         self.tape.read_until(lambda: False)
-        raise StepOutcomeUnknownError(self._journal.run_id, step.key)
+        self.tape.take(call)
+        unknown = StepOutcomeUnknownError(self._journal.run_id, step.key)
+        if self.tape.terminal is None:  # the run's process died here: no replay goes further
+            self.in_doubt = unknown
+        raise unknown
 
     # --- outcomes ------------------------------------------------------------------------------
 

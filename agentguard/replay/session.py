@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentguard._encoding import decode
-from agentguard.errors import ReplayDivergenceError, RunStopped
+from agentguard.errors import ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
 from agentguard.events import codec
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.origin import checked, origin_log
@@ -84,6 +84,7 @@ class Replaying:
 
         Raises:
             ReplayDivergenceError: the program did something else, whatever it swallowed.
+            StepOutcomeUnknownError: the log ends inside a step.
         """
         for factory in journal.loops.values():
             factory.leave(id(journal))
@@ -92,11 +93,12 @@ class Replaying:
             return None
         if player.divergence is not None and error is not player.divergence:
             raise player.divergence.with_traceback(None) from error
-        if isinstance(error, ReplayDivergenceError) or (
+        if isinstance(error, ReplayDivergenceError | StepOutcomeUnknownError) or (
             error is not None and not isinstance(error, Exception)
         ):
             return None  # of a run inside or around; or the process wants out
         try:
+            player.check_doubt()
             player.finish()
             return player.end(error)
         except ReplayDivergenceError as difference:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextvars import Context, copy_context
 from types import FrameType
 from typing import Any
@@ -55,10 +55,15 @@ class LoopBranches:
         else:
             task = self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
         if place is not None:
-            place.run.journal.concurrent = True
+            self.count((task,), place.run.journal)
+        return task
+
+    def count(self, made: Iterable[asyncio.Future[Any]], journal: Any) -> None:
+        """Tasks were made inside a run: outcomes of its steps may have to be delivered in turn."""
+        for task in made:
+            journal.concurrent = True
             self.alive += 1
             task.add_done_callback(self._done)
-        return task
 
     def _done(self, task: asyncio.Future[Any]) -> None:
         self.alive -= 1
@@ -102,10 +107,12 @@ class EarlyTasks:
         self._branches: weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]
         self._branches = weakref.WeakKeyDictionary()
 
-    def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> None:
-        """Give the tasks of a loop their branches."""
-        for task in sorted(asyncio.all_tasks(loop), key=_creation)[1:]:
+    def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+        """Give the tasks of a loop their branches; gives those that have one of their own."""
+        made = sorted(asyncio.all_tasks(loop), key=_creation)[1:]
+        for task in made:
             self._branches[task] = branch.child(_LABEL)
+        return made
 
     def branch_here(self, branch: Branch) -> Branch:
         """The branch of the code that runs now."""

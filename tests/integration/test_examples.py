@@ -1,6 +1,7 @@
 """Every example runs as it stands, prints what it promises, and leaves the user's own state alone."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+EXAMPLES_FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
+
+#: What comes with other packages of the environment, or leaves files beside the tests.
+PYTEST = ("-s", "-p", "no:langsmith_plugin", "-p", "no:xdist", "-p", "no:cacheprovider")
 
 #: Lines, or beginnings of lines, that an example prints, in this order.
 PRINTED = {
@@ -125,13 +130,17 @@ PRINTED = {
 }
 
 
-def run_example(path: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run an example as a user does who has set nothing up."""
+def environment_of(home: Path) -> dict[str, str]:
+    """The environment of a user who has set nothing up."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTGUARD_", "OTEL_"))}
-    environment |= {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONWARNINGS": "error"}
+    return environment | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONWARNINGS": "error"}
+
+
+def run_example(path: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example as it stands."""
     return subprocess.run(
         [sys.executable, str(path), *arguments],
-        env=environment,
+        env=environment_of(home),
         cwd=home,
         capture_output=True,
         text=True,
@@ -196,3 +205,46 @@ def test_opentelemetry_example_sends_to_a_collector(collector: tuple[str, set[st
     assert ran.returncode == 0, ran.stderr
     assert f"spans and metrics went to {endpoint}" in ran.stdout
     assert paths == {"/v1/traces", "/v1/metrics"}
+
+
+def test_the_cassette_example_replays_what_is_in_version_control(tmp_path: Path) -> None:
+    """A suite of a user's own, whose cassettes lie beside it; no body runs."""
+    folder = EXAMPLES_FOLDER / "34_pytest_cassette"
+    committed = cassettes_of(folder)
+
+    ran = run_suite(folder, tmp_path, "--agentguard-record=none")
+
+    assert ran.returncode == 0, ran.stdout
+    assert "3 passed" in ran.stdout
+    assert "called the" not in ran.stderr
+    assert cassettes_of(folder) == committed
+    assert len(committed) == 3
+
+
+def test_the_cassette_example_recorded_again_gives_the_same_files(tmp_path: Path) -> None:
+    """So that a recording shows in a diff only what the agent does otherwise."""
+    original = EXAMPLES_FOLDER / "34_pytest_cassette"
+    folder = Path(shutil.copytree(original, tmp_path / "suite", ignore=shutil.ignore_patterns("__pycache__")))
+
+    ran = run_suite(folder, tmp_path, "--agentguard-record=all")
+
+    assert ran.returncode == 0, ran.stdout
+    assert "called the model" in ran.stderr
+    assert cassettes_of(folder) == cassettes_of(original)
+
+
+def cassettes_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("cassettes/**/*.jsonl")}
+
+
+def run_suite(folder: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a folder of tests as its own project, with what they print."""
+    return subprocess.run(
+        [sys.executable, "-B", "-m", "pytest", *PYTEST, str(folder), *arguments],
+        env=environment_of(home),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

@@ -1,0 +1,713 @@
+"""Rule 19: what a replay answers, what it refuses, and that it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from agentguard import (
+    ApprovalDeniedError,
+    Budget,
+    BudgetExceededError,
+    Guard,
+    KillSwitchTriggeredError,
+    ReplayDivergenceError,
+    Run,
+    RunState,
+    RunStopped,
+    StepOutcomeUnknownError,
+    Usage,
+    current_run,
+    guarded_step,
+)
+from agentguard.errors import DuplicateKeyError, RunNotFoundError, StoreUnavailableError
+
+RAN: list[Any] = []
+Program = Callable[[Run], Any]
+
+
+class OwnError(Exception):
+    def __init__(self, code: int, *, hint: str) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+        self.hint = hint
+
+
+@guarded_step(usage=Usage(usd="0.01"))
+def add(a: int, b: int = 0) -> int:
+    RAN.append((a, b))
+    return a + b
+
+
+@guarded_step
+def fail(code: int) -> None:
+    RAN.append(code)
+    raise OwnError(code, hint="try later")
+
+
+@guarded_step(usage=Usage(usd="0.01"))
+async def add_later(a: int) -> int:
+    RAN.append(a)
+    await asyncio.sleep(0)
+    return a
+
+
+@guarded_step
+def count_to(n: int) -> Iterator[int]:
+    RAN.append(n)
+    yield from range(n)
+
+
+@guarded_step
+def outer(a: int) -> int:
+    RAN.append("outer")
+    return add(a) + add(a, 1)
+
+
+@guarded_step(key=lambda name: name)
+def once(name: str) -> str:
+    RAN.append(name)
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> None:
+    RAN.clear()
+
+
+def carried_out(run: Run, program: Program) -> tuple[Any, BaseException | None]:
+    """What a program gives inside a run, and what leaves the run's block."""
+    result = None
+    try:
+        with run:
+            result = program(run)
+    except Exception as error:  # a test of what it is
+        return result, error
+    return result, None
+
+
+def same_again(guard: Guard, program: Program, **options: Any) -> Run:
+    """Record a program, replay it, and hold the two against each other; gives the replayed run."""
+    run = guard.run("program", **options)
+    recorded = carried_out(run, program)
+    before = [event.hash for event in guard.history(run.id)]
+    assert RAN or not any(event.type == "step_started" for event in guard.history(run.id))
+    RAN.clear()
+    replay = guard.replay(run.id)
+    result, error = carried_out(replay, program)
+    assert RAN == []
+    assert result == recorded[0]
+    assert type(error) is type(recorded[1])
+    assert str(error) == str(recorded[1])
+    assert replay.spent == guard.summary(run.id).usage
+    assert replay.state == guard.summary(run.id).state
+    assert [event.hash for event in guard.history(run.id)] == before
+    return replay
+
+
+def differs(guard: Guard, recorded: Program, now: Program, **options: Any) -> ReplayDivergenceError:
+    """Record one program, replay another, and give the difference, which sticks."""
+    run = guard.run("program", **options)
+    carried_out(run, recorded)
+    RAN.clear()
+    replay = guard.replay(run.id)
+    _, error = carried_out(replay, now)
+    assert isinstance(error, ReplayDivergenceError), error
+    assert RAN == []
+    return error
+
+
+# --- what comes back -----------------------------------------------------------------------------
+
+
+def everything(run: Run) -> list[Any]:
+    """A program that does a bit of everything a sync agent does."""
+    out: list[Any] = [add(1, b=2), outer(3), list(count_to(3)), run.call("max", max, 4, 5)]
+    try:
+        fail(7)
+    except OwnError as error:
+        out.append((type(error), str(error), error.code, error.hint))
+    with run.scope("part", Budget(steps=5)) as scope:
+        out += [add(6), scope.spent.usd, scope.remaining.steps]
+    out += [run.now(), run.uuid(), run.random(), run.record("dice", lambda: RAN.append("dice") or 4)]
+    out += [run.spent, run.remaining.usd]
+    with run.branch("side"):
+        out.append(add(8))
+    return out
+
+
+def test_rule_19_everything_a_sync_agent_does_comes_back(guard: Guard) -> None:
+    same_again(guard, everything, budget=Budget(usd="1"))
+
+
+def test_rule_19_everything_comes_back_from_sqlite(sqlite_guard: Guard) -> None:
+    same_again(sqlite_guard, everything, budget=Budget(usd="1"))
+
+
+def test_rule_19_what_a_program_reads_of_its_budget_is_what_it_was(guard: Guard) -> None:
+    """At every step, and not only at the end: programs act on it."""
+
+    def until_half(run: Run) -> list[Any]:
+        seen = []
+        while run.remaining.usd > run.spent.usd:
+            add(1)
+            seen.append((run.spent.usd, run.remaining.usd, run.spent.steps))
+        return seen
+
+    same_again(guard, until_half, budget=Budget(usd="0.09"))
+
+
+def test_rule_19_generators_item_by_item(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        for number in count_to(5):
+            out.append((number, add(number)))
+            if number == 2:
+                break
+        return out
+
+    same_again(guard, program)
+
+
+def test_rule_19_another_item_than_was_asked_for_is_a_difference(guard: Guard) -> None:
+    def first_two(run: Run) -> list[int]:
+        items = count_to(5)
+        found = [next(items), next(items)]
+        items.close()
+        return found
+
+    error = differs(guard, first_two, lambda run: list(count_to(5)))
+    assert (error.kind, error.key) == ("missing", "main/count_to#1")
+
+
+def test_rule_19_threads(guard: Guard) -> None:
+    def program(run: Run) -> list[int]:
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(run.bind(lambda n: add(n) + add(n, 1)), range(6)))
+
+    same_again(guard, program)
+
+
+def test_rule_19_runs_inside_runs(guard: Guard) -> None:
+    def program(run: Run) -> Any:
+        add(1)
+        with guard.run("inner", budget=Budget(steps=2)) as inner:
+            add(2)
+            with guard.run("innermost"):
+                add(3)
+        return inner.id, inner.state, run.spent.usd
+
+    same_again(guard, program, budget=Budget(usd="1"))
+
+
+def test_rule_19_a_run_inside_that_is_no_longer_the_same_shows(guard: Guard) -> None:
+    def with_inner(number: int) -> Program:
+        def program(run: Run) -> None:
+            with suppress(RunStopped), run.scope("part", Budget(steps=1)):
+                add(0)
+                with guard.run("inner"):
+                    add(number)
+
+        return program
+
+    # The scope's recorded stop must not cover the difference inside it.
+    error = differs(guard, with_inner(1), with_inner(2))
+    assert (error.kind, error.key) == ("arguments", "main/add#1")
+
+
+def test_rule_19_the_run_is_the_current_one(guard: Guard) -> None:
+    same_again(guard, lambda run: (add(1), current_run() is run)[1])
+
+
+@pytest.mark.parametrize("mode", ["gather", "group", "completed", "first"])
+def test_rule_19_tasks(guard: Guard, mode: str) -> None:
+    async def work(n: int) -> int:
+        for _ in range(n % 3):
+            await asyncio.sleep(0)
+        return await add_later(n) + await add_later(n + 10)
+
+    async def main() -> list[int]:
+        if mode == "gather":
+            return await asyncio.gather(*(work(n) for n in range(5)))
+        tasks = [asyncio.create_task(work(n)) for n in range(5)]
+        if mode == "completed":
+            return [await done for done in asyncio.as_completed(tasks)]
+        if mode == "group":
+            async with asyncio.TaskGroup() as group:
+                more = [group.create_task(work(n)) for n in range(5, 8)]
+            return [task.result() for task in (*more,)] + await asyncio.gather(*tasks)
+        order = []
+        pending = set(tasks)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            order += sorted(task.result() for task in done)
+        return order
+
+    same_again(guard, lambda run: asyncio.run(main()))
+
+
+def test_rule_19_inputs(guard: Guard) -> None:
+    same_again(guard, lambda run: add(run.inputs["n"]), inputs={"n": 4})
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+def test_rule_19_the_agents_own_error_is_the_end_again(guard: Guard) -> None:
+    replay = same_again(guard, lambda run: fail(3))
+    assert replay.state is RunState.FAILED
+
+
+def careless(run: Run) -> int:
+    done = 0
+    for n in range(6):
+        with suppress(Exception):
+            add(n)
+            done += 1
+    return done
+
+
+def test_rule_19_a_budget_stop_comes_at_the_same_step_and_cannot_be_swallowed(guard: Guard) -> None:
+    replay = same_again(guard, careless, budget=Budget(usd="0.03"))
+    assert isinstance(replay.stop, BudgetExceededError)
+    assert (replay.stop.resource, str(replay.stop.spent)) == ("usd", "0.03")
+
+
+def test_rule_19_a_kill_comes_at_the_same_step(guard: Guard) -> None:
+    def program(run: Run) -> None:
+        add(1)
+        run.kill("enough", actor="ann")  # in the replay, nobody
+        add(2)
+
+    replay = same_again(guard, program)
+    assert isinstance(replay.stop, KillSwitchTriggeredError)
+    assert (replay.stop.reason, replay.stop.actor) == ("enough", "ann")
+
+
+def test_rule_19_live_kills_are_ignored_and_a_killed_run_can_be_replayed(guard: Guard) -> None:
+    with guard.run("program") as run:
+        add(1)
+    guard.kill(reason="everything")
+    with guard.replay(run.id):
+        assert add(1) == 1
+
+
+def test_rule_19_a_scopes_stop_and_the_run_going_on(guard: Guard) -> None:
+    """Calls that a stopped scope refused leave no event of their own; a careless agent makes them all the same."""
+
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        for name in ("one", "two"):
+            try:
+                with run.scope(name, Budget(steps=2)) as scope:
+                    for n in range(5):
+                        try:
+                            out.append(add(n))
+                        except RunStopped as stop:
+                            out.append((stop.scope, scope.stop is stop))
+            except BudgetExceededError as stop:
+                out.append(stop.scope)
+            out.append(add(100))
+        return out
+
+    same_again(guard, program)
+
+
+def test_rule_19_a_stopped_scope_refuses_all_kinds_of_calls_again(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        calls: list[Callable[[], Any]] = [
+            lambda: add(1),
+            lambda: list(count_to(2)),
+            lambda: asyncio.run(add_later(1)),
+            lambda: run.record("value", lambda: 1),
+            lambda: run.scope("inner").__enter__(),
+            lambda: guard.run("inside").__enter__(),
+        ]
+        with suppress(BudgetExceededError), run.scope("part", Budget(steps=0)):
+            for call in calls:
+                try:
+                    out.append(call())
+                except BudgetExceededError as stop:
+                    out.append(stop.scope)
+        return [*out, add(2)]
+
+    same_again(guard, program)
+
+
+def test_rule_19_a_scopes_deadline(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        with suppress(BudgetExceededError), run.scope("part", Budget(seconds=0)):
+            for n in range(3):
+                try:
+                    out.append(add(n))
+                except BudgetExceededError as stop:
+                    out.append(stop.resource)
+        return [*out, add(9)]
+
+    same_again(guard, program)
+
+
+def test_rule_19_a_denied_approval(guard: Guard) -> None:
+    def ask(run: Run, n: int) -> Any:
+        try:
+            return run.call("add", add.__wrapped__, n, approval=True)
+        except ApprovalDeniedError as error:
+            return error.key, error.reason, error.actor
+
+    with guard.run("program") as run:
+        with ThreadPoolExecutor(1) as pool:
+            answers = []
+            for decide in ("deny", "approve"):
+                waiting = pool.submit(run.bind(ask), run, 1)
+                while not (asked := guard.approvals()):
+                    assert not waiting.done()
+                getattr(guard, decide)(run.id, asked[0].key, reason="no", actor="ann")
+                answers.append(waiting.result(10))
+        after = add(5)
+    assert answers[0][1:] == ("no", "ann")
+    assert answers[1] == 1
+    RAN.clear()
+    with guard.replay(run.id) as replay, ThreadPoolExecutor(1) as pool:
+        again = [pool.submit(replay.bind(ask), replay, 1).result(10) for _ in range(2)]
+        assert (again, add(5)) == (answers, after)
+    assert RAN == []
+
+
+def test_rule_19_a_pause_is_copied_and_never_waited_for(guard: Guard) -> None:
+    def program(run: Run) -> int:
+        add(1)
+        run.pause("a moment")
+        run.resume()
+        return add(2)
+
+    same_again(guard, program)
+
+
+def test_rule_19_a_key_called_again(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = [once("a")]
+        try:
+            once("a")
+        except DuplicateKeyError as error:
+            out.append(error.key)
+        return [*out, add(1), once("b")]
+
+    same_again(guard, program)
+
+
+def test_rule_19_another_attempt_of_a_key(guard: Guard) -> None:
+    failures = iter([True, False, True, False])
+
+    @guarded_step(key="flaky")
+    def flaky() -> str:
+        RAN.append("flaky")
+        add(1)
+        if next(failures):
+            raise ConnectionError("again")
+        return "done"
+
+    def program(run: Run) -> str:
+        with suppress(ConnectionError):
+            flaky()
+        return flaky()
+
+    same_again(guard, program)
+
+
+# --- a replay changes nothing --------------------------------------------------------------------
+
+
+def test_rule_19_nothing_is_written_spent_or_opened(guard: Guard) -> None:
+    with guard.run("program", tenant="acme") as run:
+        add(1)
+    guard.set_tenant_budget("acme", Budget(usd="0.001"))
+    runs, spent = guard.runs(), guard.tenants()
+    kills = guard.kills()
+    with guard.replay(run.id) as replay:
+        assert add(1) == 1
+        assert replay.kill("no") == 0
+        replay.pause()
+        replay.resume()
+    assert (guard.runs(), guard.tenants(), guard.kills()) == (runs, spent, kills)
+    assert guard.verify()
+
+
+def test_rule_19_the_store_of_a_replay_refuses_to_write(guard: Guard) -> None:
+    with guard.run("program") as run:
+        pass
+    replay = guard.replay(run.id)
+    with replay:
+        store = replay.journal.store
+        assert store.row(run.id) is not None
+        with pytest.raises(StoreUnavailableError, match="a replay writes nothing"):
+            store.append(1, [])
+
+
+def test_rule_19_two_replays_at_once(guard: Guard) -> None:
+    with guard.run("program") as run:
+        results = [add(n) for n in range(20)]
+
+    def again() -> list[int]:
+        with guard.replay(run.id):
+            return [add(n) for n in range(20)]
+
+    RAN.clear()
+    with ThreadPoolExecutor(2) as pool:
+        assert [f.result() for f in [pool.submit(again) for _ in range(2)]] == [results, results]
+    assert RAN == []
+
+
+def test_rule_19_a_run_that_is_not_there(guard: Guard) -> None:
+    with pytest.raises(RunNotFoundError):
+        guard.replay("nobody")
+
+
+# --- differences ---------------------------------------------------------------------------------
+
+
+def calls(*numbers: int) -> Program:
+    return lambda run: [add(n) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("now", "kind", "key", "expected", "found"),
+    [
+        (calls(1, 9, 3), "arguments", "main/add#2", [[2], {}], [[9], {}]),
+        (calls(1), "left_over", "main/add#2", "tool main/add#2 (event 5)", "the program ended"),
+        (
+            calls(1, 2, 3, 4),
+            "missing",
+            "main/add#4",
+            "no further call of this branch; the log ends",
+            "main/add#4 as call 4 of branch main",
+        ),
+        (
+            lambda run: [add(1), fail(1)],
+            "name",
+            "main/fail#1",
+            "tool main/add#2 (event 5)",
+            "main/fail#1 as call 2 of branch main",
+        ),
+        (
+            lambda run: [add(1), run.call("add", abs, 2, kind="llm")],
+            "name",
+            "main/add#2",
+            "tool main/add#2 (event 5)",
+            "llm add",
+        ),
+        (
+            lambda run: [add(1), run.now()],
+            "name",
+            "main/run.now#1",
+            "tool main/add#2 (event 5)",
+            "main/run.now#1 as call 2 of branch main",
+        ),
+        (
+            lambda run: run.scope("s").__enter__(),
+            "name",
+            "main/s#1",
+            "tool main/add#1 (event 3)",
+            "main/s#1 as call 1 of branch main",
+        ),
+    ],
+    ids=["arguments", "left over", "missing", "name", "kind", "value", "scope"],
+)
+def test_rule_19_the_first_difference(
+    guard: Guard, now: Program, kind: str, key: str, expected: Any, found: Any
+) -> None:
+    error = differs(guard, calls(1, 2, 3), now)
+    assert (error.kind, error.key, error.expected, error.found) == (kind, key, expected, found)
+    assert str(error).startswith(f"replay differs from the log ({kind}) at {key}\n  recorded: ")
+
+
+def test_rule_19_arguments_that_differ_are_shown_line_by_line(guard: Guard) -> None:
+    recorded = {"to": "ann", "lines": ["one", "two"]}
+    now = {"to": "ann", "lines": ["one", "three"]}
+    error = differs(
+        guard,
+        lambda run: run.call("send", str, recorded),
+        lambda run: run.call("send", str, now),
+    )
+    (note,) = error.__notes__
+    assert '-        "two"' in note.splitlines()
+    assert '+        "three"' in note.splitlines()
+
+
+def test_rule_19_another_end_is_a_difference(guard: Guard) -> None:
+    def other_error(run: Run) -> None:
+        add(1)
+        raise KeyError("no")
+
+    error = differs(guard, calls(1), other_error)
+    assert (error.kind, error.key) == ("outcome", None)
+    assert (error.expected, error.found) == ("the run ended: completed", "it ended: KeyError")
+    error = differs(guard, other_error, calls(1))
+    assert (error.expected, error.found) == ("the run ended: KeyError", "it ended: completed")
+
+
+def test_rule_19_a_call_that_moved_into_a_scope(guard: Guard) -> None:
+    def inside(run: Run) -> None:
+        with run.scope("s"):
+            add(1)
+
+    def outside(run: Run) -> None:
+        with run.scope("s"):
+            pass
+        add(1)
+
+    error = differs(guard, inside, outside)
+    assert (error.kind, error.key) == ("name", "main/add#1")
+    assert error.expected == "tool main/add#1 (event 4) in main/s#1"
+    assert error.found == "in no scope"
+
+
+def test_rule_19_another_budget_of_a_scope(guard: Guard) -> None:
+    def with_budget(steps: int) -> Program:
+        return lambda run: run.scope("s", Budget(steps=steps)).__enter__()
+
+    error = differs(guard, with_budget(1), with_budget(2))
+    assert (error.kind, error.expected, error.found) == ("arguments", {"steps": 1}, {"steps": 2})
+
+
+def test_rule_19_another_branch(guard: Guard) -> None:
+    def in_branch(name: str) -> Program:
+        def program(run: Run) -> None:
+            with run.branch(name):
+                once("x")
+
+        return program
+
+    error = differs(guard, in_branch("left"), in_branch("right"))
+    assert error.kind == "order"
+    assert error.found == "key:x as call 1 of branch main/right#1"
+
+
+def test_rule_19_the_first_difference_sticks_whatever_the_program_swallows(guard: Guard) -> None:
+    with guard.run("program") as run:
+        for n in range(3):
+            add(n)
+    seen = []
+    replay = guard.replay(run.id)
+    with pytest.raises(ReplayDivergenceError) as raised, replay:
+        for n in (0, 5, 2):
+            try:
+                add(n)
+            except Exception as error:  # agents do this
+                seen.append(error)
+    assert seen == [raised.value, raised.value]
+    assert raised.value.key == "main/add#2"
+
+
+def test_rule_19_a_difference_is_found_without_reading_on(guard: Guard) -> None:
+    """Where another call stands on record at the place, the rest of a long log is not taken into memory."""
+    with guard.run("program") as run:
+        for n in range(500):
+            add(n)
+    replay = guard.replay(run.id)
+    with pytest.raises(ReplayDivergenceError), replay:
+        add(0)
+        fail(1)
+    assert replay.journal.player.tape.last.seq < 10  # type: ignore[union-attr]
+
+
+def test_rule_19_what_was_served_is_forgotten(guard: Guard) -> None:
+    """Bodies number their calls in branches of their own, and those do not stay either."""
+    with guard.run("program") as run:
+        for n in range(50):
+            outer(n)
+    replay = guard.replay(run.id)
+    with replay:
+        for n in range(50):
+            outer(n)
+            tape = replay.journal.player.tape  # type: ignore[union-attr]
+            assert len(tape._calls) + len(tape._places) + len(tape.deliveries) <= 4
+
+
+def test_rule_19_a_block_cannot_be_replayed(guard: Guard) -> None:
+    def program(run: Run) -> None:
+        with run.step("by hand"):
+            RAN.append("inside")
+
+    error = differs(guard, program, program)
+    assert (error.kind, error.key) == ("not_replayable", "main/by hand#1")
+    assert error.found == "a block, not a function"
+
+
+def test_rule_19_a_step_around_a_block_is_served_whole(guard: Guard) -> None:
+    @guarded_step
+    def around(n: int) -> int:
+        RAN.append("around")
+        with current_run().step("by hand"):  # type: ignore[union-attr]
+            return n
+
+    same_again(guard, lambda run: around(4))
+
+
+# --- logs without an end -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def abandoned(guard: Guard, program: Program) -> Iterator[str]:
+    """A run whose process is gone."""
+    run = guard.run("program")
+
+    def lost() -> None:
+        with suppress(KeyboardInterrupt):
+            run.__enter__()
+            program(run)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lost).result()
+    guard.live.pop(run.id, None)
+    yield run.id
+
+
+def test_rule_19_a_log_of_a_crashed_run_replays_as_far_as_it_goes(guard: Guard) -> None:
+    with abandoned(guard, calls(1, 2)) as run_id:
+        RAN.clear()
+        with guard.replay(run_id):
+            assert [add(1), add(2)] == [1, 2]
+        with pytest.raises(ReplayDivergenceError, match="the log ends"), guard.replay(run_id):
+            add(1)
+            add(2)
+            add(3)
+    assert RAN == []
+
+
+def test_rule_19_a_step_without_an_outcome(guard: Guard) -> None:
+    @guarded_step
+    def dies() -> None:
+        raise KeyboardInterrupt
+
+    def program(run: Run) -> None:
+        journal = run.journal
+        append = journal.store.append
+
+        def gone(*args: Any, **options: Any) -> Any:
+            if any(b"step_failed" in event.body for event in args[1]):
+                raise KeyboardInterrupt
+            return append(*args, **options)
+
+        journal.store.append = gone  # type: ignore[method-assign]
+        journal._append_one = None
+        try:
+            dies()
+        finally:
+            del journal.store.append
+
+    with abandoned(guard, program) as run_id:
+        assert guard.history(run_id)[-1].type == "step_started"
+        with pytest.raises(StepOutcomeUnknownError, match="main/dies#1"), guard.replay(run_id):
+            dies()
+        with pytest.raises(StepOutcomeUnknownError, match="main/dies#1"), guard.replay(run_id):
+            with suppress(Exception):
+                dies()
+            add(1)  # the log does not say what the program did next
