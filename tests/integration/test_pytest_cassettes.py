@@ -20,7 +20,7 @@ import pytest
 from dataclasses import dataclass
 from agentguard import Budget, BudgetExceededError, Usage, guarded_step
 
-NAME = os.environ.get("NAME", "ann")
+NAME = os.environ.get("WHOM_TO_ASK", "ann")
 
 
 class NoAddressError(Exception):
@@ -189,7 +189,7 @@ def test_a_changed_program_fails_with_the_difference(
 ) -> None:
     project.run()
     project.told()
-    monkeypatch.setenv("NAME", "bob")
+    monkeypatch.setenv("WHOM_TO_ASK", "bob")
     result = project.run()
     result.assert_outcomes(passed=6, failed=1)
     assert project.told() == 0
