@@ -9,7 +9,7 @@ from typing import Any
 
 from agentguard.errors import AgentGuardError
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, capture, outcome, sync
+from agentguard.steps import aio, outcome, sync
 from agentguard.steps.flow import open_step
 from agentguard.steps.model import Step, StepSpec
 
@@ -108,5 +108,5 @@ class StepBlock:
         if error is not None:
             return outcome.failed(self._step, error)
         usage = outcome.usage_of(self._step, None, (), {})
-        payload, data = (None, {}) if result is None else capture.result(self._step, result)
+        payload, data = (None, {}) if result is None else self._step.keeper.result(result)
         return outcome.completed(usage, payload, data | NOT_REPLAYABLE)

@@ -6,89 +6,108 @@ so equal arguments are seen to be equal within a run and cannot be guessed once 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentguard._encoding import encode_call, encode_value, type_name
 from agentguard.steps import values
-from agentguard.steps.model import Step
+from agentguard.steps.model import Capture, Step, StepSpec
+from agentguard.steps.redaction import Redactor
+
+_NOT_CAPTURED = "not captured"
 
 
-def arguments(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Take the snapshot of a call's arguments, at the capture level of the step or its guard."""
-    journal = step.journal
-    level = step.spec.capture or journal.parts.capture
-    if level == "none" or not (args or kwargs):
-        return
-    payload = _encoded(step, args, kwargs)
-    digest = journal.digest
-    step.digest = digest(payload)
-    if level == "full":
-        step.payload = payload
+class Keeper:
+    """What is kept of the calls of one step in one run: the options of both, looked up once."""
 
+    __slots__ = (
+        "_cut",
+        "_digest",
+        "_full",
+        "_level",
+        "_parameters",
+        "_redact_call",
+        "_redact_result",
+        "_spec",
+    )
 
-def digest_of(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """The digest of a call's arguments, whatever is captured: what counts repeats."""
-    return step.journal.digest(_encoded(step, args, kwargs))
+    def __init__(
+        self, spec: StepSpec, level: Capture, redactor: Redactor | None, digest: Callable[[bytes], str]
+    ) -> None:
+        self._spec = spec
+        self._level = level
+        self._full = level == "full"
+        self._digest = digest
+        self._parameters = spec.parameters[1:] if spec.skip_first else spec.parameters
+        #: Whether some arguments stay out of the log.
+        self._cut = spec.skip_first or bool(spec.ignore)
+        self._redact_call = None if redactor is None else redactor.of_calls(self._parameters)
+        self._redact_result = None if redactor is None else redactor.value
 
+    def arguments(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Take the snapshot of a call's arguments."""
+        if self._level == "none" or not (args or kwargs):
+            return
+        payload = self._encoded(args, kwargs)
+        step.digest = self._digest(payload)
+        if self._full:
+            step.payload = payload
 
-def _encoded(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    spec = step.spec
-    parameters = spec.parameters
-    if spec.skip_first:
-        args, parameters = args[1:], parameters[1:]
-    if spec.ignore:
-        args, kwargs = _without(spec.ignore, parameters, args, kwargs)
-    payload = encode_call(args, kwargs)
-    redactor = step.journal.redactor(spec)
-    return redactor.call(payload, parameters) if redactor else payload
+    def digest_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The digest of a call's arguments, whatever is captured: what counts repeats."""
+        return self._digest(self._encoded(args, kwargs))
 
+    def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+        if self._cut:
+            args, kwargs = self._without(args, kwargs)
+        payload = encode_call(args, kwargs)
+        return payload if self._redact_call is None else self._redact_call(payload)
 
-def _without(
-    ignore: Sequence[str], names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    kept = [
-        None if position < len(names) and names[position] in ignore else value
-        for position, value in enumerate(args)
-    ]
-    return kept, {name: value for name, value in kwargs.items() if name not in ignore}
+    def _without(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        ignore, names = self._spec.ignore, self._parameters
+        if self._spec.skip_first:
+            args = args[1:]
+        kept = [
+            None if position < len(names) and names[position] in ignore else value
+            for position, value in enumerate(args)
+        ]
+        return kept, {name: value for name, value in kwargs.items() if name not in ignore}
 
+    def result(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
+        """The payload of an outcome, and what its event says of it.
 
-def result(step: Step, value: Any) -> tuple[bytes | None, dict[str, Any]]:
-    """The payload of an outcome, and what its event says of it.
+        `unreplayable` gives the reason why a replay could not hand the same value out again.
+        """
+        if self._level == "none":
+            return None, {"unreplayable": _NOT_CAPTURED}
+        if self._spec.codec is not None:
+            return self._by_codec(value)
+        payload = encode_value(value)
+        if payload is None:
+            return None, {"unreplayable": f"{type_name(type(value))} cannot be encoded"}
+        if type(value) in values.SCALARS:
+            return self.encoded(payload, None)
+        return self.encoded(payload, values.loss(value, payload, self._spec.returns))
 
-    `unreplayable` gives the reason why a replay could not hand the same value out again.
-    """
-    spec = step.spec
-    if (spec.capture or step.journal.parts.capture) == "none":
-        return None, {"unreplayable": "not captured"}
-    if spec.codec is not None:
+    def _by_codec(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
         try:
-            return encoded(step, values.by_codec(spec.codec, value), None)
+            payload = values.by_codec(self._spec.codec, value)
         except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
             return None, {"unreplayable": f"its codec failed: {type_name(type(error))}"}
-    payload = encode_value(value)
-    if payload is None:
-        return None, {"unreplayable": f"{type_name(type(value))} cannot be encoded"}
-    reason = None if type(value) in values.SCALARS else values.loss(value, payload, spec.returns)
-    return encoded(step, payload, reason)
+        return self.encoded(payload, None)
 
-
-def encoded(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
-    """Redact an encoded result and say what its event keeps of it."""
-    journal = step.journal
-    level = step.spec.capture or journal.parts.capture
-    if level == "none":
-        return None, {"unreplayable": "not captured"}
-    redactor = journal.redactor(step.spec)
-    if redactor is not None:
-        redacted = redactor.value(payload)
-        if redacted is not payload:
-            payload, reason = redacted, "redacted"
-    digest = journal.digest
-    data: dict[str, Any] = {"result": digest(payload)}
-    if level == "digest":
-        reason = "only a digest was captured"
-    if reason is not None:
-        data["unreplayable"] = reason
-    return (payload if level == "full" else None), data
+    def encoded(self, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
+        """Redact an encoded result and say what its event keeps of it."""
+        if self._level == "none":
+            return None, {"unreplayable": _NOT_CAPTURED}
+        if self._redact_result is not None:
+            redacted = self._redact_result(payload)
+            if redacted is not payload:
+                payload, reason = redacted, "redacted"
+        if self._full:
+            if reason is None:
+                return payload, {"result": self._digest(payload)}
+            return payload, {"result": self._digest(payload), "unreplayable": reason}
+        return None, {"result": self._digest(payload), "unreplayable": "only a digest was captured"}

@@ -36,7 +36,7 @@ from agentguard.runs.branch import MAIN
 from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
-from agentguard.steps import approvals, capture
+from agentguard.steps import approvals
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -75,18 +75,18 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Work out the request and take the snapshot of the arguments; this calls user code."""
     spec = step.spec
     counts_repeats = step.journal.fold.counts_repeats
-    capture.arguments(step, args, kwargs)
+    step.keeper.arguments(step, args, kwargs)
     if not spec.examined and not counts_repeats:
         return  # nothing depends on the call
     if callable(spec.approval):
         step.needs_approval = bool(spec.approval(*args, **kwargs))
     if step.needs_approval and step.digest is None:
-        step.digest = capture.digest_of(step, args, kwargs)
+        step.digest = step.keeper.digest_of(args, kwargs)
     if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
     if counts_repeats and step.digest is None:
-        step.digest = capture.digest_of(step, args, kwargs)  # on record, so that every reader counts alike
+        step.digest = step.keeper.digest_of(args, kwargs)  # on record, so that every reader counts alike
     repeat = repeat_id(spec.name, step.digest)
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat)
 

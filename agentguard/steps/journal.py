@@ -40,8 +40,10 @@ from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
+from agentguard.steps.capture import Keeper
 from agentguard.steps.gate import Gate
 from agentguard.steps.levels import Levels, Outer
+from agentguard.steps.model import StepSpec
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.served import Player
@@ -54,6 +56,7 @@ _POLL = 0.02
 #: How long, in seconds, an event loop waits for a thread of its own process to let go of the lock.
 #: Handing the wait to a thread costs more, and tears apart the tasks that could share a commit.
 MOMENT = 0.002
+_MOST_KEEPERS = 1000
 
 
 class Body(Protocol):
@@ -83,6 +86,7 @@ class Journal:
         self.salt = row.salt or b""
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
+        self.keepers: dict[StepSpec, Keeper] = {}
         self.levels = Levels(self, outer, parts.tenants)
         #: Whether this process opened or claimed the run, and so writes its end.
         self.owner = True
@@ -371,10 +375,18 @@ class Journal:
         while self.orphans:
             self.orphans.popleft().forgotten()
 
-    def redactor(self, spec: Any) -> Redactor | None:
+    def redactor(self, spec: StepSpec) -> Redactor | None:
         """What takes secrets out of the payloads of a step, or None."""
         chosen = spec.redact if spec.redact is not None else self.parts.redact
         return chosen or None
+
+    def keeper(self, spec: StepSpec) -> Keeper:
+        """What keeps the calls of a step in this run, made at its first call."""
+        if len(self.keepers) >= _MOST_KEEPERS:  # options that are made anew for each call
+            self.keepers.clear()
+        keeper = Keeper(spec, spec.capture or self.parts.capture, self.redactor(spec), self.digest)
+        self.keepers[spec] = keeper
+        return keeper
 
     # --- stops ---------------------------------------------------------------------------------
 

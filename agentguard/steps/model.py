@@ -14,6 +14,7 @@ from agentguard.runs.branch import Branch, key_part
 from agentguard.runs.fold import ONE_STEP
 
 if TYPE_CHECKING:
+    from agentguard.steps.capture import Keeper
     from agentguard.steps.journal import Journal
 
 Effect = Literal["read", "idempotent", "once"]
@@ -130,6 +131,7 @@ class Step:
         "attempt",
         "digest",
         "journal",
+        "keeper",
         "key",
         "needs_approval",
         "parent",
@@ -157,6 +159,8 @@ class Step:
         self._branch: Branch | None = None
         self.parent: Step | None = place.step
         self.journal: Journal = place.journal
+        #: What is kept of its arguments and its result.
+        self.keeper: Keeper = self.journal.keepers.get(spec) or self.journal.keeper(spec)
         self.key = key
         self.attempt = 1
         #: What it asks for; set by `prepare` where calls differ.

@@ -16,7 +16,7 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
-from agentguard.steps import capture, exceptions
+from agentguard.steps import exceptions
 from agentguard.steps.flow import stop_level, warn
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -81,7 +81,7 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
 
 def items(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
     """The payload of a generator's outcome, its items in order, and what its event says of it."""
-    return capture.encoded(step, payload, reason)
+    return step.keeper.encoded(payload, reason)
 
 
 #: What ends a recovery without ending the run, nor the steps around it.

@@ -37,7 +37,7 @@ class Redactor:
         b'[["ann","**********"],{}]'
     """
 
-    __slots__ = ("_find_name", "_find_shape", "_names", "_rule", "_secret_places", "_shortest")
+    __slots__ = ("_find_name", "_find_shape", "_names", "_rule", "_shortest")
 
     def __init__(self, names: Iterable[str] = (), rule: Rule | None = None) -> None:
         self._names = Names(names)
@@ -48,20 +48,24 @@ class Redactor:
         self._find_shape = by_shape.search if rule is None else re.compile(b"").search
         #: Nothing shorter can hold a secret: `{"pwd":1}`.
         self._shortest = len('{"":1}') + self._names.shortest if rule is None else 0
-        #: By the names of the parameters: which of them are secret.
-        self._secret_places: dict[Sequence[str], frozenset[int]] = {}
 
     def call(self, payload: bytes, parameters: Sequence[str]) -> bytes:
         """The arguments of a call, `[[...], {...}]`, without their secrets."""
-        places = self._secret_places.get(parameters)
-        if places is None:
-            places = self._learn(parameters)
-        if not places and (
-            len(payload) < self._shortest
-            or (self._find_shape(payload) is None and self._find_name(payload) is None)
-        ):
-            return payload
-        return _masked(payload, functools.partial(self._call, parameters=parameters), [[MASK], {}])
+        return self.of_calls(parameters)(payload)
+
+    def of_calls(self, parameters: Sequence[str]) -> Callable[[bytes], bytes]:
+        """`call` for the calls of one function, given the names of its parameters."""
+        mask = functools.partial(self._call, parameters=parameters)
+        if any(map(self._names.match, parameters)):
+            return lambda payload: _masked(payload, mask, [[MASK], {}])
+        find_name, find_shape, shortest = self._find_name, self._find_shape, self._shortest
+
+        def of_call(payload: bytes) -> bytes:
+            if len(payload) < shortest or (find_shape(payload) is None and find_name(payload) is None):
+                return payload
+            return _masked(payload, mask, [[MASK], {}])
+
+        return of_call
 
     def value(self, payload: bytes) -> bytes:
         """A result without its secrets; bytes of a codec that are no JSON are masked as text."""
@@ -78,11 +82,6 @@ class Redactor:
     def text(self, text: str) -> str:
         """A message without its secrets."""
         return mask_text(text, self._names)
-
-    def _learn(self, parameters: Sequence[str]) -> frozenset[int]:
-        places = frozenset(at for at, name in enumerate(parameters) if self._names.match(name))
-        self._secret_places[parameters] = places
-        return places
 
     # --- values --------------------------------------------------------------------------------
 

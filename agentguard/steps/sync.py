@@ -11,7 +11,7 @@ from typing import Any
 from agentguard.errors import AgentGuardError, BudgetExceededError, UnknownCostError
 from agentguard.events.model import STEP_COMPLETED
 from agentguard.runs.current import CURRENT
-from agentguard.steps import capture, outcome
+from agentguard.steps import outcome
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, open_step, prepare
 from agentguard.steps.interrupt import SyncBody
@@ -89,7 +89,7 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
     except BaseException as error:
         close(step, outcome.failed(step, error))
         raise
-    payload, data = capture.result(step, result)
+    payload, data = step.keeper.result(result)
     return outcome.Outcome(STEP_COMPLETED, usage, payload, data)
 
 
