@@ -142,7 +142,11 @@ class EventStore(Protocol):
         ...
 
     def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
-        """Events of all runs with a position above `after`, in commit order, with their run ids."""
+        """Events of all runs with a position above `after`, in commit order, with their run ids.
+
+        Nothing ever appears at or below a position that was given.  What `read` gives need not have
+        its position.
+        """
         ...
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:

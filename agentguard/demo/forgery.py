@@ -22,15 +22,12 @@ def edit(database: Path, run_id: str, seq: int, old: bytes, new: bytes) -> None:
         sqlite3.IntegrityError: the database refuses.
     """
     with closing(sqlite3.connect(database)) as connection, connection:
-        query = (
-            "SELECT position, body FROM event "
-            "WHERE run = (SELECT number FROM run WHERE run_id = ?) AND seq = ?"
-        )
-        position, body = connection.execute(query, (run_id, seq)).fetchone()
+        query = "SELECT key, body FROM event WHERE key = (SELECT number FROM run WHERE run_id = ?) << 32 | ?"
+        key, body = connection.execute(query, (run_id, seq)).fetchone()
         changed = bytes(body).replace(old, new)
         if changed == body:
             raise ValueError(f"event {seq} has no {old!r}")
-        connection.execute("UPDATE event SET body = ? WHERE position = ?", (changed, position))
+        connection.execute("UPDATE event SET body = ? WHERE key = ?", (changed, key))
 
 
 def drop_triggers(database: Path) -> int:

@@ -80,7 +80,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     `usage` is what the step used, `spent` the run's total after it.  `at_ns` is wall-clock
     nanoseconds since the epoch, `duration_ns` is measured by a monotonic clock.  `data` holds
     what is special to the type.  `hash` is SHA-256 over `prev_hash` and the stored bytes.
-    `position` is the event's place among all events of its store.
+    `position` is the event's place among all events of its store, in `Guard.events`; 0 where it is not known.
     """
 
     run_id: str

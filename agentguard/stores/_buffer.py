@@ -60,7 +60,8 @@ class Buffer:
             head = self._load_head(number, wait)
         if event.seq != head + 1:
             raise HeadMovedError(number, event.seq)
-        self.queue.append((number, event.seq, event.body, event.hash, event.payload))
+        key = number << 32 | event.seq
+        self.queue.append((key, time.time_ns(), event.body, event.hash, event.payload))
         self._heads[number] = event.seq
         self.wake()
 
@@ -143,4 +144,4 @@ class Buffer:
 
 
 def _run(entry: _Entry) -> int:
-    return entry[0]
+    return entry[0] >> 32

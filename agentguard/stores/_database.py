@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from agentguard.errors import StoreUnavailableError
@@ -117,7 +118,7 @@ class Database:
 
     def _put(self, writer: sqlite3.Connection, number: int, event: Stored, wait: Wait) -> None:
         seq, body, digest, payload, _ = event
-        columns = (number, seq, body, digest, payload)
+        columns = (number << 32 | seq, time_ns(), body, digest, payload)
         try:
             writer.execute(self._insert, columns)
         except sqlite3.Error as error:
@@ -132,7 +133,7 @@ class Database:
                     raise error
                 _patience.execute(writer, self.path, self._insert, columns, wait)
             except sqlite3.IntegrityError as conflict:
-                raise HeadMovedError(*columns[:2]) from conflict
+                raise HeadMovedError(*divmod(columns[0], 1 << 32)) from conflict
 
     def stage(self, number: int, event: Stored, wait: Wait) -> None:
         """Append an event and leave the commit, which many share, to `settle`; under the lock.
@@ -297,6 +298,10 @@ class Database:
             return nullcontext()
         self._catch_up(wait)
         return self.readers.snapshot(wait)
+
+    def in_snapshot(self) -> bool:
+        """Whether this thread's reads see a past moment."""
+        return self.readers.snapshot_of_thread() is not None
 
     def is_writing(self) -> bool:
         """Whether this thread is inside a transaction."""

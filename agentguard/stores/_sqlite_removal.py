@@ -41,21 +41,13 @@ def prune(
         with database.transaction(wait), database.errors:
             if not database.run(sql["mark_pruning"], (number,), wait=wait).rowcount:
                 continue
-            _hold_position(database, sql, number, wait)
+            database.run(sql["delete_places"], (number,), wait=wait)
             database.run(sql["delete_events"], (number,), wait=wait)
             database.run(sql["delete_run"], (number,), wait=wait)
         pruned.append(run_id)
     if pruned:
         empty_wal(database)
     return pruned
-
-
-def _hold_position(database: Database, sql: Mapping[str, str], number: int, wait: float) -> None:
-    """Keep the next event from getting a position that a reader of the log has seen."""
-    newest = database.run(sql["newest_event"], wait=wait).fetchone()
-    if newest is not None and newest[0] == number:
-        database.run(sql["hold_position"], (newest[1],), wait=wait)
-        database.run(sql["drop_held_positions"], (newest[1],), wait=wait)
 
 
 def empty_wal(database: Database) -> None:

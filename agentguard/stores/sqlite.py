@@ -19,7 +19,7 @@ from agentguard.budget import ledger
 from agentguard.errors import RunExistsError, StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Durability, HeadMovedError, RunRow
-from agentguard.stores import _registry, _sql, _sqlite_removal, _sqlite_rows
+from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_removal, _sqlite_rows
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -260,9 +260,20 @@ class SQLiteEventStore:
         return Stored(*found[0]) if found else None
 
     def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
-        """Events of all runs with a position above `after`, in commit order, with their run ids."""
+        """Events of all runs with a position above `after`, in commit order, with their run ids.
+
+        Positions are given here, to what was appended since the last call, so the file must be
+        writable; what cannot get one now, inside `snapshot` or while others keep the file locked,
+        is given by a later call.  A run's events keep their order; between runs it is that of their
+        commits in one process, and by the host's clock between processes and in a long backlog.
+        """
         query = "tail" if tenant is None else "tail_of_tenant"
-        found = self._select(query, {"after": after, "tenant": tenant, "limit": limit})
+        database = self._database()
+        more = True
+        found: list[tuple[Any, ...]] = []
+        while more and len(found) < limit:
+            more = not database.in_snapshot() and _sqlite_feed.place(database, self._sql, self._timeout)
+            found = self._select(query, {"after": after, "tenant": tenant, "limit": limit})
         return [(columns[0], Stored(*columns[1:])) for columns in found]
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:

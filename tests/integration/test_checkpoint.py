@@ -62,7 +62,9 @@ def cut_off(home: Path, run_id: str, seq: int) -> None:
         for trigger in ("event_stays", "run_stays", "event_stays_as_it_is"):
             connection.execute(f"DROP TRIGGER {trigger}")
         number = "(SELECT number FROM run WHERE run_id = ?)"
-        connection.execute(f"DELETE FROM event WHERE run = {number} AND seq > ?", (run_id, seq))
+        connection.execute(
+            f"DELETE FROM event WHERE key >> 32 = {number} AND key & 4294967295 > ?", (run_id, seq)
+        )
         connection.execute("UPDATE run SET state = 'RUNNING', ended_ns = NULL WHERE run_id = ?", (run_id,))
     connection.close()
 

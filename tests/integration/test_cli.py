@@ -204,7 +204,7 @@ def test_a_damaged_log_hides_no_other_run(cli: Cli, spoilt: Path) -> None:
         edit(
             spoilt,
             "UPDATE event SET body = CAST(replace(body, 'live', 'evil') AS BLOB) "
-            "WHERE seq = 1 AND run = (SELECT number FROM run WHERE run_id = 'live')",
+            "WHERE key = (SELECT number FROM run WHERE run_id = 'live') << 32 | 1",
         )
         code, out, err = cli("runs", "--home", spoilt, "--json")
         assert code == 1
@@ -477,7 +477,7 @@ def test_verify_names_the_run_and_event_that_was_edited(cli: Cli, spoilt: Path) 
     edit(
         spoilt,
         "UPDATE event SET body = CAST(replace(body, '250000000', '150000000') AS BLOB) "
-        "WHERE seq = 4 AND run = (SELECT number FROM run WHERE run_id = 'report-2')",
+        "WHERE key = (SELECT number FROM run WHERE run_id = 'report-2') << 32 | 4",
     )
     code, out, _ = cli("verify", "--home", spoilt)
     assert code == 1

@@ -242,41 +242,52 @@ except StoreUnavailableError as error:
 
 # --- what SQL by hand cannot do ----------------------------------------------------------------
 
+#: The key of the first event of the first run.
+FIRST = (1 << 32) + 1
+
 
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE event SET body = x'00' WHERE seq = 2",
-        "UPDATE event SET hash = x'00' WHERE seq = 2",
-        "UPDATE event SET seq = 9 WHERE seq = 3",
-        "UPDATE event SET run = 9",
-        "UPDATE event SET position = 99 WHERE seq = 3",
-        "UPDATE event SET rowid = 99 WHERE seq = 3",
-        "UPDATE event SET payload = x'00' WHERE seq = 2",
-        "UPDATE event SET payload = payload WHERE seq = 2",
-        "UPDATE OR REPLACE event SET seq = 2 WHERE seq = 3",
+        f"UPDATE event SET body = x'00' WHERE key = {FIRST + 1}",
+        f"UPDATE event SET hash = x'00' WHERE key = {FIRST + 1}",
+        f"UPDATE event SET at = 9 WHERE key = {FIRST + 1}",
+        f"UPDATE event SET key = {FIRST + 8} WHERE key = {FIRST + 2}",
+        f"UPDATE event SET key = key + {1 << 32}",
+        f"UPDATE event SET rowid = 99 WHERE key = {FIRST + 2}",
+        f"UPDATE event SET payload = x'00' WHERE key = {FIRST + 1}",
+        f"UPDATE event SET payload = payload WHERE key = {FIRST + 1}",
+        f"UPDATE OR REPLACE event SET key = {FIRST + 1} WHERE key = {FIRST + 2}",
         "DELETE FROM event",
-        "DELETE FROM event WHERE seq = 3",
-        "INSERT INTO event (run, seq, body, hash) VALUES (1, 5, x'', x'')",
-        "INSERT INTO event (run, seq, body, hash) VALUES (1, 3, x'', x'')",
-        "INSERT INTO event (run, seq, body, hash) VALUES (2, 1, x'', x'')",
-        "INSERT INTO event (run, seq, body, hash) VALUES (0, 1, x'00', x'')",
-        "INSERT OR IGNORE INTO event (run, seq, body, hash) VALUES (1, 9, x'', x'')",
-        "INSERT OR REPLACE INTO event (run, seq, body, hash) VALUES (1, 2, x'', x'')",
-        "INSERT OR REPLACE INTO event (position, run, seq, body, hash) VALUES (2, 1, 4, x'', x'')",
-        "REPLACE INTO event (position, run, seq, body, hash) VALUES (2, 0, 4, x'', x'')",
+        f"DELETE FROM event WHERE key = {FIRST + 2}",
+        f"INSERT INTO event (key, at, body, hash) VALUES ({FIRST + 4}, 0, x'', x'')",
+        f"INSERT INTO event (key, at, body, hash) VALUES ({FIRST + 2}, 0, x'', x'')",
+        f"INSERT INTO event (key, at, body, hash) VALUES ({FIRST - 1}, 0, x'', x'')",
+        f"INSERT INTO event (key, at, body, hash) VALUES ({FIRST + (1 << 32)}, 0, x'', x'')",
+        "INSERT INTO event (key, at, body, hash) VALUES (1, 0, x'00', x'')",
+        "INSERT INTO event (key, at, body, hash) VALUES (-5, 0, x'00', x'')",
+        f"INSERT OR IGNORE INTO event (key, at, body, hash) VALUES ({FIRST + 8}, 0, x'', x'')",
+        f"INSERT OR REPLACE INTO event (key, at, body, hash) VALUES ({FIRST}, 0, x'', x'')",
+        f"INSERT OR REPLACE INTO event (key, at, body, hash) VALUES ({FIRST + 1}, 0, x'', x'')",
+        f"REPLACE INTO event (key, at, body, hash) VALUES ({FIRST + 2}, 0, x'', x'')",
+        "UPDATE feed SET position = 9 WHERE position = 1",
+        f"UPDATE feed SET key = {FIRST} WHERE position = 2",
+        "DELETE FROM feed WHERE position = 3",
+        f"INSERT INTO feed (key) VALUES ({FIRST})",
+        f"INSERT INTO feed (key) VALUES ({FIRST + 5})",
+        f"INSERT OR REPLACE INTO feed (position, key) VALUES (2, {FIRST})",
         "UPDATE run SET pruning = 1",
         "DELETE FROM run",
     ],
 )
 def test_triggers_refuse_edits_by_hand(store: SQLiteEventStore, path: Path, statement: str) -> None:
     create(store)
-    before = list(store.read("r1"))
+    before = list(store.read("r1")), store.tail()
     raw = sqlite3.connect(path, isolation_level=None)
     with pytest.raises(sqlite3.IntegrityError, match="agentguard: "):
         raw.execute(statement)
     raw.close()
-    assert list(store.read("r1")) == before
+    assert (list(store.read("r1")), store.tail()) == before
 
 
 def test_an_ended_run_is_deleted_by_hand_only_when_it_is_marked(store: SQLiteEventStore, path: Path) -> None:
@@ -483,7 +494,7 @@ def test_deferred_events_that_nobody_settles_do_not_keep_others_out(
     number = create(store, events=1)
     store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
     raw = sqlite3.connect(path, timeout=60)
-    raw.execute("INSERT INTO event (run, seq, body, hash) VALUES (1, 3, x'', x'')")
+    raw.execute(f"INSERT INTO event (key, at, body, hash) VALUES ({FIRST + 2}, 0, x'', x'')")
     raw.close()
 
 
@@ -545,3 +556,75 @@ def test_a_read_that_is_dropped_gives_its_connection_back(store: SQLiteEventStor
         next(store.read("r1"))
         gc.collect()
     assert len(store._database().readers.opened) == 1
+
+
+# --- the order of all runs ---------------------------------------------------------------------
+
+
+def test_two_readers_of_the_feed_see_the_same_positions_for_ever(path: Path) -> None:
+    """Whoever reads first gives the positions; nothing appears below one that was read."""
+    one, two = SQLiteEventStore(path), SQLiteEventStore(path)
+    first, second = create(one, "r1", events=1), create(one, "r2", events=1)
+    seen = one.tail()
+    two.append(second, [Stored(2, b"{}", b"h")])
+    one.append(first, [Stored(2, b"{}", b"h")])
+    assert two.tail() == [*seen, *one.tail(seen[-1][1].position)]
+    assert [(run_id, event.seq) for run_id, event in one.tail()] == [
+        ("r1", 1),
+        ("r2", 1),
+        ("r2", 2),
+        ("r1", 2),
+    ]
+    one.close()
+    two.close()
+
+
+def test_a_run_keeps_its_order_in_the_feed_when_the_clock_goes_back(
+    store: SQLiteEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = create(store, events=1)
+    monkeypatch.setattr("agentguard.stores._database.time_ns", iter(range(9, 0, -1)).__next__)
+    for seq in range(2, 6):
+        store.append(number, [Stored(seq, b"{}", b"h")])
+    assert [event.seq for _, event in store.tail()] == [1, 2, 3, 4, 5]
+
+
+def test_an_event_after_the_end_of_its_run_is_in_the_feed(store: SQLiteEventStore, path: Path) -> None:
+    number = create(store, events=2, state="KILLED", ended_ns=2)
+    last = store.tail()[-1][1].position
+    raw = sqlite3.connect(path)
+    assert raw.execute("SELECT fed FROM run").fetchone() == (1,), "an ended run is not looked at again"
+    store.append(number, [Stored(3, b"{}", b"h")])
+    assert [event.seq for _, event in store.tail(last)] == [3]
+    assert raw.execute("SELECT fed FROM run").fetchone() == (1,)
+    raw.close()
+
+
+def test_a_long_backlog_is_placed_bit_by_bit_and_whole(
+    store: SQLiteEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentguard.stores._sqlite_feed._MOST", 3)
+    for run_id in ("r1", "r2", "r3"):
+        create(store, run_id, events=5)
+    found, after = [], 0
+    while page := store.tail(after, limit=4):
+        found += page
+        after = page[-1][1].position
+    for run_id in ("r1", "r2", "r3"):
+        assert [event.seq for name, event in found if name == run_id] == [1, 2, 3, 4, 5]
+    assert [event.position for _, event in found] == list(range(1, 16))
+
+
+def test_while_the_file_is_locked_the_feed_gives_what_has_its_place(
+    store: SQLiteEventStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentguard.stores._sqlite_feed._PATIENCE", 0.01)
+    number = create(store, events=1)
+    before = store.tail()
+    store.append(number, [Stored(2, b"{}", b"h")])
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert store.tail() == before
+    other.execute("ROLLBACK")
+    other.close()
+    assert [event.seq for _, event in store.tail()] == [1, 2]

@@ -55,7 +55,7 @@ class Tamperer:
     def event(self, seq: int) -> tuple[bytes, bytes, bytes | None]:
         with closing(sqlite3.connect(self.path)) as connection:
             found = connection.execute(
-                "SELECT body, hash, payload FROM event WHERE run = ? AND seq = ?", (self.number, seq)
+                "SELECT body, hash, payload FROM event WHERE key = ? << 32 | ?", (self.number, seq)
             ).fetchone()
         return tuple(value.encode() if isinstance(value, str) else value for value in found)
 
@@ -87,14 +87,14 @@ def test_an_edited_event_is_found_at_its_sequence(recorded, seq):
     body = tamper.event(seq)[0]
     edited = body.replace(b'"at_ns":1', b'"at_ns":2')
     assert edited != body
-    tamper(("UPDATE event SET body = ? WHERE run = ? AND seq = ?", edited, tamper.number, seq))
+    tamper(("UPDATE event SET body = ? WHERE key = ? << 32 | ?", edited, tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
 
 
 def test_an_edited_hash_is_found(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper(("UPDATE event SET hash = ? WHERE run = ? AND seq = 4", bytes(32), tamper.number))
+    tamper(("UPDATE event SET hash = ? WHERE key = ? << 32 | 4", bytes(32), tamper.number))
     assert first_fault(guard) == (run_id, 4)
 
 
@@ -103,7 +103,7 @@ def test_an_event_edited_with_a_hash_that_fits_is_found_at_the_next(recorded):
     tamper = Tamperer(guard, run_id)
     edited = tamper.event(4)[0].replace(b"100000000", b"1")
     digest = codec.chain(tamper.event(3)[1], edited)
-    tamper(("UPDATE event SET body = ?, hash = ? WHERE run = ? AND seq = 4", edited, digest, tamper.number))
+    tamper(("UPDATE event SET body = ?, hash = ? WHERE key = ? << 32 | 4", edited, digest, tamper.number))
     assert first_fault(guard) == (run_id, 5)
 
 
@@ -112,7 +112,7 @@ def test_an_edited_payload_is_found(recorded, seq):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
     assert tamper.event(seq)[2] is not None
-    tamper(("UPDATE event SET payload = ? WHERE run = ? AND seq = ?", b'"forged"', tamper.number, seq))
+    tamper(("UPDATE event SET payload = ? WHERE key = ? << 32 | ?", b'"forged"', tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
 
 
@@ -120,7 +120,7 @@ def test_payloads_that_changed_places_are_found(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
     first, second = tamper.event(4)[2], tamper.event(6)[2]
-    update = "UPDATE event SET payload = ? WHERE run = ? AND seq = ?"
+    update = "UPDATE event SET payload = ? WHERE key = ? << 32 | ?"
     tamper((update, second, tamper.number, 4), (update, first, tamper.number, 6))
     assert first_fault(guard) == (run_id, 4)
 
@@ -129,7 +129,7 @@ def test_payloads_that_changed_places_are_found(recorded):
 def test_a_deleted_event_is_found(recorded, seq):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper(("DELETE FROM event WHERE run = ? AND seq = ?", tamper.number, seq))
+    tamper(("DELETE FROM event WHERE key = ? << 32 | ?", tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
 
 
@@ -141,7 +141,7 @@ def test_an_inserted_event_is_found(recorded):
     forged = codec.chain(bytes(32), body)
     tamper(
         (
-            "INSERT INTO event (run, seq, body, hash) VALUES (?, ?, ?, ?)",
+            "INSERT INTO event (key, at, body, hash) VALUES (? << 32 | ?, 0, ?, ?)",
             tamper.number,
             head.seq + 1,
             body,
@@ -154,8 +154,8 @@ def test_an_inserted_event_is_found(recorded):
 def test_reordered_events_are_found(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    swap = "UPDATE event SET seq = ? WHERE run = ? AND seq = ?"
-    tamper((swap, 1000, tamper.number, 4), (swap, 4, tamper.number, 6), (swap, 6, tamper.number, 1000))
+    swap = "UPDATE event SET key = key + ? WHERE key = ? << 32 | ?"
+    tamper((swap, 996, tamper.number, 4), (swap, -2, tamper.number, 6), (swap, -994, tamper.number, 1000))
     assert first_fault(guard) == (run_id, 4)
 
 
@@ -164,7 +164,7 @@ def test_an_event_of_another_run_is_found(recorded):
     guard, run_id = recorded
     tamper, other = Tamperer(guard, run_id), Tamperer(guard, "before")
     body, digest, payload = other.event(1)
-    update = "UPDATE event SET body = ?, hash = ?, payload = ? WHERE run = ? AND seq = 1"
+    update = "UPDATE event SET body = ?, hash = ?, payload = ? WHERE key = ? << 32 | 1"
     tamper((update, body, digest, payload, tamper.number))
     assert first_fault(guard) == (run_id, 1)
 
@@ -172,7 +172,7 @@ def test_an_event_of_another_run_is_found(recorded):
 def test_a_log_cut_off_does_not_fit_the_row_of_a_run_that_has_ended(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    tamper(("DELETE FROM event WHERE run = ? AND seq > 6", tamper.number))
+    tamper(("DELETE FROM event WHERE key >> 32 = ? AND key & 4294967295 > 6", tamper.number))
     assert first_fault(guard) == (run_id, 7)
 
 
@@ -186,7 +186,10 @@ def test_a_log_cut_off_with_its_row_is_found_against_an_anchor_alone(recorded):
     import json
 
     summary = json.dumps(live.summary | {"run_id": run_id, "name": "victim"})
-    tamper(("DELETE FROM event WHERE run = ? AND seq > 6", tamper.number), (state, summary, tamper.number))
+    tamper(
+        ("DELETE FROM event WHERE key >> 32 = ? AND key & 4294967295 > 6", tamper.number),
+        (state, summary, tamper.number),
+    )
     assert guard.verify(run_id), "nothing in the file says that there was more"
     assert first_fault(guard, anchors={run_id: anchor}) == (run_id, 7)
 
@@ -200,7 +203,7 @@ def test_a_log_rewritten_whole_is_found_against_an_anchor(recorded):
         body = tamper.event(seq)[0].replace(b"100000000", b"1")
         head = codec.chain(head, body)
         statements.append(
-            ("UPDATE event SET body = ?, hash = ? WHERE run = ? AND seq = ?", body, head, tamper.number, seq)
+            ("UPDATE event SET body = ?, hash = ? WHERE key = ? << 32 | ?", body, head, tamper.number, seq)
         )
     old = guard.parts.store.row(run_id).summary["head"]["hash"]
     statements.append(
@@ -222,7 +225,7 @@ def test_a_body_that_says_another_sequence_is_found(recorded):
     digest = codec.chain(tamper.event(head.seq - 1)[1], body)
     tamper(
         (
-            "UPDATE event SET body = ?, hash = ? WHERE run = ? AND seq = ?",
+            "UPDATE event SET body = ?, hash = ? WHERE key = ? << 32 | ?",
             body,
             digest,
             tamper.number,
@@ -243,7 +246,7 @@ def test_a_lost_run_is_found_against_an_anchor(recorded):
     anchor = guard.summary(run_id).head
     tamper = Tamperer(guard, run_id)
     number = tamper.number
-    tamper(("DELETE FROM event WHERE run = ?", number), ("DELETE FROM run WHERE number = ?", number))
+    tamper(("DELETE FROM event WHERE key >> 32 = ?", number), ("DELETE FROM run WHERE number = ?", number))
     assert guard.verify()
     report = guard.verify(anchors={run_id: anchor})
     assert [fault[:2] for fault in report.faults] == [(run_id, 0)]
@@ -270,7 +273,7 @@ def test_one_fault_hides_no_other_run(recorded):
     guard, _ = recorded
     for run_id in ("before", "after"):
         tamper = Tamperer(guard, run_id)
-        tamper(("UPDATE event SET hash = ? WHERE run = ? AND seq = 3", bytes(32), tamper.number))
+        tamper(("UPDATE event SET hash = ? WHERE key = ? << 32 | 3", bytes(32), tamper.number))
     report = guard.verify()
     assert sorted(fault[:2] for fault in report.faults) == [("after", 3), ("before", 3)]
     assert "(and 1 more)" in str(report)
@@ -281,7 +284,7 @@ def test_reconstruct_refuses_a_broken_chain(recorded):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
     edited = tamper.event(4)[0].replace(b"100000000", b"1")
-    tamper(("UPDATE event SET body = ? WHERE run = ? AND seq = 4", edited, tamper.number))
+    tamper(("UPDATE event SET body = ? WHERE key = ? << 32 | 4", edited, tamper.number))
     with pytest.raises(LogIntegrityError) as raised:
         guard.reconstruct(run_id)
     assert (raised.value.run_id, raised.value.seq) == (run_id, 4)
@@ -322,7 +325,7 @@ def test_any_byte_of_any_event_counts(data):
             value = bytearray(parts[column])
             value[place % len(value)] ^= 1 << bit
             tamper(
-                (f"UPDATE event SET {column} = ? WHERE run = ? AND seq = ?", bytes(value), tamper.number, seq)
+                (f"UPDATE event SET {column} = ? WHERE key = ? << 32 | ?", bytes(value), tamper.number, seq)
             )
             report = guard.verify("victim")
             assert [fault[:2] for fault in report.faults] == [("victim", seq)]

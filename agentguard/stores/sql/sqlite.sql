@@ -2,7 +2,7 @@
 
 -- name: insert_event
 -- Append one event; a trigger sees to it that it is the next one of its run.
-INSERT INTO event (run, seq, body, hash, payload) VALUES (?, ?, ?, ?, ?);
+INSERT INTO event (key, at, body, hash, payload) VALUES (?, ?, ?, ?, ?);
 
 -- name: insert_run
 -- Add a run.
@@ -65,31 +65,63 @@ FROM run WHERE parent_id = ? ORDER BY number;
 
 -- name: events
 -- The events of a run after a sequence.
-SELECT event.seq, event.body, event.hash, event.payload, event.position
-FROM run JOIN event ON event.run = run.number
-WHERE run.run_id = ? AND event.seq > ? ORDER BY event.seq;
+SELECT event.key & 4294967295, event.body, event.hash, event.payload, 0
+FROM run JOIN event ON event.key > (run.number << 32) + ?2 AND event.key < run.number + 1 << 32
+WHERE run.run_id = ?1 ORDER BY event.key;
 
 -- name: last_event
 -- The newest event of a run.
-SELECT event.seq, event.body, event.hash, event.payload, event.position
-FROM run JOIN event ON event.run = run.number
-WHERE run.run_id = ? ORDER BY event.seq DESC LIMIT 1;
+SELECT event.key & 4294967295, event.body, event.hash, event.payload, 0
+FROM run JOIN event ON event.key > run.number << 32 AND event.key < run.number + 1 << 32
+WHERE run.run_id = ? ORDER BY event.key DESC LIMIT 1;
 
 -- name: tail
 -- The events of all runs after a position.
-SELECT run.run_id, event.seq, event.body, event.hash, event.payload, event.position
-FROM event CROSS JOIN run ON run.number = event.run
-WHERE event.position > :after ORDER BY event.position LIMIT :limit;
+SELECT run.run_id, event.key & 4294967295, event.body, event.hash, event.payload, feed.position
+FROM feed CROSS JOIN event ON event.key = feed.key CROSS JOIN run ON run.number = feed.key >> 32
+WHERE feed.position > :after ORDER BY feed.position LIMIT :limit;
 
 -- name: tail_of_tenant
 -- The events of a tenant's runs after a position.
-SELECT run.run_id, event.seq, event.body, event.hash, event.payload, event.position
-FROM event CROSS JOIN run ON run.number = event.run
-WHERE event.position > :after AND run.tenant = :tenant ORDER BY event.position LIMIT :limit;
+SELECT run.run_id, event.key & 4294967295, event.body, event.hash, event.payload, feed.position
+FROM feed CROSS JOIN run ON run.number = feed.key >> 32 CROSS JOIN event ON event.key = feed.key
+WHERE feed.position > :after AND run.tenant = :tenant ORDER BY feed.position LIMIT :limit;
+
+-- name: not_fed
+-- The runs that may have events without a place in the feed: the keys of the last that has one, and of the last.
+SELECT number,
+    coalesce(
+        (SELECT max(key) FROM feed WHERE key > number << 32 AND key < number + 1 << 32), number << 32
+    ),
+    coalesce(
+        (SELECT max(key) FROM event WHERE key > number << 32 AND key < number + 1 << 32), number << 32
+    )
+FROM run WHERE fed = 0 ORDER BY number;
+
+-- name: feed
+-- Give the next events of runs up to a number places, by time but never out of a run's own order.
+INSERT INTO feed (key)
+SELECT event.key
+FROM (
+    SELECT number, coalesce(
+        (SELECT max(key) FROM feed WHERE key > number << 32 AND key < number + 1 << 32), number << 32
+    ) AS placed
+    FROM run WHERE fed = 0 AND number <= :last
+) AS news
+CROSS JOIN event ON event.key > placed AND event.key <= placed + :most AND event.key < number + 1 << 32
+ORDER BY max(event.at) OVER (PARTITION BY number ORDER BY event.key), event.key;
+
+-- name: feed_is_complete
+-- Ask no more about the ended runs that the feed has whole.
+UPDATE run SET fed = 1
+WHERE fed = 0 AND state IN ('COMPLETED', 'KILLED', 'FAILED')
+    AND (SELECT max(key) FROM feed WHERE key > number << 32 AND key < number + 1 << 32)
+        IS (SELECT max(key) FROM event WHERE key > number << 32 AND key < number + 1 << 32);
 
 -- name: head
 -- The newest sequence of a run, or NULL, if there is such a run.
-SELECT (SELECT max(seq) FROM event WHERE run = number) FROM run WHERE number = ?;
+SELECT (SELECT max(key) FROM event WHERE key > number << 32 AND key < number + 1 << 32) & 4294967295
+FROM run WHERE number = ?;
 
 -- name: account
 -- One shared account.
@@ -102,7 +134,9 @@ INSERT INTO account (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data
 -- name: erase_payloads
 -- Drop the payloads of a run.
 UPDATE event SET payload = NULL
-WHERE run = (SELECT number FROM run WHERE run_id = ?) AND payload IS NOT NULL;
+WHERE key > (SELECT number FROM run WHERE run_id = ?1) << 32
+    AND key < (SELECT number FROM run WHERE run_id = ?1) + 1 << 32
+    AND payload IS NOT NULL;
 
 -- name: erase_salt
 -- Drop the salt of a run, without which its digests say nothing.
@@ -117,21 +151,13 @@ WHERE ended_ns < ? AND state IN ('COMPLETED', 'KILLED', 'FAILED') ORDER BY numbe
 -- Let the events of a run be deleted.
 UPDATE run SET pruning = 1 WHERE number = ? AND state IN ('COMPLETED', 'KILLED', 'FAILED');
 
--- name: newest_event
--- Whose event has the highest position, and which.
-SELECT run, position FROM event ORDER BY position DESC LIMIT 1;
-
--- name: hold_position
--- Keep a position above those that are about to go from being given again.
-INSERT INTO event (run, seq, body, hash) VALUES (0, ?, x'', x'');
-
--- name: drop_held_positions
--- Drop older held positions.
-DELETE FROM event WHERE run = 0 AND seq < ?;
-
 -- name: delete_events
 -- Delete the events of a run that is being pruned.
-DELETE FROM event WHERE run = ?;
+DELETE FROM event WHERE key > ?1 << 32 AND key < ?1 + 1 << 32;
+
+-- name: delete_places
+-- Delete their places in the feed.
+DELETE FROM feed WHERE key > ?1 << 32 AND key < ?1 + 1 << 32;
 
 -- name: delete_run
 -- Delete a run whose events are gone.
