@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import breakdown, durable, growth, kill, logs, overhead, overshoot, replay, telemetry
+from benchmarks import breakdown, durable, growth, kill, langchain, logs, overhead, overshoot, replay, telemetry
 from benchmarks._rows import Row, table
 
 #: Every group runs in a fresh process.  The rows that each one has, for `--only`.
@@ -34,6 +34,10 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "kill": (kill.measure, ("kill-check-p50", "kill-check-p99", "kill-body")),
     "logs": (logs.measure, ("verify", "list")),
     "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),
+    "langchain": (
+        langchain.measure,
+        ("langchain", "langchain-empty", "langchain-handler", "langchain-middleware"),
+    ),
     "breakdown": (breakdown.measure, ()),
 }
 

@@ -18,7 +18,7 @@ CONFIG = RunConfig(tracing_disabled=True)  # the SDK's own tracing would use the
 
 
 @function_tool
-def refund(order: str) -> str:
+async def refund(order: str) -> str:  # async: the SDK calls others in threads, whose lines would mix
     """Pay an order back."""
     print(f"  refunded {order}")
     return "done"
