@@ -281,10 +281,10 @@ class Run:
         """`call` with the arguments apart, so that none is taken for an option: for integrations."""
         return call.apply(self._at(branch), name, fn, tuple(args), dict(kwargs or {}), options)
 
-    def limits(self, resource: str) -> bool:
-        """Whether some level that a step here is charged to limits `resource` ("usd", "tokens")."""
-        name = NANO_USD if resource == "usd" else resource
-        return bool(self.journal.levels.limited((name,), self.here().scope_key))
+    def limits(self, *resources: str) -> bool:
+        """Whether some level that a step here is charged to limits one of these ("usd", "tokens")."""
+        names = [NANO_USD if resource == "usd" else resource for resource in resources]
+        return bool(self.journal.levels.limited(names, self.here().scope_key))
 
     def step(self, name: str, *, branch: str | Branch | None = None, **options: Any) -> StepBlock:
         """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.

@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),
     "langchain": (
         langchain.measure,
-        ("langchain", "langchain-empty", "langchain-handler", "langchain-middleware"),
+        ("langchain", "langchain-empty", "langchain-own", "langchain-handler", "langchain-middleware"),
     ),
     "breakdown": (breakdown.measure, ()),
 }

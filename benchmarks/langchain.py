@@ -18,7 +18,7 @@ from benchmarks import _measure as m
 from benchmarks._rows import Row
 
 #: Tool calls of one agent; it calls its model once more.
-_TOOL_CALLS = 20
+_TOOL_CALLS = 5
 _CALLS = 2 * _TOOL_CALLS + 1
 _LIMIT = 3
 
@@ -50,14 +50,15 @@ def measure(*, quick: bool) -> list[Row]:
 def _rows(taken: dict[str, float]) -> list[Row]:
     step, bare = taken["step"], taken["bare"]
 
-    def row(name: str, what: str, case: str, limit: float | None = None) -> Row:
-        more = taken[case] - bare
+    def row(name: str, what: str, case: str, limit: float | None = None, *, over: str = "bare") -> Row:
+        more = taken[case] - taken[over]
         facts = {"µs a call more": more / 1000, "µs a step": step / 1000, "µs a call bare": bare / 1000}
         return Row(name=name, what=what, value=more / step, unit="steps", limit=limit, facts=facts)
 
     return [
         row("langchain", "handler and middleware over the bare agent, a call", "both", _LIMIT),
         row("langchain-empty", "the same of a handler and a middleware that do nothing", "empty both"),
+        row("langchain-own", "handler and middleware over those that do nothing", "both", over="empty both"),
         row("langchain-handler", "the handler alone", "handler"),
         row("langchain-middleware", "the middleware alone", "middleware"),
     ]

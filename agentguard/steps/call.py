@@ -40,8 +40,7 @@ def apply(  # noqa: PLR0917 - called from two places, in the order of the call i
 ) -> Any:
     """The same, its options apart."""
     meet_loop(place)
-    spec = _spec(name, fn, options)
-    driver = generators.driver_of(fn) or (aio.call if is_coroutine_function(fn) else sync.call)
+    spec, driver = _prepared(name, fn, options)
     return driver(spec, place, fn, args, kwargs)
 
 
@@ -54,7 +53,7 @@ def block_spec(name: str, options: dict[str, Any]) -> StepSpec:
         )
     if options.get("timeout") is not None:
         raise TypeError(f"{name}: a block takes no timeout=; use asyncio.timeout inside it")
-    return _spec(name, None, options)
+    return _prepared(name, None, options)[0]
 
 
 def is_coroutine_function(fn: Callable[..., Any]) -> bool:
@@ -64,13 +63,27 @@ def is_coroutine_function(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - its own __call__, not whether it has one
 
 
-def _spec(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> StepSpec:
+def _prepared(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
+    """The options of a call, checked once for all calls alike, and what drives it."""
+    # Most differ from call to call (the id of a tool call), and nothing else of the options does.
+    attributes = options.pop("attributes", None)
     try:
-        return _cached(name, fn, tuple(sorted(options.items())))
+        spec, driver = _cached(name, fn, tuple(sorted(options.items())))
     except TypeError:  # an option that cannot be hashed; or a wrong one, which raises again here
-        return step_spec(name, fn, options)  # type: ignore[arg-type]
+        spec, driver = _checked(name, fn, options)
+    return (spec.described(attributes) if attributes else spec), driver
+
+
+def _checked(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
+    return step_spec(name, fn, options), None if fn is None else _driver(fn)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256)
-def _cached(name: str, fn: Callable[..., Any] | None, options: tuple[tuple[str, Any], ...]) -> StepSpec:
-    return step_spec(name, fn, dict(options))  # type: ignore[arg-type]
+def _cached(
+    name: str, fn: Callable[..., Any] | None, options: tuple[tuple[str, Any], ...]
+) -> tuple[StepSpec, Any]:
+    return _checked(name, fn, dict(options))
+
+
+def _driver(fn: Callable[..., Any]) -> Any:
+    return generators.driver_of(fn) or (aio.call if is_coroutine_function(fn) else sync.call)

@@ -281,6 +281,9 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
 
 def _refused_data(step: Step) -> dict[str, Any] | None:
     data: dict[str, Any] = {}
+    facts = step.spec.facts
+    if "attributes" in facts:
+        data["attributes"] = facts["attributes"]
     if step.spec.key is not None:
         data["branch"] = step.path
     if step.digest is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentguard.budget.account import Amounts, Request
@@ -94,7 +95,7 @@ class StepSpec:
         #: The request of every call, where calls do not differ; None where each needs its own.
         self.plain = Request(ONE_STEP, name, kind)
         self.request: Request | None = self.plain
-        #: Facts for the span: the model of an llm step, the id of a tool call.
+        #: Facts for the span and the log: the model of an llm step, the id of a tool call.
         self.attributes: dict[str, Any] | None = None
         self.postpaid = False
         self.unbounded = False
@@ -116,6 +117,38 @@ class StepSpec:
             self.facts["keyed"] = True
         if self.unbounded:
             self.facts["unbounded"] = True
+        self._log_attributes()
+
+    def described(self, attributes: Mapping[str, Any]) -> StepSpec:
+        """The same options for calls with attributes of their own: what is known of one call alone."""
+        spec = object.__new__(StepSpec)
+        for name, value in zip(StepSpec.__slots__, _OPTIONS(self), strict=True):
+            setattr(spec, name, value)
+        spec.attributes = checked_attributes(self.name, attributes)
+        spec.facts = self.facts.copy()
+        spec._log_attributes()
+        return spec
+
+    def _log_attributes(self) -> None:
+        if self.attributes:
+            # What a span would not take either (None, objects) the log does not.
+            self.facts["attributes"] = {k: v for k, v in self.attributes.items() if _is_plain(v)}
+
+
+_OPTIONS = attrgetter(*StepSpec.__slots__)
+
+
+def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
+    """The option `attributes`."""
+    if attributes is not None and not isinstance(attributes, Mapping):
+        raise TypeError(f"{name}: attributes must be a mapping, not {attributes!r}")
+    return None if attributes is None else dict(attributes)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, str | bool | int | float) for item in value)
+    return isinstance(value, str | bool | int | float)
 
 
 class Step:

@@ -12,7 +12,7 @@ from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds
 from agentguard.protocols import Durability
-from agentguard.steps.model import LLM, Capture, Effect, Outside, StepSpec, with_step
+from agentguard.steps.model import LLM, Capture, Effect, Outside, StepSpec, checked_attributes, with_step
 from agentguard.steps.redaction import redactor
 from agentguard.tenancy import check_id
 
@@ -111,7 +111,7 @@ def _kept(spec: StepSpec, options: StepOptions) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise ValueError(f"{spec.name}: max_items_bytes must be an int of at least 0, not {size!r}")
     spec.max_items_bytes = size
-    spec.attributes = options.get("attributes")
+    spec.attributes = checked_attributes(spec.name, options.get("attributes"))
 
 
 def _repeats(spec: StepSpec, options: StepOptions) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from langchain_core.messages.utils import count_tokens_approximately
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from agentguard import Run, Usage
 from agentguard.cost.prices import GENAI_PRICES
-from agentguard.cost.usage import USUAL_OUTPUT, Bound, ModelCosts, Unpriced, estimated_tokens
+from agentguard.cost.usage import USUAL_OUTPUT, Bound, ModelCosts, Unpriced
 from agentguard.protocols import PriceBook
-
-if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
 
 #: A call whose length nobody has bounded may take one of this many parts of what is left, so that calls
 #: side by side find room.
 _SHARES = 4
 _ENDLESS = 10**12
+#: What a budget may limit of a model call, beside the number of calls.
+_LIMITING = ("usd", "tokens", "output_tokens")
 
 
 class Model(NamedTuple):
@@ -64,6 +61,7 @@ class Costs:
     ) -> None:
         self._chosen = max_output_tokens
         self._sends = sends
+        self._asks = prices is None
         books = (prices, prices) if prices is not None else (None, GENAI_PRICES)
         estimated = max_output_tokens is None and not sends
         #: By whether money is limited where the call is made: with a bound of its own, and without.
@@ -88,9 +86,9 @@ class Costs:
         Raises:
             UnknownCostError: money is limited, and the model has no price.
         """
-        money = run.limits("usd")
-        if not (money or run.limits("tokens") or run.limits("output_tokens")):
+        if not run.limits(*_LIMITING):
             return self._unlimited(model, given, stated or self._chosen or profile, stated)
+        money = run.limits("usd")
         here = Here(run)
 
         def bounded(costs: ModelCosts, tokens: int | None) -> Bound:
@@ -110,21 +108,13 @@ class Costs:
 
     def _unlimited(self, model: Model, given: int, made: int | None, stated: int | None) -> Bound:
         """Nothing to clamp to: the reservation is what a call is charged that never says what it used."""
-        tokens = Usage(input_tokens=given, output_tokens=made or USUAL_OUTPUT)
+        made = made or USUAL_OUTPUT
+        tokens = Usage.from_amounts({"input_tokens": given, "output_tokens": made, "tokens": given + made})
         reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
         return Bound(reserve, self._chosen if stated is None else None)
 
     def used(self, run: Run, model: Model, tokens: Mapping[str, int]) -> Usage:
         """What the call used, by the tokens that its answer reports."""
-        costs = self._bounded[run.limits("usd")]
+        # Where prices were given, they are the same whether money is limited or not.
+        costs = self._bounded[self._asks and run.limits("usd")]
         return costs.priced(model.name, Usage(**tokens), provider=model.provider)
-
-
-def prompt_tokens(messages: Sequence[BaseMessage], tools: Any = None) -> int:
-    """About how many tokens a prompt has.  An estimate: it may be too low by some."""
-    try:
-        return count_tokens_approximately(messages, tools=tools or None)
-    except Exception:  # noqa: BLE001 - tools may be anything that a provider takes
-        return count_tokens_approximately(messages) + sum(
-            estimated_tokens(repr(tool)) for tool in tools or ()
-        )

@@ -34,7 +34,10 @@ def step_name(text: Any) -> str:
         >>> step_name("search"), step_name("a\nb"), step_name("")
         ('search', 'a?b', 'unnamed')
     """
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:150] or "unnamed"
+    name = str(text)[:150]
+    if name and name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else "?" for c in name) or "unnamed"
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -159,18 +162,19 @@ def message_data(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def _message(message: BaseMessage, numbers: dict[Any, int]) -> dict[str, Any]:
-    data: dict[str, Any] = {"type": message.type, "content": message.content}
-    if message.name:
-        data["name"] = message.name
-    if isinstance(message, AIMessage) and message.tool_calls:
+    fields = message.__dict__  # asking an abstract class what is its instance takes longer than all of this
+    data: dict[str, Any] = {"type": fields["type"], "content": fields["content"]}
+    if fields["name"]:
+        data["name"] = fields["name"]
+    if "tool_call_id" in fields:
+        data["call"] = _number(fields["tool_call_id"], numbers)
+        if fields["status"] != "success":
+            data["status"] = fields["status"]
+    elif calls := fields.get("tool_calls"):
         data["tool_calls"] = [
             {"name": call["name"], "args": call["args"], "call": _number(call["id"], numbers)}
-            for call in message.tool_calls
+            for call in calls
         ]
-    elif isinstance(message, ToolMessage):
-        data["call"] = _number(message.tool_call_id, numbers)
-        if message.status != "success":
-            data["status"] = message.status
     return data
 
 

@@ -10,8 +10,9 @@ from langchain_core.messages import HumanMessage
 from agentguard import Run, UnknownCostError, Usage
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
-from agentguard_langchain._costs import Costs, Model, prompt_tokens
+from agentguard_langchain._costs import Costs, Model
 from agentguard_langchain._steps import current_call
+from agentguard_langchain._tokens import prompt_tokens
 
 if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest
@@ -26,7 +27,7 @@ class Asked:
         params = _params(request)
         self.model = Model(m.model_name({**params, **self.settings}, params), params.get("ls_provider"))
         self.name = f"chat {self.model.name}"
-        self.attributes = Facts(m.model_attributes("chat", self.model.name, params))
+        self.attributes = m.model_attributes("chat", self.model.name, params)
         self.stated = m.output_bound(self.settings, params)
         self.profile = m.output_bound({}, {}, getattr(self._of, "profile", None))
         self.limit = m.limit_name(self.settings, getattr(type(self._of), "model_fields", ()))
@@ -97,13 +98,6 @@ def reserve(messages: Any, tools: Any, settings: Any) -> Usage:
     """What the call whose step is being made here may use at most; the arguments are what it asks."""
     call: ModelCall = current_call()
     return call.reserve()
-
-
-class Facts(dict[str, Any]):
-    """Attributes that never change, so that the core need not check the same options for each call."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(self.items()))
 
 
 def finishing(request: ModelRequest[Any], text: str) -> ModelRequest[Any]:

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -62,6 +62,7 @@ class Tree:
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._sweep_at = _MANY
         self._met: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._latest: Callable[[], Run | None] = lambda: None
 
     # --- the guarded run -----------------------------------------------------------------------
 
@@ -69,8 +70,9 @@ class Tree:
         """The guarded run that a call belongs to: by context, by its parent, or as the only one alive."""
         run: Run | None = current_run()
         if run is not None:
-            if run not in self._met:
+            if run is not self._latest():
                 self._met.add(run)
+                self._latest = weakref.ref(run)
             return run
         node = self._nodes.get(parent_id) if parent_id is not None else None
         if node is not None:

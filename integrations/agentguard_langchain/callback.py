@@ -12,7 +12,7 @@ from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import CALLS, Call
-from agentguard_langchain._costs import Costs, Model, prompt_tokens
+from agentguard_langchain._costs import Costs, Model
 from agentguard_langchain._listening import (
     Guarding,
     Outside,
@@ -21,6 +21,7 @@ from agentguard_langchain._listening import (
     nothing,
     refuse_unknown_cost,
 )
+from agentguard_langchain._tokens import prompt_tokens
 from agentguard_langchain._tree import TREE, Place
 from agentguard_langchain.stops import PASSING
 
@@ -84,7 +85,9 @@ class GuardCallbackHandler(Guarding):
         def size(params: Mapping[str, Any]) -> int:
             return prompt_tokens(asked, params.get("tools"))
 
-        inputs = {"messages": m.message_data(asked)}
+        def inputs() -> dict[str, Any]:
+            return {"messages": m.message_data(asked)}
+
         self._model_starts("chat", size, inputs, run_id, **kwargs)
 
     def on_llm_start(
@@ -95,13 +98,16 @@ class GuardCallbackHandler(Guarding):
         def size(params: Mapping[str, Any]) -> int:
             return sum(map(estimated_tokens, prompts))
 
-        self._model_starts("text_completion", size, {"prompts": prompts}, run_id, **kwargs)
+        def inputs() -> dict[str, Any]:
+            return {"prompts": prompts}
+
+        self._model_starts("text_completion", size, inputs, run_id, **kwargs)
 
     def _model_starts(
         self,
         operation: str,
         size: Callable[[Mapping[str, Any]], int],
-        inputs: dict[str, Any],
+        inputs: Callable[[], dict[str, Any]],
         run_id: UUID,
         *,
         parent_run_id: UUID | None = None,
@@ -117,7 +123,8 @@ class GuardCallbackHandler(Guarding):
         run = self._begins(run_id, parent_run_id, "llm", name)
         if run is None:
             return
-        place = TREE.place(run, parent_run_id, tags, metadata, inputs)
+        asked = inputs()
+        place = TREE.place(run, parent_run_id, tags, metadata, asked)
         options: dict[str, Any] = {
             "kind": "llm",
             "branch": place.branch,
@@ -132,7 +139,7 @@ class GuardCallbackHandler(Guarding):
                 CALLS.revoke(group, error)
                 refuse_unknown_cost(run, name, error, options)
             call = Call(run, run.step(name, reserve=reserve, **options), model, group)
-            self._start(run_id, parent_run_id, call, inputs)
+            self._start(run_id, parent_run_id, call, asked)
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A kill ends a stream at its next token."""

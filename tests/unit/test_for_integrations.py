@@ -27,6 +27,37 @@ def test_arguments_apart_are_never_taken_for_options(guard: Guard) -> None:
     assert guard.history(run.id)[2].data["effect"] == "read"
 
 
+def test_attributes_of_a_call_are_in_the_log(guard: Guard) -> None:
+    def tool() -> None: ...
+
+    with pytest.raises(BudgetExceededError), guard.run("run", budget=Budget(steps=3)) as run:
+        for number in range(2):
+            run.apply("tool", tool, attributes={"call.id": f"c{number}", "sizes": [1, 2], "odd": object()})
+        with run.step("block", attributes={"call.id": "c2"}):
+            pass
+        run.call("tool", tool, attributes={"call.id": "c3"})
+
+    started = [e for e in guard.history(run.id) if e.type in {"step_started", "step_refused"}]
+    assert [e.data["attributes"]["call.id"] for e in started] == ["c0", "c1", "c2", "c3"]
+    assert [e.key for e in started] == ["main/tool#1", "main/tool#2", "main/block#1", "main/tool#3"]
+    assert started[0].data["attributes"] == {"call.id": "c0", "sizes": [1, 2]}
+
+
+def test_a_step_without_attributes_has_none_in_the_log(guard: Guard) -> None:
+    with guard.run("run") as run:
+        run.call("one", int, attributes={"call.id": "c0"})
+        run.call("one", int)
+
+    first, second = [e for e in guard.history(run.id) if e.type == "step_started"]
+    assert first.data["attributes"] == {"call.id": "c0"}
+    assert "attributes" not in (second.data or {})
+
+
+def test_attributes_that_are_no_mapping_are_refused(guard: Guard) -> None:
+    with guard.run("run") as run, pytest.raises(TypeError, match="one: attributes must be a mapping"):
+        run.call("one", int, attributes=["call.id"])
+
+
 def test_a_step_goes_into_the_branch_that_is_given(guard: Guard) -> None:
     with guard.run("run") as run:
         with run.branch("agent") as branch:

@@ -196,7 +196,7 @@ def test_calls_that_are_reserved_exactly_fit_a_budget_exactly(guard: Guard, mode
     """Tokens reserved by a bound, in threads: three times the reservation is three calls."""
     from langchain_core.messages import HumanMessage
 
-    from agentguard_langchain._costs import prompt_tokens
+    from agentguard_langchain._tokens import prompt_tokens
 
     given = prompt_tokens([HumanMessage("try")])
     bound = model.bind(max_tokens=5)
