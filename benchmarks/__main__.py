@@ -18,7 +18,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import breakdown, durable, growth, kill, langchain, logs, overhead, overshoot, replay, telemetry
+from benchmarks import (
+    breakdown,
+    durable,
+    growth,
+    kill,
+    langchain,
+    logs,
+    overhead,
+    overshoot,
+    replay,
+    telemetry,
+)
 from benchmarks._rows import Row, table
 
 #: Every group runs in a fresh process.  The rows that each one has, for `--only`.

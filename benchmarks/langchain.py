@@ -72,28 +72,10 @@ def _steps(guard: Guard, step: Callable[..., Any]) -> float:
 
 def _agents() -> dict[str, Callable[[], Any]]:
     """The same agent without a guard, with ours, and with what does nothing."""
-    from agentguard_langchain import GuardCallbackHandler, GuardMiddleware, _hooks  # noqa: PLC0415
     from langchain.agents import create_agent  # noqa: PLC0415
-    from langchain.agents.middleware import AgentMiddleware  # noqa: PLC0415
-    from langchain_core.callbacks import BaseCallbackHandler  # noqa: PLC0415
     from langchain_core.tools import tool  # noqa: PLC0415
 
-    class Handler(BaseCallbackHandler):
-        run_inline = True
-
-        def on_chain_start(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_chain_end(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_llm_end(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_tool_start(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_tool_end(self, *args: Any, **kwargs: Any) -> None: ...
-
-    class Middleware(AgentMiddleware[Any, Any, Any]):
-        def wrap_model_call(self, request: Any, handler: Callable[..., Any]) -> Any:
-            return handler(request)
-
-        def wrap_tool_call(self, request: Any, handler: Callable[..., Any]) -> Any:
-            return handler(request)
+    from agentguard_langchain import GuardCallbackHandler, GuardMiddleware, _hooks  # noqa: PLC0415
 
     @tool
     def search(query: str) -> str:
@@ -118,8 +100,33 @@ def _agents() -> dict[str, Callable[[], Any]]:
         "both": asks([GuardMiddleware()], [GuardCallbackHandler()]),
         "handler": asks([], [GuardCallbackHandler()]),
         "middleware": asks([GuardMiddleware()], []),
-        "empty both": unheard(asks([Middleware()], [Handler()])),
+        "empty both": unheard(asks(*_idle())),
     }
+
+
+def _idle() -> tuple[list[Any], list[Any]]:
+    """A middleware and a handler that hear of what ours hear of, and do nothing."""
+    from langchain.agents.middleware import AgentMiddleware  # noqa: PLC0415
+    from langchain_core.callbacks import BaseCallbackHandler  # noqa: PLC0415
+
+    class Handler(BaseCallbackHandler):
+        run_inline = True
+
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None: ...
+        def on_chain_end(self, *args: Any, **kwargs: Any) -> None: ...
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None: ...
+        def on_llm_end(self, *args: Any, **kwargs: Any) -> None: ...
+        def on_tool_start(self, *args: Any, **kwargs: Any) -> None: ...
+        def on_tool_end(self, *args: Any, **kwargs: Any) -> None: ...
+
+    class Middleware(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Callable[..., Any]) -> Any:
+            return handler(request)
+
+        def wrap_tool_call(self, request: Any, handler: Callable[..., Any]) -> Any:
+            return handler(request)
+
+    return [Middleware()], [Handler()]
 
 
 def _scripted() -> Any:

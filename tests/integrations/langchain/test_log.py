@@ -58,6 +58,9 @@ def test_the_log_of_an_agent_reads_well(
         ("step_started", "main/model@3/chat scripted#1", "llm"),
         ("step_completed", "main/model@3/chat scripted#1", "llm"),
     ]
+    asked, used, _ = [e.data["attributes"] for e in steps if e.type == "step_started" and e.data]
+    assert (asked["gen_ai.operation.name"], asked["gen_ai.request.model"]) == ("chat", "scripted")
+    assert used == {"gen_ai.tool.name": "search", "gen_ai.tool.call.id": "call_1"}
     usage = steps[1].usage
     assert usage is not None
     assert (usage.input_tokens, usage.output_tokens, str(usage.usd)) == (10, 5, "0.00002")
