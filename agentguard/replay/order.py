@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from agentguard.steps.gate import TURNS, after_turns
 if TYPE_CHECKING:
     from agentguard.replay.player import Player
 
-#: How long, in seconds, a loop must have neither a ready callback nor a timer to count as stalled;
-#: a thread of the program may be about to hand it work.
+#: How long, in seconds, a loop must have nothing to do and nothing to wait for to count as stalled;
+#: a thread that it does not know of may be about to hand it work.
 IDLE = 0.2
 _LOOK_AGAIN = 0.02
 
@@ -108,6 +109,7 @@ class DeliveryOrder:
 
     def _stalled(self, call: Call | None) -> None:
         asked = ", ".join(waiting.start.key or "" for waiting in self._waiting)
+        call = None if call is None else self._player.tape.outermost(call)
         expected = d.describe(call.start) if call is not None else "the program to cancel it, as recorded"
         key = call.start.key if call is not None else asked
         error = ReplayDivergenceError(d.ORDER, key, expected, f"only {asked} asked for")
@@ -122,8 +124,28 @@ def _fail(future: asyncio.Future[None], error: BaseException) -> None:
 
 
 def _idle(loop: Any) -> bool:
-    """Whether a loop has neither a ready callback nor a timer; a loop that cannot tell never is."""
+    """Whether a loop has nothing to do and nothing to wait for; a loop that cannot tell never is.
+
+    What it may be waiting for are timers, files, sockets, processes, and threads that it gave work to.
+    """
     ready, scheduled = getattr(loop, "_ready", None), getattr(loop, "_scheduled", None)
     if ready is None or scheduled is None:
         return False
-    return not ready and all(handle.cancelled() for handle in scheduled)
+    if ready or not all(handle.cancelled() for handle in scheduled):
+        return False
+    if _waits_for_files(loop) or any(map(_waits_for_thread, asyncio.all_tasks(loop))):
+        return False
+    return not any(thread.name.startswith("asyncio-waitpid") for thread in threading.enumerate())
+
+
+def _waits_for_files(loop: Any) -> bool:
+    """Whether a loop watches more than the socket that wakes it."""
+    watched = getattr(getattr(loop, "_selector", None), "get_map", dict)()
+    return len(watched or ()) > 1
+
+
+def _waits_for_thread(task: Any) -> bool:
+    """Whether a task waits for a future that a thread will settle, as `asyncio.wrap_future` makes them."""
+    waiter = getattr(task, "_fut_waiter", None)
+    callbacks = getattr(waiter, "_callbacks", None) or ()
+    return any("_chain_future" in getattr(call, "__qualname__", "") for call, _ in callbacks)

@@ -208,6 +208,14 @@ class Tape:
         later = [place for place in places if place >= pos]
         return places[min(later)] if later else None
 
+    def outermost(self, call: Call) -> Call:
+        """The call that nobody asked for around one that nobody asked for, or itself."""
+        around = self._calls.get(call.data.get("parent", ""), ())
+        for outer in around:
+            if call in outer.children:
+                return self.outermost(outer)
+        return call
+
     def left_over(self) -> Call | None:
         """The first recorded call that nobody asked for."""
         self.read_until(lambda: False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,39 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentguard import Budget, Guard, ReplayDivergenceError, RunStopped, Usage, guarded_step
+from agentguard import (
+    Budget,
+    Guard,
+    ReplayDivergenceError,
+    RunStopped,
+    Usage,
+    current_run,
+    current_step,
+    guarded_step,
+)
+from agentguard.events import codec
 
 BODIES_RUN: list[str] = []
+#: The calls of the leaves with an argument: their runs and keys, in order.
+KEYS: collections.defaultdict[Any, list[tuple[str, str]]] = collections.defaultdict(list)
+
+
+class OwnError(Exception):
+    """What a step of an agent fails with."""
+
+
+def seen(name: str, arg: Any) -> Any:
+    """A body runs."""
+    BODIES_RUN.append(name)
+    step = current_step()
+    if step is not None and not any(step.key.startswith(f"{k}/") for _, k in KEYS[arg]):
+        KEYS[arg].append((step.run.id, step.key))
+    return arg
 
 
 @guarded_step(usage=Usage(usd="0.01"))
 async def fetch(arg: int, turns: int) -> int:
-    BODIES_RUN.append("fetch")
+    seen("fetch", arg)
     for _ in range(turns):
         await asyncio.sleep(0)
     if turns == 3:
@@ -29,26 +55,26 @@ async def fetch(arg: int, turns: int) -> int:
 
 @guarded_step
 def think(arg: int) -> list[int]:
-    BODIES_RUN.append("think")
+    seen("think", arg)
     return [arg, arg + 1]
 
 
 @guarded_step
 def fail(arg: int) -> None:
-    BODIES_RUN.append("fail")
-    raise ValueError("no", arg)
+    seen("fail", arg)
+    raise OwnError(arg)
 
 
 @guarded_step
 def stream(arg: int):  # type: ignore[no-untyped-def]
-    BODIES_RUN.append("stream")
+    seen("stream", arg)
     yield from range(arg % 4)
 
 
 @guarded_step
-async def outer(arg: int) -> int:
-    BODIES_RUN.append("outer")
-    return await fetch(arg, 1) + think(arg)[0]
+async def outer(arg: int) -> list[int]:
+    seen("outer", arg)
+    return [await fetch(arg, 1), think(arg)[0]]
 
 
 LEAVES = ("fetch", "think", "fail", "stream", "outer", "value")
@@ -77,17 +103,18 @@ def blocks(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 programs = st.lists(st.recursive(leaf, blocks, max_leaves=6), min_size=1, max_size=5)
 
 
-def numbered(ops: Any, numbers: Any = None) -> Any:
-    """A program whose leaves can be told apart."""
-    numbers = itertools.count() if numbers is None else numbers
+def numbered(ops: Any, numbers: Any = None, *, apart: bool = False) -> Any:
+    """A program whose leaves have numbers, and on demand arguments that no two of them share."""
+    numbers = itertools.count(1) if numbers is None else numbers
     out = []
     for op in ops:
         if op[0] in LEAVES:
-            out.append((*op, next(numbers)))
+            number = next(numbers)
+            out.append((op[0], number * 10 if apart else op[1], op[2], number))
         elif op[0] in ("gather", "first", "threads"):
-            out.append((op[0], [numbered(body, numbers) for body in op[1]]))
+            out.append((op[0], [numbered(body, numbers, apart=apart) for body in op[1]]))
         else:
-            out.append((op[0], op[1], numbered(op[2], numbers)))
+            out.append((op[0], op[1], numbered(op[2], numbers, apart=apart)))
     return out
 
 
@@ -97,23 +124,16 @@ class Program:
     def __init__(self, guard: Guard, run: Any) -> None:
         self.guard = guard
         self.run = run
-        #: Leaves that were reached, and those behind which the program went on, by number: only an
-        #: edit of the former can show, and only a copy of the latter is ever reached.
-        self.reached: list[int] = []
-        self.passed: list[int] = []
-        #: Those that a stop ended: only the first of them is on record, and none behind it is reached.
-        self.stopped: list[int] = []
+        #: Leaves that came to an end of their own, by number: an edit of any other may change nothing.
+        self.passed: set[int] = set()
 
     async def body(self, ops: Any) -> list[Any]:
         out: list[Any] = []
         for op in ops:
             try:
                 out.append(await self.op(op))
-                self.passed.append(op[-1])
-            except ReplayDivergenceError:
-                raise
-            except ValueError as error:
-                out.append(["ValueError", *error.args])
+            except OwnError as error:
+                out.append(["OwnError", *error.args])
         return out
 
     async def op(self, op: Any) -> Any:
@@ -141,38 +161,43 @@ class Program:
             return ["scope stopped", stop.resource]  # type: ignore[attr-defined]
 
     async def leaf(self, op: Any) -> Any:
-        self.reached.append(id(op))
+        kind, arg, turns, number = op
         try:
-            return await self.call(op)
-        except RunStopped:
-            self.stopped.append(id(op))
+            if kind == "fetch":
+                result = await fetch(arg, turns)
+            elif kind == "outer":
+                result = await outer(arg)
+            else:
+                return self.sync_leaf(op)
+        except OwnError:
+            self.passed.add(number)
             raise
-
-    async def call(self, op: Any) -> Any:
-        kind, arg, turns = op
-        if kind == "fetch":
-            return await fetch(arg, turns)
-        if kind == "outer":
-            return await outer(arg)
-        return self.sync_leaf(op)
+        self.passed.add(number)
+        return result
 
     def sync_leaf(self, op: Any) -> Any:
-        kind, arg, *_ = op
-        if kind == "think":
-            return think(arg)
-        if kind == "fail":
-            return fail(arg)
-        if kind == "stream":
-            return list(stream(arg))
-        return self.run.record("value", lambda: arg)
+        kind, arg, _, number = op
+        result: Any
+        try:
+            if kind == "fail":
+                result = fail(arg)
+            elif kind == "stream":
+                result = list(stream(arg))
+            elif kind == "value":
+                result = current_run().record(f"value-{arg}", lambda: seen(f"value-{arg}", arg))
+            else:
+                result = think(arg)
+        except OwnError:
+            self.passed.add(number)
+            raise
+        self.passed.add(number)
+        return result
 
     async def thread(self, ops: Any) -> Any:
         def work() -> list[Any]:
             out = []
             for op in ops:
-                if op[0] in ("fetch", "outer"):
-                    op = ("think", *op[1:])
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(OwnError):
                     out.append(self.sync_leaf(op))
             return out
 
@@ -217,12 +242,8 @@ async def carry_out(guard: Guard, run: Any, ops: Any) -> tuple[Any, Any, Program
     return result, end, program
 
 
-def history_of(guard: Guard, run_id: str) -> list[tuple[Any, ...]]:
-    return [(e.type, e.key) for e in guard.history(run_id)]
-
-
-BUDGETS = st.integers(min_value=2, max_value=30)
-SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=120)
+HEALTH = list(HealthCheck)
+EDITS = st.sampled_from(["change", "remove", "double"])
 
 
 def check_replay(ops: Any, steps: int) -> None:
@@ -230,83 +251,164 @@ def check_replay(ops: Any, steps: int) -> None:
     with Guard.in_memory(telemetry=False) as guard:
         run = guard.run("program", budget=Budget(steps=steps, usd="0.2"))
         recorded = asyncio.run(carry_out(guard, run, ops))
-        before = history_of(guard, run.id)
+        before = {row.run_id: guard.history(row.run_id) for row in guard.runs()}
         BODIES_RUN.clear()
-        replay = guard.replay(run.id, stall_timeout=5)
+        replay = guard.replay(run.id)
         replayed = asyncio.run(carry_out(guard, replay, ops))
         assert replayed[:2] == recorded[:2]
+        assert replayed[2].passed == recorded[2].passed
         assert BODIES_RUN == []
         assert replay.spent == guard.summary(run.id).usage
         assert replay.state == guard.summary(run.id).state
-        assert history_of(guard, run.id) == before
+        assert {row.run_id: guard.history(row.run_id) for row in guard.runs()} == before
 
 
-@given(ops=programs, steps=BUDGETS)
-@SETTINGS
+def test_the_programs_do_what_they_say() -> None:
+    """Or the properties below would hold for nothing."""
+    ops = numbered(
+        [
+            ("fetch", 1, 3),
+            ("fail", 2, 0),
+            ("gather", [[("outer", 3, 0)], [("stream", 3, 0), ("value", 4, 0)]]),
+            ("first", [[("fetch", 4, 2)], [("fetch", 5, 0)]]),
+            ("threads", [[("think", 5, 0), ("fail", 5, 0)]]),
+            ("loop", 2, [("think", 7, 0)]),
+            ("scope", 1, [("think", 8, 0), ("think", 9, 0)]),
+            ("run", 2, [("think", 8, 0)]),
+        ]
+    )
+    with Guard.in_memory(telemetry=False) as guard:
+        run = guard.run("program")
+        result, end, program = asyncio.run(carry_out(guard, run, ops))
+    assert result == [
+        2,
+        ["OwnError", 2],
+        [[[6, 3]], [[0, 1, 2], 4]],
+        [[10], [8]],
+        [[[5, 6]]],
+        [[[7, 8]], [[7, 8]]],
+        ["scope stopped", "steps"],
+        [[8, 9]],
+    ]
+    assert end is None
+    assert program.passed == set(range(1, 12)) | {13}
+
+
+@given(ops=programs, steps=st.integers(2, 30))
+@settings(deadline=None, suppress_health_check=HEALTH, max_examples=200)
 def test_rule_19_a_replay_equals_its_recording(ops: Any, steps: int) -> None:
     check_replay(ops, steps)
 
 
-def leaves(ops: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of the leaves of a program."""
+@pytest.mark.long
+@given(ops=programs, steps=st.integers(2, 30))
+@settings(deadline=None, suppress_health_check=HEALTH, max_examples=2000)
+def test_rule_19_two_thousand_replays_equal_their_recordings(ops: Any, steps: int) -> None:
+    check_replay(ops, steps)
+
+
+# --- one edit ------------------------------------------------------------------------------------
+
+
+def leaves(ops: Any) -> list[Any]:
+    """The leaves of a program."""
     found = []
-    for index, op in enumerate(ops):
+    for op in ops:
         if op[0] in LEAVES:
-            found.append((*path, index))
-        elif op[0] in ("gather", "first"):
-            for branch, body in enumerate(op[1]):
-                found += leaves(body, (*path, index, branch))
-        elif op[0] in ("scope", "run", "loop"):
-            found += leaves(op[2], (*path, index))
+            found.append(op)
+        elif op[0] in ("gather", "first", "threads"):
+            found += [leaf for body in op[1] for leaf in leaves(body)]
+        else:
+            found += leaves(op[2])
     return found
 
 
-def edited(ops: Any, path: tuple[Any, ...], edit: str) -> Any:
+def edited(ops: Any, number: int, edit: str) -> Any:
     """A copy of a program with one leaf changed, removed, or doubled."""
-    head, *rest = path
-    ops = list(ops)
-    op = ops[head]
-    if rest and op[0] in ("gather", "first"):
-        bodies = list(op[1])
-        bodies[rest[0]] = edited(bodies[rest[0]], tuple(rest[1:]), edit)
-        ops[head] = (op[0], bodies)
-    elif rest:
-        ops[head] = (op[0], op[1], edited(op[2], tuple(rest), edit))
-    elif edit == "change":
-        ops[head] = ("think" if op[0] == "stream" else op[0], op[1] + 1, *op[2:])
-    elif edit == "remove":
-        del ops[head]
-    else:
-        ops.insert(head, op)
-    return ops
+    out: list[Any] = []
+    for op in ops:
+        if op[0] in ("gather", "first", "threads"):
+            out.append((op[0], [edited(body, number, edit) for body in op[1]]))
+        elif op[0] not in LEAVES:
+            out.append((op[0], op[1], edited(op[2], number, edit)))
+        elif op[3] != number:
+            out.append(op)
+        elif edit == "change":
+            out.append((op[0], op[1] + 1, *op[2:]))
+        elif edit == "double":
+            out += [op, op]
+    return out
 
 
-def at(ops: Any, path: tuple[Any, ...]) -> Any:
-    for index in path[:-1]:
-        ops = ops[index] if not (isinstance(ops, tuple) and ops[0] in ("gather", "first")) else ops[1][index]
-        if isinstance(ops, tuple) and ops[0] in ("scope", "run", "loop"):
-            ops = ops[2]
-    return ops[path[-1]]
+def recorded_calls(guard: Guard, run_id: str) -> list[tuple[str, int, str]]:
+    """The calls of a run and of those inside it: branch, place in it, and key."""
+    calls = []
+    for row in guard.runs():
+        for stored in guard.parts.store.read(row.run_id):
+            record = codec.decode(stored.body)
+            if record.type in ("step_started", "step_refused", "value", "scope_opened") and record.key:
+                calls.append((f"{row.run_id} {record.key.rpartition('/')[0]}", record.pos, record.key))
+    return calls
 
 
-@given(ops=programs, edit=st.sampled_from(["change", "remove", "double"]), data=st.data())
-@SETTINGS
-def test_rule_19_one_edit_is_always_a_divergence(ops: Any, edit: str, data: Any) -> None:
-    ops = numbered(ops)
-    paths = leaves(ops)
-    if not paths:
+def expected_key(guard: Guard, run_id: str, keys: list[tuple[str, str]], edit: str) -> str:
+    """The key of the first difference that an edit of a leaf makes, by the log and the leaf's calls."""
+    inside, key = keys[0]
+    if edit != "double":
+        return key
+    branch = f"{inside} {key.rpartition('/')[0]}"
+    there = {pos: k for b, pos, k in recorded_calls(guard, run_id) if b == branch}
+    place = next(pos for pos, k in there.items() if k == key)
+    name, _, number = key.rpartition("#")
+    alike = itertools.count(place)  # its calls that follow each other on record serve the copies too
+    copies = sum(1 for _ in itertools.takewhile(lambda pos: (inside, there.get(pos)) in keys, alike))
+    return f"{name}#{int(number) + copies}"
+
+
+def stops_in(guard: Guard) -> bool:
+    """Whether a scope or a run was stopped: behind that, one call more leaves no event."""
+    events = [event for row in guard.runs() for event in guard.history(row.run_id)]
+    return any(event.type in ("step_refused", "run_failed") for event in events)
+
+
+def check_edit(ops: Any, edit: str, data: Any) -> None:
+    ops = numbered(ops, apart=True)
+    if not leaves(ops):
         return
-    path = data.draw(st.sampled_from(paths))
     with Guard.in_memory(telemetry=False) as guard:
+        KEYS.clear()
         run = guard.run("program", budget=Budget(steps=500))
         _, end, program = asyncio.run(carry_out(guard, run, ops))
-        seen = program.passed if edit == "double" else program.reached
-        if end is not None or at(ops, path)[-1] not in seen:
-            return  # a stop on record, or the leaf lies behind one: the edit may change nothing
-        if id(at(ops, path)) in program.stopped:
+        leaf = data.draw(st.sampled_from(leaves(ops)))
+        kind, arg, _, number = leaf
+        if end is not None or number not in program.passed:
+            return  # the leaf lies behind a stop: the edit may change nothing
+        if edit == "double" and stops_in(guard):
             return
-        if edit == "change" and at(ops, path)[0] == "value":
-            return  # what a recorded value was made from is not looked at
-        replay = guard.replay(run.id, stall_timeout=5)
-        with pytest.raises(ReplayDivergenceError):
-            asyncio.run(carry_out(guard, replay, edited(ops, path, edit)))
+        value = f"value-{arg}"
+        keys = KEYS[value] if kind == "value" else KEYS[arg]
+        if kind == "value":  # a record's body does not know its key
+            keys = [(run_id, k) for run_id, k in calls_named(guard, value)]
+        key = expected_key(guard, run.id, keys, edit)
+        replay = guard.replay(run.id, stall_timeout=2)
+        with pytest.raises(ReplayDivergenceError) as caught:
+            asyncio.run(carry_out(guard, replay, edited(ops, number, edit)))
+        said = caught.value
+        assert said.key == key or f" {key} (event " in str(said.expected), (key, said.facts())
+
+
+def calls_named(guard: Guard, name: str) -> list[tuple[str, str]]:
+    return [(b.split()[0], key) for b, _, key in recorded_calls(guard, "") if f"/{name}#" in key]
+
+
+@given(ops=programs, edit=EDITS, data=st.data())
+@settings(deadline=None, suppress_health_check=HEALTH, max_examples=200)
+def test_rule_19_one_edit_is_always_a_divergence(ops: Any, edit: str, data: Any) -> None:
+    check_edit(ops, edit, data)
+
+
+@pytest.mark.long
+@given(ops=programs, edit=EDITS, data=st.data())
+@settings(deadline=None, suppress_health_check=HEALTH, max_examples=2000)
+def test_rule_19_two_thousand_edits_are_divergences(ops: Any, edit: str, data: Any) -> None:
+    check_edit(ops, edit, data)
