@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import tempfile
-from collections import Counter
+import threading
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentguard import Budget, Guard, StepOutcomeUnknownError, Usage, current_step, guarded_step
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    Guard,
+    StepOutcomeUnknownError,
+    Usage,
+    current_step,
+    guarded_step,
+)
+
+
+class OwnError(Exception):
+    """What a step of an agent fails with."""
 
 
 class World:
@@ -24,59 +39,74 @@ class World:
     path: Path | None = None
     crash_at: int | None = None
     ticks = 0
+    lock = threading.Lock()
 
     @classmethod
-    def tick(cls, what: str) -> None:
-        cls.ticks += 1
+    def tick(cls, what: str, arg: int) -> None:
         step = current_step()
         if cls.path is not None and step is not None:
-            line = json.dumps([what, step.key, step.idempotency_key]) + "\n"
+            line = json.dumps([what, step.run.id, step.key, step.idempotency_key, arg]) + "\n"
             fd = os.open(cls.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(fd, line.encode())
             os.close(fd)
-        if cls.ticks == cls.crash_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with cls.lock:
+            cls.ticks += 1
+            if cls.ticks == cls.crash_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 @guarded_step(usage=Usage(usd="0.01"), effect="read")
 async def look(arg: int) -> int:
-    World.tick("began")
+    World.tick("began", arg)
     await asyncio.sleep(0)
-    World.tick("ended")
+    World.tick("ended", arg)
     return arg * 2
 
 
 @guarded_step(usage=Usage(usd="0.01"), effect="idempotent")
 def charge(arg: int) -> list[int]:
-    World.tick("began")
-    World.tick("ended")
+    World.tick("began", arg)
+    World.tick("ended", arg)
     return [arg]
 
 
 @guarded_step(usage=Usage(usd="0.01"))
 def send(arg: int) -> str:
-    World.tick("began")
-    World.tick("ended")
+    World.tick("began", arg)
+    World.tick("ended", arg)
     return f"sent {arg}"
 
 
 @guarded_step(effect="idempotent")
 async def outer(arg: int) -> Any:
-    World.tick("began")
+    World.tick("began", arg)
     found = [await look(arg), send(arg)]
-    World.tick("ended")
+    World.tick("ended", arg)
     return found
 
 
-LEAVES = {"look": look, "charge": charge, "send": send, "outer": outer}
+@guarded_step(effect="read")
+def fail(arg: int) -> None:
+    World.tick("began", arg)
+    World.tick("ended", arg)
+    raise OwnError(arg)
+
+
+LEAVES = {"look": look, "charge": charge, "send": send, "outer": outer, "fail": fail}
+SYNC = ("charge", "send", "fail")
 leaf = st.tuples(st.sampled_from(sorted(LEAVES)), st.integers(0, 5))
+sync_leaf = st.tuples(st.sampled_from(SYNC), st.integers(0, 5))
 
 
 def blocks(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     body = st.lists(children, min_size=1, max_size=3)
     return st.one_of(
         st.tuples(st.just("gather"), st.lists(body, min_size=2, max_size=3)),
+        st.tuples(
+            st.just("threads"), st.lists(st.lists(sync_leaf, min_size=1, max_size=2), min_size=1, max_size=2)
+        ),
         st.tuples(st.just("scope"), body),
+        st.tuples(st.just("stopped"), st.lists(sync_leaf, min_size=1, max_size=2)),
         st.tuples(st.just("run"), body),
         st.tuples(st.just("loop"), body),
         st.tuples(st.just("value"), st.integers(0, 5)),
@@ -89,19 +119,21 @@ programs = st.lists(st.recursive(leaf, blocks, max_leaves=6), min_size=1, max_si
 async def carry_out(guard: Guard, run: Any, ops: Any) -> list[Any]:
     out: list[Any] = []
     for kind, arg in ops:
-        if kind in LEAVES:
-            result = LEAVES[kind](arg)
-            out.append(await result if asyncio.iscoroutine(result) else result)
+        if kind in SYNC:
+            out.append(carry_out_leaf(kind, arg))
+        elif kind in LEAVES:
+            out.append(await LEAVES[kind](arg))  # type: ignore[operator]
         elif kind == "gather":
-            tasks = [asyncio.create_task(carry_out(guard, run, body)) for body in arg]
-            done = await asyncio.gather(*tasks, return_exceptions=True)
-            for failure in done:
-                if isinstance(failure, BaseException):
-                    raise failure
-            out.append(done)
+            out.append(await all_of(carry_out(guard, run, body) for body in arg))
+        elif kind == "threads":
+            out.append(await all_of(in_thread(run, body) for body in arg))
         elif kind == "scope":
             with run.scope("part", Budget(usd=5)):
                 out.append(await carry_out(guard, run, arg))
+        elif kind == "stopped":
+            # No room for a step: a crash, which may spend more, changes nothing about it.
+            with contextlib.suppress(BudgetExceededError), run.scope("none", Budget(steps=0)):
+                out.append([carry_out_leaf(*op) for op in arg])
         elif kind == "run":
             async with guard.run("inner") as inner:
                 out.append(await carry_out(guard, inner, arg))
@@ -110,6 +142,30 @@ async def carry_out(guard: Guard, run: Any, ops: Any) -> list[Any]:
         else:
             out.append(run.record("value", lambda value=arg: value))
     return out
+
+
+def carry_out_leaf(kind: str, arg: int) -> Any:
+    try:
+        return LEAVES[kind](arg)
+    except OwnError as error:
+        return ["OwnError", *error.args]
+
+
+async def in_thread(run: Any, ops: Any) -> Any:
+    def work() -> list[Any]:
+        return [carry_out_leaf(*op) for op in ops]
+
+    with ThreadPoolExecutor(1) as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, run.bind(work))
+
+
+async def all_of(bodies: Any) -> list[Any]:
+    """Wait for all, then raise the first failure: nothing outlives its block."""
+    done = await asyncio.gather(*map(asyncio.create_task, bodies), return_exceptions=True)
+    for failure in done:
+        if isinstance(failure, BaseException):
+            raise failure
+    return list(done)
 
 
 async def whole(guard: Guard, run: Any, ops: Any) -> list[Any]:
@@ -137,14 +193,32 @@ def in_child(url: str, ops: Any, crash_at: int | None, result: Path, *, recover:
         os._exit(status)
 
 
-def bodies_of(path: Path) -> tuple[Counter[str], Counter[str]]:
-    """How often each body began and ended, by idempotency key."""
-    began: Counter[str] = Counter()
-    ended: Counter[str] = Counter()
-    for line in path.read_text().splitlines() if path.exists() else ():
-        what, _, key = json.loads(line)
-        (began if what == "began" else ended)[key] += 1
-    return began, ended
+Body = tuple[str, str]
+
+
+class Effects:
+    """What the bodies did: how often each began and ended, by its run and key."""
+
+    def __init__(self, path: Path) -> None:
+        self.began: Counter[Body] = Counter()
+        self.ended: Counter[Body] = Counter()
+        self.args: dict[Body, int] = {}
+        self.keys: defaultdict[Body, set[str]] = defaultdict(set)
+        for line in path.read_text().splitlines() if path.exists() else ():
+            what, run_id, key, idempotency_key, arg = json.loads(line)
+            body = run_id, key
+            (self.began if what == "began" else self.ended)[body] += 1
+            self.args[body] = arg
+            self.keys[body].add(idempotency_key)
+
+
+def say_what_became_of(guard: Guard, run_id: str, key: str, effects: Effects) -> None:
+    """An operator looks at the world, and says what it shows."""
+    body = run_id, key
+    if effects.ended[body]:
+        guard.resolve(run_id, key, "completed", result=f"sent {effects.args[body]}")
+    else:
+        guard.resolve(run_id, key, "retry")
 
 
 def check_recovery(ops: Any, crashes: list[int]) -> None:
@@ -156,7 +230,7 @@ def check_recovery(ops: Any, crashes: list[int]) -> None:
             expected = asyncio.run(whole(guard, plain_run, ops))
             plain = plain_run.spent
         World.path = Path(folder, "effects")
-        lives, resolved = [*crashes, None], 0
+        lives = [*crashes, None]
         status, life = None, 0
         while status != 0:
             crash_at = lives[life] if life < len(lives) else None
@@ -166,29 +240,35 @@ def check_recovery(ops: Any, crashes: list[int]) -> None:
             with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
                 if status == 3:
                     run_id, key = json.loads(result.read_text())
-                    guard.resolve(run_id, key, "retry")
+                    say_what_became_of(guard, run_id, key, Effects(World.path))
                 if not guard.runs():
                     life = 0  # it died before the run was on record
                 assert guard.verify()
         assert json.loads(result.read_text()) == json.loads(json.dumps(expected))
         with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
-            summary = guard.summary("r")
-            assert guard.reconstruct("r") == summary
-            began, _ = bodies_of(World.path)
-            repeats = {key: n - 1 for key, n in began.items() if n > 1}
-            assert all(n <= life for n in repeats.values())
-            for row in guard.runs():
-                resolved += sum(e.type == "step_resolved" for e in guard.history(row.run_id))
-            completed = Counter(
-                e.key for r in guard.runs() for e in guard.history(r.run_id) if e.type == "step_completed"
-            )
-            assert sum(began.values()) <= sum(completed.values()) + resolved
-            over = summary.usage.usd - plain.usd
-            assert 0 <= over <= resolved * Usage(usd="0.01").usd
+            check_books(guard, plain, Effects(World.path))
 
 
+def check_books(guard: Guard, plain: Usage, effects: Effects) -> None:
+    """Once means once, and what was spent is what an uncrashed run spends, and what was in doubt."""
+    summary = guard.summary("r")
+    assert guard.reconstruct("r") == summary
+    events = [event for row in guard.runs() for event in guard.history(row.run_id)]
+    resolved = Counter((event.run_id, event.key) for event in events if event.type == "step_resolved")
+    ran = {(event.run_id, event.key) for event in events if event.type in ("step_completed", "step_failed")}
+    for body in ran:
+        assert 1 <= effects.began[body] <= 1 + resolved[body], body
+        assert len(effects.keys[body]) == 1, body
+    once = [body for body in effects.began if "/send#" in f"/{body[1]}"]
+    assert [body for body in once if effects.ended[body] != 1] == []
+    assert not plain.usd or any(ran)
+    assert 0 <= summary.usage.usd - plain.usd <= resolved.total() * Usage(usd="0.01").usd
+    assert 0 <= summary.usage.steps - plain.steps <= resolved.total()
+
+
+@pytest.mark.timeout(1200)
 @given(ops=programs, crashes=st.lists(st.integers(1, 12), min_size=1, max_size=3))
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200)
 def test_rule_13_a_crashed_program_carries_on_until_done(ops: Any, crashes: list[int]) -> None:
     check_recovery(ops, crashes)
 
