@@ -140,7 +140,7 @@ def _idle(loop: Any) -> bool:
 
 def _waits_for_files(loop: Any) -> bool:
     """Whether a loop watches more than the socket that wakes it."""
-    watched = getattr(getattr(loop, "_selector", None), "get_map", dict)()
+    watched: Any = getattr(getattr(loop, "_selector", None), "get_map", dict)()
     return len(watched or ()) > 1
 
 

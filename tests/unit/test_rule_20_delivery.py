@@ -1,0 +1,258 @@
+"""Rule 20: async outcomes are delivered one at a time in log order, live as in replay; never a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from agentguard import Guard, ReplayDivergenceError, guarded_step
+
+Main = Callable[[], Awaitable[Any]]
+
+
+@guarded_step
+async def fetch(name: str, turns: int = 0) -> str:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return name
+
+
+def both(guard: Guard, main: Main, again: Main | None = None) -> tuple[Any, Any]:
+    """What a program gives live, and what it, or another one, gives in a replay."""
+    with guard.run("program") as run:
+        live = asyncio.run(main())  # type: ignore[arg-type]
+    with guard.replay(run.id):
+        return live, asyncio.run((again or main)())  # type: ignore[arg-type]
+
+
+def order_of(delays: dict[str, int], *, gathered: bool) -> Main:
+    """A program that tells in which order its steps came back."""
+
+    async def main() -> list[str]:
+        seen: list[str] = []
+
+        async def one(name: str, turns: int) -> None:
+            seen.append(await fetch(name, turns))
+
+        if gathered:
+            await asyncio.gather(*(one(name, turns) for name, turns in delays.items()))
+        else:
+            async with asyncio.TaskGroup() as group:
+                for name, turns in delays.items():
+                    group.create_task(one(name, turns))
+        return seen
+
+    return main
+
+
+@pytest.mark.parametrize("gathered", [True, False], ids=["gather", "group"])
+def test_rule_20_the_recorded_order_comes_again_whatever_the_bodies_took(
+    guard: Guard, gathered: bool
+) -> None:
+    main = order_of({"slow": 20, "fast": 0, "middle": 8}, gathered=gathered)
+    live, again = both(guard, main)
+    assert again == live == ["fast", "middle", "slow"]
+
+
+def test_rule_20_two_outcomes_of_one_turn_are_seen_apart(guard: Guard) -> None:
+    """Otherwise `wait(FIRST_COMPLETED)` would give two tasks live, and one of them in a replay."""
+
+    async def main() -> list[int]:
+        pending = {asyncio.ensure_future(fetch(name)) for name in "abc"}
+        together = []
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            together.append(len(done))
+        return together
+
+    live, again = both(guard, main)
+    assert again == live == [1, 1, 1]
+
+
+def test_rule_20_tasks_that_a_loop_had_before_its_first_step_are_in_the_order_too(guard: Guard) -> None:
+    """The run is opened outside the loop, and the tasks are made before any step is called."""
+
+    async def main() -> list[list[str]]:
+        tasks = [asyncio.create_task(fetch(name)) for name in "abcd"]
+        seen = []
+        pending = set(tasks)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            seen.append(sorted(task.result() for task in done))
+        return seen
+
+    live, again = both(guard, main)
+    assert again == live
+    assert [len(names) for names in live] == [1, 1, 1, 1]
+
+
+def test_rule_20_delivery_does_not_wait_for_its_consumer(guard: Guard) -> None:
+    async def main() -> list[str]:
+        never_asked = asyncio.ensure_future(fetch("left alone"))
+        seen = [await fetch("b", 3), await fetch("c")]
+        await asyncio.wait([never_asked])
+        return seen
+
+    live, again = both(guard, main)
+    assert again == live == ["b", "c"]
+
+
+def test_rule_20_a_step_that_was_cancelled_stays_pending_until_it_is_again(guard: Guard) -> None:
+    async def main() -> list[str]:
+        forever = asyncio.ensure_future(fetch("forever", 10**9))
+        seen = [await fetch("a"), await fetch("b", 2)]
+        assert not forever.done()
+        forever.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await forever
+        return [*seen, await fetch("c")]
+
+    live, again = both(guard, main)
+    assert again == live == ["a", "b", "c"]
+
+
+def test_rule_20_a_cancelled_step_that_is_waited_for_is_a_difference_and_no_hang(guard: Guard) -> None:
+    async def cancels() -> None:
+        forever = asyncio.ensure_future(fetch("forever", 10**9))
+        await fetch("a")
+        forever.cancel()
+        await asyncio.wait([forever])
+
+    async def waits() -> None:
+        forever = asyncio.ensure_future(fetch("forever", 10**9))
+        await fetch("a")
+        await forever
+
+    with pytest.raises(ReplayDivergenceError) as caught:
+        both(guard, cancels, waits)
+    assert (caught.value.kind, caught.value.key) == ("order", "main/fetch#1")
+
+
+def in_turn(first: str, *, then: str) -> Main:
+    async def main() -> None:
+        asked = {first: asyncio.Event(), then: asyncio.Event()}
+
+        async def one(name: str) -> None:
+            if name == then:
+                await asked[first].wait()
+            await fetch(name)
+            asked[name].set()
+
+        await asyncio.gather(one("a"), one("b"))
+
+    return main
+
+
+def test_rule_20_a_program_that_waits_for_what_comes_later_is_told_so(guard: Guard) -> None:
+    """`b` is asked for only when `a` is back, which came after it: nothing would ever happen again."""
+    began = time.monotonic()
+    with pytest.raises(ReplayDivergenceError) as caught:
+        both(guard, in_turn("b", then="a"), in_turn("a", then="b"))
+    assert (caught.value.kind, caught.value.key) == ("order", "main/task#2/fetch#1")
+    assert "only main/task#1/fetch#1 asked for" in str(caught.value)
+    assert time.monotonic() - began < 20, "it waited for the stall timeout although nothing could come"
+
+
+def test_rule_20_a_loop_with_timers_is_given_the_stall_timeout(guard: Guard) -> None:
+    async def ticking() -> None:
+        async def tick() -> None:
+            while True:
+                await asyncio.sleep(0.01)
+
+        clock = asyncio.ensure_future(tick())
+        try:
+            await in_turn("a", then="b")()
+        finally:
+            clock.cancel()
+
+    async def recorded() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(0))
+        await in_turn("b", then="a")()
+        await task
+
+    with guard.run("program") as run:
+        asyncio.run(recorded())
+    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run.id, stall_timeout=0.5):
+        asyncio.run(ticking())
+    assert caught.value.kind == "order"
+
+
+def test_rule_20_a_difference_in_one_task_reaches_those_that_wait(guard: Guard) -> None:
+    async def three(last: str) -> list[Any]:
+        return await asyncio.gather(fetch("a"), fetch("b"), fetch(last), return_exceptions=True)
+
+    with pytest.raises(ReplayDivergenceError) as caught:
+        both(guard, lambda: three("c"), lambda: three("x"))
+    assert (caught.value.kind, caught.value.key) == ("arguments", "main/fetch#3")
+
+
+# --- what is no stall ----------------------------------------------------------------------------
+
+
+async def for_a_thread() -> None:
+    released = threading.Event()
+    threading.Timer(0.5, released.set).start()
+    await asyncio.to_thread(released.wait, 60)
+
+
+async def for_a_thread_in_a_task() -> None:
+    await asyncio.wait_for(asyncio.create_task(for_a_thread()), 60)
+
+
+async def for_a_process() -> None:
+    program = "import threading; threading.Event().wait(0.5)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=subprocess.DEVNULL)
+    assert await process.wait() == 0
+
+
+async def for_a_connection() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.to_thread(threading.Event().wait, 0.5)
+        writer.write(b"here you are\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert await reader.readline() == b"here you are\n"
+        writer.close()
+
+
+@pytest.mark.parametrize("wait", [for_a_thread, for_a_thread_in_a_task, for_a_process, for_a_connection])
+def test_rule_20_a_loop_that_waits_for_the_world_outside_is_no_stall(
+    guard: Guard, wait: Callable[[], Awaitable[None]]
+) -> None:
+    """The next outcome belongs to a call that comes only after something slow that is no step."""
+
+    async def first_the_slow_one(slow: Callable[[], Awaitable[None]], *, again: bool) -> list[str]:
+        seen: list[str] = []
+        came = asyncio.Event()
+
+        async def after_it() -> None:
+            await slow()
+            seen.append(await fetch("after it"))
+            came.set()
+
+        async def at_once() -> None:
+            if not again:
+                await came.wait()
+            seen.append(await fetch("at once"))
+
+        await asyncio.gather(after_it(), at_once())
+        return seen
+
+    async def nothing() -> None:
+        await asyncio.sleep(0)
+
+    live, again = both(
+        guard,
+        lambda: first_the_slow_one(nothing, again=False),
+        lambda: first_the_slow_one(wait, again=True),
+    )
+    assert again == live == ["after it", "at once"]
