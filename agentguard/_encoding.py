@@ -67,6 +67,20 @@ def encode_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     return _encode((positional, named))
 
 
+def encode_inputs(value: Any) -> bytes | None:
+    """A run's inputs as JSON: of mappings and lists, what cannot be encoded is recorded by type."""
+    return encode_value(value) or encode_value(_parts(value, 2))
+
+
+def _parts(value: Any, depth: int) -> Any:
+    """A value by its parts, so deep as the `args` and `kwargs` of a call lie."""
+    if depth and isinstance(value, Mapping):
+        return {clean_text(str(name)): _parts(item, depth - 1) for name, item in value.items()}
+    if depth and isinstance(value, list | tuple):
+        return [_parts(item, depth - 1) for item in value]
+    return _or_opaque(value)
+
+
 def _or_opaque(value: Any) -> Any:
     encoded = encode_value(value)
     return {OPAQUE: type_name(type(value))} if encoded is None else msgspec.Raw(encoded)

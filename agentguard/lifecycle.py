@@ -11,10 +11,16 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard._encoding import decode, encode_value, type_name
+from agentguard._encoding import decode, encode_inputs, type_name
 from agentguard._process import identity
 from agentguard.budget.model import Budget
-from agentguard.errors import AgentGuardError, RunNotFoundError, RunStopped
+from agentguard.errors import (
+    AgentGuardError,
+    NoActiveRunError,
+    RunExistsError,
+    RunNotFoundError,
+    RunStopped,
+)
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
@@ -158,7 +164,7 @@ class Opening:
             stop = kill.error(self.run_id)
             journal.end(stop)
             self._leave_around(journal)
-            self._forget(journal)
+            forget(self.guard, journal)
             self._end_span(journal, stop)
             raise stop
         return journal
@@ -170,6 +176,8 @@ class Opening:
         parent: Journal = self.around.run.journal
         scope = self.around.scope_key
         check(parent, scope)
+        if self.guard.parts.store.row(self.run_id) is not None:
+            raise RunExistsError(self.run_id)  # before the run around it has the nested one on record
         with parent.deciding():
             check(parent, scope)
             movements, outer = parent.levels.sharing(scope)
@@ -186,7 +194,7 @@ class Opening:
         parts = self.guard.parts
         salt = self._salt()
         unwanted = self._inputs is None or parts.capture == "none"
-        inputs = None if unwanted else encode_value(self._inputs)
+        inputs = None if unwanted else encode_inputs(self._inputs)
         if parts.redact and inputs is not None:
             inputs = parts.redact.value(inputs)
         fold = RunFold(self.run_id)
@@ -278,7 +286,7 @@ class Opening:
             self._finish(journal, error)
         finally:
             self._leave_around(journal)
-            self._forget(journal)
+            forget(self.guard, journal)
             self._end_span(journal, journal.stop or error)
         return None if journal.fold.state is RunState.COMPLETED else journal.stop
 
@@ -304,12 +312,10 @@ class Opening:
             told.add_note(f"agentguard could not record the end of the run: {failure}")
 
     def _termination(self, journal: Journal, error: BaseException) -> dict[str, Any]:
-        ended = termination(error)
+        redact = self.guard.parts.redact
+        ended = termination(error, redact.text if redact and not isinstance(error, RunStopped) else None)
         if isinstance(error, RunStopped) and journal.stop is None:
             ended["type"] = type_name(type(error))  # it did not stop this run
-        redact = self.guard.parts.redact
-        if redact and not isinstance(error, RunStopped):
-            ended["message"] = redact.text(ended["message"])
         return ended
 
     def _settle_generators(self, journal: Journal) -> None:
@@ -344,13 +350,6 @@ class Opening:
         if journal in parent.children:
             parent.children.remove(journal)
 
-    def _forget(self, journal: Journal) -> None:
-        self.guard.live.pop(self.run_id, None)
-        for ref in journal.loops.keyrefs():  # a list: other threads may meet their loops meanwhile
-            loop = ref()
-            if loop is not None and (factory := journal.loops.get(loop)) is not None:
-                factory.leave(id(journal))
-
     def _end_span(self, journal: Journal, error: BaseException | None) -> None:
         if journal.span is not None:
             fold = journal.fold
@@ -375,6 +374,16 @@ class Opening:
     def resume(self, run_id: str) -> None:
         """See `Run.resume`."""
         self.guard.resume(run_id)
+
+
+def forget(guard: Guard, journal: Journal) -> None:
+    """This process is done with a run: nothing of it stays behind in the guard and in event loops."""
+    if guard.live.get(journal.run_id) is journal:
+        del guard.live[journal.run_id]
+    for ref in journal.loops.keyrefs():  # a list: other threads may meet their loops meanwhile
+        loop = ref()
+        if loop is not None and (factory := journal.loops.get(loop)) is not None:
+            factory.leave(id(journal))
 
 
 def _still_open(journal: Journal) -> list[Any]:
@@ -452,14 +461,15 @@ class Joining:
     def __init__(self, guard: Guard, run_id: str, branch: str | None) -> None:
         self.guard = guard
         self.run_id = check_id(run_id, "run_id")
-        self._name = None if branch is None else check_id(branch, "branch")
+        if branch is not None:
+            check_id(branch, "branch")
         row = guard.parts.store.row(run_id)
         if row is None:
             raise RunNotFoundError(run_id)
         self._row = row
         self.name, self.tenant = row.name, row.tenant
-        label = f"attach%{os.getpid()}.{next(_attachments)}" if branch is None else branch
-        self._branch = Branch(f"{MAIN}/{key_part(label)}")
+        #: A branch without a name of its own is numbered when it is entered.
+        self._branch = None if branch is None else Branch(f"{MAIN}/{key_part(branch)}")
 
     @property
     def inputs(self) -> Any:
@@ -469,6 +479,8 @@ class Joining:
 
     def branch(self) -> Branch:
         """The branch that this attachment is in."""
+        if self._branch is None:
+            raise NoActiveRunError(f"run {self.run_id} has not been attached to yet")
         return self._branch
 
     def open(self, run: Any) -> Journal:
@@ -477,10 +489,13 @@ class Joining:
         if journal is None:
             journal = load_journal(self.guard.parts, self._row, self._branch)
             self.guard.live[self.run_id] = journal
-        elif self._name is not None:
+        elif self._branch is not None:
             for stored in self.guard.parts.store.read(self.run_id):
                 if (key := codec.decode(stored.body).key) is not None:
                     self._branch.passed(key)
+        if self._branch is None:
+            self._branch = journal.unnamed_branch()
+        journal.attached += 1
         self.guard.take_part()
         return journal
 
@@ -488,6 +503,9 @@ class Joining:
         """Detach; gives the run's stop to raise."""
         with contextlib.suppress(AgentGuardError):
             journal.refresh()
+        journal.attached -= 1
+        if not journal.attached and not journal.owner:
+            forget(self.guard, journal)
         return journal.stop
 
     def kill(self, run_id: str, reason: str, actor: str | None) -> int:
@@ -501,6 +519,3 @@ class Joining:
     def resume(self, run_id: str) -> None:
         """See `Run.resume`."""
         self.guard.resume(run_id)
-
-
-_attachments = itertools.count(1)

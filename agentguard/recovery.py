@@ -23,7 +23,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.lifecycle import Opening, load_journal
+from agentguard.lifecycle import Opening, forget, load_journal
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.origin import Shared, origin_log
@@ -67,7 +67,7 @@ class CarryingOn(Opening):
         with journal.deciding():
             row = structs.replace(journal.row, owner={}, heartbeat_ns=parts.clock.wall())
             parts.store.update_row(row)
-        self._forget(journal)
+        forget(self.guard, journal)
         self._end_span(journal, None)
 
 

@@ -18,6 +18,8 @@ LEFT_OVER = "left_over"
 ORDER = "order"
 OUTCOME = "outcome"
 NOT_REPLAYABLE = "not_replayable"
+#: Why a step of an attachment without a name cannot be replayed.
+UNNAMED_BRANCH = "replay needs branch names: guard.attach(run_id, branch=...)"
 
 
 def describe(record: Record) -> str:

@@ -26,7 +26,7 @@ from agentguard.replay import divergence as d
 from agentguard.replay.ahead import Ahead
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.tape import Call, Tape
-from agentguard.runs.branch import branch_of
+from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
 from agentguard.steps.journal import Journal
@@ -401,6 +401,8 @@ class Player:
         """The program is done: nothing may be left over, and its spending must be the recorded one."""
         with self._lock:
             left = self.tape.left_over()
+            if left is not None and (left.start.key or "").startswith(UNNAMED):
+                self.diverge(d.NOT_REPLAYABLE, left.start.key, d.describe(left.start), d.UNNAMED_BRANCH)
             if left is not None:
                 self.diverge(d.LEFT_OVER, left.start.key, d.describe(left.start), "the program ended")
 

@@ -11,6 +11,8 @@ from itertools import count
 from typing import Any
 
 MAIN = "main"
+#: What the branch of an attachment without a name begins with.
+UNNAMED = "attach#"
 
 
 def key_part(name: str) -> str:

@@ -13,6 +13,7 @@ from agentguard.budget.model import Budget
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
+from agentguard.runs.branch import UNNAMED
 from agentguard.runs.state import RunState, check_move
 
 #: What a step reserves where it names nothing else.
@@ -92,6 +93,8 @@ class RunFold:
         self.origin = ""
         #: False once a step accepted overshoot: usage known only afterwards, nothing reserved.
         self.bounded = True
+        #: True once a step was called in a branch that has its number by arrival.
+        self.needs_branch_names = False
         self._set_budget(self.budget)
 
     def _set_budget(self, budget: Budget) -> None:
@@ -151,6 +154,8 @@ class RunFold:
             if account.reserve(request):
                 near = True
         self.open[key] = OpenStep(request, scope, attempt, windows)
+        if key.startswith(UNNAMED):
+            self.needs_branch_names = True
         self.steps += 1
         return near
 

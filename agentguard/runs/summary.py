@@ -20,6 +20,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     error's `message` and its facts; None while it runs.  `duration` is running time in seconds,
     pauses left out.  `head` is the last sequence and its hash: keep it somewhere else as an anchor
     for `verify`.  `bounded` is False where a step accepted overshoot (`reserve=None`).
+    `needs_branch_names` is True where another thread or process called steps under `guard.attach`
+    without `branch=`: such a run cannot be replayed.
     """
 
     run_id: str
@@ -38,6 +40,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[dict[str, Any], ...] = ()
     parent_id: str | None = None
     bounded: bool = True
+    needs_branch_names: bool = False
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for `--json` and for a row; money as text, times as ISO 8601."""
@@ -58,6 +61,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
             "warnings": list(self.warnings),
             "parent_id": self.parent_id,
             "bounded": self.bounded,
+            "needs_branch_names": self.needs_branch_names,
         }
 
     def __str__(self) -> str:
@@ -66,10 +70,11 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         reason = f": {ended['message']}" if ended.get("message") else ""
         took = f" in {self.duration:.3f} s" if self.duration is not None else ""
         limits = "" if not self.budget.unlimited else ", no limits"
-        unbounded = "" if self.bounded else ", not bounded"
+        marks = "" if self.bounded else ", not bounded"
+        marks += ", replay needs branch names" if self.needs_branch_names else ""
         return (
             f"{self.name} {self.state}{reason} — {self.steps} steps{took}"
-            f"{', ' + spent if spent else ''}{limits}{unbounded} (run {self.run_id})"
+            f"{', ' + spent if spent else ''}{limits}{marks} (run {self.run_id})"
         )
 
 
@@ -98,6 +103,7 @@ def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
         warnings=tuple(fold.warnings),
         parent_id=fold.parent_id,
         bounded=fold.bounded,
+        needs_branch_names=fold.needs_branch_names,
     )
 
 
@@ -126,6 +132,7 @@ def from_data(data: dict[str, Any]) -> RunSummary:
         warnings=tuple(data["warnings"]),
         parent_id=data["parent_id"],
         bounded=data["bounded"],
+        needs_branch_names=data.get("needs_branch_names", False),
     )
 
 

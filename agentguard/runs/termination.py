@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -20,15 +20,20 @@ COMPLETED: dict[str, Any] = {"type": "completed"}
 _STOPS: dict[str, type[RunStopped]] = {
     cls.__name__: cls for cls in (BudgetExceededError, KillSwitchTriggeredError, UnknownCostError)
 }
+#: What is searched for secrets: far more than is kept, so that none is cut in two.
+_SEARCHED = 20_000
 _AMOUNTS = ("spent", "reserved", "requested", "limit")
 
 
-def termination(error: BaseException) -> dict[str, Any]:
-    """An error as data: its type, message and facts."""
+def termination(error: BaseException, redact: Callable[[str], str] | None = None) -> dict[str, Any]:
+    """An error as data: its type, message and facts; `redact` takes the secrets out of the message."""
+    message = _text(error)
+    if redact is not None:
+        message = redact(message[:_SEARCHED])
     stop = next((c for c in type(error).__mro__ if _STOPS.get(c.__name__) is c), None)
     data: dict[str, Any] = {
         "type": stop.__name__ if stop else type_name(type(error)),
-        "message": clean_text(_text(error)),
+        "message": clean_text(message),
     }
     if isinstance(error, AgentGuardError):
         data.update({name: _plain(value) for name, value in error.facts().items()})

@@ -58,7 +58,7 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
         key, pos = branch.next_call(spec.part)
         fork = place.journal.fork
         if fork and not key.startswith(f"{MAIN}{fork}/"):
-            key = f"{MAIN}{fork}{key.removeprefix(MAIN)}"
+            key = f"{MAIN}{fork}/{key.removeprefix(f'{MAIN}/')}"
         return Step(spec, place, key, pos)
     key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
     if not isinstance(key, str) or not key or not key.isprintable():

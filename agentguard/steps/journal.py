@@ -34,7 +34,7 @@ from agentguard.events.codec import Stored, encode
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import Durability, HeadMovedError, RunRow
-from agentguard.runs.branch import Branch
+from agentguard.runs.branch import UNNAMED, Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize
@@ -57,6 +57,7 @@ _POLL = 0.02
 #: Handing the wait to a thread costs more, and tears apart the tasks that could share a commit.
 MOMENT = 0.002
 _MOST_KEEPERS = 1000
+_ATTACHED = "attached"
 
 
 class Body(Protocol):
@@ -83,6 +84,8 @@ class Journal:
         self.fold = fold
         #: The claim that this process acts under; a later one fences it.
         self.epoch = fold.epoch
+        #: How many attachments of this process there are.
+        self.attached = 0
         self.salt = row.salt or b""
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
@@ -387,6 +390,14 @@ class Journal:
         keeper = Keeper(spec, spec.capture or self.parts.capture, self.redactor(spec), self.digest)
         self.keepers[spec] = keeper
         return keeper
+
+    def unnamed_branch(self) -> Branch:
+        """A branch for an attachment without a name, by a number that no process gives out twice."""
+        name = f"attach:{self.run_id}"
+        count = Movement(name, settle=({}, {_ATTACHED: 1}), opening=Account(name, None))
+        with self.lock:
+            moved = self.store.append(self.number, (), movements=(count,))
+        return Branch(f"{UNNAMED}{moved[name].spent[_ATTACHED]}")
 
     # --- stops ---------------------------------------------------------------------------------
 

@@ -145,6 +145,11 @@ def _one_of(spec: StepSpec, field: str, value: object, allowed: tuple[object, ..
 def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
     bare = inspect.unwrap(fn)
     spec.is_async = _is_async(bare)
+    if spec.timeout is not None and _is_async_generator(bare):
+        raise ValueError(
+            f"{spec.name}: timeout works on coroutine functions, not on async generators, which wait for "
+            "their consumer too; use asyncio.timeout inside, or limit the run by Budget(seconds=...)"
+        )
     if spec.timeout is not None and not spec.is_async:
         raise ValueError(
             f"{spec.name}: timeout works on async functions; a running sync function cannot be "
@@ -171,10 +176,18 @@ def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
+    return _is(inspect.iscoroutinefunction, fn) or _is_async_generator(fn)
+
+
+def _is_async_generator(fn: Callable[..., Any]) -> bool:
+    return _is(inspect.isasyncgenfunction, fn)
+
+
+def _is(question: Callable[[Any], bool], fn: Callable[..., Any]) -> bool:
     while isinstance(fn, functools.partial):
         fn = fn.func
     call = getattr(fn, "__call__", None)  # noqa: B004 - an instance's own coroutine __call__
-    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (fn, call) if f)
+    return any(map(question, (fn, call)))
 
 
 def _takes_any_keyword(fn: Callable[..., Any]) -> bool:

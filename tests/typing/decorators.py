@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar, assert_type
 
 from agentguard import Usage, current_step, guarded_step
-from agentguard.decorators import GuardedStep
 
 T = TypeVar("T")
 
@@ -136,15 +135,20 @@ async def awaits(tools: Tools) -> None:
 
 def what_is_kept() -> None:
     assert_type(plain.__name__, str)
-    assert_type(plain.__wrapped__(1), float)
     as_callable: Callable[[int], float] = with_options
     assert_type(as_callable(1), float)
-    as_step: GuardedStep[[int], float] = with_options
-    assert_type(as_step(1), float)
     step = current_step()
     if step is not None:
         assert_type(step.idempotency_key, str)
         assert_type(step.attempt, int)
+
+
+def what_is_refused_of_methods(tools: Tools) -> None:
+    tools.method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    tools.method_with_options()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Tools.method(tools, "x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Tools.class_method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Tools.static_method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def what_is_refused() -> None:

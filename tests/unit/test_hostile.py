@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import pytest
 
-from agentguard import Budget, Guard, RunState, Usage, guarded_step
+from agentguard import Budget, Guard, RunState, Usage, current_run, guarded_step
 
 
 def named(value: object) -> str:
@@ -258,6 +258,19 @@ def test_inputs_may_be_anything(guard, make):
         assert run.inputs is value
         tool()
     assert intact(guard, run)
+
+
+def test_one_input_that_cannot_be_encoded_loses_no_other(guard):
+    @guard.run("r")
+    def agent(*args, **kwargs):
+        return current_run().id
+
+    run_id = agent(1, object(), folder="/tmp", client=object())
+    with guard.attach(run_id) as run:
+        assert run.inputs == {
+            "args": [1, {"agentguard:unencodable": "object"}],
+            "kwargs": {"folder": "/tmp", "client": {"agentguard:unencodable": "object"}},
+        }
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from agentguard import (
     BudgetExceededError,
     Guard,
     KillSwitchTriggeredError,
+    RunExistsError,
     RunState,
     RunStopped,
     Usage,
@@ -498,3 +499,16 @@ def test_rule_02_a_tenants_warning(guard):
         for _ in range(4):
             pay()
     assert [(w["path"], w["resource"]) for w in run.warnings] == [("tenant:acme", "usd")]
+
+
+def test_rule_02_a_nested_run_whose_id_is_taken_leaves_nothing_in_the_run_around(guard):
+    with guard.run("other", run_id="taken"):
+        pass
+    with guard.run("outer") as outer, pytest.raises(RunExistsError), guard.run("inner", run_id="taken"):
+        pass
+    assert outer.state is RunState.COMPLETED
+    assert [event.type for event in guard.history(outer.id)] == [
+        "run_created",
+        "run_started",
+        "run_completed",
+    ]

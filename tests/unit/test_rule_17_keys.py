@@ -10,7 +10,14 @@ from contextlib import suppress
 
 import pytest
 
-from agentguard import Guard, NoActiveRunError, current_run, current_step, guarded_step
+from agentguard import (
+    Guard,
+    NoActiveRunError,
+    ReplayDivergenceError,
+    current_run,
+    current_step,
+    guarded_step,
+)
 from agentguard.errors import DuplicateKeyError
 from agentguard.runs.tasks import LoopBranches
 
@@ -566,10 +573,37 @@ def test_rule_17_attach_without_a_name_gets_a_branch_of_its_own(guard):
             with guard.attach(run.id):
                 tool()
         tool()
-    found = keys(guard, run)
-    assert len(set(found)) == 4
-    assert all(key.startswith("main/attach") for key in found[:3])
-    assert found[3] == "main/tool#1"
+    assert keys(guard, run) == ["attach#1/tool#1", "attach#2/tool#1", "attach#3/tool#1", "main/tool#1"]
+
+
+def test_rule_17_an_attachment_without_a_name_marks_the_run(guard):
+    def agent(run_id):
+        with guard.attach(run_id):
+            tool()
+
+    with guard.run("r") as run:
+        agent(run.id)
+        assert run.summary().needs_branch_names
+    assert guard.summary(run.id) == guard.reconstruct(run.id)
+    assert "replay needs branch names" in str(guard.summary(run.id))
+    with pytest.raises(ReplayDivergenceError, match="branch=") as raised, guard.replay(run.id):
+        pass
+    assert (raised.value.kind, raised.value.key) == ("not_replayable", "attach#1/tool#1")
+
+
+def test_rule_17_attachments_of_many_threads_are_numbered_apart(guard):
+    with guard.run("r") as run:
+
+        def work():
+            with guard.attach(run.id):
+                tool()
+
+        threads = [threading.Thread(target=work) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+    assert sorted(keys(guard, run)) == sorted(f"attach#{n}/tool#1" for n in range(1, 17))
 
 
 def test_rule_17_run_created_says_how_keys_are_made(guard):
@@ -592,3 +626,18 @@ def test_rule_17_asyncio_run_inside_a_sync_block(guard):
         assert asyncio.run(main("b")) == "b"
         assert current_run() is run
     assert keys(guard, run) == ["main/atool#1", "main/tool#1", "main/atool#2"]
+
+
+def test_rule_17_the_task_factory_goes_with_the_last_attachment(sqlite_guard):
+    async def main():
+        loop = asyncio.get_running_loop()
+        with Guard.open(telemetry=False) as other:
+            for _ in range(2):
+                with other.attach(run.id, branch="w"):
+                    await atool("a")
+                    assert isinstance(loop.get_task_factory(), LoopBranches)
+                assert loop.get_task_factory() is None
+            assert run.id not in other.live
+
+    with sqlite_guard.run("r") as run:
+        asyncio.run(main())

@@ -95,6 +95,12 @@ def test_a_timeout_is_for_async_functions():
     with pytest.raises(ValueError, match="timeout works on async functions"):
         guarded_step(timeout=5)(lambda: None)
 
+    async def items():
+        yield 1
+
+    with pytest.raises(ValueError, match="not on async generators"):
+        guarded_step(timeout=5)(items)
+
     @guarded_step(timeout=timedelta(milliseconds=10))
     async def slow():
         await asyncio.Event().wait()
