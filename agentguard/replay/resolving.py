@@ -15,7 +15,7 @@ from agentguard.replay.origin import origin_log
 from agentguard.replay.tape import Call
 from agentguard.runs.fold import ONE_STEP
 from agentguard.runs.state import RunState
-from agentguard.steps import values
+from agentguard.steps import exceptions, values
 from agentguard.steps.journal import Journal
 from agentguard.steps.model import Step
 from agentguard.steps.served import Served
@@ -71,7 +71,7 @@ def _by_probe(step: Step, call: Call, held: Amounts) -> Served | None:
     outcome, result = answer
     _put(step.journal, step.key, outcome, held, by="probe", result=result)
     if outcome == FAILED:
-        return Served(error=AgentGuardError(f"{step.key} failed, says its probe: {result}"))
+        return Served(error=exceptions.restore(_failure(result)))  # as a replay will raise it
     return Served(result)
 
 
@@ -126,6 +126,12 @@ def _doubt(journal: Journal, key: str) -> _Doubt | None:
     return doubt
 
 
+def _failure(said: Any) -> dict[str, Any]:
+    """How a step failed by somebody's word, as the log has it."""
+    message = clean_text(str(said if said is not None else "it failed, says who resolved it"))
+    return {"type": "agentguard.StepFailed", "message": message}
+
+
 def _put(
     journal: Journal, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
 ) -> None:
@@ -140,8 +146,7 @@ def _put(
         if (reason := values.loss(result, payload)) is not None:
             data["unreplayable"] = reason
     elif outcome == FAILED:
-        message = clean_text(str(result if result is not None else "failed, says its operator"))
-        data["error"] = {"type": "agentguard.StepFailed", "message": message}
+        data["error"] = _failure(result)
     with journal.deciding():
         step = journal.fold.open.get(key)
         movements = journal.levels.settling(key, held) if step is not None else ()
