@@ -13,9 +13,11 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of
+from agentguard.runs.termination import stop_from
 
 #: What is not on record, so that it cannot be held against another.
 _UNKNOWN = "(not on record)"
+_REFUSED = "refused"
 _COMPARED = ("key", "arguments", "effect", "outcome")
 
 
@@ -59,7 +61,7 @@ class _Call:
         self.effect = data.get("effect", "once") if record.type == ev.STEP_STARTED else record.type
         self.outcome: Any = None
         if record.type == ev.STEP_REFUSED:
-            self.effect, self.outcome = _UNKNOWN, "refused"
+            self.effect, self.outcome = _UNKNOWN, _REFUSED
         elif record.type == ev.VALUE:  # two runs never have the same time
             self.outcome = _UNKNOWN if record.name == "run.now" else self.arguments
             self.arguments = None
@@ -92,7 +94,7 @@ class _Log:
 
     @property
     def stopped(self) -> bool:
-        return self.termination is not None and self.termination["type"] != "completed"
+        return self.termination is not None and stop_from(self.termination) is not None
 
 
 def _outcome(record: Record, payload: bytes | None) -> Any:
@@ -119,14 +121,18 @@ def diff(run_a: str, a: Iterable[Stored], run_b: str, b: Iterable[Stored]) -> Ru
         calls_a, calls_b = left.branches.get(branch, {}), right.branches.get(branch, {})
         for pos in sorted(calls_a.keys() | calls_b.keys()):
             found = _compare(branch, pos, calls_a.get(pos), calls_b.get(pos))
-            late = stopped and found is not None and found.kind in ("missing", "extra")
             if found is not None:
-                (timing if late else differences).append(found)
+                (timing if stopped and _is_admission(found) else differences).append(found)
                 break  # what follows a difference in its branch follows from it
     ends = (_shown(left.termination), _shown(right.termination))
     if ends[0] != ends[1]:
         differences.append(Difference("termination", "", 0, None, *ends))
     return RunDiff(run_a, run_b, tuple(differences), tuple(timing))
+
+
+def _is_admission(found: Difference) -> bool:
+    """Whether one run still admitted a call that the other did not come to, or refused."""
+    return found.kind in ("missing", "extra") or (found.kind == "outcome" and _REFUSED in (found.a, found.b))
 
 
 def _shown(termination: dict[str, Any] | None) -> dict[str, Any] | None:
