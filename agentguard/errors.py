@@ -17,7 +17,8 @@
     ├── RunOwnedError                    the run belongs to a live process
     ├── ReplayDivergenceError            the program and its log differ
     ├── StepOutcomeUnknownError          a started step has no outcome on record
-    └── LogIntegrityError                the log was altered
+    ├── LogIntegrityError                the log was altered
+    └── RecordedError                    a replay's form of an exception whose class is not imported
 
 `RunStopped` is an `Exception`, not a `BaseException`: several frameworks mask or hang on the
 latter, and none of them can swallow the former for good, because the stop is sticky and is
@@ -286,3 +287,15 @@ class LogIntegrityError(AgentGuardError):
         self.seq = seq
         self.problem = problem
         super().__init__(f"run {run_id}, event {seq}: {problem}")
+
+
+class RecordedError(AgentGuardError):
+    """A recorded exception whose class is not imported here; its attributes say what is known."""
+
+    _facts = ("type_name", "message", "recorded")
+
+    def __init__(self, type_name: str, message: str, recorded: dict[str, Any] | None = None) -> None:
+        self.type_name = type_name
+        self.message = message
+        self.recorded = recorded or {}
+        super().__init__(f"{type_name}: {message}")

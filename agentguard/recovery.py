@@ -28,7 +28,7 @@ from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.origin import Shared, origin_log
 from agentguard.replay.player import Player
-from agentguard.replay.resolving import settle_unknown
+from agentguard.replay.resolving import pause_for, settle_unknown
 from agentguard.replay.session import Replaying
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
@@ -48,13 +48,19 @@ class CarryingOn(Opening):
         """End the run, unless it cannot be carried on: then it is given back as it is."""
         player = journal.player
         if isinstance(player, Player) and journal.owner and journal.stop is None:
-            difference: BaseException | None = player.divergence
+            difference = player.divergence
             if difference is None and error is None:
                 try:
                     player.finish()
                 except ReplayDivergenceError as left_over:
                     difference = left_over
             if difference is not None or isinstance(error, StepOutcomeUnknownError):
+                if (
+                    difference is not None
+                    and difference.kind == NOT_REPLAYABLE
+                    and difference.key is not None
+                ):
+                    pause_for(journal, difference.key, f"the result of {difference.key} cannot be handed out")
                 self.give_back(journal)
                 if difference is not None and difference is not error:
                     raise difference.with_traceback(None) from error

@@ -76,12 +76,16 @@ def _by_probe(step: Step, call: Call, held: Amounts) -> Served | None:
 
 
 def _ask_operator(journal: Journal, key: str) -> NoReturn:
+    pause_for(journal, key, f"the outcome of {key} is unknown")
+    raise StepOutcomeUnknownError(journal.run_id, key)
+
+
+def pause_for(journal: Journal, key: str, reason: str) -> None:
+    """Pause a run until an operator has said what became of a step."""
     with journal.deciding():
         if journal.fold.state is RunState.RUNNING:
-            data: dict[str, Any] = {"reason": f"the outcome of {key} is unknown", "unknown": key}
-            data["running_ns"] = journal.running_ns()
+            data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": journal.running_ns()}
             journal.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
-    raise StepOutcomeUnknownError(journal.run_id, key)
 
 
 def resolve(journal: Journal, key: str, outcome: str, *, result: Any, actor: str) -> None:

@@ -62,6 +62,12 @@ class Call:
         return end is not None and (end.type == ev.STEP_FAILED or self.end_data.get("as") == "failed")
 
     @property
+    def spoiled(self) -> bool:
+        """Whether it completed with a result that cannot be handed out."""
+        done = self.end is not None and self.end.type == ev.STEP_COMPLETED
+        return done and (self.end_payload is None or "unreplayable" in self.end_data)
+
+    @property
     def cancelled(self) -> bool:
         """Whether the program had cancelled it."""
         return bool(self.end_data.get("outcome") == "cancelled")
@@ -180,6 +186,8 @@ class Tape:
             return None
         call = calls[0]
         self.read_until(lambda: call.settled or not calls or calls[0] is not call)
+        if call.spoiled:  # an operator may have supplied later what it gave
+            self.read_until(lambda: not call.spoiled or not calls or calls[0] is not call)
         if not calls or calls[0] is not call:  # it was resolved to be tried again
             return self.find(key, branch, pos)
         return call

@@ -6,23 +6,11 @@ import sys
 from typing import Any
 
 from agentguard._encoding import clean_text, type_name
-from agentguard.errors import AgentGuardError
+from agentguard.errors import AgentGuardError, RecordedError
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps.redaction import Redactor
 
 _PLAIN = (str, int, float, bool, type(None))
-
-
-class RecordedError(AgentGuardError):
-    """A recorded exception whose class is not imported here; its attributes say what is known."""
-
-    _facts = ("type_name", "message", "recorded")
-
-    def __init__(self, type_name: str, message: str, recorded: dict[str, Any] | None = None) -> None:
-        self.type_name = type_name
-        self.message = message
-        self.recorded = recorded or {}
-        super().__init__(f"{type_name}: {message}")
 
 
 def keep(error: BaseException, redactor: Redactor | None = None) -> dict[str, Any]:

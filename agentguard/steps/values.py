@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from typing import Any, get_args
 
 import msgspec
@@ -34,7 +36,19 @@ def restore(payload: bytes, returns: Any = None) -> Any:
     validate = getattr(returns, "model_validate_json", None)
     if callable(validate):
         return validate(payload)
-    return msgspec.json.decode(payload, type=returns)
+    try:
+        return msgspec.json.decode(payload, type=returns)
+    except (TypeError, msgspec.ValidationError):  # it knows no `list[Model]`, no `Model | None`
+        if "pydantic" not in sys.modules:
+            raise
+        return _adapter(returns).validate_json(payload)
+
+
+@functools.lru_cache(maxsize=256)
+def _adapter(returns: Any) -> Any:
+    from pydantic import TypeAdapter  # noqa: PLC0415 - the user's: it is loaded, or its models would not be
+
+    return TypeAdapter(returns)
 
 
 def by_codec(codec: Any, value: Any) -> bytes:

@@ -12,7 +12,6 @@ import pytest
 
 import agentguard
 from agentguard import errors
-from agentguard.steps.exceptions import RecordedError
 from agentguard.steps.generators import GeneratorAbandonedError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -73,6 +72,11 @@ CASES = [
         {"run_id": "r1", "seq": 7, "problem": "it was edited"},
         ["r1", "event 7", "it was edited"],
     ),
+    (
+        errors.RecordedError("shop.GoneError", "no", {"status": 503}),
+        {"type_name": "shop.GoneError", "message": "no", "recorded": {"status": 503}},
+        ["shop.GoneError: no"],
+    ),
     (errors.NoActiveRunError(), {}, ["run.bind(fn)", "guard.run(...)", "guard.attach"]),
     (errors.StoreUnavailableError("disk full"), {}, ["disk full"]),
     (errors.KillSwitchUnavailableError("no page"), {}, ["no page"]),
@@ -131,7 +135,7 @@ def test_every_public_error_has_the_one_base(name):
         (errors.KillSwitchUnavailableError, errors.StepRefused),
         (errors.RunNotFoundError, LookupError),
         (GeneratorAbandonedError, errors.AgentGuardError),
-        (RecordedError, errors.AgentGuardError),
+        (errors.RecordedError, errors.AgentGuardError),
     ],
 )
 def test_the_tree(error, parent):
