@@ -127,6 +127,8 @@ class Control(Held):
             raise ValueError(f"per must be None, 'day' or 'month', not {per!r}")
         if budget["seconds"] is not None:
             raise ValueError("a tenant's budget cannot limit seconds; limit them for each run")
+        if budget["repeats"] is not None:
+            raise ValueError("a tenant's budget cannot limit repeats; limit them for each run")
         data = {"tenant": tenant, "per": per, "budget": budget.to_fields()}
         data["actor"] = actor or orders.default_actor()
         self.parts.switch.record(ev.TENANT_BUDGET_SET, data)

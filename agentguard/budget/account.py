@@ -24,7 +24,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
     `reserve` holds amounts by resource, always with `steps=1`.  `postpaid` says that usage is
     known only afterwards: any limited resource without a reservation is then checked for room.
-    `repeat` identifies name and arguments, where some level limits repeats.
+    `repeat` identifies name and arguments, where some level limits repeats; in a nested run
+    `repeat_around` does so for all levels that runs share.
     """
 
     reserve: Amounts
@@ -32,6 +33,13 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     kind: str
     postpaid: bool = False
     repeat: str | None = None
+    repeat_around: str | None = None
+
+    def shared(self) -> Request:
+        """The same, as levels that several runs charge count it."""
+        if self.repeat_around is None:
+            return self
+        return msgspec.structs.replace(self, repeat=self.repeat_around)
 
 
 class Refusal(NamedTuple):

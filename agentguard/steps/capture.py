@@ -53,9 +53,17 @@ class Keeper:
         if self._full:
             step.payload = payload
 
-    def digest_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """The digest of a call's arguments, whatever is captured: what counts repeats."""
-        return self._digest(self._encoded(args, kwargs))
+    def digest_of(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        digest: Callable[[bytes], str] | None = None,
+    ) -> str:
+        """The digest of a call's arguments, whatever is captured: what counts repeats.
+
+        `digest` is that of another run, for what is counted over several.
+        """
+        return (digest or self._digest)(self._encoded(args, kwargs))
 
     def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         if self._cut:

@@ -74,7 +74,8 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
 def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Work out the request and take the snapshot of the arguments; this calls user code."""
     spec = step.spec
-    counts_repeats = step.journal.fold.counts_repeats
+    levels = step.journal.levels
+    counts_repeats = levels.counts_repeats
     step.keeper.arguments(step, args, kwargs)
     if not spec.examined and not counts_repeats:
         return  # nothing depends on the call
@@ -85,10 +86,15 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
-    if counts_repeats and step.digest is None:
-        step.digest = step.keeper.digest_of(args, kwargs)  # on record, so that every reader counts alike
-    repeat = repeat_id(spec.name, step.digest)
-    step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat)
+    repeat = around = None
+    if counts_repeats:
+        # On record, so that every reader counts alike.
+        step.digest = step.digest or step.keeper.digest_of(args, kwargs)
+        repeat = repeat_id(spec.name, step.digest)
+        if levels.outer:
+            digest = step.keeper.digest_of(args, kwargs, levels.outer[-1].journal.digest)
+            around = repeat_id(spec.name, digest)
+    step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, around)
 
 
 def _reserve(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:

@@ -45,6 +45,8 @@ class Levels:
         #: Whether no level is shared, and whether one limits `seconds`: which slow ways are needed.
         self.solo = True
         self.timed = False
+        #: Whether a level counts equal calls.
+        self.counts_repeats = False
         self.changed()
 
     def changed(self) -> None:
@@ -58,6 +60,10 @@ class Levels:
         self.timed = any(
             r.SECONDS in scope.accounts[0].budget.limits for scope in fold.scopes.values()
         ) or any(level.journal.levels.timed for level in self.outer)
+
+        self.counts_repeats = fold.counts_repeats or any(
+            level.journal.fold.counts_repeats for level in self.outer
+        )
 
     def limited(self, resources: Sequence[str], scope: str) -> list[str]:
         """Which of `resources` some level that a step of this scope is charged to limits, and enforces."""
@@ -110,6 +116,7 @@ class Levels:
 
     def reserving(self, scope: str, request: Request, wall_ns: int) -> tuple[list[Movement], tuple[str, ...]]:
         """The movements that reserve on shared accounts, and the tenant windows among them."""
+        request = request.shared()
         moves = [Movement(name, request) for name in self._shared(scope)]
         windows = self._tenants.accounts(self._journal.fold.tenant, wall_ns)
         moves += [Movement(name, request, opening=account) for name, account in windows]
@@ -120,7 +127,7 @@ class Levels:
         step = self._journal.fold.open[key]
         names = [*self._shared(step.scope), *step.windows]
         if usage is None:
-            return [Movement(name, step.request, undo=True) for name in names]
+            return [Movement(name, step.request.shared(), undo=True) for name in names]
         return [Movement(name, settle=(step.request.reserve, usage)) for name in names]
 
     def sharing(self, scope: str) -> tuple[list[Movement], list[Outer]]:

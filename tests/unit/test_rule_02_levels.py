@@ -512,3 +512,21 @@ def test_rule_02_a_nested_run_whose_id_is_taken_leaves_nothing_in_the_run_around
         "run_started",
         "run_completed",
     ]
+
+
+def test_rule_02_repeats_of_a_run_are_counted_over_its_nested_runs(guard):
+    ran = []
+
+    @guarded_step
+    def ask(question):
+        ran.append(question)
+
+    with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(repeats=3)):
+        ask("a")
+        for name in ("first", "second"):
+            with guard.run(name):
+                ask("b")
+                with guard.run("deep"):
+                    ask("a")
+    assert ran == ["a", "b", "a", "b"]
+    assert raised.value.resource == "repeats"
