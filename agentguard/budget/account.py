@@ -72,6 +72,7 @@ class Account:
         "budget",
         "by_call",
         "calls",
+        "closed",
         "excess",
         "limits",
         "path",
@@ -96,6 +97,8 @@ class Account:
         self.calls: Amounts = {}
         #: Started steps by name and arguments, kept only where repeats are limited.
         self.repeats: Amounts = {}
+        #: Whether its run has ended, so that the runs inside it must stop too.
+        self.closed = False
 
     def refusal(self, request: Request) -> Refusal | None:
         """The rule at the limit (SEMANTICS rule 1): None if the step may run here."""
@@ -233,6 +236,7 @@ class Account:
             "excess": self.excess,
             "calls": self.calls,
             "repeats": self.repeats,
+            "closed": self.closed,
         }
 
     @classmethod
@@ -241,6 +245,7 @@ class Account:
         account = cls(data["path"], Budget.from_fields(data["budget"]))
         for name in ("spent", "reserved", "excess", "calls", "repeats"):
             setattr(account, name, dict(data[name]))
+        account.closed = data["closed"]
         return account
 
 

@@ -16,9 +16,10 @@ from agentguard.budget.account import Account, Amounts, Refusal, Request
 class Movement(NamedTuple):
     """One change to one shared account.
 
-    Exactly one of three things: `request` alone reserves; `request` with `undo` releases;
-    `settle` gives back `(reserve, usage)`.  `opening` is the account to start from where the
-    ledger has none yet; with nothing else it only opens.
+    Exactly one of four things: `request` alone reserves; `request` with `undo` releases;
+    `settle` gives back `(reserve, usage)`; `close` lets nobody reserve any more, since the run has
+    ended.  `opening` is the account to start from where the ledger has none yet; with nothing else
+    it only opens.
     """
 
     account: str
@@ -26,12 +27,13 @@ class Movement(NamedTuple):
     undo: bool = False
     settle: tuple[Amounts, Amounts] | None = None
     opening: Account | None = None
+    close: bool = False
 
 
 class LedgerRefusedError(Exception):
-    """Internal: a shared account said no, and nothing was changed."""
+    """Internal: a shared account said no, and nothing was changed.  Without a refusal it is closed."""
 
-    def __init__(self, account: str, path: str, refusal: Refusal) -> None:
+    def __init__(self, account: str, path: str, refusal: Refusal | None) -> None:
         super().__init__(account, path, refusal)
         self.account = account
         self.path = path
@@ -51,10 +53,7 @@ def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account])
         if movement.opening is not None:
             _open(movement.account, movement.opening, accounts)
         if movement.request is not None and not movement.undo:
-            account = accounts[movement.account]
-            refusal = account.refusal(movement.request)
-            if refusal is not None and account.budget.enforce:
-                raise LedgerRefusedError(movement.account, account.path, refusal)
+            _check(movement.account, accounts[movement.account], movement.request)
     for movement in movements:
         account = accounts[movement.account]
         if movement.request is not None:
@@ -64,6 +63,16 @@ def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account])
                 account.reserve(movement.request)
         if movement.settle is not None:
             account.settle(*movement.settle)
+        if movement.close:
+            account.closed = True
+
+
+def _check(name: str, account: Account, request: Request) -> None:
+    if account.closed:
+        raise LedgerRefusedError(name, account.path, None)
+    refusal = account.refusal(request)
+    if refusal is not None and account.budget.enforce:
+        raise LedgerRefusedError(name, account.path, refusal)
 
 
 def _open(name: str, opening: Account, accounts: MutableMapping[str, Account]) -> None:

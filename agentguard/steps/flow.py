@@ -183,8 +183,7 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
     try:
         journal.write(record, step.payload, movements, spec.durability, wait)
     except LedgerRefusedError as error:
-        refused = journal.levels.whose(error.account, error.path, error.refusal)
-        raise _refuse(step, refused) from None
+        raise _refused_by_ledger(step, error) from None
     near = fold.started(step.key, step.attempt, request, step.scope_key, windows)
     if spec.unbounded:
         fold.bounded = False
@@ -192,6 +191,17 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
     step.started_ns = monotonic()
     if near or movements:
         warn(journal, step.scope_key, request.reserve)
+
+
+def _refused_by_ledger(step: Step, error: LedgerRefusedError) -> AgentGuardError:
+    """What to raise where a shared level has no room, or is closed since its run has ended elsewhere."""
+    journal = step.journal
+    if error.refusal is not None:
+        return _refuse(step, journal.levels.whose(error.account, error.path, error.refusal))
+    for outer in journal.levels.outer:
+        outer.journal.refresh()
+    check(journal, step.scope_key)  # raises the stop, where it ended with one
+    return NoActiveRunError(f"a run around {journal.run_id} has ended; open a new run")
 
 
 def _examine(step: Step) -> None:

@@ -472,7 +472,7 @@ class Journal:
                 spent=dict(self.fold.account.spent),
                 data={"termination": ended, "running_ns": self.running_ns()},
             )
-            self.act([*before, last])
+            self.act([*before, last], movements=self.levels.closing())
         return True
 
     def account(self, scope: str = "") -> Account:

@@ -140,6 +140,10 @@ class Levels:
         ]
         return moves, [*(Outer(self._journal, level.key) for level in chain), *self.outer]
 
+    def closing(self) -> list[Movement]:
+        """What keeps the runs inside this one, in whatever process, from going on after its end."""
+        return [Movement(self.account_name(""), close=True)] if self._journal.fold.scopes[""].shared else []
+
     def whose(self, account: str, path: str, refusal: Refusal) -> Refused:
         """Which level an account of the shared ledger belongs to."""
         for scope in self._journal.fold.scopes.values():

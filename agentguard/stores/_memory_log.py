@@ -139,4 +139,5 @@ def copy_account(account: Account) -> Account:
     copied = Account(account.path, account.budget)
     for name in ("spent", "reserved", "excess", "calls", "repeats"):
         setattr(copied, name, dict(getattr(account, name)))
+    copied.closed = account.closed
     return copied

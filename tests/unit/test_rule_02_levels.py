@@ -530,3 +530,29 @@ def test_rule_02_repeats_of_a_run_are_counted_over_its_nested_runs(guard):
                     ask("a")
     assert ran == ["a", "b", "a", "b"]
     assert raised.value.resource == "repeats"
+
+
+def test_rule_02_a_nested_run_stops_when_another_process_stops_the_run_around_it(sqlite_guard):
+    ran = []
+
+    @guarded_step
+    def work(name):
+        ran.append(name)
+
+    with (
+        pytest.raises(BudgetExceededError) as raised,
+        sqlite_guard.run("outer", budget=Budget(steps=3)) as outer,
+        sqlite_guard.run("inner") as inner,
+    ):
+        work("inner")
+        with Guard.open(telemetry=False) as other:  # as another process has it
+            with suppress(RunStopped), other.attach(outer.id, branch="b"):
+                while True:
+                    work("other")
+        with suppress(RunStopped):
+            work("late")
+    assert ran == ["inner", "other", "other"]
+    assert raised.value.run_id == outer.id
+    assert (outer.state, inner.state) == (RunState.FAILED, RunState.FAILED)
+    assert sqlite_guard.summary(inner.id).termination == sqlite_guard.summary(outer.id).termination
+    assert sqlite_guard.verify()

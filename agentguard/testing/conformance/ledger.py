@@ -42,6 +42,7 @@ class LedgerContract(StoreSuite):
         with pytest.raises(LedgerRefusedError) as caught:
             store.append(number, events[1:], movements=both, row=a_row("r1", state="FAILED"))
         assert caught.value.account == "b"
+        assert caught.value.refusal is not None
         assert caught.value.refusal.limit == 1
         assert [account.reserved for account in store.accounts(["a", "b"]).values()] == [{}, {}]
         assert unplaced(store.read("r1")) == events[:1]
@@ -49,6 +50,19 @@ class LedgerContract(StoreSuite):
         with pytest.raises(LedgerRefusedError):
             store.create(a_row("r2"), log_of("r2", 1), both)
         assert store.row("r2") is None
+
+    def test_a_closed_account_takes_no_more_reservations_and_still_settles(self, store: EventStore) -> None:
+        events = log_of("r1", 3)
+        number = store.create(a_row("r1"), events[:1], [Movement("a", steps(2), opening=opening(5))])
+        closed = store.append(number, events[1:2], movements=[Movement("a", close=True)])
+        assert closed["a"].closed
+        with pytest.raises(LedgerRefusedError) as caught:
+            store.append(number, events[2:], movements=[Movement("a", steps(1))])
+        assert (caught.value.account, caught.value.refusal) == ("a", None)
+        settled = store.append(
+            number, events[2:], movements=[Movement("a", settle=({"steps": 2}, {"steps": 2}))]
+        )
+        assert (settled["a"].spent, settled["a"].closed) == ({"steps": 2}, True)
 
     def test_at_the_limit_many_threads_are_granted_exactly_the_limit(self, store: EventStore) -> None:
         def run(index: int) -> int:
