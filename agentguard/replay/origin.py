@@ -73,7 +73,10 @@ def prefix(store: EventStore, fork: Record) -> Iterator[Stored]:
 
 
 class _Cut:
-    """Which events a fork at `at` shares: all up to there, and how what was under way there ended."""
+    """Which events a fork at `at` shares: all up to there, and how what was under way there ended.
+
+    Not the call at which the origin itself was stopped.
+    """
 
     def __init__(self, at: int) -> None:
         self._at = at
@@ -85,6 +88,8 @@ class _Cut:
         if record.seq > self._at and key not in self._under_way:
             return False
         data = record.data or {}
+        if record.type == ev.STEP_REFUSED and "stops" not in data:
+            return False  # by the origin's own limit: the fork has another, and makes the call live
         if record.type == ev.STEP_STARTED or (record.type == ev.SCOPE_OPENED and "run" in data):
             self._under_way.add(key)
         elif record.type in _ENDS and data.get("as") != _RETRY:
