@@ -1,0 +1,332 @@
+"""Rule 22: forks share a pinned prefix and go live after it; what-if folds a log under another budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    Guard,
+    Run,
+    RunState,
+    RunStopped,
+    StepOutcomeUnknownError,
+    Usage,
+    current_step,
+    guarded_step,
+)
+
+RAN: list[Any] = []
+KEYS: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> None:
+    RAN.clear()
+    KEYS.clear()
+
+
+@guarded_step(usage=Usage(usd="0.01", tokens=100))
+def work(n: int) -> int:
+    RAN.append(n)
+    step = current_step()
+    assert step is not None
+    KEYS.append(step.idempotency_key)
+    return n * 10
+
+
+def five(run: Run) -> list[int]:
+    return [work(n) for n in range(1, 6)]
+
+
+def recorded(guard: Guard, program: Callable[[Run], Any] = five, **options: Any) -> Run:
+    run = guard.run("program", **options)
+    with suppress(RunStopped), run:
+        program(run)
+    RAN.clear()
+    KEYS.clear()
+    return run
+
+
+def seq_of(guard: Guard, run_id: str, kind: str, key: str) -> int:
+    return next(e.seq for e in guard.history(run_id) if (e.type, e.key) == (kind, key))
+
+
+# --- fork ----------------------------------------------------------------------------------------
+
+
+def test_rule_22_a_fork_is_served_the_prefix_and_goes_live_after_it(guard: Guard) -> None:
+    origin = recorded(guard, inputs={"a": 1})
+    at = seq_of(guard, origin.id, "step_completed", "main/work#3")
+    before = guard.history(origin.id)
+    with guard.fork(origin.id, at) as fork:
+        assert fork.id != origin.id
+        assert fork.inputs == {"a": 1}
+        assert five(fork) == [10, 20, 30, 40, 50]
+    assert RAN == [4, 5]
+    assert guard.history(origin.id) == before
+    assert guard.summary(fork.id).usage == guard.summary(origin.id).usage
+    assert guard.verify()
+    assert guard.reconstruct(fork.id) == guard.summary(fork.id)
+    assert not guard.diff(origin.id, fork.id)
+
+
+def test_rule_22_a_fork_names_and_pins_its_origin(guard: Guard) -> None:
+    origin = recorded(guard)
+    at = seq_of(guard, origin.id, "step_completed", "main/work#2")
+    with guard.fork(origin.id, at, name="again", new_run_id="again") as fork:
+        five(fork)
+    forked = next(event for event in guard.history("again") if event.type == "run_forked")
+    assert {k: forked.data[k] for k in ("origin", "seq", "hash")} == {
+        "origin": origin.id,
+        "seq": at,
+        "hash": guard.history(origin.id)[at - 1].hash,
+    }
+    assert forked.seq == 3, "before anything that the fork did"
+    assert (fork.name, guard.summary("again").state) == ("again", RunState.COMPLETED)
+
+
+def test_rule_22_a_fork_that_differs_in_the_prefix_is_a_divergence_and_after_it_is_not(guard: Guard) -> None:
+    origin = recorded(guard)
+    at = seq_of(guard, origin.id, "step_completed", "main/work#2")
+    with guard.fork(origin.id, at):
+        assert [work(1), work(2), work(99)] == [10, 20, 990]
+    assert RAN == [99]
+    with pytest.raises(Exception, match="arguments"), guard.fork(origin.id, at):
+        work(99)
+    assert RAN == [99]
+
+
+def test_rule_22_a_step_that_began_in_the_prefix_is_served_the_outcome_that_came_later(guard: Guard) -> None:
+    origin = recorded(guard)
+    at = seq_of(guard, origin.id, "step_started", "main/work#3")
+    with guard.fork(origin.id, at) as fork:
+        assert five(fork) == [10, 20, 30, 40, 50]
+    assert RAN == [4, 5]
+
+
+@contextmanager
+def died_inside(guard: Guard, effect: str) -> Iterator[tuple[Run, Callable[[], int]]]:
+    """A run whose process went in the middle of a step."""
+
+    @guarded_step(effect=effect, name="dies")
+    def dies() -> int:
+        step = current_step()
+        assert step is not None
+        KEYS.append(step.idempotency_key)
+        RAN.append("dies")
+        if len(RAN) == 1:
+            raise SystemExit
+        return 7
+
+    RAN.clear()
+    KEYS.clear()
+    run = guard.run("program")
+    append = guard.parts.store.append
+
+    def gone(number: int, events: Any, *rest: Any, **options: Any) -> Any:
+        if any(b"step_failed" in event.body or b"run_failed" in event.body for event in events):
+            raise SystemExit
+        return append(number, events, *rest, **options)
+
+    def life() -> None:
+        with suppress(SystemExit):
+            run.__enter__()
+            guard.parts.store.append = gone  # type: ignore[method-assign]
+            run.journal._append_one = None
+            dies()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(life).result()
+    del guard.parts.store.append  # type: ignore[misc]
+    guard.live.pop(run.id, None)
+    yield run, dies
+
+
+def test_rule_22_a_step_without_an_outcome_may_have_happened_under_the_origins_idempotency_key(
+    guard: Guard,
+) -> None:
+    with died_inside(guard, "idempotent") as (origin, dies):
+        with guard.fork(origin.id, guard.summary(origin.id).head.seq):
+            assert dies() == 7
+        first, second = KEYS
+        assert first == second
+    with died_inside(guard, "once") as (origin, dies):
+        with (
+            pytest.raises(StepOutcomeUnknownError),
+            guard.fork(origin.id, guard.summary(origin.id).head.seq),
+        ):
+            dies()
+        assert RAN == ["dies"]
+
+
+def test_rule_22_the_prefix_counts_against_the_budget_of_the_fork(guard: Guard) -> None:
+    origin = recorded(guard)
+    at = seq_of(guard, origin.id, "step_completed", "main/work#3")
+    with pytest.raises(BudgetExceededError) as caught, guard.fork(origin.id, at, budget=Budget(usd="0.04")):
+        five(guard.run)  # type: ignore[arg-type]
+    assert (caught.value.spent, caught.value.limit) == (Decimal("0.04"), Decimal("0.04"))
+    assert RAN == [4]
+
+
+def test_rule_22_the_prefix_does_not_count_again_against_the_tenant(guard: Guard) -> None:
+    guard.set_tenant_budget("shop", Budget(usd="0.06"))
+    origin = recorded(guard, tenant="shop")
+    at = seq_of(guard, origin.id, "step_completed", "main/work#4")
+    with guard.fork(origin.id, at) as fork:
+        five(fork)  # the sixth cent of the tenant's, and the fifth of the fork's
+    assert RAN == [5]
+    assert str(fork.spent.usd) == "0.05"
+    with pytest.raises(BudgetExceededError) as caught, guard.run("more", tenant="shop"):
+        work(1)
+    assert caught.value.scope == "tenant:shop"
+
+
+@pytest.mark.parametrize("budget", [None, Budget(usd="1")], ids=["the same budget", "another"])
+def test_rule_22_a_stopped_run_is_carried_on_by_a_fork_of_its_whole_log(
+    guard: Guard, budget: Budget | None
+) -> None:
+    """An ended run never recovers: this is the way on."""
+    origin = recorded(guard, budget=Budget(usd="0.03"))
+    assert origin.state is RunState.FAILED
+    head = guard.summary(origin.id).head.seq
+    if budget is None:
+        with pytest.raises(BudgetExceededError), guard.fork(origin.id, head) as fork:
+            five(fork)
+        assert RAN == []
+    else:
+        with guard.fork(origin.id, head, budget=budget) as fork:
+            assert five(fork) == [10, 20, 30, 40, 50]
+        assert RAN == [4, 5]
+    assert guard.verify()
+
+
+def test_rule_22_a_scope_that_was_stopped_in_the_prefix_stays_stopped(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        with suppress(BudgetExceededError), run.scope("part", Budget(steps=1)):
+            out.append(work(1))
+            out.append(work(2))
+        out.append(work(3))
+        return out
+
+    origin = recorded(guard, program)
+    at = seq_of(guard, origin.id, "scope_closed", "main/part#1")
+    with guard.fork(origin.id, at) as fork:
+        assert program(fork) == [10, 30]
+    assert RAN == [3]
+
+
+def test_rule_22_a_fork_of_a_fork(guard: Guard) -> None:
+    origin = recorded(guard)
+    with guard.fork(origin.id, seq_of(guard, origin.id, "step_completed", "main/work#2")) as child:
+        five(child)
+    RAN.clear()
+    at = seq_of(guard, child.id, "step_completed", "main/work#4")
+    with guard.fork(child.id, at) as grandchild:
+        assert five(grandchild) == [10, 20, 30, 40, 50]
+    assert RAN == [5]
+    assert str(guard.summary(grandchild.id).usage.usd) == "0.05"
+    assert guard.verify()
+    RAN.clear()
+    with guard.replay(grandchild.id) as replay:
+        assert five(replay) == [10, 20, 30, 40, 50]
+    assert RAN == []
+
+
+def test_rule_22_a_fork_has_its_origins_seed(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        return [work(1), str(run.uuid()), run.random(), work(2), str(run.uuid())]
+
+    run = guard.run("program")
+    with run:
+        drawn = program(run)
+    with guard.fork(run.id, seq_of(guard, run.id, "step_completed", "main/work#1")) as fork:
+        assert program(fork) == drawn
+
+
+def test_rule_22_an_event_that_is_not_there_is_refused(guard: Guard) -> None:
+    origin = recorded(guard)
+    length = guard.summary(origin.id).head.seq
+    for at in (0, length + 1, -1):
+        with pytest.raises(ValueError, match=f"has events 1 to {length}, not {at}"):
+            guard.fork(origin.id, at)
+    assert len(guard.runs()) == 1
+
+
+# --- what if -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "key", "resource", "spent"),
+    [
+        (Budget(usd="0.03"), "main/work#4", "usd", Decimal("0.03")),
+        (Budget(tokens=250), "main/work#3", "tokens", 200),
+        (Budget(steps=1), "main/work#2", "steps", 1),
+        (Budget(calls={"work": 4}), "main/work#5", "calls:work", 4),
+        (Budget(steps=0), "main/work#1", "steps", 0),
+    ],
+    ids=["usd", "tokens", "steps", "calls", "nothing"],
+)
+def test_rule_22_what_if_says_where_and_by_which_limit_and_a_live_run_agrees(
+    guard: Guard, budget: Budget, key: str, resource: str, spent: Any
+) -> None:
+    origin = recorded(guard)
+    answer = guard.what_if(origin.id, budget)
+    assert answer
+    assert (answer.key, answer.resource, answer.spent) == (key, resource, spent)
+    assert answer.seq == seq_of(guard, origin.id, "step_started", key)
+    assert RAN == []
+    live = recorded(guard, budget=budget)
+    assert isinstance(live.stop, BudgetExceededError)
+    assert (live.stop.resource, live.stop.spent, live.stop.limit) == (resource, spent, answer.limit)
+    begun = [e.seq for e in guard.history(origin.id) if e.type == "step_started"]
+    assert guard.summary(live.id).steps == begun.index(answer.seq)
+
+
+def test_rule_22_what_if_of_a_budget_that_suffices(guard: Guard) -> None:
+    origin = recorded(guard)
+    answer = guard.what_if(origin.id, Budget(usd="0.05", tokens=500, steps=5))
+    assert not answer
+    assert str(answer) == "does not stop"
+    assert answer.unknown_beyond is None
+
+
+def test_rule_22_what_if_knows_nothing_beyond_the_recorded_stop(guard: Guard) -> None:
+    origin = recorded(guard, budget=Budget(usd="0.03"))
+    refused = seq_of(guard, origin.id, "step_refused", "main/work#4")
+    answer = guard.what_if(origin.id, Budget(usd="0.04"))
+    assert not answer.would_stop
+    assert answer.unknown_beyond == refused
+    assert str(answer) == f"does not stop; unknown beyond seq {refused}"
+    assert guard.what_if(origin.id, Budget(usd="0.02")).key == "main/work#3"
+
+
+def test_rule_22_what_if_folds_reservations_of_steps_in_flight(guard: Guard) -> None:
+    """Two that run at the same time need room for both, though each uses little in the end."""
+
+    def used(result: int) -> Usage:
+        return Usage(usd="0.01")
+
+    @guarded_step(reserve=Usage(usd="0.05"), usage=used)
+    def outer(depth: int) -> int:
+        return depth and outer(depth - 1)
+
+    run = guard.run("program")
+    with run:
+        outer(1)
+    assert str(run.spent.usd) == "0.02"
+    answer = guard.what_if(run.id, Budget(usd="0.09"))
+    assert (answer.key, answer.spent, answer.requested) == (
+        "main/outer#1/outer#1",
+        Decimal(0),
+        Decimal("0.05"),
+    )
+    assert not guard.what_if(run.id, Budget(usd="0.10"))
