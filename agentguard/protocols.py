@@ -177,10 +177,18 @@ class EventStore(Protocol):
 class QuickStore(Protocol):
     """What an `EventStore` may have besides: a shorter way for the event that is appended alone."""
 
-    def append_one(self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None) -> None:
-        """`append` of one event and nothing else, at the store's own durability.
+    def append_one(  # noqa: PLR0917 - called for each step, and keywords cost
+        self,
+        number: int,
+        seq: int,
+        body: bytes,
+        digest: bytes,
+        payload: bytes | None,
+        wait: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        """`append` of one event and nothing else, deferred, at the store's own durability.
 
-        The caller holds `lock`, and need not settle.
+        The caller holds `lock`.
         """
 
 

@@ -218,7 +218,7 @@ class Journal:
         digest = sha256(fold.hash + body).digest()
         append_one = self._append_one
         if append_one is not None and durability is None and not movements:
-            append_one(self.number, seq, body, digest, payload)
+            append_one(self.number, seq, body, digest, payload, wait)
         else:
             self.moved = self.store.append(
                 self.number,

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentguard.errors import StoreUnavailableError
+from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores import _patience, _sql, _sqlite_file
 from agentguard.stores._buffer import Buffer
@@ -22,9 +23,6 @@ from agentguard.stores._patience import Parameters, Wait
 from agentguard.stores._readers import Readers
 from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
 from agentguard.stores._wal_sync import WalSync
-
-if TYPE_CHECKING:
-    from agentguard.events.codec import Stored
 
 #: How many seconds other writers are waited for when a store is closed.
 _LAST_WAIT = 5.0
@@ -115,6 +113,21 @@ class Database:
             with self.errors:
                 writer = self._ready(wait)
         self._put(writer, number, event, wait)
+
+    def insert_alone(  # noqa: PLR0917 - called for each step, and keywords cost
+        self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None, wait: Wait
+    ) -> None:
+        """`insert` of an event that is not one of several, under the lock: the hot path."""
+        writer = self._writer
+        if writer is None or writer.in_transaction is not (self._depth > 0) or self.buffer.queue:
+            self.buffer.flush(wait)
+            self.insert(number, Stored(seq, body, digest, payload), wait)
+            return
+        columns = (number << 32 | seq, time_ns(), body, digest, payload)
+        try:
+            writer.execute(self._insert, columns)
+        except sqlite3.Error as error:
+            self._put_after(error, writer, columns, wait)
 
     def _put(self, writer: sqlite3.Connection, number: int, event: Stored, wait: Wait) -> None:
         seq, body, digest, payload, _ = event

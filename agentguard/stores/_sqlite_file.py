@@ -14,8 +14,9 @@ from agentguard.stores._patience import Wait
 #: "agrd" in the file's header; tells our files from other SQLite databases.
 APPLICATION_ID = 0x61677264
 
-#: Pages in the WAL (16 MB) before a commit has to move them, and wait for the disk twice.
-_CHECKPOINT_PAGES = 4000
+#: Pages in the WAL (8 MB) before a commit has to move them, and wait for the disk twice: rarely enough
+#: that it costs little, and so small that the pages written again are still in the processor's cache.
+_CHECKPOINT_PAGES = 2000
 
 Execute = Callable[[str], sqlite3.Cursor]
 

@@ -118,7 +118,15 @@ class MemoryEventStore:
         finally:
             self._release()
 
-    def append_one(self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None) -> None:
+    def append_one(  # noqa: PLR0917 - called for each step, and keywords cost
+        self,
+        number: int,
+        seq: int,
+        body: bytes,
+        digest: bytes,
+        payload: bytes | None,
+        wait: bool = True,  # noqa: FBT001, FBT002 - who holds the lock waits for nobody
+    ) -> None:
         """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
         shelf = self._shelf
         log = shelf.logs.get(number)

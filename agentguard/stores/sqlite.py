@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LEVELS: Final[dict[str, int]] = {"buffered": 0, "process": 1, "power": 2}
 _BUFFERED: Final = 0
+_PROCESS: Final = 1
 _POWER: Final = 2
 
 # `Stored._make` is a Python function that does the same.
@@ -139,10 +140,26 @@ class SQLiteEventStore:
                 self._change(database, number, row, patience)
         return accounts
 
+    def append_one(  # noqa: PLR0917 - called for each step, and keywords cost
+        self,
+        number: int,
+        seq: int,
+        body: bytes,
+        digest: bytes,
+        payload: bytes | None,
+        wait: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
+        database = self._shared
+        if self._level == _PROCESS and database is not None:
+            database.insert_alone(number, seq, body, digest, payload, self._timeout if wait else None)
+        else:
+            self.append(number, (Stored(seq, body, digest, payload),), wait=wait, deferred=True)
+
     def _append_one(
         self, database: Database, number: int, event: Stored, level: int, wait: Wait, *, deferred: bool
     ) -> bool:
-        """The hot path: one statement is the compare-and-swap, the event and the commit.
+        """One statement is the compare-and-swap, the event and the commit.
 
         Gives whether the commit has to be settled.
         """

@@ -19,6 +19,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored, chain, genesis
 from agentguard.protocols import HeadMovedError, RunRow, StoreBusyError
 from agentguard.stores.sqlite import SQLiteEventStore
+from agentguard.testing.conformance._given import a_row, log_of, unplaced
 
 DEADLINE = 60.0
 
@@ -455,3 +456,49 @@ def test_head_moved_by_another_process_is_seen_at_the_next_append(
         store.append(1, [event_after(None)])
     store.append(1, [event_after(store.last("r1"))])
     assert len(intact(store)) == 2
+
+
+# --- the short way -----------------------------------------------------------------------------
+
+
+def test_the_short_way_is_a_compare_and_swap_too(path: Path) -> None:
+    store, other = SQLiteEventStore(path), SQLiteEventStore(path)
+    number = store.create(a_row("r1"), log_of("r1", 1))
+    _, second, third = log_of("r1", 3)
+    store.append_one(number, second.seq, second.body, second.hash, second.payload)
+    for wrong in (1, 2, 4, 9):
+        with pytest.raises(HeadMovedError):
+            other.append_one(number, wrong, b"{}", b"h", None)
+    with store.exclusive():
+        store.append_one(number, third.seq, third.body, third.hash, third.payload)
+    assert unplaced(other.read("r1")) == log_of("r1", 3)
+    store.close()
+    other.close()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        store.append_one(number, 4, b"{}", b"h", None)
+
+
+def test_the_short_way_waits_for_nobody_unless_it_may(path: Path) -> None:
+    store = SQLiteEventStore(path, store_timeout=0.05)
+    number = store.create(a_row("r1"), log_of("r1", 1))
+    shell = sqlite3.connect(path, isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusyError):
+        store.append_one(number, 2, b"{}", b"h", None, False)
+    with pytest.raises(StoreUnavailableError, match="was locked for 0.05 s"):
+        store.append_one(number, 2, b"{}", b"h", None)
+    shell.execute("ROLLBACK")
+    shell.close()
+    store.append_one(number, 2, b"{}", b"h", None)
+    store.close()
+
+
+def test_the_short_way_comes_after_what_another_store_of_the_file_holds_back(path: Path) -> None:
+    store, buffered = SQLiteEventStore(path), SQLiteEventStore(path, durability="buffered")
+    number = store.create(a_row("r1"), log_of("r1", 1))
+    _, second, third = log_of("r1", 3)
+    buffered.append(number, [second])
+    store.append_one(number, third.seq, third.body, third.hash, third.payload)
+    assert unplaced(store.read("r1")) == log_of("r1", 3)
+    store.close()
+    buffered.close()
