@@ -213,8 +213,9 @@ class Opening:
             data["parent_key"] = self.key
         if inputs is not None:
             data["inputs"] = payload_digest(salt, inputs)
-        if parts.capture == "digest":
-            inputs = None
+            if parts.capture == "digest":
+                data["digest_only"] = True
+                inputs = None
         now = parts.clock.wall()
         trace = (span.trace_id, span.span_id) if span is not None else (None, None)
         records = [

@@ -5,7 +5,7 @@ The suites in `agentguard.testing.conformance` check an implementation against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -190,6 +190,14 @@ class QuickStore(Protocol):
 
         The caller holds `lock`.
         """
+
+
+class ScanningStore(Protocol):
+    """What an `EventStore` may have besides: a quicker way through a whole log."""
+
+    def scan(self, run_id: str) -> Iterable[tuple[Any, ...]]:
+        """What `read` gives from the first event on, as plain tuples of the fields of `Stored`."""
+        ...
 
 
 class Participant(Protocol):

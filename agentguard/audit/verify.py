@@ -7,15 +7,15 @@ all was rewritten, or that a run is gone shows only against an anchor: a head ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from agentguard.audit._log import Examination
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
-from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head, Record
+from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import from_data
@@ -51,52 +51,6 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
             return f"NOT intact: run {first.run_id}, event {first.seq}: {first.problem}{more}"
         limits = "" if self.anchored else "; no anchor given: truncation not excluded"
         return f"intact: {self.events} events of {self.runs} runs{limits}"
-
-
-class _Chain:
-    """Verifies one log, event by event."""
-
-    def __init__(self, run_id: str, salt: bytes | None, anchors: Mapping[int, str]) -> None:
-        self.run_id = run_id
-        self.salt = salt
-        self.anchors = dict(anchors)
-        self.head = codec.genesis(run_id)
-        self.seq = 0
-        self.heads: dict[int, bytes] = {}
-
-    def check(self, log: Iterable[Stored]) -> Iterator[Fault]:
-        """The first fault, if there is one; what follows a broken link cannot be judged."""
-        salt, head, seq = self.salt, self.head, 0
-        for position, body, digest, payload, _ in log:
-            seq += 1
-            problem = None
-            if position != seq:
-                problem = f"expected event {seq}, found {position}: one is missing or out of place"
-            elif sha256(head + body).digest() != digest:
-                problem = "its hash does not fit: it, or its order, was changed"
-            elif not body.startswith(b'{"seq":%d,' % seq):
-                problem = "its body says another sequence"
-            elif payload is not None:
-                problem = _payload_problem(payload, salt, body)
-            if problem is not None:
-                yield Fault(self.run_id, seq, problem)
-                return
-            head = digest
-            if seq in self.anchors and self.anchors.pop(seq) != digest.hex():
-                yield Fault(self.run_id, seq, "it is not the event that the anchor names")
-                return
-        self.seq, self.head = seq, head
-        for missing in sorted(self.anchors):
-            yield Fault(self.run_id, seq + 1, f"the log ends before event {missing}, which an anchor names")
-            return
-
-
-def _payload_problem(payload: bytes, salt: bytes | None, body: bytes) -> str | None:
-    if salt is None:
-        return "it has a payload though the run's payloads were erased"
-    if sha256(salt + payload).hexdigest().encode() not in body:
-        return "its payload is not the one that was recorded"
-    return None
 
 
 def verify(
@@ -139,20 +93,31 @@ def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[li
         row = store.row(run_id)
         if row is None:
             return [], None
-        chain = _chain_of(row, anchor)
-        try:
-            found = list(chain.check(store.read(run_id)))
-            return found or _row_faults(store, row, chain.seq), chain.seq
-        except LogIntegrityError as error:
-            return [Fault(run_id, error.seq or chain.seq + 1, error.problem)], chain.seq
+        head = row.summary["head"]
+        anchors: dict[int, str] = {}
+        if row.ended_ns is not None:  # the row's own head is no anchor, but must fit all the same
+            anchors[head["seq"]] = head["hash"]
+        if anchor is not None:
+            anchors[anchor.seq] = anchor.hash
+        log = Examination(run_id, row.salt, anchors, head["seq"])
+        read = getattr(store, "scan", store.read)
+        found = _examined(log, read(run_id))
+        if not found and (problem := log.row_problem(row)) is not None:
+            found = [Fault(run_id, log.seq, problem)]
+        return found, log.seq
 
 
 def _verify_control(log: Iterable[Stored], anchor: Head | None) -> tuple[list[Fault], int]:
-    chain = _Chain(CONTROL_RUN_ID, None, {} if anchor is None else {anchor.seq: anchor.hash})
+    control = Examination(CONTROL_RUN_ID, None, {} if anchor is None else {anchor.seq: anchor.hash})
+    return _examined(control, log), control.seq
+
+
+def _examined(log: Examination, events: Iterable[Any]) -> list[Fault]:
     try:
-        return list(chain.check(log)), chain.seq
+        problem = log.problem(events)
     except LogIntegrityError as error:
-        return [Fault(CONTROL_RUN_ID, error.seq, error.problem)], chain.seq
+        return [Fault(log.run_id, error.seq or log.seq + 1, error.problem)]
+    return [] if problem is None else [Fault(log.run_id, log.seq + 1, problem)]
 
 
 def _gone(anchors: Mapping[str, Head], control: Iterable[Stored]) -> Iterator[Fault]:
@@ -174,54 +139,6 @@ def pruned_heads(control: Iterable[Stored]) -> dict[str, Head]:
             pruned = (codec.decode(stored.body).data or {}).get("pruned", ())
             heads.update({run["run"]: Head(run["seq"], run["hash"]) for run in pruned})
     return heads
-
-
-def _chain_of(row: RunRow, anchor: Head | None) -> _Chain:
-    anchors: dict[int, str] = {}
-    if row.ended_ns is not None:  # the row's own head is no anchor, but must fit all the same
-        head = row.summary["head"]
-        anchors[head["seq"]] = head["hash"]
-    if anchor is not None:
-        anchors[anchor.seq] = anchor.hash
-    return _Chain(row.run_id, row.salt, anchors)
-
-
-def _row_faults(store: EventStore, row: RunRow, seq: int) -> list[Fault]:
-    """The columns beside the log must say what the log says."""
-    problem = None
-    if seq == 0:
-        problem = "the run has no events"
-    elif row.summary["run_id"] != row.run_id:
-        problem = "the row's summary belongs to another run"
-    else:
-        first = next(iter(store.read(row.run_id)))
-        record = codec.decode(first.body)
-        data = record.data or {}
-        said = (row.name, row.tenant, row.parent_id)
-        if said != (record.name, data.get("tenant"), data.get("parent")):
-            problem = "the run's row has another name, tenant or parent than the log"
-        else:
-            problem = _end_problem(store, row)
-    return [Fault(row.run_id, seq, problem)] if problem else []
-
-
-def _end_problem(store: EventStore, row: RunRow) -> str | None:
-    """Whether state, end and erasure are what the log says: folded from its run events alone."""
-    fold = RunFold(row.run_id)
-    for record in _run_events(store.read(row.run_id)):
-        fold.apply(record, b"")
-    if (row.state, row.ended_ns) != (str(fold.state), fold.ended_ns):
-        return f"the run's row says {row.state}, the log does not"
-    if row.salt is None and not fold.erased:
-        return "the salt of its payloads is gone, and no erasure is on record"
-    return None
-
-
-def _run_events(log: Iterable[Stored]) -> Iterator[Record]:
-    for stored in log:
-        head = stored.body[:48]
-        if b'"type":"run_' in head or b'"type":"payload_erased"' in head:
-            yield codec.decode(stored.body)
 
 
 def reconstruct(store: EventStore, row: RunRow) -> RunFold:

@@ -38,6 +38,9 @@ PAYLOAD_ERASED: Final = "payload_erased"
 #: The run id under which the control log (kills, revives, tenant budgets, erasures) is read.
 CONTROL_RUN_ID: Final = "control"
 
+#: Why a result of which only the digest is kept cannot be handed out again.
+ONLY_A_DIGEST: Final = "only a digest was captured"
+
 #: The version of `Record`; every stored body carries the one it was written with.
 SCHEMA_VERSION: Final = 1
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentguard._encoding import encode_call, encode_value, type_name
+from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.steps import values
 from agentguard.steps.model import Capture, Step, StepSpec
 from agentguard.steps.redaction import Redactor
@@ -118,4 +119,4 @@ class Keeper:
             if reason is None:
                 return payload, {"result": self._digest(payload)}
             return payload, {"result": self._digest(payload), "unreplayable": reason}
-        return None, {"result": self._digest(payload), "unreplayable": "only a digest was captured"}
+        return None, {"result": self._digest(payload), "unreplayable": ONLY_A_DIGEST}

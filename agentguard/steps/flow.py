@@ -229,6 +229,8 @@ def _started_data(
         data["reserve"] = request.reserve
     if step.digest is not None:
         data["args"] = step.digest
+        if step.payload is None:
+            data["digest_only"] = True  # so that a payload that is gone is told from one never taken
     if step.scope_key:
         data["scope"] = step.scope_key
     if step.parent is not None:

@@ -271,6 +271,13 @@ class SQLiteEventStore:
             finally:
                 cursor.close()
 
+    def scan(self, run_id: str) -> Iterator[tuple[Any, ...]]:
+        """`read` from the first event, as plain tuples: for who looks at millions of them."""
+        database = self._database()
+        with database.errors, database.reading(self._timeout) as connection:
+            cursor = connection.execute(self._sql["events"], (run_id, 0))
+            yield from cursor.fetchall() if database.is_writing() else cursor
+
     def last(self, run_id: str) -> Stored | None:
         """The run's newest event."""
         found = self._select("last_event", (run_id,))

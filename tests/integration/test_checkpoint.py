@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import builtins
+import json
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from agentguard.audit.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from agentguard.audit.verify import reconstruct
 from agentguard.errors import RunNotFoundError
 from agentguard.events.model import Head
+from agentguard.steps.journal import row_of
+from agentguard.stores.sqlite import SQLiteEventStore
 from agentguard.testing import FakeClock, FakeIds
 
 HEADS = {"b": Head(2, "b" * 64), "a run's id": Head(1, "a" * 64)}
@@ -65,8 +70,17 @@ def cut_off(home: Path, run_id: str, seq: int) -> None:
         connection.execute(
             f"DELETE FROM event WHERE key >> 32 = {number} AND key & 4294967295 > ?", (run_id, seq)
         )
-        connection.execute("UPDATE run SET state = 'RUNNING', ended_ns = NULL WHERE run_id = ?", (run_id,))
     connection.close()
+    if seq:
+        with closing(SQLiteEventStore(home / "agentguard.db")) as store, store.exclusive():
+            row = store.row(run_id)
+            assert row is not None
+            row = row_of(row, reconstruct(store, row))
+            store._database().run(
+                "UPDATE run SET state = ?, ended_ns = ?, summary = ? WHERE run_id = ?",
+                (row.state, row.ended_ns, json.dumps(row.summary), run_id),
+                wait=1.0,
+            )
 
 
 def test_an_intact_store_verifies_against_its_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -11,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentguard import Budget, Guard, LogIntegrityError, RunStopped, Usage, guarded_step
+from agentguard.audit.verify import reconstruct
 from agentguard.events import codec
 from agentguard.events.model import Head
+from agentguard.steps.journal import row_of
 
 
 @guarded_step(usage=Usage(usd="0.1"))
@@ -180,16 +183,11 @@ def test_a_log_cut_off_with_its_row_is_found_against_an_anchor_alone(recorded):
     guard, run_id = recorded
     anchor = guard.summary(run_id).head
     tamper = Tamperer(guard, run_id)
-    with guard.run("template", run_id="template"):
-        live = guard.parts.store.row("template")
-    state = "UPDATE run SET state = 'RUNNING', ended_ns = NULL, summary = ? WHERE number = ?"
-    import json
-
-    summary = json.dumps(live.summary | {"run_id": run_id, "name": "victim"})
-    tamper(
-        ("DELETE FROM event WHERE key >> 32 = ? AND key & 4294967295 > 6", tamper.number),
-        (state, summary, tamper.number),
-    )
+    tamper(("DELETE FROM event WHERE key >> 32 = ? AND key & 4294967295 > 6", tamper.number))
+    store = guard.parts.store
+    row = row_of(store.row(run_id), reconstruct(store, store.row(run_id)))
+    state = "UPDATE run SET state = ?, ended_ns = ?, summary = ? WHERE number = ?"
+    tamper((state, row.state, row.ended_ns, json.dumps(row.summary), tamper.number))
     assert guard.verify(run_id), "nothing in the file says that there was more"
     assert first_fault(guard, anchors={run_id: anchor}) == (run_id, 7)
 
@@ -329,3 +327,102 @@ def test_any_byte_of_any_event_counts(data):
             )
             report = guard.verify("victim")
             assert [fault[:2] for fault in report.faults] == [("victim", seq)]
+
+
+# --- the row beside the log --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("usage", {"usd": "0.1", "steps": 3}),
+        ("usage", {"usd": "0.3", "steps": 3, "emails": 1}),
+        ("steps", 2),
+        ("termination", {"type": "BudgetExceededError", "message": "x"}),
+        ("state", "FAILED"),
+        ("budget", {"usd": "9"}),
+        ("metadata", {"who": "me"}),
+        ("warnings", [{"level": "", "resource": "usd"}]),
+        ("started_at", "2020-01-01T00:00:00+00:00"),
+        ("ended_at", "2020-01-01T00:00:00+00:00"),
+        ("duration", 0.0),
+        ("name", "other"),
+        ("tenant", "other"),
+        ("parent_id", "before"),
+    ],
+)
+def test_a_summary_edited_in_the_row_is_found(recorded, field, value):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    summary = guard.parts.store.row(run_id).summary
+    assert summary[field] != value
+    summary[field] = value
+    tamper(("UPDATE run SET summary = ? WHERE number = ?", json.dumps(summary), tamper.number))
+    assert first_fault(guard)[0] == run_id
+    assert field.replace("_", " ") in guard.verify().faults[0].problem
+
+
+def test_the_row_of_a_live_run_is_held_against_its_log_as_of_its_head(sqlite_guard):
+    """What has been appended since the row was written is no fault; what was edited in it is."""
+    with sqlite_guard.run("live", run_id="live") as run:
+        pay("ann")
+        run.pause("wait")
+        run.resume()
+        pay("bob")
+        assert sqlite_guard.verify("live")
+        tamper = Tamperer(sqlite_guard, "live")
+        tamper(
+            (
+                "UPDATE run SET summary = replace(summary, '\"steps\":1', '\"steps\":7') WHERE number = ?",
+                tamper.number,
+            )
+        )
+        assert sqlite_guard.verify("live").faults[0].run_id == "live"
+
+
+def test_every_kind_of_run_fits_its_row(sqlite_guard):
+    """Scopes, nested runs, failures, stops, values, warnings, late settlements: no false alarm."""
+    guard = sqlite_guard
+    with (
+        suppress(RunStopped),
+        guard.run("outer", run_id="outer", budget=Budget(usd="0.5", warn_at=0.5)) as run,
+    ):
+        run.record("v", lambda: 1)
+        with run.scope("part", budget=Budget(steps=5)):
+            pay("ann")
+        with guard.run("inner", run_id="inner"):
+            pay("bob")
+        with suppress(ZeroDivisionError):
+            run.call("fails", lambda: 1 / 0)
+        assert guard.verify(), str(guard.verify())
+        for _ in range(9):
+            pay("eve")
+    report = guard.verify()
+    assert report, str(report)
+    assert guard.summary("outer").warnings
+
+
+# --- payloads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seq", [1, 3, 4])
+def test_a_payload_deleted_without_an_erasure_on_record_is_found(recorded, seq):
+    guard, run_id = recorded
+    tamper = Tamperer(guard, run_id)
+    assert tamper.event(seq)[2] is not None
+    tamper(("UPDATE event SET payload = NULL WHERE key = ? << 32 | ?", tamper.number, seq))
+    assert first_fault(guard) == (run_id, seq)
+    assert "its payload is gone" in guard.verify().faults[0].problem
+
+
+@pytest.mark.parametrize("capture", ["digest", "none"])
+def test_a_payload_that_was_never_kept_is_no_fault(tmp_path, capture):
+    with Guard.open(
+        f"sqlite:///{tmp_path / 'events.db'}", kill_switch="memory", telemetry=False, capture=capture
+    ) as guard:
+        with guard.run("r", inputs={"q": 1}, budget=Budget(usd=1, repeats=9)) as run:
+            pay("ann")
+            run.call("list", lambda given: given, [1, 2])
+            run.record("value", lambda: {"args": "x", "result": "y"})
+        report = guard.verify()
+        assert report, str(report)

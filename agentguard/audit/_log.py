@@ -1,0 +1,165 @@
+"""One pass over one log: its chain, its payloads, and what it says of its run.
+
+A million events are to be verified in seconds, so most are only hashed and looked at as bytes.  What
+few logs have many of (the life of the run, scopes, values) is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from agentguard.budget.model import Usage
+from agentguard.errors import AgentGuardError, LogIntegrityError
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.model import Head, Record
+from agentguard.protocols import RunRow
+from agentguard.runs.fold import RunFold
+from agentguard.runs.summary import summarize
+
+#: The first letters of the types that need no decoding.
+_STARTED = b"step_star"
+_COMPLETED = b"step_comp"
+
+_LIFE = ("run_", ev.BUDGET_WARNING, ev.PAYLOAD_ERASED)
+
+#: Where an event keeps the digest of its payload, by type.
+_DIGESTS = {
+    ev.RUN_CREATED: "inputs",
+    ev.STEP_STARTED: "args",
+    ev.STEP_COMPLETED: "result",
+    ev.STEP_FAILED: "result",
+    ev.STEP_RESOLVED: "result",
+    ev.VALUE: "value",
+}
+_MARKS = [b'"%s":"' % name.encode() for name in sorted(set(_DIGESTS.values()))]
+
+
+class Examination:
+    """What is found out about one log; a fault ends it, since what follows cannot be judged."""
+
+    def __init__(
+        self, run_id: str, salt: bytes | None, anchors: Mapping[int, str], row_head: int = 0
+    ) -> None:
+        self.run_id = run_id
+        #: How many events are intact.
+        self.seq = 0
+        self._salt = salt
+        self._anchors = dict(anchors)
+        #: The run as its own events have it, without its steps.
+        self._fold = RunFold(run_id)
+        self._row_head = row_head
+        #: At the event that the row is as of: how many steps there were, and which said what was spent.
+        self._steps = 0
+        self._spent: bytes | None = None
+
+    def problem(self, log: Iterable[Any]) -> str | None:  # noqa: C901 - in one piece, as it is run so often
+        """The first thing that does not fit, at the event after `seq`."""
+        salted = None if self._salt is None else sha256(self._salt)
+        marks = {self._row_head, *self._anchors}
+        head, seq, steps = codec.genesis(self.run_id), 0, 0
+        spent: bytes | None = None
+        try:
+            for position, body, digest, payload, _ in log:
+                start = b'{"seq":%d,"type":"' % (seq + 1)
+                if position != seq + 1:
+                    return f"expected event {seq + 1}, found {position}: one is missing or out of place"
+                if sha256(head + body).digest() != digest:
+                    return "its hash does not fit: it, or its order, was changed"
+                if not body.startswith(start):
+                    return "its body says another sequence"
+                if payload is None:
+                    if salted is not None and _had_payload(body):
+                        return "its payload is gone, and no erasure is on record"
+                elif salted is None:
+                    return "it has a payload though the run's payloads were erased"
+                else:
+                    hashed = salted.copy()
+                    hashed.update(payload)
+                    if hashed.hexdigest().encode() not in body:
+                        return "its payload is not the one that was recorded"
+                after = len(start)
+                kind = body[after : after + 9]
+                if kind == _COMPLETED:
+                    spent = body
+                elif kind == _STARTED:
+                    steps += 1
+                else:
+                    record = self._take(body, digest)
+                    if record.spent is not None:
+                        spent = body
+                    if (record.data or {}).get("body_ran") is False:
+                        steps -= 1
+                head = digest
+                if position in marks:
+                    if position == self._row_head:
+                        self._steps, self._spent = steps, spent
+                    if self._anchors.pop(position, digest.hex()) != digest.hex():
+                        return "it is not the event that the anchor names"
+                seq = position
+        finally:
+            self.seq = seq
+        for missing in sorted(self._anchors):
+            return f"the log ends before event {missing}, which an anchor names"
+        return None
+
+    def _take(self, body: bytes, digest: bytes) -> Record:
+        record = codec.decode(body)
+        if record.type.startswith(_LIFE):
+            try:
+                self._fold.apply(record, digest)
+            except (AgentGuardError, LookupError, TypeError, ValueError) as error:
+                problem = f"it cannot come after what is before it ({error})"
+                raise LogIntegrityError(self.run_id, record.seq, problem) from error
+        return record
+
+    def row_problem(self, row: RunRow) -> str | None:
+        """What the row of the run says and its log does not, once the log is found intact."""
+        if not self.seq:
+            return "the run has no events"
+        fold, said = self._fold, row.summary
+        if said["run_id"] != row.run_id:
+            return "the row's summary belongs to another run"
+        if (row.name, row.tenant, row.parent_id) != (fold.name, fold.tenant, fold.parent_id):
+            return "the run's row has another name, tenant or parent than the log"
+        if (row.state, row.ended_ns) != (str(fold.state), fold.ended_ns):
+            return f"the run's row says {row.state}, the log does not"
+        if row.salt is None and not fold.erased:
+            return "the salt of its payloads is gone, and no erasure is on record"
+        if said["head"]["seq"] > self.seq:
+            return f"the log ends before event {said['head']['seq']}, which the run's row names"
+        known = self._summary(Head(**said["head"]))
+        for name, value in _plain(said).items():
+            if name in known and known[name] != value:
+                return f"the run's row has another {name.replace('_', ' ')} than the log"
+        return None
+
+    def _summary(self, head: Head) -> dict[str, Any]:
+        """The summary as of `head`, but for what only a fold of every step would show."""
+        known = summarize(self._fold)
+        record = None if self._spent is None else codec.decode(self._spent)
+        if record is not None:
+            known = msgspec.structs.replace(known, usage=Usage.from_amounts(record.spent or {}))
+        data = msgspec.structs.replace(known, steps=self._steps, head=head).to_data()
+        del data["bounded"]
+        return _plain(data)
+
+
+def _had_payload(body: bytes) -> bool:
+    """Whether an event without a payload was written with one."""
+    if not any(mark in body for mark in _MARKS):
+        return False
+    record = codec.decode(body)
+    data = record.data or {}
+    name = _DIGESTS.get(record.type)
+    return name in data and not data.get("digest_only") and data.get("unreplayable") != ev.ONLY_A_DIGEST
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    """The data as a row gives it back."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(data))
+    return plain
