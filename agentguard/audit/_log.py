@@ -36,6 +36,9 @@ _DIGESTS = {
     ev.STEP_RESOLVED: "result",
     ev.VALUE: "value",
 }
+#: What of a summary only the events of every step tell.
+_OF_STEPS = ("bounded", "needs_branch_names")
+
 _MARKS = [b'"%s":"' % name.encode() for name in sorted(set(_DIGESTS.values()))]
 
 
@@ -145,7 +148,8 @@ class Examination:
         if record is not None:
             known = msgspec.structs.replace(known, usage=Usage.from_amounts(record.spent or {}))
         data = msgspec.structs.replace(known, steps=self._steps, head=head).to_data()
-        del data["bounded"]
+        for name in _OF_STEPS:
+            del data[name]
         return _plain(data)
 
 
