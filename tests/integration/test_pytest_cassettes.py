@@ -49,7 +49,8 @@ def look_up(name):
 @guarded_step(kind="llm", usage=Usage(input_tokens=5))
 async def ask(question: str) -> Answer:
     tell(question)
-    await asyncio.sleep(0.001 * (3 - len(question)))
+    for _ in range(20 * (3 - len(question))):  # turns, not time: on record in the same order each time
+        await asyncio.sleep(0)
     return Answer(question, 0.5)
 
 
