@@ -21,7 +21,7 @@ _PAUSE = 0.005
 def erase(database: Database, sql: Mapping[str, str], run_id: str, wait: float) -> int:
     """Drop the payloads and the salt of a run; gives how many payloads there were."""
     with database.transaction(wait, durable=True), database.errors:
-        dropped = database.run(sql["erase_payloads"], (run_id,), wait=wait).rowcount
+        dropped = database.run(sql["erase_payloads"], {"run_id": run_id}, wait=wait).rowcount
         database.run(sql["erase_salt"], (run_id,), wait=wait)
     # Also if there was nothing: it was dropped in a larger act, which could not empty the WAL.
     empty_wal(database)
@@ -41,8 +41,8 @@ def prune(
         with database.transaction(wait), database.errors:
             if not database.run(sql["mark_pruning"], (number,), wait=wait).rowcount:
                 continue
-            database.run(sql["delete_places"], (number,), wait=wait)
-            database.run(sql["delete_events"], (number,), wait=wait)
+            database.run(sql["delete_places"], {"number": number}, wait=wait)
+            database.run(sql["delete_events"], {"number": number}, wait=wait)
             database.run(sql["delete_run"], (number,), wait=wait)
         pruned.append(run_id)
     if pruned:

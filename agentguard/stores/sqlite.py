@@ -263,7 +263,7 @@ class SQLiteEventStore:
 
     def _stream(self, database: Database, run_id: str, after: int) -> Iterator[Stored]:
         with database.errors, database.reading(self._timeout) as connection:
-            cursor = connection.execute(self._sql["events"], (run_id, after))
+            cursor = connection.execute(self._sql["events"], {"run_id": run_id, "after": after})
             try:
                 # The writer must not be left with an open read, which would hold it to an old
                 # moment: inside `exclusive` everything is fetched now.

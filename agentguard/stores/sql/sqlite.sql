@@ -66,8 +66,8 @@ FROM run WHERE parent_id = ? ORDER BY number;
 -- name: events
 -- The events of a run after a sequence.
 SELECT event.key & 4294967295, event.body, event.hash, event.payload, 0
-FROM run JOIN event ON event.key > (run.number << 32) + ?2 AND event.key < run.number + 1 << 32
-WHERE run.run_id = ?1 ORDER BY event.key;
+FROM run JOIN event ON event.key > (run.number << 32) + :after AND event.key < run.number + 1 << 32
+WHERE run.run_id = :run_id ORDER BY event.key;
 
 -- name: last_event
 -- The newest event of a run.
@@ -134,8 +134,8 @@ INSERT INTO account (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data
 -- name: erase_payloads
 -- Drop the payloads of a run.
 UPDATE event SET payload = NULL
-WHERE key > (SELECT number FROM run WHERE run_id = ?1) << 32
-    AND key < (SELECT number FROM run WHERE run_id = ?1) + 1 << 32
+WHERE key > (SELECT number FROM run WHERE run_id = :run_id) << 32
+    AND key < (SELECT number FROM run WHERE run_id = :run_id) + 1 << 32
     AND payload IS NOT NULL;
 
 -- name: erase_salt
@@ -153,11 +153,11 @@ UPDATE run SET pruning = 1 WHERE number = ? AND state IN ('COMPLETED', 'KILLED',
 
 -- name: delete_events
 -- Delete the events of a run that is being pruned.
-DELETE FROM event WHERE key > ?1 << 32 AND key < ?1 + 1 << 32;
+DELETE FROM event WHERE key > :number << 32 AND key < :number + 1 << 32;
 
 -- name: delete_places
 -- Delete their places in the feed.
-DELETE FROM feed WHERE key > ?1 << 32 AND key < ?1 + 1 << 32;
+DELETE FROM feed WHERE key > :number << 32 AND key < :number + 1 << 32;
 
 -- name: delete_run
 -- Delete a run whose events are gone.
