@@ -189,7 +189,8 @@ def test_rule_19_another_item_than_was_asked_for_is_a_difference(guard: Guard) -
 def test_rule_19_threads(guard: Guard) -> None:
     def program(run: Run) -> list[int]:
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(run.bind(lambda n: add(n) + add(n, 1)), range(6)))
+            jobs = [pool.submit(run.bind(lambda n: add(n) + add(n, 1)), n) for n in range(6)]
+            return [job.result() for job in jobs]
 
     same_again(guard, program)
 
