@@ -7,6 +7,10 @@ import concurrent.futures
 import weakref
 
 from agentguard.protocols import EventStore
+from agentguard.steps.gate import TURNS, after_turns
+
+#: How long, in seconds, a commit is held back for tasks that are about to join it.
+_PATIENCE = 0.01
 
 
 class SharedCommit:
@@ -16,6 +20,9 @@ class SharedCommit:
         self._loop = loop
         self._store = store
         self._next: asyncio.Future[None] | None = None
+        #: How many tasks wait for the next commit, did so when it was last looked at, and did so last time.
+        self._waiters = self._seen = self._before = 0
+        self._latest = 0.0
 
     async def wait(self) -> None:
         """Return when all that was appended so far is on disk.
@@ -23,12 +30,21 @@ class SharedCommit:
         Raises:
             StoreUnavailableError: it could not be brought there.
         """
+        self._waiters += 1
         if self._next is None:
             self._next = self._loop.create_future()
+            self._latest = self._loop.time() + _PATIENCE
             self._loop.call_soon(self._start)
         await asyncio.shield(self._next)
 
     def _start(self) -> None:
+        alone = self._waiters == 1 and self._before <= 1
+        if not alone and self._waiters > self._seen and self._loop.time() < self._latest:
+            # The gate hands outcomes out one by one, and who has got one is soon here with the next step.
+            self._seen = self._waiters
+            after_turns(self._loop, TURNS + 1, self._start)
+            return
+        self._before, self._waiters, self._seen = self._waiters, 0, 0
         waiting, self._next = self._next, None
         assert waiting is not None  # noqa: S101 - set before this was scheduled
         durable = self._store.durable()
