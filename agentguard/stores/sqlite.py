@@ -275,7 +275,7 @@ class SQLiteEventStore:
         """`read` from the first event, as plain tuples: for who looks at millions of them."""
         database = self._database()
         with database.errors, database.reading(self._timeout) as connection:
-            cursor = connection.execute(self._sql["events"], (run_id, 0))
+            cursor = connection.execute(self._sql["events"], {"run_id": run_id, "after": 0})
             yield from cursor.fetchall() if database.is_writing() else cursor
 
     def last(self, run_id: str) -> Stored | None:
