@@ -47,7 +47,14 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),
     "langchain": (
         langchain.measure,
-        ("langchain", "langchain-empty", "langchain-own", "langchain-handler", "langchain-middleware"),
+        (
+            "langchain",
+            "langchain-empty",
+            "langchain-own",
+            "langchain-handler",
+            "langchain-middleware",
+            "langchain-kill",
+        ),
     ),
     "breakdown": (breakdown.measure, ()),
 }

@@ -26,8 +26,8 @@ Victim = Callable[[Connection, str, int], None]
 def measure(*, quick: bool) -> list[Row]:
     """The rows on kills.  This process kills, another one runs; both read one monotonic clock."""
     with tempfile.TemporaryDirectory() as folder:
-        checks = _latencies(Path(folder), _spin, 100 if quick else 1000)
-        bodies = _latencies(Path(folder), _sleep, 20 if quick else 100)
+        checks = latencies(Path(folder), _spin, 100 if quick else 1000)
+        bodies = latencies(Path(folder), _sleep, 20 if quick else 100)
     noticed, stopped, raised = zip(*checks, strict=True)
     cancelled = [last for _, _, last in bodies]
     return [
@@ -65,7 +65,7 @@ def measure(*, quick: bool) -> list[Row]:
     ]
 
 
-def _latencies(home: Path, victim: Victim, kills: int) -> list[tuple[float, ...]]:
+def latencies(home: Path, victim: Victim, kills: int) -> list[tuple[float, ...]]:
     """Microseconds from the writing of the page until it is noticed, until the stop, and until its effect."""
     written = m.stamps(Page, "announce")
     ours, theirs = multiprocessing.Pipe()
@@ -103,7 +103,8 @@ class _Stamps:
         return self.looks[0], self.stops[0], ended
 
 
-def _guard(home: str) -> Guard:
+def guard_in(home: str) -> Guard:
+    """A guard of the victim's, in memory, that hears the kills of this home."""
     os.environ["AGENTGUARD_HOME"] = home
     return Guard.open("memory://", telemetry=False)
 
@@ -111,7 +112,7 @@ def _guard(home: str) -> Guard:
 def _spin(pipe: Connection, home: str, kills: int) -> None:
     """Runs that do nothing but check."""
     stamps = _Stamps()
-    with _guard(home) as guard:
+    with guard_in(home) as guard:
         for _ in range(kills):
             try:
                 with guard.run("spin") as run:
@@ -148,5 +149,5 @@ def _sleep(pipe: Connection, home: str, kills: int) -> None:
             except KillSwitchTriggeredError:
                 pass
 
-    with _guard(home) as guard:
+    with guard_in(home) as guard:
         asyncio.run(main())

@@ -7,20 +7,28 @@ of the figure.
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import copy_context
 from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from agentguard import Budget, Guard, guarded_step
+from agentguard import Budget, Guard, KillSwitchTriggeredError, guarded_step
 from benchmarks import _measure as m
 from benchmarks._rows import Row
+from benchmarks.kill import guard_in, latencies
 
 #: Tool calls of one agent; it calls its model once more.
 _TOOL_CALLS = 5
 _CALLS = 2 * _TOOL_CALLS + 1
 _LIMIT = 3
+_ASKED: Any = {"messages": [("user", "Go on.")]}
+#: The seconds between two tokens of a stream.
+_TOKEN = 0.005
 
 
 def measure(*, quick: bool) -> list[Row]:
@@ -44,7 +52,64 @@ def measure(*, quick: bool) -> list[Row]:
 
         cases: dict[str, m.Case] = {name: in_a_run(ask) for name, ask in agents.items()}
         taken = m.least({"step": lambda: _steps(guard, step), **cases}, rounds)
-    return _rows(taken)
+    return [*_rows(taken), _kill(10 if quick else 50)]
+
+
+def _kill(kills: int) -> Row:
+    """A kill from another process ends a streaming agent within one token and 20 ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        ended = {
+            name: [last / 1000 for *_, last in latencies(Path(folder), victim, kills)]
+            for name, victim in {"sync": _stream, "async": _stream_async}.items()
+        }
+    facts = {f"{name}, p50 ms": m.percentile(found, 0.5) for name, found in ended.items()}
+    return Row(
+        name="langchain-kill",
+        what="kill by another process to a streaming agent's end, beyond a token",
+        value=max(max(found) for found in ended.values()) - _TOKEN * 1000,
+        unit="ms",
+        limit=20,
+        facts={**facts, "worst ms": max(max(f) for f in ended.values()), "ms a token": _TOKEN * 1000},
+    )
+
+
+def _stream(pipe: Connection, home: str, kills: int) -> None:
+    """Agents that stream for ever."""
+
+    async def listen(agent: Any) -> None:
+        for _ in agent.stream(_ASKED, stream_mode="messages"):
+            pass
+
+    _streams(pipe, home, kills, listen)
+
+
+def _stream_async(pipe: Connection, home: str, kills: int) -> None:
+    """The same, async."""
+
+    async def listen(agent: Any) -> None:
+        async for _ in agent.astream(_ASKED, stream_mode="messages"):
+            pass
+
+    _streams(pipe, home, kills, listen)
+
+
+def _streams(pipe: Connection, home: str, kills: int, listen: Callable[[Any], Any]) -> None:
+    from langchain.agents import create_agent  # noqa: PLC0415
+
+    from agentguard_langchain import GuardMiddleware  # noqa: PLC0415
+
+    agent = create_agent(_scripted(), [], middleware=[GuardMiddleware()])
+    with guard_in(home) as guard:
+        for _ in range(kills):
+            try:
+                with guard.run("stream") as run:
+                    pipe.send(run.id)
+                    try:
+                        asyncio.run(listen(agent))
+                    finally:
+                        ended = time.monotonic_ns()
+            except KillSwitchTriggeredError:
+                pipe.send((ended, ended, ended))
 
 
 def _rows(taken: dict[str, float]) -> list[Row]:
@@ -87,7 +152,7 @@ def _agents() -> dict[str, Callable[[], Any]]:
     def asks(middleware: list[Any], handlers: list[Any]) -> Callable[[], Any]:
         agent = create_agent(model, [search], middleware=middleware)
         config: Any = {"recursion_limit": 1000, "callbacks": handlers}
-        return lambda: agent.invoke({"messages": [("user", "Go on.")]}, config)
+        return lambda: agent.invoke(_ASKED, config)
 
     def unheard(ask: Callable[[], Any]) -> Callable[[], Any]:
         """As in a process without agentguard: the first middleware has LangChain tell it of every call."""
@@ -130,10 +195,10 @@ def _idle() -> tuple[list[Any], list[Any]]:
 
 
 def _scripted() -> Any:
-    """A model that asks for the tool again and again, and then answers."""
+    """A model that asks for the tool again and again, and then answers; a stream of it has no end."""
     from langchain_core.language_models import BaseChatModel  # noqa: PLC0415
-    from langchain_core.messages import AIMessage  # noqa: PLC0415
-    from langchain_core.outputs import ChatGeneration, ChatResult  # noqa: PLC0415
+    from langchain_core.messages import AIMessage, AIMessageChunk  # noqa: PLC0415
+    from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult  # noqa: PLC0415
 
     numbers = count()
     usage: Any = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
@@ -155,5 +220,15 @@ def _scripted() -> Any:
                 calls = [{"name": "search", "args": {"query": "more"}, "id": f"call_{next(numbers)}"}]
             answer = AIMessage("Let me see.", tool_calls=calls, usage_metadata=usage)
             return ChatResult(generations=[ChatGeneration(message=answer)])
+
+        def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+            while True:
+                time.sleep(_TOKEN)
+                yield ChatGenerationChunk(message=AIMessageChunk("on "))
+
+        async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+            while True:
+                await asyncio.sleep(_TOKEN)
+                yield ChatGenerationChunk(message=AIMessageChunk("on "))
 
     return Scripted()

@@ -20,6 +20,8 @@ class Listener(BaseCallbackHandler):
     #: In the caller's own task.  LangChain gives text completions of async code to inline handlers alone
     #: when there is one: a guard that is not inline would be passed by.
     run_inline = True
+    # Who does not say what it does with messages is given them as text: all of them, for each call.
+    ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = True
     run: Run | None = None
     #: Whether a call that no context and no parent explains belongs to the only run alive.
     by_table = False
@@ -56,6 +58,7 @@ class Guarding(Listener):
     """Begins and ends calls as steps."""
 
     raise_error = True
+    ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = False
     _allowed = False
 
     def _begins(

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("langchain")
 
 from langchain_core.tools import BaseTool
+from langchain_core.tools import tool as make_tool
 
 from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError, RunState
 from agentguard_langchain import GuardCallbackHandler
@@ -175,8 +176,36 @@ async def tool_ainvoke(tool: BaseTool, config: Any) -> None:
         await quietly_async(lambda n=n: tool.ainvoke({"query": f"try {n}"}, config))
 
 
+TOOL_WAYS = pytest.mark.parametrize(
+    "way", [tool_invoke, tool_batch, tool_ainvoke], ids=lambda way: way.__name__
+)
+
+
 @OTHERS
-@pytest.mark.parametrize("way", [tool_invoke, tool_batch, tool_ainvoke], ids=lambda way: way.__name__)
+@TOOL_WAYS
+def test_a_kill_at_the_second_call_of_a_tool_is_the_end(
+    guard: Guard, others: Any, way: Callable[..., Any], beside: str
+) -> None:
+    called: list[str] = []
+
+    @make_tool
+    def search(query: str) -> str:
+        """Search."""
+        called.append(query)
+        if len(called) == 2:
+            run.kill("enough")
+        return "found"
+
+    config = {"callbacks": [GuardCallbackHandler(), *others], "max_concurrency": 1}
+    with pytest.raises(KillSwitchTriggeredError, match="enough"), guard.run("agent") as run:
+        call(way, search, config)
+    assert len(called) == 2
+    assert run.state is RunState.KILLED
+    assert run.journal.fold.open == {}
+
+
+@OTHERS
+@TOOL_WAYS
 def test_three_calls_of_a_tool_are_made(
     guard: Guard, search: Any, others: Any, way: Callable[..., Any], beside: str
 ) -> None:
@@ -189,6 +218,9 @@ def test_three_calls_of_a_tool_are_made(
         call(way, tool, config)
     assert len(called) == 3
     assert run.state is RunState.FAILED
+    termination = guard.summary(run.id).termination
+    assert termination is not None
+    assert (termination["type"], termination["resource"]) == ("BudgetExceededError", "calls:search")
     assert run.journal.fold.open == {}
 
 

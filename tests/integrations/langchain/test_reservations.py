@@ -11,6 +11,7 @@ pytest.importorskip("langchain")
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
 
 from agentguard import Budget, Guard, RunState
 from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
@@ -71,6 +72,93 @@ def test_a_cancelled_agent_holds_nothing(guard: Guard, scripted: Any, guarded_by
     assert left == [{}]
     assert run.state is RunState.COMPLETED
     assert [kind for kind, _ in outcomes(guard, run.id)] == ["step_failed"]
+
+
+@GUARDS
+def test_an_agent_that_times_out_holds_nothing(guard: Guard, scripted: Any, guarded_by: str) -> None:
+    middleware, config = guards(guarded_by)
+    left = []
+
+    async def main() -> None:
+        model = waiting(scripted)
+        agent = create_agent(model, [], middleware=middleware)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.ainvoke(HI, config), 0.05)
+        assert model.asked.is_set()
+        await asyncio.sleep(0)
+        left.append(dict(run.journal.fold.open))
+
+    with guard.run("agent") as run:
+        asyncio.run(main())
+    assert left == [{}]
+    assert [kind for kind, _ in outcomes(guard, run.id)] == ["step_failed"]
+
+
+@GUARDS
+def test_an_agent_cancelled_in_its_tools_holds_nothing(
+    guard: Guard, model: Any, says: Any, guarded_by: str
+) -> None:
+    answer, wants = says
+    model.script = [answer("", wants("wait", "c1"), wants("wait", "c2"))]
+    middleware, config = guards(guarded_by)
+    left = []
+
+    async def main() -> None:
+        called: asyncio.Queue[None] = asyncio.Queue()
+
+        @tool
+        async def wait() -> str:
+            """Wait for ever."""
+            called.put_nowait(None)
+            await asyncio.Event().wait()
+            return "never"
+
+        agent = create_agent(model, [wait], middleware=middleware)
+        task = asyncio.create_task(agent.ainvoke(HI, config))
+        for _ in range(2):
+            await called.get()
+        assert len(run.journal.fold.open) == 2
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        left.append(dict(run.journal.fold.open))
+
+    with guard.run("agent", budget=Budget(calls={"wait": 2})) as run:
+        asyncio.run(main())
+    assert left == [{}]
+    assert run.spent.steps == 3
+
+
+@MODES
+@GUARDS
+def test_an_agents_stream_that_is_closed_early_holds_nothing(
+    guard: Guard, model: Any, mode: str, guarded_by: str
+) -> None:
+    middleware, config = guards(guarded_by)
+    agent = create_agent(model, [], middleware=middleware)
+    left = []
+
+    async def some() -> None:
+        stream = agent.astream(HI, config, stream_mode="messages")
+        async for _ in stream:
+            break
+        await stream.aclose()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*rest, return_exceptions=True)
+        left.append(dict(run.journal.fold.open))
+
+    with guard.run("stream") as run:
+        if mode == "async":
+            asyncio.run(some())
+        else:
+            stream = agent.stream(HI, config, stream_mode="messages")
+            next(stream)
+            stream.close()
+            left.append(dict(run.journal.fold.open))
+    assert left == [{}]
+    assert run.spent.steps == 1
+    assert run.spent.tokens > 0
 
 
 def test_a_cancelled_model_call_holds_nothing(guard: Guard, scripted: Any) -> None:
