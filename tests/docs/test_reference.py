@@ -55,3 +55,12 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
                 re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
             ]
             assert anchor in slugs, target
+
+
+def test_the_page_on_integrations_of_ones_own_uses_public_names_alone() -> None:
+    page = (DOCS / "integrations" / "write-your-own.md").read_text()
+    modules = re.findall(r"^(?:from|import) (agentguard[\w.]*)", page, re.MULTILINE)
+    assert "agentguard" in modules
+    assert [m for m in modules if not re.fullmatch(r"agentguard(\.protocols|\.cost\.[a-z]+)?", m)] == []
+    names = re.findall(r"^from agentguard import (.+)$", page, re.MULTILINE)
+    assert {name.strip() for line in names for name in line.split(",")} <= set(agentguard.__all__)
