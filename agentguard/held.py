@@ -51,6 +51,11 @@ class Held:
                 parts.switch.close()
         return self._parts
 
+    @property
+    def opened(self) -> Parts | None:
+        """The parts, if they are open."""
+        return self._parts
+
     def close(self) -> None:
         """Give back what was opened.  Closing twice does nothing."""
         parts, self._parts = self._parts, None

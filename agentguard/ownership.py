@@ -44,8 +44,9 @@ class Heartbeat:
             self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Beat no more, until `start` is called again."""
         self._stop.set()
+        self._thread = None
 
     def _run(self) -> None:
         stop = self._stop
@@ -59,7 +60,9 @@ class Heartbeat:
 
 def beat(guard: Held) -> None:
     """One sign of life for every run that this process owns."""
-    parts = guard.parts
+    parts = guard.opened
+    if parts is None:  # closed since: a sign of life must not open it again
+        return
     now = parts.clock.wall()
     for ref in guard.live.valuerefs():  # a list: other threads open and end runs meanwhile
         journal = ref()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from agentguard._process import is_alive
 from agentguard.audit import checkpoint, erasure
 from agentguard.audit import verify as audit
 from agentguard.audit.compare import RunDiff, diff
@@ -46,7 +47,10 @@ class Questions(Held):
         summary = from_data(row.summary)
         if row.ended_ns is not None:
             return summary
-        return summarize(audit.reconstruct(self.parts.store, row))
+        fold = audit.reconstruct(self.parts.store, row)
+        # Its owner's own clock is not at hand: what it has shown of itself, or, if it lives, now.
+        seen = self.parts.clock.wall() if is_alive(row.owner) else row.heartbeat_ns
+        return summarize(fold, fold.running_until(seen))
 
     def history(self, run_id: str) -> list[Event]:
         """The run's events in order; `"control"` gives kills, revives and tenant budgets.

@@ -7,8 +7,10 @@ Standard library and the page alone, so that they start fast and no missing extr
     0           recorded, and every live process acted      recorded
     1           failed, or not confirmed                    failed
     2           usage                                       usage
-    3           recorded, but no live process is attached   there was nothing to revive
+    3           recorded, but no live process is attached,  there was nothing to revive
+                or the store has no such run
     4           recorded, but not all acted in time; with `--hard`, a process is still there
+    5           the kill switch cannot be used              the same
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentguard._home import default_home
-from agentguard.errors import AgentGuardError
+from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
 from agentguard.killswitch.orders import UNSET, in_force, kill_data, revive_data
 from agentguard.killswitch.page import PageKillSwitch
 
@@ -33,6 +35,7 @@ FAILED = 1
 USAGE = 2
 NOBODY = 3
 LATE = 4
+UNAVAILABLE = 5
 
 _NOT_CONFIRMED = "not confirmed; nothing was recorded"
 
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> int:
     try:
         options = parser.parse_args(argv)
         _complete(parser, options)
+        known = _find_run(parser, options)
         make = kill_data if options.command == "kill" else revive_data
         try:
             event_type, data = make(
@@ -62,25 +66,51 @@ def main(argv: list[str]) -> int:
         try:
             if hard:
                 return _kill_hard(switch, event_type, data, options)
-            act = _kill if options.command == "kill" else _revive
-            return act(switch, event_type, data, options)
+            if options.command == "revive":
+                return _revive(switch, event_type, data, options)
+            return _kill(switch, event_type, data, options, known=known)
         finally:
             switch.close()
     except (AgentGuardError, OSError, RuntimeError) as error:
         print(f"agentguard {options.command}: {error}", file=sys.stderr)
-        return FAILED
+        return UNAVAILABLE if isinstance(error, KillSwitchUnavailableError) else FAILED
 
 
-def _kill(switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace) -> int:
+def _find_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool | None:
+    """Complete `--run`; gives whether the store has it, None where there is none to ask."""
+    if not isinstance(options.run, str) or not options.run:
+        return None
+    from agentguard.cli import kill_target
+
+    try:
+        target = kill_target.find(options.run, options.home or default_home())
+    except kill_target.AmbiguousError as error:
+        parser.error(str(error))
+    options.run = target.run_id
+    return target.known
+
+
+def _kill(
+    switch: PageKillSwitch,
+    event_type: str,
+    data: dict[str, Any],
+    options: argparse.Namespace,
+    *,
+    known: bool | None,
+) -> int:
     generation = switch.record(event_type, data)
     reached = switch.acknowledgements(generation, options.timeout)
     late = [process.pid for process in switch.unacknowledged(generation)]
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late}
+        if known is not None:
+            facts["known"] = known
         _print_json(options, switch, data, generation, facts)
     else:
         print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}")
-    if not reached.live:
+    if known is False:
+        print(f"agentguard kill: the store has no run {data['target']}; is the id right?", file=sys.stderr)
+    if not reached.live or known is False:
         return NOBODY
     return OK if reached.acknowledged == reached.live else LATE
 
@@ -229,7 +259,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     target = command.add_mutually_exclusive_group()
-    target.add_argument("--run", default=UNSET, metavar="ID", help="this run alone")
+    target.add_argument(
+        "--run", default=UNSET, metavar="ID", help="this run alone: its id, or 8 characters of it or more"
+    )
     target.add_argument("--tenant", default=UNSET, metavar="T", help="all runs of this tenant")
     command.add_argument("--reason", metavar="TEXT", help="why; it is recorded and shown")
     command.add_argument("--actor", metavar="A", help="who (default: user@host)")

@@ -200,6 +200,12 @@ def _order(event: Event) -> str:
     return f"{target} {said} by {data.get('actor', '?')}: {data.get('reason', '')}"
 
 
+def _signalled(event: Event) -> str:
+    data = event.data
+    pids = ", ".join(str(process["pid"]) for process in data["processes"])
+    return f"{data['signal']} sent to pid {pids}, for the kill of generation {data['kill']}"
+
+
 def _paused(event: Event) -> str:
     reason = event.data.get("reason")
     return "run paused" + (f": {reason}" if reason else "")
@@ -242,4 +248,5 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.VALUE: _value,
     ev.KILL_SET: _order,
     ev.KILL_CLEARED: _order,
+    ev.PROCESSES_SIGNALLED: _signalled,
 }

@@ -120,9 +120,13 @@ class RunFold:
 
     def running_until_last_event(self) -> int:
         """Running time, in nanoseconds, up to the last sign of life that the log has."""
+        return self.running_until(self._last_ns)
+
+    def running_until(self, at_ns: int) -> int:
+        """Running time, in nanoseconds, up to a wall-clock time, or the newest event if that is later."""
         if self.state is not RunState.RUNNING:
             return self.running_ns
-        return self.running_ns + max(0, self._last_ns - self._running_from_ns)
+        return self.running_ns + max(0, max(at_ns, self._last_ns) - self._running_from_ns)
 
     def chain(self, scope: str) -> list[ScopeFold]:
         """A scope and those around it, innermost first, the run's own level last."""

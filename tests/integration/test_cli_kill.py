@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import agentguard
+from agentguard import Guard
 from agentguard.cli.kill import main
 from agentguard.killswitch.orders import kill_data
 from agentguard.killswitch.page import PageKillSwitch
@@ -223,10 +225,10 @@ def test_help_exits_0(run: Callable[..., Result]) -> None:
     assert run("kill", "--help").code == 0
 
 
-def test_a_switch_that_cannot_be_used_exits_1_and_is_named(home: Path, run: Callable[..., Result]) -> None:
+def test_a_switch_that_cannot_be_used_exits_5_and_is_named(home: Path, run: Callable[..., Result]) -> None:
     home.write_text("in the way")
     result = run("kill", "--reason", "why")
-    assert result.code == 1
+    assert result.code == 5
     assert result.err.startswith(f"agentguard kill: the kill switch in {home} cannot be used")
     assert result.out == ""
 
@@ -311,4 +313,83 @@ def test_kill_imports_nothing_optional(home: Path) -> None:
     assert killed.startswith("killed global")
     names = set(modules.split())
     assert "agentguard" in names
-    assert not names & {"typer", "click", "rich", "opentelemetry", "sqlite3", "redis", "psycopg"}
+    assert not names & {
+        "typer",
+        "click",
+        "rich",
+        "opentelemetry",
+        "sqlite3",
+        "redis",
+        "psycopg",
+        "wrapt",
+        "asyncio",
+    }
+
+
+# --- which run is meant ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(home: Path) -> Iterator[Guard]:
+    """A store in the home, with two runs whose ids begin alike."""
+    with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
+        for run_id in ("01a20423-1ab7", "01a20423-9999"):
+            guard.start("r", run_id=run_id).close()
+        yield guard
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_beginning_of_an_id_is_enough(home: Path, run: Callable[..., Result]) -> None:
+    for typed in ("01a20423-1", "01a20423-1ab7"):
+        result = run("kill", "--run", typed, "--reason", "why", "--json")
+        assert json.loads(result.out)["target"] == "01a20423-1ab7"
+        assert json.loads(result.out)["known"] is True
+    cleared = run("revive", "--run", "01a20423-1", "--reason", "why", "--json")
+    assert (cleared.code, json.loads(cleared.out)["cleared"]) == (0, 2)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_beginning_of_several_ids_is_refused_and_they_are_named(
+    home: Path, run: Callable[..., Result]
+) -> None:
+    result = run("kill", "--run", "01a20423", "--reason", "why")
+    assert result.code == 2
+    assert "several runs begin with '01a20423': 01a20423-1ab7, 01a20423-9999" in result.err
+    assert not (home / "control.log").exists()
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("typed", ["nobody", "01a2", "01a20423-2", "%1a20423", "01a20423' OR '1'='1"])
+def test_a_run_that_the_store_does_not_have_is_killed_as_typed_and_reported(
+    typed: str, run: Callable[..., Result]
+) -> None:
+    result = run("kill", "--run", typed, "--reason", "why", "--json")
+    assert result.code == 3
+    facts = json.loads(result.out)
+    assert (facts["target"], facts["known"]) == (typed, False)
+    assert f"the store has no run {typed}; is the id right?" in result.err
+
+
+def test_a_store_that_cannot_be_read_is_not_in_the_way(home: Path, run: Callable[..., Result]) -> None:
+    home.mkdir()
+    (home / "agentguard.db").write_text("no database")
+    result = run("kill", "--run", "r1", "--reason", "why", "--json")
+    assert result.code == 3
+    assert json.loads(result.out)["target"] == "r1"
+    assert "known" not in json.loads(result.out)
+
+
+def test_a_store_on_another_host_is_not_asked(
+    home: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTGUARD_STORE", "postgresql://db/agentguard")
+    result = run("kill", "--run", "r1", "--reason", "why", "--json")
+    assert "known" not in json.loads(result.out)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_locked_store_is_not_in_the_way(home: Path, run: Callable[..., Result]) -> None:
+    with closing(sqlite3.connect(home / "agentguard.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        result = run("kill", "--run", "01a20423-1", "--reason", "why", "--json")
+        assert json.loads(result.out)["target"] == "01a20423-1ab7", "readers wait for no writer"
