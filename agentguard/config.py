@@ -6,7 +6,7 @@ import importlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home
@@ -35,7 +35,9 @@ def home() -> Path:
     return default_home()
 
 
-def open_store(url: str | None, durability: str | None, clock: Clock) -> EventStore:
+def open_store(
+    url: str | None, durability: str | None, clock: Clock, store_timeout: float | None = None
+) -> EventStore:
     """The event store of a URL; by default `AGENTGUARD_STORE`, else SQLite in the state directory.
 
     Raises:
@@ -57,7 +59,10 @@ def open_store(url: str | None, durability: str | None, clock: Clock) -> EventSt
     elif scheme == "file":
         store = backend(export_path(url), clock=clock)
     else:
-        store = backend(sqlite_path(url), durability=durability or "process", clock=clock)
+        options = sqlite_options(url)
+        if store_timeout is not None:
+            options["store_timeout"] = store_timeout
+        store = backend(sqlite_path(url), durability=durability or "process", clock=clock, **options)
     return store
 
 
@@ -76,14 +81,31 @@ def export_path(url: str) -> Path:
 
 
 def sqlite_path(url: str) -> Path:
-    """The file of `sqlite:///relative.db` or `sqlite:////absolute.db`.
+    """The file of `sqlite:///relative.db` or `sqlite:////absolute.db`, options after `?` left out.
 
     Raises:
         ValueError: there is no path, or the URL has a host.
     """
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
         raise ValueError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db")
-    return Path(unquote(url.removeprefix("sqlite:///"))).expanduser()
+    return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0])).expanduser()
+
+
+def sqlite_options(url: str) -> dict[str, Any]:
+    """What follows the `?` of a SQLite URL: `store_timeout=SECONDS`.
+
+    Raises:
+        ValueError: another option, or no number.
+    """
+    options: dict[str, Any] = {}
+    for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
+        if name != "store_timeout":
+            raise ValueError(f"{url!r}: sqlite:// has no option {name!r}; known is store_timeout")
+        try:
+            options[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{url!r}: store_timeout must be seconds, not {value!r}") from None
+    return options
 
 
 def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStore) -> KillSwitch:

@@ -173,6 +173,10 @@ class StoreUnavailableError(StepRefused):
     """The event log cannot be written or read, so nothing may run."""
 
 
+class EventsEvictedError(StoreUnavailableError):
+    """`memory://` has let go of the events of an ended run, to make room."""
+
+
 class KillSwitchUnavailableError(StepRefused):
     """The kill switch cannot be read, so nothing may run."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ class Guard(Control, Questions):
         capture: str = "full",
         redact: Any = None,
         default_budget: Budget | None = None,
+        store_timeout: float | None = None,
         clock: Clock = SYSTEM_CLOCK,
         ids: Callable[[], str] = new_run_id,
     ) -> Guard:
@@ -70,6 +72,8 @@ class Guard(Control, Questions):
             redact: more than the built-in rules that take secrets out of what is captured: names, or
                 a callable `(name, value) -> value`; False switches all of it off.
             default_budget: for runs that name none.
+            store_timeout: seconds that a call waits for other writers of a SQLite file (30) before it is
+                refused; in a URL, `sqlite:///path?store_timeout=5`.
             clock: where time comes from.
             ids: where the ids of runs come from.
 
@@ -80,10 +84,12 @@ class Guard(Control, Questions):
             if value is not None:
                 raise ValueError(f"{name}= is not available yet; leave it out")
         _check_options(durability, capture, default_budget)
+        if store_timeout is not None and not 0 <= store_timeout < math.inf:
+            raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         rules = redactor(redact)
 
         def open_parts() -> Parts:
-            store = config.open_store(url, durability, clock)
+            store = config.open_store(url, durability, clock, store_timeout)
             return Parts(
                 store=store,
                 switch=config.open_switch(kill_switch, clock, store),

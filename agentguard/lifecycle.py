@@ -50,6 +50,9 @@ KEY_SCHEME = 1
 class Opening:
     """What a run is opened with, and how it is opened and ended."""
 
+    #: What arrived when the block was left.
+    _left: tuple[BaseException | None] | None = None
+
     def __init__(
         self,
         guard: Guard,
@@ -245,7 +248,7 @@ class Opening:
             state=str(fold.state),
             created_ns=now,
             parent_id=fold.parent_id,
-            owner=identity() | {"monotonic_ns": parts.clock.monotonic()},
+            owner=owner_of(parts),
             heartbeat_ns=now,
             salt=salt,
         )
@@ -282,13 +285,17 @@ class Opening:
             return self._nested.close(journal, error)
         if not journal.owner:  # a forked child leaves the block: its parent ends the run
             return journal.stop
-        self._settle_generators(journal)
-        try:
-            self._finish(journal, error)
-        finally:
-            self._leave_around(journal)
-            forget(self.guard, journal)
-            self._end_span(journal, journal.stop or error)
+        if self._left is not None:  # the end could not be put on record, and is tried again
+            self._finish(journal, self._left[0])
+        else:
+            self._left = (error,)
+            self._settle_generators(journal)
+            try:
+                self._finish(journal, error)
+            finally:
+                self._leave_around(journal)
+                forget(self.guard, journal)
+                self._end_span(journal, journal.stop or error)
         return None if journal.fold.state is RunState.COMPLETED else journal.stop
 
     def _finish(self, journal: Journal, error: BaseException | None) -> None:
@@ -375,6 +382,24 @@ class Opening:
     def resume(self, run_id: str) -> None:
         """See `Run.resume`."""
         self.guard.resume(run_id)
+
+
+def owner_of(parts: Parts) -> dict[str, Any]:
+    """What a run's row says of this process as its owner."""
+    owner = identity() | {"monotonic_ns": parts.clock.monotonic()}
+    if getattr(parts.store, "durability", None) == "buffered":
+        owner["buffered"] = True
+    return owner
+
+
+def _check_not_buffered(row: RunRow) -> None:
+    """Refuse to write to a run whose owner orders events in its own memory (rule 14)."""
+    owner, mine = row.owner, identity()
+    if owner.get("buffered") and any(owner.get(name) != mine[name] for name in ("host", "boot", "pid")):
+        raise AgentGuardError(
+            f"run {row.run_id} is buffered in the memory of process {owner.get('pid')} on "
+            f"{owner.get('host')}, so no other process can attach to it; give its guard durability='process'"
+        )
 
 
 def forget(guard: Guard, journal: Journal) -> None:
@@ -488,6 +513,7 @@ class Joining:
         """Share the journal that this process has, or fold the log."""
         journal = self.guard.live.get(self.run_id)
         if journal is None:
+            _check_not_buffered(self._row)
             journal = load_journal(self.guard.parts, self._row, self._branch)
             self.guard.live[self.run_id] = journal
         elif self._branch is not None:

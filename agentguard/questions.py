@@ -102,6 +102,7 @@ class Questions(Held):
 
         Raises:
             RunNotFoundError: there is no such run.
+            StoreUnavailableError: `memory://` has let go of the run's events.
         """
         heads = {name: Head(*head) for name, head in (anchors or {}).items()}
         store = self.parts.store
@@ -111,7 +112,9 @@ class Questions(Held):
         own = {name: head for name, head in heads.items() if name == run_id}
         if run_id == ev.CONTROL_RUN_ID:
             return audit.verify(store, [], own, control)
-        return audit.verify(store, [self._row(run_id)], own)
+        row = self._row(run_id)
+        store.last(run_id)  # raises if its events were evicted, of which a whole store says how many
+        return audit.verify(store, [row], own)
 
     # --- payloads and files --------------------------------------------------------------------
 

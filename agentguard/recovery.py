@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import structs
 
 from agentguard._encoding import decode
-from agentguard._process import identity, is_alive
+from agentguard._process import is_alive
 from agentguard.audit.verify import verify
 from agentguard.budget.model import Budget
 from agentguard.errors import (
@@ -23,7 +23,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.lifecycle import Opening, forget, load_journal
+from agentguard.lifecycle import Opening, forget, load_journal, owner_of
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.origin import Shared, origin_log
@@ -123,7 +123,7 @@ class Recovering(CarryingOn):
             head = journal.fold.seq
             journal.row = structs.replace(
                 row,
-                owner=identity() | {"monotonic_ns": parts.clock.monotonic()},
+                owner=owner_of(parts),
                 heartbeat_ns=parts.clock.wall(),
             )
             data = {"epoch": row.epoch + 1, "running_ns": journal.fold.running_until_last_event()}

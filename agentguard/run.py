@@ -176,8 +176,9 @@ class Run:
         traceback: TracebackType | None,
     ) -> None:
         journal = self.journal
-        if self._token is None:  # closed before
-            raise_verdict(journal.stop, error)
+        if self._token is None:  # closed before, perhaps without its end on record
+            again = journal.owner and not journal.fold.state.final
+            raise_verdict(self._opening.close(journal, error) if again else journal.stop, error)
             return
         token, self._token = self._token, None
         leave(token, self)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agentguard.audit._log import Examination
-from agentguard.errors import LogIntegrityError
+from agentguard.errors import EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head
@@ -33,13 +33,15 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `verify` found; true when intact.
 
     `anchored` says whether every run was held against an anchor; without one, that the end of a log
-    was cut off is not excluded, and `str(report)` says so.
+    was cut off is not excluded, and `str(report)` says so.  `evicted` counts runs whose events
+    `memory://` has let go of: nothing is said of them.
     """
 
     faults: tuple[Fault, ...]
     anchored: bool
     events: int
     runs: int
+    evicted: int = 0
 
     def __bool__(self) -> bool:
         return not self.faults
@@ -50,7 +52,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
             more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
             return f"NOT intact: run {first.run_id}, event {first.seq}: {first.problem}{more}"
         limits = "" if self.anchored else "; no anchor given: truncation not excluded"
-        return f"intact: {self.events} events of {self.runs} runs{limits}"
+        gone = f"; {self.evicted} runs were evicted from memory" if self.evicted else ""
+        return f"intact: {self.events} events of {self.runs} runs{limits}{gone}"
 
 
 def verify(
@@ -61,12 +64,17 @@ def verify(
 ) -> VerifyReport:
     """Verify the logs of `rows`, each with its row in one snapshot, and the control log if it is given."""
     faults: list[Fault] = []
-    events = runs = 0
+    events = runs = evicted = 0
     anchored = True
     left = dict(anchors)
     for listed in rows:
         anchor = left.pop(listed.run_id, None)
-        found, seen = _verify_run(store, listed.run_id, anchor)
+        try:
+            found, seen = _verify_run(store, listed.run_id, anchor)
+        except EventsEvictedError:
+            evicted += 1
+            anchored = False
+            continue
         if seen is None:
             continue  # pruned since it was listed
         runs += 1
@@ -84,7 +92,7 @@ def verify(
         anchored = anchored and runs > 0
         faults += _gone(left, ())
     faults += [Fault(*fault) for fault in getattr(store, "damage", ())]
-    return VerifyReport(faults=tuple(faults), anchored=anchored, events=events, runs=runs)
+    return VerifyReport(faults=tuple(faults), anchored=anchored, events=events, runs=runs, evicted=evicted)
 
 
 def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[list[Fault], int | None]:

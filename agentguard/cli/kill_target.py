@@ -58,7 +58,7 @@ def _store_file(home: Path) -> Path | None:
     if not url:
         return home / "agentguard.db"
     if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
-        return Path(unquote(url.removeprefix("sqlite:///"))).expanduser()
+        return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0])).expanduser()
     return None
 
 

@@ -137,6 +137,7 @@ def report_data(report: VerifyReport) -> dict[str, Any]:
         "intact": bool(report),
         "anchored": report.anchored,
         "runs": report.runs,
+        "evicted": report.evicted,
         "events": report.events,
         "faults": [fault._asdict() for fault in report.faults],
     }

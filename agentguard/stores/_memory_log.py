@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from agentguard.budget.account import Account
-from agentguard.errors import StoreUnavailableError
+from agentguard.errors import EventsEvictedError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, RunRow
 from agentguard.runs.state import RunState
@@ -93,7 +93,7 @@ class Log:
     def check_kept(self) -> None:
         """Refuse if the events are no longer here."""
         if self.evicted:
-            raise StoreUnavailableError(
+            raise EventsEvictedError(
                 f"the events of run {self.run_id} were evicted from memory:// to make room; "
                 "raise max_events or use sqlite://"
             )
