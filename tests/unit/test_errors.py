@@ -78,6 +78,7 @@ CASES = [
         ["shop.GoneError: no"],
     ),
     (errors.NoActiveRunError(), {}, ["run.bind(fn)", "guard.run(...)", "guard.attach"]),
+    (errors.EventsEvictedError("the events were evicted"), {}, ["evicted"]),
     (errors.StoreUnavailableError("disk full"), {}, ["disk full"]),
     (errors.KillSwitchUnavailableError("no page"), {}, ["no page"]),
 ]
