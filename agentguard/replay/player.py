@@ -27,6 +27,7 @@ from agentguard.replay.ahead import Ahead
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import UNNAMED, branch_of
+from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
 from agentguard.steps.journal import Journal
@@ -216,7 +217,15 @@ class Player:
         return self._journal.scope_stops.setdefault(scope, stop) if stop is not None else None
 
     def check_doubt(self) -> None:
-        """See `agentguard.steps.served.Player`: nothing goes live beside a step in doubt."""
+        """See `agentguard.steps.served.Player`: nothing goes live beside a step in doubt.
+
+        That may be one of an earlier recovery, for which the run is still paused and which this one may
+        never come to: it must not wait for what only an operator can say.
+        """
+        if self.in_doubt is None and self.live and self._journal.fold.state is RunState.PAUSED:
+            unknown = self._journal.fold.pause.get("unknown")
+            if unknown is not None:
+                self.in_doubt = StepOutcomeUnknownError(self._journal.run_id, unknown)
         if self.in_doubt is not None:
             raise self.in_doubt.with_traceback(None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -167,6 +168,38 @@ def test_rule_13_a_swallowed_doubt_does_not_end_the_run(
         before(3)  # nothing goes live beside a step in doubt
     assert guard.summary("r").state is RunState.PAUSED
     assert [what for what, *_ in notes()] == ["before", "body"]
+
+
+@guarded_step(effect="idempotent")
+def around(n: int) -> int:
+    note("around")
+    return BY_EFFECT["once"](n)
+
+
+@pytest.mark.parametrize("waits", ["sync", "async"])
+def test_rule_13_a_recovery_of_a_run_in_doubt_says_so_again_and_does_not_wait_for_an_operator(
+    waits: str, guard: Guard, notes: Callable[[], list[list[Any]]]
+) -> None:
+    """Even where something else has to go live first: the step around it, which may run again."""
+    step = around if waits == "sync" else guarded_step(effect="idempotent", name="around")(_around_later)
+
+    def work(n: int) -> int:
+        return step(n) if waits == "sync" else asyncio.run(step(n))
+
+    crash(work)
+    for _ in range(2):
+        with pytest.raises(StepOutcomeUnknownError) as caught:
+            recover(guard, work)
+        assert caught.value.key == "main/around#1/work#1"
+        assert guard.summary("r").state is RunState.PAUSED
+    guard.resolve("r", "main/around#1/work#1", "completed", result=20)
+    assert recover(guard, work) == [2, 20, 4]
+    assert [what for what, *_ in notes()].count("body") == 1
+
+
+async def _around_later(n: int) -> int:
+    note("around")
+    return BY_EFFECT["once"](n)
 
 
 def test_rule_13_an_operator_may_have_it_tried_again(

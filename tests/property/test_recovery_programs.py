@@ -179,6 +179,7 @@ def in_child(url: str, ops: Any, crash_at: int | None, result: Path, *, recover:
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     status = 70
+    signal.alarm(120)  # a life that hangs ends, and its status tells
     try:
         World.crash_at, World.ticks = crash_at, 0
         with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
