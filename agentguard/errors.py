@@ -8,6 +8,7 @@
     ├── StepRefused                      this one call did not run; the run goes on
     │   ├── ApprovalDeniedError
     │   ├── StoreUnavailableError        the log cannot be written: fail closed
+    │   │   └── EventsEvictedError       memory:// has made room
     │   └── KillSwitchUnavailableError   the switch cannot be read: fail closed
     ├── InvalidStateTransitionError      misuse
     ├── NoActiveRunError                 misuse

@@ -48,8 +48,9 @@ class Questions(Held):
         if row.ended_ns is not None:
             return summary
         fold = audit.reconstruct(self.parts.store, row)
-        # Its owner's own clock is not at hand: what it has shown of itself, or, if it lives, now.
-        seen = self.parts.clock.wall() if is_alive(row.owner) else row.heartbeat_ns
+        # Its owner's own clock is not at hand: now, if it lives, or the last that was heard of it.
+        alive = is_alive(row.owner)
+        seen = self.parts.clock.wall() if alive else 0 if alive is False else row.heartbeat_ns
         return summarize(fold, fold.running_until(seen))
 
     def history(self, run_id: str) -> list[Event]:
@@ -76,7 +77,8 @@ class Questions(Held):
         Raises:
             LogIntegrityError: the chain is broken.
         """
-        return summarize(audit.reconstruct(self.parts.store, self._row(run_id)))
+        fold = audit.reconstruct(self.parts.store, self._row(run_id))
+        return summarize(fold, fold.running_until_last_event())
 
     def events(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[Event]:
         """Events of all runs with a position above `after`, in commit order.
