@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from agentguard._encoding import decode, encode_inputs, type_name
-from agentguard._process import identity
+from agentguard._process import identity, is_alive
 from agentguard.budget.model import Budget
 from agentguard.errors import (
     AgentGuardError,
@@ -395,7 +395,9 @@ def owner_of(parts: Parts) -> dict[str, Any]:
 def _check_not_buffered(row: RunRow) -> None:
     """Refuse to write to a run whose owner orders events in its own memory (rule 14)."""
     owner, mine = row.owner, identity()
-    if owner.get("buffered") and any(owner.get(name) != mine[name] for name in ("host", "boot", "pid")):
+    if not owner.get("buffered") or is_alive(owner) is False:  # of a dead owner nothing is buffered any more
+        return
+    if any(owner.get(name) != mine[name] for name in ("host", "boot", "pid")):
         raise AgentGuardError(
             f"run {row.run_id} is buffered in the memory of process {owner.get('pid')} on "
             f"{owner.get('host')}, so no other process can attach to it; give its guard durability='process'"
