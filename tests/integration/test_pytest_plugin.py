@@ -172,5 +172,5 @@ class TestNothing(LedgerContract):
         ]
     )
     counted = result.parseoutcomes()
-    assert (counted["failed"], counted["errors"]) == (1, 3)
+    assert (counted["failed"], counted["errors"]) == (1, 4)
     assert counted["passed"] > 60
