@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -73,4 +75,37 @@ def test_the_langchain_program_of_the_readme_runs_as_pasted(
     assert done.returncode == 0, done.stdout + done.stderr
     assert RUN_ID.sub("ID", done.stdout) == RUN_ID.sub("ID", shown)
     where = run(python, "-c", "import agentguard_langchain as a; print(a.__file__)", folder=tmp_path)
+    assert str(tmp_path / "new") in where.stdout
+
+
+#: Tests of the checkout itself: its documents, examples and packaging.
+OF_THE_CHECKOUT = (
+    "packaging",
+    "docs",
+    "typing",
+    "integration/test_docs.py",
+    "integration/test_examples.py",
+)
+
+
+@pytest.mark.timeout(3600)
+def test_the_wheel_alone_passes_the_suite(wheel: Path, python: Path, tmp_path: Path) -> None:
+    """Its tests, copied out of the checkout, against what is installed: nothing was left out of the wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = re.search(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found is not None
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", PINS)
+    tools = project["dependency-groups"]["tests"]
+    installed = run(*pip, f"{wheel}[{found[1]}]", *tools, folder=tmp_path)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+
+    alone = tmp_path / "alone"
+    shutil.copytree(ROOT / "tests", alone / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", alone)  # for the options of pytest
+    for name in OF_THE_CHECKOUT:
+        path = alone / "tests" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = run(python, "-m", "pytest", "-q", "-n", "2", "--tb=short", "-p", "no:cacheprovider", folder=alone)
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
+    where = run(python, "-c", "import agentguard; print(agentguard.__file__)", folder=alone)
     assert str(tmp_path / "new") in where.stdout
