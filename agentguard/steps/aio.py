@@ -75,16 +75,22 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     prepare(step, args, kwargs)
     sync.start_span(step)
     try:
-        while True:
-            try:
-                await _admit(step)
-                break
-            except WaitingError:
-                await step.journal.changed()
+        try:
+            await _admit(step)
+        except WaitingError:
+            await _admit_in_time(step)
     except BaseException as error:
         sync.refuse_span(step, error)
         raise
     sync.look(step)
+
+
+async def _admit_in_time(step: Step) -> None:
+    with step.journal.waiting(step):
+        while True:
+            await step.journal.changed()
+            with contextlib.suppress(WaitingError):
+                return await _admit(step)
 
 
 async def _admit(step: Step) -> None:

@@ -128,6 +128,8 @@ def admit(step: Step, *, wait: bool = True) -> None:
         raise StoreBusyError
     release = journal.release
     try:
+        if journal.waiters:
+            journal.count_idle()
         _admit(step, journal, wait)
     except HeadMovedError:
         if not wait:

@@ -120,6 +120,11 @@ class Journal:
         self.moved: dict[str, Account] = {}
         #: The fold took in something that was not appended, and must be read again.
         self.stale = False
+        #: Steps that wait for an approval, and since when that time is still to be looked at.
+        self.waiters: list[Any] = []
+        self._waiting_since = 0
+        #: How long, since `_running_since`, nothing was done but wait for approvals.
+        self._idle_ns = 0
         self._running_base = fold.running_ns
         self._running_since: int | None = None
         #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
@@ -176,6 +181,7 @@ class Journal:
             self.player.check_doubt()
         with self.lock:
             self.catch_up()
+            self.count_idle()
 
     # --- time ----------------------------------------------------------------------------------
 
@@ -183,7 +189,8 @@ class Journal:
         """Count running time while the run is RUNNING, from `since` (monotonic) or now."""
         now = self.clock.monotonic()
         if self._running_since is not None:
-            self._running_base += now - self._running_since
+            self._running_base += now - self._running_since - self._idle_ns
+        self._idle_ns = 0
         running = self.fold.state is RunState.RUNNING
         self._running_since = (now if since is None else since) if running else None
 
@@ -196,7 +203,39 @@ class Journal:
         """How long the run has been RUNNING, by this process's monotonic clock."""
         if self._running_since is None:
             return self._running_base
-        return self._running_base + self.clock.monotonic() - self._running_since
+        now = self.clock.monotonic()
+        return self._running_base + now - self._running_since - self._idle_ns - self._pending_idle(now)
+
+    @contextlib.contextmanager
+    def waiting(self, step: Any) -> Iterator[None]:
+        """A step waits for an operator: while nothing else goes on, that time does not count."""
+        with self.lock:
+            if not self.waiters:
+                self._waiting_since = self.clock.monotonic()
+            self.waiters.append(step)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.count_idle()
+                self.waiters.remove(step)
+
+    def count_idle(self) -> None:
+        """Look at the time since the last look, before the steps in flight change."""
+        if self.waiters:
+            now = self.clock.monotonic()
+            self._idle_ns += self._pending_idle(now)
+            self._waiting_since = now
+
+    def _pending_idle(self, now: int) -> int:
+        """The time since the last look, if every open step waits, itself or for one inside it."""
+        waiters = tuple(self.waiters)
+        if not waiters or self._running_since is None:
+            return 0
+        waiting = {step.key for waiter in waiters for step in _and_around(waiter)}
+        if not self.fold.open.keys() <= waiting:
+            return 0
+        return now - max(self._waiting_since, self._running_since)
 
     # --- appending -----------------------------------------------------------------------------
 
@@ -508,6 +547,13 @@ class Journal:
         with self.lock:
             running = None if self.fold.state.final else self.running_ns()
             return summarize(self.fold, running)
+
+
+def _and_around(step: Any) -> Iterator[Any]:
+    """A step and those whose bodies it is called in."""
+    while step is not None:
+        yield step
+        step = step.parent
 
 
 def row_of(row: RunRow, fold: RunFold) -> RunRow:

@@ -148,6 +148,8 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
         _settle_late(step, journal, record, outcome.payload, movements)
         return
     journal.write(record, outcome.payload, movements, spec.durability, wait)
+    if journal.waiters:
+        journal.count_idle()
     if usage is None:
         fold.released(step.key)
     else:

@@ -5,6 +5,7 @@ The other drivers use its beginning and end too, where they need not wait.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -56,16 +57,23 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if journal.span is not None:
         start_span(step)
     try:
-        while True:
-            try:
-                admit(step)
-                break
-            except WaitingError:
-                journal.wait_for_change()
+        try:
+            admit(step)
+        except WaitingError:
+            _admit_in_time(step)
     except BaseException as error:
         refuse_span(step, error)
         raise
     look(step)
+
+
+def _admit_in_time(step: Step) -> None:
+    """Let the step start once the run is resumed, or the step approved."""
+    with step.journal.waiting(step):
+        while True:
+            step.journal.wait_for_change()
+            with contextlib.suppress(WaitingError):
+                return admit(step)
 
 
 def look(step: Step) -> None:

@@ -249,3 +249,46 @@ def test_rule_10_a_step_that_waits_wakes_on_a_kill(guard: Guard) -> None:
         run.kill("enough")
         assert isinstance(other.join().error, KillSwitchTriggeredError)
     assert "step_started" not in types(guard, run.id)
+
+
+def test_rule_10_seconds_do_not_count_while_approvals_alone_are_waited_for() -> None:
+    clock = FakeClock()
+    with Guard.in_memory(clock=clock, telemetry=False) as guard:
+
+        @guarded_step
+        def pay(amount: int) -> int:
+            return wire(amount)
+
+        with guard.run("r", budget=Budget(seconds=10)) as run:
+            waiter = Other(lambda: run.bind(pay)(7))
+            until(guard.approvals)
+            clock.advance(3600)
+            assert run.remaining.seconds == 10
+            guard.approve(run.id, guard.approvals()[0].key)
+            waiter.join()
+            clock.advance(4)
+            assert run.remaining.seconds == 6
+        assert waiter.result == 7
+        assert guard.summary(run.id).duration == 4
+
+
+def test_rule_10_seconds_count_while_another_step_is_in_flight() -> None:
+    clock, go = FakeClock(), threading.Event()
+    with Guard.in_memory(clock=clock, telemetry=False) as guard:
+
+        @guarded_step
+        def busy() -> None:
+            go.wait(DEADLINE)
+
+        with guard.run("r", budget=Budget(seconds=10)) as run:
+            other, waiter = Other(run.bind(busy)), Other(lambda: run.bind(wire)(7))
+            until(lambda: guard.approvals() and run.journal.fold.open)
+            clock.advance(9)
+            assert run.remaining.seconds == 1
+            go.set()
+            other.join()
+            clock.advance(3600)
+            assert run.remaining.seconds == 1
+            guard.approve(run.id, guard.approvals()[0].key)
+            waiter.join()
+        assert waiter.result == 7
