@@ -89,6 +89,8 @@ class Run:
         self._journal: Journal | None = None
         self._token: Any = None
         self._place: Any = None
+        #: What was current before.
+        self._before: Any = None
         self._branch: Branch | None = None
         #: The thread that entered the block; others need names of their own to be told apart.
         self.thread = 0
@@ -165,6 +167,7 @@ class Run:
         self.thread = threading.get_ident()
         self._branch = self._opening.branch()
         self._place = Place(self, None, self._branch)
+        self._before = CURRENT.get()
         self._token = CURRENT.set(self._place)
         self._meet_running_loop()
         return self
@@ -182,7 +185,15 @@ class Run:
             return
         token, self._token = self._token, None
         leave(token, self)
+        self._skip_what_was_left()
         raise_verdict(self._opening.close(journal, error), error)
+
+    def _skip_what_was_left(self) -> None:
+        """Runs may be left in another order than they were entered in (`guard.start`)."""
+        place = CURRENT.get()
+        while place is not None and place.run._journal is not None and place.run._token is None:
+            place = place.run._before
+            CURRENT.set(place)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

@@ -20,6 +20,19 @@ def key_part(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
 
 
+def scope_part(name: str) -> str:
+    """A scope's name as part of its path, which no other scope and no other level can have.
+
+    Example:
+        >>> scope_part("search"), scope_part("a/b"), scope_part("run"), scope_part("tenant:acme")
+        ('search', 'a%2Fb', '%72un', '%74enant:acme')
+    """
+    part = name.replace("%", "%25").replace("/", "%2F")
+    if part == "run" or part.startswith(("run:", "tenant:")):
+        part = f"%{ord(part[0]):x}{part[1:]}"
+    return part
+
+
 def branch_of(key: str, data: Mapping[str, Any] | None = None) -> str:
     """The path of the branch that a recorded call was made in; a key of the caller's own does not show it."""
     return (data or {}).get("branch") or key.rpartition("/")[0]

@@ -13,7 +13,7 @@ from agentguard.budget.model import Budget
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
-from agentguard.runs.branch import UNNAMED
+from agentguard.runs.branch import UNNAMED, scope_part
 from agentguard.runs.state import RunState, check_move
 
 #: What a step reserves where it names nothing else.
@@ -263,7 +263,7 @@ class RunFold:
             for level in self.chain(around.key):
                 level.shared = True
             return
-        path = record.name or ""
+        path = scope_part(record.name or "")
         if around.key:
             path = f"{around.path}/{path}"
         scope = self._add_scope(key, around.key, Account(path, Budget.from_fields(data.get("budget", {}))))

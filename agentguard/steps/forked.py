@@ -6,7 +6,6 @@ never writes the run's end: only the process that opened a run does.
 
 from __future__ import annotations
 
-import itertools
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from agentguard.steps.journal import Journal
 
 _journals: weakref.WeakSet[Journal] = weakref.WeakSet()
-_forks = itertools.count(1)
-_number = 0
 
 
 class _FirstUse:
@@ -46,15 +43,16 @@ def watch(journal: Journal) -> None:
 
 
 def _before() -> None:
-    global _number  # noqa: PLW0603 - what the child reads, set where parent and child still agree
-    _number = next(_forks)
+    for journal in list(_journals):
+        journal.forks += 1
 
 
 def _in_child() -> None:
     for journal in list(_journals):
         journal.lock = _FirstUse(journal)
         journal.owner = False
-        journal.fork = f"{journal.fork}/fork#{_number}"
+        journal.fork = f"{journal.fork}/fork#{journal.forks}"
+        journal.forks = 0
         journal.seen = -1
         journal.bodies.clear()
         journal.children.clear()

@@ -138,6 +138,8 @@ class Journal:
         self.player: Player | None = None
         #: In a forked child, what its keys begin with instead of the main branch; else empty.
         self.fork = ""
+        #: How often the process was forked inside the run.
+        self.forks = 0
         forked.watch(self)
 
     @property

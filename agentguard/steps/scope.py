@@ -10,7 +10,7 @@ from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.model import Record
-from agentguard.runs.branch import key_part
+from agentguard.runs.branch import key_part, scope_part
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps.flow import check
 from agentguard.steps.journal import Journal
@@ -40,7 +40,8 @@ class Scope:
         if not isinstance(self.budget, Budget):
             raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
         around = place.scope
-        self.path: str = f"{around.path}/{name}" if around is not None else name
+        part = scope_part(name)
+        self.path: str = f"{around.path}/{part}" if around is not None else part
 
     @property
     def stop(self) -> RunStopped | None:

@@ -16,11 +16,19 @@ def raise_verdict(stop: RunStopped | None, arrived: BaseException | None) -> Non
     Returns, so that what arrived goes on, where nothing is stopped, where the stop itself arrived,
     and for exceptions that must pass.
     """
-    if stop is None or arrived is stop or isinstance(arrived, PASSES):
+    if stop is None or arrived is stop or isinstance(arrived, PASSES) or _wants_out(arrived):
         return
     if arrived is not None:
         _unlink(arrived, stop)
     raise stop.with_traceback(None) from arrived
+
+
+def _wants_out(arrived: BaseException | None) -> bool:
+    """Whether an exception group holds the end of the process."""
+    return (
+        isinstance(arrived, BaseExceptionGroup)
+        and arrived.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    )
 
 
 def _unlink(arrived: BaseException, stop: RunStopped) -> None:

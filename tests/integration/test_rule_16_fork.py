@@ -82,6 +82,9 @@ with Guard.open(telemetry=False) as guard:
         "main/step#1", "main/fork#1/step#2", "main/fork#2/astep#1", "main/step#2"
     ], keys(guard, run)
     assert run.state == "COMPLETED"
+    with guard.run("r") as again:  # counted by the run, so that two runs of one program have the same keys
+        assert child(lambda: step("mine")) == "mine"
+    assert keys(guard, again) == ["main/fork#1/step#1"]
     assert guard.verify(run.id)
     assert guard.reconstruct(run.id) == guard.summary(run.id)
 """)

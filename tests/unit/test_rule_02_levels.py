@@ -556,3 +556,18 @@ def test_rule_02_a_nested_run_stops_when_another_process_stops_the_run_around_it
     assert (outer.state, inner.state) == (RunState.FAILED, RunState.FAILED)
     assert sqlite_guard.summary(inner.id).termination == sqlite_guard.summary(outer.id).termination
     assert sqlite_guard.verify()
+
+
+@pytest.mark.parametrize(
+    "name, path",
+    [("a/b", "a%2Fb"), ("run", "%72un"), ("tenant:acme", "%74enant:acme"), ("a: b #1", "a: b #1")],
+)
+def test_rule_02_a_scopes_path_is_no_other_levels(guard, name, path):
+    with (
+        guard.run("r") as run,
+        pytest.raises(BudgetExceededError) as raised,
+        run.scope(name, Budget(steps=0)),
+    ):
+        run.call("step", lambda: None)
+    assert raised.value.scope == path
+    assert guard.reconstruct(run.id) == guard.summary(run.id)

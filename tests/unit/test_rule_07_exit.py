@@ -473,3 +473,22 @@ def test_rule_07_verdict_and_record_agree_when_a_kill_races_the_end():
             thread.join()
             assert guard.summary(run.id).state is verdict
             assert (run.stop is None) == (verdict is RunState.COMPLETED)
+
+
+def test_rule_07_a_group_that_holds_the_end_of_the_process_passes(guard):
+    wanted = BaseExceptionGroup("both", [ValueError(), KeyboardInterrupt()])
+    with pytest.raises(BaseExceptionGroup) as raised, guard.run("r", budget=Budget(steps=0)) as run:
+        with suppress(RunStopped):
+            pay()
+        raise wanted
+    assert raised.value is wanted
+    assert run.state is RunState.FAILED
+
+
+def test_rule_07_runs_left_in_the_order_they_were_entered_in(guard):
+    with guard.run("around") as around:
+        first, second = guard.start("first"), guard.start("second")
+        first.close()
+        second.close()
+        assert current_run() is around
+    assert current_run() is None
