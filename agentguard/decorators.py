@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentguard.errors import NoActiveRunError
 from agentguard.runs.current import CURRENT, outside_allowed
@@ -15,7 +15,42 @@ from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
 from agentguard.steps.model import Step, StepSpec
 from agentguard.steps.options import StepOptions, step_spec
 
-F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any]")
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+#: An instance, and what a method takes besides it.
+S = TypeVar("S")
+Q = ParamSpec("Q")
+
+
+class GuardedStep(Protocol[P, R_co]):
+    """A guarded function: called like the bare one, which is `__wrapped__`."""
+
+    __name__: str
+    __qualname__: str
+
+    @property
+    def __wrapped__(self) -> Callable[P, R_co]:
+        """The bare function."""
+        ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Run one guarded step."""
+        ...
+
+    # The method of an instance is checked.  What a class gives may be a method, a classmethod or a
+    # staticmethod, which no type checker tells apart here: it takes any arguments.
+    @overload
+    def __get__(self, instance: None, owner: Any = None, /) -> Callable[..., R_co]: ...
+    @overload
+    def __get__(
+        self: GuardedStep[Concatenate[S, Q], R], instance: S, owner: Any = None, /
+    ) -> GuardedStep[Q, R]: ...
+    @overload
+    def __get__(self, instance: Any, owner: Any = None, /) -> Callable[..., R_co]: ...
+    def __get__(self, instance: Any, owner: Any = None, /) -> Any:
+        """Bind to an instance, like any function."""
+        ...
 
 
 class GuardedOptions(StepOptions, total=False):
@@ -24,17 +59,18 @@ class GuardedOptions(StepOptions, total=False):
     name: str
 
 
-# What comes out has the type of what went in: anything else loses the types of methods.
 @overload
-def guarded_step(fn: F, /) -> F: ...
+def guarded_step(fn: Callable[P, R], /) -> GuardedStep[P, R]: ...
 @overload
-def guarded_step(**options: Unpack[GuardedOptions]) -> Callable[[F], F]: ...
+def guarded_step(
+    **options: Unpack[GuardedOptions],
+) -> Callable[[Callable[P, R]], GuardedStep[P, R]]: ...
 def guarded_step(fn: Any = None, /, **options: Any) -> Any:
     """Make a function a guarded step of whatever run is active when it is called.
 
     Works on functions, coroutines, generators, async generators, methods, classmethods, staticmethods,
     partials and callable objects; name, docstring, signature and types stay, plain functions stay
-    picklable, and `fn.__wrapped__` is the bare function (`inspect.unwrap(fn)`, for a type checker).
+    picklable, and `fn.__wrapped__` is the bare function.
 
     Args:
         fn: the function, when used without parentheses.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TypeVar, assert_type
+from typing import Any, TypeVar, assert_type
 
 from agentguard import Usage, current_step, guarded_step
 
@@ -96,6 +96,11 @@ class Tools:
     def static_method_inside(a: int) -> float:
         return float(a)
 
+    @staticmethod
+    @guarded_step
+    def static_method_of_anything(a: Any, b: int = 0) -> float:
+        return float(b)
+
     @property
     @guarded_step
     def prop(self) -> float:
@@ -118,8 +123,8 @@ def calls(tools: Tools) -> None:
     assert_type(tools.class_method(1), float)
     assert_type(Tools.class_method_inside(1), float)
     assert_type(Tools.static_method(1), float)
-    assert_type(tools.static_method(1), float)
     assert_type(Tools.static_method_inside(1), float)
+    assert_type(Tools.static_method_of_anything("x", 1), float)
     assert_type(tools.prop, float)
 
 
@@ -135,6 +140,7 @@ async def awaits(tools: Tools) -> None:
 
 def what_is_kept() -> None:
     assert_type(plain.__name__, str)
+    assert_type(plain.__wrapped__(1), float)
     as_callable: Callable[[int], float] = with_options
     assert_type(as_callable(1), float)
     step = current_step()
@@ -146,9 +152,6 @@ def what_is_kept() -> None:
 def what_is_refused_of_methods(tools: Tools) -> None:
     tools.method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tools.method_with_options()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    Tools.method(tools, "x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    Tools.class_method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    Tools.static_method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def what_is_refused() -> None:

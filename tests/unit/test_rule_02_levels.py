@@ -559,7 +559,7 @@ def test_rule_02_a_nested_run_stops_when_another_process_stops_the_run_around_it
 
 
 @pytest.mark.parametrize(
-    "name, path",
+    ("name", "path"),
     [("a/b", "a%2Fb"), ("run", "%72un"), ("tenant:acme", "%74enant:acme"), ("a: b #1", "a: b #1")],
 )
 def test_rule_02_a_scopes_path_is_no_other_levels(guard, name, path):
