@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -440,6 +441,11 @@ def test_power_shares_one_sync_among_all_who_committed_before_it(
         thread.start()
     for _ in threads:
         assert appended.acquire(timeout=60)
+    shared = store._database().sync
+    deadline = time.monotonic() + 60
+    while shared._written < len(threads):  # each commits what it has appended before it waits
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     futures = [store.durable() for _ in range(5)]
     go_on.set()
     for thread in threads:

@@ -101,6 +101,7 @@ def test_the_wheel_alone_passes_the_suite(wheel: Path, python: Path, tmp_path: P
 
     alone = tmp_path / "alone"
     shutil.copytree(ROOT / "tests", alone / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "docs", alone / "docs")  # whose verifier is held against exports
     shutil.copy(ROOT / "pyproject.toml", alone)  # for the options of pytest
     for name in OF_THE_CHECKOUT:
         path = alone / "tests" / name
