@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -15,12 +16,15 @@ from agentguard.killswitch.model import Kill
 from agentguard.lifecycle import load_journal
 from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
+from agentguard.steps.flow import check
 
 if TYPE_CHECKING:
     from agentguard.held import Held
 
 #: Seconds between two heartbeats of a process that owns runs.
 INTERVAL = 5.0
+#: Seconds between two looks at bodies in flight that no step tells of a stop.
+LOOK = 1.0
 
 
 class Heartbeat:
@@ -50,12 +54,30 @@ class Heartbeat:
 
     def _run(self) -> None:
         stop = self._stop
-        while not stop.wait(INTERVAL):
+        for tick in itertools.count(1):
+            if stop.wait(min(LOOK, INTERVAL)):
+                return
             guard = self._guard()
             if guard is None:
                 return
-            beat(guard)
+            look(guard)
+            if tick % max(1, round(INTERVAL / LOOK)) == 0:
+                beat(guard)
             del guard
+
+
+def look(guard: Held) -> None:
+    """Stop bodies in flight that nobody else would: of runs that another process has stopped, and those
+    whose time is up.  Async bodies have timers of their own; threads that may be interrupted have not.
+    """
+    for ref in guard.live.valuerefs():  # a list: other threads open and end runs meanwhile
+        journal = ref()
+        if journal is not None and journal.bodies and guard.opened is not None:
+            with contextlib.suppress(AgentGuardError):
+                journal.refresh()
+            for body in tuple(journal.bodies):
+                with contextlib.suppress(AgentGuardError):
+                    check(journal, body.scope)
 
 
 def beat(guard: Held) -> None:

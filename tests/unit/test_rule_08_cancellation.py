@@ -17,6 +17,7 @@ from agentguard import (
     RunStopped,
     Usage,
     guarded_step,
+    ownership,
 )
 
 
@@ -506,3 +507,31 @@ def test_rule_08_no_body_is_left_behind(guard):
             asyncio.run(quick())
     assert not run.journal.bodies
     assert not aio._bodies
+
+
+def test_rule_08_a_budget_stop_of_another_process_cancels_the_body_in_flight(sqlite_guard, monkeypatch):
+    monkeypatch.setattr(ownership, "LOOK", 0.01)
+
+    @guarded_step
+    async def waits():
+        began.set()
+        await asyncio.sleep(3600)
+
+    @guarded_step
+    def one_too_many():
+        raise AssertionError
+
+    def other_process(run_id):
+        assert began.wait(30)
+        with suppress(RunStopped), Guard.open(telemetry=False) as other, other.attach(run_id, branch="b"):
+            one_too_many()
+
+    began = threading.Event()
+    with pytest.raises(BudgetExceededError), sqlite_guard.run("r", budget=Budget(steps=1)) as run:
+        thread = threading.Thread(target=other_process, args=(run.id,))
+        thread.start()
+        with suppress(BudgetExceededError):
+            asyncio.run(waits())
+        thread.join(30)
+    assert run.state is RunState.FAILED
+    assert [event.type for event in sqlite_guard.history(run.id)][-1] == "step_failed"
