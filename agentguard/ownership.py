@@ -67,8 +67,10 @@ class Heartbeat:
 
 
 def look(guard: Held) -> None:
-    """Stop bodies in flight that nobody else would: of runs that another process has stopped, and those
-    whose time is up.  Async bodies have timers of their own; threads that may be interrupted have not.
+    """Stop bodies in flight that nobody else would stop.
+
+    Another process may have stopped their run; and the time of a run may be up, for which async bodies
+    have timers of their own, and threads that may be interrupted have not.
     """
     for ref in guard.live.valuerefs():  # a list: other threads open and end runs meanwhile
         journal = ref()
