@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from agentguard._encoding import decode, type_name
 from agentguard.budget.account import Amounts
@@ -35,6 +35,7 @@ from agentguard.steps.model import Step, StepSpec
 from agentguard.steps.served import Served
 
 Unknown = Callable[[Step, Call], Served | None]
+_T = TypeVar("_T")
 
 
 class Player:
@@ -188,7 +189,6 @@ class Player:
         if stop is None:
             self.check_doubt()
             self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
-            return
         raise stop.with_traceback(None)
 
     def _left_no_event(self, key: str, scope: str) -> BaseException | None:
@@ -290,16 +290,26 @@ class Player:
         if call.failed:
             return Served(error=self._error(call))
         self._replayable(call)
-        if spec.codec is not None:
-            return Served(spec.codec.decode(call.end_payload))
-        return Served(values.restore(call.end_payload or b"null", spec.returns))
+        return Served(self._restored(call, spec, _result))
+
+    def _restored(self, call: Call, spec: StepSpec, restore: Callable[[StepSpec, Call], _T]) -> _T:
+        """What a call gave, by `restore`; a difference where that cannot make anything of it."""
+        try:
+            return restore(spec, call)
+        except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
+            why = f"as {spec.returns!r}: {type_name(type(error))}: {error}"
+            self._not_replayable(call, f"it does not decode {why}")
+
+    def _not_replayable(self, call: Call, reason: str) -> NoReturn:
+        expected = f"a result that can be handed out again: {reason}"
+        self._raise(ReplayDivergenceError(d.NOT_REPLAYABLE, call.start.key, expected))
 
     def _replayable(self, call: Call) -> None:
         reason = call.end_data.get("unreplayable")
         if reason is None and call.end_payload is None:
             reason = "its payload was erased, or not captured"
         if reason is not None:
-            self.diverge(d.NOT_REPLAYABLE, call.start.key, f"a result that can be handed out again: {reason}")
+            self._not_replayable(call, reason)
 
     def _refusal(self, call: Call) -> BaseException:
         scope = call.data.get("stops")
@@ -390,11 +400,11 @@ class Player:
 
     # --- differences ---------------------------------------------------------------------------
 
-    def diverge(self, kind: str, key: str | None, expected: Any, found: Any = None) -> None:
+    def diverge(self, kind: str, key: str | None, expected: Any, found: Any = None) -> NoReturn:
         """Raise the first difference, now and for every later call."""
         self._raise(ReplayDivergenceError(kind, key, expected, found))
 
-    def _raise(self, error: ReplayDivergenceError) -> None:
+    def _raise(self, error: ReplayDivergenceError) -> NoReturn:
         raise self.differs(error)
 
     def differs(self, error: ReplayDivergenceError) -> ReplayDivergenceError:
@@ -429,3 +439,11 @@ class Player:
         if recorded["type"] != found:
             self.diverge(d.OUTCOME, None, f"the run ended: {recorded['type']}", f"it ended: {found}")
         return None
+
+
+def _result(spec: StepSpec, call: Call) -> Any:
+    """What a step gave, brought back."""
+    payload = call.end_payload or b"null"
+    if spec.codec is not None:
+        return spec.codec.decode(payload)
+    return values.restore(payload, None if call.end_data.get("plain") else spec.returns)

@@ -25,6 +25,7 @@ class Keeper:
         "_cut",
         "_digest",
         "_full",
+        "_kept",
         "_level",
         "_parameters",
         "_redact_call",
@@ -39,6 +40,8 @@ class Keeper:
         self._level = level
         self._full = level == "full"
         self._digest = digest
+        #: The types of results that need no second look.
+        self._kept = values.kept_by(spec.returns)
         self._parameters = spec.parameters[1:] if spec.skip_first else spec.parameters
         #: Whether some arguments stay out of the log.
         self._cut = spec.skip_first or bool(spec.ignore)
@@ -96,9 +99,14 @@ class Keeper:
         payload = encode_value(value)
         if payload is None:
             return None, {"unreplayable": f"{type_name(type(value))} cannot be encoded"}
-        if type(value) in values.SCALARS:
+        cls = type(value)
+        if cls in self._kept and (cls is not float or payload != b"null"):  # as which nan and inf go
             return self.encoded(payload, None)
-        return self.encoded(payload, values.loss(value, payload, self._spec.returns))
+        if not values.is_scalar(value):
+            return self.encoded(payload, values.loss(value, payload, self._spec.returns))
+        encoded, data = self.encoded(payload, None)
+        data["plain"] = True  # to be brought back without the annotation, which would change or refuse it
+        return encoded, data
 
     def _by_codec(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
         try:

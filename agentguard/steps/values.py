@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import math
 import sys
-from typing import Any, get_args
+import types
+from datetime import datetime, time
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 
 from agentguard._encoding import decode, type_name
 
-#: These always come back as they were.
-SCALARS = frozenset((type(None), bool, int, str))
+#: These always come back as they were, where no annotation has a say.
+_SCALARS = frozenset((type(None), bool, int, str))
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether JSON by itself gives a value back, with its type."""
+    cls = type(value)
+    return cls in _SCALARS or (cls is float and math.isfinite(value))
+
+
+def kept_by(returns: Any) -> frozenset[type]:
+    """The types whose scalars come back through an annotation as they do without it.
+
+    `float` would make 3.0 of 3, and an enum its member of a text: those are brought back without.
+    """
+    if returns is None or returns is Any:
+        return _SCALARS | {float}
+    union = get_origin(returns) in (Union, types.UnionType)
+    try:
+        members = frozenset(get_args(returns) if union else (returns,))
+    except TypeError:  # an annotation that cannot be hashed
+        return frozenset()
+    if not members <= _SCALARS | {float}:
+        return frozenset()
+    return members - {float} if int in members else members
 
 
 def loss(value: Any, payload: bytes, returns: Any = None) -> str | None:
     """Why `payload` would not give the same type and value back; None if it would."""
     cls = type(value)
-    if cls in SCALARS:
+    if returns is None and cls in _SCALARS:
         return None
     try:
         restored = restore(payload, returns)
@@ -72,6 +98,8 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, float):
         return a == b and math.copysign(1, a) == math.copysign(1, b)
+    if isinstance(a, datetime | time) and a.fold != b.fold:  # which `==` overlooks
+        return False
     try:
         return bool(a == b)
     except Exception:  # noqa: BLE001 - a stranger's __eq__ may raise anything
@@ -82,3 +110,11 @@ def item_type(returns: Any) -> Any:
     """What a generator annotated with `returns` yields: `Iterator[T]` and its like give T."""
     arguments = get_args(returns)
     return arguments[0] if arguments else None
+
+
+def return_type(returns: Any) -> Any:
+    """What a generator annotated with `returns` returns: `Generator[T, S, R]` gives R."""
+    if get_origin(returns) is not collections.abc.Generator:
+        return None
+    arguments = get_args(returns)
+    return arguments[2] if len(arguments) == 3 else None

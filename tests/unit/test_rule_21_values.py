@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, NoReturn, TypedDict
 from uuid import UUID
 
 import attrs
@@ -317,3 +317,58 @@ def test_rule_21_a_recovery_waits_for_an_operator_to_supply_what_would_not_come_
         assert step() == {"x": 1}
     assert RAN == []
     assert guard.summary(run.id).state is RunState.COMPLETED
+
+
+ODD_SCALARS: list[tuple[Any, Any]] = [
+    (float, 3),
+    (float, True),
+    (float, 10**20),
+    (float | str, 2),
+    (int | float, 2.0),
+    (str, None),
+    (int, "1"),
+    (int, True),
+    (bool, 1),
+    (int, 1.5),
+    (NoReturn, 5),
+    (Colour, "red"),
+    (Colour, Colour.RED),
+    (Decimal, "0.10"),
+    (Decimal | str, "0.10"),
+    (Annotated[int, msgspec.Meta(gt=9), []], 3),
+    (float, -0.0),
+    (float | None, 2.5),
+]
+
+
+@pytest.mark.parametrize(("returns", "value"), ODD_SCALARS, ids=[f"{v!r}-{r}" for r, v in ODD_SCALARS])
+def test_rule_21_a_scalar_comes_back_as_it_was_whatever_the_annotation_makes_of_it(
+    guard: Guard, returns: Any, value: Any
+) -> None:
+    step = giving(value, returns)
+    again = replayed(guard, recorded(guard, step), step)
+    assert (type(again), repr(again)) == (type(value), repr(value))
+
+
+def test_rule_21_a_float_that_json_has_no_word_for_is_refused(guard: Guard) -> None:
+    step = giving(float("inf"), float)
+    run_id = recorded(guard, step)
+    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run_id):
+        step()
+    assert caught.value.kind == "not_replayable"
+
+
+def test_rule_21_the_second_two_o_clock_of_a_night_is_not_taken_for_the_first(guard: Guard) -> None:
+    step = giving(datetime(2026, 10, 25, 2, 30, fold=1), datetime)  # noqa: DTZ001 - the clock of a wall
+    run_id = recorded(guard, step)
+    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run_id):
+        step()
+    assert caught.value.kind == "not_replayable"
+
+
+def test_rule_21_a_result_that_the_program_no_longer_decodes_is_a_difference(guard: Guard) -> None:
+    run_id = recorded(guard, giving(Point(1), Point))
+    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run_id):
+        giving(Point(1), Size)()
+    assert (caught.value.kind, caught.value.key) == ("not_replayable", "main/step#1")
+    assert "does not decode as" in str(caught.value)
