@@ -54,6 +54,11 @@ def encode_value(value: Any) -> bytes | None:
         return None
 
 
+def encode_one(value: Any) -> bytes:
+    """A value as JSON, one that cannot be encoded by its type, as an argument is."""
+    return _encode(_or_opaque(value))
+
+
 def encode_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     """Arguments as JSON `[[...], {...}]`; those that cannot be encoded are recorded by type."""
     try:

@@ -30,9 +30,10 @@ from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
+from agentguard.steps.items import Recorded, recorded
 from agentguard.steps.journal import Journal
 from agentguard.steps.model import Step, StepSpec
-from agentguard.steps.served import Served
+from agentguard.steps.served import Served, ServedItems
 
 Unknown = Callable[[Step, Call], Served | None]
 _T = TypeVar("_T")
@@ -98,7 +99,7 @@ class Player:
             self._apply(call)
             return self.outcome(step.spec, call)
 
-    def serve_items(self, step: Step) -> tuple[list[Any], Served] | None:
+    def serve_items(self, step: Step) -> ServedItems | None:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
             call = self._find(step)
@@ -106,29 +107,25 @@ class Player:
                 return None
             if not call.settled:
                 answer = self._without_outcome(step, call)
-                return None if answer is None else ([], answer)
+                return None if answer is None else ServedItems([], answer)
             self.consume(call)
             call.delivered = True
             if call.start.type == ev.STEP_REFUSED:
-                return [], self.outcome(step.spec, call)
+                return ServedItems([], self.outcome(step.spec, call))
             self._replayable(call)
-            items = self._items(step.spec, call)
+            made = self._restored(call, step.spec, _items)
+            end = Served(made.returned)
             if call.end is not None and call.end.type == ev.STEP_FAILED:
-                return items, Served(error=self._error(call))
-            if call.end_data.get("closed_early"):
+                end = Served(error=self._error(call))
+            elif call.end_data.get("closed_early"):
                 found = "another item was asked for"
-                key = call.start.key
-                return items, Served(error=ReplayDivergenceError(d.MISSING, key, "closed early", found))
-            return items, Served()
+                end = Served(error=ReplayDivergenceError(d.MISSING, step.key, "closed early", found))
+            return ServedItems(made.items, end, made.sent)
 
-    def _items(self, spec: StepSpec, call: Call) -> list[Any]:
-        if spec.codec is not None:
-            return list(spec.codec.decode(call.end_payload))
-        kind = values.item_type(spec.returns)
-        parts = decode(call.end_payload or b"[]")
-        if kind is None:
-            return list(parts)
-        return list(values.restore(call.end_payload or b"[]", list[kind]))  # type: ignore[valid-type]
+    def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            self.diverge(d.ARGUMENTS, step.key, recorded, found)
 
     def block(self, step: Step) -> None:
         """See `agentguard.steps.served.Player`."""
@@ -297,8 +294,8 @@ class Player:
         try:
             return restore(spec, call)
         except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
-            why = f"as {spec.returns!r}: {type_name(type(error))}: {error}"
-            self._not_replayable(call, f"it does not decode {why}")
+            how = "" if spec.returns is None else f" as {spec.returns!r}"
+            self._not_replayable(call, f"it does not decode{how}: {type_name(type(error))}: {error}")
 
     def _not_replayable(self, call: Call, reason: str) -> NoReturn:
         expected = f"a result that can be handed out again: {reason}"
@@ -447,3 +444,8 @@ def _result(spec: StepSpec, call: Call) -> Any:
     if spec.codec is not None:
         return spec.codec.decode(payload)
     return values.restore(payload, None if call.end_data.get("plain") else spec.returns)
+
+
+def _items(spec: StepSpec, call: Call) -> Recorded:
+    """What a generator gave and was given, brought back."""
+    return recorded(spec, call.end_payload or b"[]", call.end_data)

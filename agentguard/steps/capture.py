@@ -31,6 +31,7 @@ class Keeper:
         "_redact_call",
         "_redact_result",
         "_spec",
+        "redactor",
     )
 
     def __init__(
@@ -45,6 +46,7 @@ class Keeper:
         self._parameters = spec.parameters[1:] if spec.skip_first else spec.parameters
         #: Whether some arguments stay out of the log.
         self._cut = spec.skip_first or bool(spec.ignore)
+        self.redactor = redactor
         self._redact_call = None if redactor is None else redactor.of_calls(self._parameters)
         self._redact_result = None if redactor is None else redactor.value
 
@@ -123,6 +125,16 @@ class Keeper:
             redacted = self._redact_result(payload)
             if redacted is not payload:
                 payload, reason = redacted, "redacted"
+        return self.kept(payload, reason)
+
+    def redacted(self, payload: bytes) -> bytes:
+        """An encoded value without its secrets; the same object where there are none."""
+        return payload if self._redact_result is None else self._redact_result(payload)
+
+    def kept(self, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
+        """What an outcome keeps of a payload without secrets, and what its event says of it."""
+        if self._level == "none":
+            return None, {"unreplayable": _NOT_CAPTURED}
         if self._full:
             if reason is None:
                 return payload, {"result": self._digest(payload)}

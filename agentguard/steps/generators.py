@@ -15,29 +15,40 @@ from typing import Any
 
 from msgspec import structs
 
-from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.errors import AgentGuardError, ReplayDivergenceError, RunStopped
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, outcome, sync, values
+from agentguard.steps import aio, outcome, sync
 from agentguard.steps.flow import check, open_step, prepare
-from agentguard.steps.items import Items
+from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
 from agentguard.steps.model import Step, StepSpec
-from agentguard.steps.served import Served
+from agentguard.steps.served import Served, ServedItems
 
 
 class GeneratorAbandonedError(AgentGuardError):
     """The run ended while a guarded generator was open; its step is settled, and it yields no more."""
 
 
-def _recorded(items: list[Any], end: Served) -> Iterator[Any]:
+def _recorded(served: ServedItems) -> Generator[Any, None, Any]:
     """The items of the log one by one, then its end."""
-    yield from items
-    end.result()
+    yield from served.items
+    return served.end.result()
 
 
 class _Guarded:
     """What both kinds of generator share: when the step starts, and how it ends."""
 
-    __slots__ = ("__weakref__", "_args", "_fn", "_inner", "_items", "_kwargs", "_recorded", "_step", "state")
+    __slots__ = (
+        "__weakref__",
+        "_args",
+        "_fn",
+        "_inner",
+        "_items",
+        "_kwargs",
+        "_recorded",
+        "_served",
+        "_step",
+        "state",
+    )
 
     def __init__(
         self,
@@ -53,7 +64,8 @@ class _Guarded:
         self._kwargs = kwargs
         self._inner: Any = None
         self._recorded: Iterator[Any] = iter(())
-        self._items = Items(spec.max_items_bytes, values.item_type(spec.returns), spec.codec)
+        self._served = ServedItems([], Served())
+        self._items = Items(spec, self._step.keeper)
         self.state = "new"  # then open, then closed
 
     @property
@@ -71,8 +83,31 @@ class _Guarded:
         if served is None:
             return False
         self.state = "served"
-        self._recorded = _recorded(*served)
+        self._served = served
+        self._recorded = _recorded(served)
         return True
+
+    def _next_recorded(self, how: str, value: Any) -> Any:
+        """The next item of the log, if what is sent in for it is what was."""
+        sent, number = self._served.sent, self._items.count + 1
+        self._items.count = number
+        # Where it was closed early, and is asked for another item, that is the difference.
+        over = number > len(self._served.items) and isinstance(self._served.end.error, ReplayDivergenceError)
+        try:
+            if sent is not None and not over:
+                then, now = sent.get(number, NOTHING), self._sent(how, value)
+                if then != now:
+                    player: Any = self._step.journal.player
+                    player.sent_otherwise(self._step, f"{then} for item {number}", str(now))
+            return next(self._recorded)
+        except BaseException:
+            self.state = "closed"
+            raise
+
+    def _sent(self, how: str, value: Any) -> Sent:
+        """What is sent in, as it is put on record."""
+        keeper = self._step.keeper
+        return thrown(keeper, value) if how in ("throw", "athrow") else sent_value(keeper, value)
 
     def _opened(self) -> None:
         self._inner = self._fn(*self._args, **self._kwargs)
@@ -93,6 +128,12 @@ class _Guarded:
             self._step.span.resume()
         return CURRENT.set(self._step)
 
+    def _feed(self, how: str, value: Any) -> Any:
+        """Enter the body to send something in, which is put on record as it is now."""
+        if value is not None:
+            self._items.sent(self._sent(how, value))
+        return self._enter()
+
     def _exit(self, token: Any) -> None:
         leave(token)
         if self._step.span is not None:
@@ -112,21 +153,16 @@ class _Guarded:
             usage = outcome.usage_of(step, None, self._args, self._kwargs)
         except BaseException as error:  # noqa: BLE001 - of a bad `usage=`; raised once it is on record
             return self._failed(error)
-        payload, data = self._recorded_items()
-        data["items"] = self._items.count
+        payload, data = self._items.outcome()
         if early:
             data["closed_early"] = True
         return outcome.completed(usage, payload, data)
 
-    def _recorded_items(self) -> tuple[bytes | None, dict[str, Any]]:
-        payload = self._items.payload()
-        return outcome.items(self._step, payload, self._items.reason)
-
     def _failed(self, error: BaseException, how: str | None = None) -> outcome.Outcome:
         """The outcome of a generator that raised, with the items it had made."""
         done = outcome.failed(self._step, error, how)
-        payload, data = self._recorded_items()
-        data |= (done.data or {}) | {"items": self._items.count}
+        payload, data = self._items.outcome()
+        data |= done.data or {}
         return structs.replace(done, payload=payload, data=data)
 
     def __del__(self) -> None:
@@ -198,19 +234,20 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
                 sync.begin(self._step, self._args, self._kwargs)
                 self._opened()
         if self.state == "served":
-            return next(self._recorded)
+            return self._next_recorded(how, value)
         try:
             self._check()
         except RunStopped as stop:
             self._fail(stop)
             self._close_inner()
             raise
-        token = self._enter()
+        token = self._feed(how, value)
         try:
             item = getattr(self._inner, how)(value)
-        except StopIteration:
+        except StopIteration as end:
             self._exit(token)
             self._ended()
+            self._items.returned(end.value)
             self._complete(early=False)
             raise
         except BaseException as error:
@@ -295,7 +332,7 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             await self._start(value)
         if self.state == "served":
             try:
-                return next(self._recorded)
+                return self._next_recorded(how, value)
             except StopIteration:
                 raise StopAsyncIteration from None
         try:
@@ -304,7 +341,7 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             await self._fail(stop)
             await self._close_inner()
             raise
-        token = self._enter()
+        token = self._feed(how, value)
         body = aio.Body(self._step)
         try:
             item = await getattr(self._inner, how)(value)

@@ -79,11 +79,6 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
     return with_step(usage)
 
 
-def items(step: Step, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
-    """The payload of a generator's outcome, its items in order, and what its event says of it."""
-    return step.keeper.encoded(payload, reason)
-
-
 #: What ends a recovery without ending the run, nor the steps around it.
 _IN_DOUBT = (StepOutcomeUnknownError, ReplayDivergenceError)
 

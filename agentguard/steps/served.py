@@ -6,9 +6,10 @@ prefix); a pure replay never answers so.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentguard.budget.account import Amounts
+from agentguard.steps.items import Sent
 from agentguard.steps.model import Step
 
 
@@ -28,6 +29,17 @@ class Served:
         return self.value
 
 
+class ServedItems(NamedTuple):
+    """What a log has of a generator: its items, how it ended, and what was sent in for which item.
+
+    `sent` is None where the log does not say.
+    """
+
+    items: list[Any]
+    end: Served
+    sent: dict[int, Sent] | None = None
+
+
 class Player(Protocol):
     """What replay and recovery answer."""
 
@@ -39,8 +51,12 @@ class Player(Protocol):
         """The outcome of an async step, delivered in log order."""
         ...
 
-    def serve_items(self, step: Step) -> tuple[list[Any], Served] | None:
-        """The items of a generator, and how it ended; a value that is true means closed early."""
+    def serve_items(self, step: Step) -> ServedItems | None:
+        """The items of a generator, and how it ended."""
+        ...
+
+    def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
+        """Raise that something else was sent into a generator than is on record."""
         ...
 
     def block(self, step: Step) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import json
 import threading
+from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
 
 import pytest
@@ -15,6 +17,7 @@ from agentguard import (
     Budget,
     BudgetExceededError,
     KillSwitchTriggeredError,
+    ReplayDivergenceError,
     RunState,
     RunStopped,
     Usage,
@@ -460,3 +463,244 @@ def test_rule_09_usage_of_a_generator(guard):
         assert run.spent.tokens == 10
         list(settling(10))
         assert run.spent.tokens == 17
+
+
+# --- what is returned, and what is sent in ---------------------------------------------------------
+
+ran: list[object] = []
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a generator may return."""
+
+    of: int
+
+
+@guarded_step
+def summed(*, n: int) -> Generator[int, None, Total]:
+    """Count, and give the sum."""
+    ran.append(n)
+    yield from range(n)
+    return Total(sum(range(n)))
+
+
+@guarded_step
+def echo():
+    """Give back what is sent in, and in the end all of it."""
+    ran.append("echo")
+    got = []
+    while (said := (yield len(got))) is not None:
+        got.append(said)
+    return got
+
+
+@guarded_step
+async def async_echo():
+    """Give back what is sent in."""
+    said = yield "?"
+    while said is not None:
+        said = yield said
+
+
+@guarded_step
+def stubborn():
+    """Say what was thrown in."""
+    while True:
+        try:
+            yield "quiet"
+        except (KeyError, ValueError) as error:
+            yield repr(error)
+
+
+def told(*values):
+    """Send values into `echo`, and give what comes back and is returned."""
+    talk = echo()
+    out = [next(talk)]
+    try:
+        for value in (*values, None):
+            out.append(talk.send(value))
+    except StopIteration as end:
+        return out, end.value
+
+
+def replayed(guard, program, again=None):
+    """What a program gives live, and what it, or another one, gives in a replay."""
+    with guard.run("r") as run:
+        live = program()
+    ran.clear()
+    with guard.replay(run.id):
+        after = (again or program)()
+    assert ran == []
+    return live, after
+
+
+def test_rule_09_what_a_generator_returns_comes_back_in_a_replay(guard):
+    def program():
+        return (yield from summed(n=4))
+
+    def whole():
+        items = program()
+        out = []
+        try:
+            while True:
+                out.append(next(items))
+        except StopIteration as end:
+            return out, end.value
+
+    live, again = replayed(guard, whole)
+    assert again == live == ([0, 1, 2, 3], Total(6))
+
+
+def test_rule_09_a_returned_value_that_would_not_come_back_is_said_so(guard):
+    @guarded_step
+    def gives():
+        yield 1
+        return object()
+
+    with guard.run("r") as run:
+        assert list(gives()) == [1]
+    assert "what it returned" in step_events(guard, run)[-1][1]["unreplayable"]
+    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run.id):
+        list(gives())
+    assert caught.value.kind == "not_replayable"
+
+
+def test_rule_09_values_sent_in_are_checked_as_arguments(guard):
+    live, again = replayed(guard, lambda: told("a", {"b": 2}))
+    assert again == live == ([0, 1, 2], ["a", {"b": 2}])
+    for other in (("a", {"b": 3}), ("a", None), ("a", {"b": 2}, "more")):
+        with pytest.raises(ReplayDivergenceError) as caught:
+            replayed(guard, lambda: told("a", {"b": 2}), lambda other=other: told(*other))
+        assert (caught.value.kind, caught.value.key) == ("arguments", "main/echo#1")
+    assert caught.value.expected == "next() for item 4"
+    assert caught.value.found == 'send("more")'
+
+
+def test_rule_09_values_sent_into_an_async_generator_are_checked(guard):
+    def program(said):
+        async def main():
+            talk = async_echo()
+            out = [await anext(talk), await talk.asend(said)]
+            await talk.aclose()
+            return out
+
+        return lambda: asyncio.run(main())
+
+    assert replayed(guard, program("a")) == (["?", "a"], ["?", "a"])
+    with pytest.raises(ReplayDivergenceError, match=r"arguments"):
+        replayed(guard, program("a"), program("b"))
+
+
+def test_rule_09_an_exception_thrown_in_is_checked(guard):
+    def program(error):
+        def main():
+            items = stubborn()
+            out = [next(items), items.throw(error), next(items)]
+            items.close()
+            return out
+
+        return main
+
+    live, again = replayed(guard, program(KeyError("k")))
+    assert again == live == ["quiet", "KeyError('k')", "quiet"]
+    for other in (KeyError("j"), ValueError("k")):
+        with pytest.raises(ReplayDivergenceError, match=r"arguments"):
+            replayed(guard, program(KeyError("k")), program(other))
+
+
+def test_rule_09_an_exception_that_ends_a_generator_is_checked_too(guard):
+    def program(error):
+        def main():
+            items = numbers(3)
+            next(items)
+            with suppress(LookupError):
+                items.throw(error)
+
+        return main
+
+    replayed(guard, program(KeyError("k")))
+    with pytest.raises(ReplayDivergenceError, match=r"arguments"):
+        replayed(guard, program(KeyError("k")), program(IndexError("k")))
+
+
+def test_rule_09_what_is_sent_in_is_compared_after_redaction(guard):
+    secret = {"password": "hunter2"}
+    live, again = replayed(guard, lambda: told_items(secret), lambda: told_items({"password": "other"}))
+    assert again == live
+
+
+def told_items(value):
+    talk = counts_words()
+    out = [next(talk), talk.send(value)]
+    talk.close()
+    return out
+
+
+@guarded_step
+def counts_words():
+    """Count what is sent in."""
+    count = 0
+    while True:
+        yield count
+        count += 1
+
+
+def test_rule_09_what_is_sent_in_counts_for_the_size(guard):
+    @guarded_step(max_items_bytes=100)
+    def listens():
+        while (yield 1):
+            pass
+
+    with guard.run("r") as run:
+        talk = listens()
+        next(talk)
+        talk.send("x" * 200)
+        talk.close()
+    assert step_events(guard, run)[-1][1]["unreplayable"] == "more than max_items_bytes=100"
+
+
+def test_rule_09_a_codec_keeps_the_items_beside_what_was_sent_and_returned(guard):
+    class Codec:
+        def encode(self, items):
+            return b"\xff" + bytes(items)
+
+        def decode(self, payload):
+            return list(payload[1:])
+
+    @guarded_step(codec=Codec())
+    def counts():
+        said = yield 1
+        yield said
+        return "done"
+
+    def program(said):
+        def main():
+            talk = counts()
+            out = [next(talk), talk.send(said)]
+            try:
+                next(talk)
+            except StopIteration as end:
+                return out, end.value
+
+        return main
+
+    live, again = replayed(guard, program(7))
+    assert again == live == ([1, 7], "done")
+    with pytest.raises(ReplayDivergenceError, match=r"arguments"):
+        replayed(guard, program(7), program(8))
+
+
+@pytest.mark.parametrize("items", [[1, "two", None], [1.5, 2], [2, Total(1)]], ids=str)
+def test_rule_09_items_come_back_as_they_were_whatever_the_annotation_makes_of_them(guard, items):
+    @guarded_step
+    def gives() -> Iterator[float]:
+        yield from items
+
+    @guarded_step
+    def gives_totals() -> Iterator[Total | int]:
+        yield from items
+
+    step = gives_totals if Total(1) in items else gives
+    live, again = replayed(guard, lambda: list(step()))
+    assert [(type(item), item) for item in again] == [(type(item), item) for item in live]
