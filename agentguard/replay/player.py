@@ -317,12 +317,13 @@ class Player:
 
     def _error(self, call: Call) -> BaseException:
         """The recorded exception; a stop is the run's own, so that it is one object everywhere."""
-        error = exceptions.restore(call.end_data["error"])
-        if isinstance(error, RunStopped):
-            scopes = [self._stop_of(scope) for scope in list(self.tape.scope_stops)]
-            for stop in (*scopes, self.recorded_stop_of(error)):
-                if stop is not None and stop.facts() == error.facts():
-                    return stop
+        return exceptions.restore(call.end_data["error"], self._own_stop)
+
+    def _own_stop(self, error: RunStopped) -> RunStopped:
+        scopes = [self._stop_of(scope) for scope in list(self.tape.scope_stops)]
+        for stop in (*scopes, self.recorded_stop_of(error)):
+            if stop is not None and stop.facts() == error.facts():
+                return stop
         return error
 
     def recorded_stop_of(self, error: RunStopped) -> RunStopped | None:
