@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from agentguard._process import is_alive
-from agentguard.errors import AgentGuardError
+from agentguard.errors import AgentGuardError, StoreUnavailableError
 from agentguard.killswitch.model import Kill
 from agentguard.lifecycle import load_journal
 from agentguard.protocols import RunRow
@@ -99,7 +99,8 @@ def beat(guard: Held) -> None:
 def bury(guard: Held, row: RunRow) -> RunRow:
     """Write `run_killed` for a run that a kill covers and whose owner is dead; gives the row as it is then.
 
-    A run of a dead owner that no kill covers stays as it is: it can be recovered.
+    A run of a dead owner that no kill covers stays as it is: it can be recovered.  Where the store cannot
+    be written, the run stays as it is too.
     """
     if RunState(row.state).final or is_alive(row.owner) is not False:
         return row
@@ -109,7 +110,8 @@ def bury(guard: Held, row: RunRow) -> RunRow:
     journal = load_journal(parts, row)
     kill = parts.switch.find(row.tenant, row.run_id, journal.fold.generation)
     if kill is not None:
-        journal.end(kill.error(row.run_id))
+        with contextlib.suppress(StoreUnavailableError):
+            journal.end(kill.error(row.run_id))
     return parts.store.row(row.run_id) or row
 
 

@@ -8,7 +8,8 @@ Standard library and the page alone, so that they start fast and no missing extr
     1           failed, or not confirmed                    failed
     2           usage                                       usage
     3           recorded, but no live process is attached,  there was nothing to revive
-                or the store has no such run
+                or the store has no such run, or no live
+                run of that tenant
     4           recorded, but not all acted in time; with `--hard`, a process is still there
     5           the kill switch cannot be used              the same
 """
@@ -98,19 +99,37 @@ def _kill(
     *,
     known: bool | None,
 ) -> int:
+    from agentguard.cli import kill_target
+
+    covered: list[kill_target.LiveRun] | None = None
+    if data["scope"] == "tenant":  # asked first: afterwards they have ended
+        covered = kill_target.live_runs(data, switch.home)
+    nobody = covered is not None and all(run.dead for run in covered)
     generation = switch.record(event_type, data)
     reached = switch.acknowledgements(generation, options.timeout)
     late = [process.pid for process in switch.unacknowledged(generation)]
+    buried = kill_target.bury(kill_target.live_runs(data, switch.home) or [], switch.home)
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late}
+        if buried:
+            facts["buried"] = buried
         if known is not None:
             facts["known"] = known
+        if covered is not None:
+            facts["live_runs"] = sum(not run.dead for run in covered)
         _print_json(options, switch, data, generation, facts)
     else:
-        print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}")
+        ended = f"; ended {buried} whose process had died" if buried else ""
+        print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}{ended}")
     if known is False:
         print(f"agentguard kill: the store has no run {data['target']}; is the id right?", file=sys.stderr)
-    if not reached.live or known is False:
+    if nobody and reached.live:
+        print(
+            f"agentguard kill: the store has no live run of tenant {data['target']}; is the name right? "
+            "What starts later is stopped",
+            file=sys.stderr,
+        )
+    if not reached.live or known is False or nobody:
         return NOBODY
     return OK if reached.acknowledged == reached.live else LATE
 
@@ -194,6 +213,8 @@ def _confirmed(data: dict[str, Any], home: Path, *, sure: bool) -> bool:
 
 def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ask for what is missing where somebody is there to answer."""
+    if options.reason is None and options.command == "revive":
+        options.reason = "revived"
     if options.reason is None:
         if not sys.stdin.isatty():
             parser.error("--reason is required")
@@ -263,7 +284,9 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         "--run", default=UNSET, metavar="ID", help="this run alone: its id, or 8 characters of it or more"
     )
     target.add_argument("--tenant", default=UNSET, metavar="T", help="all runs of this tenant")
-    command.add_argument("--reason", metavar="TEXT", help="why; it is recorded and shown")
+    command.add_argument(
+        "--reason", metavar="TEXT", help="why; it is recorded and shown (revive does not need one)"
+    )
     command.add_argument("--actor", metavar="A", help="who (default: user@host)")
     command.add_argument(
         "--home", type=Path, metavar="DIR", help="where the kill page lies (AGENTGUARD_HOME)"

@@ -1,4 +1,4 @@
-"""Which run `kill --run` means, asked of the store's file by the standard library alone.
+"""Which runs a kill means, asked of the store's file by the standard library alone.
 
 The file helps, and is never in the way: a run may live in a store that this command does not know of, so
 whatever is not found there, or cannot be read, is killed as it was typed.
@@ -6,12 +6,18 @@ whatever is not found there, or cannot be read, is killed as it was typed.
 
 from __future__ import annotations
 
+import json
 import os
-import sqlite3
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
+
+from agentguard._process import is_alive
+
+if TYPE_CHECKING:
+    import sqlite3
 
 #: What listings show of an id at least; less is not taken for the beginning of one.
 _SHORTEST = 8
@@ -39,6 +45,8 @@ def find(typed: str, home: Path) -> Target:
     file = _store_file(home)
     if file is None or not file.exists():
         return Target(typed, None)
+    import sqlite3  # where there is a file to ask, and not before
+
     try:
         found = _begin_with(file, typed)
     except sqlite3.Error:
@@ -53,6 +61,63 @@ def find(typed: str, home: Path) -> Target:
     return Target(typed, False)
 
 
+class LiveRun(NamedTuple):
+    """A run that a kill covers and that has not ended, as its row says."""
+
+    run_id: str
+    dead: bool
+
+
+def live_runs(data: Mapping[str, Any], home: Path) -> list[LiveRun] | None:
+    """The runs that an order covers and that have not ended; None where nobody could be asked."""
+    file = _store_file(home)
+    if file is None or not file.exists():
+        return None
+    import sqlite3
+
+    query = "SELECT run_id, owner FROM run WHERE state IN ('CREATED', 'RUNNING', 'PAUSED')"
+    column = {"run": " AND run_id = ?", "tenant": " AND tenant = ?"}.get(data["scope"], "")
+    try:
+        with closing(_connected(file)) as connection:
+            found = connection.execute(query + column, [data["target"]] if column else []).fetchall()
+    except sqlite3.Error:
+        return None
+    return [LiveRun(run_id, _is_dead(owner)) for run_id, owner in found]
+
+
+def _is_dead(owner: Any) -> bool:
+    try:
+        return is_alive(dict(json.loads(owner))) is False
+    except (TypeError, ValueError):
+        return False
+
+
+def bury(runs: Sequence[LiveRun], home: Path) -> int:
+    """Write the end of runs whose processes are dead, which cannot do it; gives how many now have one.
+
+    What of it fails is left to whoever looks next.
+    """
+    dead = [run.run_id for run in runs if run.dead]
+    buried = 0
+    if dead:  # and only then are store and rules needed
+        from agentguard.errors import AgentGuardError
+        from agentguard.guard import Guard
+        from agentguard.killswitch.page import PageKillSwitch
+        from agentguard.ownership import bury as end
+        from agentguard.runs.state import RunState
+
+        with suppress(AgentGuardError, OSError, ValueError):
+            store = (
+                None if os.environ.get("AGENTGUARD_STORE") else f"sqlite:///{quote(str(_store_file(home)))}"
+            )
+            with Guard.open(store, kill_switch=PageKillSwitch(home), telemetry=False) as guard:
+                for run_id in dead:
+                    row = guard.parts.store.row(run_id)
+                    if row is not None:
+                        buried += RunState(end(guard, row).state).final
+    return buried
+
+
 def _store_file(home: Path) -> Path | None:
     url = os.environ.get("AGENTGUARD_STORE")
     if not url:
@@ -63,11 +128,17 @@ def _store_file(home: Path) -> Path | None:
 
 
 def _begin_with(file: Path, typed: str) -> list[str]:
-    uri = f"file:{quote(str(file.absolute()))}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=_PATIENCE)) as connection:
+    with closing(_connected(file)) as connection:
         query = (
             "SELECT run_id FROM run WHERE run_id = :typed "
             "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND substr(run_id, 1, :length) = :typed "
             "LIMIT 7"
         )
         return [row[0] for row in connection.execute(query, {"typed": typed, "length": len(typed)})]
+
+
+def _connected(file: Path) -> sqlite3.Connection:
+    import sqlite3
+
+    uri = f"file:{quote(str(file.absolute()))}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=_PATIENCE)

@@ -203,7 +203,6 @@ def test_revive_exits_3_and_records_nothing_where_there_is_nothing_to_revive(
         (("kill", "--run", "a\nb", "--reason", "why"), "control characters"),
         (("kill", "--reason", " "), "reason must not be empty"),
         (("kill",), "--reason is required"),
-        (("revive",), "--reason is required"),
         (("kill", "--reason", "why", "--timeout", "nan"), "--timeout"),
         (("kill", "--reason", "why", "--timeout", "-1"), "--timeout"),
         (("kill", "--rea", "why"), "unrecognized arguments"),
@@ -394,3 +393,89 @@ def test_a_locked_store_is_not_in_the_way(home: Path, run: Callable[..., Result]
         other.execute("BEGIN EXCLUSIVE")
         result = run("kill", "--run", "01a20423-1", "--reason", "why", "--json")
         assert json.loads(result.out)["target"] == "01a20423-1ab7", "readers wait for no writer"
+
+
+# --- runs whose process is dead, and tenants without a run --------------------------------------
+
+DIES = """
+import os, sys
+from agentguard import Guard
+with Guard.open(telemetry=False).run("w", run_id=sys.argv[1], tenant="acme"):
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def dead(home: Path) -> str:
+    """A run that is RUNNING by its row, and whose process was killed."""
+    home.mkdir()
+    died = subprocess.run(
+        [sys.executable, "-c", DIES, "dead-run"], env=environment(home), timeout=DEADLINE, check=False
+    )
+    assert died.returncode == -9
+    return "dead-run"
+
+
+@pytest.mark.parametrize(
+    "target", [("--run", "dead-run"), ("--tenant", "acme"), ()], ids=["run", "tenant", "global"]
+)
+def test_rule_11_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
+    home: Path, run: Callable[..., Result], dead: str, target: tuple[str, ...]
+) -> None:
+    result = run("kill", *target, "--reason", "why", "--actor", "ann")
+    assert "; ended 1 whose process had died" in result.out
+    with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
+        row = guard.parts.store.row(dead)
+        assert row is not None
+        assert row.state == "KILLED"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("runs",), ("summary", "dead-run"), ("show", "dead-run"), ("top", "--once")],
+    ids=lambda c: c[0],
+)
+def test_rule_11_whoever_looks_writes_the_end_of_a_killed_run(
+    home: Path, dead: str, switch: PageKillSwitch, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTGUARD_HOME", str(home))
+    switch.record(*kill_data("why", tenant="acme", actor="ann"))
+    shown = subprocess.run(
+        [sys.executable, "-m", "agentguard.cli", *command],
+        capture_output=True,
+        text=True,
+        env=environment(home),
+        timeout=DEADLINE,
+        check=True,
+    ).stdout
+    assert "RUNNING" not in shown
+    with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
+        assert [event.type for event in guard.history(dead)][-1] == "run_killed"
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_tenant_without_a_live_run_is_killed_and_reported(
+    home: Path, run: Callable[..., Result], attach: Callable[..., subprocess.Popen[str]]
+) -> None:
+    attach()
+    result = run("kill", "--tenant", "typo", "--reason", "why")
+    assert result.code == 3
+    assert "the store has no live run of tenant typo; is the name right?" in result.err
+    facts = json.loads(run("kill", "--tenant", "typo", "--reason", "why", "--json").out)
+    assert (facts["generation"], facts["live"], facts["live_runs"]) == (2, 1, 0)
+
+
+def test_a_tenant_with_a_live_run_is_hit(
+    home: Path, run: Callable[..., Result], recorded: Guard, attach: Callable[..., subprocess.Popen[str]]
+) -> None:
+    attach()
+    with recorded.run("live", tenant="acme"):
+        facts = json.loads(run("kill", "--tenant", "acme", "--reason", "why", "--json").out)
+    assert (facts["live"], facts["acknowledged"], facts["live_runs"]) == (1, 1, 1)
+
+
+def test_revive_needs_no_reason(run: Callable[..., Result], switch: PageKillSwitch) -> None:
+    run("kill", "--tenant", "acme", "--reason", "why")
+    assert run("revive", "--tenant", "acme").code == 0
+    (kill,) = switch.kills()
+    assert kill.cleared
