@@ -58,5 +58,5 @@ def is_alive(owner: dict[str, Any]) -> bool | None:
         return start_time(int(owner["pid"])) == int(owner.get("start", 0))
     except ProcessLookupError:
         return False
-    except (PermissionError, KeyError, ValueError):
+    except (PermissionError, KeyError, TypeError, ValueError):
         return None

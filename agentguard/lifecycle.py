@@ -444,8 +444,7 @@ def load_journal(parts: Parts, row: RunRow, branch: Branch | None = None) -> Jou
     """
     fold = RunFold(row.run_id)
     for stored in parts.store.read(row.run_id):
-        record = codec.decode(stored.body)
-        fold.apply(record, stored.hash)
+        record = fold.apply_stored(stored)
         if branch is not None and record.key is not None:
             branch.passed(record.key)
     journal = Journal(parts, row, fold, _outer_of(parts, row))

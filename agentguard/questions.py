@@ -21,14 +21,18 @@ from agentguard.killswitch import orders
 from agentguard.ownership import bury
 from agentguard.protocols import RunRow
 from agentguard.replay.origin import origin_log
-from agentguard.runs.summary import RunSummary, from_data, summarize
+from agentguard.runs.summary import RunSummary, from_row, summarize
 
 
 class Questions(Held):
     """The reading side of a guard, and what is done to logs that have ended."""
 
     def runs(self, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunSummary]:
-        """The newest runs first; live ones as of their last event."""
+        """The newest runs first; live ones as of their last event.
+
+        Raises:
+            LogIntegrityError: the row or the log of one was altered, so that it cannot be told.
+        """
         return [self._summary(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
 
     def summary(self, run_id: str) -> RunSummary:
@@ -36,6 +40,7 @@ class Questions(Held):
 
         Raises:
             RunNotFoundError: there is no such run.
+            LogIntegrityError: its row or its log was altered, so that it cannot be told.
         """
         return self._summary(self._row(run_id))
 
@@ -43,8 +48,9 @@ class Questions(Held):
         live = self.live.get(row.run_id)
         if live is not None and live.owner:
             return live.summary()
+        from_row(row)
         row = bury(self, row)
-        summary = from_data(row.summary)
+        summary = from_row(row)
         if row.ended_ns is not None:
             return summary
         fold = audit.reconstruct(self.parts.store, row)

@@ -19,7 +19,7 @@ from agentguard.events import model as ev
 from agentguard.events.model import Head, Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
-from agentguard.runs.summary import summarize
+from agentguard.runs.summary import from_row, summarize
 
 #: The first letters of the types that need no decoding.
 _STARTED = b"step_star"
@@ -124,6 +124,8 @@ class Examination:
         """What the row of the run says and its log does not, once the log is found intact."""
         if not self.seq:
             return "the run has no events"
+        if (unreadable := _unreadable(row)) is not None:
+            return unreadable
         fold, said = self._fold, row.summary
         if said["run_id"] != row.run_id:
             return "the row's summary belongs to another run"
@@ -151,6 +153,15 @@ class Examination:
         for name in _OF_STEPS:
             del data[name]
         return _plain(data)
+
+
+def _unreadable(row: RunRow) -> str | None:
+    """What was garbled in a row so that it says nothing any more."""
+    try:
+        from_row(row)
+    except LogIntegrityError as error:
+        return error.problem.partition(";")[0]
+    return "the owner in the run's row cannot be read" if "unreadable" in row.owner else None
 
 
 def _had_payload(body: bytes) -> bool:

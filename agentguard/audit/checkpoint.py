@@ -30,6 +30,7 @@ from agentguard.audit._files import written
 from agentguard.errors import AgentGuardError, RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID, Head
 from agentguard.protocols import EventStore, KillSwitch, RunRow
+from agentguard.runs.summary import from_row
 
 ORIGIN: Final = "agentguard checkpoint"
 NAME: Final = "agentguard"
@@ -136,7 +137,7 @@ def heads(
 
 def _head(store: EventStore, row: RunRow) -> Head:
     last = None if row.ended_ns is not None else store.last(row.run_id)
-    return Head(**row.summary["head"]) if last is None else Head(last.seq, last.hash.hex())
+    return from_row(row).head if last is None else Head(last.seq, last.hash.hex())
 
 
 def write_checkpoint(

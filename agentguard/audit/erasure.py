@@ -17,6 +17,7 @@ from agentguard.events import codec
 from agentguard.events.model import PAYLOAD_ERASED, RUN_FORKED, Record
 from agentguard.protocols import EventStore, KillSwitch, RunRow
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import from_row
 from agentguard.steps.journal import Journal
 
 #: How many pruned runs one control record names.
@@ -57,7 +58,7 @@ def prune(store: EventStore, switch: KillSwitch, ended_before_ns: int, actor: st
     keep = _needed(store)
     ended = (row for row in _ended_before(store, ended_before_ns) if row.run_id not in keep)
     while batch := list(islice(ended, _BATCH)):
-        heads = [{"run": row.run_id, **row.summary["head"]} for row in batch]
+        heads = [{"run": row.run_id, **from_row(row).head._asdict()} for row in batch]
         switch.record(PAYLOAD_ERASED, {"pruned": heads, "ended_before": before, "actor": actor})
     return store.prune(ended_before_ns, keep)
 

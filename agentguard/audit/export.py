@@ -21,11 +21,13 @@ from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 import msgspec
 
 from agentguard.audit._files import written
-from agentguard.errors import RunNotFoundError
+from agentguard.audit.verify import watched
+from agentguard.errors import LogIntegrityError, RunNotFoundError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.protocols import EventStore, RunRow
+from agentguard.runs.summary import from_row
 
 FORMAT: Final = 1
 _encode = msgspec.json.Encoder().encode
@@ -51,31 +53,40 @@ def export(
     run_id: str | None,
     target: str | os.PathLike[str] | Sink,
     now_ns: int,
+    *,
+    say: Callable[[LogIntegrityError], object] = bool,
 ) -> Exported:
     """Write a run, the control log (`"control"`), or everything (None) to a path or an open binary file.
 
-    A path is replaced only when the export is complete, and is private to its user.
+    A path is replaced only when the export is complete, and is private to its user.  A log that was
+    altered is written as it is, so that whoever verifies the export finds it; `say` is told of it.
 
     Raises:
         RunNotFoundError: there is no such run.
+        LogIntegrityError: a row or an event was garbled so that the format cannot hold it.
         OSError: it cannot be written.
     """
     opened: contextlib.AbstractContextManager[BinaryIO | Sink]
     opened = written(target) if isinstance(target, str | os.PathLike) else contextlib.nullcontext(target)
     with opened as sink:
-        return _write(sink, _logs(store, control, run_id), now_ns)
+        return _write(sink, _logs(store, control, run_id), now_ns, say)
 
 
-def _write(sink: Sink, logs: Iterable[tuple[dict[str, Any], Iterable[Stored]]], now_ns: int) -> Exported:
+def _write(
+    sink: Sink,
+    logs: Iterable[tuple[dict[str, Any], Iterable[Stored]]],
+    now_ns: int,
+    say: Callable[[LogIntegrityError], object],
+) -> Exported:
     at = datetime.fromtimestamp(now_ns / 1e9, UTC).isoformat()
     sink.write(_encode({"agentguard_export": FORMAT, "at": at}) + b"\n")
     runs = events = 0
     for facts, log in logs:
         runs += 1
         sink.write(_encode({"run": facts}) + b"\n")
-        for stored in log:
+        for stored in watched(facts["run_id"], log, say):
             events += 1
-            sink.write(_line(stored))
+            sink.write(_line(facts["run_id"], stored))
     sink.write(_encode({"end": {"runs": runs, "events": events}}) + b"\n")
     return Exported(runs, events)
 
@@ -123,6 +134,7 @@ def _run(store: EventStore, run_id: str) -> Iterator[tuple[dict[str, Any], Itera
 
 def _facts(row: RunRow) -> dict[str, Any]:
     """The run's row, but for the process that ran it."""
+    from_row(row)  # a row that was garbled cannot be read back
     return {
         "run_id": row.run_id,
         "salt": None if row.salt is None else row.salt.hex(),
@@ -137,8 +149,10 @@ def _facts(row: RunRow) -> dict[str, Any]:
     }
 
 
-def _line(stored: Stored) -> bytes:
+def _line(run_id: str, stored: Stored) -> bytes:
     """An event.  The body comes last and as it is: it is what the hash covers."""
+    if not stored.body.startswith(b'{"seq":') or b"\n" in stored.body or not stored.body.endswith(b"}"):
+        raise LogIntegrityError(run_id, stored.seq, "its body is no event, and cannot be exported")
     payload = b""
     if stored.payload is not None:
         try:

@@ -15,10 +15,10 @@ from agentguard.audit._log import Examination
 from agentguard.errors import EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
-from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head
+from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head, Record
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
-from agentguard.runs.summary import from_data
+from agentguard.runs.summary import from_row
 
 
 class Fault(NamedTuple):
@@ -101,18 +101,27 @@ def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[li
         row = store.row(run_id)
         if row is None:
             return [], None
-        head = row.summary["head"]
+        head = _row_head(row)
         anchors: dict[int, str] = {}
-        if row.ended_ns is not None:  # the row's own head is no anchor, but must fit all the same
-            anchors[head["seq"]] = head["hash"]
+        if row.ended_ns is not None and head.seq:
+            # The row's own head is no anchor, but must fit all the same.
+            anchors[head.seq] = head.hash
         if anchor is not None:
             anchors[anchor.seq] = anchor.hash
-        log = Examination(run_id, row.salt, anchors, head["seq"])
+        log = Examination(run_id, row.salt, anchors, head.seq)
         read = getattr(store, "scan", store.read)
         found = _examined(log, read(run_id))
         if not found and (problem := log.row_problem(row)) is not None:
             found = [Fault(run_id, log.seq, problem)]
         return found, log.seq
+
+
+def _row_head(row: RunRow) -> Head:
+    """The head that the row names; none in a row that cannot be read, which is found out at the end."""
+    try:
+        return from_row(row).head
+    except LogIntegrityError:
+        return Head(0, "")
 
 
 def _verify_control(log: Iterable[Stored], anchor: Head | None) -> tuple[list[Fault], int]:
@@ -157,12 +166,33 @@ def reconstruct(store: EventStore, row: RunRow) -> RunFold:
     """
     fold = RunFold(row.run_id)
     for stored in store.read(row.run_id):
-        if codec.chain(fold.hash, stored.body) != stored.hash:
-            raise LogIntegrityError(row.run_id, stored.seq, "its hash does not fit")
-        fold.apply(codec.decode(stored.body), stored.hash)
+        take(fold, stored)
     return fold
 
 
-def stored_summary(row: RunRow) -> object:
-    """The summary that the row holds, as of the last state change."""
-    return from_data(row.summary)
+def take(fold: RunFold, stored: Stored) -> Record:
+    """Fold the next event of a log, as it is read.
+
+    Raises:
+        LogIntegrityError: it does not fit.
+    """
+    if codec.chain(fold.hash, stored.body) != stored.hash:
+        raise LogIntegrityError(fold.run_id, stored.seq, "its hash does not fit")
+    return fold.apply_stored(stored)
+
+
+def watched(
+    run_id: str, log: Iterable[Stored], say: Callable[[LogIntegrityError], object]
+) -> Iterator[Stored]:
+    """A log as it is; `say` is told of the first event whose place or hash does not fit."""
+    head, seq = codec.genesis(run_id), 0
+    fits = True
+    for stored in log:
+        if fits and (stored.seq != seq + 1 or codec.chain(head, stored.body) != stored.hash):
+            fits = False
+            problem = "its hash does not fit: it, or its order, was changed"
+            if stored.seq != seq + 1:
+                problem = f"expected event {seq + 1}, found {stored.seq}: one is missing or out of place"
+            say(LogIntegrityError(run_id, seq + 1, problem))
+        head, seq = stored.hash, stored.seq
+        yield stored

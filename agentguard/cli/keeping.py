@@ -9,8 +9,8 @@ from pathlib import Path
 
 from agentguard.audit import erasure
 from agentguard.audit import export as exporting
-from agentguard.cli import exits, lookup, output
-from agentguard.errors import RunNotFoundError
+from agentguard.cli import exits, lookup, output, views
+from agentguard.errors import LogIntegrityError, RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -25,16 +25,19 @@ def export(typed: str | None, path: Path | None, *, everything: bool, as_json: b
         run_id = None if typed is None else lookup.find_run(guard, typed)
         store, now = guard.parts.store, guard.parts.clock.wall()
         control = lookup.control_log(guard).read
+        altered: list[LogIntegrityError] = []
         if path is None:
-            exporting.export(store, control, run_id, sys.stdout.buffer, now)
+            exporting.export(store, control, run_id, sys.stdout.buffer, now, say=altered.append)
             sys.stdout.buffer.flush()
+            views.complain_of(altered)
             return
-        runs, events = exporting.export(store, control, run_id, path, now)
+        runs, events = exporting.export(store, control, run_id, path, now, say=altered.append)
     if as_json:
         output.print_json({"path": str(path), "runs": runs, "events": events})
     else:
         logs = "log" if runs == 1 else "logs"
         print(output.one_line(f"wrote {events:,} events of {runs:,} {logs} to {path}"))
+    views.complain_of(altered)
 
 
 def erase(typed: str, actor: str | None, *, sure: bool, as_json: bool) -> int:

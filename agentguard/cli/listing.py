@@ -87,11 +87,11 @@ def ended_by(run: RunSummary) -> str:
     ended = run.termination
     if ended is None:
         return "-"
-    if ended["type"] == "BudgetExceededError":
-        return output.one_line(f"{ended['resource']} limit ({ended['scope']})")
-    if ended["type"] == "KillSwitchTriggeredError":
-        return output.one_line(f"{ended['scope']} kill: {ended['reason']}")
-    return output.one_line(str(ended["type"]))
+    if ended.get("type") == "BudgetExceededError":
+        return output.one_line(f"{ended.get('resource')} limit ({ended.get('scope')})")
+    if ended.get("type") == "KillSwitchTriggeredError":
+        return output.one_line(f"{ended.get('scope')} kill: {ended.get('reason')}")
+    return output.one_line(str(ended.get("type")))
 
 
 def print_summary(console: Console, run: RunSummary, indent: str = "") -> None:
@@ -114,7 +114,7 @@ def _facts(run: RunSummary) -> Iterator[tuple[str, str | Text]]:
     yield "state", state_text(run.state)
     if run.termination is not None and run.state is not RunState.COMPLETED:
         ended = run.termination
-        yield "ended by", output.one_line(f"{ended['type']}: {ended.get('message', '')}")
+        yield "ended by", output.one_line(f"{ended.get('type')}: {ended.get('message', '')}")
     if run.parent_id is not None:
         yield "inside", output.printable(run.parent_id)
     yield "used", output.amounts(run.usage, steps=True) or "nothing"

@@ -1,20 +1,26 @@
-"""From what was typed to a store and a run in it.  Reading commands change nothing on the disk."""
+"""From what was typed to a store and a run in it.
+
+Reading commands change nothing on the disk, but for the end of runs that were killed and whose process
+is dead.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from agentguard import config
+from agentguard import config, ownership
 from agentguard._home import VARIABLE
 from agentguard.cli.exits import UsageError
-from agentguard.errors import RunNotFoundError, StoreUnavailableError
+from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
+from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.killswitch.control import ControlLog
 from agentguard.killswitch.readonly import ReadOnlyKillSwitch
+from agentguard.protocols import KillSwitch
 from agentguard.tenancy import check_id
 
 STORE_VARIABLE = "AGENTGUARD_STORE"
@@ -86,6 +92,33 @@ def reading() -> Iterator[Guard]:
 
 
 @contextmanager
+def looking() -> Iterator[Guard]:
+    """A guard that knows of kills, from the log's file alone; whoever looks writes the end of dead runs.
+
+    Raises:
+        StoreUnavailableError: there is no store, or it cannot be read.
+    """
+    if not store_is_there():
+        raise StoreUnavailableError(f"there is no store at {store_file()} yet; nothing has run here")
+    log = ControlLog(config.home())
+
+    def intact() -> Iterator[Stored]:
+        with suppress(AgentGuardError, OSError):  # what is wrong with it is for `verify` and `doctor` to say
+            yield from log.read()
+
+    with _opened(kill_switch=ReadOnlyKillSwitch(str(log.path), intact)) as guard:
+        yield guard
+
+
+def bury(guard: Guard, run_id: str) -> None:
+    """Write the end of a run that was killed after its process had died."""
+    row = guard.parts.store.row(run_id)
+    if row is not None:
+        with suppress(AgentGuardError, ValueError):  # of a row or a log that was altered
+            ownership.bury(guard, row)
+
+
+@contextmanager
 def acting() -> Iterator[Guard]:
     """A guard that writes, with the kill switch that runs use."""
     if not store_is_there():
@@ -95,7 +128,7 @@ def acting() -> Iterator[Guard]:
 
 
 @contextmanager
-def _opened(kill_switch: str | None) -> Iterator[Guard]:
+def _opened(kill_switch: str | KillSwitch | None) -> Iterator[Guard]:
     with Guard.open(kill_switch=kill_switch, telemetry=False) as guard:
         try:
             _ = guard.parts

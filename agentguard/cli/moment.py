@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
+from agentguard.audit.verify import take
 from agentguard.budget.model import Usage
 from agentguard.cli import exits, lookup, output, views
 from agentguard.cli.timeline import describe
-from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import CONTROL_RUN_ID, Event
@@ -45,10 +45,7 @@ def _moment(guard: Guard, run_id: str, at: int) -> Moment:
     begun: dict[str, Event] = {}
     for stored in guard.parts.store.read(run_id):
         head = fold.hash
-        if codec.chain(head, stored.body) != stored.hash:
-            raise LogIntegrityError(run_id, stored.seq, "its hash does not fit")
-        record = codec.decode(stored.body)
-        fold.apply(record, stored.hash)
+        record = take(fold, stored)
         if record.type == ev.STEP_STARTED:
             begun[record.key or ""] = codec.to_event(run_id, stored, head)
         if stored.seq == at:

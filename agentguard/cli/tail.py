@@ -19,6 +19,8 @@ from agentguard.runs.state import RunState
 #: How often, in seconds, the store is asked for more.
 _POLL = 0.2
 _PAGE = 1000
+#: States that more may follow; what a damaged row says is not among them.
+_LIVE = frozenset(str(state) for state in RunState if not state.final)
 
 Numbered = tuple[str, Stored]
 
@@ -89,7 +91,7 @@ def _follow_run(store: EventStore, run_id: str, after: int) -> Iterator[Numbered
         for stored in store.read(run_id, after):
             after = stored.seq
             yield run_id, stored
-        if row is None or RunState(row.state).final:
+        if row is None or row.state not in _LIVE:
             return
         time.sleep(_POLL)
 

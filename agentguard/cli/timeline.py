@@ -83,7 +83,10 @@ class Timeline:
 
 def describe(event: Event) -> str:
     """An event in a line."""
-    return _DESCRIPTIONS.get(event.type, _other)(event)
+    try:
+        return _DESCRIPTIONS.get(event.type, _other)(event)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return f"{event.type}, altered: its data are not those of such an event"
 
 
 def _offset(nanoseconds: int) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import typer
 from rich.text import Text
 
 from agentguard import config
+from agentguard.audit.verify import watched
 from agentguard.cli import exits, listing, lookup, output
 from agentguard.cli import tail as tailing
 from agentguard.cli.timeline import Entry, Timeline, event_data
@@ -17,7 +20,7 @@ from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.killswitch.page import PageKillSwitch
-from agentguard.runs.summary import RunSummary, from_data
+from agentguard.runs.summary import RunSummary, from_row
 
 
 def runs(tenant: str | None, state: str | None, limit: int, *, as_json: bool) -> None:
@@ -27,7 +30,7 @@ def runs(tenant: str | None, state: str | None, limit: int, *, as_json: bool) ->
     found: list[RunSummary] = []
     damaged: list[LogIntegrityError] = []
     if lookup.store_is_there():
-        with lookup.reading() as guard:
+        with lookup.looking() as guard:
             found, damaged = _summaries(guard, tenant, state, limit)
     if as_json:
         output.print_json([run.to_data() for run in found])
@@ -53,7 +56,8 @@ def _summaries(
             found.append(guard.summary(row.run_id))
         except LogIntegrityError as error:
             damaged.append(error)
-            found.append(from_data(row.summary))
+            with contextlib.suppress(LogIntegrityError):
+                found.append(from_row(row))
     return found, damaged
 
 
@@ -70,16 +74,39 @@ def show(typed: str, *, payloads: bool, as_json: bool) -> None:
     if typed == CONTROL_RUN_ID and not lookup.store_url().startswith("file:"):
         _show_control(as_json=as_json)
         return
-    with lookup.reading() as guard:
+    with lookup.looking() as guard:
         run_id = lookup.find_run(guard, typed)
-        log = entries(run_id, guard.parts.store.read(run_id))
+        if run_id != CONTROL_RUN_ID:
+            lookup.bury(guard, run_id)
+        altered: list[LogIntegrityError] = []
+        log = entries(run_id, watched(run_id, guard.parts.store.read(run_id), altered.append))
         if as_json:
             events = [event_data(entry, payloads=payloads) for entry in log]
-            run = None if run_id == CONTROL_RUN_ID else guard.summary(run_id).to_data()
-            output.print_json({"run": run, "events": events})
-            return
-        print_lines(Text(f"run {run_id}", style="bold"))
-        print_lines(*Timeline(payloads=payloads).lines(log))
+            output.print_json({"run": _summary_data(guard, run_id, altered), "events": events})
+        else:
+            print_lines(Text(f"run {run_id}", style="bold"))
+            print_lines(*Timeline(payloads=payloads).lines(log))
+    complain_of(altered)
+
+
+def _summary_data(guard: Guard, run_id: str, altered: list[LogIntegrityError]) -> dict[str, Any] | None:
+    """A run's summary; None of the control log, and where it cannot be told."""
+    if run_id == CONTROL_RUN_ID:
+        return None
+    try:
+        return guard.summary(run_id).to_data()
+    except LogIntegrityError as error:
+        if not altered:
+            altered.append(error)
+        return None
+
+
+def complain_of(altered: list[LogIntegrityError]) -> None:
+    """Say that what was shown or written is not what was recorded, and end with that exit code."""
+    for error in altered:
+        output.complain(f"{error}; this is not what was recorded, `agentguard verify` says more")
+    if altered:
+        raise typer.Exit(exits.FAULT)
 
 
 def _show_control(*, as_json: bool) -> None:
@@ -112,7 +139,7 @@ def print_lines(*lines: Text) -> None:
 
 def summary(typed: str, *, as_json: bool) -> None:
     """Say what a run came to."""
-    with lookup.reading() as guard:
+    with lookup.looking() as guard:
         found = guard.summary(_run(guard, typed))
     if as_json:
         output.print_json(found.to_data())

@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from agentguard import _encoding
+from agentguard.audit.verify import take
 from agentguard.cli import exits, listing, lookup, output
 from agentguard.control import Approval, TenantAccount
 from agentguard.errors import RunNotFoundError
 from agentguard.events import codec
 from agentguard.events.model import APPROVAL_REQUESTED, CONTROL_RUN_ID
 from agentguard.guard import Guard
-from agentguard.protocols import EventStore
+from agentguard.ownership import bury_all
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize, usage_data
@@ -70,18 +71,20 @@ def _tenant_data(account: TenantAccount) -> dict[str, Any]:
 class Folds:
     """The live runs of a store, each log read on from where it was read before."""
 
-    def __init__(self, store: EventStore) -> None:
-        self._store = store
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._store = guard.parts.store
         self._folds: dict[str, RunFold] = {}
 
     def summaries(self, tenant: str | None, limit: int) -> list[RunSummary]:
         """The live runs that have spent most first."""
+        bury_all(self._guard)
         rows = [row for state in _LIVE for row in self._store.rows(tenant=tenant, state=state, limit=limit)]
         self._folds = {row.run_id: self._folds.get(row.run_id, RunFold(row.run_id)) for row in rows}
         found = []
         for fold in self._folds.values():
             for stored in self._store.read(fold.run_id, fold.seq):
-                fold.apply(codec.decode(stored.body), stored.hash)
+                take(fold, stored)
             if not fold.state.final:
                 found.append(summarize(fold, fold.running_until_last_event()))
         found.sort(key=lambda run: (run.usage.usd, run.usage.tokens, run.steps), reverse=True)
@@ -92,8 +95,8 @@ def top(tenant: str | None, limit: int, interval: float, *, once: bool, as_json:
     """Show the live runs, once or again and again."""
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
-    with lookup.reading() if lookup.store_is_there() else Guard.in_memory(telemetry=False) as guard:
-        folds = Folds(guard.parts.store)
+    with lookup.looking() if lookup.store_is_there() else Guard.in_memory(telemetry=False) as guard:
+        folds = Folds(guard)
         if as_json:
             output.print_json([run.to_data() for run in folds.summaries(tenant, limit)])
             return

@@ -52,7 +52,7 @@ def decode(body: bytes) -> Record:
     """
     try:
         record = _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise LogIntegrityError("?", 0, f"body is not a record: {error}") from error
     if record.v > SCHEMA_VERSION:
         raise LogIntegrityError(
@@ -71,7 +71,10 @@ def origin(log: Iterable[Stored]) -> str | None:
 
 def to_event(run_id: str, stored: Stored, prev_hash: bytes) -> Event:
     """The event that a user reads."""
-    record = decode(stored.body)
+    try:
+        record = decode(stored.body)
+    except LogIntegrityError as error:
+        raise LogIntegrityError(run_id, stored.seq, error.problem) from error
     return Event(
         run_id=run_id,
         seq=record.seq,

@@ -10,6 +10,7 @@ import msgspec
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Amounts, Request
 from agentguard.budget.model import Budget
+from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
@@ -108,6 +109,22 @@ class RunFold:
         #: Whether any level can refuse, or counts repeats: else a step skips the question.
         self.limited = any(not budget.unlimited for budget in budgets)
         self.counts_repeats = any(budget.repeats is not None for budget in budgets)
+
+    def apply_stored(self, stored: codec.Stored) -> Record:
+        """Apply an event that was read, whose hash somebody else has looked at.
+
+        Raises:
+            LogIntegrityError: it is no event, or cannot come after what is before it.
+        """
+        try:
+            record = codec.decode(stored.body)
+            self.apply(record, stored.hash)
+        except LogIntegrityError as error:
+            raise LogIntegrityError(self.run_id, stored.seq, error.problem) from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            problem = f"it cannot come after what is before it ({error!r})"
+            raise LogIntegrityError(self.run_id, stored.seq, problem) from error
+        return record
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentguard.budget.model import Budget, Usage
+from agentguard.errors import LogIntegrityError
 from agentguard.events.model import Head
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
+
+if TYPE_CHECKING:
+    from agentguard.protocols import RunRow
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +117,12 @@ def moment(ns: int | None) -> datetime | None:
 
 
 def from_data(data: dict[str, Any]) -> RunSummary:
-    """A summary from what `to_data` gave."""
+    """A summary from what `to_data` gave.
+
+    Raises:
+        LookupError, TypeError, ValueError: it gave something else.
+    """
+    msgspec.convert(data, _Shape)
     usage = data["usage"]
     return RunSummary(
         run_id=data["run_id"],
@@ -134,6 +143,46 @@ def from_data(data: dict[str, Any]) -> RunSummary:
         bounded=data["bounded"],
         needs_branch_names=data.get("needs_branch_names", False),
     )
+
+
+def from_row(row: RunRow) -> RunSummary:
+    """The summary in a run's row, as of the last change of its state.
+
+    Raises:
+        LogIntegrityError: it is none: the row was changed by hand.
+    """
+    try:
+        RunState(row.state)
+        return from_data(row.summary)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"its row in the store cannot be read ({error!r}); `agentguard verify` says more"
+        raise LogIntegrityError(row.run_id, 0, problem) from error
+
+
+class _HeadShape(msgspec.Struct):
+    seq: int
+    hash: str
+
+
+class _Shape(msgspec.Struct):
+    """Which types `to_data` gives."""
+
+    run_id: str
+    name: str
+    tenant: str
+    state: RunState
+    steps: int
+    usage: dict[str, int | str]
+    budget: dict[str, Any]
+    started_at: str | None
+    ended_at: str | None
+    duration: float | None
+    termination: dict[str, Any] | None
+    head: _HeadShape
+    metadata: dict[str, Any]
+    warnings: list[dict[str, Any]]
+    parent_id: str | None
+    bounded: bool
 
 
 def _usage(data: dict[str, Any]) -> Usage:

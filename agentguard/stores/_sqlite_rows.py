@@ -23,22 +23,37 @@ def parameters(row: RunRow) -> dict[str, Any]:
 
 
 def run_row(columns: tuple[Any, ...]) -> RunRow:
-    """A run from its columns, in the order of the queries."""
+    """A run from its columns, in the order of the queries; text comes as its bytes.
+
+    What was garbled by hand is given as it can be: who needs it says what is wrong with it, and other
+    rows must not suffer.
+    """
     return RunRow(
-        run_id=columns[0],
-        name=columns[1],
-        tenant=columns[2],
-        state=columns[3],
+        run_id=_text(columns[0]),
+        name=_text(columns[1]),
+        tenant=_text(columns[2]),
+        state=_text(columns[3]),
         created_ns=columns[4],
         number=columns[5],
-        parent_id=columns[6],
+        parent_id=None if columns[6] is None else _text(columns[6]),
         ended_ns=columns[7],
         epoch=columns[8],
-        owner=_decode(columns[9]),
+        owner=_data(columns[9]),
         heartbeat_ns=columns[10],
         salt=columns[11],
-        summary=_decode(columns[12]),
+        summary=_data(columns[12]),
     )
+
+
+def _text(column: bytes) -> str:
+    return column.decode("utf-8", "replace")
+
+
+def _data(column: bytes) -> dict[str, Any]:
+    try:
+        return _decode(column)
+    except ValueError:
+        return {"unreadable": _text(column)}
 
 
 def account_text(account: Account) -> str:

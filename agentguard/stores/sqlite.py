@@ -9,8 +9,9 @@ import threading
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -269,14 +270,17 @@ class SQLiteEventStore:
                 # moment: inside `exclusive` everything is fetched now.
                 yield from map(_to_stored, cursor.fetchall() if database.is_writing() else cursor)
             finally:
-                cursor.close()
+                # Of an iterator that nobody has finished, the connection may have been closed before.
+                with suppress(sqlite3.ProgrammingError):
+                    cursor.close()
 
     def scan(self, run_id: str) -> Iterator[tuple[Any, ...]]:
         """`read` from the first event, as plain tuples: for who looks at millions of them."""
         database = self._database()
         with database.errors, database.reading(self._timeout) as connection:
             cursor = connection.execute(self._sql["events"], {"run_id": run_id, "after": 0})
-            yield from cursor.fetchall() if database.is_writing() else cursor
+            # `chain` has no `close`, which would be called when the connection may be closed already.
+            yield from cursor.fetchall() if database.is_writing() else chain(cursor)
 
     def last(self, run_id: str) -> Stored | None:
         """The run's newest event."""

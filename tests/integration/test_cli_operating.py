@@ -263,7 +263,7 @@ def test_top_reads_a_log_on_from_where_it_was(guard: Guard, monkeypatch: pytest.
     """A long run costs no more at each look than what it did since the last one."""
     from agentguard.cli.watching import Folds
 
-    folds, asked = Folds(guard.parts.store), []
+    folds, asked = Folds(guard), []
     read = guard.parts.store.read
     with guard.run("long") as run:
         pay(1)

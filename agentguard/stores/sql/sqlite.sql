@@ -1,4 +1,6 @@
 -- The queries of SQLiteEventStore: a name, a line of purpose, the statement.
+-- The casts change nothing of what was written here.  Whoever edits a file by hand may leave text or
+-- numbers where bytes were, and the reverse; those are read as their bytes, so that a hash tells.
 
 -- name: insert_event
 -- Append one event; a trigger sees to it that it is the next one of its run.
@@ -29,61 +31,77 @@ WHERE run_id = :run_id
 
 -- name: run
 -- One run.
-SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner,
-    heartbeat_ns, salt, summary
+SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
+    CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
+    CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
+    CAST(summary AS BLOB)
 FROM run WHERE run_id = ?;
 
 -- name: runs
 -- The newest runs.
-SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner,
-    heartbeat_ns, salt, summary
+SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
+    CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
+    CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
+    CAST(summary AS BLOB)
 FROM run ORDER BY number DESC LIMIT :limit;
 
 -- name: runs_of_tenant
 -- The newest runs of a tenant.
-SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner,
-    heartbeat_ns, salt, summary
+SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
+    CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
+    CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
+    CAST(summary AS BLOB)
 FROM run WHERE tenant = :tenant ORDER BY number DESC LIMIT :limit;
 
 -- name: runs_in_state
 -- The newest runs in a state.
-SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner,
-    heartbeat_ns, salt, summary
+SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
+    CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
+    CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
+    CAST(summary AS BLOB)
 FROM run WHERE state = :state ORDER BY number DESC LIMIT :limit;
 
 -- name: runs_of_tenant_in_state
 -- The newest runs of a tenant in a state.
-SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner,
-    heartbeat_ns, salt, summary
+SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
+    CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
+    CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
+    CAST(summary AS BLOB)
 FROM run WHERE tenant = :tenant AND state = :state ORDER BY number DESC LIMIT :limit;
 
 -- name: children
 -- The runs nested directly in a run, oldest first.
-SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner,
-    heartbeat_ns, salt, summary
+SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
+    CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
+    CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
+    CAST(summary AS BLOB)
 FROM run WHERE parent_id = ? ORDER BY number;
 
 -- name: events
 -- The events of a run after a sequence.
-SELECT event.key & 4294967295, event.body, event.hash, event.payload, 0
+SELECT event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+    CAST(event.payload AS BLOB), 0
 FROM run JOIN event ON event.key > (run.number << 32) + :after AND event.key < run.number + 1 << 32
 WHERE run.run_id = :run_id ORDER BY event.key;
 
 -- name: last_event
 -- The newest event of a run.
-SELECT event.key & 4294967295, event.body, event.hash, event.payload, 0
+SELECT event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+    CAST(event.payload AS BLOB), 0
 FROM run JOIN event ON event.key > run.number << 32 AND event.key < run.number + 1 << 32
 WHERE run.run_id = ? ORDER BY event.key DESC LIMIT 1;
 
 -- name: tail
 -- The events of all runs after a position.
-SELECT run.run_id, event.key & 4294967295, event.body, event.hash, event.payload, feed.position
+SELECT CAST(run.run_id AS TEXT), event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+    CAST(event.payload AS BLOB), feed.position
 FROM feed CROSS JOIN event ON event.key = feed.key CROSS JOIN run ON run.number = feed.key >> 32
 WHERE feed.position > :after ORDER BY feed.position LIMIT :limit;
 
 -- name: tail_of_tenant
 -- The events of a tenant's runs after a position.
-SELECT run.run_id, event.key & 4294967295, event.body, event.hash, event.payload, feed.position
+SELECT CAST(run.run_id AS TEXT), event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+    CAST(event.payload AS BLOB), feed.position
 FROM feed CROSS JOIN run ON run.number = feed.key >> 32 CROSS JOIN event ON event.key = feed.key
 WHERE feed.position > :after AND run.tenant = :tenant ORDER BY feed.position LIMIT :limit;
 

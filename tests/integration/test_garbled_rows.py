@@ -1,0 +1,130 @@
+"""A file that somebody edited by hand: whoever reads it says so, and nothing breaks on it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentguard import Guard, LogIntegrityError, guarded_step
+from agentguard.cli import main
+
+Cli = Callable[..., tuple[int, str, str]]
+
+#: Statements on run "a" and what `verify` says; SQLite gives what `replace` returns as text, not as bytes.
+EVENTS = {
+    "a body as text": (
+        "UPDATE event SET body = replace(body, 'completed', 'failed') WHERE key = {at} + 4",
+        4,
+    ),
+    "a body as a number": ("UPDATE event SET body = 5 WHERE key = {at} + 4", 4),
+    "an empty body": ("UPDATE event SET body = '' WHERE key = {at} + 4", 4),
+    "a body that is no text": ("UPDATE event SET body = CAST(x'ff00' AS TEXT) WHERE key = {at} + 4", 4),
+    "a hash as text": ("UPDATE event SET hash = 'abc' WHERE key = {at} + 4", 4),
+    "a hash as a number": ("UPDATE event SET hash = 7 WHERE key = {at} + 4", 4),
+    "a payload as text": ("UPDATE event SET payload = replace(payload, '1', '2') WHERE key = {at} + 3", 3),
+    "a payload as a number": ("UPDATE event SET payload = 1.5 WHERE key = {at} + 3", 3),
+    "a salt as text": ("UPDATE run SET salt = 'aa' WHERE run_id = 'a'", 3),
+}
+ROWS = {
+    "summary": "UPDATE run SET summary = 'garbage' WHERE run_id = 'a'",
+    "no summary": "UPDATE run SET summary = '{{}}' WHERE run_id = 'a'",
+    "a summary of other types": "UPDATE run SET summary = json_set(summary, '$.steps', 'x') WHERE run_id = 'a'",
+    "a summary that is no text": "UPDATE run SET summary = x'ff00' WHERE run_id = 'a'",
+    "state": "UPDATE run SET state = 'x' WHERE run_id = 'a'",
+}
+
+
+@guarded_step
+def echo(value: int) -> int:
+    return value
+
+
+@pytest.fixture
+def store(home: Path) -> Path:
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        for run_id in "ab":
+            with guard.run("r", run_id=run_id):
+                echo(1)
+    return home / "agentguard.db"
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def garble(file: Path, statement: str) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f'DROP TRIGGER "{name}"')
+        (number,) = connection.execute("SELECT number FROM run WHERE run_id = 'a'").fetchone()
+        connection.execute(statement.format(at=number << 32))
+
+
+@pytest.mark.parametrize("case", EVENTS)
+def test_an_event_of_another_type_is_a_fault_and_no_exception(store: Path, cli: Cli, case: str) -> None:
+    statement, seq = EVENTS[case]
+    garble(store, statement)
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        assert [fault[:2] for fault in guard.verify().faults] == [("a", seq)]
+        assert guard.verify("b")
+        with pytest.raises(LogIntegrityError):
+            guard.replay("a").__enter__()
+    code, out, _ = cli("verify", "--json")
+    assert (code, [fault["seq"] for fault in json.loads(out)["faults"]]) == (1, [seq])
+    for command in (["replay", "a"], ["show", "a"], ["export", "a"], ["diff", "a", "b"], ["doctor"]):
+        code, out, err = cli(*command)
+        assert code in {0, 1}, err
+        if "payload" not in case and "salt" not in case and command[0] != "doctor":
+            assert code == 1
+            assert "run a, event 4" in out + err
+    assert cli("what-if", "a", "--steps", "9")[0] in {0, 1}
+    assert cli("tail")[0] in {0, 1}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_garbled_row_is_a_fault_and_hides_no_other_run(store: Path, cli: Cli, case: str) -> None:
+    garble(store, ROWS[case])
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        (fault,) = guard.verify().faults
+        assert fault.run_id == "a"
+        with pytest.raises(LogIntegrityError, match="run a, event 0: its row .* `agentguard verify`"):
+            guard.summary("a")
+        assert guard.summary("b").steps == 1
+    code, out, err = cli("runs", "--json")
+    assert (code, [run["run_id"] for run in json.loads(out)]) == (1, ["b"])
+    assert "run a" in err
+    for command in (["summary", "a"], ["export", "a"], ["show", "a", "--json"], ["verify"]):
+        code, out, err = cli(*command)
+        assert code == 1
+        assert "run a" in out + err
+
+
+def test_a_garbled_owner_is_a_fault_and_the_run_can_be_told(store: Path, cli: Cli) -> None:
+    garble(store, "UPDATE run SET owner = 'x' WHERE run_id = 'a'")
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        (fault,) = guard.verify().faults
+        assert fault[:2] == ("a", 5)
+        assert "owner" in fault.problem
+        assert guard.summary("a").steps == 1
+    assert cli("runs")[0] == 0
+
+
+def test_an_altered_log_is_exported_as_it_is_and_said_to_be_altered(
+    store: Path, cli: Cli, tmp_path: Path
+) -> None:
+    garble(store, EVENTS["a body as text"][0])
+    code, _, err = cli("export", "a", "-o", str(tmp_path / "a.jsonl"))
+    assert code == 1
+    assert "run a, event 4: its hash does not fit" in err
+    with Guard.open(f"file://{tmp_path / 'a.jsonl'}", telemetry=False) as guard:
+        assert [fault[:2] for fault in guard.verify().faults] == [("a", 4)]
