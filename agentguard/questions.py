@@ -115,11 +115,12 @@ class Questions(Held):
         heads = {name: Head(*head) for name, head in (anchors or {}).items()}
         store = self.parts.store
         control = self.parts.switch.read
+        announced = int(getattr(self.parts.switch, "announced", 0))
         if run_id is None:
-            return audit.verify(store, store.rows(limit=2**62), heads, control)
+            return audit.verify_all(store, heads, control, announced)
         own = {name: head for name, head in heads.items() if name == run_id}
         if run_id == ev.CONTROL_RUN_ID:
-            return audit.verify(store, [], own, control)
+            return audit.verify(store, [], own, control, announced)
         row = self._row(run_id)
         store.last(run_id)  # raises if its events were evicted, of which a whole store says how many
         return audit.verify(store, [row], own)

@@ -34,7 +34,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `anchored` says whether every run was held against an anchor; without one, that the end of a log
     was cut off is not excluded, and `str(report)` says so.  `evicted` counts runs whose events
-    `memory://` has let go of: nothing is said of them.
+    `memory://` has let go of: nothing is said of them.  `pruned` counts runs that an anchor names, and
+    that were dropped by `prune` with just that head, as the control log says.
     """
 
     faults: tuple[Fault, ...]
@@ -42,6 +43,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     runs: int
     evicted: int = 0
+    pruned: int = 0
 
     def __bool__(self) -> bool:
         return not self.faults
@@ -53,7 +55,22 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
             return f"NOT intact: run {first.run_id}, event {first.seq}: {first.problem}{more}"
         limits = "" if self.anchored else "; no anchor given: truncation not excluded"
         gone = f"; {self.evicted} runs were evicted from memory" if self.evicted else ""
+        gone += f"; {self.pruned} anchored runs are gone, pruned on record" if self.pruned else ""
         return f"intact: {self.events} events of {self.runs} runs{limits}{gone}"
+
+
+def verify_all(
+    store: EventStore,
+    anchors: Mapping[str, Head],
+    control: Callable[[], Iterable[Stored]],
+    announced: int = 0,
+) -> VerifyReport:
+    """Verify every run of a store, and the control log; see `verify`."""
+    report = verify(store, store.rows(limit=2**62), anchors, control, announced)
+    orphans: Iterable[tuple[int, int]] = getattr(store, "orphans", tuple)()
+    problem = "events of run number {} are here, and the run's row is gone"
+    lost = [Fault("?", seq, problem.format(number)) for number, seq in orphans]
+    return msgspec.structs.replace(report, faults=(*report.faults, *lost)) if lost else report
 
 
 def verify(
@@ -61,10 +78,14 @@ def verify(
     rows: Iterable[RunRow],
     anchors: Mapping[str, Head],
     control: Callable[[], Iterable[Stored]] | None = None,
+    announced: int = 0,
 ) -> VerifyReport:
-    """Verify the logs of `rows`, each with its row in one snapshot, and the control log if it is given."""
+    """Verify the logs of `rows`, each with its row in one snapshot, and the control log if it is given.
+
+    `announced` is the newest control record that the kill page knew of beforehand.
+    """
     faults: list[Fault] = []
-    events = runs = evicted = 0
+    events = runs = evicted = pruned = 0
     anchored = True
     left = dict(anchors)
     for listed in rows:
@@ -84,15 +105,22 @@ def verify(
     if control is not None:
         anchor = left.pop(CONTROL_RUN_ID, None)
         found, seen = _verify_control(control(), anchor)
+        if not found and seen < announced:
+            problem = f"the log ends before record {announced}, which the kill page has announced"
+            found = [Fault(CONTROL_RUN_ID, seen, problem)]
         events += seen
         faults += found
         anchored = anchored and (runs > 0 or anchor is not None)
-        faults += [] if found else _gone(left, control())
+        gone = [] if found else list(_gone(left, control()))
+        pruned = 0 if found else len(left) - len(gone)
+        faults += gone
     else:
         anchored = anchored and runs > 0
         faults += _gone(left, ())
     faults += [Fault(*fault) for fault in getattr(store, "damage", ())]
-    return VerifyReport(faults=tuple(faults), anchored=anchored, events=events, runs=runs, evicted=evicted)
+    return VerifyReport(
+        faults=tuple(faults), anchored=anchored, events=events, runs=runs, evicted=evicted, pruned=pruned
+    )
 
 
 def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[list[Fault], int | None]:

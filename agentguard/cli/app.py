@@ -177,7 +177,9 @@ def summary(
     views.summary(run_id, as_json=as_json)
 
 
-@app.command(epilog="--json: {intact, anchored, runs, events, faults: [{run_id, seq, problem}]}.")
+@app.command(
+    epilog="--json: {intact, anchored, runs, evicted, pruned, events, faults: [{run_id, seq, problem}]}."
+)
 def verify(
     run_id: Annotated[
         str | None,

@@ -57,14 +57,14 @@ def _logs(typed: str | None) -> Iterator[Guard]:
 def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit.VerifyReport:
     store = guard.parts.store
     # From the file, since neither a damaged page nor a damaged log may keep us from saying so.
-    control = lookup.control_log(guard).read
+    log = lookup.control_log(guard)
     if typed is None:
-        return audit.verify(store, store.rows(limit=2**62), heads, control)
+        return audit.verify_all(store, heads, log.read, log.announced)
     run_id = lookup.find_run(guard, typed)
     if others := heads.keys() - {run_id}:
         raise exits.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
     if run_id == CONTROL_RUN_ID:
-        return audit.verify(store, [], heads, control)
+        return audit.verify(store, [], heads, log.read, log.announced)
     return audit.verify(store, [row] if (row := store.row(run_id)) is not None else [], heads)
 
 

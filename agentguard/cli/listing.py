@@ -138,6 +138,7 @@ def report_data(report: VerifyReport) -> dict[str, Any]:
         "anchored": report.anchored,
         "runs": report.runs,
         "evicted": report.evicted,
+        "pruned": report.pruned,
         "events": report.events,
         "faults": [fault._asdict() for fault in report.faults],
     }
@@ -148,6 +149,7 @@ def report_lines(report: VerifyReport) -> Iterator[Text]:
     counts = f"{report.events:,} events of {report.runs:,} {'run' if report.runs == 1 else 'runs'}"
     if report:
         limit = "" if report.anchored else "; no anchor given: truncation not excluded"
+        limit += f"; {report.pruned} anchored runs are gone, pruned on record" if report.pruned else ""
         yield Text(f"intact: {counts}{limit}", style="green")
         return
     yield Text(f"NOT intact: {len(report.faults)} at fault among {counts}", style="bold red")

@@ -19,6 +19,7 @@ from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.killswitch.control import ControlLog
+from agentguard.killswitch.layout import announced
 from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 from agentguard.protocols import KillSwitch
 from agentguard.tenancy import check_id
@@ -142,8 +143,9 @@ def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
     own = None if guard is None else getattr(guard.parts.store, "switch", None)
     if isinstance(own, ReadOnlyKillSwitch):
         return own
-    log = ControlLog(config.home())
-    return ReadOnlyKillSwitch(str(log.path), log.read)
+    home = config.home()
+    log = ControlLog(home)
+    return ReadOnlyKillSwitch(str(log.path), log.read, announced=announced(home))
 
 
 def find_run(guard: Guard, typed: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.control import ControlLog
-from agentguard.killswitch.layout import ALARM, Page, PageDamagedError, target_of
+from agentguard.killswitch.layout import ALARM, PAGE_NAME, Page, PageDamagedError, target_of
 from agentguard.killswitch.lockfile import LockFile
 from agentguard.killswitch.model import GENERATION, Kill
 
@@ -28,7 +28,7 @@ class KillFiles:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.path = home / "kill.page"
+        self.path = home / PAGE_NAME
         self.log = ControlLog(home)
         self._lock = threading.RLock()
         self._file = LockFile(home / "control.lock")

@@ -28,6 +28,7 @@ from agentguard.killswitch.control import LogState, sync_directory
 from agentguard.killswitch.model import GENERATION, GLOBAL, RUN, TENANT
 from agentguard.killswitch.places import Places
 
+PAGE_NAME = "kill.page"
 PAGE_BYTES = 2048 * 8
 MAGIC = int.from_bytes(b"agkill\x00\x01", "little")
 EVERYTHING_STOPPED = 2
@@ -162,6 +163,18 @@ class Page:
         if not self.intact:
             self.words[:] = memoryview(bytes(PAGE_BYTES)).cast("Q")
         _fill(self.words, state)
+
+
+def announced(home: Path) -> int:
+    """The newest control record that the page of a home knows of, as far as it can be read; else 0."""
+    try:
+        with (home / PAGE_NAME).open("rb") as file:
+            words = memoryview(file.read(PAGE_BYTES)).cast("Q")
+    except (OSError, TypeError):
+        return 0
+    if len(words) < PLACES or words[0] != MAGIC or words[GENERATION] == ALARM:
+        return 0
+    return int(words[GENERATION])
 
 
 def target_of(scope: str, target: str) -> str:

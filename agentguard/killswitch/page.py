@@ -14,6 +14,7 @@ from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.killswitch.attendance import Attendance, Seat
 from agentguard.killswitch.files import KillFiles
 from agentguard.killswitch.forking import renew_after_fork
+from agentguard.killswitch.layout import announced
 from agentguard.killswitch.presence import wake
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ class PageKillSwitch:
     def _read(self, after: int) -> Iterator[Stored]:
         with self._files.failing_closed():
             yield from self._files.log.read(after)
+
+    @property
+    def announced(self) -> int:
+        """The newest control record that the page knows of, for somebody who verifies the log."""
+        return announced(self.home)
 
     def verify(self) -> Head:
         """Check the control log from its start, and give its head.

@@ -16,7 +16,9 @@ from agentguard.protocols import Participant
 class ReadOnlyKillSwitch:
     """Answers from a control log, as it is when it is first asked; `where` is for messages."""
 
-    def __init__(self, where: str, log: Callable[[], Iterator[Stored]]) -> None:
+    def __init__(self, where: str, log: Callable[[], Iterator[Stored]], announced: int = 0) -> None:
+        #: The newest record that the page beside the log knew of.
+        self.announced = announced
         self._where = where
         self._log = log
         self._index: KillIndex | None = None

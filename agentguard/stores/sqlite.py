@@ -220,10 +220,7 @@ class SQLiteEventStore:
         return _sqlite_removal.erase(self._database(), self._sql, run_id, self._timeout)
 
     def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
-        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids.
-
-        The highest position of the store is held by an empty event, which no read shows.
-        """
+        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids."""
         database = self._database()
         return _sqlite_removal.prune(database, self._sql, ended_before_ns, keep, self._timeout)
 
@@ -286,6 +283,10 @@ class SQLiteEventStore:
         """The run's newest event."""
         found = self._select("last_event", (run_id,))
         return Stored(*found[0]) if found else None
+
+    def orphans(self) -> list[tuple[int, int]]:
+        """Number and first sequence of logs whose run has no row: somebody deleted it by hand."""
+        return self._select("orphans", ())
 
     def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
         """Events of all runs with a position above `after`, in commit order, with their run ids.

@@ -128,3 +128,49 @@ def test_an_altered_log_is_exported_as_it_is_and_said_to_be_altered(
     assert "run a, event 4: its hash does not fit" in err
     with Guard.open(f"file://{tmp_path / 'a.jsonl'}", telemetry=False) as guard:
         assert [fault[:2] for fault in guard.verify().faults] == [("a", 4)]
+
+
+def test_a_run_whose_row_was_deleted_is_a_fault(store: Path, cli: Cli) -> None:
+    garble(store, "DELETE FROM run WHERE run_id = 'a'")
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        (fault,) = guard.verify().faults
+        assert fault == ("?", 1, "events of run number 1 are here, and the run's row is gone")
+        assert guard.verify("b")
+    code, out, _ = cli("verify")
+    assert code == 1
+    assert "the run's row is gone" in out
+
+
+def test_a_run_id_of_another_type_is_a_fault(store: Path) -> None:
+    garble(store, "UPDATE run SET run_id = CAST(run_id AS BLOB) WHERE run_id = 'a'")
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        assert [fault.seq for fault in guard.verify().faults] == [1]
+
+
+@pytest.mark.parametrize("left", [2, 1, 0])
+def test_a_control_log_cut_off_is_held_against_the_kill_page(home: Path, cli: Cli, left: int) -> None:
+    with Guard.open(telemetry=False) as guard:
+        for reason in ("one", "two", "three"):
+            guard.kill(run="nobody", reason=reason)
+        assert guard.verify()
+    log = home / "control.log"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:left]))
+    problem = "the log ends before record 3, which the kill page has announced"
+    with Guard.open(telemetry=False) as guard:
+        assert guard.verify("control").faults == (("control", left, problem),)
+        assert guard.verify().faults == (("control", left, problem),)
+    code, out, _ = cli("verify", "--json")
+    assert (code, json.loads(out)["faults"][0]["problem"]) == (1, problem)
+
+
+def test_an_anchored_run_that_was_pruned_is_told(store: Path, cli: Cli) -> None:
+    with Guard.open(kill_switch="page", telemetry=False) as guard:
+        heads = {run.run_id: run.head for run in guard.runs()}
+        guard.prune(0)
+        report = guard.verify(anchors=heads)
+        assert (bool(report), report.pruned) == (True, 2)
+        assert "2 anchored runs are gone, pruned on record" in str(report)
+    head = heads["a"]
+    code, out, _ = cli("verify", "--anchor", f"a={head.seq}:{head.hash}")
+    assert code == 0
+    assert "1 anchored runs are gone, pruned on record" in out

@@ -136,6 +136,18 @@ WHERE fed = 0 AND state IN ('COMPLETED', 'KILLED', 'FAILED')
     AND (SELECT max(key) FROM feed WHERE key > number << 32 AND key < number + 1 << 32)
         IS (SELECT max(key) FROM event WHERE key > number << 32 AND key < number + 1 << 32);
 
+-- name: orphans
+-- The first event of every log whose run has no row that could be asked for.
+WITH RECURSIVE first (key) AS (
+    SELECT min(key) FROM event
+    UNION ALL
+    SELECT (SELECT min(event.key) FROM event WHERE event.key >= (first.key >> 32) + 1 << 32)
+    FROM first WHERE first.key IS NOT NULL
+)
+SELECT first.key >> 32, first.key & 4294967295 FROM first
+WHERE first.key IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM run WHERE number = first.key >> 32 AND typeof(run_id) = 'text');
+
 -- name: head
 -- The newest sequence of a run, or NULL, if there is such a run.
 SELECT (SELECT max(key) FROM event WHERE key > number << 32 AND key < number + 1 << 32) & 4294967295
