@@ -252,6 +252,8 @@ class Run:
         if loop in journal.loops:
             return
         journal.loops[loop] = tasks.meet(loop, id(journal))
+        if journal.player is not None:
+            journal.player.meet(loop, early=early)
         if early:
             if branch.tasks is None:
                 branch.tasks = tasks.EarlyTasks()

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentguard.errors import ReplayDivergenceError
 from agentguard.replay import divergence as d
+from agentguard.replay.stalls import IDLE, LOOK_AGAIN, idle
 from agentguard.replay.tape import Call
 from agentguard.steps.gate import TURNS, after_turns
 
 if TYPE_CHECKING:
     from agentguard.replay.player import Player
-
-#: How long, in seconds, a loop must have nothing to do and nothing to wait for to count as stalled;
-#: a thread that it does not know of may be about to hand it work.
-IDLE = 0.2
-_LOOK_AGAIN = 0.02
 
 Loop = asyncio.AbstractEventLoop
 
@@ -33,6 +28,11 @@ class DeliveryOrder:
         self._busy = False
         self._watching = False
         self._progress = 0.0
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a step waits for its turn."""
+        return bool(self._waiting)
 
     async def turn(self, call: Call) -> None:
         """Return when it is this call's turn; a call that the program cancelled waits to be again."""
@@ -85,6 +85,7 @@ class DeliveryOrder:
             return
         call.delivered = True
         self._progress = time.monotonic()
+        self._player.progress()
         future = self._waiting[call][1]
         if not future.done():
             future.set_result(None)
@@ -99,13 +100,13 @@ class DeliveryOrder:
             self._pump(loop)
             return
         now = time.monotonic()
-        if not _idle(loop):
+        if not idle(loop):
             quiet_since = now
         if now - quiet_since >= IDLE or now - self._progress >= self._stall_timeout:
             self._stalled(call)
             return
         self._watching = True
-        loop.call_later(_LOOK_AGAIN, self._watch, loop, quiet_since)
+        loop.call_later(LOOK_AGAIN, self._watch, loop, quiet_since)
 
     def _stalled(self, call: Call | None) -> None:
         asked = ", ".join(waiting.start.key or "" for waiting in self._waiting)
@@ -121,31 +122,3 @@ class DeliveryOrder:
 def _fail(future: asyncio.Future[None], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _idle(loop: Any) -> bool:
-    """Whether a loop has nothing to do and nothing to wait for; a loop that cannot tell never is.
-
-    What it may be waiting for are timers, files, sockets, processes, and threads that it gave work to.
-    """
-    ready, scheduled = getattr(loop, "_ready", None), getattr(loop, "_scheduled", None)
-    if ready is None or scheduled is None:
-        return False
-    if ready or not all(handle.cancelled() for handle in scheduled):
-        return False
-    if _waits_for_files(loop) or any(map(_waits_for_thread, asyncio.all_tasks(loop))):
-        return False
-    return not any(thread.name.startswith("asyncio-waitpid") for thread in threading.enumerate())
-
-
-def _waits_for_files(loop: Any) -> bool:
-    """Whether a loop watches more than the socket that wakes it."""
-    watched: Any = getattr(getattr(loop, "_selector", None), "get_map", dict)()
-    return len(watched or ()) > 1
-
-
-def _waits_for_thread(task: Any) -> bool:
-    """Whether a task waits for a future that a thread will settle, as `asyncio.wrap_future` makes them."""
-    waiter = getattr(task, "_fut_waiter", None)
-    callbacks = getattr(waiter, "_callbacks", None) or ()
-    return any("_chain_future" in getattr(call, "__qualname__", "") for call, _ in callbacks)

@@ -6,6 +6,7 @@ prefix and lets the rest go live; there, a step that started and has no outcome 
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -25,6 +26,7 @@ from agentguard.events.model import Record
 from agentguard.replay import divergence as d
 from agentguard.replay.ahead import Ahead
 from agentguard.replay.order import DeliveryOrder
+from agentguard.replay.stalls import Stalls
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.state import RunState
@@ -61,6 +63,7 @@ class Player:
         #: The last call served of each `key=`.
         self._keyed: dict[str, Call] = {}
         self.order = DeliveryOrder(self, stall_timeout)
+        self._stalls = Stalls(self, stall_timeout)
         #: The step that may have happened, once the program has met one: an operator must resolve it.
         self.in_doubt: StepOutcomeUnknownError | None = None
         #: The first difference; once found, every further call raises it.
@@ -70,6 +73,27 @@ class Player:
     def live(self) -> bool:
         """Whether calls that are not on record go live."""
         return self._unknown is not None
+
+    def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
+        """See `agentguard.steps.served.Player`."""
+        if self._around is None and not self.live:
+            self._stalls.attend(loop, early=early)
+
+    def progress(self) -> None:
+        """The program has come to a call, of this run or of one inside it."""
+        self._stalls.progress()
+        if self._around is not None:
+            self._around.progress()
+
+    def close(self) -> None:
+        """The program has left the replay's block."""
+        self._stalls.close()
+
+    def first_left(self) -> Call | None:
+        """The first recorded call that the program has not come to."""
+        with self._lock:
+            call = self.tape.left_over()
+            return None if call is None else self.tape.outermost(call)
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -160,6 +184,7 @@ class Player:
     def _call(self, key: str, pos: int, scope: str, path: str | None = None) -> Call | None:
         if self.divergence is not None:
             raise self.divergence.with_traceback(None)
+        self.progress()
         path = branch_of(key) if path is None else path
         found = f"{key} as call {pos} of branch {path}"
         call = self.tape.find(key, path, pos)

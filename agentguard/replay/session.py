@@ -91,6 +91,7 @@ class Replaying:
         player = self._player
         if player is None:
             return None
+        player.close()
         if player.divergence is not None and error is not player.divergence:
             raise player.divergence.with_traceback(None) from error
         if isinstance(error, ReplayDivergenceError | StepOutcomeUnknownError) or (

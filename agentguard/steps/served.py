@@ -6,6 +6,7 @@ prefix); a pure replay never answers so.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentguard.budget.account import Amounts
@@ -42,6 +43,10 @@ class ServedItems(NamedTuple):
 
 class Player(Protocol):
     """What replay and recovery answer."""
+
+    def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
+        """The program runs in this event loop; `early`: which began inside the run's block."""
+        ...
 
     def serve(self, step: Step) -> Served | None:
         """The outcome of a sync step."""

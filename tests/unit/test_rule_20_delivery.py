@@ -256,3 +256,141 @@ def test_rule_20_a_loop_that_waits_for_the_world_outside_is_no_stall(
         lambda: first_the_slow_one(wait, again=True),
     )
     assert again == live == ["after it", "at once"]
+
+
+# --- a program that waits outside of any step ----------------------------------------------------
+
+
+async def gathered(stuck: set[str], event: asyncio.Event) -> None:
+    async def one(name: str) -> None:
+        if name in stuck:
+            await event.wait()
+        await fetch(name)
+
+    await fetch("first")
+    async with asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(one(name))
+
+
+async def in_sequence(stuck: set[str], event: asyncio.Event) -> None:
+    for name in "abc":
+        if name in stuck:
+            await event.wait()
+        await fetch(name)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["block in the loop", "loop in the block"])
+@pytest.mark.parametrize("timer", [True, False], ids=["timer", "no timer"])
+@pytest.mark.parametrize(
+    ("program", "stuck", "key"),
+    [
+        (gathered, "a", "main/task#1/fetch#1"),
+        (gathered, "c", "main/task#3/fetch#1"),
+        (gathered, "abc", "main/task#1/fetch#1"),
+        (in_sequence, "b", "main/fetch#2"),
+    ],
+    ids=["first", "last", "all", "in sequence"],
+)
+def test_rule_20_a_program_that_waits_outside_of_steps_is_no_hang(
+    guard: Guard,
+    program: Callable[[set[str], asyncio.Event], Awaitable[None]],
+    stuck: str,
+    key: str,
+    timer: bool,
+    inside: bool,
+) -> None:
+    async def live() -> None:
+        async with guard.run("program", run_id="r"):
+            await program(set(), asyncio.Event())
+
+    async def waits() -> None:
+        if timer:
+            asyncio.get_running_loop().call_later(600, print)
+        await program(set(stuck), asyncio.Event())
+
+    async def block() -> None:
+        async with guard.replay("r", stall_timeout=0.5):
+            await waits()
+
+    if inside:
+        asyncio.run(live())
+    else:
+        with guard.run("program", run_id="r"):
+            asyncio.run(program(set(), asyncio.Event()))  # type: ignore[arg-type]
+    with pytest.raises(ReplayDivergenceError) as caught:
+        if inside:
+            asyncio.run(block())
+        else:
+            with guard.replay("r", stall_timeout=0.5):
+                asyncio.run(waits())
+    assert (caught.value.kind, caught.value.key) == ("order", key)
+
+
+def test_rule_20_a_stall_does_not_cancel_what_is_around_the_replay(guard: Guard) -> None:
+    async def main() -> tuple[str, int]:
+        async with guard.run("program") as run:
+            await fetch("a")
+        try:
+            async with guard.replay(run.id, stall_timeout=0.5):
+                await asyncio.Event().wait()
+        except ReplayDivergenceError as difference:
+            task = asyncio.current_task()
+            assert task is not None
+            return difference.kind, task.cancelling()
+        return "none", 0
+
+    assert asyncio.run(main()) == ("order", 0)
+
+
+def test_rule_20_a_program_that_never_ends_is_no_hang(guard: Guard) -> None:
+    async def main(event: asyncio.Event) -> None:
+        await fetch("a")
+        await event.wait()
+
+    already = asyncio.Event()
+    already.set()
+    with pytest.raises(ReplayDivergenceError) as caught:
+        both_within(guard, lambda: main(already), lambda: main(asyncio.Event()))
+    assert (caught.value.kind, caught.value.expected) == ("order", "the program to end")
+
+
+def both_within(guard: Guard, main: Main, again: Main) -> None:
+    with guard.run("program") as run:
+        asyncio.run(main())  # type: ignore[arg-type]
+    with guard.replay(run.id, stall_timeout=0.5):
+        asyncio.run(again())  # type: ignore[arg-type]
+
+
+def test_rule_20_a_program_that_keeps_its_loop_busy_is_no_stall(guard: Guard) -> None:
+    """It computes, longer than the stall timeout, and no timer of the loop runs meanwhile."""
+
+    async def main() -> list[str]:
+        seen = [await fetch("a")]
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            pass
+        await asyncio.sleep(0)
+        return [*seen, await fetch("b")]
+
+    both_within(guard, main, main)
+
+
+def test_rule_20_a_replay_left_open_does_not_touch_the_loop_s_other_tasks(guard: Guard) -> None:
+    """As in a notebook, where the task that opened it is over long before it is closed."""
+    with guard.run("program") as run:
+        asyncio.run(fetch("a"))
+
+    async def main() -> None:
+        replay = guard.replay(run.id, stall_timeout=0.3)
+
+        async def cell() -> None:
+            await replay.__aenter__()
+
+        await asyncio.create_task(cell())
+        await asyncio.sleep(1)
+        with pytest.raises(ReplayDivergenceError) as caught:
+            replay.close()
+        assert caught.value.kind == "left_over"
+
+    asyncio.run(main())
