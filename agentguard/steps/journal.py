@@ -42,6 +42,7 @@ from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
 from agentguard.steps.capture import Keeper
 from agentguard.steps.gate import Gate
+from agentguard.steps.interrupt import spared
 from agentguard.steps.levels import Levels, Outer
 from agentguard.steps.model import StepSpec
 from agentguard.steps.parts import Parts
@@ -284,7 +285,7 @@ class Journal:
         record before the caller hears of it.  Only the store's own failure takes everything back.
         """
         decision: BaseException | None = None
-        with self.lock:
+        with spared(), self.lock:
             seq = self.fold.seq
             try:
                 with self.store.exclusive():

@@ -15,7 +15,7 @@ from agentguard.runs.current import CURRENT
 from agentguard.steps import outcome
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, open_step, prepare
-from agentguard.steps.interrupt import SyncBody
+from agentguard.steps.interrupt import SyncBody, in_a_body, spared
 from agentguard.steps.model import Step, StepSpec
 
 _REFUSALS = (BudgetExceededError, UnknownCostError)
@@ -29,6 +29,9 @@ def call(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run one guarded call of `fn`."""
+    if place.journal.interrupt and in_a_body():
+        with spared():
+            return call(spec, place, fn, args, kwargs)
     step = open_step(spec, place, args, kwargs)
     journal = step.journal
     if journal.player is not None:
@@ -51,6 +54,10 @@ def call(
 def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Everything before the body, waiting out a pause."""
     journal = step.journal
+    if journal.interrupt and in_a_body():
+        with spared():
+            begin(step, args, kwargs)
+        return
     if journal.orphans:
         journal.drain()
     prepare(step, args, kwargs)
@@ -103,6 +110,10 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 def close(step: Step, done: outcome.Outcome) -> None:
     """Put an outcome on record and end the span."""
+    if step.journal.interrupt and in_a_body():
+        with spared():
+            close(step, done)
+        return
     try:
         outcome.leave(step, done)
     finally:
