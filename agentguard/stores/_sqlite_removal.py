@@ -44,6 +44,7 @@ def prune(
             database.run(sql["delete_places"], {"number": number}, wait=wait)
             database.run(sql["delete_events"], {"number": number}, wait=wait)
             database.run(sql["delete_run"], (number,), wait=wait)
+            database.run(sql["delete_accounts"], {"run_id": run_id}, wait=wait)
         pruned.append(run_id)
     if pruned:
         empty_wal(database)

@@ -226,7 +226,22 @@ class MemoryEventStore:
                     self._shelf.drop(log)
                     self._shelf.remove(log)
                     pruned.append(row.run_id)
+            self._drop_accounts(pruned)
             return pruned
+
+    def _drop_accounts(self, pruned: Collection[str]) -> None:
+        """Drop the accounts of runs and their scopes, but for those of a run whose id begins like one."""
+        owners = {f"run:{run_id}" for run_id in pruned}
+        others = {f"run:{run_id}" for run_id in self._shelf.by_id}
+        gone = {f"attach:{run_id}" for run_id in pruned}
+        for name in self._accounts:
+            parts = name.split("/")
+            ways = ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
+            owner = next((way for way in ways if way in owners or way in others), None)
+            if owner in owners:
+                gone.add(name)
+        for name in gone:
+            self._accounts.pop(name, None)
 
     def settle(self) -> None:
         """Return at once: nothing here can be made durable."""

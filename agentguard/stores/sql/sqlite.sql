@@ -185,6 +185,20 @@ UPDATE run SET pruning = 1 WHERE number = ? AND state IN ('COMPLETED', 'KILLED',
 -- Delete the events of a run that is being pruned.
 DELETE FROM event WHERE key > :number << 32 AND key < :number + 1 << 32;
 
+-- name: delete_accounts
+-- Delete the accounts of a run and of its scopes, but for those of another run whose id begins like one.
+DELETE FROM account
+WHERE id IN ('run:' || :run_id, 'attach:' || :run_id)
+    OR (
+        id > 'run:' || :run_id || '/' AND id < 'run:' || :run_id || '0'
+        AND NOT EXISTS (
+            SELECT 1 FROM run AS other
+            WHERE other.run_id > :run_id || '/' AND other.run_id < :run_id || '0'
+                AND substr(account.id, 1, length('run:' || other.run_id || '/'))
+                    IN ('run:' || other.run_id, 'run:' || other.run_id || '/')
+        )
+    );
+
 -- name: delete_places
 -- Delete their places in the feed.
 DELETE FROM feed WHERE key > :number << 32 AND key < :number + 1 << 32;

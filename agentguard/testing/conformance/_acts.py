@@ -178,3 +178,13 @@ class ActsContract(StoreSuite):
         for events in (log_of("r1", 2)[1:], log_of("r1", 1)):
             with pytest.raises(HeadMovedError):
                 store.append(number, events)
+
+    def test_the_accounts_of_a_pruned_run_go_with_it(self, store: EventStore) -> None:
+        """So that a run of the same id begins anew; those of tenants and of other runs stay."""
+        gone = ["run:r1", "run:r1/scope", "run:r1/scope/inner", "attach:r1"]
+        stay = ["tenant:r1", "run:r10", "run:r1/other", "run:r1/other/scope", "run:r1-", "attach:r10"]
+        movements = [Movement(name, settle=({}, {"steps": 1}), opening=opening(9)) for name in gone + stay]
+        store.create(a_row("r1/other"), log_of("r1/other", 1))
+        store.create(a_row("r1", state="KILLED", ended_ns=1), log_of("r1", 1), movements)
+        assert store.prune(2) == ["r1"]
+        assert sorted(store.accounts(gone + stay)) == sorted(stay)
