@@ -50,11 +50,7 @@ def open_store(
     backend = _load(_STORES[scheme])
     store: EventStore
     if scheme == "memory":
-        if durability in ("process", "power"):
-            raise ValueError(
-                f"memory:// promises nothing across the process's death, so durability="
-                f"{durability!r} is refused; use sqlite:///path, or leave durability out"
-            )
+        check_durability(url, durability)
         store = backend(clock=clock)
     elif scheme == "file":
         store = backend(export_path(url), clock=clock)
@@ -64,6 +60,19 @@ def open_store(
             options["store_timeout"] = store_timeout
         store = backend(sqlite_path(url), durability=durability or "process", clock=clock, **options)
     return store
+
+
+def check_durability(url: str, durability: str | None) -> None:
+    """Refuse a promise that the store of a URL cannot keep.
+
+    Raises:
+        ValueError: `memory://` is asked for a durability it has not.
+    """
+    if urlsplit(url).scheme == "memory" and durability in ("process", "power"):
+        raise ValueError(
+            f"memory:// promises nothing across the process's death, so durability="
+            f"{durability!r} is refused; use sqlite:///path, or leave durability out"
+        )
 
 
 def export_path(url: str) -> Path:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from agentguard.errors import AgentGuardError
 
 if TYPE_CHECKING:
     from agentguard.steps.journal import Journal
@@ -37,6 +39,27 @@ class _FirstUse:
         self._journal.lock.release()
 
 
+class _Refusing:
+    """Stands in for the lock of a run whose newest events lie in the memory of the parent alone."""
+
+    def __init__(self, run_id: str) -> None:
+        self._message = (
+            f"run {run_id} is buffered in the memory of process {os.getppid()}, so a forked child cannot go "
+            "on with it; give its guard durability='process'"
+        )
+
+    def acquire(self, *_: Any, **__: Any) -> NoReturn:
+        raise AgentGuardError(self._message)
+
+    __enter__ = acquire
+
+    def __exit__(self, *exc: object) -> None:
+        """Never entered."""
+
+    def release(self) -> None:
+        """Never held."""
+
+
 def watch(journal: Journal) -> None:
     """Have a run joined anew in children that are forked from here on."""
     _journals.add(journal)
@@ -49,7 +72,9 @@ def _before() -> None:
 
 def _in_child() -> None:
     for journal in list(_journals):
-        journal.lock = _FirstUse(journal)
+        buffered = getattr(journal.store, "durability", None) == "buffered"
+        buffered = buffered and not journal.fold.state.final
+        journal.lock = _Refusing(journal.run_id) if buffered else _FirstUse(journal)
         journal.owner = False
         journal.fork = f"{journal.fork}/fork#{journal.forks}"
         journal.forks = 0

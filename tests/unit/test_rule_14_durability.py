@@ -177,3 +177,46 @@ def test_rule_14_a_recovered_run_is_no_longer_buffered(url: str) -> None:
 def test_rule_14_a_durability_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="durability must be one of"):
         Guard.open(durability="disk")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_rule_14_a_forked_child_cannot_go_on_with_a_buffered_run(url: str) -> None:
+    """What the parent has in memory is not in the file: the child would take its place in the log."""
+    program = (
+        "import os, sys\n"
+        "from agentguard import AgentGuardError, Guard\n"
+        "guard = Guard.open(sys.argv[1], durability='buffered', kill_switch='memory', telemetry=False)\n"
+        "with guard.run('r') as run:\n"
+        "    run.call('w', int)\n"
+        "    if os.fork() == 0:\n"
+        "        try:\n"
+        "            run.call('w', int)\n"
+        "        except AgentGuardError as error:\n"
+        "            print(type(error).__name__, error, flush=True)\n"
+        "        with guard.run('own', detached=True) as own:\n"
+        "            own.call('w', int)\n"
+        "        print(own.summary(), flush=True)\n"
+        "        os._exit(0)\n"
+        "    assert os.wait()[1] == 0\n"
+        "    run.call('w', int)\n"
+        "print(run.summary())\n"
+        "print(guard.verify())\n"
+        "guard.close()\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, url], capture_output=True, text=True, timeout=DEADLINE, check=True
+    )
+    refused, own, parent, verified = child.stdout.splitlines()
+    assert "so a forked child cannot go on with it; give its guard durability='process'" in refused
+    assert own.startswith("own COMPLETED — 1 steps")
+    assert parent.startswith("r COMPLETED — 2 steps")
+    assert verified.startswith("intact: ")
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_rule_14_memory_refuses_a_promise_at_once(durability: str) -> None:
+    with pytest.raises(ValueError, match="memory:// promises nothing"):
+        Guard.in_memory(durability=durability)
+    with pytest.raises(ValueError, match="memory:// promises nothing"):
+        Guard.open("memory://", durability=durability)
+    Guard.in_memory(durability="buffered").close()
