@@ -6,10 +6,11 @@ Nothing is opened before it is used.  `_registry` lets the stores of one real pa
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import time_ns
 from typing import Any
@@ -44,10 +45,16 @@ class Database:
         self.users = 0
         self._insert = _sql.queries("sqlite")["insert_event"]
         self._closed = False
+        #: Why nothing can be done with the file any more, once it is not the one that was opened.
+        self.lost: str | None = None
+        #: Connections to a file that is gone, not to be closed.
+        self._stranded: list[sqlite3.Connection] = []
         self._forget_writer()
 
     def _forget_writer(self) -> None:
         self._writer: sqlite3.Connection | None = None
+        #: Device and inode of the file that the writer has opened.
+        self._file: tuple[int, int] | None = None
         self._depth = 0
         self._staged = False
         self._writing_thread: int | None = None
@@ -78,6 +85,32 @@ class Database:
                 if self._writer is not None:
                     self._writer.close()
                 self._forget_writer()
+
+    def check_file(self) -> None:
+        """Refuse everything from here on if the file was deleted, moved or replaced meanwhile.
+
+        SQLite would go on writing to a file that nobody can read any more.
+
+        Raises:
+            StoreUnavailableError: it was.
+        """
+        with self.lock:
+            if self._file is None or self._file == _identity(self.path):
+                return
+            self.lost = (
+                f"{self.path} is not the file any more that was opened: it was deleted, moved or replaced, "
+                "and what was written since is not in it; put it back and open the store again"
+            )
+            # When a connection is closed, SQLite may delete a -wal by its name: that of the file that is
+            # there now.
+            self._stranded += self.readers.opened
+            if self._writer is not None:
+                self._stranded.append(self._writer)
+            self._forget_writer()
+            self.readers.reset()
+            self.sync.fail(self.lost)
+            never_close(self._stranded)
+            raise StoreUnavailableError(self.lost)
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -241,6 +274,7 @@ class Database:
         if self._depth:
             self.run(f"SAVEPOINT level_{self._depth}", wait=wait)
         else:
+            self.check_file()
             self.buffer.flush(wait)
             self.run("BEGIN IMMEDIATE", wait=wait)
             self._writing_thread = threading.get_ident()
@@ -285,8 +319,11 @@ class Database:
             )
         if self._closed:
             raise StoreUnavailableError(f"{self.path}: the store is closed; open another one")
+        if self.lost is not None:
+            raise StoreUnavailableError(self.lost)
         if self._writer is None:
             self._writer = _sqlite_file.open_writer(self.path, wait)
+            self._file = _identity(self.path)
         elif self._staged:
             self._commit_staged(self._writer)
         elif self._writer.in_transaction:
@@ -339,3 +376,19 @@ class Database:
                     self._ready(wait)
         finally:
             self.lock.release()
+
+
+def never_close(connections: Iterable[sqlite3.Connection]) -> None:
+    """Keep connections from ever being closed, also when the interpreter ends."""
+    import ctypes  # noqa: PLC0415  # costs milliseconds and is seldom needed
+
+    for connection in connections:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        file = os.stat(path)  # noqa: PTH116  # one system call, no object
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino

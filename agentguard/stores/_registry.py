@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from weakref import WeakValueDictionary
 
-from agentguard.stores._database import Database
+from agentguard.stores._database import Database, never_close
 
 _databases: WeakValueDictionary[str, Database] = WeakValueDictionary()
 # Re-entrant: a store that is collected while this is held gives its database back.
@@ -26,7 +26,7 @@ def share(path: str) -> Database:
     real = os.path.realpath(path)
     with _lock:
         database = _databases.get(real)
-        if database is None:
+        if database is None or database.lost is not None:
             database = _databases[real] = Database(real)
         database.users += 1
         return database
@@ -77,10 +77,8 @@ def _bury(connection: sqlite3.Connection) -> None:
 
     Closing would undo a transaction that the parent has open, in the memory that both share.
     """
-    import ctypes  # noqa: PLC0415  # costs milliseconds and is needed in forked children alone
-
     _graveyard.append(connection)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    never_close([connection])
 
 
 if hasattr(os, "register_at_fork"):

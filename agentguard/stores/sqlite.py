@@ -235,6 +235,15 @@ class SQLiteEventStore:
         """
         return self._database().sync.durable()
 
+    def check_file(self) -> None:
+        """Refuse everything from here on if the file was deleted, moved or replaced meanwhile.
+
+        Raises:
+            StoreUnavailableError: it was.
+        """
+        if self._shared is not None:
+            self._shared.check_file()
+
     # --- reading -------------------------------------------------------------------------------
 
     def row(self, run_id: str) -> RunRow | None:

@@ -11,13 +11,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentguard import Guard
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, RunRow
@@ -209,6 +211,7 @@ def test_a_folder_that_cannot_be_made_or_opened_is_named(tmp_path: Path) -> None
 def test_without_write_access_the_log_can_be_read_and_not_written() -> None:
     script = """
 import os, sys
+from agentguard import Guard
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.stores.sqlite import SQLiteEventStore
@@ -634,3 +637,46 @@ def test_while_the_file_is_locked_the_feed_gives_what_has_its_place(
     other.execute("ROLLBACK")
     other.close()
     assert [event.seq for _, event in store.tail()] == [1, 2]
+
+
+# --- a file that is gone -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_that_is_gone_is_noticed_while_a_run_goes_on(
+    home: Path, eventually: Callable[[Callable[[], object]], None], how: str
+) -> None:
+    file = home / "agentguard.db"
+    guard = Guard.open(telemetry=False)
+    with pytest.raises(StoreUnavailableError, match="agentguard.db is not the file any more"):
+        with guard.run("r") as run:
+            run.call("before", int)
+            for part in home.glob("agentguard.db*"):
+                part.rename(home / f"moved{part.suffix}")
+            if how == "replaced":
+                with Guard.open(
+                    f"sqlite:///{home / 'new.db'}", telemetry=False, kill_switch="memory"
+                ) as other:
+                    other.start("new", detached=True).close()
+                (home / "new.db").rename(file)
+            store = guard.parts.store
+            eventually(lambda: store._shared.lost)  # type: ignore[attr-defined]
+            with pytest.raises(StoreUnavailableError, match="agentguard.db is not the file any more"):
+                run.call("after", int)
+            with pytest.raises(StoreUnavailableError):
+                guard.runs()
+    with suppress(StoreUnavailableError):
+        guard.close()
+    with Guard.open(telemetry=False) as again:
+        assert [row.name for row in again.runs()] == (["new"] if how == "replaced" else [])
+        with again.run("next"):
+            pass
+        assert again.verify()
+
+
+def test_the_end_of_a_run_does_not_go_into_a_deleted_file(home: Path) -> None:
+    guard = Guard.open(telemetry=False)
+    with pytest.raises(StoreUnavailableError, match="deleted, moved or replaced"):
+        with guard.run("r"):
+            (home / "agentguard.db").unlink()
+    guard.close()
