@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from agentguard.budget.account import Account
-from agentguard.budget.model import Budget, Usage
+from agentguard.budget.model import Budget, Usage, check_budget
 from agentguard.budget.tenant import PERIODS, account_id
 from agentguard.errors import (
     InvalidStateTransitionError,
@@ -121,8 +121,7 @@ class Control(Held):
             ValueError: `per` is something else, or the budget limits what a tenant cannot have.
         """
         check_id(tenant, "tenant")
-        if not isinstance(budget, Budget):
-            raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
+        check_budget(budget)
         if per not in PERIODS:
             raise ValueError(f"per must be None, 'day' or 'month', not {per!r}")
         if budget["seconds"] is not None:

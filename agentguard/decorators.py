@@ -112,7 +112,8 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
     if not callable(fn):
         raise TypeError(f"guarded_step guards functions, not {type(fn).__name__}")
     step_options = dict(options)
-    name = step_options.pop("name", None) or _name(fn)
+    given = step_options.pop("name", None)
+    name = _name(fn) if given is None else given
     spec = step_spec(name, fn, cast("StepOptions", step_options))
     if (driver := _driver(fn)) is not None:
         return _FunctionLike(fn, spec, driver, name)

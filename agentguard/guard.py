@@ -9,7 +9,7 @@ from typing import Any
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._ids import new_run_id
-from agentguard.budget.model import Budget
+from agentguard.budget.model import Budget, check_budget
 from agentguard.control import Control
 from agentguard.killswitch import orders
 from agentguard.lifecycle import Joining, Opening
@@ -84,6 +84,8 @@ class Guard(Control, Questions):
             if value is not None:
                 raise ValueError(f"{name}= is not available yet; leave it out")
         _check_options(durability, capture, default_budget)
+        if url is not None:
+            _check_url(url, durability)
         if store_timeout is not None and not 0 <= store_timeout < math.inf:
             raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         rules = redactor(redact)
@@ -260,7 +262,12 @@ class Guard(Control, Questions):
 
         Raises:
             ValueError: the origin has no event `at`.
+            TypeError: `at` is no int, or `budget` no Budget.
         """
+        if isinstance(at, bool) or not isinstance(at, int):
+            raise TypeError(f"at must be the number of an event, not {type(at).__name__}")
+        if budget is not None:
+            check_budget(budget)
         row = self._row(run_id)
         options = ForkOptions(at=at, budget=budget, name=name, run_id=new_run_id, stall_timeout=stall_timeout)
         return Run(Forking(self, row, options))
@@ -296,10 +303,18 @@ class Guard(Control, Questions):
         return nested(self, opening)
 
 
+def _check_url(url: str, durability: str | None) -> None:
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type(url).__name__}")
+    if not url:
+        raise ValueError("url must not be empty; leave it out for the default store")
+    config.check_durability(url, durability)
+
+
 def _check_options(durability: str | None, capture: str, default_budget: Budget | None) -> None:
     if durability is not None and durability not in config.DURABILITIES:
         raise ValueError(f"durability must be one of {config.DURABILITIES}, not {durability!r}")
     if capture not in ("full", "digest", "none"):
         raise ValueError(f"capture must be 'full', 'digest' or 'none', not {capture!r}")
-    if default_budget is not None and not isinstance(default_budget, Budget):
-        raise TypeError(f"default_budget must be a Budget, not {type(default_budget).__name__}")
+    if default_budget is not None:
+        check_budget(default_budget, "default_budget")

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from agentguard._encoding import decode, encode_inputs, type_name
 from agentguard._process import identity, is_alive
-from agentguard.budget.model import Budget
+from agentguard.budget.model import Budget, check_budget
 from agentguard.errors import (
     AgentGuardError,
     NoActiveRunError,
@@ -69,8 +69,11 @@ class Opening:
     ) -> None:
         self.guard = guard
         self.name = check_id(name, "name")
-        if budget is not None and not isinstance(budget, Budget):
-            raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
+        if budget is not None:
+            check_budget(budget)
+        for field, flag in (("detached", detached), ("interrupt_threads", interrupt_threads)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{field} must be True or False, not {flag!r}")
         if on_warning is not None and not callable(on_warning):
             raise TypeError("on_warning must be callable")
         self.metadata = _plain_data(metadata)

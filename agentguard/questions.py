@@ -12,7 +12,7 @@ from agentguard.audit import verify as audit
 from agentguard.audit.compare import RunDiff, diff
 from agentguard.audit.export import Exported, Sink, export
 from agentguard.audit.whatif import WhatIf, what_if
-from agentguard.budget.model import Budget
+from agentguard.budget.model import Budget, check_budget
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Event, Head
@@ -33,6 +33,7 @@ class Questions(Held):
         Raises:
             LogIntegrityError: the row or the log of one was altered, so that it cannot be told.
         """
+        _check_count(limit, "limit")
         return [self._summary(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
 
     def summary(self, run_id: str) -> RunSummary:
@@ -91,6 +92,8 @@ class Questions(Held):
 
         `prev_hash` is empty here, since an event's predecessor may lie before `after`.
         """
+        _check_count(limit, "limit")
+        _check_count(after, "after")
         return [
             codec.to_event(run_id, stored, b"")
             for run_id, stored in self.parts.store.tail(after, tenant, limit)
@@ -111,8 +114,9 @@ class Questions(Held):
         Raises:
             RunNotFoundError: there is no such run.
             StoreUnavailableError: `memory://` has let go of the run's events.
+            TypeError: `anchors` are no heads by run id.
         """
-        heads = {name: Head(*head) for name, head in (anchors or {}).items()}
+        heads = _heads({} if anchors is None else anchors)
         store = self.parts.store
         control = self.parts.switch.read
         announced = int(getattr(self.parts.switch, "announced", 0))
@@ -215,5 +219,27 @@ class Questions(Held):
 
         Raises:
             RunNotFoundError: there is no such run.
+            TypeError: it is no Budget.
         """
+        check_budget(budget)
         return what_if(origin_log(self.parts.store, self._row(run_id).run_id), budget)
+
+
+def _check_count(value: object, field: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{field} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{field} must be 0 or more, not {value}")
+
+
+def _heads(anchors: object) -> dict[str, Head]:
+    if not isinstance(anchors, Mapping):
+        raise TypeError(f"anchors must be heads by run id, not {type(anchors).__name__}")
+    return {run_id: _head(run_id, head) for run_id, head in anchors.items()}
+
+
+def _head(run_id: str, head: object) -> Head:
+    match head:
+        case (int(seq), str(digest)) if not isinstance(seq, bool):
+            return Head(seq, digest)
+    raise TypeError(f"anchors: that of run {run_id} must be a head (seq, hash), not {head!r}")

@@ -298,6 +298,12 @@ class Budget:
         return (Budget.from_fields, (self.to_fields(),))
 
 
+def check_budget(value: object, field: str = "budget") -> None:
+    """Raise `TypeError` unless a value is a `Budget`."""
+    if not isinstance(value, Budget):
+        raise TypeError(f"{field} must be a Budget, not {type(value).__name__}")
+
+
 _READABLE = frozenset((r.TOKENS, *r.TOKEN_PARTS, r.STEPS, r.SECONDS))
 
 

@@ -534,3 +534,29 @@ def test_recursion_without_end(guard):
         step()
     assert guard.verify(run.id)
     assert guard.reconstruct(run.id) == guard.summary(run.id)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "call"),
+    [
+        (TypeError, "at must be", lambda guard: guard.fork("r", at=True)),
+        (TypeError, "at must be", lambda guard: guard.fork("r", at="2")),
+        (TypeError, "budget must be a Budget, not int", lambda guard: guard.fork("r", at=2, budget=5)),
+        (TypeError, "budget must be a Budget, not int", lambda guard: guard.what_if("r", 5)),
+        (TypeError, "anchors must be", lambda guard: guard.verify(anchors=5)),
+        (TypeError, "anchors: that of run r", lambda guard: guard.verify(anchors={"r": 5})),
+        (TypeError, "anchors: that of run r", lambda guard: guard.verify(anchors={"r": (1, 2)})),
+        (ValueError, "limit must be 0 or more", lambda guard: guard.runs(limit=-1)),
+        (TypeError, "limit must be an int", lambda guard: guard.runs(limit=True)),
+        (ValueError, "limit must be 0 or more", lambda guard: guard.events(limit=-1)),
+        (TypeError, "detached must be", lambda guard: guard.run("r", detached="yes")),
+        (TypeError, "interrupt_threads must be", lambda guard: guard.run("r", interrupt_threads=1)),
+        (ValueError, "name must have", lambda _: guarded_step(name="")(named)),
+        (ValueError, "url must not be empty", lambda _: Guard.open("")),
+        (TypeError, "url must be a str", lambda _: Guard.open(5)),
+    ],
+)
+def test_odd_arguments_are_named(guard, error, said, call):
+    guard.start("r", run_id="r").close()
+    with pytest.raises(error, match=said):
+        call(guard)
