@@ -133,6 +133,10 @@ class Tape:
         if key is None:
             return  # a scope's deadline, which no call carries: see `stop_of`
         parent = self._open(call.data.get("parent"))
+        if record.type == ev.VALUE:
+            call.children = self._inside(key)
+            if parent is not None:
+                parent.children = [child for child in parent.children if child not in call.children]
         if parent is not None:
             parent.children.append(call)
         call.before = self._retried.pop(key, [])
@@ -140,6 +144,17 @@ class Tape:
             call.children.extend(call.before[-1].children)
         self._calls.setdefault(key, collections.deque()).append(call)
         self._places.setdefault(call.branch, {})[record.pos] = call
+
+    def _inside(self, key: str) -> list[Call]:
+        """The calls that the function of a value made, which are on record before it."""
+        inside = [
+            call
+            for branch, places in self._places.items()
+            if branch == key or branch.startswith(f"{key}/")
+            for call in places.values()
+        ]
+        further_in = {child for call in inside for child in call.children}
+        return sorted((call for call in inside if call not in further_in), key=lambda call: call.start.seq)
 
     def _open(self, key: str | None) -> Call | None:
         """The call of that key which is still under way at this point of the log."""

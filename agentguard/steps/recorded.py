@@ -17,7 +17,8 @@ from agentguard._encoding import encode_value, type_name
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
-from agentguard.runs.branch import key_part
+from agentguard.runs.branch import Branch, key_part
+from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps import values
 from agentguard.steps.flow import check
 from agentguard.steps.journal import Journal
@@ -58,9 +59,18 @@ def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> An
     check(journal, place.scope_key)
     if inspect.iscoroutinefunction(fn):
         return _record_async(place, (key, pos), name, fn)
-    value = fn()
+    token = CURRENT.set(_inside(place, key))
+    try:
+        value = fn()
+    finally:
+        leave(token)
     _keep(place, (key, pos), name, value)
     return value
+
+
+def _inside(place: Any, key: str) -> Place:
+    """Where the function runs: in a branch of its own, as the body of a step does."""
+    return Place(place.run, place.scope, Branch(key), place.step)
 
 
 async def _ready(served: Served) -> Any:
@@ -68,7 +78,11 @@ async def _ready(served: Served) -> Any:
 
 
 async def _record_async(place: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
-    value = await fn()
+    token = CURRENT.set(_inside(place, call[0]))
+    try:
+        value = await fn()
+    finally:
+        leave(token)
     _keep(place, call, name, value)
     return value
 

@@ -712,3 +712,77 @@ def test_rule_19_a_step_without_an_outcome(guard: Guard) -> None:
             with suppress(Exception):
                 dies()
             add(1)  # the log does not say what the program did next
+
+
+# --- what the function of a value calls ----------------------------------------------------------
+
+
+@guarded_step(usage=Usage(usd="0.01"))
+def inner(x: int) -> int:
+    RAN.append(x)
+    return x
+
+
+@guarded_step
+async def inner_async(x: int) -> int:
+    RAN.append(x)
+    await asyncio.sleep(0)
+    return x
+
+
+def test_rule_19_a_value_served_consumes_the_steps_inside_it(guard: Guard) -> None:
+    def made(run: Run) -> int:
+        with run.scope("inside", Budget(steps=5)):
+            deeper = run.record("deeper", lambda: inner(4))
+        return inner(3) + int(deeper) + int(run.record("last", lambda: 5))
+
+    def program(run: Run) -> list[Any]:
+        out = [run.record("value", lambda: made(run)), inner(6), run.record("value", lambda: inner(7))]
+        return [*out, run.uuid(), inner(8)]
+
+    replay = same_again(guard, program)
+    keys = [event.key for event in guard.history(replay.id) if event.type == "step_started"]
+    assert keys == [
+        "main/value#1/deeper#1/inner#1",
+        "main/value#1/inner#1",
+        "main/inner#1",
+        "main/value#2/inner#1",
+        "main/inner#2",
+    ]
+
+
+def test_rule_19_a_value_in_a_body_is_consumed_with_it_and_counted_once(guard: Guard) -> None:
+    replay = same_again(guard, lambda run: [with_a_value(run), inner(9)])
+    assert replay.spent.steps == 3 + 1
+
+
+def with_a_value(run: Run) -> Any:
+    @guarded_step(name="with_a_value", ignore=("run",))
+    def body(run: Run) -> int:
+        RAN.append("body")
+        return int(run.record("in a body", lambda: inner(1) + inner(2)))
+
+    return body(run)
+
+
+def test_rule_19_an_async_value_with_tasks_inside_is_consumed_whole(guard: Guard) -> None:
+    def program(run: Run) -> Any:
+        async def several() -> int:
+            return sum(await asyncio.gather(*(inner_async(n) for n in range(3))))
+
+        async def main() -> list[Any]:
+            together = await asyncio.gather(inner_async(10), run.record("sum", several), inner_async(20))
+            return [*together, await inner_async(30)]
+
+        return asyncio.run(main())
+
+    same_again(guard, program)
+
+
+def test_rule_19_what_a_value_s_function_calls_is_not_asked_of_another_program(guard: Guard) -> None:
+    error = differs(
+        guard,
+        lambda run: run.record("value", lambda: inner(1)),
+        lambda run: inner(1),
+    )
+    assert (error.kind, error.key) == ("name", "main/inner#1")
