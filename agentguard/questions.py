@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from msgspec import structs
+
 from agentguard._process import is_alive
 from agentguard.audit import checkpoint, erasure
 from agentguard.audit import verify as audit
@@ -13,6 +15,7 @@ from agentguard.audit.compare import RunDiff, diff
 from agentguard.audit.export import Exported, Sink, export
 from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.model import Budget, check_budget
+from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Event, Head
@@ -30,11 +33,20 @@ class Questions(Held):
     def runs(self, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunSummary]:
         """The newest runs first; live ones as of their last event.
 
+        A live run whose log was altered hides no other: it is there as of its last change of state, with
+        the fault in `damaged`; `verify` says more.
+
         Raises:
-            LogIntegrityError: the row or the log of one was altered, so that it cannot be told.
+            LogIntegrityError: the row of one was altered, so that nothing can be told of it.
         """
         _check_count(limit, "limit")
-        return [self._summary(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
+        return [self._listed(row) for row in self.parts.store.rows(tenant=tenant, state=state, limit=limit)]
+
+    def _listed(self, row: RunRow) -> RunSummary:
+        try:
+            return self._summary(row)
+        except LogIntegrityError as error:
+            return structs.replace(from_row(row), damaged=str(error))
 
     def summary(self, run_id: str) -> RunSummary:
         """The run in a few lines.

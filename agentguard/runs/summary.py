@@ -26,6 +26,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     for `verify`.  `bounded` is False where a step accepted overshoot (`reserve=None`).
     `needs_branch_names` is True where another thread or process called steps under `guard.attach`
     without `branch=`: such a run cannot be replayed.
+    `damaged` is the fault in the log of a live run, in a list: the rest is as of its last change of state.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: str | None = None
     bounded: bool = True
     needs_branch_names: bool = False
+    damaged: str | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for `--json` and for a row; money as text, times as ISO 8601."""
@@ -76,6 +78,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         limits = "" if not self.budget.unlimited else ", no limits"
         marks = "" if self.bounded else ", not bounded"
         marks += ", replay needs branch names" if self.needs_branch_names else ""
+        marks += ", damaged" if self.damaged else ""
         return (
             f"{self.name} {self.state}{reason} — {self.steps} steps{took}"
             f"{', ' + spent if spent else ''}{limits}{marks} (run {self.run_id})"

@@ -426,3 +426,22 @@ def test_a_payload_that_was_never_kept_is_no_fault(tmp_path, capture):
             run.record("value", lambda: {"args": "x", "result": "y"})
         report = guard.verify()
         assert report, str(report)
+
+
+@pytest.mark.parametrize("garbled", [b"{}", b"no event"], ids=["altered", "not to be decoded"])
+def test_a_live_run_with_a_damaged_log_hides_no_other_in_the_list(recorded, garbled):
+    guard, _ = recorded
+    with guard.run("live", run_id="live"):
+        pay("ann")
+        with Guard.open(guard.parts.store.url, telemetry=False) as other:
+            tamper = Tamperer(guard, "live")
+            tamper(("UPDATE event SET body = ? WHERE key = ? << 32 | 4", garbled, tamper.number))
+            rows = {row.run_id: row for row in other.runs()}
+            assert set(rows) == {"live", "before", "victim", "after"}
+            assert "event 4" in rows["live"].damaged
+            assert (rows["live"].name, rows["live"].state) == ("live", "RUNNING")
+            assert "damaged" in str(rows["live"])
+            assert [rows[name].damaged for name in ("before", "victim", "after")] == [None] * 3
+            assert not other.verify("live")
+            with pytest.raises(LogIntegrityError):
+                other.summary("live")
