@@ -215,7 +215,7 @@ assert account.spent["coins"] == 12 and account.reserved["coins"] == 3, account
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.parametrize("durability", ["process", "power", "buffered"])
+@pytest.mark.parametrize("durability", ["process", "power"])
 def test_rule_16_children_forked_in_mid_run_may_die_anywhere(home, durability):
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORKS, durability],
