@@ -8,6 +8,7 @@ of the figure.
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +22,9 @@ from agentguard import Budget, Guard, KillSwitchTriggeredError, guarded_step
 from benchmarks import _measure as m
 from benchmarks._rows import Row
 from benchmarks.kill import guard_in, latencies
+
+# LangChain warns of every stop that is raised at a streamed token, before it raises it.
+logging.getLogger("langchain_core.callbacks").setLevel(logging.CRITICAL)
 
 #: Tool calls of one agent; it calls its model once more.
 _TOOL_CALLS = 5
