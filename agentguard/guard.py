@@ -11,8 +11,9 @@ from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._ids import new_run_id
 from agentguard.budget.model import Budget, check_budget
 from agentguard.control import Control
+from agentguard.joining import Joining
 from agentguard.killswitch import orders
-from agentguard.lifecycle import Joining, Opening
+from agentguard.lifecycle import Opening
 from agentguard.protocols import KillSwitch
 from agentguard.questions import Questions
 from agentguard.recovery import Forking, ForkOptions, Recovering, nested, refuse_altered

@@ -15,7 +15,7 @@ from agentguard.errors import (
     AgentGuardError,
     RunNotFoundError,
 )
-from agentguard.lifecycle import load_journal
+from agentguard.joining import load_journal
 from agentguard.ownership import Heartbeat
 from agentguard.protocols import RunRow
 from agentguard.steps.journal import Journal

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from agentguard._encoding import decode, encode_inputs, type_name
-from agentguard._process import identity, is_alive
+from agentguard._process import identity
 from agentguard.budget.model import Budget, check_budget
 from agentguard.errors import (
     AgentGuardError,
-    NoActiveRunError,
     RunExistsError,
-    RunNotFoundError,
     RunStopped,
 )
 from agentguard.events import codec
@@ -32,7 +30,7 @@ from agentguard.runs.branch import MAIN, Branch, key_part
 from agentguard.runs.current import CURRENT
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
-from agentguard.runs.termination import COMPLETED, stop_from, termination
+from agentguard.runs.termination import COMPLETED, termination
 from agentguard.steps import sync
 from agentguard.steps.flow import check
 from agentguard.steps.journal import Journal, row_of
@@ -395,18 +393,6 @@ def owner_of(parts: Parts) -> dict[str, Any]:
     return owner
 
 
-def _check_not_buffered(row: RunRow) -> None:
-    """Refuse to write to a run whose owner orders events in its own memory (rule 14)."""
-    owner, mine = row.owner, identity()
-    if not owner.get("buffered") or is_alive(owner) is False:  # of a dead owner nothing is buffered any more
-        return
-    if any(owner.get(name) != mine[name] for name in ("host", "boot", "pid")):
-        raise AgentGuardError(
-            f"run {row.run_id} is buffered in the memory of process {owner.get('pid')} on "
-            f"{owner.get('host')}, so no other process can attach to it; give its guard durability='process'"
-        )
-
-
 def forget(guard: Guard, journal: Journal) -> None:
     """This process is done with a run: nothing of it stays behind in the guard and in event loops."""
     if guard.live.get(journal.run_id) is journal:
@@ -438,115 +424,3 @@ def _plain_data(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
             f"metadata must be plain data, such as text, numbers, lists and dicts: {error}"
         ) from error
     return plain
-
-
-def load_journal(parts: Parts, row: RunRow, branch: Branch | None = None) -> Journal:
-    """The journal of a run that another process owns, folded from its log.
-
-    `branch` goes on with its numbering after the steps that the log has in it.
-    """
-    fold = RunFold(row.run_id)
-    for stored in parts.store.read(row.run_id):
-        record = fold.apply_stored(stored)
-        if branch is not None and record.key is not None:
-            branch.passed(record.key)
-    journal = Journal(parts, row, fold, _outer_of(parts, row))
-    journal.owner = False
-    journal.keep_time(_started_monotonic(parts, row, fold))
-    if fold.termination is not None:
-        journal.stop = stop_from(fold.termination)
-    for key, scope in fold.scopes.items():
-        if scope.stop is not None and (stop := stop_from(scope.stop)) is not None:
-            journal.scope_stops[key] = stop
-    return journal
-
-
-def _outer_of(parts: Parts, row: RunRow) -> list[Outer]:
-    """The levels around a nested run, from the logs of the runs around it."""
-    if row.parent_id is None or (parent_row := parts.store.row(row.parent_id)) is None:
-        return []
-    parent = load_journal(parts, parent_row)
-    for stored in parts.store.read(row.parent_id):
-        record = codec.decode(stored.body)
-        data = record.data or {}
-        if record.type == ev.SCOPE_OPENED and data.get("run") == row.run_id:
-            _, outer = parent.levels.sharing(data.get("scope", ""))
-            return outer
-    return []
-
-
-def _started_monotonic(parts: Parts, row: RunRow, fold: RunFold) -> int | None:
-    """When the run would have started by this host's monotonic clock, had it never stopped."""
-    now = parts.clock.monotonic()
-    owner = row.owner
-    mine = identity()
-    if owner.get("boot") and owner["boot"] == mine["boot"] and owner["host"] == mine["host"]:
-        return int(owner.get("monotonic_ns", now))
-    return now - max(0, parts.clock.wall() - (fold.started_ns or fold.created_ns))
-
-
-class Joining:
-    """How a run of another thread or process is joined, and left again without ending it."""
-
-    def __init__(self, guard: Guard, run_id: str, branch: str | None) -> None:
-        self.guard = guard
-        self.run_id = check_id(run_id, "run_id")
-        if branch is not None:
-            check_id(branch, "branch")
-        row = guard.parts.store.row(run_id)
-        if row is None:
-            raise RunNotFoundError(run_id)
-        self._row = row
-        self.name, self.tenant = row.name, row.tenant
-        #: A branch without a name of its own is numbered when it is entered.
-        self._branch = None if branch is None else Branch(f"{MAIN}/{key_part(branch)}")
-
-    @property
-    def inputs(self) -> Any:
-        """What the run was given, if that is on record."""
-        first = next(iter(self.guard.parts.store.read(self.run_id)))
-        return None if first.payload is None else decode(first.payload)
-
-    def branch(self) -> Branch:
-        """The branch that this attachment is in."""
-        if self._branch is None:
-            raise NoActiveRunError(f"run {self.run_id} has not been attached to yet")
-        return self._branch
-
-    def open(self, run: Any) -> Journal:
-        """Share the journal that this process has, or fold the log."""
-        journal = self.guard.live.get(self.run_id)
-        if journal is None:
-            _check_not_buffered(self._row)
-            journal = load_journal(self.guard.parts, self._row, self._branch)
-            self.guard.live[self.run_id] = journal
-        elif self._branch is not None:
-            for stored in self.guard.parts.store.read(self.run_id):
-                if (key := codec.decode(stored.body).key) is not None:
-                    self._branch.passed(key)
-        if self._branch is None:
-            self._branch = journal.unnamed_branch()
-        journal.attached += 1
-        self.guard.take_part()
-        return journal
-
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
-        """Detach; gives the run's stop to raise."""
-        with contextlib.suppress(AgentGuardError):
-            journal.refresh()
-        journal.attached -= 1
-        if not journal.attached and not journal.owner:
-            forget(self.guard, journal)
-        return journal.stop
-
-    def kill(self, run_id: str, reason: str, actor: str | None) -> int:
-        """See `Run.kill`."""
-        return self.guard.kill(run=run_id, reason=reason, actor=actor)
-
-    def pause(self, run_id: str, reason: str) -> None:
-        """See `Run.pause`."""
-        self.guard.pause(run_id, reason=reason)
-
-    def resume(self, run_id: str) -> None:
-        """See `Run.resume`."""
-        self.guard.resume(run_id)

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from agentguard._process import is_alive
 from agentguard.errors import AgentGuardError, StoreUnavailableError
+from agentguard.joining import load_journal
 from agentguard.killswitch.model import Kill
-from agentguard.lifecycle import load_journal
 from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
 from agentguard.steps.flow import check

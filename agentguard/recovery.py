@@ -22,8 +22,9 @@ from agentguard.errors import (
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
+from agentguard.joining import load_journal
 from agentguard.killswitch.model import GENERATION
-from agentguard.lifecycle import Opening, forget, load_journal, owner_of
+from agentguard.lifecycle import Opening, forget, owner_of
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.origin import Shared, origin_log

@@ -284,7 +284,7 @@ def test_rule_06_two_lines_of_control_in_one_branch_never_mix(guard):
             attached.call("f", wait)
 
     def second() -> None:
-        from agentguard.lifecycle import Joining
+        from agentguard.joining import Joining
         from agentguard.run import Run
 
         joining = Joining(url_guard, run.id, "w")
