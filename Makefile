@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 WORKERS ?= auto
+# How much of what is promised `make test-long` does: 1 is all of it.
+SCALE ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make demo         watch a run hit its budget and its kill switch"
 	@echo "make test         run the tests (WORKERS=$(WORKERS) processes)"
-	@echo "make test-long    run the tests marked long"
+	@echo "make test-long    run the tests marked long, in full (SCALE=$(SCALE); 0.1 is a tenth)"
 	@echo "make check        ruff, import-linter, mypy and pyright"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make bench        measure the figures"
@@ -59,7 +61,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n $(WORKERS)
 
 test-long: $(STAMP)
-	$(PY) -m pytest -n $(WORKERS) -m long --timeout 1800
+	AGENTGUARD_LONG=$(SCALE) $(PY) -m pytest -n $(WORKERS) -m long --timeout 1800
 
 # Parts of their own, so that `make -k check` shows every complaint.
 check: lint types

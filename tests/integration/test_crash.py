@@ -16,6 +16,7 @@ from agentguard import Budget, Guard, RunState, guarded_step
 from agentguard.audit.verify import reconstruct
 from agentguard.recovery import check_owner
 from agentguard.runs.summary import from_data
+from tests.scale import scaled
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the victims are forked, which is quick")
 
@@ -217,7 +218,7 @@ def test_kill_nine_in_mid_run(sqlite_guard, tmp_path, eventually, durability):
 @pytest.mark.long
 @pytest.mark.parametrize("durability", ["process", "power", "buffered"])
 def test_two_hundred_times_kill_nine(sqlite_guard, tmp_path, eventually, durability):
-    kills(sqlite_guard, tmp_path, 200, durability, eventually)
+    kills(sqlite_guard, tmp_path, scaled(200), durability, eventually)
     check_next_process(sqlite_guard)
 
 

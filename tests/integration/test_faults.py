@@ -23,10 +23,9 @@ from agentguard import (
     RunState,
     StoreUnavailableError,
     Usage,
-    current_step,
     guarded_step,
 )
-from agentguard.runs.summary import from_data
+from tests.integration.faults import agree, tool
 
 SOURCE = Path(agentguard.__file__).parents[1]
 
@@ -117,22 +116,6 @@ def in_fresh_process(program: str, *arguments: object, wrapper: tuple[str, ...] 
     )
     assert ran.returncode == 0, ran.stderr + ran.stdout
     return ran.stdout
-
-
-@guarded_step(reserve=Usage(coins=3), usage=lambda _: Usage(coins=2))
-def tool(began: list[str]) -> str:
-    began.append(current_step().key)
-    return began[-1]
-
-
-def agree(guard: Guard, run_id: str, steps: int) -> None:
-    """The log verifies, has so many completed steps, and says what the stored row says."""
-    assert guard.verify()
-    completed = [event for event in guard.history(run_id) if event.type == "step_completed"]
-    assert len(completed) == steps
-    row = guard.parts.store.row(run_id)
-    assert guard.reconstruct(run_id) == from_data(row.summary)
-    assert guard.reconstruct(run_id).usage.steps == steps
 
 
 # --- a full disk -------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""Runs of many steps and stores of many runs: memory stays bounded, and list and verify stay quick.
-
-`AGENTGUARD_LONG_STEPS` (200,000 by default; the promise is 1,000,000) scales the first.
-"""
+"""Runs of many steps and stores of many runs: memory stays bounded, and list and verify stay quick."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import agentguard
+from tests.scale import scaled
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -96,7 +94,8 @@ def measure(program: str, *arguments: object) -> dict:
     return json.loads(ran.stdout)
 
 
-STEPS = int(os.environ.get("AGENTGUARD_LONG_STEPS", "200000"))
+STEPS = scaled(1_000_000)
+RUNS = scaled(10_000, at_least=1000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -116,7 +115,7 @@ def test_a_run_of_very_many_steps(home, durability):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_very_many_runs(home):
-    found = measure(MANY_RUNS, 10_000)
+    found = measure(MANY_RUNS, RUNS)
     assert found["verified"]
     assert found["after"] - found["memory"][1] < 60
     assert found["memory"][-1] - found["memory"][1] < 25

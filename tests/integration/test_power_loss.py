@@ -24,6 +24,7 @@ import pytest
 import agentguard
 from agentguard import Guard
 from agentguard.recovery import check_owner
+from tests.scale import scaled
 
 SOURCE = Path(agentguard.__file__).parents[1]
 
@@ -183,7 +184,7 @@ def test_what_was_reported_under_power_is_on_the_disk(monkeypatch, tmp_path, sha
 @pytest.mark.long
 @pytest.mark.parametrize("shape", ["alone", "threads", "async", "checkpoints", "tenant"])
 def test_what_was_reported_under_power_is_on_the_disk_at_forty_moments(monkeypatch, tmp_path, shape):
-    for number in range(40):
+    for number in range(scaled(40)):
         check_after_power_loss(monkeypatch, tmp_path, number, shape)
 
 

@@ -20,6 +20,7 @@ from agentguard.events.codec import Stored, chain, genesis
 from agentguard.protocols import HeadMovedError, RunRow, StoreBusyError
 from agentguard.stores.sqlite import SQLiteEventStore
 from agentguard.testing.conformance._given import a_row, log_of, unplaced
+from tests.scale import scaled
 
 DEADLINE = 60.0
 
@@ -129,7 +130,11 @@ on_threads(int(os.environ["THREADS"]), work)
 
 @pytest.mark.parametrize(
     ("script", "threads", "each"),
-    [(EXCLUSIVE, 4, 15), (OPTIMISTIC, 4, 15), pytest.param(EXCLUSIVE, 16, 25, marks=pytest.mark.long)],
+    [
+        (EXCLUSIVE, 4, 15),
+        (OPTIMISTIC, 4, 15),
+        pytest.param(EXCLUSIVE, 16, scaled(25), marks=pytest.mark.long),
+    ],
     ids=["exclusive", "optimistic", "exclusive-16-threads"],
 )
 def test_rule_12_four_processes_of_many_threads_leave_one_intact_chain(

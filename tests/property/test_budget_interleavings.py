@@ -22,6 +22,7 @@ from agentguard.audit.verify import reconstruct
 from agentguard.budget import ledger
 from agentguard.budget.account import Account, Request
 from agentguard.runs.fold import RunFold
+from tests.scale import scaled
 
 RESOURCES = ("nano_usd", "emails", "steps")
 amounts = st.integers(0, 6)
@@ -312,5 +313,5 @@ def test_many_interleavings_in_a_run():
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        RunMachine, settings=settings(SETTINGS, max_examples=500, stateful_step_count=40)
+        RunMachine, settings=settings(SETTINGS, max_examples=scaled(500), stateful_step_count=40)
     )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agentguard import Budget, Guard, RunStopped, Usage, current_run, current_step, guarded_step
 from agentguard.audit.verify import reconstruct
 from agentguard.errors import DuplicateKeyError
+from tests.scale import scaled
 
 SWALLOWED = (RunStopped, OSError, ZeroDivisionError, TypeError, DuplicateKeyError)
 
@@ -253,7 +254,7 @@ def test_the_books_of_any_program_on_disk(budget, program):
 
 
 @pytest.mark.long
-@settings(deadline=None, max_examples=3000, suppress_health_check=HEALTH)
+@settings(deadline=None, max_examples=scaled(3000), suppress_health_check=HEALTH)
 @given(limits, limits, programs)
 def test_the_books_of_very_many_programs(tenant, budget, program):
     test_the_books_of_any_program.hypothesis.inner_test(tenant, budget, program)

@@ -27,6 +27,7 @@ from agentguard import (
     current_step,
     guarded_step,
 )
+from tests.scale import scaled
 
 
 class OwnError(Exception):
@@ -276,6 +277,6 @@ def test_rule_13_a_crashed_program_carries_on_until_done(ops: Any, crashes: list
 
 @pytest.mark.long
 @given(ops=programs, crashes=st.lists(st.integers(1, 20), min_size=1, max_size=4))
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=2000)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=scaled(2000))
 def test_rule_13_two_thousand_crashed_programs(ops: Any, crashes: list[int]) -> None:
     check_recovery(ops, crashes)

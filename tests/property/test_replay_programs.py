@@ -24,6 +24,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.events import codec
+from tests.scale import scaled
 
 BODIES_RUN: list[str] = []
 #: The calls of the leaves with an argument: their runs and keys, in order.
@@ -303,7 +304,7 @@ def test_rule_19_a_replay_equals_its_recording(ops: Any, steps: int) -> None:
 
 @pytest.mark.long
 @given(ops=programs, steps=st.integers(2, 30))
-@settings(deadline=None, suppress_health_check=HEALTH, max_examples=2000)
+@settings(deadline=None, suppress_health_check=HEALTH, max_examples=scaled(2000))
 def test_rule_19_two_thousand_replays_equal_their_recordings(ops: Any, steps: int) -> None:
     check_replay(ops, steps)
 
@@ -411,6 +412,6 @@ def test_rule_19_one_edit_is_always_a_divergence(ops: Any, edit: str, data: Any)
 
 @pytest.mark.long
 @given(ops=programs, edit=EDITS, data=st.data())
-@settings(deadline=None, suppress_health_check=HEALTH, max_examples=2000)
+@settings(deadline=None, suppress_health_check=HEALTH, max_examples=scaled(2000))
 def test_rule_19_two_thousand_edits_are_divergences(ops: Any, edit: str, data: Any) -> None:
     check_edit(ops, edit, data)
