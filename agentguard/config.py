@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home
-from agentguard.protocols import EventStore, KillSwitch
+from agentguard.protocols import EventStore, KillSwitch, Ledger
 
 
 class _Backend(NamedTuple):
@@ -27,6 +27,7 @@ _SWITCHES = {
     "memory": _Backend("agentguard.killswitch.memory", "MemoryKillSwitch"),
     "page": _Backend("agentguard.killswitch.page", "PageKillSwitch"),
 }
+_LEDGERS: dict[str, _Backend] = {}
 DURABILITIES = ("buffered", "process", "power")
 
 
@@ -139,6 +140,31 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     return switch
 
 
+def open_ledger(setting: str | Ledger | None) -> Ledger | None:
+    """The ledger of a setting, or None where the tenants' accounts lie in the store.
+
+    Raises:
+        ValueError: the URL names no ledger.
+    """
+    setting = setting or os.environ.get("AGENTGUARD_LEDGER") or None
+    if not isinstance(setting, str):
+        return setting
+    check_ledger(setting)
+    ledger: Ledger = _load(_LEDGERS[urlsplit(setting).scheme])(setting)
+    return ledger
+
+
+def check_ledger(setting: str | Ledger | None) -> None:
+    """Refuse a URL that names no ledger.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(setting, str) and urlsplit(setting).scheme not in _LEDGERS:
+        known = _known(_LEDGERS) or "none yet: give an object of yours"
+        raise ValueError(f"no ledger for {setting!r}; known are {known}")
+
+
 def open_telemetry(setting: Any) -> Any:
     """The telemetry of a setting: True (OpenTelemetry's global providers), False, or an object."""
     if setting is True:
@@ -151,4 +177,4 @@ def _load(backend: _Backend) -> Any:
 
 
 def _known(backends: dict[str, _Backend]) -> str:
-    return ", ".join(f"{name}://" if backends is _STORES else name for name in backends)
+    return ", ".join(name if backends is _SWITCHES else f"{name}://" for name in backends)

@@ -143,9 +143,26 @@ class Control(Held):
         for tenant in parts.tenants.tenants():
             for per, budget in parts.tenants.budgets(tenant).items():
                 name = account_id(tenant, per, now)
-                account = parts.store.accounts([name]).get(name) or Account(f"tenant:{tenant}", budget)
+                held = parts.store if parts.apart is None else parts.apart.ledger
+                account = held.accounts([name]).get(name) or Account(f"tenant:{tenant}", budget)
                 found.append(TenantAccount(tenant, per, budget, Usage.from_amounts(account.spent)))
         return found
+
+    def rebuild_ledger(self) -> int:
+        """Make the books of a ledger apart anew from the log, after it was lost or put back from a backup.
+
+        Steps of tenants with a budget are refused meanwhile.  Gives how many steps in flight hold something
+        in the new books.
+
+        Raises:
+            ValueError: the budgets of tenants are kept in the store itself, which needs no rebuilding.
+            StoreUnavailableError: store or ledger cannot be reached.
+        """
+        if self.parts.apart is None:
+            raise ValueError("this guard has no ledger apart from its store; there is nothing to rebuild")
+        self.parts.refresh()
+        rebuilt: int = self.parts.apart.rebuild()
+        return rebuilt
 
     def approvals(self) -> list[Approval]:
         """The steps that wait for an approval, in all runs."""

@@ -10,16 +10,18 @@ from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._ids import new_run_id
 from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.tenant import TenantBudgets
 from agentguard.control import Control
 from agentguard.joining import Joining
 from agentguard.killswitch import orders
 from agentguard.lifecycle import Opening
-from agentguard.protocols import KillSwitch
+from agentguard.protocols import KillSwitch, Ledger
 from agentguard.questions import Questions
 from agentguard.recovery import Forking, ForkOptions, Recovering, nested, refuse_altered
 from agentguard.replay import resolving
 from agentguard.replay.session import Replaying
 from agentguard.run import Run
+from agentguard.steps.apart import Apart
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import BUILT_IN, redactor
 from agentguard.tenancy import check_id
@@ -47,7 +49,7 @@ class Guard(Control, Questions):
         url: str | None = None,
         *,
         kill_switch: str | KillSwitch | None = None,
-        ledger: str | None = None,
+        ledger: str | Ledger | None = None,
         publisher: Any = None,
         durability: str | None = None,
         telemetry: Any = True,
@@ -64,7 +66,9 @@ class Guard(Control, Questions):
             url: `memory://`, `sqlite:///path`, or `file:///run.jsonl` (an export, read-only); by
                 default `AGENTGUARD_STORE`.
             kill_switch: `"page"` (default), `"memory"`, or an object; `AGENTGUARD_KILL_SWITCH`.
-            ledger: not yet: the store's own ledger is used.
+            ledger: where the budgets of tenants are kept apart from the store, for many hosts:
+                an object that keeps the contract `agentguard.protocols.Ledger`; by default
+                `AGENTGUARD_LEDGER`, else the store itself.
             publisher: not yet.
             durability: `"process"` (default: survives kill -9), `"power"` (fsync: survives power
                 loss) or `"buffered"`.
@@ -81,10 +85,10 @@ class Guard(Control, Questions):
         Raises:
             ValueError: an option is wrong.
         """
-        for name, value in (("ledger", ledger), ("publisher", publisher)):
-            if value is not None:
-                raise ValueError(f"{name}= is not available yet; leave it out")
+        if publisher is not None:
+            raise ValueError("publisher= is not available yet; leave it out")
         _check_options(durability, capture, default_budget)
+        config.check_ledger(ledger)
         if url is not None:
             _check_url(url, durability)
         if store_timeout is not None and not 0 <= store_timeout < math.inf:
@@ -93,8 +97,12 @@ class Guard(Control, Questions):
 
         def open_parts() -> Parts:
             store = config.open_store(url, durability, clock, store_timeout)
+            books = config.open_ledger(ledger)
+            tenants = TenantBudgets()
             return Parts(
                 store=store,
+                tenants=tenants,
+                apart=None if books is None else Apart(books, store, tenants, clock),
                 switch=config.open_switch(kill_switch, clock, store),
                 telemetry=config.open_telemetry(telemetry),
                 clock=clock,

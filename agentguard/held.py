@@ -47,8 +47,7 @@ class Held:
             # Without a lock, which a fork could leave held: of several threads the first has opened it.
             self._parts = self._opened.setdefault(0, parts)
             if self._parts is not parts:
-                parts.store.close()
-                parts.switch.close()
+                parts.close()
         return self._parts
 
     @property
@@ -65,8 +64,7 @@ class Held:
         if participant is not None:
             participant.leave()
         if parts is not None:
-            parts.store.close()
-            parts.switch.close()
+            parts.close()
 
     def __enter__(self) -> Self:
         return self

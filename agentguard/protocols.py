@@ -5,15 +5,16 @@ The suites in `agentguard.testing.conformance` check an implementation against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from agentguard.budget.account import Account
+from agentguard.budget.account import Account, Amounts, Request
 from agentguard.budget.ledger import Movement
+from agentguard.budget.reservation import Reservation
 from agentguard.events.codec import Stored
 from agentguard.killswitch.model import Acknowledgements, Kill
 
@@ -89,6 +90,8 @@ class EventStore(Protocol):
         deferred: bool = False,
     ) -> dict[str, Account]:
         """Append events with consecutive sequences, and give the moved accounts as they are now.
+
+        Movements alone need no run; `number` is then 0.
 
         With `deferred=True` a `power` append is only accepted when this returns, and committed and on
         disk when `settle` returns or `durable` resolves: who lets go of `lock` before shares commit
@@ -168,6 +171,93 @@ class EventStore(Protocol):
 
     def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
         """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was opened.  Closing twice does nothing."""
+
+
+class Ledger(Protocol):
+    """The accounts of tenants, where they lie apart from the event store.
+
+    One ledger belongs to one event store.  Every act is all or nothing, and may be tried again: a
+    reservation is known by its `id`, and what was done stays done once.  `generation` is what the log
+    knows of the ledger; with another one nothing is changed.  Methods may be called from any thread.
+
+    Whatever its driver raises reaches the caller as `StoreUnavailableError`.
+    """
+
+    #: Where it is, to show people; without a password.
+    url: str
+
+    def generation(self) -> int:
+        """The generation that the books are of, or 0 where there are none."""
+        ...
+
+    def reserve(
+        self,
+        reservation: Reservation,
+        request: Request,
+        openings: Mapping[str, Account],
+        lease: float,
+    ) -> dict[str, Account]:
+        """Hold what a step asks for on every account of `reservation`; gives them as they are now.
+
+        `openings` has each of them by name, as it opens, with the budget in force.  The holder is taken to
+        live for `lease` seconds from now on.
+
+        Raises:
+            LedgerRefusedError: an account has no room; nothing was changed.
+            LedgerBehindError: the ledger is of another generation.
+            ReservationTakenError: it is held by another process, or was settled.
+        """
+        ...
+
+    def settle(
+        self, reservation: Reservation, usage: Amounts | None, *, final: bool = True
+    ) -> dict[str, Account]:
+        """Charge what was used in place of a reservation; gives the accounts as they are now.
+
+        None gives it back, to the holder alone.  With `final=False` it is charged as long as nobody knows
+        better.  Of one that is not on the books, usage is charged if it was made in this generation (its
+        record was lost), and otherwise it was taken in when the books were made; what was settled
+        already changes nothing.
+
+        Raises:
+            LedgerBehindError: the ledger is of an older generation than the reservation, or of none.
+        """
+        ...
+
+    def renew(
+        self, generation: int, holder: Mapping[str, Any], reservations: Sequence[Reservation], lease: float
+    ) -> None:
+        """Say that a holder lives, and for `lease` seconds more.
+
+        Of what it holds, what was made in this generation and is missing is put back: its record was lost.
+
+        Raises:
+            LedgerBehindError: the ledger is of another generation.
+        """
+        ...
+
+    def overdue(self) -> list[Reservation]:
+        """The reservations, not charged yet, of holders whose lease has run out.  They are still held."""
+        ...
+
+    def rebuild(
+        self, generation: int, accounts: Mapping[str, Account], reservations: Sequence[Reservation]
+    ) -> None:
+        """Put these books in the place of what is there, in one act.
+
+        What `reservations` hold is in `accounts` already.
+
+        Raises:
+            LedgerBehindError: the books are of a newer generation already.
+        """
+        ...
+
+    def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
+        """The accounts that exist among `ids`."""
         ...
 
     def close(self) -> None:

@@ -211,7 +211,8 @@ class Questions(Held):
         """
         parts = self.parts
         before = erasure.cut_off(older_than, parts.clock.wall())
-        return erasure.prune(parts.store, parts.switch, before, actor or orders.default_actor())
+        carry = None if parts.apart is None else parts.apart.carry
+        return erasure.prune(parts.store, parts.switch, before, actor or orders.default_actor(), carry)
 
     def diff(self, run_a: str, run_b: str) -> RunDiff:
         """Where two runs differ, branch by branch in call order; true when they do.

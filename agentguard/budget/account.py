@@ -179,6 +179,12 @@ class Account:
                 if over > 0:
                     self.excess[resource] = known + over
 
+    def uncharge(self, reserve: Mapping[str, int]) -> None:
+        """Hold again what was charged for a step whose usage nobody knew, and now somebody does."""
+        for resource, amount in reserve.items():
+            self.spent[resource] -= amount
+            self.reserved[resource] = self.reserved.get(resource, 0) + amount
+
     def release(self, request: Request) -> None:
         """Undo `reserve` for a step whose body did not run."""
         self.settle(request.reserve, {})

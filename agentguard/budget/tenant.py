@@ -10,6 +10,7 @@ from agentguard.budget.account import Account
 from agentguard.budget.model import Budget
 
 PERIODS = (None, "day", "month")
+_NAME = "tenant:"
 
 
 class TenantBudgets:
@@ -47,15 +48,21 @@ class TenantBudgets:
     def accounts(self, tenant: str, wall_ns: int) -> list[tuple[str, Account]]:
         """The accounts that a step of this tenant charges at this time, as they open."""
         return [
-            (account_id(tenant, per, wall_ns), Account(f"tenant:{tenant}", budget))
+            (account_id(tenant, per, wall_ns), Account(_NAME + tenant, budget))
             for per, budget in self.budgets(tenant).items()
         ]
+
+    def opening(self, tenant: str, name: str) -> Account:
+        """One of a tenant's accounts, by its name, as it opens; without limits if its budget was lifted."""
+        window = name.removeprefix(_NAME + tenant).removeprefix(":")
+        per = None if not window else "day" if window.count("-") == 2 else "month"
+        return Account(_NAME + tenant, self.budgets(tenant).get(per))
 
 
 def account_id(tenant: str, per: str | None, wall_ns: int) -> str:
     """The name of a tenant's account in the ledger."""
     if per is None:
-        return f"tenant:{tenant}"
+        return _NAME + tenant
     day = datetime.fromtimestamp(wall_ns // 10**9, UTC)
     window = f"{day:%Y-%m-%d}" if per == "day" else f"{day:%Y-%m}"
-    return f"tenant:{tenant}:{window}"
+    return f"{_NAME}{tenant}:{window}"

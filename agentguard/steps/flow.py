@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from agentguard.budget import resources as r
-from agentguard.budget.account import Amounts, Request
+from agentguard.budget.account import Account, Amounts, Request
 from agentguard.budget.ledger import LedgerRefusedError
 from agentguard.budget.model import Usage
+from agentguard.budget.reservation import Reservation
 from agentguard.errors import (
     AgentGuardError,
     DuplicateKeyError,
@@ -37,6 +38,7 @@ from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals
+from agentguard.steps.apart import Apart, LedgerRebuiltError, is_fence
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -123,6 +125,38 @@ def admit(step: Step, *, wait: bool = True) -> None:
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
     journal = step.journal
+    if journal.apart is not None and journal.levels.apart:
+        _admit_apart(step, journal, journal.apart, wait=wait)
+    else:
+        _start(step, journal, wait, None)
+
+
+def _admit_apart(step: Step, journal: Journal, apart: Apart, *, wait: bool) -> None:
+    """Reserve at a ledger of its own, then commit the start, which names the reservation (rule 4)."""
+    if not wait:
+        raise StoreBusyError  # a server is asked
+    while True:
+        with journal.lock:
+            _check_start(step, journal)  # nothing is held for a step that has to wait, or is refused anyhow
+        try:
+            reservation, accounts = apart.reserve(step)
+        except LedgerRefusedError as error:
+            raise _refused_by_ledger(step, error) from None
+        try:
+            _start(step, journal, True, reservation)  # noqa: FBT003 - keywords cost
+        except LedgerRebuiltError:
+            apart.give_back(reservation)
+            continue
+        except BaseException:
+            if not step.started_ns:
+                apart.give_back(reservation)
+            raise
+        with journal.lock:
+            warn(journal, step.scope_key, step.request.reserve, accounts)
+        return
+
+
+def _start(step: Step, journal: Journal, wait: bool, apart: Reservation | None) -> None:  # noqa: FBT001
     acquire = journal.acquire  # what an attribute holds is called faster by a name, here and below
     if not acquire(wait) and not acquire(timeout=MOMENT):
         raise StoreBusyError
@@ -130,29 +164,34 @@ def admit(step: Step, *, wait: bool = True) -> None:
     try:
         if journal.waiters:
             journal.count_idle()
-        _admit(step, journal, wait)
+        _admit(step, journal, wait, apart)
     except HeadMovedError:
         if not wait:
             raise StoreBusyError from None
         with journal.deciding():
-            _admit(step, journal, wait)
+            _admit(step, journal, wait, apart)
     finally:
         release()
     if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
 
 
-def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - keywords cost
+def _check_start(step: Step, journal: Journal) -> None:
+    """Whether the step may start, but for its budget."""
+    check(journal, step.scope_key)
+    if journal.fold.state is not _RUNNING:
+        raise WaitingError
+    if step.spec.examined:
+        _examine(step)
+    elif step.key in journal.fold.open:  # two lines of control in one branch: one name attached twice
+        raise DuplicateKeyError(step.key, journal.run_id)
+
+
+def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) -> None:  # noqa: FBT001
     spec = step.spec
     fold = journal.fold
     request = step.request
-    check(journal, step.scope_key)
-    if fold.state is not _RUNNING:
-        raise WaitingError
-    if spec.examined:
-        _examine(step)
-    elif step.key in fold.open:  # two lines of control in one branch, such as one name attached twice
-        raise DuplicateKeyError(step.key, journal.run_id)
+    _check_start(step, journal)
     shadow = None
     # Outside scopes there is one level to ask, the run's, which nearly always has room.
     if fold.limited and (step.scope_key or fold.account.refusal(request) is not None):
@@ -164,7 +203,7 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
     movements: Sequence[Any] = ()
     windows: tuple[str, ...] = ()
     if not journal.levels.solo:
-        movements, windows = journal.levels.reserving(step.scope_key, request, now)
+        movements, windows = journal.levels.reserving(step.scope_key, request, now, apart)
     span = step.span
     record = Record(
         fold.seq + 1,
@@ -192,12 +231,14 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001 - 
     step.at_ns = now
     step.started_ns = monotonic()
     if near or movements:
-        warn(journal, step.scope_key, request.reserve)
+        warn(journal, step.scope_key, request.reserve, journal.moved)
 
 
-def _refused_by_ledger(step: Step, error: LedgerRefusedError) -> AgentGuardError:
+def _refused_by_ledger(step: Step, error: LedgerRefusedError) -> Exception:
     """What to raise where a shared level has no room, or is closed since its run has ended elsewhere."""
     journal = step.journal
+    if is_fence(error.account):
+        return LedgerRebuiltError()
     if error.refusal is not None:
         return _refuse(step, journal.levels.whose(error.account, error.path, error.refusal))
     for outer in journal.levels.outer:
@@ -393,10 +434,10 @@ def _next_attempt(step: Step) -> None:
 # --- soft limits ---------------------------------------------------------------------------------
 
 
-def warn(journal: Journal, scope: str, resources: Amounts) -> None:
+def warn(journal: Journal, scope: str, resources: Amounts, shared: Mapping[str, Account]) -> None:
     """Log one `budget_warning` for each level and resource that has just crossed `warn_at`."""
     levels = [(level.key, level.accounts[0]) for level in journal.fold.chain(scope)]
-    for level, account in (*levels, *journal.moved.items()):
+    for level, account in (*levels, *shared.items()):
         for resource, used, limit in account.crossed(resources):
             name = r.public_name(resource)
             if (level, name) not in journal.fold.warned:

@@ -40,6 +40,7 @@ from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
+from agentguard.steps.apart import Apart
 from agentguard.steps.capture import Keeper
 from agentguard.steps.gate import Gate
 from agentguard.steps.interrupt import spared
@@ -91,6 +92,8 @@ class Journal:
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
         self.keepers: dict[StepSpec, Keeper] = {}
+        #: The tenants' accounts, where they lie in a ledger apart from the log.
+        self.apart: Apart | None = parts.apart
         self.levels = Levels(self, outer, parts.tenants)
         #: Whether this process opened or claimed the run, and so writes its end.
         self.owner = True

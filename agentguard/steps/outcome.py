@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from agentguard.budget.account import Amounts
+from agentguard.budget.account import Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
 from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
@@ -93,6 +93,21 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     journal = step.journal
     if isinstance(outcome.error, _IN_DOUBT) and journal.player is not None:
         return  # a recovery that cannot go on here: what the step came to is for the next one to say
+    opened = None if journal.apart is None else journal.fold.open.get(step.key)
+    if journal.apart is None or opened is None or not opened.windows:
+        _close(step, journal, outcome, wait)
+        return
+    if not wait:
+        raise StoreBusyError  # a server is told
+    _close(step, journal, outcome, True)  # noqa: FBT003 - keywords cost
+    if step.key not in journal.fold.open:
+        accounts = journal.apart.closed(journal, step.key, opened, outcome.usage)
+        with journal.lock:
+            warn(journal, step.scope_key, outcome.usage or {}, accounts)
+            _stop_overdrawn(journal, accounts)
+
+
+def _close(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001 - as below
     acquire = journal.acquire
     if not acquire(wait) and not acquire(timeout=MOMENT):
         raise StoreBusyError
@@ -150,13 +165,14 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
     else:
         fold.settled(step.key, usage)
         if data is not outcome.data:
-            warn(journal, step.scope_key, usage)  # what was reserved has been warned of already
+            # What was reserved has been warned of already.
+            warn(journal, step.scope_key, usage, journal.moved)
     if spec.key is not None:
         fold.keyed[step.key] = (step.attempt, outcome.type == ev.STEP_COMPLETED)
     if over is not None and journal.stop is None:
         stop_level(journal, over, None)
     if movements:
-        _stop_overdrawn(journal)
+        _stop_overdrawn(journal, journal.moved)
 
 
 def _settle_late(
@@ -182,9 +198,9 @@ def _excess(
     return over, dict(data or {}) | {"excess": excess}
 
 
-def _stop_overdrawn(journal: Journal) -> None:
+def _stop_overdrawn(journal: Journal, shared: Mapping[str, Account]) -> None:
     """Stop the shared levels that an excess took over their limits."""
-    for name, account in journal.moved.items():
+    for name, account in shared.items():
         refusal = account.overdrawn()
         if refusal is not None and account.budget.enforce and journal.stop is None:
             stop_level(journal, journal.levels.whose(name, account.path, refusal), None)

@@ -30,7 +30,16 @@ class Parts:
     #: A `agentguard.steps.redaction.Redactor`, or False.
     redact: Any = BUILT_IN
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
+    #: An `agentguard.steps.apart.Apart`, where the tenants' accounts are not in the store.
+    apart: Any = None
     _learned: int = 0
+
+    def close(self) -> None:
+        """Give back what was opened."""
+        if self.apart is not None:
+            self.apart.ledger.close()
+        self.store.close()
+        self.switch.close()
 
     def refresh(self) -> None:
         """Take in the tenant budgets that the control log has gained.

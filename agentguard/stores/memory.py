@@ -111,6 +111,8 @@ class MemoryEventStore:
             log = shelf.logs.get(number)
             if log is None:
                 self._check()
+                if not events and row is None:
+                    return self._move(movements)
                 raise HeadMovedError(number)
             if shelf.position + len(events) > shelf.full_at:
                 shelf.make_room(len(events), needed=row is not None or closes_something(events))

@@ -10,7 +10,7 @@ import pytest
 from agentguard.protocols import EventStore
 from agentguard.stores.memory import MemoryEventStore
 from agentguard.stores.sqlite import SQLiteEventStore
-from agentguard.testing.conformance import EventStoreContract, LedgerContract
+from agentguard.testing.conformance import EventStoreContract
 
 OPEN: dict[str, Callable[[Path], EventStore]] = {
     "memory": lambda folder: MemoryEventStore(),
@@ -29,8 +29,4 @@ class OurStores:
 
 
 class TestEventStore(OurStores, EventStoreContract):
-    pass
-
-
-class TestLedger(OurStores, LedgerContract):
     pass

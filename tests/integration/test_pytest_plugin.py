@@ -134,6 +134,7 @@ def test_another_authors_backend_runs_the_suites(pytester: pytest.Pytester) -> N
 import pytest
 from agentguard.killswitch.memory import MemoryKillSwitch
 from agentguard.stores.memory import MemoryEventStore
+from agentguard.testing import MemoryLedger
 from agentguard.testing.conformance import EventStoreContract, KillSwitchContract, LedgerContract
 
 class Forgetful(MemoryEventStore):
@@ -150,8 +151,10 @@ class Stores:
 class TestStore(Stores, EventStoreContract):
     pass
 
-class TestLedger(Stores, LedgerContract):
-    pass
+class TestLedger(LedgerContract):
+    @pytest.fixture
+    def ledger(self):
+        return MemoryLedger()
 
 class TestSwitch(KillSwitchContract):
     @pytest.fixture
@@ -166,11 +169,11 @@ class TestNothing(LedgerContract):
     result = pytester.runpytest_subprocess("-p", "no:langsmith_plugin", "-p", "no:xdist", "-q")
     result.stdout.fnmatch_lines(
         [
-            "*NotImplementedError: override the fixture `store`*",
+            "*NotImplementedError: override the fixture `ledger`*",
             "*test_children_are_those_of_the_run_the_oldest_first*",
             "*assert [[]'b'[]] == [[]'b', 'd'[]]*",
         ]
     )
     counted = result.parseoutcomes()
-    assert (counted["failed"], counted["errors"]) == (1, 4)
+    assert (counted["failed"], counted["errors"]) == (1, 24)
     assert counted["passed"] > 60

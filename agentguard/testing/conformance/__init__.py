@@ -1,7 +1,7 @@
 """The contracts of `agentguard.protocols` as suites that any backend can run; they need pytest.
 
 Derive a class named `Test...` from a suite in a test file of yours, and override its fixture: `store` for
-`EventStoreContract` and `LedgerContract`, `switch` for `KillSwitchContract`.
+`EventStoreContract`, `ledger` for `LedgerContract`, `switch` for `KillSwitchContract`.
 """
 
 from agentguard.testing.conformance.event_store import EventStoreContract

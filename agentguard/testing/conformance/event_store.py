@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from agentguard.testing.conformance._accounts import AccountsContract
 from agentguard.testing.conformance._acts import ActsContract
 from agentguard.testing.conformance._appending import AppendingContract
 from agentguard.testing.conformance._reading import ReadingContract
 
 
-class EventStoreContract(ReadingContract, AppendingContract, ActsContract):
+class EventStoreContract(ReadingContract, AppendingContract, ActsContract, AccountsContract):
     """The contract of `agentguard.protocols.EventStore`, as tests.
 
     Example:

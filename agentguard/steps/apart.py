@@ -1,0 +1,300 @@
+"""This process's side of a ledger that lies apart from the log (SEMANTICS rule 4).
+
+    reserve   hold the room at the ledger, under a name made of run, key and attempt
+    start     commit `step_started`, which names the accounts: from here on the room counts as used
+    ...       the body; its outcome is committed
+    settle    tell the ledger what it was
+
+The log is the truth.  Each act on the ledger may be tried again, and is, until it is done: what this
+process could not tell the ledger it tells it later, and what it cannot tell any more, since it died,
+others read in the log (`reconcile`).
+
+The ledger's books are of a generation, which the store knows too, so that books that were lost or put
+back from a backup are noticed.  Making them anew (`rebuild`) closes an account of the store that every
+start under the old generation moves: none can be committed after the log was read for the new books.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from agentguard._clock import Clock
+from agentguard._process import identity
+from agentguard.budget.account import Account, Amounts, Request
+from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.budget.reservation import LedgerBehindError, Reservation, ReservationTakenError
+from agentguard.budget.tenant import TenantBudgets
+from agentguard.errors import DuplicateKeyError, StoreUnavailableError
+from agentguard.protocols import EventStore, Ledger, RunRow
+from agentguard.runs.fold import OpenStep
+from agentguard.steps.booked import books, came_to, carrying, reservation_of
+
+if TYPE_CHECKING:
+    from agentguard.steps.journal import Journal
+    from agentguard.steps.model import Step
+
+_log = logging.getLogger("agentguard")
+
+#: Seconds without a sign of life after which others look in the log what a process's reservations came to.
+LEASE = 30.0
+#: The store's own account of the ledger: `spent` has the generation, `path` the ledger's URL.
+_MARK = "ledger"
+_GENERATION = "generation"
+_NOTHING = Request({}, "", "")
+
+
+class LedgerRebuiltError(Exception):
+    """Internal: the ledger was rebuilt between a reservation and the commit of the start; try again."""
+
+
+class Apart:
+    """The accounts of tenants at a ledger apart, for all runs of a store in this process."""
+
+    def __init__(self, ledger: Ledger, store: EventStore, tenants: TenantBudgets, clock: Clock) -> None:
+        self.ledger = ledger
+        self._store = store
+        self._tenants = tenants
+        self._clock = clock
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        #: Held while a reservation is given back, so that the same step's next one is not.
+        self._giving_back = threading.Lock()
+        self._generation: int | None = None
+        self._holder = identity()
+        #: The steps that the ledger is being asked for, by the names of their reservations.
+        self._asking: set[str] = set()
+        #: The reservations of steps in flight here.
+        self._held: dict[str, Reservation] = {}
+        #: What the ledger is still to be told.
+        self._due: dict[str, tuple[Reservation, Amounts | None]] = {}
+
+    def _here(self) -> None:
+        if self._pid != os.getpid():  # a forked child holds nothing of its parent's
+            self._forget()
+
+    # --- the flow of a step --------------------------------------------------------------------
+
+    def reserve(self, step: Step) -> tuple[Reservation, dict[str, Account]]:
+        """Hold at the ledger what a step asks of its tenant; gives the accounts too, as they are now.
+
+        Raises:
+            LedgerRefusedError: an account has no room.
+            DuplicateKeyError: another process is at this step.
+            StoreUnavailableError: the ledger cannot be asked, or must be rebuilt first.
+        """
+        self._here()
+        journal = step.journal
+        openings = dict(self._tenants.accounts(journal.fold.tenant, self._clock.wall()))
+        request = step.request.shared()
+        self.catch_up()
+        reservation = Reservation(
+            run_id=journal.run_id,
+            key=step.key,
+            attempt=step.attempt,
+            accounts=tuple(openings),
+            reserve=request.reserve,
+            name=request.name,
+            kind=request.kind,
+            epoch=journal.epoch,
+            generation=self.generation(),
+            holder=self._holder,
+        )
+        with self._giving_back, self._lock:
+            if reservation.id in self._asking or reservation.id in self._held:
+                raise DuplicateKeyError(step.key, journal.run_id)
+            if reservation.id in self._due:
+                raise StoreUnavailableError(f"the ledger {self.ledger.url} cannot be told of an earlier try")
+            self._asking.add(reservation.id)
+        try:
+            accounts = self.ledger.reserve(reservation, request, openings, LEASE)
+            with self._lock:
+                self._held[reservation.id] = reservation
+        except ReservationTakenError:
+            raise DuplicateKeyError(step.key, journal.run_id) from None
+        except LedgerBehindError as error:
+            raise self._behind(error.found) from None
+        except LedgerRefusedError:
+            raise
+        except BaseException:  # it may have been made all the same
+            self.give_back(reservation)
+            raise
+        finally:
+            with self._lock:
+                self._asking.discard(reservation.id)
+        return reservation, accounts
+
+    def fence(self, reservation: Reservation) -> Movement:
+        """What the start moves in the store, so that it cannot be committed once the ledger is rebuilt."""
+        name = _fence(reservation.generation)
+        return Movement(name, _NOTHING, opening=Account(name, None))
+
+    def give_back(self, reservation: Reservation) -> None:
+        """The step has not started."""
+        self._settle(reservation, None)
+
+    def closed(self, journal: Journal, key: str, step: OpenStep, usage: Amounts | None) -> dict[str, Account]:
+        """The outcome of a step is on record, and what it used, None for nothing: the ledger is told.
+
+        If it cannot be told now, it is told later.  Gives the accounts as they are now, if it is known.
+        """
+        self._here()
+        made = reservation_of(
+            journal.run_id,
+            key,
+            step,
+            epoch=journal.epoch,
+            generation=self._generation or 0,
+            holder=self._holder,
+        )
+        return self._settle(self._held.get(made.id, made), usage)
+
+    def _settle(self, reservation: Reservation, usage: Amounts | None) -> dict[str, Account]:
+        with self._lock:
+            self._held.pop(reservation.id, None)
+            self._due[reservation.id] = reservation, usage
+        return self._tell(reservation, usage)
+
+    def _tell(self, reservation: Reservation, usage: Amounts | None) -> dict[str, Account]:
+        if usage is not None:
+            return self._tell_now(reservation, usage)
+        with self._giving_back:
+            if reservation.id not in self._due:  # another thread was faster
+                return {}
+            return self._tell_now(reservation, usage)
+
+    def _tell_now(self, reservation: Reservation, usage: Amounts | None) -> dict[str, Account]:
+        try:
+            accounts = self.ledger.settle(reservation, usage)
+        except LedgerBehindError as error:
+            _log.warning("%s", self._behind(error.found))
+            return {}
+        except StoreUnavailableError as error:
+            _log.warning("the ledger %s is to be told later: %s", self.ledger.url, error)
+            return {}
+        with self._lock:
+            self._due.pop(reservation.id, None)
+        return accounts
+
+    def catch_up(self) -> None:
+        """Tell the ledger what it could not be told so far."""
+        for reservation, usage in list(self._due.values()):
+            self._tell(reservation, usage)
+
+    # --- signs of life -------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Tell the ledger that this process lives, and settle what dead ones have left behind.
+
+        Raises:
+            StoreUnavailableError: the ledger or the store is gone.
+        """
+        self._here()
+        if self._generation is None and not self._held and not self._due:
+            return  # it was never used here
+        self.catch_up()
+        generation = self.generation()
+        try:
+            with self._giving_back:  # or what is given back meanwhile would be put back by this
+                held = list(self._held.values())
+                self.ledger.renew(generation, self._holder, held, LEASE)
+        except LedgerBehindError as error:
+            raise self._behind(error.found) from None
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Look in the log what the reservations of silent processes came to, and settle them."""
+        for reservation in self.ledger.overdue():
+            came = came_to(self._store, reservation)
+            if came is not None:
+                with contextlib.suppress(LedgerBehindError):
+                    self.ledger.settle(reservation, came.usage, final=came.final)
+
+    # --- generations ---------------------------------------------------------------------------
+
+    def generation(self) -> int:
+        """The generation that the ledger's books must be of.  A store's first ledger is begun here.
+
+        Raises:
+            StoreUnavailableError: the books are another store's.
+        """
+        if self._generation is None:
+            self._generation = self._known()
+            if not self._generation:
+                if found := self.ledger.generation():
+                    raise StoreUnavailableError(
+                        f"{self.ledger.url} is the ledger of another store (its generation is {found}, and "
+                        f"{self._store.url} has none); give each store a ledger of its own"
+                    )
+                self.rebuild(0)
+        return self._generation
+
+    def _known(self) -> int:
+        mark = self._store.accounts([_MARK]).get(_MARK)
+        return 0 if mark is None else mark.spent.get(_GENERATION, 0)
+
+    def _behind(self, found: int) -> StoreUnavailableError:
+        self._generation = None  # to be asked for again
+        what = f"is of generation {found}" if found else "has lost its books"
+        return StoreUnavailableError(
+            f"the ledger {self.ledger.url} {what}, and the log knows a newer one; no step of a tenant with a "
+            "budget is let through until it is rebuilt from the log: guard.rebuild_ledger(), or "
+            "`agentguard doctor --rebuild-ledger`"
+        )
+
+    def rebuild(self, expected: int | None = None) -> int:
+        """Make the ledger's books anew from the log; gives how many reservations are in them.
+
+        With `expected` only if that is the generation that the store knows: somebody else was quicker.
+        """
+        store = self._store
+        with store.lock, store.exclusive():
+            known = self._known()
+            if expected is not None and known != expected:
+                self._generation = known
+                return 0
+            generation = max(known + 1, self._clock.wall())
+            opening = Account(self.ledger.url, None)
+            moves = [Movement(_MARK, settle=({}, {_GENERATION: generation - known}), opening=opening)]
+            if known:
+                name = _fence(known)
+                moves.append(Movement(name, close=True, opening=Account(name, None)))
+            store.append(0, (), movements=moves)
+        accounts, reservations = books(store, self._tenants, self._clock.wall(), generation)
+        self.ledger.rebuild(generation, accounts, reservations)
+        self._generation = generation
+        return len(reservations)
+
+    def carry(self, runs: list[RunRow]) -> None:
+        """Keep in the store what runs were charged that are to be pruned, for the next books."""
+        if moves := carrying(self._store, self._tenants, runs):
+            self._store.append(0, (), movements=moves)
+
+
+def is_fence(account: str) -> bool:
+    """Whether an account of the store is one that `Apart.fence` moves."""
+    return account.startswith(f"{_MARK}:")
+
+
+def check_alone(store: EventStore) -> None:
+    """Refuse to charge tenants in a store whose ledger lies apart.
+
+    Raises:
+        StoreUnavailableError: it says where.
+    """
+    mark = store.accounts([_MARK]).get(_MARK)
+    if mark is not None:
+        raise StoreUnavailableError(
+            f"the budgets of the tenants in {store.url} are kept at the ledger {mark.path}; "
+            "open the guard with it: ledger=, or AGENTGUARD_LEDGER"
+        )
+
+
+def _fence(generation: int) -> str:
+    return f"{_MARK}:{generation}"
