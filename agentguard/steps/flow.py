@@ -38,7 +38,7 @@ from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals
-from agentguard.steps.apart import Apart, LedgerRebuiltError, is_fence
+from agentguard.steps.apart import LedgerRebuiltError, is_fence
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -115,8 +115,10 @@ def _reserve(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amou
     return with_step(bound)
 
 
-def admit(step: Step, *, wait: bool = True) -> None:
+def admit(step: Step, *, wait: bool = True, apart: Reservation | None = None) -> None:
     """Let the step start, or refuse it; `step_started` is on record when this returns.
+
+    `apart` is what was reserved already, where the tenant's accounts lie in a ledger of their own.
 
     Raises:
         RunStopped: the run, or the scope, is stopped, or stops now.
@@ -125,38 +127,9 @@ def admit(step: Step, *, wait: bool = True) -> None:
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
     journal = step.journal
-    if journal.apart is not None and journal.levels.apart:
-        _admit_apart(step, journal, journal.apart, wait=wait)
-    else:
-        _start(step, journal, wait, None)
-
-
-def _admit_apart(step: Step, journal: Journal, apart: Apart, *, wait: bool) -> None:
-    """Reserve at a ledger of its own, then commit the start, which names the reservation (rule 4)."""
-    if not wait:
-        raise StoreBusyError  # a server is asked
-    while True:
-        with journal.lock:
-            _check_start(step, journal)  # nothing is held for a step that has to wait, or is refused anyhow
-        try:
-            reservation, accounts = apart.reserve(step)
-        except LedgerRefusedError as error:
-            raise _refused_by_ledger(step, error) from None
-        try:
-            _start(step, journal, True, reservation)  # noqa: FBT003 - keywords cost
-        except LedgerRebuiltError:
-            apart.give_back(reservation)
-            continue
-        except BaseException:
-            if not step.started_ns:
-                apart.give_back(reservation)
-            raise
-        with journal.lock:
-            warn(journal, step.scope_key, step.request.reserve, accounts)
+    if apart is None and journal.levels.apart:
+        _admit_apart(step, journal, wait=wait)
         return
-
-
-def _start(step: Step, journal: Journal, wait: bool, apart: Reservation | None) -> None:  # noqa: FBT001
     acquire = journal.acquire  # what an attribute holds is called faster by a name, here and below
     if not acquire(wait) and not acquire(timeout=MOMENT):
         raise StoreBusyError
@@ -174,6 +147,33 @@ def _start(step: Step, journal: Journal, wait: bool, apart: Reservation | None) 
         release()
     if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
+
+
+def _admit_apart(step: Step, journal: Journal, *, wait: bool) -> None:
+    """Reserve at a ledger of its own, then commit the start, which names the reservation (rule 4)."""
+    if not wait:
+        raise StoreBusyError  # a server is asked
+    apart = journal.apart
+    assert apart is not None  # noqa: S101 - or no level would say so
+    while True:
+        with journal.lock:
+            _check_start(step, journal)  # nothing is held for a step that has to wait, or is refused anyhow
+        try:
+            reservation, accounts = apart.reserve(step)
+        except LedgerRefusedError as error:
+            raise _refused_by_ledger(step, error) from None
+        try:
+            admit(step, apart=reservation)
+        except LedgerRebuiltError:
+            apart.give_back(reservation)
+            continue
+        except BaseException:
+            if not step.started_ns:
+                apart.give_back(reservation)
+            raise
+        with journal.lock:
+            warn(journal, step.scope_key, step.request.reserve, accounts)
+        return
 
 
 def _check_start(step: Step, journal: Journal) -> None:
