@@ -209,7 +209,7 @@ class Ledger(Protocol):
         Raises:
             LedgerRefusedError: an account has no room; nothing was changed.
             LedgerBehindError: the ledger is of another generation.
-            ReservationTakenError: it is held by another process, or was settled.
+            ReservationTakenError: it is held by another process, and is told; or it was settled.
         """
         ...
 

@@ -58,4 +58,8 @@ class LedgerBehindError(Exception):
 
 
 class ReservationTakenError(Exception):
-    """Internal: a reservation of that name is on the books already, of another process or settled."""
+    """Internal: a reservation of that name is on the books already: `held` by another process, or settled."""
+
+    def __init__(self, held: Reservation | None) -> None:
+        super().__init__(held)
+        self.held = held

@@ -20,6 +20,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from agentguard._clock import Clock
@@ -28,7 +29,7 @@ from agentguard.budget.account import Account, Amounts, Request
 from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.budget.reservation import LedgerBehindError, Reservation, ReservationTakenError
 from agentguard.budget.tenant import TenantBudgets
-from agentguard.errors import DuplicateKeyError, StoreUnavailableError
+from agentguard.errors import AgentGuardError, DuplicateKeyError, LogIntegrityError, StoreUnavailableError
 from agentguard.protocols import EventStore, Ledger, RunRow
 from agentguard.runs.fold import OpenStep
 from agentguard.steps.booked import books, came_to, carrying, reservation_of
@@ -90,10 +91,36 @@ class Apart:
             StoreUnavailableError: the ledger cannot be asked, or must be rebuilt first.
         """
         self._here()
-        journal = step.journal
-        openings = dict(self._tenants.accounts(journal.fold.tenant, self._clock.wall()))
-        request = step.request.shared()
         self.catch_up()
+        reservation, openings = self._wanted(step)
+        with self._giving_back, self._lock:
+            if reservation.id in self._asking or reservation.id in self._held:
+                raise DuplicateKeyError(step.key, reservation.run_id)
+            if reservation.id in self._due:
+                raise StoreUnavailableError(f"the ledger {self.ledger.url} cannot be told of an earlier try")
+            self._asking.add(reservation.id)
+        try:
+            accounts = self._ask(step, reservation, openings)
+            with self._lock:
+                self._held[reservation.id] = reservation
+        except (LedgerRefusedError, DuplicateKeyError):
+            raise
+        except LedgerBehindError as error:
+            if self._rebuilt_since(reservation):
+                raise LedgerRebuiltError from None
+            raise self._behind(error.found) from None
+        except BaseException:  # it may have been made all the same
+            self.give_back(reservation)
+            raise
+        finally:
+            with self._lock:
+                self._asking.discard(reservation.id)
+        return reservation, accounts
+
+    def _wanted(self, step: Step) -> tuple[Reservation, dict[str, Account]]:
+        journal = step.journal
+        request = step.request.shared()
+        openings = dict(self._tenants.accounts(journal.fold.tenant, self._clock.wall()))
         reservation = Reservation(
             run_id=journal.run_id,
             key=step.key,
@@ -106,29 +133,31 @@ class Apart:
             generation=self.generation(),
             holder=self._holder,
         )
-        with self._giving_back, self._lock:
-            if reservation.id in self._asking or reservation.id in self._held:
-                raise DuplicateKeyError(step.key, journal.run_id)
-            if reservation.id in self._due:
-                raise StoreUnavailableError(f"the ledger {self.ledger.url} cannot be told of an earlier try")
-            self._asking.add(reservation.id)
+        return reservation, openings
+
+    def _ask(
+        self, step: Step, reservation: Reservation, openings: Mapping[str, Account]
+    ) -> dict[str, Account]:
+        request = step.request.shared()
         try:
-            accounts = self.ledger.reserve(reservation, request, openings, LEASE)
-            with self._lock:
-                self._held[reservation.id] = reservation
+            return self.ledger.reserve(reservation, request, openings, LEASE)
+        except ReservationTakenError as taken:
+            # By a process that died before the start was on record, whose lease has not run out yet?
+            if taken.held is None or not self._settle_dead(taken.held):
+                raise DuplicateKeyError(step.key, reservation.run_id) from None
+        try:
+            return self.ledger.reserve(reservation, request, openings, LEASE)
         except ReservationTakenError:
-            raise DuplicateKeyError(step.key, journal.run_id) from None
-        except LedgerBehindError as error:
-            raise self._behind(error.found) from None
-        except LedgerRefusedError:
-            raise
-        except BaseException:  # it may have been made all the same
-            self.give_back(reservation)
-            raise
-        finally:
-            with self._lock:
-                self._asking.discard(reservation.id)
-        return reservation, accounts
+            raise DuplicateKeyError(step.key, reservation.run_id) from None
+
+    def _settle_dead(self, reservation: Reservation) -> bool:
+        """Settle what a process left behind; gives whether it could not go on with it any more."""
+        came = came_to(self._store, reservation)
+        if came is None:
+            return False
+        with contextlib.suppress(LedgerBehindError):
+            self.ledger.settle(reservation, came.usage, final=came.final)
+        return True
 
     def fence(self, reservation: Reservation) -> Movement:
         """What the start moves in the store, so that it cannot be committed once the ledger is rebuilt."""
@@ -204,35 +233,27 @@ class Apart:
             with self._giving_back:  # or what is given back meanwhile would be put back by this
                 held = list(self._held.values())
                 self.ledger.renew(generation, self._holder, held, LEASE)
-        except LedgerBehindError as error:
-            raise self._behind(error.found) from None
+        except LedgerBehindError:
+            self._generation = None  # rebuilt since, or lost, which the next step is told
+            return
         self.reconcile()
 
     def reconcile(self) -> None:
         """Look in the log what the reservations of silent processes came to, and settle them."""
         for reservation in self.ledger.overdue():
-            came = came_to(self._store, reservation)
-            if came is not None:
-                with contextlib.suppress(LedgerBehindError):
-                    self.ledger.settle(reservation, came.usage, final=came.final)
+            with contextlib.suppress(LogIntegrityError):  # `verify` tells of that log
+                self._settle_dead(reservation)
 
     # --- generations ---------------------------------------------------------------------------
 
     def generation(self) -> int:
-        """The generation that the ledger's books must be of.  A store's first ledger is begun here.
+        """The generation that the ledger's books must be of.  A store's first books are made here.
 
         Raises:
             StoreUnavailableError: the books are another store's.
         """
         if self._generation is None:
-            self._generation = self._known()
-            if not self._generation:
-                if found := self.ledger.generation():
-                    raise StoreUnavailableError(
-                        f"{self.ledger.url} is the ledger of another store (its generation is {found}, and "
-                        f"{self._store.url} has none); give each store a ledger of its own"
-                    )
-                self.rebuild(0)
+            self._generation = self._known() or self._begin()
         return self._generation
 
     def _known(self) -> int:
@@ -248,28 +269,55 @@ class Apart:
             "`agentguard doctor --rebuild-ledger`"
         )
 
-    def rebuild(self, expected: int | None = None) -> int:
-        """Make the ledger's books anew from the log; gives how many reservations are in them.
+    def _rebuilt_since(self, reservation: Reservation) -> bool:
+        self._generation = None
+        return self.generation() != reservation.generation
 
-        With `expected` only if that is the generation that the store knows: somebody else was quicker.
-        """
-        store = self._store
-        with store.lock, store.exclusive():
+    def _begin(self) -> int:
+        """The first books.  Whoever else is at the store waits, and finds them made."""
+        with self._store.lock, self._store.exclusive():
+            if known := self._known():
+                return known
+            if found := self.ledger.generation():
+                raise StoreUnavailableError(
+                    f"{self.ledger.url} has the books of another store (their generation is {found}, and "
+                    f"{self._store.url} knows of none); give each store a ledger of its own, or, if these "
+                    "books may go, make them anew from the log: guard.rebuild_ledger()"
+                )
+            generation = self._clock.wall()
+            self._make_books(generation)
+            self._mark(generation)
+            return generation
+
+    def rebuild(self) -> int:
+        """Make the ledger's books anew from the log; gives how many reservations are in them."""
+        with self._store.lock, self._store.exclusive():
             known = self._known()
-            if expected is not None and known != expected:
-                self._generation = known
-                return 0
             generation = max(known + 1, self._clock.wall())
-            opening = Account(self.ledger.url, None)
-            moves = [Movement(_MARK, settle=({}, {_GENERATION: generation - known}), opening=opening)]
+            self._mark(generation, known)
             if known:
-                name = _fence(known)
-                moves.append(Movement(name, close=True, opening=Account(name, None)))
-            store.append(0, (), movements=moves)
-        accounts, reservations = books(store, self._tenants, self._clock.wall(), generation)
+                fence = _fence(known)
+                moves = [Movement(fence, close=True, opening=Account(fence, None))]
+                self._store.append(0, (), movements=moves)
+        # From here on no start under the old generation can be committed.
+        self._generation = None
+        return self._make_books(generation)
+
+    def _mark(self, generation: int, known: int = 0) -> None:
+        opening = Account(self.ledger.url, None)
+        move = Movement(_MARK, settle=({}, {_GENERATION: generation - known}), opening=opening)
+        self._store.append(0, (), movements=[move])
+
+    def _make_books(self, generation: int) -> int:
+        accounts, reservations = books(self._store, self._tenants, self._clock.wall(), generation)
         self.ledger.rebuild(generation, accounts, reservations)
-        self._generation = generation
         return len(reservations)
+
+    def close(self) -> None:
+        """Tell the ledger what it is still to be told, if it can be, and let go of it."""
+        with contextlib.suppress(AgentGuardError):
+            self.catch_up()
+        self.ledger.close()
 
     def carry(self, runs: list[RunRow]) -> None:
         """Keep in the store what runs were charged that are to be pruned, for the next books."""

@@ -55,18 +55,19 @@ class Came(NamedTuple):
 
 
 def came_to(store: EventStore, reservation: Reservation) -> Came | None:
-    """What a reservation came to, by the log; None while its step may still go on.
+    """What a reservation came to, by the log; None while its holder may still go on with it.
 
-    Without a start on record it is given back once none can be committed any more; a start without an
-    outcome is charged once its holder cannot go on with it.
+    Without a start on record it is given back, since none can be committed any more; a start without an
+    outcome is charged.
     """
     row = store.row(reservation.run_id)
-    over = (
-        row is None
-        or RunState(row.state).final
-        or row.epoch > reservation.epoch
-        or is_alive(reservation.holder) is False
-    )
+    if (
+        row is not None
+        and not RunState(row.state).final
+        and row.epoch <= reservation.epoch
+        and is_alive(reservation.holder) is not False
+    ):
+        return None
     # The log is read after that, so that whatever could be appended until then is seen.
     started = False
     for record in _records(store, reservation.run_id):
@@ -75,8 +76,6 @@ def came_to(store: EventStore, reservation: Reservation) -> Came | None:
                 started = True
             elif started and record.type in _OUTCOMES:
                 return Came(_used(record), final=True)
-    if not over:
-        return None
     return Came(reservation.reserve, final=False) if started else Came(None, final=True)
 
 
@@ -87,6 +86,11 @@ def _records(store: EventStore, run_id: str) -> Iterator[Record]:
 
 def _used(record: Record) -> Amounts | None:
     return None if (record.data or {}).get("body_ran") is False else record.usage or {}
+
+
+def owner_of(row: RunRow) -> dict[str, Any]:
+    """The process that owns a run, as reservations name their holders."""
+    return {name: value for name, value in row.owner.items() if name in ("host", "boot", "pid", "start")}
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ def books(
             open_steps = _charge(accounts, tenants, row, _records(store, row.run_id))
             reservations += [
                 reservation_of(
-                    row.run_id, key, step, epoch=row.epoch, generation=generation, holder=row.owner
+                    row.run_id, key, step, epoch=row.epoch, generation=generation, holder=owner_of(row)
                 )
                 for key, step in open_steps.items()
             ]

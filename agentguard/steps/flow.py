@@ -160,6 +160,8 @@ def _admit_apart(step: Step, journal: Journal, *, wait: bool) -> None:
             _check_start(step, journal)  # nothing is held for a step that has to wait, or is refused anyhow
         try:
             reservation, accounts = apart.reserve(step)
+        except LedgerRebuiltError:
+            continue
         except LedgerRefusedError as error:
             raise _refused_by_ledger(step, error) from None
         try:

@@ -37,7 +37,7 @@ class Parts:
     def close(self) -> None:
         """Give back what was opened."""
         if self.apart is not None:
-            self.apart.ledger.close()
+            self.apart.close()
         self.store.close()
         self.switch.close()
 

@@ -66,7 +66,7 @@ class MemoryLedger:
             if known is not None and not known.charged and known.holder == reservation.holder:
                 return self._copies(reservation.accounts)
             if known is not None or reservation.id in self._settled:
-                raise ReservationTakenError(reservation.id)
+                raise ReservationTakenError(known)
             moves = [Movement(name, request, opening=openings[name]) for name in reservation.accounts]
             ledger.apply(moves, self._accounts)
             self._reservations[reservation.id] = reservation

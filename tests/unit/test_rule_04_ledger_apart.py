@@ -298,12 +298,42 @@ def test_rule_04_a_start_granted_by_the_old_books_is_asked_for_again(guard, ledg
     assert amounts(ledger) == (3, 0)
 
 
+def test_rule_04_another_process_that_rebuilds_the_ledger_is_noticed(home, ledger):
+    with (
+        Guard.open(ledger=ledger, telemetry=False) as guard,
+        Guard.open(ledger=ledger, telemetry=False) as other,
+    ):
+        guard.set_tenant_budget("default", Budget(coins=10))
+        with guard.run("r"):
+            spend(1)
+            other.rebuild_ledger()
+            spend(2)
+            ledger.lose()
+            other.rebuild_ledger()
+            guard.parts.apart.beat()
+        assert amounts(ledger) == (3, 0)
+
+
+def test_rule_04_two_processes_begin_a_ledger_once(home, ledger):
+    guards = [Guard.open(ledger=ledger, telemetry=False) for _ in range(4)]
+    guards[0].set_tenant_budget("default", Budget(coins=100))
+
+    def agent(guard: Guard) -> None:
+        with guard, guard.run("r"):
+            for _ in range(5):
+                spend(1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(agent, guards))
+    assert amounts(ledger) == (20, 0)
+
+
 def test_rule_04_a_ledger_belongs_to_one_store(guard, ledger):
     with guard.run("r"):
         spend(1)
     with Guard.in_memory(ledger=ledger, telemetry=False) as other:
         other.set_tenant_budget("default", Budget(coins=10))
-        with other.run("r"), pytest.raises(StoreUnavailableError, match="the ledger of another store"):
+        with other.run("r"), pytest.raises(StoreUnavailableError, match="the books of another store"):
             spend(1)
 
 
@@ -416,6 +446,19 @@ def test_rule_04_the_room_of_a_fenced_holder_is_given_back(home, ledger):
             other.parts.apart.reconcile()
             assert amounts(ledger) == (0, 0)
             recovered.__exit__(None, None, None)
+        with pytest.raises(RunOwnedError):
+            run.close()
+
+
+def test_rule_04_a_recovered_run_need_not_wait_for_the_lease_of_the_dead_process(home, ledger):
+    with Guard.open(ledger=ledger, telemetry=False) as guard:
+        guard.set_tenant_budget("default", Budget(coins=10))
+        run = guard.start("r")
+        held = a_reservation(guard, run.id, ELSEWHERE, "main/spend#1")
+        ledger.reserve(held, held.request, {TENANT: Account(TENANT, Budget(coins=10))}, 1000.0)
+        with Guard.open(ledger=ledger, telemetry=False) as other, other.recover(run.id, take_over=True):
+            spend(1)
+        assert amounts(ledger) == (1, 0)
         with pytest.raises(RunOwnedError):
             run.close()
 

@@ -150,8 +150,9 @@ class LedgerContract:
         assert totals(begun) == (ONE, {})
         begun.settle(reservation(), None)
         assert totals(begun) == (ONE, {}), "what was settled is not given back"
-        with pytest.raises(ReservationTakenError):
+        with pytest.raises(ReservationTakenError) as taken:
             self.hold(begun, reservation())
+        assert taken.value.held is None
         self.hold(begun, reservation(attempt=2))
         begun.settle(reservation(attempt=2), None)
         begun.settle(reservation(attempt=2), None)
@@ -160,8 +161,9 @@ class LedgerContract:
     def test_one_step_is_held_by_one_process_and_given_back_by_it_alone(self, begun: Ledger) -> None:
         self.hold(begun, reservation())
         other = reservation(holder={"host": "h", "boot": "b", "pid": 2, "start": 9})
-        with pytest.raises(ReservationTakenError):
+        with pytest.raises(ReservationTakenError) as taken:
             self.hold(begun, other)
+        assert taken.value.held == reservation()
         begun.settle(other, None)
         assert totals(begun) == ({}, ONE)
         begun.settle(other, {"steps": 1})
@@ -307,8 +309,9 @@ class LedgerContract:
             begun.settle(held, held.reserve, final=False)
         assert totals(begun) == (ONE, {})
         assert begun.overdue() == []
-        with pytest.raises(ReservationTakenError):
+        with pytest.raises(ReservationTakenError) as taken:
             self.hold(begun, held)
+        assert taken.value.held == replace(held, charged=True)
         for _ in range(2):
             begun.settle(replace(held, holder={"pid": 2}), {"steps": 1, "nano_usd": 3})
         assert totals(begun) == ({"steps": 1, "nano_usd": 3}, {})
