@@ -307,7 +307,7 @@ class Run:
         lie in different functions (callbacks), use `block.start()` and `block.finish(error)`, which
         leave the context alone.
         """
-        return StepBlock(call.block_spec(name, options), self._at(branch))
+        return call.block(self._at(branch), name, options)
 
     def check(self) -> None:
         """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""

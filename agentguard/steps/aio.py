@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from agentguard.errors import RunStopped
@@ -27,9 +27,13 @@ def call(
     fn: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Awaitable[Any]:
     """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
-    return _run(open_step(spec, place, args, kwargs), fn, args, kwargs)
+    step = open_step(spec, place, args, kwargs)
+    step.attributes = attributes
+    return _run(step, fn, args, kwargs)
 
 
 async def _run(

@@ -24,8 +24,9 @@ class BlockAbandonedError(AgentGuardError):
 class StepBlock:
     """A step around a block, sync or async; `as` gives its `Step`."""
 
-    def __init__(self, spec: StepSpec, place: Any) -> None:
+    def __init__(self, spec: StepSpec, place: Any, *, attributes: Mapping[str, Any] | None = None) -> None:
         self._step = open_step(spec, place, (), {})
+        self._step.attributes = attributes
         self._token: Any = None
         self._body: aio.Body | None = None
         self._entered = False

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from agentguard.steps import aio, generators, sync
-from agentguard.steps.model import StepSpec
+from agentguard.steps.block import StepBlock
+from agentguard.steps.model import StepSpec, checked_attributes
 from agentguard.steps.options import OPTION_NAMES, step_spec
 
 running_loop = asyncio._get_running_loop
@@ -40,12 +41,14 @@ def apply(  # noqa: PLR0917 - called from two places, in the order of the call i
 ) -> Any:
     """The same, its options apart."""
     meet_loop(place)
+    # Most differ from call to call (the id of a tool call), and nothing else of the options does.
+    attributes = checked_attributes(name, options.pop("attributes", None)) or None
     spec, driver = _prepared(name, fn, options)
-    return driver(spec, place, fn, args, kwargs)
+    return driver(spec, place, fn, args, kwargs, attributes=attributes)
 
 
-def block_spec(name: str, options: dict[str, Any]) -> StepSpec:
-    """The options of a `run.step` block."""
+def block(place: Any, name: str, options: dict[str, Any]) -> StepBlock:
+    """A `run.step` block."""
     if callable(options.get("usage")) or callable(options.get("reserve")):
         raise TypeError(
             f"{name}: a block has no arguments and no result, so usage= and reserve= are plain "
@@ -53,7 +56,8 @@ def block_spec(name: str, options: dict[str, Any]) -> StepSpec:
         )
     if options.get("timeout") is not None:
         raise TypeError(f"{name}: a block takes no timeout=; use asyncio.timeout inside it")
-    return _prepared(name, None, options)[0]
+    attributes = checked_attributes(name, options.pop("attributes", None)) or None
+    return StepBlock(_prepared(name, None, options)[0], place, attributes=attributes)
 
 
 def is_coroutine_function(fn: Callable[..., Any]) -> bool:
@@ -65,13 +69,10 @@ def is_coroutine_function(fn: Callable[..., Any]) -> bool:
 
 def _prepared(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
     """The options of a call, checked once for all calls alike, and what drives it."""
-    # Most differ from call to call (the id of a tool call), and nothing else of the options does.
-    attributes = options.pop("attributes", None)
     try:
-        spec, driver = _cached(name, fn, tuple(sorted(options.items())))
+        return _cached(name, fn, tuple(sorted(options.items())))
     except TypeError:  # an option that cannot be hashed; or a wrong one, which raises again here
-        spec, driver = _checked(name, fn, options)
-    return (spec.described(attributes) if attributes else spec), driver
+        return _checked(name, fn, options)
 
 
 def _checked(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:

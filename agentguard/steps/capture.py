@@ -12,7 +12,8 @@ from typing import Any
 from agentguard._encoding import encode_call, encode_value, type_name
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.steps import values
-from agentguard.steps.model import Capture, Step, StepSpec
+from agentguard.steps.model import LLM, Capture, Step, StepSpec
+from agentguard.steps.pieces import Joiner
 from agentguard.steps.redaction import Redactor
 
 _NOT_CAPTURED = "not captured"
@@ -25,6 +26,7 @@ class Keeper:
         "_cut",
         "_digest",
         "_full",
+        "_joiner",
         "_kept",
         "_level",
         "_parameters",
@@ -49,6 +51,8 @@ class Keeper:
         self.redactor = redactor
         self._redact_call = None if redactor is None else redactor.of_calls(self._parameters)
         self._redact_result = None if redactor is None else redactor.value
+        #: Only conversations are long, and come again.
+        self._joiner = Joiner(redactor, self._parameters) if spec.kind == LLM else None
 
     def arguments(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Take the snapshot of a call's arguments."""
@@ -74,6 +78,8 @@ class Keeper:
     def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         if self._cut:
             args, kwargs = self._without(args, kwargs)
+        if self._joiner is not None and (joined := self._joiner.join(args, kwargs)) is not None:
+            return joined
         payload = encode_call(args, kwargs)
         return payload if self._redact_call is None else self._redact_call(payload)
 

@@ -42,7 +42,7 @@ from agentguard.steps.apart import LedgerRebuiltError, is_fence
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
-from agentguard.steps.model import LLM, Step, StepSpec, with_step
+from agentguard.steps.model import LLM, Step, StepSpec, logged_attributes, with_step
 
 _RUNNING = RunState.RUNNING
 _PRICED = frozenset((r.NANO_USD, *r.TOKEN_PARTS, r.TOKENS))
@@ -268,6 +268,8 @@ def _started_data(
     step: Step, request: Request, windows: tuple[str, ...], shadow: Refused | None
 ) -> dict[str, Any] | None:
     data = step.spec.facts.copy()
+    if step.attributes is not None:
+        data["attributes"] = logged_attributes(step.attributes)
     if step.spec.key is not None:
         data["branch"] = step.path
     if request.reserve is not ONE_STEP:
@@ -344,9 +346,9 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
 
 def _refused_data(step: Step) -> dict[str, Any] | None:
     data: dict[str, Any] = {}
-    facts = step.spec.facts
-    if "attributes" in facts:
-        data["attributes"] = facts["attributes"]
+    attributes = step.attributes or step.spec.attributes
+    if attributes:
+        data["attributes"] = logged_attributes(attributes)
     if step.spec.key is not None:
         data["branch"] = step.path
     if step.digest is not None:

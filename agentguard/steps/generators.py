@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from msgspec import structs
@@ -57,8 +57,11 @@ class _Guarded:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self._step: Step = open_step(spec, place, args, kwargs)
+        self._step.attributes = attributes
         self._fn = fn
         self._args = args
         self._kwargs = kwargs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentguard.budget.account import Amounts, Request
@@ -95,7 +94,7 @@ class StepSpec:
         #: The request of every call, where calls do not differ; None where each needs its own.
         self.plain = Request(ONE_STEP, name, kind)
         self.request: Request | None = self.plain
-        #: Facts for the span and the log: the model of an llm step, the id of a tool call.
+        #: Facts for the span and the log, where all calls have the same; `Step.attributes` for others.
         self.attributes: dict[str, Any] | None = None
         self.postpaid = False
         self.unbounded = False
@@ -117,25 +116,13 @@ class StepSpec:
             self.facts["keyed"] = True
         if self.unbounded:
             self.facts["unbounded"] = True
-        self._log_attributes()
-
-    def described(self, attributes: Mapping[str, Any]) -> StepSpec:
-        """The same options for calls with attributes of their own: what is known of one call alone."""
-        spec = object.__new__(StepSpec)
-        for name, value in zip(StepSpec.__slots__, _OPTIONS(self), strict=True):
-            setattr(spec, name, value)
-        spec.attributes = checked_attributes(self.name, attributes)
-        spec.facts = self.facts.copy()
-        spec._log_attributes()
-        return spec
-
-    def _log_attributes(self) -> None:
         if self.attributes:
-            # What a span would not take either (None, objects) the log does not.
-            self.facts["attributes"] = {k: v for k, v in self.attributes.items() if _is_plain(v)}
+            self.facts["attributes"] = logged_attributes(self.attributes)
 
 
-_OPTIONS = attrgetter(*StepSpec.__slots__)
+def logged_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the log says of attributes: what a span would not take either (None, objects) it does not."""
+    return {name: value for name, value in attributes.items() if _is_plain(value)}
 
 
 def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
@@ -145,10 +132,13 @@ def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
     return None if attributes is None else dict(attributes)
 
 
+_SCALARS = (str, bool, int, float)
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return all(isinstance(item, str | bool | int | float) for item in value)
-    return isinstance(value, str | bool | int | float)
+        return all(isinstance(item, _SCALARS) for item in value)
+    return isinstance(value, _SCALARS)
 
 
 class Step:
@@ -162,6 +152,7 @@ class Step:
         "_branch",
         "at_ns",
         "attempt",
+        "attributes",
         "digest",
         "journal",
         "keeper",
@@ -208,6 +199,8 @@ class Step:
         self.settled: Amounts | None = None
         #: What `reserve=` raised for a call whose cost nobody knows: the step is refused with it.
         self.unpriced: UnknownCostError | None = None
+        #: Facts of this call alone, for the span and the log: the id of a tool call.
+        self.attributes: Mapping[str, Any] | None = None
         self.span: Any = None
         self.at_ns = 0
         self.started_ns = 0

@@ -67,6 +67,12 @@ class Redactor:
 
         return of_call
 
+    def sees_values_alone(self, names: Iterable[str]) -> bool:
+        """Whether arguments of these names may be looked at one by one: no rule, and no secret name."""
+        return self._rule is None and not any(
+            self._names.match(name) or mask_text(name, self._names) is not name for name in names
+        )
+
     def value(self, payload: bytes) -> bytes:
         """A result without its secrets; bytes of a codec that are no JSON are masked as text."""
         if len(payload) < self._shortest or (

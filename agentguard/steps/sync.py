@@ -6,7 +6,7 @@ The other drivers use its beginning and end too, where they need not wait.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentguard.errors import AgentGuardError, BudgetExceededError, UnknownCostError
@@ -27,12 +27,16 @@ def call(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run one guarded call of `fn`."""
     if place.journal.interrupt and in_a_body():
         with spared():
-            return call(spec, place, fn, args, kwargs)
+            return call(spec, place, fn, args, kwargs, attributes=attributes)
     step = open_step(spec, place, args, kwargs)
+    if attributes is not None:
+        step.attributes = attributes
     journal = step.journal
     if journal.player is not None:
         prepare(step, args, kwargs)
@@ -128,7 +132,8 @@ def start_span(step: Step) -> None:
     span = step.journal.span
     if span is not None:
         spec = step.spec
-        step.span = span.start_step(spec.name, spec.kind, step.key, step.attempt, spec.attributes)
+        attributes = step.attributes or spec.attributes
+        step.span = span.start_step(spec.name, spec.kind, step.key, step.attempt, attributes)
 
 
 def refuse_span(step: Step, error: BaseException) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -23,11 +22,18 @@ class CallAbandonedError(AgentGuardError):
 
 
 class Cover:
-    """A call that the middleware has made a step of already; the first that begins inside it is that one."""
+    """A call that the middleware has made a step of already; the first that begins inside it is that one.
 
-    __slots__ = ("call_id", "kind", "name", "taken")
+    Among the calls under way it stands for that one, of which there is nothing to put on record.
+    """
 
-    def __init__(self, kind: str, name: str, call_id: str | None = None) -> None:
+    __slots__ = ("call_id", "kind", "name", "run", "taken")
+
+    block: Any = None
+    group: Any = None
+
+    def __init__(self, run: Run, kind: str, name: str, call_id: str | None = None) -> None:
+        self.run = run
         self.kind = kind
         self.name = name
         self.call_id = call_id
@@ -41,9 +47,15 @@ class Cover:
 
     def takes(self, kind: str, name: str, call_id: str | None) -> bool:
         """The same, where the call begins: what begins after it is not the covered call."""
-        covered = self.covers(kind, name, call_id)
-        self.taken = self.taken or covered
-        return covered
+        if not self.covers(kind, name, call_id):
+            return False
+        self.taken = True
+        return True
+
+    def finish(
+        self, error: BaseException | None = None, usage: Usage | None = None, result: Any = None
+    ) -> None:
+        """Nothing to do: its step is the middleware's."""
 
 
 #: The innermost call that the middleware, or a guarded tool, covers here.
@@ -51,11 +63,11 @@ COVER: ContextVar[Cover | None] = ContextVar("agentguard_langchain_cover", defau
 
 
 class Call:
-    """One call under way.  Without a block it is somebody else's step, and only known by its id."""
+    """One call under way, and its step."""
 
     __slots__ = ("block", "group", "model", "run", "task")
 
-    def __init__(self, run: Run, block: Any = None, model: Model | None = None, group: Any = None) -> None:
+    def __init__(self, run: Run, block: Any, model: Model | None = None, group: Any = None) -> None:
         self.run = run
         self.block = block
         self.model = model
@@ -69,8 +81,6 @@ class Call:
         """Put the outcome on record.  Raises nothing: what is over cannot be refused any more."""
         if self.task is not None:
             self.task[0].remove_done_callback(self.task[1])
-        if self.block is None:
-            return
         if error is not None and is_control_flow(error):
             error, usage = None, Usage()  # paused, to be called again: no error, and nothing used yet
         if usage is not None:
@@ -85,24 +95,30 @@ class Calls:
     """The calls under way in this process, by LangChain's id.  All handlers share one."""
 
     def __init__(self) -> None:
-        self._open: dict[UUID, Call] = {}
+        self._open: dict[UUID, Call | Cover] = {}
         #: Calls that are over: what a second handler, or a late event, says of them is old news.
-        self._over: OrderedDict[UUID, None] = OrderedDict()
+        self._over: dict[UUID, None] = {}
         self._sweep_at = _MANY
 
     def __contains__(self, run_id: UUID) -> bool:
         return run_id in self._open or run_id in self._over
 
-    def get(self, run_id: UUID) -> Call | None:
-        """A call that is under way."""
-        return self._open.get(run_id)
+    def covered(self, run_id: UUID, kind: str, name: str = "", call_id: str | None = None) -> Cover | None:
+        """The cover of a call that begins here, where the middleware has made a step of it already."""
+        cover = COVER.get()
+        if cover is None or not cover.takes(kind, name, call_id):
+            return None
+        if len(self._open) > self._sweep_at:
+            self._sweep()
+        self._open[run_id] = cover
+        return cover
 
     def add(self, run_id: UUID, call: Call) -> None:
         """A call has begun.  The end of its task is its own end, should LangChain not tell."""
         if len(self._open) > self._sweep_at:
             self._sweep()
         self._open[run_id] = call
-        if call.block is not None and (task := _task()) is not None:
+        if (task := _task()) is not None:
 
             def done(task: asyncio.Task[Any]) -> None:
                 # A task that returned may have handed a stream on; then the call goes on elsewhere.
@@ -112,12 +128,12 @@ class Calls:
             task.add_done_callback(done)
             call.task = task, done
 
-    def pop(self, run_id: UUID) -> Call | None:
+    def pop(self, run_id: UUID) -> Call | Cover | None:
         """The call, which is over now; None for one that nobody saw begin."""
         call = self._open.pop(run_id, None)
         if call is not None:
             if len(self._over) > _MANY:
-                self._over.popitem(last=False)
+                self._over.pop(next(iter(self._over)), None)
             self._over[run_id] = None
         return call
 
@@ -142,7 +158,8 @@ class Calls:
     def _grouped(self, group: Any) -> list[tuple[UUID, Call]]:
         if group is None:
             return []
-        return [(i, c) for i, c in list(self._open.items()) if c.group is group and c.block is not None]
+        found = list(self._open.items())
+        return [(i, call) for i, call in found if isinstance(call, Call) and call.group is group]
 
     def _sweep(self) -> None:
         for run_id, call in list(self._open.items()):
@@ -152,10 +169,9 @@ class Calls:
 
 
 def _task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
+    if asyncio._get_running_loop() is None:  # noqa: SLF001 - the public one raises
         return None
+    return asyncio.current_task()
 
 
 CALLS = Calls()

@@ -8,7 +8,7 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 
 from agentguard import NoActiveRunError, Run, UnknownCostError, Usage, guarded_step
-from agentguard_langchain._calls import CALLS, COVER, Call
+from agentguard_langchain._calls import CALLS, Call
 from agentguard_langchain._tree import TREE
 
 Outside = Literal["refuse", "allow"]
@@ -61,20 +61,13 @@ class Guarding(Listener):
     ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = False
     _allowed = False
 
-    def _begins(
-        self, run_id: UUID, parent_id: UUID | None, kind: str, name: str, call_id: str | None = None
-    ) -> Run | None:
+    def _begins(self, run_id: UUID, parent_id: UUID | None, name: str) -> Run | None:
         """The run of a call that begins; None where it needs no step: another's, or allowed outside."""
         if run_id in CALLS:
             return None  # another handler was told first
         run = self._run_here(parent_id)
         if run is None:
             refuse_outside(name, allowed=self._allowed, by_table=self.by_table)
-            return None
-        cover = COVER.get()
-        if cover is not None and cover.takes(kind, name, call_id):
-            CALLS.add(run_id, Call(run))
-            return None
         return run
 
     def _start(self, run_id: UUID, parent_id: UUID | None, call: Call, inputs: dict[str, Any]) -> None:

@@ -158,10 +158,11 @@ def message_data(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
         [{'type': 'tool', 'content': '4', 'call': 1}]
     """
     numbers: dict[Any, int] = {}
-    return [_message(message, numbers) for message in messages]
+    return [message_of(message, numbers) for message in messages]
 
 
-def _message(message: BaseMessage, numbers: dict[Any, int]) -> dict[str, Any]:
+def message_of(message: BaseMessage, numbers: dict[Any, int]) -> dict[str, Any]:
+    """One of them; `numbers` are those of the calls before it, and take its own in."""
     fields = message.__dict__  # asking an abstract class what is its instance takes longer than all of this
     data: dict[str, Any] = {"type": fields["type"], "content": fields["content"]}
     if fields["name"]:
@@ -176,6 +177,19 @@ def _message(message: BaseMessage, numbers: dict[Any, int]) -> dict[str, Any]:
             for call in calls
         ]
     return data
+
+
+def call_ids(message: BaseMessage) -> list[Any]:
+    """The ids of the tool calls that a message makes or answers.
+
+    Example:
+        >>> call_ids(ToolMessage("4", tool_call_id="call_x7"))
+        ['call_x7']
+    """
+    fields = message.__dict__
+    if "tool_call_id" in fields:
+        return [fields["tool_call_id"]]
+    return [call["id"] for call in fields.get("tool_calls") or ()]
 
 
 def _number(call_id: Any, numbers: dict[Any, int]) -> int:

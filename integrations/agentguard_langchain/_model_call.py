@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import HumanMessage
 
 from agentguard import Run, UnknownCostError, Usage
+from agentguard.steps.pieces import Piece
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
 from agentguard_langchain._costs import Costs, Model
+from agentguard_langchain._prompt import Tools, prompt
 from agentguard_langchain._steps import current_call
-from agentguard_langchain._tokens import prompt_tokens
 
 if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest
 
 
 class Asked:
-    """What is the same for every call of a model with these settings."""
+    """What is the same for every call of a model with these settings and tools."""
 
     def __init__(self, request: ModelRequest[Any]) -> None:
         self._of = request.model
-        self.settings = request.model_settings
+        self.settings = dict(request.model_settings)
+        #: What goes on record of every call, after the messages.
+        self.told = Piece(self.settings)
+        self.tools = Tools.of(request.tools)
         params = _params(request)
         self.model = Model(m.model_name({**params, **self.settings}, params), params.get("ls_provider"))
         self.name = f"chat {self.model.name}"
@@ -35,6 +39,12 @@ class Asked:
     def fits(self, request: ModelRequest[Any]) -> bool:
         """Whether the request is one of those calls."""
         return request.model is self._of and request.model_settings == self.settings
+
+    def offers(self, tools: Sequence[Any]) -> Tools:
+        """What is known of the tools of a request."""
+        if not self.tools.are(tools):
+            self.tools = Tools.of(tools)
+        return self.tools
 
 
 class ModelCall:
@@ -50,14 +60,15 @@ class ModelCall:
         self.branch: Any = None
         self.asked = asked
         self.name = asked.name
-        self.cover = Cover("llm", asked.name)
+        self.cover = Cover(run, "llm", asked.name)
         self._costs = costs
         messages: list[Any] = request.messages
         if request.system_message is not None:
             messages = [request.system_message, *messages]
-        self._messages = messages
+        self._prompt = prompt(messages)
+        self._tools = asked.offers(request.tools)
         self._unpriced: UnknownCostError | None = None
-        given = prompt_tokens(messages, request.tools)
+        given = self._prompt.tokens + self._tools.tokens
         try:
             bound = costs.bound(run, asked.model, given, asked.stated, asked.profile)
         except UnknownCostError as error:
@@ -80,7 +91,7 @@ class ModelCall:
 
     def arguments(self) -> tuple[Any, ...]:
         """What is asked, for the log; the bound is our own doing, and lies in the reservation."""
-        return (m.message_data(self._messages), m.tool_names(self.request.tools), self.asked.settings)
+        return (self._prompt.pieces, self._tools.names, self.asked.told)
 
     def begun(self) -> None:
         """Nothing to do."""

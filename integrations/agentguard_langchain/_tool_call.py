@@ -60,7 +60,7 @@ class ToolCall:
         self.handler = handler
         self.watch = watch
         self.arguments = call["args"]
-        self.cover = Cover("tool", call["name"], call["id"])
+        self.cover = Cover(run, "tool", call["name"], call["id"])
         self.options = {"kind": "tool", "codec": CODEC, **options}
         self.name = m.step_name(self.options.pop("name", call["name"]))
         facts = m.tool_attributes(call["name"], call["id"])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from agentguard import Run, current_run
+from agentguard import Run, current_run, current_step
 from agentguard_langchain import _mapping as m
 
 _MAIN = "main"
@@ -138,6 +138,13 @@ class Tree:
         if len(self._nodes) > self._sweep_at:
             self._sweep()
         self._nodes[run_id] = Node(run, place)
+
+    def begin_in_step(self, run_id: UUID, run: Run) -> None:
+        """Take in a run that is the body of the step that is current here."""
+        step = current_step()
+        if step is not None:
+            context = below_main(run.here().branch.path)
+            self.begin(run_id, run, Place(below_main(step.branch.path), step.branch, context))
 
     def end(self, run_id: UUID) -> list[UUID]:
         """A run is over; gives the calls below it that may still be open."""

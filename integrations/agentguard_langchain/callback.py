@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard import AgentGuardError, Run, UnknownCostError, current_step
+from agentguard import AgentGuardError, Run, UnknownCostError
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
-from agentguard_langchain._calls import CALLS, Call
+from agentguard_langchain._calls import CALLS, Call, Cover
 from agentguard_langchain._costs import Costs, Model
 from agentguard_langchain._listening import (
     Guarding,
@@ -21,8 +21,8 @@ from agentguard_langchain._listening import (
     nothing,
     refuse_unknown_cost,
 )
-from agentguard_langchain._tokens import prompt_tokens
-from agentguard_langchain._tree import TREE, Place
+from agentguard_langchain._prompt import prompt, tool_tokens
+from agentguard_langchain._tree import TREE
 from agentguard_langchain.stops import PASSING
 
 if TYPE_CHECKING:
@@ -80,34 +80,22 @@ class GuardCallbackHandler(Guarding):
         **kwargs: Any,
     ) -> None:
         """Reserve, and refuse what the budget has no room for."""
-        asked = [message for several in messages for message in several]
-
-        def size(params: Mapping[str, Any]) -> int:
-            return prompt_tokens(asked, params.get("tools"))
-
-        def inputs() -> dict[str, Any]:
-            return {"messages": m.message_data(asked)}
-
-        self._model_starts("chat", size, inputs, run_id, **kwargs)
+        if CALLS.covered(run_id, "llm") is None:
+            asked = [message for several in messages for message in several]
+            self._model_starts("chat", lambda: _chat(asked), asked, run_id, **kwargs)
 
     def on_llm_start(
         self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any
     ) -> None:
         """The same for text completion."""
-
-        def size(params: Mapping[str, Any]) -> int:
-            return sum(map(estimated_tokens, prompts))
-
-        def inputs() -> dict[str, Any]:
-            return {"prompts": prompts}
-
-        self._model_starts("text_completion", size, inputs, run_id, **kwargs)
+        if CALLS.covered(run_id, "llm") is None:
+            self._model_starts("text_completion", lambda: _completion(prompts), prompts, run_id, **kwargs)
 
     def _model_starts(
         self,
         operation: str,
-        size: Callable[[Mapping[str, Any]], int],
-        inputs: Callable[[], dict[str, Any]],
+        taken: Callable[[], tuple[dict[str, Any], int]],
+        asked: Any,
         run_id: UUID,
         *,
         parent_run_id: UUID | None = None,
@@ -120,10 +108,9 @@ class GuardCallbackHandler(Guarding):
         params, metadata = invocation_params or {}, metadata or {}
         model = Model(m.model_name(params, metadata), metadata.get("ls_provider"))
         name = f"{operation} {model.name}"
-        run = self._begins(run_id, parent_run_id, "llm", name)
+        run = self._begins(run_id, parent_run_id, name)
         if run is None:
             return
-        asked = inputs()
         place = TREE.place(run, parent_run_id, tags, metadata, asked)
         options: dict[str, Any] = {
             "kind": "llm",
@@ -133,13 +120,15 @@ class GuardCallbackHandler(Guarding):
         group = invocation_params if batch_size > 1 else None
         with PASSING:
             try:
+                inputs, tokens = taken()
                 stated = m.output_bound(params, metadata)
-                reserve = self._costs.bound(run, model, size(params), stated).reserve
+                given = tokens + tool_tokens(params.get("tools"))
+                reserve = self._costs.bound(run, model, given, stated).reserve
             except UnknownCostError as error:
                 CALLS.revoke(group, error)
                 refuse_unknown_cost(run, name, error, options)
             call = Call(run, run.step(name, reserve=reserve, **options), model, group)
-            self._start(run_id, parent_run_id, call, asked)
+            self._start(run_id, parent_run_id, call, inputs)
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A kill ends a stream at its next token."""
@@ -159,16 +148,17 @@ class GuardCallbackHandler(Guarding):
         self, response: LLMResult, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Settle by the usage that the answer reports; what is over is not refused any more."""
+        call = CALLS.pop(run_id)
+        if isinstance(call, Cover) or (call is None and run_id in CALLS):
+            return  # the middleware's, or old news
         answer = response.generations[0][0] if response.generations and response.generations[0] else None
         message = getattr(answer, "message", None)
         TREE.asked(message)
         tokens = m.tokens_used(message) if message is not None else m.tokens_reported(response.llm_output)
-        known = run_id in CALLS
-        call = CALLS.pop(run_id)
         if call is None:
-            if not known and tokens:
+            if tokens:
                 self._charge(parent_run_id, tokens, message)
-        elif call.block is not None and call.model is not None:
+        elif call.model is not None:
             usage = None if tokens is None else self._costs.used(call.run, call.model, tokens)
             result = m.answer_data(message) if message is not None else getattr(answer, "text", None)
             call.finish(usage=usage, result=result)
@@ -203,25 +193,19 @@ class GuardCallbackHandler(Guarding):
     ) -> None:
         """Count the call, or refuse it."""
         name = m.step_name((serialized or {}).get("name") or kwargs.get("name") or "tool")
-        run = self._run_here(parent_run_id)
-        given = inputs if inputs is not None else {"input": input_str}
-        place = None if run is None else TREE.tool_place(run, parent_run_id, tool_call_id, metadata, given)
-        run = self._begins(run_id, parent_run_id, "tool", name, tool_call_id)
-        if run is not None and place is not None:
+        cover = CALLS.covered(run_id, "tool", name, tool_call_id)
+        if cover is not None:
+            TREE.begin_in_step(run_id, cover.run)
+            return
+        run = self._begins(run_id, parent_run_id, name)
+        if run is not None:
+            given = inputs if inputs is not None else {"input": input_str}
+            place = TREE.tool_place(run, parent_run_id, tool_call_id, metadata, given)
             options = {"kind": "tool", "attributes": m.tool_attributes(name, tool_call_id)}
             with PASSING:
-                call = Call(run, run.step(name, branch=place.branch, **options))
-                self._start(run_id, parent_run_id, call, given)
-        self._inside_tool(run_id, place)
-
-    def _inside_tool(self, run_id: UUID, place: Place | None) -> None:
-        """What the tool calls lies inside its step: the one just begun, or whoever's is current."""
-        call = CALLS.get(run_id)
-        if call is None or place is None or TREE.get(run_id) is not None:
-            return
-        step = current_step() if call.block is None else call.block.step
-        if step is not None:
-            TREE.begin(run_id, call.run, place.inside(step.branch))
+                block = run.step(name, branch=place.branch, **options)
+                self._start(run_id, parent_run_id, Call(run, block), given)
+            TREE.begin(run_id, run, place.inside(block.step.branch))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Put the result on record."""
@@ -247,7 +231,7 @@ class GuardCallbackHandler(Guarding):
     ) -> None:
         """Count the call, or refuse it."""
         name = m.step_name(kwargs.get("name") or (serialized or {}).get("name") or "retriever")
-        run = self._begins(run_id, parent_run_id, "retriever", name)
+        run = self._begins(run_id, parent_run_id, name)
         if run is None:
             return
         place = TREE.place(run, parent_run_id, tags, metadata, query)
@@ -263,3 +247,13 @@ class GuardCallbackHandler(Guarding):
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Put the error on record."""
         self._fails(run_id, error)
+
+
+def _chat(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], int]:
+    """What goes on record of a prompt, and about how many tokens it has."""
+    found = prompt(messages)
+    return {"messages": found.pieces}, found.tokens
+
+
+def _completion(prompts: Sequence[str]) -> tuple[dict[str, Any], int]:
+    return {"prompts": prompts}, sum(map(estimated_tokens, prompts))

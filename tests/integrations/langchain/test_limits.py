@@ -228,9 +228,9 @@ def test_calls_that_are_reserved_exactly_fit_a_budget_exactly(guard: Guard, mode
     """Tokens reserved by a bound, in threads: three times the reservation is three calls."""
     from langchain_core.messages import HumanMessage
 
-    from agentguard_langchain._tokens import prompt_tokens
+    from agentguard_langchain._prompt import prompt
 
-    given = prompt_tokens([HumanMessage("try")])
+    given = prompt([HumanMessage("try")]).tokens
     bound = model.bind(max_tokens=5)
     config = {"callbacks": [GuardCallbackHandler()]}
     with (

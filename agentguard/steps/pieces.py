@@ -1,0 +1,93 @@
+"""Parts of arguments that come again with every call, such as the messages of a conversation.
+
+Each is encoded and searched for secrets once, so that a call costs what is new in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentguard._encoding import clean_text, encode_call, encode_one
+from agentguard.steps.redaction import Redactor
+
+
+class Piece:
+    """A value as it goes on record: an argument of a model call, or an item of `Pieces`.
+
+    Example:
+        >>> Piece({"type": "human", "content": "Hi"}).json
+        b'{"type":"human","content":"Hi"}'
+    """
+
+    __slots__ = ("_clean", "json")
+
+    def __init__(self, value: Any) -> None:
+        self.json = encode_one(value)
+        #: The last redactor that looked at it, and what it left; together, since threads share a piece.
+        self._clean: tuple[Redactor | None, bytes] = (None, self.json)
+
+    def without_secrets(self, redactor: Redactor | None) -> bytes:
+        """The JSON without its secrets."""
+        known = self._clean
+        if known[0] is redactor:
+            return known[1]
+        clean = self.json if redactor is None else redactor.value(self.json)
+        self._clean = (redactor, clean)
+        return clean
+
+
+class Pieces(list[Piece]):
+    """A list argument of a model call, by its items."""
+
+
+class Joiner:
+    """Puts the arguments of one step's calls together from their pieces."""
+
+    __slots__ = ("_call", "_labels", "_parameters", "_redactor")
+
+    def __init__(self, redactor: Redactor | None, parameters: Sequence[str]) -> None:
+        self._redactor = redactor
+        self._parameters = parameters
+        #: Names of keyword arguments as JSON.
+        self._labels: dict[str, bytes] = {}
+        #: What takes secrets out of the whole, where that cannot be done piece by piece.
+        self._call: Callable[[bytes], bytes] | None = None
+        if redactor is not None and not redactor.sees_values_alone(parameters):
+            self._call = redactor.of_calls(parameters)
+
+    def join(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes | None:
+        """The arguments as JSON `[[...], {...}]` without secrets; None where nothing comes in pieces."""
+        if not any(isinstance(value, Piece | Pieces) for value in (*args, *kwargs.values())):
+            return None
+        labels = self._labels
+        if not kwargs.keys() <= labels.keys():
+            self._label(kwargs)
+        if self._call is not None:
+            payload = encode_call([_raw(value) for value in args], {k: _raw(v) for k, v in kwargs.items()})
+            return self._call(payload)
+        positional = b",".join([self._json(value) for value in args])
+        named = b",".join([labels[name] + self._json(value) for name, value in kwargs.items()])
+        return b"[[" + positional + b"],{" + named + b"}]"
+
+    def _label(self, names: Iterable[str]) -> None:
+        redactor = self._redactor
+        if redactor is not None and not redactor.sees_values_alone(names):
+            self._call = redactor.of_calls(self._parameters)
+        for name in names:
+            self._labels[name] = encode_one(clean_text(name)) + b":"
+
+    def _json(self, value: Any) -> bytes:
+        redactor = self._redactor
+        if type(value) is Pieces:
+            return b"[" + b",".join([piece.without_secrets(redactor) for piece in value]) + b"]"
+        piece = value if type(value) is Piece else Piece(value)
+        return piece.without_secrets(redactor)
+
+
+def _raw(value: Any) -> Any:
+    if isinstance(value, Piece):
+        return msgspec.Raw(value.json)
+    return [msgspec.Raw(piece.json) for piece in value] if isinstance(value, Pieces) else value

@@ -1,0 +1,146 @@
+"""What a model is asked, for the log and for the reservation: worked out once for each message.
+
+An agent asks with the whole conversation every time, and only its end is new.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langchain_core.messages.utils import count_tokens_approximately
+
+from agentguard._encoding import encode_one
+from agentguard.cost.usage import estimated_tokens
+from agentguard.steps.pieces import Piece, Pieces
+from agentguard_langchain import _mapping as m
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+
+
+class Prompt(NamedTuple):
+    """A conversation."""
+
+    #: As it goes on record: what `message_data` gives.
+    pieces: Pieces
+    #: About how many tokens it has.  An estimate: it may be too low by some.
+    tokens: int
+
+
+def prompt(messages: Iterable[BaseMessage]) -> Prompt:
+    """A conversation, for the log and for the reservation.
+
+    Example:
+        >>> from langchain_core.messages import HumanMessage
+        >>> found = prompt([HumanMessage("How many tokens is this?")])
+        >>> found.tokens, found.pieces[0].json
+        (10, b'{"type":"human","content":"How many tokens is this?"}')
+    """
+    numbers: dict[Any, int] = {}
+    pieces = Pieces()
+    tokens = 0
+    for message in messages:
+        known = _known.get(id(message))
+        if known is None or not known.holds(message):
+            known = _Known(message)
+        tokens += known.tokens
+        pieces.append(known.piece(message, numbers) if known.calls else known.told[1])
+    return Prompt(pieces, tokens)
+
+
+class _Known:
+    """A message that was asked with, for as long as it lives and says the same."""
+
+    __slots__ = ("blocks", "calls", "content", "name", "of", "status", "tokens", "told", "tool_calls")
+
+    def __init__(self, message: BaseMessage) -> None:
+        fields = message.__dict__
+        self.content = fields["content"]
+        self.name = fields["name"]
+        self.status = fields.get("status")
+        self.tool_calls = fields.get("tool_calls")
+        self.tokens = count_tokens_approximately([message])
+        #: The ids of the tool calls that it makes or answers.
+        self.calls = m.call_ids(message)
+        #: The numbers of those, and the message with them; together, since threads share messages.
+        self.told: tuple[list[int], Piece] = [], _EMPTY
+        if not self.calls:
+            self.told = [], Piece(m.message_data([message])[0])
+        #: The parts of a content that has several, which may change in place.
+        self.blocks = None if isinstance(self.content, str) else encode_one(self.content)
+        key = id(message)
+        self.of = weakref.ref(message, lambda _: _known.pop(key, None))
+        _known[key] = self
+
+    def holds(self, message: BaseMessage) -> bool:
+        """Whether the message says what it said."""
+        fields = message.__dict__
+        return (
+            self.content is fields["content"]
+            and self.tool_calls is fields.get("tool_calls")
+            and self.of() is message
+            and self.name is fields["name"]
+            and self.status is fields.get("status")
+            and (self.blocks is None or self.blocks == encode_one(self.content))
+        )
+
+    def piece(self, message: BaseMessage, numbers: dict[Any, int]) -> Piece:
+        """The message, its tool calls by their numbers in this conversation."""
+        mine = [numbers.setdefault(call, len(numbers) + 1) for call in self.calls]
+        told = self.told
+        if told[0] != mine:
+            self.told = told = mine, Piece(m.message_of(message, numbers))
+        return told[1]
+
+
+_EMPTY = Piece(None)
+_known: dict[int, _Known] = {}
+
+
+class Tools(NamedTuple):
+    """The tools that a model is offered."""
+
+    offered: Sequence[Any]
+    #: Their names, for the log.
+    names: Piece
+    tokens: int
+
+    @classmethod
+    def of(cls, offered: Sequence[Any]) -> Tools:
+        """What is to be known of these."""
+        return cls(list(offered), Piece(m.tool_names(offered)), sum(map(_of_tool, offered)))
+
+    def are(self, offered: Sequence[Any]) -> bool:
+        """Whether these are the same.  Dicts, as providers take them, may have changed."""
+        return len(offered) == len(self.offered) and all(
+            one is other and type(one) is not dict for one, other in zip(offered, self.offered, strict=True)
+        )
+
+
+_counts: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+
+def tool_tokens(tools: Iterable[Any] | None) -> int:
+    """About how many tokens the schemas of tools have."""
+    return sum(map(_of_tool, tools or ()))
+
+
+def _of_tool(tool: Any) -> int:
+    if isinstance(tool, dict):
+        return _of_schema(tool)
+    key = id(tool)
+    known = _counts.get(key)
+    if known is not None and known[0]() is tool:
+        return known[1]
+    count = _of_schema(tool)
+    _counts[key] = weakref.ref(tool, lambda _: _counts.pop(key, None)), count
+    return count
+
+
+def _of_schema(tool: Any) -> int:
+    try:
+        return count_tokens_approximately([], tools=[tool])
+    except Exception:  # noqa: BLE001 - tools may be anything that a provider takes
+        return estimated_tokens(repr(tool))

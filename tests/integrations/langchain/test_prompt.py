@@ -1,0 +1,101 @@
+"""What is worked out once for each message is what would be worked out anew."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("langchain")
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.tools import tool
+
+from agentguard_langchain import _mapping as m
+from agentguard_langchain import _prompt
+from agentguard_langchain._prompt import Tools, prompt
+
+
+def call(call_id: str) -> dict[str, Any]:
+    return {"name": "search", "args": {"query": "x"}, "id": call_id, "type": "tool_call"}
+
+
+def conversation() -> list[BaseMessage]:
+    return [
+        SystemMessage("Be brief."),
+        HumanMessage("Hi", name="ann"),
+        AIMessage([{"type": "text", "text": "Let me see."}], tool_calls=[call("c7"), call("c8")]),
+        ToolMessage("found", tool_call_id="c8"),
+        ToolMessage("not found", tool_call_id="c7", status="error"),
+        AIMessage("", tool_calls=[call("c9")]),
+        ToolMessage("found", tool_call_id="c9"),
+    ]
+
+
+def check(messages: list[BaseMessage]) -> None:
+    found = prompt(messages)
+    assert [msgspec.json.decode(piece.json) for piece in found.pieces] == m.message_data(messages)
+    assert found.tokens == count_tokens_approximately(messages)
+
+
+def test_a_growing_conversation_is_told_as_a_whole_one() -> None:
+    messages = conversation()
+    for end in range(len(messages) + 1):
+        check(messages[:end])
+    again = prompt(messages)
+    assert all(one is other for one, other in zip(again.pieces, prompt(messages).pieces, strict=True))
+
+
+def test_the_numbers_of_calls_are_those_of_the_conversation_at_hand() -> None:
+    messages = conversation()
+    check(messages)
+    check(messages[5:])  # as after a summary: its first call is another one
+    check(messages)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: setattr(found[1], "content", "Good morning"),
+        lambda found: setattr(found[1], "name", "bob"),
+        lambda found: found[2].content.append({"type": "text", "text": "And more."}),
+        lambda found: found[2].content[0].update(text="Wait."),
+        lambda found: setattr(found[2], "tool_calls", [call("c7")]),
+        lambda found: setattr(found[4], "status", "success"),
+    ],
+)
+def test_a_message_that_was_changed_is_told_as_it_is_now(change: Any) -> None:
+    messages = conversation()
+    check(messages)
+    change(messages)
+    check(messages)
+
+
+def test_what_is_known_of_a_message_goes_with_it() -> None:
+    gc.collect()
+    before = len(_prompt._known)
+    messages = conversation()
+    check(messages)
+    assert len(_prompt._known) == before + len(messages)
+    del messages
+    gc.collect()
+    assert len(_prompt._known) == before
+
+
+def test_tools_are_known_again_unless_they_may_have_changed() -> None:
+    @tool
+    def search(query: str) -> str:
+        """Search."""
+        return query
+
+    native = {"type": "web_search"}
+    known = Tools.of([search])
+    assert known.are([search])
+    assert not known.are([])
+    assert not known.are([search, native])
+    assert not Tools.of([native]).are([native])
+    assert known.names.json == b'["search"]'
+    assert known.tokens == count_tokens_approximately([], tools=[search])
