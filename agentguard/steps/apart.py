@@ -96,8 +96,8 @@ class Apart:
         with self._giving_back, self._lock:
             if reservation.id in self._asking or reservation.id in self._held:
                 raise DuplicateKeyError(step.key, reservation.run_id)
-            if reservation.id in self._due:
-                raise StoreUnavailableError(f"the ledger {self.ledger.url} cannot be told of an earlier try")
+            if reservation.id in self._due:  # given back by another thread, but not told yet
+                raise StoreUnavailableError(f"{self.ledger.url} is still to be told of an earlier try")
             self._asking.add(reservation.id)
         try:
             accounts = self._ask(step, reservation, openings)
@@ -188,31 +188,31 @@ class Apart:
         with self._lock:
             self._held.pop(reservation.id, None)
             self._due[reservation.id] = reservation, usage
-        return self._tell(reservation, usage)
+        try:
+            return self._tell(reservation, usage)
+        except StoreUnavailableError as error:
+            _log.warning("the ledger is to be told later what step %s used: %s", reservation.key, error)
+            return {}
 
     def _tell(self, reservation: Reservation, usage: Amounts | None) -> dict[str, Account]:
-        if usage is not None:
-            return self._tell_now(reservation, usage)
-        with self._giving_back:
-            if reservation.id not in self._due:  # another thread was faster
+        # What is given back must not be given back again when the step's next try holds it.
+        with self._giving_back if usage is None else contextlib.nullcontext():
+            if usage is None and reservation.id not in self._due:  # another thread was faster
                 return {}
-            return self._tell_now(reservation, usage)
-
-    def _tell_now(self, reservation: Reservation, usage: Amounts | None) -> dict[str, Account]:
-        try:
-            accounts = self.ledger.settle(reservation, usage)
-        except LedgerBehindError as error:
-            _log.warning("%s", self._behind(error.found))
-            return {}
-        except StoreUnavailableError as error:
-            _log.warning("the ledger %s is to be told later: %s", self.ledger.url, error)
-            return {}
-        with self._lock:
-            self._due.pop(reservation.id, None)
+            try:
+                accounts = self.ledger.settle(reservation, usage)
+            except LedgerBehindError as error:
+                raise self._behind(error.found) from None
+            with self._lock:
+                self._due.pop(reservation.id, None)
         return accounts
 
     def catch_up(self) -> None:
-        """Tell the ledger what it could not be told so far."""
+        """Tell the ledger what it could not be told so far.
+
+        Raises:
+            StoreUnavailableError: it still cannot be told.
+        """
         for reservation, usage in list(self._due.values()):
             self._tell(reservation, usage)
 
