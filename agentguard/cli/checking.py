@@ -60,7 +60,7 @@ def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit
     log = lookup.control_log(guard)
     if typed is None:
         return audit.verify_all(store, heads, log.read, log.announced)
-    run_id = lookup.find_run(guard, typed)
+    run_id = lookup.find_log(guard, typed)
     if others := heads.keys() - {run_id}:
         raise exits.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
     if run_id == CONTROL_RUN_ID:
@@ -71,7 +71,7 @@ def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit
 def _whole_id(guard: Guard, typed: str) -> str:
     """The anchored run's id; one that is gone stays as typed, since just that is to be found."""
     try:
-        return lookup.find_run(guard, typed)
+        return lookup.find_log(guard, typed)
     except RunNotFoundError:
         return typed
 

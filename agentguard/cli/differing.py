@@ -16,9 +16,8 @@ from agentguard.audit.compare import Difference
 from agentguard.budget.model import Budget
 from agentguard.cli import exits, lookup, output, views
 from agentguard.cli.timeline import Timeline
-from agentguard.errors import ReplayDivergenceError, RunNotFoundError
+from agentguard.errors import ReplayDivergenceError
 from agentguard.events import model as ev
-from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 
 #: How many events of the log are shown before the place of a divergence.
@@ -80,7 +79,7 @@ def _lines(value: Any) -> list[str]:
 def diff(typed_a: str, typed_b: str, *, as_json: bool) -> int:
     """Compare two runs; gives the exit code."""
     with lookup.reading() as guard:
-        a, b = (_run(guard, typed) for typed in (typed_a, typed_b))
+        a, b = (lookup.find_run(guard, typed) for typed in (typed_a, typed_b))
         found = guard.diff(a, b)
     if as_json:
         output.print_json(
@@ -120,12 +119,6 @@ def _print_difference(found: Difference, runs: Sequence[str]) -> None:
     output.console().print(side_by_side((runs[0], a), (runs[1], b)))
 
 
-def _run(guard: Guard, typed: str) -> str:
-    if typed == CONTROL_RUN_ID:
-        raise RunNotFoundError(typed)
-    return lookup.find_run(guard, typed)
-
-
 # --- what-if -------------------------------------------------------------------------------------
 
 
@@ -134,7 +127,7 @@ def what_if(typed: str, limits: dict[str, Any], *, as_json: bool) -> int:
     if not limits:
         raise exits.UsageError("name a limit: --usd, --tokens, --steps, --seconds or --counter NAME=N")
     with lookup.reading() as guard:
-        run_id = _run(guard, typed)
+        run_id = lookup.find_run(guard, typed)
         found = guard.what_if(run_id, Budget(**limits))
     if as_json:
         output.print_json({"run_id": run_id, **msgspec.structs.asdict(found)})

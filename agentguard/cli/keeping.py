@@ -10,8 +10,7 @@ from pathlib import Path
 from agentguard.audit import erasure
 from agentguard.audit import export as exporting
 from agentguard.cli import exits, lookup, output, views
-from agentguard.errors import LogIntegrityError, RunNotFoundError
-from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.errors import LogIntegrityError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGE = re.compile(r"(\d{1,9})([smhdw])")
@@ -22,7 +21,7 @@ def export(typed: str | None, path: Path | None, *, everything: bool, as_json: b
     if (typed is None) != everything:
         raise exits.UsageError("name a RUN or `control`, or say --all")
     with lookup.reading() as guard:
-        run_id = None if typed is None else lookup.find_run(guard, typed)
+        run_id = None if typed is None else lookup.find_log(guard, typed)
         store, now = guard.parts.store, guard.parts.clock.wall()
         control = lookup.control_log(guard).read
         altered: list[LogIntegrityError] = []
@@ -43,8 +42,6 @@ def export(typed: str | None, path: Path | None, *, everything: bool, as_json: b
 def erase(typed: str, actor: str | None, *, sure: bool, as_json: bool) -> int:
     """Erase the payloads of a run, and give the exit code."""
     with lookup.acting() as guard:
-        if typed == CONTROL_RUN_ID:
-            raise RunNotFoundError(typed)
         run_id = lookup.find_run(guard, typed)
         summary = guard.summary(run_id)
         question = f"This erases all that was captured of run {run_id} ({summary.name}), for good."

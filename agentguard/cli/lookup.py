@@ -149,7 +149,19 @@ def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
 
 
 def find_run(guard: Guard, typed: str) -> str:
-    """The id of the run that `typed` names, or begins as no other id does.
+    """The id of the run that `typed` names, or begins as no other id does; the control log is no run.
+
+    Raises:
+        RunNotFoundError: no id begins like this.
+        AmbiguousRunError: several do.
+    """
+    if typed == CONTROL_RUN_ID:
+        raise RunNotFoundError(typed)
+    return find_log(guard, typed)
+
+
+def find_log(guard: Guard, typed: str) -> str:
+    """The same, where `control` is as good as a run.
 
     Raises:
         RunNotFoundError: no id begins like this.

@@ -22,10 +22,8 @@ from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
     ReplayDivergenceError,
-    RunNotFoundError,
     StepOutcomeUnknownError,
 )
-from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.recovery import CarryingOn
 from agentguard.run import Run
@@ -52,7 +50,7 @@ def replay(typed: str | None, target: str | None, export: Path | None, *, as_jso
         lookup.use(f"file://{export.absolute()}", None)
     program = None if target is None else Program(target)
     with lookup.reading() as guard:
-        run_id = _only_run(guard) if typed is None else _run(guard, typed)
+        run_id = _only_run(guard) if typed is None else lookup.find_run(guard, typed)
         if program is None:
             return _check(guard, run_id, as_json=as_json)
         run = guard.replay(run_id)
@@ -67,12 +65,6 @@ def _only_run(guard: Guard) -> str:
     if not ids or not store.url.startswith("file:") or {*family(store, ids[-1])} != {*ids}:
         raise exits.UsageError(f"name a RUN; there are {len(ids)}")
     return ids[-1]
-
-
-def _run(guard: Guard, typed: str) -> str:
-    if typed == CONTROL_RUN_ID:
-        raise RunNotFoundError(typed)
-    return lookup.find_run(guard, typed)
 
 
 # --- replay --------------------------------------------------------------------------------------
@@ -178,7 +170,7 @@ def recover(typed: str, target: str, *, take_over: bool, as_json: bool) -> int:
     """Carry on a crashed run with a program; gives the exit code."""
     program = Program(target)
     with lookup.acting() as plain:
-        run_id = _run(plain, typed)
+        run_id = lookup.find_run(plain, typed)
         guard = program.guard(plain.parts.store.url) or plain
         before = guard.reconstruct(run_id).steps
         run = guard.recover(run_id, take_over=take_over)
@@ -199,7 +191,7 @@ def fork(typed: str, wanted: Forked, target: str | None, *, as_json: bool) -> in
     """Fork a run: with a program, carry it on; without, leave it for one to recover."""
     program = None if target is None else Program(target)
     with lookup.acting() as plain:
-        run_id = _run(plain, typed)
+        run_id = lookup.find_run(plain, typed)
         guard = plain if program is None else program.guard(plain.parts.store.url) or plain
         budget = _changed(guard.reconstruct(run_id).budget, wanted.limits)
         try:

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 from agentguard.cli import exits, lookup, output
-from agentguard.errors import RunNotFoundError
-from agentguard.events.model import CONTROL_RUN_ID
 
 
 def resolve(
@@ -16,8 +14,6 @@ def resolve(
     """Put on record what became of a step."""
     given = _result(outcome, result)
     with lookup.acting() as guard:
-        if typed == CONTROL_RUN_ID:
-            raise RunNotFoundError(typed)
         run_id = lookup.find_run(guard, typed)
         guard.resolve(run_id, key, outcome, result=given, actor=actor)
         state = guard.reconstruct(run_id).state

@@ -14,7 +14,7 @@ from agentguard.audit.verify import watched
 from agentguard.cli import exits, listing, lookup, output
 from agentguard.cli import tail as tailing
 from agentguard.cli.timeline import Entry, Timeline, event_data
-from agentguard.errors import LogIntegrityError, RunNotFoundError
+from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
@@ -71,7 +71,7 @@ def show(typed: str, *, payloads: bool, as_json: bool) -> None:
         _show_control(as_json=as_json)
         return
     with lookup.looking() as guard:
-        run_id = lookup.find_run(guard, typed)
+        run_id = lookup.find_log(guard, typed)
         if run_id != CONTROL_RUN_ID:
             lookup.bury(guard, run_id)
         altered: list[LogIntegrityError] = []
@@ -136,7 +136,7 @@ def print_lines(*lines: Text) -> None:
 def summary(typed: str, *, as_json: bool) -> None:
     """Say what a run came to."""
     with lookup.looking() as guard:
-        found = guard.summary(_run(guard, typed))
+        found = guard.summary(lookup.find_run(guard, typed))
     if as_json:
         output.print_json(found.to_data())
     else:
@@ -146,7 +146,7 @@ def summary(typed: str, *, as_json: bool) -> None:
 def tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as_json: bool) -> None:
     """Show the newest events, and those that follow."""
     with lookup.reading() as guard:
-        run_id = None if typed is None else _run(guard, typed)
+        run_id = None if typed is None else lookup.find_run(guard, typed)
         if tenant is not None and run_id is not None:
             raise exits.UsageError("--tenant chooses among all runs; leave it out where a run is named")
         if tenant is not None:
@@ -162,7 +162,7 @@ def tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as_
 def pause(typed: str, reason: str, *, as_json: bool) -> None:
     """Pause a run."""
     with lookup.acting() as guard:
-        run_id = _run(guard, typed)
+        run_id = lookup.find_run(guard, typed)
         guard.pause(run_id, reason=output.printable(reason))
         _say_state(guard, run_id, "paused; steps in flight finish, no other begins", as_json=as_json)
 
@@ -170,7 +170,7 @@ def pause(typed: str, reason: str, *, as_json: bool) -> None:
 def resume(typed: str, *, as_json: bool) -> None:
     """Lift a run's pause."""
     with lookup.acting() as guard:
-        run_id = _run(guard, typed)
+        run_id = lookup.find_run(guard, typed)
         guard.resume(run_id)
         _say_state(guard, run_id, "resumed", as_json=as_json)
 
@@ -180,10 +180,3 @@ def _say_state(guard: Guard, run_id: str, said: str, *, as_json: bool) -> None:
         output.print_json({"run_id": run_id, "state": str(guard.summary(run_id).state)})
     else:
         print_lines(Text(f"run {run_id} {said}"))
-
-
-def _run(guard: Guard, typed: str) -> str:
-    """A run's id; the control log is no run."""
-    if typed == CONTROL_RUN_ID:
-        raise RunNotFoundError(typed)
-    return lookup.find_run(guard, typed)

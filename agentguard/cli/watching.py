@@ -17,9 +17,8 @@ from agentguard import _encoding
 from agentguard.audit.verify import take
 from agentguard.cli import exits, listing, lookup, output
 from agentguard.control import Approval, TenantAccount
-from agentguard.errors import RunNotFoundError
 from agentguard.events import codec
-from agentguard.events.model import APPROVAL_REQUESTED, CONTROL_RUN_ID
+from agentguard.events.model import APPROVAL_REQUESTED
 from agentguard.guard import Guard
 from agentguard.ownership import bury_all
 from agentguard.runs.fold import RunFold
@@ -173,8 +172,6 @@ def decide(
 ) -> None:
     """Let a waiting step run, or refuse it."""
     with lookup.acting() as guard:
-        if typed == CONTROL_RUN_ID:
-            raise RunNotFoundError(typed)
         run_id = lookup.find_run(guard, typed)
         key = key or _only_key(guard, run_id)
         act = guard.approve if granted else guard.deny

@@ -296,6 +296,17 @@ def test_summary_says_what_the_run_came_to(cli: Cli, data: Callable[..., Any], r
         assert summary == guard.summary("report-2").to_data()
 
 
+def test_summary_says_in_which_run_it_was_and_what_it_was_labelled_with(
+    cli: Cli, data: Callable[..., Any], recorded: Path, tmp_path: Path
+) -> None:
+    assert "inside   report-1" in cli("summary", "child-1", "--home", recorded)[1]
+    with open_guard(tmp_path) as guard, guard.run("r", run_id="labelled", metadata={"who": f"{ESCAPE}me"}):
+        pass
+    out = cli("summary", "labelled", "--home", tmp_path)[1]
+    assert "metadata who='\\x1b[31mme'" in out
+    assert ESCAPE not in out
+
+
 @pytest.mark.parametrize("command", ["show", "summary", "verify", "tail", "pause", "resume"])
 class TestRunsAreNamedByTheirIds:
     def test_an_unknown_one(self, command: str, cli: Cli, recorded: Path) -> None:

@@ -337,6 +337,12 @@ def test_approvals_says_what_waits_and_what_it_was_called_with(
     assert out.splitlines()[1].split() == ["support-1", "main/refund#1", 'refund("A-1",', "amount=5)"]
 
 
+def test_show_at_says_which_step_waits(waiting: list[Any], guard: Guard, cli: Cli) -> None:
+    asked = next(e for e in guard.history("support-1") if e.type == "approval_requested")
+    out = cli("show", "support-1", "--at", asked.seq)[1]
+    assert "waiting  main/refund#1, for an approval" in out.splitlines()
+
+
 def test_what_was_not_captured_cannot_be_shown(
     guard: Guard, cli: Cli, eventually: Callable[..., None]
 ) -> None:

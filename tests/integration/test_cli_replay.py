@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -96,6 +96,11 @@ def other_arguments(run, inputs):
 
 def with_run(run):
     return plain(run, run.inputs)
+
+
+def once_more(run, inputs):
+    plain(run, inputs)
+    look_up(inputs)
 
 
 def nothing():
@@ -192,6 +197,17 @@ def mailed(agent: Path, once: Path) -> str:
     return last("mail")
 
 
+@pytest.fixture
+def live(agent: Path) -> Iterator[str]:
+    """A run that another process has open, which has done all that `plain` does."""
+    code = "run = guard.start('plain', inputs='ann'); plain(run, 'ann'); print(run.id, flush=True); input()"
+    command = [sys.executable, "-c", f"from agent import *\n{code}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        yield owner.stdout.readline().strip()
+        owner.kill()
+
+
 # --- replay --------------------------------------------------------------------------------------
 
 
@@ -258,6 +274,17 @@ def test_replay_shows_the_first_difference_side_by_side(cli: Cli, agent: Path) -
         "expected": [["ann"], {}],
         "found": [["ann!"], {}],
     }
+
+
+def test_replay_of_a_run_that_is_still_live_says_how_far_the_log_goes(cli: Cli, live: str) -> None:
+    """As long as the program is the same; what it does beyond the log is a difference like any other."""
+    code, out, err = cli("replay", live, "-m", "agent:plain")
+    assert (code, "no body ran" in out) == (0, True)
+    assert "the log has no end: the run is live, or has crashed" in err
+    code, out, _ = cli("replay", live, "-m", "agent:once_more")
+    assert code == 1
+    assert out.startswith(f"NOT the same as run {live}: missing at main/look_up#2\n")
+    assert "in the log:" not in out  # it is not there
 
 
 def test_replay_without_a_program_checks_adds_up_and_shows(cli: Cli, mailed: str) -> None:
@@ -383,17 +410,28 @@ def test_recover_carries_on_what_was_killed(cli: Cli, agent: Path, monkeypatch: 
     assert "cannot go from COMPLETED to RUNNING" in err
 
 
-def test_recover_says_who_owns_a_live_run_and_takes_it_over_only_when_told(cli: Cli, agent: Path) -> None:
-    code = "run = guard.start('plain', inputs='ann'); print(run.id, flush=True); input()"
-    command = [sys.executable, "-c", f"from agent import *\n{code}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        run_id = owner.stdout.readline().strip()
-        code, _, err = cli("recover", run_id, "-m", "agent:plain")
-        assert code == 1
-        assert f"process {owner.pid} on " in err
-        assert cli("recover", run_id, "-m", "agent:plain", "--take-over")[0] == 0
-        owner.kill()
+def test_recover_says_who_owns_a_live_run_and_takes_it_over_only_when_told(cli: Cli, live: str) -> None:
+    code, _, err = cli("recover", live, "-m", "agent:plain")
+    assert code == 1
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        row = guard.parts.store.row(live)
+        assert row is not None
+        assert f"process {row.owner['pid']} on " in err
+    assert cli("recover", live, "-m", "agent:plain", "--take-over")[0] == 0
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["said", "json"])
+def test_recover_with_another_program_shows_the_difference(cli: Cli, live: str, *, as_json: bool) -> None:
+    json_too = ["--json"] if as_json else []
+    code, out, _ = cli("recover", live, "-m", "agent:other_arguments", "--take-over", *json_too)
+    assert code == 1
+    if as_json:
+        data = json.loads(out)
+        assert (data["divergence"]["kind"], data["run"]["state"]) == ("arguments", "RUNNING")
+    else:
+        assert out.startswith(f"NOT the same as run {live}: arguments at main/look_up#1\n")
+        assert "in the log:" in out
+    assert cli("recover", live, "-m", "agent:plain")[0] == 0, "it was given back, for the right program"
 
 
 def test_a_step_in_doubt_ends_with_6_and_resolve_goes_on(
@@ -464,6 +502,14 @@ def test_fork_without_a_program_waits_to_be_recovered(cli: Cli, agent: Path, mai
     assert told(agent) == ["looked up bob", "sent bob@example.org", "looked up cid"]
 
 
+def test_fork_without_a_program_as_json(cli: Cli, agent: Path, mailed: str) -> None:
+    code, out, _ = cli("fork", mailed, "--at", 8, "--id", "waits", "--json")
+    data = json.loads(out)
+    assert (code, data["run"]["run_id"], data["run"]["state"]) == (0, "waits", "RUNNING")
+    assert (data["result"], data["error"], data["divergence"]) == (None, None, None)
+    assert told(agent) == []
+
+
 def test_fork_at_an_event_that_is_not_there(cli: Cli, mailed: str) -> None:
     code, _, err = cli("fork", mailed, "--at", 999)
     assert code == 2
@@ -489,6 +535,40 @@ def test_diff_of_two_runs(cli: Cli, agent: Path, mailed: str) -> None:
         "a": [["nobody"], {}],
         "b": [["bob"], {}],
     }
+
+
+def test_diff_cuts_long_values_for_people_alone(cli: Cli, agent: Path) -> None:
+    ids = []
+    for start in (0, 1):
+        code = f"run.call('take', lambda n: None, [*range({start}, 99)])"
+        assert run_it(agent, f"with guard.run('long') as run: {code}").returncode == 0
+        ids.append(last("long"))
+    code, out, _ = cli("diff", *ids)
+    assert code == 1
+    assert "… 46 more lines; --json shows all" in out
+    (found,) = json.loads(cli("diff", *ids, "--json")[1])["differences"]
+    assert found["a"][0][0] == [*range(99)]
+
+
+def test_diff_says_what_hung_on_timing_alone(cli: Cli, agent: Path) -> None:
+    ids = []
+    for order in ("bob", "ann"), ("ann", "bob"):
+        code = f"""
+with suppress(BudgetExceededError), guard.run('raced', budget=Budget(steps=1)) as run:
+    calls = {{name: run.bind(look_up) for name in ('ann', 'bob')}}
+    for name in {order}:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(calls[name], name)
+"""
+        imports = "from concurrent.futures import ThreadPoolExecutor\nfrom contextlib import suppress\n"
+        ran = run_it(agent, f"{imports}from agentguard import BudgetExceededError\n{code}")
+        assert ran.returncode == 0, ran.stderr
+        ids.append(last("raced"))
+    code, out, _ = cli("diff", *ids)
+    assert code == 0
+    assert out.startswith("the same: ")
+    assert "that only one of them still made before its stop: timing, no difference" in out
+    assert json.loads(cli("diff", *ids, "--json")[1])["timing"]
 
 
 @pytest.mark.parametrize(
@@ -552,6 +632,9 @@ def test_show_at_inside_a_scope(cli: Cli, agent: Path) -> None:
     data = json.loads(cli("show", last("plain"), "--at", 5, "--json")[1])
     (scope,) = data["open_scopes"]
     assert (scope["path"], scope["spent"], scope["stopped"]) == ("part", {"steps": 1}, None)
+    lines = cli("show", last("plain"), "--at", 5)[1].splitlines()
+    assert "scope    part: used 1 step" in lines
+    assert not any(line.startswith("reserved") for line in lines), "nothing is in flight"
 
 
 def test_the_guard_of_the_program_is_found(agent: Path, tmp_path: Path) -> None:
@@ -568,14 +651,25 @@ def test_an_unknown_outcome_has_an_exit_code_of_its_own() -> None:
     assert exits.code_of(StepOutcomeUnknownError("run", "key")) == exits.WAITING == 6
 
 
-def test_nobody_is_a_run(cli: Cli, mailed: str) -> None:
+@pytest.mark.parametrize("name", ["nobody", "control"])
+def test_neither_nobody_nor_the_control_log_is_a_run(name: str, cli: Cli, mailed: str) -> None:
     for command in (
-        ["replay", "nobody"],
-        ["recover", "nobody", "-m", "json:loads"],
-        ["fork", "nobody", "--at", "1"],
-        ["resolve", "nobody", "k", "retry"],
-        ["diff", mailed, "nobody"],
-        ["what-if", "nobody", "--usd", "1"],
-        ["show", "nobody", "--at", "1"],
+        ["replay", name],
+        ["recover", name, "-m", "json:loads"],
+        ["fork", name, "--at", "1"],
+        ["resolve", name, "k", "retry"],
+        ["diff", mailed, name],
+        ["what-if", name, "--usd", "1"],
+        ["erase", name, "--yes"],
     ):
         assert cli(*command)[0] == 3, command
+    assert cli("show", "nobody", "--at", "1")[0] == 3
+
+
+def test_resolving_a_step_of_a_run_that_has_ended_says_nothing_of_carrying_on(cli: Cli, agent: Path) -> None:
+    """Its result was not captured, so that no replay could hand it out; now one can."""
+    code = "run.call('secret', lambda: 7, capture='none')"
+    assert run_it(agent, f"with guard.run('kept') as run: {code}").returncode == 0
+    code, out, _ = cli("resolve", last("kept"), "main/secret#1", "completed", "--result", "7")
+    assert code == 0
+    assert out.endswith("is to count as completed; the run is COMPLETED\n")

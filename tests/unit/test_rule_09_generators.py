@@ -280,6 +280,44 @@ def test_rule_09_throwing_into_one_that_never_began(guard):
     assert step_events(guard, run) == []
 
 
+def test_rule_09_throwing_into_an_async_one_that_never_began(guard):
+    async def main():
+        items = async_numbers()
+        with pytest.raises(LookupError, match="early"):
+            await items.athrow(LookupError("early"))
+        with pytest.raises(LookupError, match="late"):
+            await items.athrow(LookupError("late"))
+        with pytest.raises(StopAsyncIteration):
+            await items.__anext__()
+        with pytest.raises(TypeError, match="just-started"):
+            await async_numbers().asend(1)
+
+    with guard.run("r") as run:
+        asyncio.run(main())
+    assert step_events(guard, run) == []
+
+
+def test_rule_09_async_send_and_throw_reach_the_body(guard):
+    @guarded_step
+    async def talk():
+        heard = yield "hello"
+        try:
+            yield heard
+        except LookupError as error:
+            yield repr(error)
+
+    async def main():
+        items = talk()
+        assert await items.__anext__() == "hello"
+        assert await items.asend("you") == "you"
+        assert await items.athrow(LookupError("what")) == "LookupError('what')"
+        with pytest.raises(StopAsyncIteration):
+            await items.__anext__()
+
+    with guard.run("r"):
+        asyncio.run(main())
+
+
 def test_rule_09_the_step_is_current_inside_and_not_outside(guard):
     @guarded_step
     def names():
@@ -329,6 +367,35 @@ def test_rule_09_an_abandoned_async_generator_can_still_be_closed(guard):
         assert len(closed) == 1
 
     asyncio.run(main())
+
+
+def test_rule_09_a_body_that_raises_after_the_end_of_the_run_has_its_one_outcome(guard):
+    """The run's end has settled it; its consumer hears what it raised all the same."""
+
+    async def main():
+        going_on = asyncio.Event()
+
+        @guarded_step(usage=Usage(usd="0.25"))
+        async def raises_late():
+            yield 1
+            await going_on.wait()
+            raise ZeroDivisionError
+
+        async with guard.run("r") as run:
+            items = raises_late()
+            assert await take(items, 1) == [1]
+            late = asyncio.create_task(take(items, 1))
+            await asyncio.sleep(0)
+        going_on.set()
+        with pytest.raises(ZeroDivisionError):
+            await late
+        return run
+
+    run = asyncio.run(main())
+    outcomes = [(kind, data["outcome"]) for kind, data in step_events(guard, run)[1:]]
+    assert outcomes == [("step_failed", "abandoned")]
+    assert run.spent.usd == Decimal("0.25")
+    assert guard.verify(run.id)
 
 
 def test_rule_09_abandoned_after_a_stop(guard):
@@ -463,6 +530,36 @@ def test_rule_09_usage_of_a_generator(guard):
         assert run.spent.tokens == 10
         list(settling(10))
         assert run.spent.tokens == 17
+
+
+def test_rule_09_a_usage_that_gives_no_usage_fails_the_step_at_its_end(guard):
+    """Also where the consumer closes early; the step is charged its reservation."""
+
+    @guarded_step(reserve=Usage(tokens=100), usage=lambda result: "much")
+    def stream():
+        yield 1
+
+    @guarded_step(reserve=Usage(tokens=100), usage=lambda result: "much")
+    async def async_stream():
+        yield 1
+
+    async def consume():
+        async for _ in async_stream():
+            pass
+
+    def close_early():
+        items = stream()
+        next(items)
+        items.close()
+
+    with guard.run("r") as run:
+        for consumed in (lambda: list(stream()), close_early, lambda: asyncio.run(consume())):
+            before = run.spent.tokens
+            with pytest.raises(TypeError, match="usage must give a Usage, not str"):
+                consumed()
+            kind, data = step_events(guard, run)[-1]
+            assert (kind, data["error"]["type"], data["items"]) == ("step_failed", "TypeError", 1)
+            assert run.spent.tokens - before == 100
 
 
 # --- what is returned, and what is sent in ---------------------------------------------------------
@@ -607,6 +704,10 @@ def test_rule_09_an_exception_thrown_in_is_checked(guard):
     for other in (KeyError("j"), ValueError("k")):
         with pytest.raises(ReplayDivergenceError, match=r"arguments"):
             replayed(guard, program(KeyError("k")), program(other))
+    live, again = replayed(guard, program(KeyError))
+    assert again == live == ["quiet", "KeyError()", "quiet"]
+    with pytest.raises(ReplayDivergenceError, match=r"arguments"):
+        replayed(guard, program(KeyError), program(ValueError))
 
 
 def test_rule_09_an_exception_that_ends_a_generator_is_checked_too(guard):
@@ -658,6 +759,41 @@ def test_rule_09_what_is_sent_in_counts_for_the_size(guard):
         talk.send("x" * 200)
         talk.close()
     assert step_events(guard, run)[-1][1]["unreplayable"] == "more than max_items_bytes=100"
+
+
+def test_rule_09_what_is_returned_counts_for_the_size(guard):
+    @guarded_step(max_items_bytes=100)
+    def ends_long():
+        yield 1
+        return "x" * 200
+
+    with guard.run("r") as run:
+        assert list(ends_long()) == [1]
+    _, data = step_events(guard, run)[-1]
+    assert data["unreplayable"] == "more than max_items_bytes=100"
+    with (
+        pytest.raises(ReplayDivergenceError, match="more than max_items_bytes=100"),
+        guard.replay(run.id),
+    ):
+        list(ends_long())
+
+
+def test_rule_09_what_a_codec_makes_counts_for_the_size(guard):
+    class Codec:
+        def encode(self, items):
+            return b"x" * 200
+
+        def decode(self, payload):
+            return [payload]
+
+    @guarded_step(codec=Codec(), max_items_bytes=100)
+    def coded():
+        yield 1
+
+    with guard.run("r") as run:
+        assert list(coded()) == [1]
+    _, data = step_events(guard, run)[-1]
+    assert data["unreplayable"] == "more than max_items_bytes=100"
 
 
 def test_rule_09_a_codec_keeps_the_items_beside_what_was_sent_and_returned(guard):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agentguard import Guard, ReplayDivergenceError, guarded_step
+from agentguard import Guard, ReplayDivergenceError, Run, guarded_step
 
 Main = Callable[[], Awaitable[Any]]
 
@@ -133,6 +133,93 @@ def test_rule_20_a_cancelled_step_that_is_waited_for_is_a_difference_and_no_hang
     with pytest.raises(ReplayDivergenceError) as caught:
         both(guard, cancels, waits)
     assert (caught.value.kind, caught.value.key) == ("order", "main/fetch#1")
+
+
+async def after(turns: int) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def cancelled_after(turns: int, asked: Any) -> str:
+    """Ask for a step, cancel it some turns of the loop later, and tell what became of it."""
+    task = asyncio.ensure_future(asked)
+    await after(turns)
+    task.cancel()
+    try:
+        return await task  # type: ignore[no-any-return]
+    except asyncio.CancelledError:
+        return "cancelled"
+
+
+@pytest.mark.parametrize("turns", range(10))
+def test_rule_20_a_step_may_be_cancelled_in_any_turn_around_its_delivery(guard: Guard, turns: int) -> None:
+    """Which of the two is first hangs on a turn of the loop; what comes after does not."""
+
+    async def main() -> list[str]:
+        await cancelled_after(turns, fetch("a"))
+        other = asyncio.ensure_future(fetch("b", 30))
+        await cancelled_after(turns, fetch("c"))
+        return [await fetch("d"), await other]
+
+    live, again = both(guard, main)
+    assert again == live == ["d", "b"]
+
+
+def test_rule_20_what_is_cancelled_in_its_turn_hides_no_difference(guard: Guard) -> None:
+    """The next in turn is never asked for: that is told, where the one before it was given up."""
+
+    def program(*, asks: bool) -> Main:
+        async def main() -> list[str]:
+            last = asyncio.ensure_future(fetch("last", 30))
+            seen = [await cancelled_after(3, fetch("given up"))]
+            if asks:
+                seen.append(await fetch("next"))
+            return [*seen, await last]
+
+        return main
+
+    live, again = both(guard, program(asks=True))
+    assert again == live == ["cancelled", "next", "last"]
+    with pytest.raises(ReplayDivergenceError) as caught:
+        both(guard, program(asks=True), program(asks=False))
+    assert (caught.value.kind, caught.value.key) == ("order", "main/fetch#3")
+
+
+def test_rule_20_an_outcome_reaches_the_loop_that_waits_for_it(guard: Guard) -> None:
+    """Two loops in two threads: the one that asks last has its outcome first, and lets the other go on."""
+    with guard.run("program") as run:
+        live = two_loops(run)
+    with guard.replay(run.id) as replay:
+        again = two_loops(replay)
+    assert sorted(again) == sorted(live) == ["first", "second"]
+
+
+def two_loops(run: Run) -> list[str]:
+    seen: list[str] = []
+    first_asked, second_done = threading.Event(), threading.Event()
+
+    @guarded_step
+    async def slow() -> str:
+        await asyncio.to_thread(second_done.wait, 10)
+        return "first"
+
+    async def first() -> None:
+        asked = asyncio.ensure_future(slow())
+        await after(3)
+        first_asked.set()
+        seen.append(await asked)
+
+    async def second() -> None:
+        first_asked.wait(10)
+        seen.append(await asyncio.ensure_future(fetch("second")))
+        second_done.set()
+
+    threads = [threading.Thread(target=run.bind(asyncio.run), args=(main(),)) for main in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return seen
 
 
 def in_turn(first: str, *, then: str) -> Main:
