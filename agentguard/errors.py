@@ -51,7 +51,7 @@ class AgentGuardError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self._facts:
-            return (type(self), self.args)
+            return (type(self), self.args, vars(self) or None)
         return (_rebuild, (type(self), self.facts()))
 
 

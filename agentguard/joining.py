@@ -10,7 +10,7 @@ from agentguard._process import identity, is_alive
 from agentguard.errors import AgentGuardError, NoActiveRunError, RunNotFoundError, RunStopped
 from agentguard.events import codec
 from agentguard.events import model as ev
-from agentguard.lifecycle import forget
+from agentguard.leaving import forget
 from agentguard.protocols import RunRow
 from agentguard.runs.branch import MAIN, Branch, key_part
 from agentguard.runs.fold import RunFold
@@ -126,6 +126,14 @@ class Joining:
     def kill(self, run_id: str, reason: str, actor: str | None) -> int:
         """See `Run.kill`."""
         return self.guard.kill(run=run_id, reason=reason, actor=actor)
+
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """Whoever has joined a run leaves it by leaving the block."""
+        raise AgentGuardError(f"run {self.run_id} was attached to: only its owner can drain it")
+
+    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `drain`."""
+        return self.drain(journal, timeout)
 
     def pause(self, run_id: str, reason: str) -> None:
         """See `Run.pause`."""

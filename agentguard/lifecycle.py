@@ -24,6 +24,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
+from agentguard.leaving import adrain, drain, finish, forget
 from agentguard.protocols import RunRow
 from agentguard.run import Session
 from agentguard.runs.branch import MAIN, Branch, key_part
@@ -162,6 +163,7 @@ class Opening:
         if self.around is not None:
             self.around.run.journal.children.append(journal)
         journal.seen = generation
+        self._join_drain(journal)
         self.guard.take_part()
         if kill is not None:
             journal.seen = -1
@@ -172,6 +174,11 @@ class Opening:
             self._end_span(journal, stop)
             raise stop
         return journal
+
+    def _join_drain(self, journal: Journal) -> None:
+        """A run inside a body that a drain lets finish is drained with it."""
+        if self.around is not None and (draining := self.around.run.journal.draining) is not None:
+            journal.drain_with(draining)
 
     def _enter_around(self) -> list[Outer]:
         """Record this run in the run around it, whose levels now take charges from two logs."""
@@ -284,6 +291,12 @@ class Opening:
         """End the run, and give the stop to raise, if it has one."""
         if self._nested is not None:
             return self._nested.close(journal, error)
+        draining = journal.draining
+        if draining is not None and (draining.unwinds(error) or not draining.lets_on()):
+            finish(self.guard, journal)
+            if not journal.fold.state.final:
+                self._end_span(journal, None)
+                return journal.stop or draining.stop
         if not journal.owner:  # a forked child leaves the block: its parent ends the run
             return journal.stop
         if self._left is not None:  # the end could not be put on record, and is tried again
@@ -372,6 +385,14 @@ class Opening:
 
     # --- control, for the run's own methods ----------------------------------------------------
 
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.drain`."""
+        return drain(self.guard, journal, timeout)
+
+    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.adrain`."""
+        return await adrain(self.guard, journal, timeout)
+
     def kill(self, run_id: str, reason: str, actor: str | None) -> int:
         """See `Run.kill`."""
         return self.guard.kill(run=run_id, reason=reason, actor=actor)
@@ -391,16 +412,6 @@ def owner_of(parts: Parts) -> dict[str, Any]:
     if getattr(parts.store, "durability", None) == "buffered":
         owner["buffered"] = True
     return owner
-
-
-def forget(guard: Guard, journal: Journal) -> None:
-    """This process is done with a run: nothing of it stays behind in the guard and in event loops."""
-    if guard.live.get(journal.run_id) is journal:
-        del guard.live[journal.run_id]
-    for ref in journal.loops.keyrefs():  # a list: other threads may meet their loops meanwhile
-        loop = ref()
-        if loop is not None and (factory := journal.loops.get(loop)) is not None:
-            factory.leave(id(journal))
 
 
 def _still_open(journal: Journal) -> list[Any]:

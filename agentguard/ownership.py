@@ -106,10 +106,11 @@ def beat(guard: Held) -> None:
 def bury(guard: Held, row: RunRow) -> RunRow:
     """Write `run_killed` for a run that a kill covers and whose owner is dead; gives the row as it is then.
 
-    A run of a dead owner that no kill covers stays as it is: it can be recovered.  Where the store cannot
+    A run without an owner is nobody's either, as after a drain.  One that no kill covers stays as it is:
+    it can be recovered.  Where the store cannot
     be written, the run stays as it is too.
     """
-    if RunState(row.state).final or is_alive(row.owner) is not False:
+    if RunState(row.state).final or (row.owner and is_alive(row.owner) is not False):
         return row
     parts = guard.parts
     if not _any_covers(parts.switch.kills(), row):

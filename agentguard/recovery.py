@@ -24,7 +24,8 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.joining import load_journal
 from agentguard.killswitch.model import GENERATION
-from agentguard.lifecycle import Opening, forget, owner_of
+from agentguard.leaving import give_back
+from agentguard.lifecycle import Opening, owner_of
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.origin import Shared, origin_log
@@ -48,7 +49,8 @@ class CarryingOn(Opening):
     def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
         """End the run, unless it cannot be carried on: then it is given back as it is."""
         player = journal.player
-        if isinstance(player, Player) and journal.owner and journal.stop is None:
+        live = journal.owner and journal.stop is None and journal.draining is None
+        if isinstance(player, Player) and live:
             difference = player.divergence
             if difference is None and error is None:
                 try:
@@ -70,11 +72,7 @@ class CarryingOn(Opening):
 
     def give_back(self, journal: Journal) -> None:
         """Leave the run without an owner, for an operator or another program to go on."""
-        parts = self.guard.parts
-        with journal.deciding():
-            row = structs.replace(journal.row, owner={}, heartbeat_ns=parts.clock.wall())
-            parts.store.update_row(row)
-        forget(self.guard, journal)
+        give_back(self.guard, journal)
         self._end_span(journal, None)
 
 
@@ -146,6 +144,7 @@ class Recovering(CarryingOn):
                 name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=journal.fold.metadata
             )
         journal.seen = -1 if generation else 0
+        self._join_drain(journal)
         return journal
 
     def _check_state(self, row: RunRow) -> None:

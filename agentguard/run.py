@@ -27,6 +27,8 @@ from agentguard.steps.journal import Journal
 from agentguard.steps.scope import Scope
 from agentguard.steps.verdict import raise_verdict
 
+#: How often, in seconds, a block that is left looks whether its run is drained.
+_MOMENT = 0.01
 #: The attribute of a function that `@guard.run(...)` made a run of, whose value is that `Run`.
 DECORATED = "__agentguard_run__"
 
@@ -56,6 +58,14 @@ class Session(Protocol):
 
     def kill(self, run_id: str, reason: str, actor: str | None) -> int:
         """See `Run.kill`."""
+        ...
+
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.drain`."""
+        ...
+
+    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.adrain`."""
         ...
 
     def pause(self, run_id: str, reason: str) -> None:
@@ -136,8 +146,11 @@ class Run:
 
     @property
     def stop(self) -> RunStopped | None:
-        """What stopped the run, if anything did."""
-        return None if self._journal is None else self._journal.stop
+        """What stopped the run, if anything did; after a drain, what its code is told."""
+        journal = self._journal
+        if journal is None or journal.stop is not None or journal.draining is None:
+            return None if journal is None else journal.stop
+        return journal.draining.stop
 
     @property
     def spent(self) -> Usage:
@@ -181,7 +194,7 @@ class Run:
         journal = self.journal
         if self._token is None:  # closed before, perhaps without its end on record
             again = journal.owner and not journal.fold.state.final
-            raise_verdict(self._opening.close(journal, error) if again else journal.stop, error)
+            raise_verdict(self._opening.close(journal, error) if again else self.stop, error)
             return
         token, self._token = self._token, None
         leave(token, self)
@@ -204,7 +217,19 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            await self._drained()
+        except asyncio.CancelledError as cancelled:
+            self.__exit__(type(cancelled), cancelled, None)
+            raise
         self.__exit__(kind, error, traceback)
+
+    async def _drained(self) -> None:
+        """Return when a drain of this run is over, if one is under way."""
+        draining = self.journal.draining
+        if draining is not None and draining.run_id == self.id:
+            while not draining.over.is_set():  # noqa: ASYNC110 - another thread sets it
+                await asyncio.sleep(_MOMENT)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Use as a decorator: each call of `fn` is a run of its own, its arguments the run's inputs."""
@@ -237,7 +262,7 @@ class Run:
 
     async def aclose(self) -> None:
         """The async form of `close`."""
-        self.close()
+        await self.__aexit__(None, None, None)
 
     def _meet_running_loop(self) -> None:
         try:
@@ -374,6 +399,51 @@ class Run:
     def resume(self) -> None:
         """Lift a pause."""
         self._opening.resume(self.id)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Let go of the run, so that another process can carry it on: for a worker that is told to leave.
+
+        No further step of the run begins in this process.  Those in flight may finish, and what is called
+        in them, for `timeout` seconds (None: as long as they take).  Then the run has no owner: it is
+        RUNNING, nothing says that it stopped, and `guard.recover` claims it at once, anywhere.  This process
+        writes nothing more to it; async bodies still in flight are cancelled, and on record they stay in
+        flight.  The agent's next step, and the end of its block, raise `RunStopped`.
+
+        Call it between steps, or in a thread of its own, never in the handler of a signal itself.
+
+        Returns:
+            Whether every step in flight finished.  True as well where the run had ended already.
+
+        Raises:
+            AgentGuardError: the run is nested (drain the outermost), attached to, replayed, or this is one
+                of its own steps.
+            StoreUnavailableError: the store cannot be told; nothing more is written to the run all the same.
+
+        Example:
+            >>> from agentguard import Guard, RunStopped, guarded_step
+            >>> @guarded_step
+            ... def work(n: int) -> int:
+            ...     return n
+            >>> def agent() -> int:
+            ...     return work(1) + work(2)
+            >>> guard = Guard.in_memory()
+            >>> try:
+            ...     with guard.run("job", run_id="job") as run:
+            ...         first = work(1)
+            ...         finished = run.drain(timeout=10)
+            ...         work(2)
+            ... except RunStopped:
+            ...     print(finished, guard.summary("job").state)
+            True RUNNING
+            >>> with guard.recover("job") as run:
+            ...     agent()
+            3
+        """
+        return self._opening.drain(self.journal, timeout)
+
+    async def adrain(self, timeout: float | None = None) -> bool:
+        """The async form of `drain`: it waits without blocking the event loop."""
+        return await self._opening.adrain(self.journal, timeout)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} {self.id} {self.state}>"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentguard._encoding import decode
-from agentguard.errors import ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
+from agentguard.errors import AgentGuardError, ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
 from agentguard.events import codec
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.origin import checked, origin_log
@@ -108,6 +108,14 @@ class Replaying:
     def kill(self, run_id: str, reason: str, actor: str | None) -> int:
         """A replay cannot be killed: its recorded kill is delivered where it was."""
         return 0
+
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """A replay owns nothing that it could let go of."""
+        raise AgentGuardError(f"run {self.run_id} is replayed here: there is nothing to drain")
+
+    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `drain`."""
+        return self.drain(journal, timeout)
 
     def pause(self, run_id: str, reason: str) -> None:
         """A replay copies the recorded pauses and takes no new ones."""

@@ -68,6 +68,8 @@ class RunFold:
         #: Scopes by key; the run itself is the scope with the empty key.
         self.scopes: dict[str, ScopeFold] = {}
         self.open: dict[str, OpenStep] = {}
+        #: Those in flight that were read in the log: another process began them, or an earlier owner.
+        self.elsewhere: set[str] = set()
         #: How many attempts a step with a `key=` of its own has had, and whether it completed.
         self.keyed: dict[str, tuple[int, bool]] = {}
         self.steps = 0
@@ -255,9 +257,11 @@ class RunFold:
             self.keyed[key] = (record.attempt, False)
         windows = tuple(data.get("windows", ()))
         self.started(key, record.attempt, request, data.get("scope", ""), windows)
+        self.elsewhere.add(key)
 
     def _step_closed(self, record: Record, data: dict[str, Any]) -> None:
         key = record.key or ""
+        self.elsewhere.discard(key)
         if key in self.keyed:
             done = record.type == ev.STEP_COMPLETED or data.get("as") == "completed"
             self.keyed[key] = (record.attempt or self.keyed[key][0], done)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -138,7 +139,8 @@ async def _in_thread(function: Callable[..., None], *args: Any) -> None:
 
     What it writes is written; a cancelled caller must know it before it goes on.
     """
-    future = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    here = contextvars.copy_context()  # where in the run this is, should the wait end in a drain
+    future = asyncio.get_running_loop().run_in_executor(None, lambda: here.run(function, *args))
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:

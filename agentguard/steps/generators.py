@@ -148,7 +148,13 @@ class _Guarded:
             raise stop or GeneratorAbandonedError(
                 f"run {self._step.journal.run_id} has ended; {self._step.key} yields no more"
             )
-        check(self._step.journal, self._step.scope_key)
+        journal = self._step.journal
+        try:
+            check(journal, self._step.scope_key)
+        except RunStopped as stop:
+            draining = journal.draining
+            if draining is None or draining.released or stop is not draining.stop:
+                raise  # a drain lets what is in flight finish
 
     def _completed(self, *, early: bool) -> outcome.Outcome:
         step = self._step

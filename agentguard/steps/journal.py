@@ -42,6 +42,7 @@ from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
 from agentguard.steps.apart import Apart
 from agentguard.steps.capture import Keeper
+from agentguard.steps.draining import Draining
 from agentguard.steps.gate import Gate
 from agentguard.steps.interrupt import spared
 from agentguard.steps.levels import Levels, Outer
@@ -100,6 +101,8 @@ class Journal:
         self.span: Any = None
         #: The stop on record; once set it stays.  Read without the lock.
         self.stop: RunStopped | None = None
+        #: How this process is letting go of the run, or has, without ending it.
+        self.draining: Draining | None = None
         #: Whether a kill covers the run, be it what stopped it or not.
         self.killed = False
         self.scope_stops: dict[str, RunStopped] = {}
@@ -289,6 +292,8 @@ class Journal:
         """
         decision: BaseException | None = None
         with spared(), self.lock:
+            if self.draining is not None and self.draining.released:
+                raise self.draining.stop.with_traceback(None)
             seq = self.fold.seq
             try:
                 with self.store.exclusive():
@@ -468,6 +473,7 @@ class Journal:
 
         Raises:
             KillSwitchUnavailableError: nobody can tell.
+            RunStopped: this process is letting go of the run.
         """
         parts = self.parts
         generation = self.signal[GENERATION]
@@ -482,9 +488,22 @@ class Journal:
         except AgentGuardError:
             self.seen = -1
             raise
+        draining = self.draining
         with self.lock:
             self.levels.changed()
-            self.seen = generation
+            self.seen = generation if draining is None else -1
+        if draining is not None and self.stop is None and not draining.lets_on():
+            raise draining.stop.with_traceback(None)
+
+    def drain_with(self, draining: Draining | None) -> None:
+        """Take part in a drain: every check asks it from now on."""
+        self.draining = draining
+        self.seen = -1
+
+    def let_go(self) -> None:
+        """The run is given up: outcomes that come yet belong to nothing that is in flight here."""
+        self.owner = False
+        self.fold.open.clear()
 
     def end(self, stop: RunStopped, refused: Record | None = None) -> None:
         """Stop the run.  In memory first: a store that is gone must not save a run from its stop.

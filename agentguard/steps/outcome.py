@@ -94,8 +94,8 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True, apart: bool = Fals
         StoreUnavailableError: the outcome could not be recorded; the start is on record.
     """
     journal = step.journal
-    if isinstance(outcome.error, _IN_DOUBT) and journal.player is not None:
-        return  # a recovery that cannot go on here: what the step came to is for the next one to say
+    if (outcome.error is not None or journal.draining is not None) and _stays_open(step, outcome):
+        return
     if journal.apart is not None and not apart:
         _leave_apart(step, journal.apart, outcome, wait=wait)
         return
@@ -126,17 +126,26 @@ def _leave_apart(step: Step, apart: Apart, outcome: Outcome, *, wait: bool) -> N
     if not wait:
         raise StoreBusyError  # a server is told
     leave(step, outcome, apart=True)
-    if step.key not in journal.fold.open:
+    if step.key not in journal.fold.open and step.seq:  # it was put on record just now
         accounts = apart.closed(journal, step.key, opened, outcome.usage)
         with journal.lock:
             warn(journal, step.scope_key, outcome.usage or {}, accounts)
             _stop_overdrawn(journal, accounts)
 
 
+def _stays_open(step: Step, outcome: Outcome) -> bool:
+    """Whether what the step came to is for the next process to say: this one's program goes no further."""
+    journal = step.journal
+    if journal.draining is not None and journal.draining.cuts_off(step, outcome.error, outcome.data):
+        return True
+    return isinstance(outcome.error, _IN_DOUBT) and journal.player is not None
+
+
 def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001 - as above
     fold = journal.fold
     if step.key not in fold.open:
-        return  # settled already: abandoned at the run's end, or fenced by another owner
+        _too_late(journal, outcome)
+        return
     usage = outcome.usage
     over, data = None, outcome.data
     if usage is not None and usage is not step.request.reserve:
@@ -181,6 +190,13 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
         stop_level(journal, over, None)
     if movements:
         _stop_overdrawn(journal, journal.moved)
+
+
+def _too_late(journal: Journal, outcome: Outcome) -> None:
+    """The step is settled already: abandoned at the run's end, fenced by another owner, or let go."""
+    draining = journal.draining
+    if draining is not None and draining.released and outcome.error is None:
+        raise draining.stop.with_traceback(None)  # a result that is on no record is not handed out
 
 
 def _settle_late(

@@ -97,6 +97,8 @@ def look(step: Step) -> None:
     except AgentGuardError as error:
         if isinstance(error, _REFUSALS) and not journal.killed:
             return  # of another step, since this one was admitted: what was granted is used up to the limit
+        if journal.draining is not None and not journal.draining.released and error is journal.draining.stop:
+            return  # a drain that began since: it lets what is in flight finish
         close(step, outcome.unentered(error))
         raise
 

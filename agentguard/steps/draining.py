@@ -1,0 +1,82 @@
+"""A drain: this process lets go of a run that is to go on elsewhere (SEMANTICS rule 13).
+
+Admission closes for the agent; a body in flight, and all that is called in it, goes on until the run is
+released.  After that this process writes nothing more to it.  What unwinds the agent meanwhile is no
+outcome of the steps it meets: they stay in flight on record, as in a crash.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from agentguard.errors import RunStopped
+from agentguard.runs.current import CURRENT
+from agentguard.steps.verdict import PASSES
+
+if TYPE_CHECKING:
+    from agentguard.steps.model import Step
+
+
+class Draining:
+    """One drain of a run, and of the runs nested in it in this process."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        #: What the agent is told; it is put on no record.
+        self.stop = RunStopped(
+            f"this process has drained run {run_id}: it takes no further step here and has not ended; "
+            f"guard.recover({run_id!r}) carries it on"
+        )
+        self.stop.run_id = run_id
+        #: Whether the run is given up: nothing more is written to it.  Set under the store's lock.
+        self.released = False
+        #: Set when the drain is over, also where the run ended instead.
+        self.over = threading.Event()
+        #: Steps that were cut off, by run and key.
+        self.cut_off: set[tuple[str, str]] = set()
+        #: What stayed in flight, once the drain is over.
+        self.left: frozenset[tuple[str, str]] = frozenset()
+
+    def lets_on(self) -> bool:
+        """Whether the code that asks is inside a body in flight, which may finish."""
+        if self.released:
+            return False
+        place: Any = CURRENT.get()
+        while place is not None:
+            step = place.step
+            if step is not None and place.journal.draining is self and step.key in place.journal.fold.open:
+                return True
+            place = getattr(place.run.session, "around", None)
+        return False
+
+    def unwinds(self, error: BaseException | None) -> bool:
+        """Whether an error comes of this drain, or of what cancels and ends a program around it."""
+        return error is not None and (isinstance(error, PASSES) or _holds(error, self.stop))
+
+    def cuts_off(self, step: Step, error: BaseException | None, data: dict[str, Any] | None) -> bool:
+        """Whether a step's outcome is none of its own: then it stays in flight on record.
+
+        A generator that the agent leaves on its way out would be closed early, which it was not.
+        """
+        closed_early = error is None and step.parent is None and bool(data) and "closed_early" in (data or {})
+        if not closed_early and not self.unwinds(error):
+            return False
+        self.cut_off.add((step.journal.run_id, step.key))
+        return True
+
+
+def _holds(error: BaseException, stop: RunStopped) -> bool:
+    """Whether an error is the stop, or has it among its causes or members."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
+        if each is stop:
+            return True
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            pending += [each.__cause__, each.__context__]
+            if isinstance(each, BaseExceptionGroup):
+                pending += each.exceptions
+    return False
