@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import math
 import sys
@@ -51,7 +52,10 @@ def loss(value: Any, payload: bytes, returns: Any = None) -> str | None:
     except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
         return f"it does not decode as {returns!r}: {type(error).__name__}"
     if not _same(value, restored):
-        return f"{type_name(cls)} does not come back as it was; annotate the result or give a codec"
+        return (
+            f"{type_name(cls)} does not come back as it was; annotate the result, with the types that its "
+            "fields have, or give a codec"
+        )
     return None
 
 
@@ -86,7 +90,8 @@ def by_codec(codec: Any, value: Any) -> bytes:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
+    cls: Any = type(a)
+    if cls is not type(b):
         return False
     if isinstance(a, dict):
         return (
@@ -101,9 +106,24 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, datetime | time) and a.fold != b.fold:  # which `==` overlooks
         return False
     try:
-        return bool(a == b)
+        if not a == b:  # noqa: SIM201 - a stranger's `!=` need not be its opposite
+            return False
     except Exception:  # noqa: BLE001 - a stranger's __eq__ may raise anything
         return False
+    # 1 == 1.0: a field annotated float that holds an int comes back as another type.
+    return all(_same(getattr(a, name, None), getattr(b, name, None)) for name in _fields(cls))
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields(cls: Any) -> tuple[str, ...]:
+    """The fields of a dataclass, msgspec Struct, attrs class or pydantic model that `==` looks at."""
+    if dataclasses.is_dataclass(cls):
+        return tuple(field.name for field in dataclasses.fields(cls) if field.compare)
+    if (struct := getattr(cls, "__struct_fields__", None)) is not None:
+        return tuple(struct)
+    if (attributes := getattr(cls, "__attrs_attrs__", None)) is not None:
+        return tuple(attribute.name for attribute in attributes if attribute.eq)
+    return tuple(getattr(cls, "__pydantic_fields__", ()))
 
 
 def item_type(returns: Any) -> Any:

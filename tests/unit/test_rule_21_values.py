@@ -118,7 +118,7 @@ def test_rule_21_a_result_is_rebuilt_through_its_annotation(guard: Guard, return
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (Point(1), "does not come back as it was; annotate the result or give a codec"),
+        (Point(1), "does not come back as it was; annotate the result, with the types that its fields have"),
         ((1, 2), "does not come back as it was"),
         ({1: "x"}, "does not come back as it was"),
         (OrderedDict(a=1), "does not come back as it was"),
@@ -140,6 +140,42 @@ def test_rule_21_what_would_not_come_back_says_so_when_recorded_and_is_never_sub
     assert (caught.value.kind, caught.value.key) == ("not_replayable", "main/step#1")
     assert reason in str(caught.value)
     assert RAN == []
+
+
+class Weight(msgspec.Struct):
+    grams: float
+
+
+@attrs.define
+class Price:
+    usd: float
+
+
+class Loose(pydantic.BaseModel):
+    ratio: float
+
+
+@pytest.mark.parametrize(
+    ("value", "returns", "comes_back"),
+    [
+        (Point(1, 2), Point, False),
+        (Point(1, 2.0), Point, True),
+        ([Point(1, 2)], list[Point], False),
+        (Weight(3), Weight, False),
+        (Weight(3.0), Weight, True),
+        (Price(3), Price, False),
+        (Loose(ratio=3), Loose, True),  # pydantic makes a float of it in the first place
+        (Loose.model_construct(ratio=3), Loose, False),
+    ],
+    ids=repr,
+)
+def test_rule_21_a_field_of_another_type_than_its_annotation_says_would_not_come_back(
+    guard: Guard, value: Any, returns: Any, comes_back: bool
+) -> None:
+    """1 == 1.0, and yet a step called with the one has other arguments than with the other."""
+    run_id = recorded(guard, giving(value, returns))
+    (completed,) = [event for event in guard.history(run_id) if event.type == "step_completed"]
+    assert ("unreplayable" not in (completed.data or {})) is comes_back
 
 
 def test_rule_21_a_codec_brings_back_what_no_annotation_could(guard: Guard) -> None:
