@@ -90,8 +90,7 @@ def by_codec(codec: Any, value: Any) -> bytes:
 
 
 def _same(a: Any, b: Any) -> bool:
-    cls: Any = type(a)
-    if cls is not type(b):
+    if type(a) is not type(b):
         return False
     if isinstance(a, dict):
         return (
@@ -111,11 +110,10 @@ def _same(a: Any, b: Any) -> bool:
     except Exception:  # noqa: BLE001 - a stranger's __eq__ may raise anything
         return False
     # 1 == 1.0: a field annotated float that holds an int comes back as another type.
-    return all(_same(getattr(a, name, None), getattr(b, name, None)) for name in _fields(cls))
+    return all(_same(getattr(a, name, None), getattr(b, name, None)) for name in _fields(type(a)))
 
 
-@functools.lru_cache(maxsize=1024)
-def _fields(cls: Any) -> tuple[str, ...]:
+def _fields(cls: type) -> tuple[str, ...]:
     """The fields of a dataclass, msgspec Struct, attrs class or pydantic model that `==` looks at."""
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls) if field.compare)
