@@ -73,14 +73,15 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         spent = ", ".join(f"{name} {self.usage[name]}" for name in self.usage if name != "steps")
         ended = self.termination or {}
-        reason = f": {ended['message']}" if ended.get("message") else ""
+        message = str(ended.get("message") or "").removesuffix(f" (run {self.run_id})")  # which comes below
+        reason = f": {message}" if message else ""
         took = f" in {self.duration:.3f} s" if self.duration is not None else ""
         limits = "" if not self.budget.unlimited else ", no limits"
         marks = "" if self.bounded else ", not bounded"
         marks += ", replay needs branch names" if self.needs_branch_names else ""
         marks += ", damaged" if self.damaged else ""
         return (
-            f"{self.name} {self.state}{reason} — {self.steps} steps{took}"
+            f"{self.name} {self.state}{reason} — {self.steps} step{'' if self.steps == 1 else 's'}{took}"
             f"{', ' + spent if spent else ''}{limits}{marks} (run {self.run_id})"
         )
 

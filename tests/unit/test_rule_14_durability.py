@@ -208,7 +208,7 @@ def test_rule_14_a_forked_child_cannot_go_on_with_a_buffered_run(url: str) -> No
     )
     refused, own, parent, verified = child.stdout.splitlines()
     assert "so a forked child cannot go on with it; give its guard durability='process'" in refused
-    assert own.startswith("own COMPLETED — 1 steps")
+    assert own.startswith("own COMPLETED — 1 step in")
     assert parent.startswith("r COMPLETED — 2 steps")
     assert verified.startswith("intact: ")
 
