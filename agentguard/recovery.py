@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from msgspec import structs
 
@@ -51,22 +51,13 @@ class CarryingOn(Opening):
         player = journal.player
         live = journal.owner and journal.stop is None and journal.draining is None
         if isinstance(player, Player) and live:
-            difference = player.divergence
-            if difference is None and error is None:
-                try:
-                    player.finish()
-                except ReplayDivergenceError as left_over:
-                    difference = left_over
-            if difference is not None or isinstance(error, StepOutcomeUnknownError):
-                if (
-                    difference is not None
-                    and difference.kind == NOT_REPLAYABLE
-                    and difference.key is not None
-                ):
-                    pause_for(journal, difference.key, f"the result of {difference.key} cannot be handed out")
+            reason = _in_the_way(player, error)
+            if reason is not None:
+                if isinstance(reason, ReplayDivergenceError) and reason.kind == NOT_REPLAYABLE and reason.key:
+                    pause_for(journal, reason.key, f"the result of {reason.key} cannot be handed out")
                 self.give_back(journal)
-                if difference is not None and difference is not error:
-                    raise difference.with_traceback(None) from error
+                if reason is not error and (error is None or isinstance(error, Exception)):
+                    raise reason.with_traceback(None) from error
                 return None
         return super().close(journal, error)
 
@@ -74,6 +65,23 @@ class CarryingOn(Opening):
         """Leave the run without an owner, for an operator or another program to go on."""
         give_back(self.guard, journal)
         self._end_span(journal, None)
+
+
+def _in_the_way(
+    player: Player, error: BaseException | None
+) -> ReplayDivergenceError | StepOutcomeUnknownError | None:
+    """Why this program cannot carry its run on, whatever it made of being told so; None if it can."""
+    if player.divergence is not None:
+        return player.divergence
+    if isinstance(error, StepOutcomeUnknownError):
+        return error
+    try:
+        player.check_doubt()
+        if error is None:
+            player.finish()
+    except (ReplayDivergenceError, StepOutcomeUnknownError) as reason:
+        return reason
+    return None
 
 
 class Recovering(CarryingOn):
@@ -247,9 +255,7 @@ def nested(guard: Guard, opening: Opening) -> Any:
     """How a run inside a replayed or recovered one is opened; None: live, like any other."""
     place: Any = opening.around
     around: Journal = place.run.journal
-    player = around.player
-    if not isinstance(player, Player):
-        return None
+    player = cast("Player", around.player)
     recorded = player.open_run(opening.key, opening.pos, place.scope_key)
     if recorded is None:
         return None
@@ -262,7 +268,7 @@ def nested(guard: Guard, opening: Opening) -> Any:
     if not player.live or RunState(row.state).final:
         opening.run_id = recorded  # of a fork's origin, where that is what it is served from
         return Replaying(around.parts, row, stall_timeout=30.0, check=refuse_altered, around=player)
-    if recorded != opening.run_id:
+    if recorded != opening.run_id or row.parent_id != around.run_id:  # it goes on in a fork's origin
         error = StepOutcomeUnknownError(around.origin, opening.key)
         error.add_note(f"it is run {recorded}, which has not ended: recover it, and then fork again")
         raise error

@@ -155,10 +155,11 @@ class Player:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
             call = self._find(step)
-            if call is not None and (call.settled or not self.live):
-                self.diverge(d.NOT_REPLAYABLE, step.key, d.describe(call.start), "a block, not a function")
-            if call is not None:
-                self._without_outcome(step, call)
+            if call is None:
+                return
+            if self.live and not call.settled and self._without_outcome(step, call) is None:
+                return  # it runs again
+            self.diverge(d.NOT_REPLAYABLE, step.key, d.describe(call.start), "a block, not a function")
 
     def _find(self, step: Step) -> Call | None:
         """The recorded call of a step, its place and arguments checked."""
@@ -261,15 +262,14 @@ class Player:
         return self._journal.stop
 
     def _without_outcome(self, step: Step, call: Call) -> Served | None:
-        if self._unknown is not None:
+        if self._unknown is not None and self._ahead is not None:
             own = step.key in self._journal.fold.open
             try:
                 answer = self._unknown(step, call)
             except StepOutcomeUnknownError as doubt:
                 self.in_doubt = doubt
                 raise
-            if self._ahead is not None:
-                self._ahead.doubted(call, own=own)
+            self._ahead.doubted(call, own=own)
             self.tape.take(call, with_children=answer is not None)
             return answer
         self.tape.read_until(lambda: False)
@@ -296,9 +296,7 @@ class Player:
 
     def _records(self, call: Call) -> Iterator[Record]:
         for earlier in call.before:
-            yield earlier.start
-            if earlier.end is not None:
-                yield earlier.end
+            yield from filter(None, (earlier.start, earlier.end))
         yield call.start
         for child in call.children:
             yield from self._records(child)
