@@ -14,7 +14,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
-from agentguard.runs.fold import ONE_STEP, repeat_id
+from agentguard.runs.fold import ONE_STEP, repeat_of
 
 _ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED)
 _STOPS = (ev.STEP_REFUSED, ev.RUN_FAILED, ev.RUN_KILLED)
@@ -77,9 +77,7 @@ def _apply(account: Account, open_steps: dict[str, Request], record: Record) -> 
     if record.type == ev.STEP_STARTED:
         name = record.name or ""
         reserve = data.get("reserve", ONE_STEP)
-        request = Request(
-            reserve, name, record.kind or "", bool(data.get("unbounded")), repeat_id(name, data.get("args"))
-        )
+        request = Request(reserve, name, record.kind or "", bool(data.get("unbounded")), repeat_of(record))
         refusal = account.refusal(request)
         if refusal is None:
             account.reserve(request)

@@ -248,7 +248,7 @@ class RunFold:
             data.get("reserve", ONE_STEP),
             record.name or "",
             record.kind or "",
-            repeat=repeat_id(record.name or "", data.get("args")),
+            repeat=repeat_of(record),
         )
         if data.get("unbounded"):
             self.bounded = False
@@ -317,6 +317,12 @@ class RunFold:
 def repeat_id(name: str, digest: str | None) -> str | None:
     """What counts as the same call: name and arguments."""
     return None if digest is None else f"{name}:{digest}"
+
+
+def repeat_of(record: Record) -> str | None:
+    """What a `step_started` counts as the same call by: its arguments, or the same given by position."""
+    data = record.data or {}
+    return repeat_id(record.name or "", data.get("repeat", data.get("args")))
 
 
 _TERMINAL = {

@@ -75,6 +75,17 @@ class Keeper:
         """
         return (digest or self._digest)(self._encoded(args, kwargs))
 
+    def repeat_of(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        digest: Callable[[bytes], str] | None = None,
+    ) -> str:
+        """The digest by which calls are the same: what is given by name, and in what order, is all one."""
+        if kwargs:
+            args, kwargs = _by_position(self._spec.positional, args, kwargs)
+        return self.digest_of(args, kwargs, digest)
+
     def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         if self._cut:
             args, kwargs = self._without(args, kwargs)
@@ -146,3 +157,15 @@ class Keeper:
                 return payload, {"result": self._digest(payload)}
             return payload, {"result": self._digest(payload), "unreplayable": reason}
         return None, {"result": self._digest(payload), "unreplayable": ONLY_A_DIGEST}
+
+
+def _by_position(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The same call with as much as can be given by position, and the rest in the order of the names."""
+    positional, named = list(args), dict(kwargs)
+    for name in names[len(args) :]:
+        if name not in named:
+            break
+        positional.append(named.pop(name))
+    return positional, dict(sorted(named.items()))

@@ -92,9 +92,9 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if counts_repeats:
         # On record, so that every reader counts alike.
         step.digest = step.digest or step.keeper.digest_of(args, kwargs)
-        repeat = repeat_id(spec.name, step.digest)
+        repeat = repeat_id(spec.name, step.keeper.repeat_of(args, kwargs) if kwargs else step.digest)
         if levels.outer:
-            digest = step.keeper.digest_of(args, kwargs, levels.outer[-1].journal.digest)
+            digest = step.keeper.repeat_of(args, kwargs, levels.outer[-1].journal.digest)
             around = repeat_id(spec.name, digest)
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, around)
 
@@ -272,8 +272,8 @@ def _started_data(
         data["attributes"] = logged_attributes(step.attributes)
     if step.spec.key is not None:
         data["branch"] = step.path
-    if request.reserve is not ONE_STEP:
-        data["reserve"] = request.reserve
+    if request is not step.spec.plain:
+        _put_request(data, request, step.digest)
     if step.digest is not None:
         data["args"] = step.digest
         if step.payload is None:
@@ -288,6 +288,13 @@ def _started_data(
         error = shadow.refusal.error(shadow.path, step.journal.run_id)
         data["would_stop"] = termination(error)
     return data or None
+
+
+def _put_request(data: dict[str, Any], request: Request, digest: str | None) -> None:
+    if request.reserve is not ONE_STEP:
+        data["reserve"] = request.reserve
+    if request.repeat is not None and request.repeat != repeat_id(request.name, digest):
+        data["repeat"] = request.repeat.removeprefix(f"{request.name}:")
 
 
 def check(journal: Journal, scope: str = "") -> None:

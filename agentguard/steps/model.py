@@ -52,6 +52,7 @@ class StepSpec:
         "parameters",
         "part",
         "plain",
+        "positional",
         "postpaid",
         "probe",
         "redact",
@@ -87,6 +88,8 @@ class StepSpec:
         self.outside: Outside = "refuse"
         #: Names of the parameters that take positional arguments, `self` included.
         self.parameters: tuple[str, ...] = ()
+        #: Of these, what a position may be given by name as well; empty where it may not.
+        self.positional: tuple[str, ...] = ()
         self.skip_first = False
         self.is_async = False
         self.returns: Any = None

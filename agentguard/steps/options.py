@@ -162,6 +162,11 @@ def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
     spec.parameters = tuple(
         p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     )
+    spec.positional = tuple(
+        p.name if p.kind is p.POSITIONAL_OR_KEYWORD else ""
+        for p in parameters
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    )
     spec.skip_first = not inspect.ismethod(fn) and spec.parameters[:1] in (
         ("self",),
         ("cls",),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
+from unittest.mock import call
 
 import pytest
 
@@ -320,6 +322,82 @@ def test_rule_01_repeats_ignore_what_is_ignored(guard):
         f(object(), "q")
         f(object(), "q")
     assert run.spent.steps == 1
+
+
+class Tool:
+    @guarded_step
+    def look(self, a, b=0, *, c=0):
+        """A method: `self` is no argument that counts."""
+
+
+@guarded_step
+def look(a, b=0, *, c=0, **more):
+    """Can be called in many ways."""
+
+
+@guarded_step(ignore=("b",))
+def ignores(a, b=0, *, c=0, **more):
+    """The same, `b` left out."""
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [call(1), call(a=1)],
+        [call(1, 2), call(1, b=2), call(a=1, b=2), call(b=2, a=1)],
+        [call(1, c=3, b=2), call(b=2, c=3, a=1), call(1, 2, c=3)],
+    ],
+)
+@pytest.mark.parametrize("fn", [look, ignores, Tool().look, partial(look)])
+def test_rule_01_repeats_are_the_same_however_arguments_are_given(guard, calls, fn):
+    fn = guarded_step(name="partial")(fn) if isinstance(fn, partial) else fn
+    with suppress(RunStopped), guard.run("r", budget=Budget(repeats=len(calls)), run_id="r") as run:
+        for each in calls[:-1]:
+            fn(*each.args, **each.kwargs)
+        assert run.stop is None
+        fn(*calls[-1].args, **calls[-1].kwargs)
+    assert run.stop.resource == "repeats"
+    assert guard.reconstruct("r") == guard.summary("r")
+
+
+def test_rule_01_repeats_tell_other_arguments_apart(guard):
+    def both(a=0, /, b=0, *rest, c=0, **more):
+        """`a` by position, and another `a` by name."""
+
+    f = guarded_step(both)
+    with guard.run("r", budget=Budget(repeats=2)):
+        for args, kwargs in (
+            ((1,), {}),
+            ((1, 2), {}),
+            ((), {"b": 1}),
+            ((), {"c": 1}),
+            ((), {"a": 1}),
+            ((1, 2, 3), {}),
+            ((1, 2), {"c": 3}),
+            ((1, 2), {"d": 3}),
+        ):
+            f(*args, **kwargs)
+
+
+def test_rule_01_a_repeat_is_on_record_only_where_it_is_counted_and_given_by_name(guard):
+    with guard.run("r", run_id="counted", budget=Budget(repeats=9)):
+        look(1)
+        look(a=1)
+        with guard.run("inside", run_id="inside"):
+            look(a=1)
+    with guard.run("r", run_id="not"):
+        look(a=1)
+    counted = [e.data for e in guard.history("counted") if e.type == "step_started"]
+    assert counted[1]["repeat"] == counted[0]["args"] != counted[1]["args"]
+    assert "repeat" not in counted[0]
+    (plain,) = [e.data for e in guard.history("not") if e.type == "step_started"]
+    assert "repeat" not in plain
+    assert guard.what_if("counted", Budget(repeats=2)).resource == "repeats"
+    with guard.replay("counted"):
+        look(1)
+        look(a=1)
+        with guard.run("inside", run_id="inside"):
+            look(a=1)
 
 
 @pytest.mark.parametrize("repeats", [0, 1])
