@@ -383,7 +383,10 @@ class Run:
         return recorded.seeded_random(self.journal, self.here())
 
     def record(self, name: str, fn: Callable[[], Any], *, branch: str | Branch | None = None) -> Any:
-        """What `fn()` gives, on record; for values that are no step.  Awaitable for a coroutine function."""
+        """What `fn()` gives or raises, on record; for values that are no step.
+
+        Awaitable for a coroutine function.
+        """
         return recorded.record(self.journal, self._at(branch), name, fn)
 
     # --- control -------------------------------------------------------------------------------

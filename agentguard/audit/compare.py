@@ -63,7 +63,7 @@ class _Call:
         if record.type == ev.STEP_REFUSED:
             self.effect, self.outcome = _UNKNOWN, _REFUSED
         elif record.type == ev.VALUE:  # two runs never have the same time
-            self.outcome = _UNKNOWN if record.name == "run.now" else self.arguments
+            self.outcome = _failure(data) or (_UNKNOWN if record.name == "run.now" else self.arguments)
             self.arguments = None
         elif record.type == ev.SCOPE_OPENED:
             self.arguments = data.get("budget")
@@ -98,10 +98,16 @@ class _Log:
 
 
 def _outcome(record: Record, payload: bytes | None) -> Any:
-    data = record.data or {}
-    if "error" in data:
-        return {"failed": {k: data["error"].get(k) for k in ("type", "message")}}
+    failure = _failure(record.data or {})
+    if failure is not None:
+        return failure
     return {"completed": None if payload is None else _value(payload)}
+
+
+def _failure(data: dict[str, Any]) -> dict[str, Any] | None:
+    if "error" not in data:
+        return None
+    return {"failed": {k: data["error"].get(k) for k in ("type", "message")}}
 
 
 def _value(payload: bytes) -> Any:

@@ -193,7 +193,8 @@ def _warning(event: Event) -> str:
 
 
 def _value(event: Event) -> str:
-    return f"{_step(event)} recorded"
+    error = event.data.get("error")
+    return f"{_step(event)} recorded" + (f": it raised {error.get('type')}" if error else "")
 
 
 def _order(event: Event) -> str:

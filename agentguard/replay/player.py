@@ -371,9 +371,17 @@ class Player:
     def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
-            call = self._call(key, pos, scope)
+            try:
+                call = self._call(key, pos, scope)
+            except RunStopped:  # it came inside the value's function, whose steps go with it
+                for inner in self.tape.inside(key):
+                    self.consume(inner)
+                raise
             if call is None:
                 return None
+            if "error" in call.data:
+                self.consume(call)
+                return Served(error=exceptions.restore(call.data["error"], self._own_stop))
             reason = call.data.get("unreplayable")
             if reason is None and call.payload is None:
                 reason = "its payload was erased, or not captured"

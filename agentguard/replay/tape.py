@@ -134,7 +134,7 @@ class Tape:
             return  # a scope's deadline, which no call carries: see `stop_of`
         parent = self._open(call.data.get("parent"))
         if record.type == ev.VALUE:
-            call.children = self._inside(key)
+            call.children = self.inside(key)
             if parent is not None:
                 parent.children = [child for child in parent.children if child not in call.children]
         if parent is not None:
@@ -145,7 +145,7 @@ class Tape:
         self._calls.setdefault(key, collections.deque()).append(call)
         self._places.setdefault(call.branch, {})[record.pos] = call
 
-    def _inside(self, key: str) -> list[Call]:
+    def inside(self, key: str) -> list[Call]:
         """The calls that the function of a value made, which are on record before it."""
         inside = [
             call

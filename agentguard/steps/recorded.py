@@ -5,21 +5,23 @@ Each is a `value` event, or follows from the seed on record.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import inspect
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 from agentguard._encoding import encode_value, type_name
+from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
 from agentguard.runs.branch import Branch, key_part
 from agentguard.runs.current import CURRENT, Place, leave
-from agentguard.steps import values
+from agentguard.steps import exceptions, values
 from agentguard.steps.flow import check
 from agentguard.steps.journal import Journal
 from agentguard.steps.served import Served
@@ -50,7 +52,7 @@ def now(journal: Journal, place: Any) -> datetime:
 
 
 def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> Any:
-    """What `fn()` gives, recorded; awaitable for a coroutine function."""
+    """What `fn()` gives or raises, recorded; awaitable for a coroutine function."""
     key, pos = place.branch.next_call(key_part(name))
     if journal.player is not None:
         served = journal.player.value(key, pos, name, place.scope_key)
@@ -59,18 +61,30 @@ def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> An
     check(journal, place.scope_key)
     if inspect.iscoroutinefunction(fn):
         return _record_async(place, (key, pos), name, fn)
-    token = CURRENT.set(_inside(place, key))
-    try:
+    with _body(place, (key, pos), name):
         value = fn()
-    finally:
-        leave(token)
     _keep(place, (key, pos), name, value)
     return value
 
 
-def _inside(place: Any, key: str) -> Place:
-    """Where the function runs: in a branch of its own, as the body of a step does."""
-    return Place(place.run, place.scope, Branch(key), place.step)
+@contextlib.contextmanager
+def _body(place: Any, call: tuple[str, int], name: str) -> Iterator[None]:
+    """Where the function runs: in a branch of its own, as the body of a step does.
+
+    What it raises is on record too, for a replay to raise; not what ends a program or a recovery.
+    """
+    journal: Journal = place.run.journal
+    try:
+        token = CURRENT.set(Place(place.run, place.scope, Branch(call[0]), place.step))
+        try:
+            yield
+        finally:
+            leave(token)
+    except (StepOutcomeUnknownError, ReplayDivergenceError):
+        raise
+    except Exception as error:
+        _put(place, call, name, {"error": exceptions.keep(error, journal.parts.redact or None)})
+        raise
 
 
 async def _ready(served: Served) -> Any:
@@ -78,22 +92,16 @@ async def _ready(served: Served) -> Any:
 
 
 async def _record_async(place: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
-    token = CURRENT.set(_inside(place, call[0]))
-    try:
+    with _body(place, call, name):
         value = await fn()
-    finally:
-        leave(token)
     _keep(place, call, name, value)
     return value
 
 
 def _keep(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
     journal: Journal = place.run.journal
-    key, pos = call
     payload = encode_value(value)
     data: dict[str, Any] = {}
-    if place.step is not None:
-        data["parent"] = place.step.key
     if payload is None:
         data["unreplayable"] = f"{type_name(type(value))} cannot be encoded"
     else:
@@ -105,6 +113,16 @@ def _keep(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
         data["value"] = payload_digest(journal.salt, payload)
         if reason is not None:
             data["unreplayable"] = reason
+    _put(place, call, name, data, payload)
+
+
+def _put(
+    place: Any, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
+) -> None:
+    journal: Journal = place.run.journal
+    key, pos = call
+    if place.step is not None:
+        data["parent"] = place.step.key
     with journal.deciding():
         check(journal, place.scope_key)
         record = Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)

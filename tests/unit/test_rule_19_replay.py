@@ -786,3 +786,71 @@ def test_rule_19_what_a_value_s_function_calls_is_not_asked_of_another_program(g
         lambda run: inner(1),
     )
     assert (error.kind, error.key) == ("name", "main/inner#1")
+
+
+def test_rule_19_what_a_value_s_function_raised_is_raised_again(guard: Guard) -> None:
+    def fails() -> int:
+        raise LookupError("nothing", inner(1))
+
+    async def fails_async() -> int:
+        await inner_async(2)
+        raise ExceptionGroup("two", [ValueError("a"), KeyError("b")])
+
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        try:
+            run.record("value", fails)
+        except LookupError as error:
+            out.append(error.args)
+        try:
+            asyncio.run(run.record("value", fails_async))
+        except* ValueError as group:
+            out.append(str(group.exceptions))
+        except* KeyError as group:
+            out.append(str(group.exceptions))
+        return [*out, inner(3), run.record("value", lambda: 4)]
+
+    same_again(guard, program)
+
+
+def test_rule_19_a_value_that_failed_live_and_is_asked_otherwise_is_a_difference(guard: Guard) -> None:
+    def fails() -> int:
+        raise LookupError
+
+    def program(run: Run) -> None:
+        with suppress(LookupError):
+            run.record("value", fails)
+        inner(1)
+
+    error = differs(guard, program, lambda run: inner(1))
+    assert (error.kind, error.key) == ("name", "main/inner#1")
+
+
+def test_rule_19_a_stop_in_a_value_s_function_is_the_run_s_and_no_value(guard: Guard) -> None:
+    def program(run: Run) -> None:
+        run.record("value", lambda: [inner(n) for n in range(9)])
+
+    with pytest.raises(BudgetExceededError), guard.run("r", run_id="r", budget=Budget(steps=2)) as run:
+        program(run)
+    assert "value" not in [event.type for event in guard.history("r")]
+    with pytest.raises(BudgetExceededError), guard.replay("r") as replay:
+        program(replay)
+
+
+def test_rule_19_the_failure_of_a_value_has_no_secrets_and_can_be_seen(guard: Guard) -> None:
+    def fails() -> int:
+        raise LookupError("key sk-ant-api03-" + "a" * 40)
+
+    runs = ["a", "b"]
+    for run_id in runs:
+        with suppress(LookupError), guard.run("r", run_id=run_id) as run:
+            run.record("value", fails)
+    (event,) = [event for event in guard.history("a") if event.type == "value"]
+    assert event.data["error"]["type"] == "LookupError"
+    assert "aaaaaaaa" not in str(event.data)
+    assert guard.verify()
+    assert not guard.diff(*runs)
+    with suppress(LookupError), guard.run("r", run_id="c") as run:
+        run.record("value", lambda: 1)
+        raise LookupError("key sk-ant-api03-" + "a" * 40)
+    assert [difference.kind for difference in guard.diff("a", "c").differences] == ["outcome"]
