@@ -12,6 +12,7 @@ from agentguard._process import is_alive
 from agentguard.audit.verify import verify
 from agentguard.budget.model import Budget
 from agentguard.errors import (
+    AgentGuardError,
     InvalidStateTransitionError,
     LogIntegrityError,
     ReplayDivergenceError,
@@ -67,13 +68,11 @@ class CarryingOn(Opening):
         self._end_span(journal, None)
 
 
-def _in_the_way(
-    player: Player, error: BaseException | None
-) -> ReplayDivergenceError | StepOutcomeUnknownError | None:
+def _in_the_way(player: Player, error: BaseException | None) -> AgentGuardError | None:
     """Why this program cannot carry its run on, whatever it made of being told so; None if it can."""
     if player.divergence is not None:
         return player.divergence
-    if isinstance(error, StepOutcomeUnknownError):
+    if isinstance(error, StepOutcomeUnknownError | LogIntegrityError):
         return error
     try:
         player.check_doubt()

@@ -28,6 +28,10 @@ class Ahead:
         """The program has come to a call: what it used, and what the calls inside it used, counts now."""
         for inner in (*call.before, *call.children):
             self.passed(inner)
+        self.ended(call)
+
+    def ended(self, call: Call) -> None:
+        """A call that the program does not come to, or has come to, has ended: what it used counts now."""
         if call.end is not None and call.end_data.get("body_ran") is not False:
             self._take(self._spent, call, call.end.usage or {})
 

@@ -289,10 +289,22 @@ class Player:
     def _apply(self, call: Call) -> None:
         if self._ahead is not None:  # the journal has folded the whole log
             self._ahead.passed(call)
-            return
-        fold = self._journal.fold
-        for record in self._records(call):
-            fold.apply(record, fold.hash)
+        else:
+            for record in self._records(call):
+                self._fold(record)
+        self._count_late()
+
+    def _count_late(self) -> None:
+        """Fold what calls came to that outlived the body around them, which was served."""
+        while self.tape.late:
+            call, record = self.tape.late.popleft()
+            if self._ahead is None:
+                self._fold(record)
+            else:
+                self._ahead.ended(call)
+
+    def _fold(self, record: Record) -> None:
+        self._journal.fold.apply(record, self._journal.fold.hash)
 
     def _records(self, call: Call) -> Iterator[Record]:
         for earlier in call.before:
@@ -449,6 +461,7 @@ class Player:
         """The program is done: nothing may be left over, and its spending must be the recorded one."""
         with self._lock:
             left = self.tape.left_over()
+            self._count_late()
             if left is not None and (left.start.key or "").startswith(UNNAMED):
                 self.diverge(d.NOT_REPLAYABLE, left.start.key, d.describe(left.start), d.UNNAMED_BRANCH)
             if left is not None:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from agentguard._encoding import decode
-from agentguard.errors import AgentGuardError, ReplayDivergenceError, RunStopped, StepOutcomeUnknownError
+from agentguard.errors import (
+    AgentGuardError,
+    LogIntegrityError,
+    ReplayDivergenceError,
+    RunStopped,
+    StepOutcomeUnknownError,
+)
 from agentguard.events import codec
 from agentguard.protocols import EventStore, RunRow
 from agentguard.replay.origin import checked, origin_log
@@ -94,10 +100,10 @@ class Replaying:
         player.close()
         if player.divergence is not None and error is not player.divergence:
             raise player.divergence.with_traceback(None) from error
-        if isinstance(error, ReplayDivergenceError | StepOutcomeUnknownError) or (
+        if isinstance(error, ReplayDivergenceError | StepOutcomeUnknownError | LogIntegrityError) or (
             error is not None and not isinstance(error, Exception)
         ):
-            return None  # of a run inside or around; or the process wants out
+            return None  # of a run inside or around, or of its log; or the process wants out
         try:
             player.check_doubt()
             player.finish()

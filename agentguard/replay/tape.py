@@ -82,6 +82,10 @@ class Tape:
         #: Calls that were read and not yet taken, by branch and place.
         self._places: dict[str, dict[int, Call]] = {}
         self._retried: dict[str, list[Call]] = {}
+        #: Calls that were under way when they were taken with the body around them, by key.
+        self._beside: dict[str, Call] = {}
+        #: What the log has of calls inside bodies that were taken before, in order: nobody asks for those.
+        self.late: collections.deque[tuple[Call, Record]] = collections.deque()
         #: Outcomes of async steps in log order, for delivery.
         self.deliveries: collections.deque[Call] = collections.deque()
         #: What stopped scopes, by their keys.
@@ -132,7 +136,11 @@ class Tape:
             self.scope_stops[scope] = call.data["termination"]
         if key is None:
             return  # a scope's deadline, which no call carries: see `stop_of`
-        parent = self._open(call.data.get("parent"))
+        parent = self._parent(call)
+        if parent is None and "parent" in call.data:  # a task made it that has outlived the body around it
+            self._leave_beside(call)
+            self.late.append((call, record))
+            return
         if record.type == ev.VALUE:
             call.children = self.inside(key)
             if parent is not None:
@@ -144,6 +152,18 @@ class Tape:
             call.children.extend(call.before[-1].children)
         self._calls.setdefault(key, collections.deque()).append(call)
         self._places.setdefault(call.branch, {})[record.pos] = call
+
+    def _parent(self, call: Call) -> Call | None:
+        """The call in whose body this one was made, unless that was taken."""
+        calls = self._calls.get(call.data.get("parent", ""), ())
+        return next(
+            (around for around in reversed(calls) if around.end is None), calls[-1] if calls else None
+        )
+
+    def _leave_beside(self, call: Call) -> None:
+        """Nobody asks for this call, but what it comes to counts."""
+        if not call.settled:
+            self._beside[call.start.key or ""] = call
 
     def inside(self, key: str) -> list[Call]:
         """The calls that the function of a value made, which are on record before it."""
@@ -166,14 +186,22 @@ class Tape:
     def _finish(self, record: Record, payload: bytes | None) -> None:
         call = self._open(record.key)
         if call is None:
-            return  # a nested run's end; or the start was taken with the step around it
+            self._finish_beside(record)
+            return
         call.end, call.end_payload = record, payload
         if call.start.type == ev.STEP_STARTED and call.data.get("async") and not call.cancelled:
             self.deliveries.append(call)
 
+    def _finish_beside(self, record: Record) -> None:
+        call = self._beside.pop(record.key or "", None)
+        if call is not None:
+            call.end = record
+            self.late.append((call, record))
+
     def _resolve(self, record: Record, payload: bytes | None) -> None:
         calls = self._calls.get(record.key or "")
         if not calls:
+            self._finish_beside(record)
             return
         call = calls[-1]
         if call.end is not None:  # completed, with a result that cannot be handed out: it was charged then
@@ -222,6 +250,7 @@ class Tape:
                 del self._places[call.branch]
         for child in call.children if with_children else ():
             child.delivered = True
+            self._leave_beside(child)
             if child.start.key is not None and child in self._calls.get(child.start.key, ()):
                 self.take(child)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.errors import DuplicateKeyError, RunNotFoundError, StoreUnavailableError
+from agentguard.testing.fakes import FakeClock
 
 RAN: list[Any] = []
 Program = Callable[[Run], Any]
@@ -854,3 +856,184 @@ def test_rule_19_the_failure_of_a_value_has_no_secrets_and_can_be_seen(guard: Gu
         run.record("value", lambda: 1)
         raise LookupError("key sk-ant-api03-" + "a" * 40)
     assert [difference.kind for difference in guard.diff("a", "c").differences] == ["outcome"]
+
+
+# --- what goes on beside the body that called it ----------------------------------------------------
+
+
+def test_rule_19_a_task_that_outlives_the_body_it_was_made_in_goes_with_it(guard: Guard) -> None:
+    """Its calls are on record when the step around it has ended; nothing makes them in a replay."""
+    left: list[asyncio.Task[int]] = []
+
+    @guarded_step
+    async def fires_and_forgets() -> str:
+        async def beside() -> int:
+            before = await add_later(1)
+            going_on.set()
+            await returned.wait()
+            return before + await add_later(2)
+
+        going_on, returned = asyncio.Event(), asyncio.Event()
+        left.append(asyncio.ensure_future(beside()))
+        left.append(returned)  # type: ignore[arg-type]
+        await going_on.wait()
+        return "gone"
+
+    async def main() -> str:
+        gave = await fires_and_forgets()
+        if left:
+            left[1].set()  # type: ignore[attr-defined]
+            await left[0]
+        return gave
+
+    def program(run: Run) -> Any:
+        left.clear()
+        return asyncio.run(main()), add(7)
+
+    replay = same_again(guard, program)
+    assert replay.spent.steps == 4
+
+
+def test_rule_19_a_step_in_flight_when_the_body_around_it_ends_goes_with_it(guard: Guard) -> None:
+    left: list[Any] = []
+
+    @guarded_step
+    async def slow(going_on: Any) -> int:
+        RAN.append("slow")
+        left[1].set()
+        await left[2].wait()
+        return 1
+
+    @guarded_step
+    async def begins() -> str:
+        left[:] = [None, asyncio.Event(), asyncio.Event()]
+        left[0] = asyncio.ensure_future(slow(1))
+        await left[1].wait()
+        return "begun"
+
+    async def main() -> str:
+        gave = await begins()
+        if left:
+            left[2].set()
+            await left[0]
+        return gave
+
+    def program(run: Run) -> Any:
+        left.clear()
+        return asyncio.run(main()), add(7)
+
+    same_again(guard, program)
+
+
+def test_rule_19_a_step_that_outlived_its_run_has_no_outcome_and_the_end_is_as_recorded(
+    guard: Guard,
+) -> None:
+    going_on, hangs = threading.Event(), threading.Event()
+
+    @guarded_step
+    def slow() -> None:
+        RAN.append("slow")
+        going_on.set()
+        hangs.wait(10)
+
+    def program(run: Run) -> int:
+        thread = threading.Thread(target=suppressing(StepOutcomeUnknownError, run.bind(slow)))
+        thread.start()
+        if not threads:
+            assert going_on.wait(10)
+        else:
+            thread.join(10)
+        threads.append(thread)
+        return add(1)
+
+    threads: list[threading.Thread] = []
+    with guard.run("program") as run:
+        program(run)
+    assert RAN == ["slow", (1, 0)]
+    with guard.replay(run.id) as replay:
+        assert program(replay) == 1
+    assert RAN == ["slow", (1, 0)]
+    assert replay.state is RunState.COMPLETED
+    hangs.set()
+    threads[0].join(10)
+
+
+def suppressing(error: type[Exception], fn: Callable[[], Any]) -> Callable[[], None]:
+    def call() -> None:
+        with suppress(error):
+            fn()
+
+    return call
+
+
+# --- stops of other runs, and what comes behind them ------------------------------------------------
+
+
+def test_rule_19_the_stop_of_another_run_is_an_error_like_any_other(guard: Guard) -> None:
+    """Caught, the run goes on; to tell whose it is, the log is read on, past later attempts of a key."""
+    failed: list[str] = []
+
+    @guarded_step
+    def delegate() -> None:
+        RAN.append("delegate")
+        with guard.run("elsewhere", detached=True, budget=Budget(steps=0)):
+            add(1)
+
+    @guarded_step(key="the same")
+    def flaky() -> str:
+        RAN.append("flaky")
+        if not failed:
+            failed.append("once")
+            raise OwnError(1, hint="again")
+        return "done"
+
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = []
+        for step in (delegate, flaky, flaky):
+            try:
+                out.append(step())
+            except (BudgetExceededError, OwnError) as error:
+                out.append((type(error), str(error)))
+        return out
+
+    same_again(guard, program)
+    failed.clear()
+    with guard.run("program") as run:
+        recorded = program(run)
+        RAN.clear()
+        with guard.replay(run.id) as replay:  # of a log that has no end yet
+            assert program(replay) == recorded
+    assert RAN == []
+
+
+# --- what is gone ------------------------------------------------------------------------------------
+
+
+def test_rule_19_a_value_that_was_erased_cannot_be_handed_out(guard: Guard) -> None:
+    with guard.run("program") as run:
+        run.record("dice", lambda: 4)
+    guard.erase(run.id)
+    with pytest.raises(ReplayDivergenceError, match="dice: its payload was erased") as caught:
+        with guard.replay(run.id) as replay:
+            replay.record("dice", lambda: RAN.append("dice"))
+    assert (caught.value.kind, RAN) == ("not_replayable", [])
+
+
+def test_rule_19_a_run_inside_that_was_pruned_is_missed_where_it_was_opened() -> None:
+    clock = FakeClock()
+    with Guard.in_memory(telemetry=False, clock=clock) as guard:
+
+        def program(run: Run) -> int:
+            with guard.run("inside"):
+                add(1)
+            clock.advance(10)
+            return add(2)
+
+        with guard.run("program") as run:
+            program(run)
+        assert len(guard.prune(5)) == 1
+        RAN.clear()
+        with pytest.raises(ReplayDivergenceError, match="it is not in this store") as caught:
+            with guard.replay(run.id) as replay:
+                program(replay)
+    assert (caught.value.kind, caught.value.key, RAN) == ("not_replayable", "main/inside#1", [])

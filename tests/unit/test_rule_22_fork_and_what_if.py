@@ -22,6 +22,8 @@ from agentguard import (
     current_step,
     guarded_step,
 )
+from agentguard.errors import LogIntegrityError
+from agentguard.testing.fakes import FakeClock
 
 RAN: list[Any] = []
 KEYS: list[str] = []
@@ -250,6 +252,63 @@ def test_rule_22_a_fork_has_its_origins_seed(guard: Guard) -> None:
         drawn = program(run)
     with guard.fork(run.id, seq_of(guard, run.id, "step_completed", "main/work#1")) as fork:
         assert program(fork) == drawn
+
+
+def test_rule_22_a_fork_goes_live_with_all_kinds_of_calls(guard: Guard) -> None:
+    @guarded_step
+    def count_to(n: int) -> Iterator[int]:
+        RAN.append("count")
+        yield from range(n)
+
+    def program(run: Run) -> list[Any]:
+        out: list[Any] = [work(1), *count_to(2), run.record("dice", lambda: RAN.append("dice") or 4)]
+        with run.step("block"):
+            RAN.append("block")
+        with run.scope("part"), guard.run("inside"):
+            out.append(work(2))
+        return out
+
+    origin = recorded(guard, work_once)
+    with guard.fork(origin.id, seq_of(guard, origin.id, "step_completed", "main/work#1")) as fork:
+        assert program(fork) == [10, 0, 1, 4, 20]
+    assert RAN == ["count", "dice", "block", 2]
+
+
+def work_once(run: Run) -> int:
+    return work(1)
+
+
+def test_rule_22_what_a_live_origin_does_later_is_not_the_fork_s(guard: Guard) -> None:
+    with guard.run("program") as origin:
+        work(1)
+        forked = guard.fork(origin.id, guard.history(origin.id)[-1].seq)
+        work(2)
+    with forked:
+        assert [work(1), work(3)] == [10, 30]
+    RAN.clear()
+    with guard.replay(forked.id):
+        assert [work(1), work(3)] == [10, 30]
+    assert RAN == []
+    assert guard.verify(forked.id)
+
+
+def test_rule_22_a_fork_whose_origin_is_gone_or_another_cannot_be_replayed() -> None:
+    clock = FakeClock()
+    with Guard.in_memory(telemetry=False, clock=clock) as guard:
+        recorded(guard, run_id="origin")
+        clock.advance(10)
+        with guard.fork("origin", 4, new_run_id="fork") as fork:
+            five(fork)
+        assert guard.prune(5) == ["origin"]
+        RAN.clear()
+        for again in (None, lambda: recorded(guard, run_id="origin", inputs="another")):
+            if again is not None:
+                again()
+            with pytest.raises(LogIntegrityError) as caught, guard.replay("fork") as replay:
+                five(replay)
+            assert (caught.value.run_id, caught.value.seq) == ("origin", 4)
+            assert RAN == []
+    assert "it is not the event that the run was forked at" in str(caught.value)
 
 
 def test_rule_22_an_event_that_is_not_there_is_refused(guard: Guard) -> None:
