@@ -3,60 +3,76 @@
 The model is scripted and the tool does nothing, so an agent is all machinery.  What LangChain and LangGraph
 take for the mere presence of a handler and a middleware is measured by ones that do nothing, and is a part
 of the figure.
+
+A step costs several times as much inside an agent as in a loop of steps: between two of them runs so much of
+LangChain's code that none of ours is left in the processor's caches.  So the rows that say so count in steps
+that the model and the tool of the bare agent make, one in each call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextvars import copy_context
-from itertools import count
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError, guarded_step
 from benchmarks import _measure as m
+from benchmarks._agents import CALLS, TOKEN, Ask, agents, history, scripted
 from benchmarks._rows import Row
 from benchmarks.kill import guard_in, latencies
 
 # LangChain warns of every stop that is raised at a streamed token, before it raises it.
 logging.getLogger("langchain_core.callbacks").setLevel(logging.CRITICAL)
 
-#: Tool calls of one agent; it calls its model once more.
-_TOOL_CALLS = 5
-_CALLS = 2 * _TOOL_CALLS + 1
 _LIMIT = 3
+_HISTORY = 200
 _ASKED: Any = {"messages": [("user", "Go on.")]}
-#: The seconds between two tokens of a stream.
-_TOKEN = 0.005
+#: The cases that are measured with a guard on disk, too.
+_ON_DISK = ("bare", "both", "steps")
+#: The cases that are measured with a history, too.
+_LONG = ("bare", "both")
 
 
 def measure(*, quick: bool) -> list[Row]:
     """The rows on LangChain; none where it is not installed."""
     try:
-        agents = _agents()
+        asks = agents()
     except ImportError:
         return []
     rounds = 8 if quick else 30
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["AGENTGUARD_HOME"] = home
+        with Guard.in_memory(telemetry=False) as guard:
+            memory = m.least(_cases(guard, asks), rounds)
+        with Guard.open(telemetry=False) as guard:
+            disk = m.least(_cases(guard, {name: asks[name] for name in _ON_DISK}), rounds)
+        messages = history(_HISTORY)
+        with Guard.in_memory(telemetry=False) as guard:
+            long = m.least(_cases(guard, {name: asks[name] for name in _LONG}, messages), rounds)
+    return [*_rows(memory), *_disk_rows(disk), _history_row(memory, long), _kill(10 if quick else 50)]
+
+
+def _cases(guard: Guard, asks: dict[str, Ask], history: list[Any] | None = None) -> dict[str, m.Case]:
+    """Process CPU time of one call of an agent, and of a step in a loop of them."""
+
+    def in_a_run(ask: Ask) -> m.Case:
+        def case() -> float:
+            with guard.run("agent", budget=Budget(steps=10**9)):
+                ask(history)  # what the case before has left in the caches is none of this one's
+                started = time.process_time_ns()
+                ask(history)
+                return (time.process_time_ns() - started) / CALLS
+
+        return case
+
     step = guarded_step(m.work)
-    with Guard.in_memory(telemetry=False) as guard:
-
-        def in_a_run(ask: Callable[[], Any]) -> m.Case:
-            def case() -> float:
-                with guard.run("agent", budget=Budget(steps=10**9)):
-                    started = time.process_time_ns()
-                    ask()
-                    return (time.process_time_ns() - started) / _CALLS
-
-            return case
-
-        cases: dict[str, m.Case] = {name: in_a_run(ask) for name, ask in agents.items()}
-        taken = m.least({"step": lambda: _steps(guard, step), **cases}, rounds)
-    return [*_rows(taken), _kill(10 if quick else 50)]
+    return {"step": lambda: _steps(guard, step), **{name: in_a_run(ask) for name, ask in asks.items()}}
 
 
 def _kill(kills: int) -> Row:
@@ -70,10 +86,10 @@ def _kill(kills: int) -> Row:
     return Row(
         name="langchain-kill",
         what="kill by another process to a streaming agent's end, beyond a token",
-        value=max(max(found) for found in ended.values()) - _TOKEN * 1000,
+        value=max(max(found) for found in ended.values()) - TOKEN * 1000,
         unit="ms",
         limit=20,
-        facts={**facts, "worst ms": max(max(f) for f in ended.values()), "ms a token": _TOKEN * 1000},
+        facts={**facts, "worst ms": max(max(f) for f in ended.values()), "ms a token": TOKEN * 1000},
     )
 
 
@@ -102,7 +118,7 @@ def _streams(pipe: Connection, home: str, kills: int, listen: Callable[[Any], An
 
     from agentguard_langchain import GuardMiddleware  # noqa: PLC0415
 
-    agent = create_agent(_scripted(), [], middleware=[GuardMiddleware()])
+    agent = create_agent(scripted(), [], middleware=[GuardMiddleware()])
     with guard_in(home) as guard:
         for _ in range(kills):
             try:
@@ -117,122 +133,54 @@ def _streams(pipe: Connection, home: str, kills: int, listen: Callable[[Any], An
 
 
 def _rows(taken: dict[str, float]) -> list[Row]:
-    step, bare = taken["step"], taken["bare"]
-
-    def row(name: str, what: str, case: str, limit: float | None = None, *, over: str = "bare") -> Row:
+    def row(name: str, what: str, case: str, *, limit: float | None = None, over: str = "bare") -> Row:
         more = taken[case] - taken[over]
-        facts = {"µs a call more": more / 1000, "µs a step": step / 1000, "µs a call bare": bare / 1000}
-        return Row(name=name, what=what, value=more / step, unit="steps", limit=limit, facts=facts)
+        return _row(name, what, taken, more, limit)
 
     return [
-        row("langchain", "handler and middleware over the bare agent, a call", "both", _LIMIT),
-        row("langchain-empty", "the same of a handler and a middleware that do nothing", "empty both"),
-        row("langchain-own", "handler and middleware over those that do nothing", "both", over="empty both"),
+        row("langchain", "handler and middleware over the bare agent, a call", "both", limit=_LIMIT),
+        row("langchain-empty", "of that: a handler and a middleware that do nothing", "empty"),
+        row("langchain-own", "of that: over those that do nothing", "both", over="empty"),
+        _there("langchain-there", "the whole again, in steps as they cost inside an agent", taken),
         row("langchain-handler", "the handler alone", "handler"),
         row("langchain-middleware", "the middleware alone", "middleware"),
+        row("langchain-by-hand", "no integration: the messages given to a @guarded_step", "by hand"),
     ]
+
+
+def _disk_rows(taken: dict[str, float]) -> list[Row]:
+    more = taken["both"] - taken["bare"]
+    return [
+        _row("langchain-disk", "both over bare, with Guard.open(): steps on disk", taken, more),
+        _there("langchain-disk-there", "the same, in steps as they cost inside an agent", taken),
+    ]
+
+
+def _there(name: str, what: str, taken: dict[str, float]) -> Row:
+    """Held against the bare agent whose model and tool make one guarded step in each call."""
+    more, step = taken["both"] - taken["bare"], taken["steps"] - taken["bare"]
+    facts = {"µs a call more": more / 1000, "µs a step there": step / 1000}
+    return Row(name=name, what=what, value=more / step, unit="steps", facts=facts)
+
+
+def _row(name: str, what: str, taken: dict[str, float], more: float, limit: float | None = None) -> Row:
+    step, bare = taken["step"], taken["bare"]
+    facts = {"µs a call more": more / 1000, "µs a step": step / 1000, "µs a call bare": bare / 1000}
+    return Row(name=name, what=what, value=more / step, unit="steps", limit=limit, facts=facts)
+
+
+def _history_row(short: dict[str, float], long: dict[str, float]) -> Row:
+    bare, both = (long[name] - short[name] for name in _LONG)
+    return Row(
+        name="langchain-history",
+        what=f"what {_HISTORY} messages of history add to that, for what they add bare",
+        value=(both - bare) / bare,
+        unit="x",
+        facts={"µs a call bare": bare / 1000, "µs a call more": (both - bare) / 1000},
+    )
 
 
 def _steps(guard: Guard, step: Callable[..., Any]) -> float:
     with guard.run("steps", budget=Budget(steps=10**9)):
         m.calls(step, 20)
         return m.calls(step, 400)
-
-
-def _agents() -> dict[str, Callable[[], Any]]:
-    """The same agent without a guard, with ours, and with what does nothing."""
-    from langchain.agents import create_agent  # noqa: PLC0415
-    from langchain_core.tools import tool  # noqa: PLC0415
-
-    from agentguard_langchain import GuardCallbackHandler, GuardMiddleware, _hooks  # noqa: PLC0415
-
-    @tool
-    def search(query: str) -> str:
-        """Search."""
-        return query
-
-    model = _scripted()
-
-    def asks(middleware: list[Any], handlers: list[Any]) -> Callable[[], Any]:
-        agent = create_agent(model, [search], middleware=middleware)
-        config: Any = {"recursion_limit": 1000, "callbacks": handlers}
-        return lambda: agent.invoke(_ASKED, config)
-
-    def unheard(ask: Callable[[], Any]) -> Callable[[], Any]:
-        """As in a process without agentguard: the first middleware has LangChain tell it of every call."""
-        context = copy_context()
-        context.run(_hooks._LISTENER.set, None)  # noqa: SLF001
-        return lambda: context.copy().run(ask)
-
-    return {
-        "bare": unheard(asks([], [])),
-        "both": asks([GuardMiddleware()], [GuardCallbackHandler()]),
-        "handler": asks([], [GuardCallbackHandler()]),
-        "middleware": asks([GuardMiddleware()], []),
-        "empty both": unheard(asks(*_idle())),
-    }
-
-
-def _idle() -> tuple[list[Any], list[Any]]:
-    """A middleware and a handler that hear of what ours hear of, and do nothing."""
-    from langchain.agents.middleware import AgentMiddleware  # noqa: PLC0415
-    from langchain_core.callbacks import BaseCallbackHandler  # noqa: PLC0415
-
-    class Handler(BaseCallbackHandler):
-        run_inline = True
-
-        def on_chain_start(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_chain_end(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_llm_end(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_tool_start(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_tool_end(self, *args: Any, **kwargs: Any) -> None: ...
-
-    class Middleware(AgentMiddleware[Any, Any, Any]):
-        def wrap_model_call(self, request: Any, handler: Callable[..., Any]) -> Any:
-            return handler(request)
-
-        def wrap_tool_call(self, request: Any, handler: Callable[..., Any]) -> Any:
-            return handler(request)
-
-    return [Middleware()], [Handler()]
-
-
-def _scripted() -> Any:
-    """A model that asks for the tool again and again, and then answers; a stream of it has no end."""
-    from langchain_core.language_models import BaseChatModel  # noqa: PLC0415
-    from langchain_core.messages import AIMessage, AIMessageChunk  # noqa: PLC0415
-    from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult  # noqa: PLC0415
-
-    numbers = count()
-    usage: Any = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
-
-    class Scripted(BaseChatModel):
-        model_name: str = "scripted"
-
-        @property
-        def _llm_type(self) -> str:
-            return "scripted"
-
-        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-            return self
-
-        def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
-            asked = sum(message.type == "ai" for message in messages)
-            calls: list[Any] = []
-            if asked < _TOOL_CALLS:
-                calls = [{"name": "search", "args": {"query": "more"}, "id": f"call_{next(numbers)}"}]
-            answer = AIMessage("Let me see.", tool_calls=calls, usage_metadata=usage)
-            return ChatResult(generations=[ChatGeneration(message=answer)])
-
-        def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-            while True:
-                time.sleep(_TOKEN)
-                yield ChatGenerationChunk(message=AIMessageChunk("on "))
-
-        async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
-            while True:
-                await asyncio.sleep(_TOKEN)
-                yield ChatGenerationChunk(message=AIMessageChunk("on "))
-
-    return Scripted()

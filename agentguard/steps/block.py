@@ -109,5 +109,5 @@ class StepBlock:
         if error is not None:
             return outcome.failed(self._step, error)
         usage = outcome.usage_of(self._step, None, (), {})
-        payload, data = (None, {}) if result is None else self._step.keeper.result(result)
+        payload, data = (None, {}) if result is None else self._step.keeper.note(result)
         return outcome.completed(usage, payload, data | NOT_REPLAYABLE)

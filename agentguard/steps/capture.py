@@ -127,6 +127,13 @@ class Keeper:
         data["plain"] = True  # to be brought back without the annotation, which would change or refuse it
         return encoded, data
 
+    def note(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
+        """The same of a result that only tells what happened: no replay will hand it out."""
+        payload = encode_value(value)
+        if payload is None:
+            return None, {}
+        return self.encoded(payload, None)
+
     def _by_codec(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
         try:
             payload = values.by_codec(self._spec.codec, value)

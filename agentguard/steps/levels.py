@@ -54,6 +54,8 @@ class Levels:
         self.timed = False
         #: Whether a level counts equal calls.
         self.counts_repeats = False
+        #: What is limited and enforced at a scope or around it, by scope.
+        self._limiting: dict[str, frozenset[str]] = {}
         self.changed()
 
     def changed(self) -> None:
@@ -69,16 +71,23 @@ class Levels:
         self.counts_repeats = fold.counts_repeats or any(
             level.journal.fold.counts_repeats for level in self.outer
         )
+        self._limiting = {}
 
     def limited(self, resources: Sequence[str], scope: str) -> list[str]:
         """Which of `resources` some level that a step of this scope is charged to limits, and enforces."""
+        known = self._limiting
+        limiting = known.get(scope)
+        if limiting is None:
+            limiting = known[scope] = self._limits_of(scope)
+        return [name for name in resources if name in limiting]
+
+    def _limits_of(self, scope: str) -> frozenset[str]:
         fold = self._journal.fold
         levels = fold.chain(scope)
         levels += [level.journal.fold.scopes[level.scope] for level in self.outer]
         budgets = [level.accounts[0].budget for level in levels]
         budgets += self._tenants.budgets(fold.tenant).values()
-        enforced = [budget for budget in budgets if budget.enforce]
-        return [name for name in resources if any(name in budget.limits for budget in enforced)]
+        return frozenset(name for budget in budgets if budget.enforce for name in budget.limits)
 
     def refused(self, scope: str, request: Request) -> tuple[Refused | None, Refused | None]:
         """The first level of this log without room: one that stops, and one that only would."""

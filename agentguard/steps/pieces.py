@@ -22,25 +22,28 @@ class Piece:
         b'{"type":"human","content":"Hi"}'
     """
 
-    __slots__ = ("_clean", "json")
+    __slots__ = ("clean", "json")
 
     def __init__(self, value: Any) -> None:
         self.json = encode_one(value)
         #: The last redactor that looked at it, and what it left; together, since threads share a piece.
-        self._clean: tuple[Redactor | None, bytes] = (None, self.json)
+        self.clean: tuple[Redactor | None, bytes] = (None, self.json)
 
     def without_secrets(self, redactor: Redactor | None) -> bytes:
         """The JSON without its secrets."""
-        known = self._clean
+        known = self.clean
         if known[0] is redactor:
             return known[1]
         clean = self.json if redactor is None else redactor.value(self.json)
-        self._clean = (redactor, clean)
+        self.clean = (redactor, clean)
         return clean
 
 
 class Pieces(list[Piece]):
     """A list argument of a model call, by its items."""
+
+
+_KINDS = frozenset((Piece, Pieces))
 
 
 class Joiner:
@@ -60,7 +63,7 @@ class Joiner:
 
     def join(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes | None:
         """The arguments as JSON `[[...], {...}]` without secrets; None where nothing comes in pieces."""
-        if not any(isinstance(value, Piece | Pieces) for value in (*args, *kwargs.values())):
+        if _KINDS.isdisjoint(map(type, args)) and _KINDS.isdisjoint(map(type, kwargs.values())):
             return None
         labels = self._labels
         if not kwargs.keys() <= labels.keys():
@@ -82,7 +85,13 @@ class Joiner:
     def _json(self, value: Any) -> bytes:
         redactor = self._redactor
         if type(value) is Pieces:
-            return b"[" + b",".join([piece.without_secrets(redactor) for piece in value]) + b"]"
+            # Asked here as well as in the method: histories are long.
+            found = [
+                clean if by is redactor else piece.without_secrets(redactor)
+                for piece in value
+                for by, clean in (piece.clean,)
+            ]
+            return b"[" + b",".join(found) + b"]"
         piece = value if type(value) is Piece else Piece(value)
         return piece.without_secrets(redactor)
 

@@ -21,6 +21,22 @@ _MADE_UP = "lc_"
 _NONE_LOST = frozenset((str, int, float, bool, type(None)))
 
 
+#: What fields of messages are where nobody says otherwise: they come back by themselves.
+_USUAL: dict[str, Any] = {
+    "additional_kwargs": {},
+    "artifact": None,
+    "id": None,
+    "invalid_tool_calls": [],
+    "name": None,
+    "response_metadata": {},
+    "status": "success",
+    "tool_calls": [],
+    "usage_metadata": None,
+}
+_OTHER = object()
+_encode = msgspec.json.Encoder().encode
+
+
 class Paused:
     """A call that ended in `interrupt()`: no result and no error, to be raised again outside its step."""
 
@@ -45,9 +61,9 @@ class LangChainCodec:
     def encode(self, value: Any) -> bytes:
         """The value as JSON.  Never raises: what cannot be kept is recorded with the reason."""
         try:
-            return msgspec.json.encode(_packed(value))
+            return _encode(_packed(value))
         except (_LostError, TypeError, ValueError, RecursionError) as error:
-            return msgspec.json.encode({_KEY: "lost", "why": str(error)})
+            return _encode({_KEY: "lost", "why": str(error)})
 
     def decode(self, data: bytes) -> Any:
         """The value of `encode`.
@@ -88,12 +104,13 @@ def _packed_dict(value: dict[Any, Any]) -> Any:
 
 
 def _fields(message: BaseMessage) -> dict[str, Any]:
-    artifact = getattr(message, "artifact", None)
+    artifact = message.__dict__.get("artifact")
     if artifact is not None and type(artifact) not in (str, int, bool, list, dict):
         raise _LostError(f"an artifact of type {type(artifact).__qualname__} cannot be kept")
-    fields = dict(message.__dict__)
+    fields = {name: value for name, value in message.__dict__.items() if value != _USUAL.get(name, _OTHER)}
+    del fields["type"]
     if (message.id or "").startswith(_MADE_UP):
-        fields["id"] = None
+        del fields["id"]
     return fields
 
 

@@ -25,6 +25,11 @@ class Model(NamedTuple):
     provider: str | None = None
 
 
+def limited(run: Run) -> bool:
+    """Whether anything that a model call uses is limited here."""
+    return run.limits(*_LIMITING)
+
+
 class Here:
     """What is left at this place: the least of the run's own budget and of the scope's."""
 
@@ -86,8 +91,8 @@ class Costs:
         Raises:
             UnknownCostError: money is limited, and the model has no price.
         """
-        if not run.limits(*_LIMITING):
-            return self._unlimited(model, given, stated or self._chosen or profile, stated)
+        if not limited(run):
+            return self.unlimited(model, given, stated, profile)
         money = run.limits("usd")
         here = Here(run)
 
@@ -106,15 +111,21 @@ class Costs:
         found = bounded(self._bounded[money], share)
         return found._replace(max_tokens=found.max_tokens or share)
 
-    def _unlimited(self, model: Model, given: int, made: int | None, stated: int | None) -> Bound:
-        """Nothing to clamp to: the reservation is what a call is charged that never says what it used."""
-        made = made or USUAL_OUTPUT
+    def unlimited(self, model: Model, given: int, stated: int | None, profile: int | None = None) -> Bound:
+        """The same where nothing is limited of a model call, so that there is nothing to clamp to.
+
+        The reservation is what a call is charged that never says what it used.
+        """
+        made = stated or self._chosen or profile or USUAL_OUTPUT
         tokens = Usage.from_amounts({"input_tokens": given, "output_tokens": made, "tokens": given + made})
         reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
         return Bound(reserve, self._chosen if stated is None else None)
 
-    def used(self, run: Run, model: Model, tokens: Mapping[str, int]) -> Usage:
-        """What the call used, by the tokens that its answer reports."""
+    def used(self, run: Run, model: Model, tokens: Mapping[str, int], *, limited: bool = True) -> Usage:
+        """What the call used, by the tokens that its answer reports; `limited` is what that one says."""
         # Where prices were given, they are the same whether money is limited or not.
-        costs = self._bounded[self._asks and run.limits("usd")]
-        return costs.priced(model.name, Usage(**tokens), provider=model.provider)
+        costs = self._bounded[self._asks and limited and run.limits("usd")]
+        used = dict(tokens)
+        if used:
+            used["tokens"] = used["input_tokens"] + used["output_tokens"]
+        return costs.priced(model.name, Usage.from_amounts(used), provider=model.provider)

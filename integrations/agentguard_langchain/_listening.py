@@ -77,9 +77,7 @@ class Guarding(Listener):
             CALLS.revoke(call.group, error)
             raise
         CALLS.add(run_id, call)
-        parent = TREE.get(parent_id)
-        if parent is not None:
-            parent.children.append(run_id)
+        TREE.opened(run_id, parent_id)
 
     def _fails(self, run_id: UUID, error: BaseException) -> None:
         call = CALLS.pop(run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -247,12 +248,17 @@ def graph_part(metadata: Mapping[str, Any]) -> str:
     node = metadata.get("langgraph_node")
     if node is None:
         return ""
-    part = f"{escaped(str(node))}@{metadata.get('langgraph_step')}"
+    part = _task_part(str(node), metadata.get("langgraph_step"))
     path = metadata.get("langgraph_path") or ()
     if path and path[0] == _PUSH:
         index = next((n for n in path[1:] if isinstance(n, int) and not isinstance(n, bool)), 0)
         part += f".{index}"
     return part
+
+
+@lru_cache(maxsize=1024)
+def _task_part(node: str, step: Any) -> str:
+    return f"{escaped(node)}@{step}"
 
 
 def numbered(path: str, index: int) -> str:

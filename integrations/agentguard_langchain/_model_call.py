@@ -11,7 +11,7 @@ from agentguard import Run, UnknownCostError, Usage
 from agentguard.steps.pieces import Piece
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
-from agentguard_langchain._costs import Costs, Model
+from agentguard_langchain._costs import Costs, Model, limited
 from agentguard_langchain._prompt import Tools, prompt
 from agentguard_langchain._steps import current_call
 
@@ -27,7 +27,7 @@ class Asked:
         self.settings = dict(request.model_settings)
         #: What goes on record of every call, after the messages.
         self.told = Piece(self.settings)
-        self.tools = Tools.of(request.tools)
+        self.tools = Tools(request.tools)
         params = _params(request)
         self.model = Model(m.model_name({**params, **self.settings}, params), params.get("ls_provider"))
         self.name = f"chat {self.model.name}"
@@ -43,7 +43,7 @@ class Asked:
     def offers(self, tools: Sequence[Any]) -> Tools:
         """What is known of the tools of a request."""
         if not self.tools.are(tools):
-            self.tools = Tools.of(tools)
+            self.tools = Tools(tools)
         return self.tools
 
 
@@ -69,8 +69,10 @@ class ModelCall:
         self._tools = asked.offers(request.tools)
         self._unpriced: UnknownCostError | None = None
         given = self._prompt.tokens + self._tools.tokens
+        self._limited = limited(run)
+        bounded = (asked.model, given, asked.stated, asked.profile)
         try:
-            bound = costs.bound(run, asked.model, given, asked.stated, asked.profile)
+            bound = costs.bound(run, *bounded) if self._limited else costs.unlimited(*bounded)
         except UnknownCostError as error:
             self._unpriced = error
             return
@@ -101,7 +103,7 @@ class ModelCall:
         for message in getattr(response, "result", [response]):
             tokens = m.tokens_used(message)
             if tokens is not None:
-                return self._costs.used(self.run, self.asked.model, tokens)
+                return self._costs.used(self.run, self.asked.model, tokens, limited=self._limited)
         return None
 
 

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
 
 from agentguard._encoding import encode_one
@@ -42,8 +43,15 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
     pieces = Pieces()
     tokens = 0
     for message in messages:
-        known = _known.get(id(message))
-        if known is None or not known.holds(message):
+        known, fields = _known.get(id(message)), message.__dict__
+        # Asked here and not in a method: histories are long.
+        if (
+            known is None
+            or known.content is not fields["content"]
+            or known.tool_calls is not fields.get("tool_calls")
+            or known.of() is not message
+            or known.has_changed(fields)
+        ):
             known = _Known(message)
         tokens += known.tokens
         pieces.append(known.piece(message, numbers) if known.calls else known.told[1])
@@ -61,7 +69,7 @@ class _Known:
         self.name = fields["name"]
         self.status = fields.get("status")
         self.tool_calls = fields.get("tool_calls")
-        self.tokens = count_tokens_approximately([message])
+        self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers.
         self.calls = m.call_ids(message)
         #: The numbers of those, and the message with them; together, since threads share messages.
@@ -74,16 +82,12 @@ class _Known:
         self.of = weakref.ref(message, lambda _: _known.pop(key, None))
         _known[key] = self
 
-    def holds(self, message: BaseMessage) -> bool:
-        """Whether the message says what it said."""
-        fields = message.__dict__
+    def has_changed(self, fields: dict[str, Any]) -> bool:
+        """Whether the message, whose content is the same object, says something else now."""
         return (
-            self.content is fields["content"]
-            and self.tool_calls is fields.get("tool_calls")
-            and self.of() is message
-            and self.name is fields["name"]
-            and self.status is fields.get("status")
-            and (self.blocks is None or self.blocks == encode_one(self.content))
+            self.name is not fields["name"]
+            or self.status is not fields.get("status")
+            or (self.blocks is not None and self.blocks != encode_one(self.content))
         )
 
     def piece(self, message: BaseMessage, numbers: dict[Any, int]) -> Piece:
@@ -95,28 +99,41 @@ class _Known:
         return told[1]
 
 
+#: How long the roles of the usual messages are, as the estimate counts them.
+_ROLES = {HumanMessage: len("user"), AIMessage: len("assistant"), ToolMessage: len("tool")}
+
+
+def _tokens(message: BaseMessage) -> int:
+    """What `count_tokens_approximately` gives, which takes longer than all the rest of a message."""
+    fields = message.__dict__
+    content = fields["content"]
+    role = _ROLES.get(type(message))
+    if role is None or type(content) is not str:
+        return count_tokens_approximately([message])
+    size = role + len(content) + len(fields["name"] or "") + len(fields.get("tool_call_id") or "")
+    if calls := fields.get("tool_calls"):
+        size += len(repr(calls))
+    return -(-size // 4) + 3
+
+
 _EMPTY = Piece(None)
 _known: dict[int, _Known] = {}
 
 
-class Tools(NamedTuple):
+class Tools:
     """The tools that a model is offered."""
 
-    offered: Sequence[Any]
-    #: Their names, for the log.
-    names: Piece
-    tokens: int
-
-    @classmethod
-    def of(cls, offered: Sequence[Any]) -> Tools:
-        """What is to be known of these."""
-        return cls(list(offered), Piece(m.tool_names(offered)), sum(map(_of_tool, offered)))
+    def __init__(self, offered: Sequence[Any]) -> None:
+        self._offered = list(offered)
+        # Dicts, as providers take them, may change in place.
+        self._ids = None if dict in map(type, offered) else list(map(id, offered))
+        #: Their names, for the log.
+        self.names = Piece(m.tool_names(offered))
+        self.tokens = tool_tokens(offered)
 
     def are(self, offered: Sequence[Any]) -> bool:
-        """Whether these are the same.  Dicts, as providers take them, may have changed."""
-        return len(offered) == len(self.offered) and all(
-            one is other and type(one) is not dict for one, other in zip(offered, self.offered, strict=True)
-        )
+        """Whether these are the same, and say the same."""
+        return list(map(id, offered)) == self._ids
 
 
 _counts: dict[int, tuple[weakref.ref[Any], int]] = {}

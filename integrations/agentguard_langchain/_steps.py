@@ -75,14 +75,14 @@ async def use_async(**arguments: Any) -> Any:
     return await _carry_out_async(_CALLING.get())
 
 
-def _readable(body: Any) -> None:
-    """The core looks at a body for each call that has facts of its own: let it find everything at once."""
-    body.__signature__ = inspect.signature(body)
-    body.__annotations__ = {}
+def readable(function: Any) -> None:
+    """Let who looks at a function again and again find everything at once."""
+    function.__signature__ = inspect.signature(function)
+    function.__annotations__ = {}
 
 
 for _body in (ask, ask_async, use, use_async):
-    _readable(_body)
+    readable(_body)
 
 
 def _carry_out(call: Carried) -> Any:

@@ -57,7 +57,7 @@ class Tree:
     """
 
     def __init__(self) -> None:
-        self._nodes: dict[UUID, Node] = {}
+        self._nodes: dict[UUID | None, Node] = {}
         #: Tool calls by id: their index in the message that asks for them.
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._sweep_at = _MANY
@@ -74,7 +74,7 @@ class Tree:
                 self._met.add(run)
                 self._latest = weakref.ref(run)
             return run
-        node = self._nodes.get(parent_id) if parent_id is not None else None
+        node = self._nodes.get(parent_id)
         if node is not None:
             return node.run
         alive = self.alive() if by_table else []
@@ -88,7 +88,7 @@ class Tree:
 
     def get(self, run_id: UUID | None) -> Node | None:
         """A run that is under way."""
-        return None if run_id is None else self._nodes.get(run_id)
+        return self._nodes.get(run_id)
 
     def place(
         self,
@@ -101,7 +101,7 @@ class Tree:
         """The place of something that begins here."""
         branch = run.here().branch
         context = below_main(branch.path)
-        parent = self.get(parent_id)
+        parent = self._nodes.get(parent_id)
         if parent is not None and parent.run is run:
             around, thread = parent.place, parent.thread
         else:
@@ -146,10 +146,16 @@ class Tree:
             context = below_main(run.here().branch.path)
             self.begin(run_id, run, Place(below_main(step.branch.path), step.branch, context))
 
-    def end(self, run_id: UUID) -> list[UUID]:
+    def opened(self, run_id: UUID, parent_id: UUID | None) -> None:
+        """A handler opened a call below a run."""
+        node = self._nodes.get(parent_id)
+        if node is not None:
+            node.children.append(run_id)
+
+    def end(self, run_id: UUID) -> Sequence[UUID]:
         """A run is over; gives the calls below it that may still be open."""
         node = self._nodes.pop(run_id, None)
-        return [] if node is None else node.children
+        return () if node is None else node.children
 
     def _sweep(self) -> None:
         for run_id, node in list(self._nodes.items()):

@@ -219,6 +219,11 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         return run
 
 
+for _hook in ("wrap_model_call", "awrap_model_call", "wrap_tool_call", "awrap_tool_call"):
+    # LangSmith, which LangChain puts around every hook, asks for it at each call, traced or not.
+    _steps.readable(getattr(GuardMiddleware, _hook))
+
+
 def _options(call: ModelCall) -> dict[str, Any]:
     return {"kind": "llm", "reserve": reserve, "codec": CODEC, "attributes": call.asked.attributes}
 

@@ -92,10 +92,10 @@ def test_tools_are_known_again_unless_they_may_have_changed() -> None:
         return query
 
     native = {"type": "web_search"}
-    known = Tools.of([search])
+    known = Tools([search])
     assert known.are([search])
     assert not known.are([])
     assert not known.are([search, native])
-    assert not Tools.of([native]).are([native])
+    assert not Tools([native]).are([native])
     assert known.names.json == b'["search"]'
     assert known.tokens == count_tokens_approximately([], tools=[search])
