@@ -35,6 +35,7 @@ from agentguard.replay.resolving import pause_for, settle_unknown
 from agentguard.replay.session import Replaying
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
+from agentguard.steps.generators import leave_served
 from agentguard.steps.journal import Journal
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class CarryingOn(Opening):
         player = journal.player
         live = journal.owner and journal.stop is None and journal.draining is None
         if isinstance(player, Player) and live:
-            reason = _in_the_way(player, error)
+            reason = _in_the_way(journal, player, error)
             if reason is not None:
                 if isinstance(reason, ReplayDivergenceError) and reason.kind == NOT_REPLAYABLE and reason.key:
                     pause_for(journal, reason.key, f"the result of {reason.key} cannot be handed out")
@@ -68,7 +69,7 @@ class CarryingOn(Opening):
         self._end_span(journal, None)
 
 
-def _in_the_way(player: Player, error: BaseException | None) -> AgentGuardError | None:
+def _in_the_way(journal: Journal, player: Player, error: BaseException | None) -> AgentGuardError | None:
     """Why this program cannot carry its run on, whatever it made of being told so; None if it can."""
     if player.divergence is not None:
         return player.divergence
@@ -77,6 +78,7 @@ def _in_the_way(player: Player, error: BaseException | None) -> AgentGuardError 
     try:
         player.check_doubt()
         if error is None:
+            leave_served(journal)
             player.finish()
     except (ReplayDivergenceError, StepOutcomeUnknownError) as reason:
         return reason

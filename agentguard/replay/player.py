@@ -138,18 +138,25 @@ class Player:
                 return ServedItems([], self.outcome(step.spec, call))
             self._replayable(call)
             made = self._restored(call, step.spec, _items)
-            end = Served(made.returned)
-            if call.end is not None and call.end.type == ev.STEP_FAILED:
-                end = Served(error=self._error(call))
-            elif call.end_data.get("closed_early"):
-                found = "another item was asked for"
-                end = Served(error=ReplayDivergenceError(d.MISSING, step.key, "closed early", found))
-            return ServedItems(made.items, end, made.sent)
+            failed = call.end is not None and call.end.type == ev.STEP_FAILED
+            end = Served(error=self._error(call)) if failed else Served(made.returned)
+            left = "closed_early" in call.end_data or call.end_data.get("outcome") == "abandoned"
+            return ServedItems(made.items, end, made.sent, left)
 
     def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
         """See `agentguard.steps.served.Player`."""
         with self._lock:
             self.diverge(d.ARGUMENTS, step.key, recorded, found)
+
+    def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
+        """See `agentguard.steps.served.Player`."""
+        total = len(served.items)
+        with self._lock:
+            if count > total:
+                self.diverge(d.MISSING, step.key, f"left after {total} items", "another item was asked for")
+            if count < total:
+                self.diverge(d.LEFT_OVER, step.key, f"{total} items", f"left after {count}")
+            self.diverge(d.OUTCOME, step.key, f"its end, after {total} items", "it was left before that")
 
     def block(self, step: Step) -> None:
         """See `agentguard.steps.served.Player`."""

@@ -21,6 +21,7 @@ from agentguard.replay.player import Player
 from agentguard.replay.sealed import SealedStore, StillSwitch
 from agentguard.runs.branch import MAIN, Branch
 from agentguard.runs.fold import RunFold
+from agentguard.steps.generators import leave_served
 from agentguard.steps.journal import Journal
 from agentguard.steps.parts import Parts
 
@@ -106,6 +107,7 @@ class Replaying:
             return None  # of a run inside or around, or of its log; or the process wants out
         try:
             player.check_doubt()
+            leave_served(journal)
             player.finish()
             return player.end(error)
         except ReplayDivergenceError as difference:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from msgspec import structs
 
-from agentguard.errors import AgentGuardError, ReplayDivergenceError, RunStopped
+from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import aio, outcome, sync
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
+from agentguard.steps.journal import Journal
 from agentguard.steps.model import Step, StepSpec
 from agentguard.steps.served import Served, ServedItems
+
+#: On the way out with one of these, a program is not held against its log.
+_ENDS_PROGRAMS = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
 
 
 class GeneratorAbandonedError(AgentGuardError):
@@ -86,26 +91,37 @@ class _Guarded:
         if served is None:
             return False
         self.state = "served"
+        self._step.journal.generators.add(self)
         self._served = served
         self._recorded = _recorded(served)
         return True
 
     def _next_recorded(self, how: str, value: Any) -> Any:
         """The next item of the log, if what is sent in for it is what was."""
-        sent, number = self._served.sent, self._items.count + 1
+        player: Any = self._step.journal.player
+        served = self._served
+        sent, number = served.sent, self._items.count + 1
         self._items.count = number
-        # Where it was closed early, and is asked for another item, that is the difference.
-        over = number > len(self._served.items) and isinstance(self._served.end.error, ReplayDivergenceError)
         try:
-            if sent is not None and not over:
+            if served.left and number > len(served.items):
+                player.left_items(self._step, number, served)
+            if sent is not None:
                 then, now = sent.get(number, NOTHING), self._sent(how, value)
                 if then != now:
-                    player: Any = self._step.journal.player
                     player.sent_otherwise(self._step, f"{then} for item {number}", str(now))
             return next(self._recorded)
         except BaseException:
-            self.state = "closed"
+            self._ended()
             raise
+
+    def leave_served(self) -> None:
+        """Hold where the items of the log are left against what was done live."""
+        if self.state != "served":
+            return
+        self._ended()
+        player, served = self._step.journal.player, self._served
+        if player is not None and served.differs(self._items.count):
+            player.left_items(self._step, self._items.count, served)
 
     def _sent(self, how: str, value: Any) -> Sent:
         """What is sent in, as it is put on record."""
@@ -176,11 +192,13 @@ class _Guarded:
 
     def __del__(self) -> None:
         # A finaliser may run anywhere, also inside our own locks: it only enqueues.
-        if getattr(self, "state", "new") == "open":
+        state = getattr(self, "state", "new")
+        if state == "open" or (state == "served" and self._served.differs(self._items.count)):
             self._step.journal.orphans.append(self)
 
     def forgotten(self) -> None:
         """Settle the step of a generator that its consumer dropped; the inner one closes itself."""
+        self.leave_served()
         if self._ended():
             sync.close(self._step, self._completed(early=True))
 
@@ -212,6 +230,8 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
 
     def close(self) -> None:
         """Close early: the step completes with the items so far."""
+        if not isinstance(sys.exception(), _ENDS_PROGRAMS):
+            self.leave_served()
         abandoned = self.state == "abandoned"
         if not self._ended():
             if abandoned:
@@ -306,6 +326,8 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
 
     async def aclose(self) -> None:
         """Close early: the step completes with the items so far."""
+        if not isinstance(sys.exception(), _ENDS_PROGRAMS):
+            self.leave_served()
         abandoned = self.state == "abandoned"
         if not self._ended():
             if abandoned:
@@ -389,6 +411,18 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
                 await self._inner.aclose()
         finally:
             self._exit(token)
+
+
+def leave_served(journal: Journal) -> None:
+    """The program is done: generators that are served from the log are left where they are.
+
+    Raises:
+        ReplayDivergenceError: that is not where they were left live.
+    """
+    journal.drain()
+    for generator in list(journal.generators):
+        if isinstance(generator, _Guarded):
+            generator.leave_served()
 
 
 def driver_of(fn: Callable[..., Any]) -> Any:

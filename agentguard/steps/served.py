@@ -10,6 +10,7 @@ import asyncio
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentguard.budget.account import Amounts
+from agentguard.errors import RunStopped
 from agentguard.steps.items import Sent
 from agentguard.steps.model import Step
 
@@ -33,12 +34,21 @@ class Served:
 class ServedItems(NamedTuple):
     """What a log has of a generator: its items, how it ended, and what was sent in for which item.
 
-    `sent` is None where the log does not say.
+    `sent` is None where the log does not say.  `left`: whether the program left it before its end.
     """
 
     items: list[Any]
     end: Served
     sent: dict[int, Sent] | None = None
+    left: bool = False
+
+    def differs(self, count: int) -> bool:
+        """Whether to leave it after so many items is something else than was done live.
+
+        Which of the tasks around it a stop meets first is timing.
+        """
+        stopped = isinstance(self.end.error, RunStopped | asyncio.CancelledError)
+        return count < len(self.items) or not (self.left or stopped)
 
 
 class Player(Protocol):
@@ -62,6 +72,10 @@ class Player(Protocol):
 
     def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
         """Raise that something else was sent into a generator than is on record."""
+        ...
+
+    def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
+        """Raise that a generator was left, or went on, after so many items, other than on record."""
         ...
 
     def block(self, step: Step) -> None:

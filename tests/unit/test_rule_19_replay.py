@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -1037,3 +1038,102 @@ def test_rule_19_a_run_inside_that_was_pruned_is_missed_where_it_was_opened() ->
             with guard.replay(run.id) as replay:
                 program(replay)
     assert (caught.value.kind, caught.value.key, RAN) == ("not_replayable", "main/inside#1", [])
+
+
+# --- where a generator is left -------------------------------------------------------------------
+
+
+@guarded_step(effect="read")
+def numbers(upto: int) -> Iterator[int]:
+    RAN.append(upto)
+    yield from range(upto)
+
+
+@guarded_step(effect="read")
+async def async_numbers(upto: int) -> AsyncIterator[int]:
+    RAN.append(upto)
+    for n in range(upto):
+        yield n
+
+
+def takes(count: int, how: str) -> Program:
+    """Takes so many of three items, and leaves the generator in one of the ways there are."""
+
+    async def take_async() -> list[int]:
+        items = async_numbers(3)
+        taken = [await anext(items) for _ in range(min(count, 3))]
+        if count > 3:
+            taken += [n async for n in items]
+        await items.aclose()
+        return taken
+
+    def program(run: Run) -> list[int]:
+        if how == "aclose":
+            return [*asyncio.run(take_async()), inner(1)]
+        items = numbers(3)
+        taken = [next(items) for _ in range(min(count, 3))]
+        if count > 3:
+            taken += list(items)
+        if how == "close":
+            items.close()
+        if how == "kept":
+            KEPT.append(items)
+        del items
+        gc.collect()
+        return [*taken, inner(1)]
+
+    return program
+
+
+KEPT: list[Any] = []
+HOW = ["close", "dropped", "kept", "aclose"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_rule_19_a_generator_left_where_it_was_is_the_same(guard: Guard, count: int, how: str) -> None:
+    same_again(guard, takes(count, how))
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    ("then", "now", "kind"),
+    [(3, 1, "left_over"), (4, 2, "left_over"), (4, 3, "outcome"), (1, 2, "missing"), (3, 4, "missing")],
+)
+def test_rule_19_a_generator_left_elsewhere_is_a_difference(
+    guard: Guard, then: int, now: int, kind: str, how: str
+) -> None:
+    error = differs(guard, takes(then, how), takes(now, how))
+    name = "async_numbers" if how == "aclose" else "numbers"
+    assert (error.kind, error.key) == (kind, f"main/{name}#1")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_rule_19_a_replay_that_is_interrupted_says_so(guard: Guard, error: type[BaseException]) -> None:
+    def program(*, interrupted: bool) -> None:
+        with contextlib.closing(numbers(3)) as items:
+            next(items)
+            if interrupted:
+                raise error
+            list(items)
+
+    with guard.run("r", run_id="r"):
+        program(interrupted=False)
+    with pytest.raises(error), guard.replay("r"):
+        program(interrupted=True)
+
+
+def test_rule_19_a_recovery_that_leaves_a_generator_elsewhere_does_not_go_on(sqlite_guard: Guard) -> None:
+    with suppress(RunStopped), sqlite_guard.run("r", run_id="r") as run:
+        takes(3, "close")(run)
+        run.drain()
+    RAN.clear()
+    for how in ("close", "dropped", "kept"):
+        with pytest.raises(ReplayDivergenceError) as caught, sqlite_guard.recover("r") as run:
+            takes(1, how)(run)
+            inner(2)
+        assert (caught.value.kind, caught.value.key) == ("left_over", "main/numbers#1")
+    with sqlite_guard.recover("r") as run:
+        takes(3, "close")(run)
+        inner(2)
+    assert sqlite_guard.verify()
