@@ -191,7 +191,8 @@ def _send(process: Process, number: signal.Signals) -> bool:
         if not hasattr(os, "pidfd_open"):
             if process.alive:
                 os.kill(process.pid, number)
-            return process.alive
+                return True
+            return False
         descriptor = os.pidfd_open(process.pid)
         try:
             if not process.alive:  # asked while the descriptor holds whoever has the pid

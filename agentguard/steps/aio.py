@@ -107,9 +107,8 @@ async def _admit(step: Step) -> None:
         else:
             if step.journal.shares_disk(step.spec.durability):
                 await on_disk(step.journal.store)
-    except asyncio.CancelledError as error:
-        if step.started_ns:  # admitted all the same: its body will not run
-            await close(step, outcome.unentered(error))
+    except asyncio.CancelledError as error:  # admitted all the same: its body will not run
+        await close(step, outcome.unentered(error))
         raise
 
 

@@ -207,6 +207,7 @@ def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) 
     if not journal.levels.solo:
         movements, windows = journal.levels.reserving(step.scope_key, request, now, apart)
     span = step.span
+    data = _started_data(step, request, windows, shadow)
     record = Record(
         fold.seq + 1,
         ev.STEP_STARTED,
@@ -219,7 +220,7 @@ def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) 
         None,
         None,
         None,
-        _started_data(step, request, windows, shadow),
+        data,
         None if span is None else span.trace_id,
         None if span is None else span.span_id,
     )
@@ -228,7 +229,7 @@ def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) 
     except LedgerRefusedError as error:
         raise _refused_by_ledger(step, error) from None
     near = fold.started(step.key, step.attempt, request, step.scope_key, windows)
-    if spec.unbounded:
+    if data is not None and "unbounded" in data:
         fold.bounded = False
     step.at_ns = now
     step.started_ns = monotonic()
@@ -293,6 +294,8 @@ def _started_data(
 def _put_request(data: dict[str, Any], request: Request, digest: str | None) -> None:
     if request.reserve is not ONE_STEP:
         data["reserve"] = request.reserve
+    elif request.postpaid:  # `reserve=` may say so for one call alone
+        data["unbounded"] = True
     if request.repeat is not None and request.repeat != repeat_id(request.name, digest):
         data["repeat"] = request.repeat.removeprefix(f"{request.name}:")
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -659,6 +660,43 @@ def test_doctor_finds_nothing_wrong(cli: Cli, data: Callable[..., Any], spoilt: 
     assert checked["kill"] == ("note", "run victim is killed by ann: enough \\x1b[31m")
     assert checked["telemetry"][1].startswith("OpenTelemetry SDK ")
     assert "cli" in checked["extras"][1]
+
+
+def test_doctor_looks_at_an_export_too(cli: Cli, spoilt: Path, tmp_path: Path) -> None:
+    """It has no schema, and nobody writes to it; where no page is, there is none to rebuild."""
+    path, empty = tmp_path / "all.jsonl", tmp_path / "empty"
+    assert cli("export", "--all", "-o", path, "--home", spoilt)[0] == 0
+    empty.mkdir(mode=0o700)
+    code, out, _ = cli("doctor", "--repair", "--json", "--home", empty, "--store", f"file://{path}")
+    checked = findings(out)
+    assert (code, checked["store"][0]) == (0, "ok")
+    assert "schema" not in checked["store"][1]
+    assert not {"store file", "repair"} & checked.keys()
+    assert list(empty.iterdir()) == []
+
+
+def test_doctor_complains_of_what_only_the_system_can_say(
+    cli: Cli, spoilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, another owner, and files that cannot be written: for root, who may, they are made up."""
+    with monkeypatch.context() as system:
+        system.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, 7 * 2**20))  # type: ignore[attr-defined]
+        code, out, _ = cli("doctor", "--json", "--home", spoilt)
+    assert (code, findings(out)["disk"]) == (
+        0,
+        ("note", f"7 MB free under {spoilt}; without room, steps are refused"),
+    )
+    with monkeypatch.context() as system:
+        system.setattr(os, "getuid", lambda: spoilt.stat().st_uid + 1)
+        code, out, _ = cli("doctor", "--json", "--home", spoilt)
+    assert (code, findings(out)["home"][0]) == (1, "FAULT")
+    assert "belongs to uid" in findings(out)["home"][1]
+    with monkeypatch.context() as system:
+        system.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+        code, out, _ = cli("doctor", "--json", "--home", spoilt)
+    assert code == 1
+    assert "cannot be written" in findings(out)["home"][1]
+    assert "steps are refused" in findings(out)["store file"][1]
 
 
 def test_doctor_makes_nothing(cli: Cli, tmp_path: Path) -> None:

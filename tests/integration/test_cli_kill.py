@@ -430,6 +430,19 @@ def test_rule_11_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
         assert row.state == "KILLED"
 
 
+def test_rule_11_the_end_of_a_dead_run_is_written_in_the_store_that_the_environment_names(
+    home: Path, run: Callable[..., Result], dead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in home.glob("agentguard.db*"):  # with what its process had not moved into it yet
+        file.rename(tmp_path / file.name)
+    store = tmp_path / "agentguard.db"
+    monkeypatch.setenv("AGENTGUARD_STORE", f"sqlite:///{store}")
+    facts = json.loads(run("kill", "--run", "dead", "--reason", "why", "--json").out)
+    assert facts["buried"] == 1
+    with Guard.open(f"sqlite:///{store}", kill_switch="memory", telemetry=False) as guard:
+        assert guard.history(dead)[-1].type == "run_killed"
+
+
 @pytest.mark.parametrize(
     "command",
     [("runs",), ("summary", "dead-run"), ("show", "dead-run"), ("top", "--once")],

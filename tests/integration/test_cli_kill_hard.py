@@ -38,6 +38,9 @@ def body(run):
         time.sleep(0.01)
 
 with Guard.open(telemetry=False) as guard, guard.run(name, run_id=name, tenant=name[:1] * 2) as run:
+    if manner == "nested":
+        with guard.run("inside", run_id="inside") as run:
+            run.call("body", body, run)
     run.call("body", body, run)
 """
 
@@ -127,6 +130,42 @@ def test_a_process_that_stands_still_is_killed_though_it_owns_no_run(start, sqli
     assert (code, facts["signalled"]) == (0, {"SIGTERM": [child.pid], "SIGKILL": [child.pid]})
     assert child.wait(30) == -signal.SIGKILL
     assert sqlite_guard.summary("a1").state is RunState.KILLED
+
+
+def test_what_became_of_it_in_words(start, sqlite_guard, capsys):
+    argv = ["kill", "--hard", "--yes", "--reason", "why"]
+    start("polite", "a1")
+    assert main([*argv, "--run", "a1", "--grace", "30"]) == 0
+    assert capsys.readouterr().out == "killed run a1 (generation 1): all stopped by themselves\n"
+    child = start("deaf", "a2")
+    assert main([*argv, "--run", "a2", "--grace", "0.1"]) == 0
+    assert capsys.readouterr().out == f"killed run a2 (generation 2): SIGTERM to pid {child.pid}\n"
+
+
+def test_where_processes_have_no_descriptors_they_are_known_by_their_start(
+    start, sqlite_guard, capsys, monkeypatch
+):
+    child = start("deaf", "a1")
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    code, facts = hard(capsys, "--run", "a1")
+    assert (code, facts["signalled"]) == (0, {"SIGTERM": [child.pid]})
+    assert child.wait(30) == -signal.SIGTERM
+
+
+def test_the_process_of_a_run_inside_the_one_that_is_meant_is_ended(start, sqlite_guard, capsys):
+    child = start("nested", "a1")
+    code, facts = hard(capsys, "--run", "a1")
+    assert (code, facts["signalled"]) == (0, {"SIGTERM": [child.pid]})
+    (event,) = [event for event in sqlite_guard.history("control") if event.type == "processes_signalled"]
+    (process,) = event.data["processes"]
+    assert process["runs"] == ["inside"], "the one around it has stopped"
+
+
+def test_a_global_kill_passes_over_the_process_that_takes_part_and_says_it(start, sqlite_guard, capsys):
+    sqlite_guard.take_part()
+    code, facts = hard(capsys)
+    assert (code, facts["signalled"]) == (3, {})
+    assert on_record(sqlite_guard) == []
 
 
 def test_it_never_ends_itself(sqlite_guard, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -447,3 +449,43 @@ def test_an_error_of_a_cassette_carries_its_facts() -> None:
     assert error.facts() == {"path": "cassettes/x.jsonl", "line": 3, "problem": "it is no JSON"}
     assert str(error) == "cassettes/x.jsonl, line 3: it is no JSON"
     assert str(CassetteError("x", None, "gone")) == "x: gone"
+
+
+@pytest.mark.parametrize("payload", ['[1,  2, "spaced"]', "no JSON at all"])
+def test_a_codecs_text_is_kept_as_it_was(tmp_path: Path, payload: str) -> None:
+    class Codec:
+        def encode(self, value: str) -> bytes:
+            return value.encode()
+
+        def decode(self, data: bytes) -> str:
+            return data.decode()
+
+    step = guarded_step(codec=Codec(), name="step")(lambda: payload)
+    with Guard.in_memory(telemetry=False) as guard:
+        with guard.run("codec") as run:
+            step()
+        cassettes.write(guard.parts.store, run.id, tmp_path / "run.jsonl")
+    with Guard.in_memory(telemetry=False) as guard:
+        run_id = cassettes.read(tmp_path / "run.jsonl", guard.parts.store)
+        with guard.replay(run_id):
+            assert step() == payload
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [([], "it holds no run"), ([{"run": "r", "name": "r", "tenant": "t"}], "run r has no events")],
+    ids=["no run", "no events"],
+)
+def test_a_whole_cassette_of_nothing_is_refused(tmp_path: Path, lines: list[Any], said: str) -> None:
+    """As somebody may make one by a script: its last line says that all is there."""
+    path = tmp_path / "run.jsonl"
+    with Guard.in_memory(telemetry=False) as guard:
+        with guard.run("r") as run:
+            echo(1)
+        cassettes.write(guard.parts.store, run.id, path)
+        first = path.read_text().splitlines()[0]
+        text = "".join(f"{line}\n" for line in (first, *map(json.dumps, lines)))
+        end = {"end": {"events": 0, "sha256": sha256(text.encode()).hexdigest()}}
+        path.write_text(f"{text}{json.dumps(end)}\n")
+        with pytest.raises(CassetteError, match=said):
+            cassettes.read(path, guard.parts.store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import suppress
 from decimal import Decimal
@@ -600,3 +601,43 @@ def test_rule_01_overshoot_accepted_is_said_in_the_summary(guard):
     with guard.run("r", budget=Budget(usd=1)) as bounded:
         bounded.call("f", int)
     assert bounded.summary().bounded is True
+
+
+def test_rule_01_a_reserve_may_give_nothing_for_one_call_which_is_then_not_bounded(guard):
+    """The summary says so, live and from the log; further calls are refused at the limit."""
+    ask = guarded_step(
+        reserve=lambda usd, known: Usage(usd=usd) if known else None, usage=lambda usd, *_: Usage(usd=usd)
+    )(lambda usd, known: usd)
+    with guard.run("r", budget=Budget(usd=1)) as bounded:
+        ask("0.5", True)
+    assert bounded.summary().bounded is True
+    with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(usd=1)) as run:
+        ask("0.9", False)
+        assert run.summary().bounded is False
+        ask("0.2", False)
+    assert guard.reconstruct(run.id) == guard.summary(run.id)
+    assert guard.summary(run.id).bounded is False
+    assert "not bounded" in str(guard.summary(run.id))
+
+
+def test_rule_01_async_steps_tell_of_warnings_that_came_with_their_usage(guard):
+    told = []
+
+    @guarded_step(reserve=None, usage=lambda usd: Usage(usd=usd))
+    async def ask(usd):
+        return usd
+
+    async def main():
+        async with guard.run("r", budget=Budget(usd=1), on_warning=told.append):
+            await ask("0.9")
+            assert [warning["resource"] for warning in told] == ["usd"]
+
+    asyncio.run(main())
+
+
+def test_rule_01_options_that_are_made_anew_for_each_call_do_not_pile_up(guard):
+    with guard.run("r") as run:
+        for n in range(1100):
+            run.call(f"step {n}", int)
+        assert len(run.journal.keepers) <= 1000
+    assert run.spent.steps == 1100

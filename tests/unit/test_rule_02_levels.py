@@ -571,3 +571,22 @@ def test_rule_02_a_scopes_path_is_no_other_levels(guard, name, path):
         run.call("step", lambda: None)
     assert raised.value.scope == path
     assert guard.reconstruct(run.id) == guard.summary(run.id)
+
+
+def test_rule_02_two_steps_that_both_pass_a_scope_s_limit_stop_it_once(guard):
+    @guarded_step(reserve=None, usage=lambda tokens: Usage(tokens=tokens))
+    async def ask(tokens):
+        await asyncio.sleep(0)
+        return tokens
+
+    async def main():
+        return await asyncio.gather(ask(20), ask(30))
+
+    with guard.run("r") as run:
+        with pytest.raises(BudgetExceededError), run.scope("part", Budget(tokens=10)) as scope:
+            assert asyncio.run(main()) == [20, 30]
+            assert scope.spent.tokens == 50
+        run.call("after", int)
+    stops = [event.data["stops"] for event in guard.history(run.id) if "stops" in event.data]
+    assert stops == [scope.key]
+    assert guard.verify(run.id)

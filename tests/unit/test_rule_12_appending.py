@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
@@ -19,6 +20,7 @@ from agentguard import (
     Usage,
     guarded_step,
 )
+from agentguard.errors import DuplicateKeyError
 from agentguard.stores.memory import MemoryEventStore
 
 
@@ -342,3 +344,86 @@ def test_rule_16_a_guard_is_opened_once(home, url):
                 assert guard.parts is found[0]
     finally:
         sys.setswitchinterval(interval)
+
+
+# --- async steps among other writers ---------------------------------------------------------------
+
+
+def test_rule_12_async_steps_race_with_other_writers_too(twins):
+    """At the start, and while the body runs: the head has moved, and is met in a thread."""
+    first, second = twins
+
+    async def main():
+        async with first.run("r", budget=Budget(usd=9)) as run, second.attach(run.id, branch="b") as other:
+
+            async def meanwhile():
+                return other.call("inside", lambda: "b")
+
+            out = []
+            for _ in range(3):
+                out.append(other.call("before", lambda: "a"))
+                out.append(await run.call("meanwhile", meanwhile))
+        return run, out
+
+    run, out = asyncio.run(main())
+    assert out == ["a", "b"] * 3
+    events = first.history(run.id)
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+    assert first.verify(run.id)
+    assert first.summary(run.id).usage.steps == 9
+
+
+def test_rule_12_a_step_cancelled_while_the_store_is_busy_runs_no_body(sqlite_guard, eventually):
+    """What was begun in a thread is written; the cancelled caller gives it back before it goes on."""
+    ran = []
+
+    @guarded_step(usage=Usage(usd="0.1"))
+    async def work():
+        ran.append(1)
+
+    async def main():
+        async with sqlite_guard.run("r", budget=Budget(usd=1)) as run:
+            with closing(sqlite3.connect(sqlite_guard.parts.store.path)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                task = asyncio.ensure_future(work())
+                for _ in range(10):
+                    await asyncio.sleep(0.002)
+                task.cancel()
+                await asyncio.sleep(0)
+                assert not task.done()
+                other.rollback()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return run
+
+    run = asyncio.run(main())
+    assert ran == []
+    assert run.spent.usd == 0
+    outcomes = [e.data["body_ran"] for e in sqlite_guard.history(run.id) if e.type == "step_failed"]
+    assert outcomes == [False]
+    assert sqlite_guard.verify(run.id)
+
+
+def test_rule_12_one_name_attached_twice_makes_no_second_step_of_a_key(twins):
+    first, second = twins
+    going_on, hangs = threading.Event(), threading.Event()
+
+    def body():
+        going_on.set()
+        assert hangs.wait(10)
+
+    with first.run("r") as run, second.attach(run.id, branch="w") as other:
+        attached = first.attach(run.id, branch="w")
+
+        def work():
+            with attached:
+                attached.call("f", body)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert going_on.wait(10)
+        with pytest.raises(DuplicateKeyError):
+            other.call("f", int)
+        hangs.set()
+        thread.join(10)
+    assert first.verify(run.id)

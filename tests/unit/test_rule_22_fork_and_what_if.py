@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -389,3 +390,63 @@ def test_rule_22_what_if_folds_reservations_of_steps_in_flight(guard: Guard) -> 
         Decimal("0.05"),
     )
     assert not guard.what_if(run.id, Budget(usd="0.10"))
+
+
+def test_rule_22_what_if_counts_no_body_that_did_not_run_and_all_of_a_run_inside(guard: Guard) -> None:
+    with suppress(RunStopped), guard.run("program") as run:
+        with guard.run("inside"):
+            work(1)
+            work(2)
+        work(3)
+
+        def kills(n: int) -> Any:
+            run.kill("enough")
+            return Usage(usd="0.01")
+
+        guarded_step(reserve=kills)(work.__wrapped__)(4)  # killed between its start and its body
+    failed = [e for e in guard.history(run.id) if e.type == "step_failed"]
+    assert [e.data["body_ran"] for e in failed] == [False] * len(failed)
+    assert not guard.what_if(run.id, Budget(usd="0.03", tokens=300)).would_stop
+    answer = guard.what_if(run.id, Budget(usd="0.02"))
+    assert (answer.key, answer.resource, answer.spent) == ("main/work#1", "usd", Decimal("0.02"))
+    answer = guard.what_if(run.id, Budget(usd="0.01"))
+    assert (answer.key, answer.spent) == ("main/inside#1", Decimal("0.02"))
+
+
+def test_rule_22_what_if_of_a_deadline() -> None:
+    clock = FakeClock()
+    with Guard.in_memory(telemetry=False, clock=clock) as guard:
+        with guard.run("program") as run:
+            work(1)
+            clock.advance(10)
+            work(2)
+        assert not guard.what_if(run.id, Budget(seconds=11))
+        answer = guard.what_if(run.id, Budget(seconds=5))
+    assert (answer.key, answer.resource, answer.limit) == ("main/work#2", "seconds", 5)
+
+
+@pytest.mark.parametrize("result", [object(), (1, 2)], ids=["no data", "a tuple"])
+def test_rule_21_what_an_operator_says_must_come_back(
+    guard: Guard, result: Any, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    """What cannot be kept is refused; what would come back as something else is marked."""
+
+    @guarded_step(capture="none", approval=True)
+    def secret() -> Any:
+        return 7
+
+    with guard.run("program", run_id="r") as run:
+        worker = threading.Thread(target=run.bind(secret))
+        worker.start()
+        eventually(guard.approvals)
+        (asked,) = guard.approvals()
+        guard.approve("r", asked.key)
+        worker.join(10)
+    (key,) = {event.key for event in guard.history("r") if event.type == "step_completed"}
+    if isinstance(result, tuple):
+        guard.resolve("r", key, "completed", result=result)
+        assert "unreplayable" in guard.history("r")[-1].data
+    else:
+        with pytest.raises(ValueError, match="cannot be encoded"):
+            guard.resolve("r", key, "completed", result=result)
+        assert guard.history("r")[-1].type == "run_completed"
