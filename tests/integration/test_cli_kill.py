@@ -437,7 +437,7 @@ def test_rule_11_the_end_of_a_dead_run_is_written_in_the_store_that_the_environm
         file.rename(tmp_path / file.name)
     store = tmp_path / "agentguard.db"
     monkeypatch.setenv("AGENTGUARD_STORE", f"sqlite:///{store}")
-    facts = json.loads(run("kill", "--run", "dead", "--reason", "why", "--json").out)
+    facts = json.loads(run("kill", "--run", dead, "--reason", "why", "--json").out)
     assert facts["buried"] == 1
     with Guard.open(f"sqlite:///{store}", kill_switch="memory", telemetry=False) as guard:
         assert guard.history(dead)[-1].type == "run_killed"
