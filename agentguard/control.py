@@ -66,7 +66,7 @@ class Control(Held):
             if target is RunState.RUNNING and journal.fold.state is not RunState.PAUSED:
                 raise InvalidStateTransitionError(run_id, journal.fold.state, target)
             check_move(run_id, journal.fold.state, target)
-            data = dict(record.data or {}) | {"running_ns": journal.running_ns()}
+            data = dict(record.data or {}) | {"running_ns": journal.time.elapsed()}
             journal.act([structs.replace(record, at_ns=journal.clock.wall(), data=data)])
 
     def kill(

@@ -36,7 +36,7 @@ def load_journal(parts: Parts, row: RunRow, branch: Branch | None = None) -> Jou
             branch.passed(record.key)
     journal = Journal(parts, row, fold, _outer_of(parts, row))
     journal.owner = False
-    journal.keep_time(_started_monotonic(parts, row, fold))
+    journal.time.count(_started_monotonic(parts, row, fold))
     if fold.termination is not None:
         journal.stop = stop_from(fold.termination)
     for key, scope in fold.scopes.items():

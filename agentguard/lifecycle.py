@@ -264,7 +264,7 @@ class Opening:
         row.number = parts.store.create(row, stored)
         journal = Journal(parts, row, fold, outer)
         journal.span = span
-        journal.keep_time()
+        journal.time.count()
         return journal
 
     def _seed(self) -> str:

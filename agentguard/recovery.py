@@ -140,7 +140,7 @@ class Recovering(CarryingOn):
                 records.append(Record(0, ev.RUN_STARTED, parts.clock.wall(), name=self.name))
             journal.act(records)
         journal.owner = True
-        journal.restart_clock()
+        journal.time.restart()
         self.guard.live[self.run_id] = journal
         self.guard.take_part()
         log = origin_log(parts.store, self.run_id, head)

@@ -84,7 +84,7 @@ def pause_for(journal: Journal, key: str, reason: str) -> None:
     """Pause a run until an operator has said what became of a step."""
     with journal.deciding():
         if journal.fold.state is RunState.RUNNING:
-            data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": journal.running_ns()}
+            data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": journal.time.elapsed()}
             journal.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
 
 

@@ -80,7 +80,7 @@ class Replaying:
         journal = Journal(parts, self._row, fold)
         journal.owner = False
         journal.seen = 0
-        journal.keep_time()
+        journal.time.count()
         log = origin_log(store, self.run_id)
         self._player = Player(journal, log, stall_timeout=self._stall_timeout, around=self._around)
         journal.player = self._player

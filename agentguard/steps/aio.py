@@ -91,7 +91,7 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 async def _admit_in_time(step: Step) -> None:
-    with step.journal.waiting(step):
+    with step.journal.time.waiting(step):
         while True:
             await step.journal.changed()
             with contextlib.suppress(WaitingError):

@@ -136,7 +136,7 @@ def admit(step: Step, *, wait: bool = True, apart: Reservation | None = None) ->
     release = journal.release
     try:
         if journal.waiters:
-            journal.count_idle()
+            journal.time.count_idle()
         _admit(step, journal, wait, apart)
     except HeadMovedError:
         if not wait:

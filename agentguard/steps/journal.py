@@ -36,7 +36,6 @@ from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import Durability, HeadMovedError, RunRow
 from agentguard.runs.branch import UNNAMED, Branch
 from agentguard.runs.fold import RunFold
-from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
@@ -49,6 +48,7 @@ from agentguard.steps.levels import Levels, Outer
 from agentguard.steps.model import StepSpec
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import Redactor
+from agentguard.steps.running import RunningTime
 from agentguard.steps.served import Player
 
 _log = logging.getLogger("agentguard")
@@ -127,13 +127,9 @@ class Journal:
         self.moved: dict[str, Account] = {}
         #: The fold took in something that was not appended, and must be read again.
         self.stale = False
-        #: Steps that wait for an approval, and since when that time is still to be looked at.
-        self.waiters: list[Any] = []
-        self._waiting_since = 0
-        #: How long, since `_running_since`, nothing was done but wait for approvals.
-        self._idle_ns = 0
-        self._running_base = fold.running_ns
-        self._running_since: int | None = None
+        self.time = RunningTime(self)
+        #: Steps that wait for an approval, by a name of their own as every step looks.
+        self.waiters = self.time.waiters
         #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
         self.concurrent = False
         self._gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
@@ -190,61 +186,7 @@ class Journal:
             self.player.check_doubt()
         with self.lock:
             self.catch_up()
-            self.count_idle()
-
-    # --- time ----------------------------------------------------------------------------------
-
-    def keep_time(self, since: int | None = None) -> None:
-        """Count running time while the run is RUNNING, from `since` (monotonic) or now."""
-        now = self.clock.monotonic()
-        if self._running_since is not None:
-            self._running_base += now - self._running_since - self._idle_ns
-        self._idle_ns = 0
-        running = self.fold.state is RunState.RUNNING
-        self._running_since = (now if since is None else since) if running else None
-
-    def restart_clock(self) -> None:
-        """Count on from what the log says, after a claim."""
-        self._running_base, self._running_since = self.fold.running_ns, None
-        self.keep_time()
-
-    def running_ns(self) -> int:
-        """How long the run has been RUNNING, by this process's monotonic clock."""
-        if self._running_since is None:
-            return self._running_base
-        now = self.clock.monotonic()
-        return self._running_base + now - self._running_since - self._idle_ns - self._pending_idle(now)
-
-    @contextlib.contextmanager
-    def waiting(self, step: Any) -> Iterator[None]:
-        """A step waits for an operator: while nothing else goes on, that time does not count."""
-        with self.lock:
-            if not self.waiters:
-                self._waiting_since = self.clock.monotonic()
-            self.waiters.append(step)
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.count_idle()
-                self.waiters.remove(step)
-
-    def count_idle(self) -> None:
-        """Look at the time since the last look, before the steps in flight change."""
-        if self.waiters:
-            now = self.clock.monotonic()
-            self._idle_ns += self._pending_idle(now)
-            self._waiting_since = now
-
-    def _pending_idle(self, now: int) -> int:
-        """The time since the last look, if every open step waits, itself or for one inside it."""
-        waiters = tuple(self.waiters)
-        if not waiters or self._running_since is None:
-            return 0
-        waiting = {step.key for waiter in waiters for step in _and_around(waiter)}
-        if not self.fold.open.keys() <= waiting:
-            return 0
-        return now - max(self._waiting_since, self._running_since)
+            self.time.count_idle()
 
     # --- appending -----------------------------------------------------------------------------
 
@@ -347,7 +289,7 @@ class Journal:
         state = fold.state
         fold.apply(record, digest)
         if fold.state is not state:
-            self.keep_time()
+            self.time.count()
             with self._condition:
                 self._condition.notify_all()
         if record.type == ev.RUN_RECOVERED:
@@ -394,7 +336,7 @@ class Journal:
             self.fold.apply(record, stored.hash)
         self.stale = False
         self.levels.changed()
-        self.keep_time()
+        self.time.count()
 
     def warned(self, data: dict[str, Any]) -> None:
         """Tell the run's owner of a warning; what it raises must not harm the step."""
@@ -534,7 +476,7 @@ class Journal:
                 self.clock.wall(),
                 name=self.fold.name,
                 spent=dict(self.fold.account.spent),
-                data={"termination": ended, "running_ns": self.running_ns()},
+                data={"termination": ended, "running_ns": self.time.elapsed()},
             )
             self.act([*before, last], movements=self.levels.closing())
         return True
@@ -564,21 +506,14 @@ class Journal:
                         left[resource] -= amounts[resource]
             limit = self.fold.budget.limits.get(SECONDS)
             if limit is not None:
-                left[SECONDS] = limit - self.running_ns()
+                left[SECONDS] = limit - self.time.elapsed()
             return left
 
     def summary(self) -> RunSummary:
         """The summary as this process knows it; no I/O."""
         with self.lock:
-            running = None if self.fold.state.final else self.running_ns()
+            running = None if self.fold.state.final else self.time.elapsed()
             return summarize(self.fold, running)
-
-
-def _and_around(step: Any) -> Iterator[Any]:
-    """A step and those whose bodies it is called in."""
-    while step is not None:
-        yield step
-        step = step.parent
 
 
 def row_of(row: RunRow, fold: RunFold) -> RunRow:

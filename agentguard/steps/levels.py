@@ -190,7 +190,7 @@ class Levels:
             limit = budget.limits.get(r.SECONDS)
             if limit is None or not budget.enforce:
                 continue
-            used = journal.running_ns() - level.opened_ns
+            used = journal.time.elapsed() - level.opened_ns
             if nearest is None or limit - used < nearest[0]:
                 refusal = Refusal(r.SECONDS, used, 0, 0, limit)
                 nearest = limit - used, Refused(refusal, level.path, journal, level.key)

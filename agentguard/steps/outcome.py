@@ -176,7 +176,7 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
         return
     journal.write(record, outcome.payload, movements, spec.durability, wait)
     if journal.waiters:
-        journal.count_idle()
+        journal.time.count_idle()
     if usage is None:
         fold.released(step.key)
     else:

@@ -75,7 +75,7 @@ class Scope:
 
     def _open(self, journal: Journal, around: str) -> None:
         check(journal, around)
-        data: dict[str, Any] = {"running_ns": journal.running_ns()}
+        data: dict[str, Any] = {"running_ns": journal.time.elapsed()}
         if around:
             data["scope"] = around
         if self._place.step is not None:

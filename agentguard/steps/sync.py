@@ -80,7 +80,7 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _admit_in_time(step: Step) -> None:
     """Let the step start once the run is resumed, or the step approved."""
-    with step.journal.waiting(step):
+    with step.journal.time.waiting(step):
         while True:
             step.journal.wait_for_change()
             with contextlib.suppress(WaitingError):
