@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 #: What stands in the place of a secret.
 MASK: Final = "**********"
@@ -188,3 +189,13 @@ def _both(character: str) -> str:
 
 def _any_case(text: str) -> str:
     return "".join("." if c == "." else f"[{_both(c)}]" if c.isalpha() else re.escape(c) for c in text)
+
+
+def public_url(url: str) -> str:
+    """A URL without user, password and options, of which `prefix` alone is nobody's secret."""
+    parts = urlsplit(url)
+    if not parts.scheme:
+        return url
+    options = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] == "prefix"])
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"{shown}?{options}" if options else shown

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home
+from agentguard._secrets import public_url
 from agentguard.protocols import EventStore, KillSwitch, Ledger
 
 
@@ -27,7 +28,8 @@ _SWITCHES = {
     "memory": _Backend("agentguard.killswitch.memory", "MemoryKillSwitch"),
     "page": _Backend("agentguard.killswitch.page", "PageKillSwitch"),
 }
-_LEDGERS: dict[str, _Backend] = {}
+_REDIS = _Backend("agentguard.ledgers.redis", "RedisLedger")
+_LEDGERS = {"redis": _REDIS, "rediss": _REDIS, "unix": _REDIS}
 DURABILITIES = ("buffered", "process", "power")
 
 
@@ -161,8 +163,8 @@ def check_ledger(setting: str | Ledger | None) -> None:
         ValueError: it does not.
     """
     if isinstance(setting, str) and urlsplit(setting).scheme not in _LEDGERS:
-        known = _known(_LEDGERS) or "none yet: give an object of yours"
-        raise ValueError(f"no ledger for {setting!r}; known are {known}")
+        known = f"{_known(_LEDGERS)}, or give an object of yours"
+        raise ValueError(f"no ledger for {public_url(setting)!r}; known are {known}")
 
 
 def open_telemetry(setting: Any) -> Any:

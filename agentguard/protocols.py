@@ -209,7 +209,8 @@ class Ledger(Protocol):
         Raises:
             LedgerRefusedError: an account has no room; nothing was changed.
             LedgerBehindError: the ledger is of another generation.
-            ReservationTakenError: it is held by another process, and is told; or it was settled.
+            ReservationTakenError: it is held by another process, or under another nonce, and is told; or it
+                was settled, or given back before this arrived.
         """
         ...
 
@@ -218,10 +219,10 @@ class Ledger(Protocol):
     ) -> dict[str, Account]:
         """Charge what was used in place of a reservation; gives the accounts as they are now.
 
-        None gives it back, to the holder alone.  With `final=False` it is charged as long as nobody knows
-        better.  Of one that is not on the books, usage is charged if it was made in this generation (its
-        record was lost), and otherwise it was taken in when the books were made; what was settled
-        already changes nothing.
+        None gives it back, to the holder alone, and one of its `nonce` is not made any more.  With
+        `final=False` usage is what was reserved, charged as long as nobody knows better.  Of one that is not
+        on the books, usage is charged if it was made in this generation (its record was lost), and otherwise
+        it was taken in when the books were made; what was settled already changes nothing.
 
         Raises:
             LedgerBehindError: the ledger is of an older generation than the reservation, or of none.
@@ -249,7 +250,8 @@ class Ledger(Protocol):
     ) -> None:
         """Put these books in the place of what is there, in one act.
 
-        What `reservations` hold is in `accounts` already.
+        What `reservations` hold is in `accounts` already.  Where the books are of this generation already,
+        it was done, and nothing is changed.
 
         Raises:
             LedgerBehindError: the books are of a newer generation already.

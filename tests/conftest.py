@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentguard import Guard, RunStopped
 from agentguard.runs.current import CURRENT
 from agentguard.steps.verdict import raise_verdict
+from tests import servers
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +84,43 @@ def eventually() -> Callable[[Callable[[], object]], None]:
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Names that every worker gives alike: no addresses."""
     return f"{argname}-{type(val).__name__}" if " at 0x" in repr(val) else None
+
+
+# --- servers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The URL of a Redis or Valkey server that all tests share."""
+    if servers.REDIS_URL is not None:
+        yield servers.REDIS_URL
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="agentguard-") as folder,
+        servers.valkey(Path(folder), "--appendonly", "no") as server,
+    ):
+        yield server.url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of a ledger of the test's own on the shared server."""
+    return f"{redis_server}{'&' if '?' in redis_server else '?'}prefix=test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def own_redis() -> Iterator[servers.Valkey]:
+    """A server of the test's own, which it may stop; every act is on its disk."""
+    with (
+        tempfile.TemporaryDirectory(prefix="agentguard-") as folder,
+        servers.valkey(Path(folder), "--appendonly", "yes", "--appendfsync", "always") as server,
+    ):
+        yield server
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was left out for want of a server."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    wants = [text.partition(servers.MISSING)[2].rstrip("')") for text in skipped if servers.MISSING in text]
+    for want in sorted(set(wants)):
+        terminalreporter.write_line(f"{wants.count(want)} tests left out, no server: {want}", yellow=True)

@@ -34,11 +34,18 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     holder: dict[str, Any]
     charged: bool = False
+    #: Another one for each time that it is asked for, so that a request which was given up, and arrives
+    #: late, is known; "" where the log alone tells of it.
+    nonce: str = ""
 
     @property
     def id(self) -> str:
         """What names it: the run, the step's key, and the attempt."""
         return f"{self.run_id}\n{self.key}\n{self.attempt}"
+
+    def is_of(self, other: Reservation) -> bool:
+        """Whether `other` was made by who holds this one, and may give it back."""
+        return self.holder == other.holder and self.nonce in ("", other.nonce)
 
     @property
     def request(self) -> Request:

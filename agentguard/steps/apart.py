@@ -20,6 +20,7 @@ import contextlib
 import logging
 import os
 import threading
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from agentguard.budget.tenant import TenantBudgets
 from agentguard.errors import AgentGuardError, DuplicateKeyError, LogIntegrityError, StoreUnavailableError
 from agentguard.protocols import EventStore, Ledger, RunRow
 from agentguard.runs.fold import OpenStep
-from agentguard.steps.booked import books, came_to, carrying, reservation_of
+from agentguard.steps.booked import books, came_to, carrying, outcome_of, reservation_of
 
 if TYPE_CHECKING:
     from agentguard.steps.journal import Journal
@@ -109,8 +110,9 @@ class Apart:
             if self._rebuilt_since(reservation):
                 raise LedgerRebuiltError from None
             raise self._behind(error.found) from None
-        except BaseException:  # it may have been made all the same
-            self.give_back(reservation)
+        except BaseException:  # it may have been made all the same; who gave no answer is not told now
+            with self._lock:
+                self._due[reservation.id] = reservation, None
             raise
         finally:
             with self._lock:
@@ -132,6 +134,7 @@ class Apart:
             epoch=journal.epoch,
             generation=self.generation(),
             holder=self._holder,
+            nonce=uuid.uuid4().hex,
         )
         return reservation, openings
 
@@ -275,6 +278,7 @@ class Apart:
 
     def _begin(self) -> int:
         """The first books.  Whoever else is at the store waits, and finds them made."""
+        self.ledger.generation()  # nobody has to wait for a server that does not answer
         with self._store.lock, self._store.exclusive():
             if known := self._known():
                 return known
@@ -301,17 +305,25 @@ class Apart:
                 self._store.append(0, (), movements=moves)
         # From here on no start under the old generation can be committed.
         self._generation = None
-        return self._make_books(generation)
+        try:
+            reservations = self._make_books(generation)
+        except LedgerBehindError:
+            return 0  # another process has made newer ones meanwhile
+        for reservation in reservations:
+            came = outcome_of(self._store, reservation)
+            if came is not None:  # since the log was read, and the old books were told
+                self._settle(reservation, came.usage)
+        return len(reservations)
 
     def _mark(self, generation: int, known: int = 0) -> None:
         opening = Account(self.ledger.url, None)
         move = Movement(_MARK, settle=({}, {_GENERATION: generation - known}), opening=opening)
         self._store.append(0, (), movements=[move])
 
-    def _make_books(self, generation: int) -> int:
+    def _make_books(self, generation: int) -> list[Reservation]:
         accounts, reservations = books(self._store, self._tenants, self._clock.wall(), generation)
         self.ledger.rebuild(generation, accounts, reservations)
-        return len(reservations)
+        return reservations
 
     def close(self) -> None:
         """Tell the ledger what it is still to be told, if it can be, and let go of it."""

@@ -69,14 +69,27 @@ def came_to(store: EventStore, reservation: Reservation) -> Came | None:
     ):
         return None
     # The log is read after that, so that whatever could be appended until then is seen.
+    started, came = _outcome(store, reservation)
+    if came is not None:
+        return came
+    return Came(reservation.reserve, final=False) if started else Came(None, final=True)
+
+
+def outcome_of(store: EventStore, reservation: Reservation) -> Came | None:
+    """What a reservation came to, if the outcome of its step is on record."""
+    return _outcome(store, reservation)[1]
+
+
+def _outcome(store: EventStore, reservation: Reservation) -> tuple[bool, Came | None]:
+    """Whether the step's start is on record, and its outcome if it is."""
     started = False
     for record in _records(store, reservation.run_id):
         if (record.key, record.attempt) == (reservation.key, reservation.attempt):
             if record.type == ev.STEP_STARTED:
                 started = True
             elif started and record.type in _OUTCOMES:
-                return Came(_used(record), final=True)
-    return Came(reservation.reserve, final=False) if started else Came(None, final=True)
+                return True, Came(_used(record), final=True)
+    return started, None
 
 
 def _records(store: EventStore, run_id: str) -> Iterator[Record]:

@@ -40,6 +40,7 @@ class MemoryLedger:
         self._generation = 0
         self._accounts: dict[str, Account] = {}
         self._reservations: dict[str, Reservation] = {}
+        #: By id, and by nonce what was given back.
         self._settled: set[str] = set()
         #: Until when each holder is taken to live.
         self._leases: dict[str, float] = {}
@@ -63,12 +64,14 @@ class MemoryLedger:
         with self._lock:
             self._check(reservation.generation)
             known = self._reservations.get(reservation.id)
-            if known is not None and not known.charged and known.holder == reservation.holder:
+            if known is not None and not known.charged and _same_try(known, reservation):
                 return self._copies(reservation.accounts)
-            if known is not None or reservation.id in self._settled:
+            if known is not None or not self._settled.isdisjoint((reservation.id, reservation.nonce)):
                 raise ReservationTakenError(known)
             moves = [Movement(name, request, opening=openings[name]) for name in reservation.accounts]
-            ledger.apply(moves, self._accounts)
+            accounts = self._copies(reservation.accounts)
+            ledger.apply(moves, accounts)
+            self._accounts |= accounts
             self._reservations[reservation.id] = reservation
             self._live(reservation.holder, lease)
             return self._copies(reservation.accounts)
@@ -81,8 +84,10 @@ class MemoryLedger:
             if self._generation < max(reservation.generation, 1):
                 raise LedgerBehindError(self._generation)
             known = self._reservations.get(reservation.id)
+            if usage is None and reservation.nonce:
+                self._settled.add(reservation.nonce)
             if known is not None:
-                if usage is not None or known.holder == reservation.holder:
+                if usage is not None or known.is_of(reservation):
                     self._close(known, usage, final=final)
             elif (
                 usage is not None
@@ -150,6 +155,8 @@ class MemoryLedger:
         with self._lock:
             if generation < self._generation:
                 raise LedgerBehindError(self._generation)
+            if generation == self._generation:
+                return
             self._generation = generation
             self._accounts = {name: _copy(account) for name, account in accounts.items()}
             self._reservations = {reservation.id: reservation for reservation in reservations}
@@ -178,3 +185,7 @@ class MemoryLedger:
 
 def _copy(account: Account) -> Account:
     return Account.from_data(account.to_data())
+
+
+def _same_try(one: Reservation, other: Reservation) -> bool:
+    return (one.holder, one.nonce) == (other.holder, other.nonce)

@@ -352,6 +352,50 @@ def test_rule_04_two_processes_begin_a_ledger_once(home, ledger):
     assert amounts(ledger) == (20, 0)
 
 
+def test_rule_04_of_two_that_rebuild_at_once_the_newer_books_stay(home, ledger):
+    with Guard.open(ledger=ledger, telemetry=False) as guard, guard.run("r"):
+        guard.set_tenant_budget("default", Budget(coins=10))
+        spend(1)
+        rebuild = ledger.rebuild
+
+        def overtaken(*args: Any) -> None:
+            ledger.rebuild = rebuild
+            with Guard.open(ledger=ledger, telemetry=False) as other:
+                other.rebuild_ledger()
+            rebuild(*args)
+
+        ledger.rebuild = overtaken
+        guard.rebuild_ledger()
+        spend(2)
+        assert amounts(ledger) == (3, 0)
+
+
+def test_rule_04_an_outcome_told_to_the_old_books_while_new_ones_are_made_is_in_the_new(guard, ledger):
+    """The log was read before the outcome, and the books put in place after it was settled."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    @guarded_step(reserve=Usage(coins=3), usage=lambda _: Usage(coins=1))
+    def slow() -> None:
+        inside.set()
+        assert go_on.wait(10)
+
+    with guard.run("r") as run:
+        thread = threading.Thread(target=run.bind(slow))
+        thread.start()
+        assert inside.wait(10)
+        rebuild = ledger.rebuild
+
+        def settled_meanwhile(*args: Any) -> None:
+            go_on.set()
+            thread.join()
+            assert amounts(ledger) == (1, 0)
+            rebuild(*args)
+
+        ledger.rebuild = settled_meanwhile
+        assert guard.rebuild_ledger() == 1
+        assert amounts(ledger) == (1, 0)
+
+
 def test_rule_04_a_ledger_belongs_to_one_store(guard, ledger):
     with guard.run("r"):
         spend(1)
@@ -526,6 +570,21 @@ def test_rule_04_a_run_that_is_not_there_holds_nothing(guard, ledger):
     hold(guard, ledger, "nobody", ELSEWHERE)
     guard.parts.apart.reconcile()
     assert amounts(ledger) == (0, 0)
+
+
+def test_rule_04_another_guard_of_this_process_does_not_free_what_a_step_holds(home, ledger):
+    """Two steps of one key: the second is refused, and gives back nothing of the first one's."""
+    with Guard.open(ledger=ledger, telemetry=False) as guard, guard.run("r") as run:
+        guard.set_tenant_budget("default", Budget(coins=10))
+
+        def pay() -> None:
+            with Guard.open(ledger=ledger, telemetry=False) as other, other.attach(run.id) as attached:
+                with pytest.raises(DuplicateKeyError):
+                    attached.call("pay", spend.__wrapped__, 1, key="pay", reserve=Usage(coins=3))
+            assert amounts(ledger) == (0, 3)
+
+        run.call("pay", pay, key="pay", reserve=Usage(coins=3))
+        assert amounts(ledger) == (3, 0)
 
 
 def test_rule_04_a_step_that_another_process_is_at_is_no_second_one(guard, ledger):

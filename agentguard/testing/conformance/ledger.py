@@ -122,6 +122,13 @@ class LedgerContract:
         assert behind.value.found == NOW
         assert begun.generation() == NOW
 
+    def test_books_that_were_put_in_place_are_not_put_there_again(self, begun: Ledger) -> None:
+        """The answer was lost, and what was granted since is not to be."""
+        self.hold(begun, reservation())
+        begun.settle(reservation(), ONE)
+        begun.rebuild(NOW, {}, [])
+        assert totals(begun) == (ONE, {})
+
     # --- reserving and settling ----------------------------------------------------------------
 
     def test_what_is_reserved_is_held_and_what_was_used_takes_its_place(self, begun: Ledger) -> None:
@@ -140,6 +147,36 @@ class LedgerContract:
         assert totals(begun) == ({}, {})
         self.hold(begun, reservation(), calls={"s": 1})
         assert totals(begun) == ({}, ONE)
+
+    def test_what_arrives_after_it_was_given_back_holds_nothing(self, begun: Ledger) -> None:
+        """Its answer did not come in time: it was given up, and still on its way."""
+        late = reservation(nonce="a")
+        begun.settle(late, None)
+        with pytest.raises(ReservationTakenError):
+            self.hold(begun, late)
+        self.hold(begun, replace(late, nonce="b"))
+        with pytest.raises(ReservationTakenError):
+            self.hold(begun, late)
+        begun.settle(late, None)
+        assert totals(begun) == ({}, ONE), "the next try keeps what it holds"
+        begun.settle(replace(late, nonce="b"), None)
+        assert totals(begun) == ({}, {})
+
+    def test_two_that_ask_for_one_step_in_one_process_are_told_apart(self, begun: Ledger) -> None:
+        self.hold(begun, reservation(nonce="a"))
+        self.hold(begun, reservation(nonce="a"))
+        other = reservation(nonce="b")
+        with pytest.raises(ReservationTakenError):
+            self.hold(begun, other)
+        begun.settle(other, None)
+        assert totals(begun) == ({}, ONE)
+
+    def test_who_holds_what_the_log_alone_tells_of_may_give_it_back(self, begun: Ledger) -> None:
+        account = opening()[NAME]
+        account.reserve(reservation().request)
+        begun.rebuild(NOW + 1, {NAME: account}, [reservation(generation=NOW + 1)])
+        begun.settle(reservation(nonce="a"), None)
+        assert totals(begun) == ({}, {})
 
     def test_every_act_is_done_once(self, begun: Ledger) -> None:
         for _ in range(2):

