@@ -142,6 +142,8 @@ class Recovering(CarryingOn):
         journal.owner = True
         journal.time.restart()
         self.guard.live[self.run_id] = journal
+        if self.around is not None:
+            self.around.run.journal.children.append(journal)
         self.guard.take_part()
         log = origin_log(parts.store, self.run_id, head)
         around = None if self.around is None else self.around.run.journal.player

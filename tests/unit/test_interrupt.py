@@ -127,6 +127,7 @@ def test_a_stop_interrupts_no_code_outside_bodies(guard):
             busy(threading.Event())
 
 
+@pytest.mark.no_cover  # what is raised in the thread may hit coverage's own code, which then holds its lock for ever
 def test_many_bodies_that_end_as_the_stop_comes(guard):
     """What arrives as a body ends is taken back: nothing is raised later, in the code after it."""
 

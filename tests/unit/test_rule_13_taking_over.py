@@ -404,20 +404,44 @@ def test_rule_13_a_run_inside_is_taken_over_with_the_one_around_it(
     holds_together(guard)
 
 
+def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_around_it(
+    guard: Guard, hung_inside: Callable[[Program], str]
+) -> None:
+    def program(run: Run) -> list[Any]:
+        with guard.run("inner") as inner:
+            look(1)
+            HANGS.here()
+            seen = [run.spent == inner.spent, run.spent.steps]
+            run.kill("enough")
+            run.journal.look()
+            return [*seen, inner.stop]
+
+    inner_id = hung_inside(program)
+    seen: list[Any] = []
+    with pytest.raises(KillSwitchTriggeredError):
+        take_over(guard, lambda run: seen.extend(program(run)))
+    assert [guard.summary(run_id).state for run_id in ("r", inner_id)] == [RunState.KILLED] * 2
+
+
 def test_rule_13_a_run_inside_that_was_announced_and_never_began_is_opened_live(
     guard: Guard, hung: Taken
 ) -> None:
     """The crash came between the two logs."""
     create = guard.parts.store.create
 
-    def hangs_before(row: Any, events: Any) -> int:
+    def gone(row: Any, events: Any) -> int:
         if row.run_id == "inner" and HANGS.first:
-            HANGS.here()
             raise StoreUnavailableError("its process is gone")
         return create(row, events)
 
-    guard.parts.store.create = hangs_before  # type: ignore[method-assign]
-    program = nested(guard, "inner")
+    def program(run: Run) -> Any:
+        try:
+            return nested(guard, "inner")(run)
+        except StoreUnavailableError:
+            HANGS.here()
+            raise
+
+    guard.parts.store.create = gone  # type: ignore[method-assign]
     hung(program, "scope_opened", "main/inner#1")
     assert guard.parts.store.row("inner") is None
     assert take_over(guard, program) == [10, 20]
