@@ -67,8 +67,9 @@ class Guard(Control, Questions):
                 default `AGENTGUARD_STORE`.
             kill_switch: `"page"` (default), `"memory"`, or an object; `AGENTGUARD_KILL_SWITCH`.
             ledger: where the budgets of tenants are kept apart from the store, for many hosts:
-                an object that keeps the contract `agentguard.protocols.Ledger`; by default
-                `AGENTGUARD_LEDGER`, else the store itself.
+                `redis://host:6379/0`, `rediss://...` or `unix:///path` (Redis or Valkey), or an object
+                that keeps the contract `agentguard.protocols.Ledger`; by default `AGENTGUARD_LEDGER`,
+                else the store itself.
             publisher: not yet.
             durability: `"process"` (default: survives kill -9), `"power"` (fsync: survives power
                 loss) or `"buffered"`.

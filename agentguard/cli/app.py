@@ -268,22 +268,28 @@ def resume(
 
 
 @app.command(epilog="--json: {ok, checks: [{check, status, detail}]}; status is ok, note or FAULT.")
-def doctor(
+def doctor(  # noqa: PLR0917 - Typer's options
     repair: Annotated[
         bool, typer.Option("--repair", help="Rebuild the kill page from the control log.")
     ] = False,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="With --repair: even where control records were lost.")
     ] = False,
+    rebuild_ledger: Annotated[
+        bool, typer.Option("--rebuild-ledger", help="Make the books of AGENTGUARD_LEDGER anew from the log.")
+    ] = False,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this installation, its state directory, store and kill switch; ends with 1 at a fault."""
+    """Check this installation, its state directory, store, ledger and kill switch; ends with 1 at a fault."""
     from agentguard.cli import checking
 
     lookup.use(store, home)
-    raise typer.Exit(checking.doctor(repair=repair, accept_loss=accept_loss, as_json=as_json))
+    code = checking.doctor(
+        repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger, as_json=as_json
+    )
+    raise typer.Exit(code)
 
 
 def _passed_on(ctx: typer.Context) -> None:

@@ -76,11 +76,11 @@ def _whole_id(guard: Guard, typed: str) -> str:
         return typed
 
 
-def doctor(*, repair: bool, accept_loss: bool, as_json: bool) -> int:
+def doctor(*, repair: bool, accept_loss: bool, rebuild_ledger: bool, as_json: bool) -> int:
     """Examine everything and give the exit code."""
     if accept_loss and not repair:
         raise exits.UsageError("--accept-loss goes with --repair")
-    findings = list(examining.examine(repair=repair, accept_loss=accept_loss))
+    findings = list(examining.examine(repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger))
     ok = not any(finding.status == examining.FAULT for finding in findings)
     if as_json:
         output.print_json({"ok": ok, "checks": [finding._asdict() for finding in findings]})

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentguard import _process, config
+from agentguard._secrets import public_url
 from agentguard.cli import lookup
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.guard import Guard
 from agentguard.killswitch import presence
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.steps.apart import ledger_of
 
 OK = "ok"
 NOTE = "note"
@@ -37,17 +39,22 @@ class Finding(NamedTuple):
     detail: str
 
 
-def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Finding]:
+def examine(
+    *, repair: bool = False, accept_loss: bool = False, rebuild_ledger: bool = False
+) -> Iterator[Finding]:
     """Look at everything; nothing is made that is not there.
 
     Args:
         repair: rebuild a kill page that is damaged, and remove what dead processes left.
         accept_loss: with `repair`, also where the page shows that control records were lost.
+        rebuild_ledger: make the books of a ledger apart from the store anew from the log.
     """
     yield from _python()
     yield from _environment()
     home = config.home()
     yield from _home(home)
+    if rebuild_ledger:
+        yield _rebuild_ledger()
     yield from _store()
     if repair:
         yield from _repair(home, accept_loss=accept_loss)
@@ -66,6 +73,8 @@ def _python() -> Iterator[Finding]:
 
 def _environment() -> Iterator[Finding]:
     ours = {name: value for name, value in os.environ.items() if name.startswith("AGENTGUARD_")}
+    if "AGENTGUARD_LEDGER" in ours:
+        ours["AGENTGUARD_LEDGER"] = public_url(ours["AGENTGUARD_LEDGER"])
     said = ", ".join(f"{name}={value}" for name, value in sorted(ours.items()))
     yield Finding("environment", OK, said or "no AGENTGUARD_ variable is set")
 
@@ -115,6 +124,8 @@ def _store() -> Iterator[Finding]:
             yield Finding("store", OK, f"{url}{schema}, {newest}")
             yield from _file_rights(file)
             yield from _abandoned(guard)
+            if not url.startswith("file:"):  # an export has no accounts
+                yield from _ledger(guard)
     except (AgentGuardError, sqlite3.Error) as error:
         yield Finding("store", FAULT, str(error))
 
@@ -144,6 +155,42 @@ def _abandoned(guard: Guard) -> Iterator[Finding]:
     if dead:
         some = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
         yield Finding("runs", NOTE, f"{len(dead)} not ended though their process is gone: {some}")
+
+
+def _ledger(guard: Guard) -> Iterator[Finding]:
+    """A ledger apart from the store, if there is one."""
+    apart = guard.parts.apart
+    if apart is None:
+        if (where := ledger_of(guard.parts.store)) is not None:
+            yield Finding("ledger", NOTE, f"the tenants' budgets are kept at {where}: set AGENTGUARD_LEDGER")
+        return
+    url = apart.ledger.url
+    try:
+        found, known = apart.generations()
+        concerns = getattr(apart.ledger, "concerns", list)()
+    except AgentGuardError as error:
+        yield Finding("ledger", FAULT, str(error))
+        return
+    if found == known:
+        begun = f"generation {found}" if found else "no books yet; the first step of a tenant makes them"
+        yield Finding("ledger", OK, f"{url}, {begun}")
+    elif not known:
+        yield Finding("ledger", FAULT, f"{url} has the books of another store; give each one of its own")
+    else:
+        lost = f"is of generation {found}" if found else "has lost its books"
+        yield Finding("ledger", FAULT, f"{url} {lost}: agentguard doctor --rebuild-ledger")
+    for concern in concerns:
+        yield Finding("ledger", NOTE, f"{url}: {concern}")
+
+
+def _rebuild_ledger() -> Finding:
+    try:
+        with lookup.acting() as guard:
+            held = guard.rebuild_ledger()
+            url = guard.parts.apart.ledger.url
+    except (AgentGuardError, ValueError, sqlite3.Error) as error:
+        return Finding("rebuild", FAULT, str(error))
+    return Finding("rebuild", OK, f"{url} was made anew from the log; {held} steps in flight hold something")
 
 
 # --- the kill switch -----------------------------------------------------------------------------

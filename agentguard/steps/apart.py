@@ -272,6 +272,14 @@ class Apart:
             "`agentguard doctor --rebuild-ledger`"
         )
 
+    def generations(self) -> tuple[int, int]:
+        """The generation of the ledger's books, and the one that the store knows; 0 where there is none.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be asked.
+        """
+        return self.ledger.generation(), self._known()
+
     def _rebuilt_since(self, reservation: Reservation) -> bool:
         self._generation = None
         return self.generation() != reservation.generation
@@ -342,16 +350,22 @@ def is_fence(account: str) -> bool:
     return account.startswith(f"{_MARK}:")
 
 
+def ledger_of(store: EventStore) -> str | None:
+    """Where the accounts of a store's tenants are kept, if that is apart from it."""
+    mark = store.accounts([_MARK]).get(_MARK)
+    return None if mark is None else mark.path
+
+
 def check_alone(store: EventStore) -> None:
     """Refuse to charge tenants in a store whose ledger lies apart.
 
     Raises:
         StoreUnavailableError: it says where.
     """
-    mark = store.accounts([_MARK]).get(_MARK)
-    if mark is not None:
+    where = ledger_of(store)
+    if where is not None:
         raise StoreUnavailableError(
-            f"the budgets of the tenants in {store.url} are kept at the ledger {mark.path}; "
+            f"the budgets of the tenants in {store.url} are kept at the ledger {where}; "
             "open the guard with it: ledger=, or AGENTGUARD_LEDGER"
         )
 
