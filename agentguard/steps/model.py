@@ -125,7 +125,7 @@ class StepSpec:
 
 def logged_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What the log says of attributes: what a span would not take either (None, objects) it does not."""
-    return {name: value for name, value in attributes.items() if _is_plain(value)}
+    return {name: value for name, value in attributes.items() if type(value) in _SCALARS or _is_plain(value)}
 
 
 def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:

@@ -1,7 +1,4 @@
-"""Parts of arguments that come again with every call, such as the messages of a conversation.
-
-Each is encoded and searched for secrets once, so that a call costs what is new in it.
-"""
+"""Arguments put together from pieces: what was encoded and searched for secrets before is not again."""
 
 from __future__ import annotations
 
@@ -11,37 +8,8 @@ from typing import Any
 import msgspec
 
 from agentguard._encoding import clean_text, encode_call, encode_one
+from agentguard.pieces import Piece, Pieces
 from agentguard.steps.redaction import Redactor
-
-
-class Piece:
-    """A value as it goes on record: an argument of a model call, or an item of `Pieces`.
-
-    Example:
-        >>> Piece({"type": "human", "content": "Hi"}).json
-        b'{"type":"human","content":"Hi"}'
-    """
-
-    __slots__ = ("clean", "json")
-
-    def __init__(self, value: Any) -> None:
-        self.json = encode_one(value)
-        #: The last redactor that looked at it, and what it left; together, since threads share a piece.
-        self.clean: tuple[Redactor | None, bytes] = (None, self.json)
-
-    def without_secrets(self, redactor: Redactor | None) -> bytes:
-        """The JSON without its secrets."""
-        known = self.clean
-        if known[0] is redactor:
-            return known[1]
-        clean = self.json if redactor is None else redactor.value(self.json)
-        self.clean = (redactor, clean)
-        return clean
-
-
-class Pieces(list[Piece]):
-    """A list argument of a model call, by its items."""
-
 
 _KINDS = frozenset((Piece, Pieces))
 

@@ -134,9 +134,12 @@ def tokens_reported(output: Mapping[str, Any] | None) -> dict[str, int] | None:
     return _counts(usage.get("prompt_tokens"), usage.get("completion_tokens"), None, None)
 
 
+_WHOLE = frozenset((int, bool))
+
+
 def _counts(given: Any, made: Any, cached: Any, reasoning: Any) -> dict[str, int] | None:
     counts = [0 if n is None else n for n in (given, made, cached, reasoning)]
-    if not all(isinstance(n, int) and n >= 0 for n in counts) or given is made is None:
+    if given is made is None or not _WHOLE.issuperset(map(type, counts)) or min(counts) < 0:
         return None
     return {
         "input_tokens": counts[0],

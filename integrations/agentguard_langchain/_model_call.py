@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import HumanMessage
 
 from agentguard import Run, UnknownCostError, Usage
-from agentguard.steps.pieces import Piece
+from agentguard.pieces import Piece
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
 from agentguard_langchain._costs import Costs, Model, limited

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
 
-from agentguard._encoding import encode_one
 from agentguard.cost.usage import estimated_tokens
-from agentguard.steps.pieces import Piece, Pieces
+from agentguard.pieces import Piece, Pieces
 from agentguard_langchain import _mapping as m
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class _Known:
         if not self.calls:
             self.told = [], Piece(m.message_data([message])[0])
         #: The parts of a content that has several, which may change in place.
-        self.blocks = None if isinstance(self.content, str) else encode_one(self.content)
+        self.blocks = None if isinstance(self.content, str) else Piece(self.content).json
         key = id(message)
         self.of = weakref.ref(message, lambda _: _known.pop(key, None))
         _known[key] = self
@@ -87,7 +86,7 @@ class _Known:
         return (
             self.name is not fields["name"]
             or self.status is not fields.get("status")
-            or (self.blocks is not None and self.blocks != encode_one(self.content))
+            or (self.blocks is not None and self.blocks != Piece(self.content).json)
         )
 
     def piece(self, message: BaseMessage, numbers: dict[Any, int]) -> Piece:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentguard import Budget, Guard
-from agentguard.steps.pieces import Piece, Pieces
+from agentguard.pieces import Piece, Pieces
 
 KEY = "sk-proj-abcdefghijklmnopqrstuvwx"  # gitleaks:allow
 SETTINGS = {"api_key": "k", "temperature": 0}
