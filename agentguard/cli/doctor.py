@@ -167,7 +167,7 @@ def _ledger(guard: Guard) -> Iterator[Finding]:
     url = apart.ledger.url
     try:
         found, known = apart.generations()
-        concerns = getattr(apart.ledger, "concerns", list)()
+        concerns: list[str] = getattr(apart.ledger, "concerns", list)()
     except AgentGuardError as error:
         yield Finding("ledger", FAULT, str(error))
         return

@@ -21,12 +21,13 @@ local act, ask = ARGV[1], cjson.decode(ARGV[2])
 local books = KEYS[1]
 local root = string.sub(books, 1, -#'books' - 1)
 local held, charged, leases = root .. 'held', root .. 'charged', root .. 'leases'
+local generation = redis.call('HGET', books, 'generation')
 
 local function key_of(name) return root .. 'account:' .. name end
 local function ids_of(holder) return root .. 'holder:' .. holder end
 
 local function mark_of(id)
-  return root .. 'settled:' .. redis.sha1hex(redis.call('HGET', books, 'generation') .. '\n' .. id)
+  return root .. 'settled:' .. redis.sha1hex(generation .. '\n' .. id)
 end
 
 local function now()
@@ -44,7 +45,8 @@ local function newer(one, other)
   return one > other
 end
 
-local function behind(found) return {'behind', found or '0'} end
+local function behind() return {'behind', generation or '0'} end
+local function lost_books() return {'behind', '0'} end
 
 -- An account's fields; nil where the books name it and it is gone: the server has made room for others.
 local function load(name)
@@ -134,16 +136,25 @@ local function is_of(known, step)
   return known.holder == step.holder and (known.nonce == '' or known.nonce == step.nonce)
 end
 
--- Enter an account, or the budget that is in force now.
+-- Enter an account, or the budget that is in force now, on the server and in `fields`.
 local function open(account, fields)
   if fields.budget == account.budget then return end
-  local key = key_of(account.name)
+  local key, old = key_of(account.name), {}
   for field in pairs(fields) do
-    if string.find(field, '^limit:') or string.find(field, '^may:') then redis.call('HDEL', key, field) end
+    if string.find(field, '^limit:') or string.find(field, '^may:') then old[#old + 1] = field end
   end
-  redis.call('HSET', key, 'path', fields.path or account.path, 'budget', account.budget)
-  for _, pair in ipairs(account.limits) do redis.call('HSET', key, 'limit:' .. pair[1], pair[2]) end
-  for _, pair in ipairs(account.calls) do redis.call('HSET', key, 'may:' .. pair[1], pair[2]) end
+  for _, field in ipairs(old) do
+    redis.call('HDEL', key, field)
+    fields[field] = nil
+  end
+  local function set(field, value)
+    redis.call('HSET', key, field, value)
+    fields[field] = value
+  end
+  set('path', fields.path or account.path)
+  set('budget', account.budget)
+  for _, pair in ipairs(account.limits) do set('limit:' .. pair[1], pair[2]) end
+  for _, pair in ipairs(account.calls) do set('may:' .. pair[1], pair[2]) end
   redis.call('HSET', books, 'account:' .. account.name, '')
 end
 
@@ -153,31 +164,31 @@ local function change(key, kind, amounts, sign)
   end
 end
 
-local function change_calls(key, step, by)
+local function change_calls(key, fields, step, by)
   patterns(step, function(pattern)
-    if redis.call('HEXISTS', key, 'may:' .. pattern) == 1 then redis.call('HINCRBY', key, 'calls:' .. pattern, by) end
+    if fields['may:' .. pattern] then redis.call('HINCRBY', key, 'calls:' .. pattern, by) end
   end)
 end
 
 -- Enter what a step holds; its accounts are open.
-local function hold(step, text)
+local function hold(step, text, accounts)
   for _, name in ipairs(step.accounts) do
     change(key_of(name), 'reserved:', step.reserve, '')
-    change_calls(key_of(name), step, 1)
+    change_calls(key_of(name), accounts[name], step, 1)
   end
   redis.call('HSET', held, step.id, text)
   redis.call('SADD', ids_of(step.holder), step.id)
-  redis.call('ZADD', leases, 'NX', '0', step.holder)
 end
 
 -- Enter what was granted and whose record was lost, whatever room there is.
 local function put(step, text, accounts)
   for _, name in ipairs(step.accounts) do
     if not accounts[name].budget then
-      open({name = name, path = name, budget = '{}', limits = {}, calls = {}}, {})
+      open({name = name, path = name, budget = '{}', limits = {}, calls = {}}, accounts[name])
     end
   end
-  hold(step, text)
+  hold(step, text, accounts)
+  redis.call('ZADD', leases, 'NX', '0', step.holder)
 end
 
 local function full(accounts, less, more)
@@ -188,18 +199,18 @@ local function full(accounts, less, more)
 end
 
 -- Charge what a step used in the place of what it holds, or give that back.
-local function close(step, usage, was_charged)
+local function close(step, usage, was_charged, accounts)
   local reserve = by_resource(step.reserve)
   for _, name in ipairs(step.accounts) do
     local key = key_of(name)
     change(key, was_charged and 'spent:' or 'reserved:', step.reserve, '-')
     if not usage then
-      change_calls(key, step, -1)
+      change_calls(key, accounts[name], step, -1)
     else
       change(key, 'spent:', usage, '')
       for _, pair in ipairs(usage) do
         local over = tonumber(pair[2]) - tonumber(reserve[pair[1]] or '0')
-        if over > 0 and redis.call('HEXISTS', key, 'limit:' .. pair[1]) == 1 then
+        if over > 0 and accounts[name]['limit:' .. pair[1]] then
           redis.call('HINCRBY', key, 'excess:' .. pair[1], string.format('%.0f', over))
         end
       end
@@ -211,8 +222,7 @@ local acts = {}
 
 function acts.reserve()
   local step = cjson.decode(ask.held)
-  local found = redis.call('HGET', books, 'generation')
-  if found ~= step.generation then return behind(found) end
+  if generation ~= step.generation then return behind() end
   local known = redis.call('HGET', held, step.id)
   if known then
     local was_charged = redis.call('SISMEMBER', charged, step.id)
@@ -222,7 +232,7 @@ function acts.reserve()
   end
   if redis.call('EXISTS', mark_of(step.id), mark_of(step.nonce)) > 0 then return {'taken'} end
   local accounts = load_all(step.accounts)
-  if not accounts then return behind() end
+  if not accounts then return lost_books() end
   for _, account in ipairs(ask.accounts) do
     local no = account.enforce and refusal(account, accounts[account.name], step)
     if no then return no end
@@ -230,24 +240,23 @@ function acts.reserve()
   local no = full(accounts, {}, step.reserve)
   if no then return no end
   for _, account in ipairs(ask.accounts) do open(account, accounts[account.name]) end
-  hold(step, ask.held)
+  hold(step, ask.held, accounts)
   live(step.holder, ask.lease)
   return answer(step.accounts)
 end
 
 function acts.settle()
   local step, usage = cjson.decode(ask.held), ask.usage
-  local found = redis.call('HGET', books, 'generation')
-  if not found or newer(step.generation, found) then return behind(found) end
+  if not generation or newer(step.generation, generation) then return behind() end
   local known = redis.call('HGET', held, step.id)
-  local lost = not known and usage and step.generation == found and redis.call('EXISTS', mark_of(step.id)) == 0
+  local lost = not known and usage and step.generation == generation and redis.call('EXISTS', mark_of(step.id)) == 0
   local of = known and cjson.decode(known) or step
   if not usage and step.nonce ~= '' then redis.call('SET', mark_of(step.nonce), '', 'EX', ask.remember) end
   if not lost and not (known and (usage or is_of(of, step))) then return answer(step.accounts) end
   local was_charged = redis.call('SISMEMBER', charged, of.id) == 1
   if was_charged and not ask.final then return answer(step.accounts) end
   local accounts = load_all(of.accounts)
-  if not accounts then return behind() end
+  if not accounts then return lost_books() end
   local no = full(accounts, lost and {} or of.reserve, usage or {})
   if no then
     redis.call('HSET', key_of(no[2]), 'full', no[3])  -- nothing is granted any more on what cannot be counted
@@ -262,21 +271,20 @@ function acts.settle()
   else
     redis.call('SADD', charged, of.id)
   end
-  close(of, usage, was_charged)
+  close(of, usage, was_charged, accounts)
   if ask.final and usage then redis.call('SET', mark_of(of.id), '', 'EX', ask.remember) end
   return answer(step.accounts)
 end
 
 function acts.renew()
-  local found = redis.call('HGET', books, 'generation')
-  if found ~= ask.generation then return behind(found) end
+  if generation ~= ask.generation then return behind() end
   live(ask.holder, ask.lease)
   for _, text in ipairs(ask.held) do
     local step = cjson.decode(text)
     local known = redis.call('HEXISTS', held, step.id) == 1 or redis.call('EXISTS', mark_of(step.id)) == 1
-    if not known and step.generation == found then
+    if not known and step.generation == generation then
       local accounts = load_all(step.accounts)
-      if not accounts then return behind() end
+      if not accounts then return lost_books() end
       local no = full(accounts, {}, step.reserve)
       if no then return no end
       put(step, text, accounts)
@@ -296,9 +304,8 @@ function acts.overdue()
 end
 
 function acts.rebuild()
-  local found = redis.call('HGET', books, 'generation')
-  if found and newer(found, ask.generation) then return behind(found) end
-  if found == ask.generation then return {'ok'} end  -- it was done, and its answer was lost
+  if generation and newer(generation, ask.generation) then return behind() end
+  if generation == ask.generation then return {'ok'} end  -- it was done, and its answer was lost
   for _, account in ipairs(ask.accounts) do
     local fields = {}
     for _, pair in ipairs(account.reserved) do fields['reserved:' .. pair[1]] = pair[2] end
