@@ -153,6 +153,8 @@ class Guard(Control, Questions):
             detached: no child of the run around it.
             interrupt_threads: on a stop, interrupt sync bodies in flight too, by an exception raised in
                 their thread at the next line of Python; rough, and not while they are inside C code.
+                One that arrives in a destructor, or in another callback that Python calls by itself, is
+                lost there: that body is stopped at its next check.
             if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed.
 
         It is a decorator too, on a sync or async function: a fresh run for each call, its arguments

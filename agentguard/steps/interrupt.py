@@ -2,7 +2,8 @@
 
 The exception goes to the thread only while a flag says that it is in the body, never in the guard's
 own code, be it around the body or called from it; one that arrives as that begins is taken back, and
-sent again when the body goes on.
+sent again when the body goes on.  What arrives in a destructor or the callback of a weak reference is
+reported there by the interpreter and lost, as is every exception: that body meets the stop at its next check.
 """
 
 from __future__ import annotations

@@ -128,6 +128,8 @@ def test_a_stop_interrupts_no_code_outside_bodies(guard):
 
 
 @pytest.mark.no_cover  # what is raised in the thread may hit coverage's own code, which then holds its lock for ever
+# It may arrive in the callback of a weak reference, where the interpreter can only report it.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_many_bodies_that_end_as_the_stop_comes(guard):
     """What arrives as a body ends is taken back: nothing is raised later, in the code after it."""
 
