@@ -10,6 +10,8 @@ from typing import Any, Self
 from agentguard.budget import resources as r
 
 Money = Decimal | str | int | float
+#: Told by identity from a 0 that was given.
+_NO_MONEY: Money = Decimal(0)
 
 
 class Usage:
@@ -21,7 +23,8 @@ class Usage:
     (usd) and `int`.
 
     Args:
-        usd: money in USD.  A float is taken by its shortest decimal text.
+        usd: money in USD.  A float is taken by its shortest decimal text.  An llm step that reserves
+            `usd=0` says that it is free, which one that leaves it out does not.
         input_tokens: tokens sent, the cached ones included.
         output_tokens: tokens produced, the reasoning ones included.
         cached_tokens: the part of `input_tokens` that was read from a cache.
@@ -40,12 +43,14 @@ class Usage:
         (Decimal('0.012'), 1000, 1)
     """
 
-    __slots__ = ("_amounts",)
+    __slots__ = ("_amounts", "_free")
     _amounts: dict[str, int]
+    #: Whether it was said that no money is used; no difference between two usages.
+    _free: bool
 
     def __init__(
         self,
-        usd: Money = 0,
+        usd: Money = _NO_MONEY,
         input_tokens: int = 0,
         output_tokens: int = 0,
         cached_tokens: int = 0,
@@ -69,6 +74,7 @@ class Usage:
         for name, value in counters.items():
             r.check_counter_name(name, "Usage")
             amounts[name] = r.count(value, name)
+        self._free = usd is not _NO_MONEY and not amounts[r.NANO_USD]
         self._amounts = {name: n for name, n in amounts.items() if n}
 
     @classmethod
@@ -76,11 +82,16 @@ class Usage:
         """A usage from internal amounts (money in 1e-9 USD), as events carry them."""
         usage = cls.__new__(cls)
         usage._amounts = {name: n for name, n in amounts.items() if n}
+        usage._free = amounts.get(r.NANO_USD) == 0
         return usage
 
     def amounts(self) -> dict[str, int]:
         """The internal amounts by resource, money in 1e-9 USD; zero entries are absent."""
         return dict(self._amounts)
+
+    def named(self) -> dict[str, int]:
+        """The same, and money of 0 where that was said."""
+        return {r.NANO_USD: 0, **self._amounts} if self._free else dict(self._amounts)
 
     @property
     def usd(self) -> Decimal:
@@ -136,8 +147,8 @@ class Usage:
     def __add__(self, other: object) -> Usage:
         if not isinstance(other, Usage):
             return NotImplemented
-        amounts = dict(self._amounts)
-        for name, n in other._amounts.items():
+        amounts = self.named()
+        for name, n in other.named().items():
             amounts[name] = amounts.get(name, 0) + n
         return Usage.from_amounts(amounts)
 
@@ -168,7 +179,7 @@ class Usage:
         return f"Usage({r.describe(self._amounts.items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Usage.from_amounts, (self._amounts,))
+        return (Usage.from_amounts, (self.named(),))
 
 
 class Budget:

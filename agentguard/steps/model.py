@@ -257,6 +257,6 @@ class Step:
 
 def with_step(usage: Usage) -> Amounts:
     """The amounts of a step's usage, the step itself included."""
-    amounts = usage.amounts()
+    amounts = usage.named()
     amounts["steps"] = 1
     return amounts

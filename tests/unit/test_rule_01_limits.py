@@ -560,6 +560,25 @@ def test_rule_01_an_llm_step_without_cost_where_nothing_is_limited(guard):
         assert ask() == "asked"
 
 
+@pytest.mark.parametrize("usd", [0, "0.00", Decimal(0), 0.0])
+def test_rule_01_an_llm_step_may_say_that_it_is_free(guard, usd):
+    ways = {
+        "usage": {"usage": Usage(usd=usd)},
+        "reserve": {"reserve": Usage(usd=usd)},
+        "callable": {"reserve": lambda: Usage(usd=usd)},
+        "sum": {"usage": Usage(usd=usd) + Usage(images=1)},
+    }
+    with guard.run("r", run_id="r", budget=Budget(usd=0, tokens=5)) as run:
+        for name, options in ways.items():
+            assert guarded_step(kind="llm", name=name, **options)(lambda: "asked")() == "asked"
+    assert guard.reconstruct("r") == guard.summary("r")
+    assert guard.verify("r")
+    assert (run.spent.usd, run.spent["images"], run.spent.steps) == (0, 1, 4)
+    ask = guarded_step(kind="llm", usage=Usage(images=1))(lambda: pytest.fail("asked"))
+    with pytest.raises(UnknownCostError), guard.run("r", budget=Budget(usd=1)):
+        ask()
+
+
 def test_rule_01_a_scopes_limit_asks_for_a_price_inside_it_alone(guard):
     ask = guarded_step(kind="llm")(lambda: "asked")
     with suppress(RunStopped), guard.run("r") as run:

@@ -280,3 +280,18 @@ def test_repr():
 def test_fields_cannot_be_set():
     with pytest.raises(AttributeError):
         Usage().usd = 5
+
+
+def test_a_usage_of_no_money_is_no_other_usage_and_still_says_so():
+    """`usd=0` is remembered, for llm steps that are free; nothing else tells it from leaving it out."""
+    free, unsaid = Usage(usd=0, images=1), Usage(images=1)
+    assert free == unsaid
+    assert hash(free) == hash(unsaid)
+    assert repr(free) == repr(unsaid)
+    assert free.amounts() == unsaid.amounts() == {"images": 1}
+    assert unsaid.named() == {"images": 1}
+    for again in (free, free + unsaid, unsaid + free, sum([free, free]), pickle.loads(pickle.dumps(free))):
+        assert again.named()["nano_usd"] == 0
+    assert (free + Usage(usd=1)).named() == {"nano_usd": 10**9, "images": 1}
+    assert not Usage(usd=0)
+    assert Usage.from_amounts({"nano_usd": 0}).named() == {"nano_usd": 0}
