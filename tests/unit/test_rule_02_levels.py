@@ -590,3 +590,14 @@ def test_rule_02_two_steps_that_both_pass_a_scope_s_limit_stop_it_once(guard):
     stops = [event.data["stops"] for event in guard.history(run.id) if "stops" in event.data]
     assert stops == [scope.key]
     assert guard.verify(run.id)
+
+
+def test_rule_02_what_a_scope_has_spent_is_asked_inside_it(guard):
+    with guard.run("r") as run:
+        scope = run.scope("part", Budget(steps=3))
+        for ask in (lambda: scope.spent, lambda: scope.remaining):
+            with pytest.raises(RuntimeError, match=r"scope part is not open yet: use it as `with"):
+                ask()
+        with scope:
+            run.call("f", int)
+            assert (scope.spent.steps, scope.remaining.steps) == (1, 2)

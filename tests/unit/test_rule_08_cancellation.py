@@ -535,3 +535,38 @@ def test_rule_08_a_budget_stop_of_another_process_cancels_the_body_in_flight(sql
         thread.join(30)
     assert run.state is RunState.FAILED
     assert [event.type for event in sqlite_guard.history(run.id)][-1] == "step_failed"
+
+
+# --- without a task ----------------------------------------------------------------------------------
+
+
+def test_rule_08_a_step_that_is_driven_by_no_task_is_counted_and_refused_like_any_other(guard):
+    """As by another library's loop, which sends into coroutines itself."""
+
+    @guarded_step
+    async def work(n):
+        return n
+
+    def drive(coroutine):
+        with pytest.raises(StopIteration) as ended:
+            coroutine.send(None)
+        return ended.value.value
+
+    async def main():
+        loop, given = asyncio.get_running_loop(), []
+        done = loop.create_future()
+
+        def callback():
+            given.append(drive(work(1)))
+            with pytest.raises(BudgetExceededError):
+                drive(work(2))
+            done.set_result(None)
+
+        loop.call_soon(callback)
+        await done
+        return given
+
+    with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(steps=1)) as run:
+        assert asyncio.run(main()) == [1]
+    assert run.spent.steps == 1
+    assert run.journal.bodies == set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agentguard import (
     Budget,
@@ -548,3 +550,39 @@ def test_rule_13_the_time_of_the_budget_that_was_used_stays_used(guard: Guard, h
     hung(program, "step_completed", "main/look#1", budget=Budget(usd="0.05"))
     first, spent, left = take_over(guard, program)
     assert (first, str(spent), str(left)) == (10, "0.01", "0.04")
+
+
+def owned_by(guard: Guard, **owner: Any) -> None:
+    """Let the row of the run name another owner."""
+    row = guard.parts.store.row("r")
+    assert row is not None
+    heartbeat = owner.pop("heartbeat_ns", row.heartbeat_ns)
+    changed = replace(row, owner={**row.owner, **owner}, heartbeat_ns=heartbeat)
+    guard.parts.store._shelf.by_id["r"].row = changed  # type: ignore[attr-defined]
+
+
+def hangs_after_one(run: Run) -> int:
+    first = look(1)
+    HANGS.here()
+    return first
+
+
+def test_rule_13_an_owner_from_before_the_host_was_restarted_is_dead(guard: Guard, hung: Taken) -> None:
+    hung(hangs_after_one, "step_completed", "main/look#1")
+    with pytest.raises(RunOwnedError), guard.recover("r"):
+        pass
+    owned_by(guard, boot="another")
+    with guard.recover("r") as run:
+        assert hangs_after_one(run) == 10
+
+
+def test_rule_13_an_owner_on_another_host_is_dead_when_it_has_given_no_sign_of_life(
+    guard: Guard, hung: Taken
+) -> None:
+    hung(hangs_after_one, "step_completed", "main/look#1")
+    owned_by(guard, host="elsewhere")
+    with pytest.raises(RunOwnedError, match="on elsewhere"), guard.recover("r"):
+        pass
+    owned_by(guard, host="elsewhere", heartbeat_ns=time.time_ns() - 60_000_000_000)
+    with guard.recover("r") as run:
+        assert hangs_after_one(run) == 10

@@ -220,3 +220,18 @@ def test_rule_14_memory_refuses_a_promise_at_once(durability: str) -> None:
     with pytest.raises(ValueError, match="memory:// promises nothing"):
         Guard.open("memory://", durability=durability)
     Guard.in_memory(durability="buffered").close()
+
+
+def test_rule_14_another_guard_of_the_same_process_may_attach_to_a_buffered_run(home):
+    """They share the buffer; only other processes could not see what is in it."""
+    with (
+        Guard.open(telemetry=False, durability="buffered") as one,
+        Guard.open(telemetry=False, durability="buffered") as other,
+    ):
+        with one.run("r") as run:
+            run.call("f", int)
+            with other.attach(run.id, branch="w") as attached:
+                attached.call("g", int)
+            run.call("h", int)
+        assert [e.name for e in one.history(run.id) if e.type == "step_completed"] == ["f", "g", "h"]
+        assert one.verify(run.id)

@@ -214,11 +214,15 @@ def two_loops(run: Run) -> list[str]:
         seen.append(await asyncio.ensure_future(fetch("second")))
         second_done.set()
 
-    threads = [threading.Thread(target=run.bind(asyncio.run), args=(main(),)) for main in (first, second)]
+    threads = [  # with debug, a loop that is spoken to from a thread that is not its own complains
+        threading.Thread(target=run.bind(asyncio.run), args=(main(),), kwargs={"debug": True}, daemon=True)
+        for main in (first, second)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(10)
+        assert not thread.is_alive(), "its loop was never woken"
     return seen
 
 

@@ -32,7 +32,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import NoOpTracerProvider
 
-from agentguard import errors
+from agentguard import Guard, RunExistsError, errors
 from agentguard.telemetry import _harmless, attributes
 from agentguard.telemetry.spans import Telemetry
 
@@ -783,3 +783,14 @@ def test_examples_run(name):
     results = doctest.testmod(module)
     assert results.attempted
     assert not results.failed
+
+
+def test_the_span_of_a_run_that_could_not_be_opened_ends_with_the_reason(traced):
+    with Guard.in_memory(telemetry=traced.telemetry) as guard:
+        with guard.run("first", run_id="taken"):
+            pass
+        with pytest.raises(RunExistsError), guard.run("second", run_id="taken"):
+            pass
+    span = traced.spans()["invoke_agent second"]
+    assert span["status"][0] == "ERROR"
+    assert span["attributes"]["error.type"].endswith("RunExistsError")

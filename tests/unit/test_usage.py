@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import decimal
+import operator
 import pickle
 from decimal import Decimal
 
@@ -295,3 +296,10 @@ def test_a_usage_of_no_money_is_no_other_usage_and_still_says_so():
     assert (free + Usage(usd=1)).named() == {"nano_usd": 10**9, "images": 1}
     assert not Usage(usd=0)
     assert Usage.from_amounts({"nano_usd": 0}).named() == {"nano_usd": 0}
+
+
+def test_usage_is_compared_with_usage_alone():
+    for compare in (operator.le, operator.ge, operator.lt, operator.gt):
+        with pytest.raises(TypeError):
+            compare(Usage(tokens=1), 1)
+    assert Usage(tokens=1) != 1

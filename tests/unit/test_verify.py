@@ -445,3 +445,32 @@ def test_a_live_run_with_a_damaged_log_hides_no_other_in_the_list(recorded, garb
             assert not other.verify("live")
             with pytest.raises(LogIntegrityError):
                 other.summary("live")
+
+
+# --- rows that say something else ----------------------------------------------------------------
+
+
+def in_row(text: str, other: str) -> tuple:
+    return ("UPDATE run SET summary = replace(summary, ?, ?) WHERE run_id = 'victim'", text, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (in_row('"run_id":"victim"', '"run_id":"before"'), "the row's summary belongs to another run"),
+        (in_row('"seq":9', '"seq":99'), "the log ends before event 99"),
+        (("UPDATE run SET salt = NULL WHERE run_id = 'victim'",), "it has a payload though"),
+        (
+            ("DELETE FROM event WHERE key >> 32 = (SELECT number FROM run WHERE run_id = 'victim')",),
+            "the log ends before event 9",
+        ),
+    ],
+    ids=["another run's summary", "a head that is not there", "no salt", "no events"],
+)
+def test_a_row_that_says_something_else_than_its_log_is_found(recorded, change, said):
+    guard, run_id = recorded
+    Tamperer(guard, run_id)(change)
+    report = guard.verify(run_id)
+    assert not report
+    assert said in str(report.faults[0]), report.faults
+    assert guard.verify("before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal as signals
 import sys
 import time
@@ -45,7 +46,7 @@ def refused(switch: PageKillSwitch, *words: str) -> None:
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["magic", "short", "empty", "directory"])
+@pytest.mark.parametrize("damage", ["magic", "short", "empty", "directory", "device"])
 def test_a_damaged_page_refuses_and_is_named(home: Path, open_switch: Open, damage: str) -> None:
     open_switch().find("acme", "r1", since=0)
     page = home / "kill.page"
@@ -53,6 +54,8 @@ def test_a_damaged_page_refuses_and_is_named(home: Path, open_switch: Open, dama
     page.unlink()
     if damage == "directory":
         page.mkdir()
+    elif damage == "device":
+        os.mkfifo(page)
     else:
         damaged = {"magic": b"not a page" + content[10:], "short": content[:-1], "empty": b""}
         page.write_bytes(damaged[damage])

@@ -185,3 +185,12 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_taken_anew(
     monkeypatch.setattr(lockfile.fcntl, "flock", delete)
     with LockFile(path).held(DEADLINE), pytest.raises(TimeoutError), LockFile(path).held(0):
         pass
+
+
+def test_a_lock_is_waited_for_by_the_threads_of_a_process_too(tmp_path: Path) -> None:
+    lock = LockFile(tmp_path / "control.lock")
+    with lock.held(DEADLINE):
+        with pytest.raises(TimeoutError, match="another process or thread for 0.01 s"), lock.held(0.01):
+            pass
+    with lock.held(0):
+        pass
