@@ -175,5 +175,5 @@ class TestNothing(LedgerContract):
         ]
     )
     counted = result.parseoutcomes()
-    assert (counted["failed"], counted["errors"]) == (1, 24)
+    assert (counted["failed"], counted["errors"]) == (1, 28)
     assert counted["passed"] > 60

@@ -474,7 +474,7 @@ def test_budgets_must_be_budgets(guard, bad):
     [
         {"durability": "eternal"},
         {"capture": "some"},
-        {"ledger": "redis://"},
+        {"ledger": "mysql://db"},
         {"publisher": "kafka://"},
         {"url": "mysql://db"},
         {"url": "sqlite://host/path"},
