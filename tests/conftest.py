@@ -103,9 +103,12 @@ def redis_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def redis_url(redis_server: str) -> str:
+def redis_url(redis_server: str) -> Iterator[str]:
     """The URL of a ledger of the test's own on the shared server."""
-    return f"{redis_server}{'&' if '?' in redis_server else '?'}prefix=test-{uuid.uuid4().hex}"
+    prefix = f"test-{uuid.uuid4().hex}"
+    yield f"{redis_server}{'&' if '?' in redis_server else '?'}prefix={prefix}"
+    if servers.REDIS_URL is not None:
+        servers.remove(servers.REDIS_URL, f"{{{prefix}}}:*")
 
 
 @pytest.fixture

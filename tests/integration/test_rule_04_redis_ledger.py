@@ -29,7 +29,7 @@ from tests.servers import Valkey, wait_for
 
 TENANT = "tenant:default"
 #: Seconds that a server is given for an answer, where one is made not to give any.
-PATIENCE = 0.3
+PATIENCE = 1.0
 
 
 @guarded_step(reserve=Usage(coins=3), usage=lambda used: Usage(coins=used))
@@ -340,7 +340,7 @@ def test_rule_04_a_server_that_does_not_answer_refuses_in_time(lonely, own_redis
             began = time.monotonic()
             with pytest.raises(StoreUnavailableError):
                 spend(1)
-            assert time.monotonic() - began < 3 * PATIENCE
+            assert time.monotonic() - began < 5 * PATIENCE
         own_redis.send(signal.SIGCONT)
         spend(1)
     assert amounts(lonely) == (2, 0)

@@ -19,6 +19,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.ledgers.redis import MOST, RedisLedger
 from agentguard.protocols import Ledger
 from agentguard.testing import MemoryLedger
+from tests import servers
 from tests.scale import scaled
 
 NAMES = ("tenant:acme", "tenant:acme:2026-11-22")
@@ -162,7 +163,8 @@ def plain(accounts: dict[str, Account]) -> Any:
 
 
 def agree(server: str, program: list[tuple[str, dict[str, Any]]]) -> None:
-    redis = RedisLedger(f"{server}?prefix=test-{uuid.uuid4().hex}")
+    prefix = f"test-{uuid.uuid4().hex}"
+    redis = RedisLedger(f"{server}{'&' if '?' in server else '?'}prefix={prefix}")
     twins = Twin(MemoryLedger()), Twin(redis)
     try:
         for twin in twins:
@@ -178,6 +180,8 @@ def agree(server: str, program: list[tuple[str, dict[str, Any]]]) -> None:
             assert books[0] == books[1], act
     finally:
         redis.close()
+        if servers.REDIS_URL is not None:
+            servers.remove(server, f"{{{prefix}}}:*")
 
 
 @settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.generate])
