@@ -610,7 +610,7 @@ def test_rule_04_a_process_that_lives_keeps_what_it_holds(guard, ledger, monkeyp
         assert len(ledger.overdue()) == 1
         guard.parts.apart.reconcile()
         assert amounts(ledger) == (0, 3), "silent, but not dead"
-        monkeypatch.undo()
+        monkeypatch.setattr(apart, "LEASE", 30.0)
         guard.parts.apart.beat()
         assert ledger.overdue() == []
         go_on.set()
