@@ -17,11 +17,13 @@ _KINDS = frozenset((Piece, Pieces))
 class Joiner:
     """Puts the arguments of one step's calls together from their pieces."""
 
-    __slots__ = ("_call", "_labels", "_parameters", "_redactor")
+    __slots__ = ("_before", "_call", "_labels", "_parameters", "_redactor")
 
     def __init__(self, redactor: Redactor | None, parameters: Sequence[str]) -> None:
         self._redactor = redactor
         self._parameters = parameters
+        #: The last pieces, and their JSON without the end of the list; together, as threads come here.
+        self._before: tuple[list[Piece], bytes] = [], b"["
         #: Names of keyword arguments as JSON.
         self._labels: dict[str, bytes] = {}
         #: What takes secrets out of the whole, where that cannot be done piece by piece.
@@ -53,13 +55,14 @@ class Joiner:
     def _json(self, value: Any) -> bytes:
         redactor = self._redactor
         if type(value) is Pieces:
-            # Asked here as well as in the method: histories are long.
-            found = [
-                clean if by is redactor else piece.without_secrets(redactor)
-                for piece in value
-                for by, clean in (piece.clean,)
-            ]
-            return b"[" + b",".join(found) + b"]"
+            # Most often it is the conversation of the call before, and more.
+            before, joined = self._before
+            if value[: len(before)] != before:
+                before, joined = [], b"["
+            new = b",".join([piece.without_secrets(redactor) for piece in value[len(before) :]])
+            joined += b"," + new if before and new else new
+            self._before = value[:], joined
+            return joined + b"]"
         piece = value if type(value) is Piece else Piece(value)
         return piece.without_secrets(redactor)
 

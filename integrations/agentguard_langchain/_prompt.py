@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -43,24 +44,45 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
     tokens = 0
     for message in messages:
         known, fields = _known.get(id(message)), message.__dict__
-        # Asked here and not in a method: histories are long.
+        # All asked here, and no method called: histories are long.
         if (
             known is None
             or known.content is not fields["content"]
             or known.tool_calls is not fields.get("tool_calls")
-            or known.of() is not message
-            or known.has_changed(fields)
+            or known.name is not fields["name"]
+            or known.status is not fields.get("status")
+            or (known.blocks is not None and known.blocks != Piece(known.content).json)
         ):
             known = _Known(message)
         tokens += known.tokens
-        pieces.append(known.piece(message, numbers) if known.calls else known.told[1])
+        numbered = known.numbered
+        for call in known.calls:
+            if call not in numbers:
+                numbers[call] = len(numbers) + 1
+            if numbered.get(call) != numbers[call]:
+                numbered = {}
+        pieces.append(known.piece if numbered is known.numbered else known.renumbered(message, numbers))
     return Prompt(pieces, tokens)
 
 
 class _Known:
-    """A message that was asked with, for as long as it lives and says the same."""
+    """A message that was asked with, for as long as it lives and says the same.
 
-    __slots__ = ("blocks", "calls", "content", "name", "of", "status", "tokens", "told", "tool_calls")
+    The numbers of its tool calls follow from the conversation: that is most often one only.
+    """
+
+    __slots__ = (
+        "_of",
+        "blocks",
+        "calls",
+        "content",
+        "name",
+        "numbered",
+        "piece",
+        "status",
+        "tokens",
+        "tool_calls",
+    )
 
     def __init__(self, message: BaseMessage) -> None:
         fields = message.__dict__
@@ -68,34 +90,24 @@ class _Known:
         self.name = fields["name"]
         self.status = fields.get("status")
         self.tool_calls = fields.get("tool_calls")
-        self.tokens = _tokens(message)
-        #: The ids of the tool calls that it makes or answers.
-        self.calls = m.call_ids(message)
-        #: The numbers of those, and the message with them; together, since threads share messages.
-        self.told: tuple[list[int], Piece] = [], _EMPTY
-        if not self.calls:
-            self.told = [], Piece(m.message_data([message])[0])
         #: The parts of a content that has several, which may change in place.
         self.blocks = None if isinstance(self.content, str) else Piece(self.content).json
+        self.tokens = _tokens(message)
+        #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
+        self.calls = m.call_ids(message)
+        self.numbered: dict[Any, int] = {}
+        self.piece = _EMPTY if self.calls else Piece(m.message_of(message, {}))
         key = id(message)
-        self.of = weakref.ref(message, lambda _: _known.pop(key, None))
+        self._of = weakref.ref(message, lambda _: _known.pop(key, None))
         _known[key] = self
 
-    def has_changed(self, fields: dict[str, Any]) -> bool:
-        """Whether the message, whose content is the same object, says something else now."""
-        return (
-            self.name is not fields["name"]
-            or self.status is not fields.get("status")
-            or (self.blocks is not None and self.blocks != Piece(self.content).json)
-        )
-
-    def piece(self, message: BaseMessage, numbers: dict[Any, int]) -> Piece:
-        """The message, its tool calls by their numbers in this conversation."""
-        mine = [numbers.setdefault(call, len(numbers) + 1) for call in self.calls]
-        told = self.told
-        if told[0] != mine:
-            self.told = told = mine, Piece(m.message_of(message, numbers))
-        return told[1]
+    def renumbered(self, message: BaseMessage, numbers: dict[Any, int]) -> Piece:
+        """The message with other numbers, to be kept from now on."""
+        piece = Piece(m.message_of(message, numbers))
+        known = copy(self)  # another thread may be reading this one
+        known.piece, known.numbered = piece, {call: numbers[call] for call in self.calls}
+        _known[id(message)] = known
+        return piece
 
 
 #: How long the roles of the usual messages are, as the estimate counts them.

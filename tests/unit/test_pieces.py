@@ -64,3 +64,13 @@ def test_a_piece_that_runs_share_is_searched_by_the_redactor_of_each() -> None:
     for _ in range(2):
         assert "1120" in str(recorded(True, ([pieces], {})))
         assert "1120" not in str(recorded(["ssn"], ([pieces], {})))
+
+
+def test_each_call_has_its_own_conversation_on_record() -> None:
+    """Whether it grows, is cut, or is another one."""
+    pieces = list(map(Piece, range(6)))
+    asked = [[0], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3], [0, 1], [], [4, 1, 2, 3], [0, 1, 2, 3, 5]]
+    calls: list[tuple[Sequence[Any], dict[str, Any]]] = [
+        ([Pieces(pieces[number] for number in numbers)], {}) for numbers in asked
+    ]
+    assert [args[0] for args, _ in recorded(True, *calls)] == asked
