@@ -23,7 +23,7 @@ from typing import Any
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError, guarded_step
 from benchmarks import _measure as m
-from benchmarks._agents import CALLS, TOKEN, Ask, agents, history, scripted
+from benchmarks._agents import CALLS, TOKEN, Ask, agents, history, scripted, steps_there
 from benchmarks._rows import Row
 from benchmarks.kill import guard_in, latencies
 
@@ -45,7 +45,7 @@ def measure(*, quick: bool) -> list[Row]:
         asks = agents()
     except ImportError:
         return []
-    rounds = 8 if quick else 30
+    rounds = 10 if quick else 100
     with tempfile.TemporaryDirectory() as home:
         os.environ["AGENTGUARD_HOME"] = home
         with Guard.in_memory(telemetry=False) as guard:
@@ -59,7 +59,7 @@ def measure(*, quick: bool) -> list[Row]:
 
 
 def _cases(guard: Guard, asks: dict[str, Ask], history: list[Any] | None = None) -> dict[str, m.Case]:
-    """Process CPU time of one call of an agent, and of a step in a loop of them."""
+    """Process CPU time of one call of an agent; that of a step, in a loop of them and inside an agent."""
 
     def in_a_run(ask: Ask) -> m.Case:
         def case() -> float:
@@ -71,8 +71,19 @@ def _cases(guard: Guard, asks: dict[str, Ask], history: list[Any] | None = None)
 
         return case
 
+    def there(agent: m.Case) -> m.Case:
+        def case() -> float:
+            steps_there.clear()
+            agent()
+            return sum(steps_there) / len(steps_there)
+
+        return case
+
     step = guarded_step(m.work)
-    return {"step": lambda: _steps(guard, step), **{name: in_a_run(ask) for name, ask in asks.items()}}
+    cases = {name: in_a_run(ask) for name, ask in asks.items()}
+    if "steps" in cases:
+        cases["steps"] = there(cases["steps"])
+    return {"step": lambda: _steps(guard, step), **cases}
 
 
 def _kill(kills: int) -> Row:
@@ -157,8 +168,8 @@ def _disk_rows(taken: dict[str, float]) -> list[Row]:
 
 
 def _there(name: str, what: str, taken: dict[str, float]) -> Row:
-    """Held against the bare agent whose model and tool make one guarded step in each call."""
-    more, step = taken["both"] - taken["bare"], taken["steps"] - taken["bare"]
+    """Held against a step that the model and the tool of the bare agent make in each call."""
+    more, step = taken["both"] - taken["bare"], taken["steps"]
     facts = {"µs a call more": more / 1000, "µs a step there": step / 1000}
     return Row(name=name, what=what, value=more / step, unit="steps", facts=facts)
 
