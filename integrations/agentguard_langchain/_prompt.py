@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -53,28 +52,26 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
             or known.status is not fields.get("status")
             or (known.blocks is not None and known.blocks != Piece(known.content).json)
         ):
-            known = _Known(message)
+            known = _Known(message, numbers)
+        elif known.numbered:
+            given = {call: numbers.setdefault(call, len(numbers) + 1) for call in known.numbered}
+            if given != known.numbered:
+                known = _Known(message, numbers)  # not changed: another thread may be reading it
         tokens += known.tokens
-        numbered = known.numbered
-        for call in known.calls:
-            if call not in numbers:
-                numbers[call] = len(numbers) + 1
-            if numbered.get(call) != numbers[call]:
-                numbered = {}
-        pieces.append(known.piece if numbered is known.numbered else known.renumbered(message, numbers))
+        pieces.append(known.piece)
     return Prompt(pieces, tokens)
 
 
 class _Known:
     """A message that was asked with, for as long as it lives and says the same.
 
-    The numbers of its tool calls follow from the conversation: that is most often one only.
+    The numbers of its tool calls follow from the conversation, and are given here to those that are new
+    in it: a message is most often in one conversation only.
     """
 
     __slots__ = (
         "_of",
         "blocks",
-        "calls",
         "content",
         "name",
         "numbered",
@@ -84,7 +81,7 @@ class _Known:
         "tool_calls",
     )
 
-    def __init__(self, message: BaseMessage) -> None:
+    def __init__(self, message: BaseMessage, numbers: dict[Any, int]) -> None:
         fields = message.__dict__
         self.content = fields["content"]
         self.name = fields["name"]
@@ -94,20 +91,11 @@ class _Known:
         self.blocks = None if isinstance(self.content, str) else Piece(self.content).json
         self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
-        self.calls = m.call_ids(message)
-        self.numbered: dict[Any, int] = {}
-        self.piece = _EMPTY if self.calls else Piece(m.message_of(message, {}))
+        self.numbered = {call: numbers.setdefault(call, len(numbers) + 1) for call in m.call_ids(message)}
+        self.piece = Piece(m.message_of(message, numbers))
         key = id(message)
         self._of = weakref.ref(message, lambda _: _known.pop(key, None))
         _known[key] = self
-
-    def renumbered(self, message: BaseMessage, numbers: dict[Any, int]) -> Piece:
-        """The message with other numbers, to be kept from now on."""
-        piece = Piece(m.message_of(message, numbers))
-        known = copy(self)  # another thread may be reading this one
-        known.piece, known.numbered = piece, {call: numbers[call] for call in self.calls}
-        _known[id(message)] = known
-        return piece
 
 
 #: How long the roles of the usual messages are, as the estimate counts them.
@@ -127,7 +115,6 @@ def _tokens(message: BaseMessage) -> int:
     return -(-size // 4) + 3
 
 
-_EMPTY = Piece(None)
 _known: dict[int, _Known] = {}
 
 
