@@ -142,12 +142,17 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     return switch
 
 
-def open_ledger(setting: str | Ledger | None) -> Ledger | None:
+def open_ledger(setting: str | Ledger | None, store: EventStore) -> Ledger | None:
     """The ledger of a setting, or None where the tenants' accounts lie in the store.
+
+    A store that has a kill switch of its own, as an export has, charges nobody: the environment's
+    ledger is not for it.
 
     Raises:
         ValueError: the URL names no ledger.
     """
+    if not setting and getattr(store, "switch", None) is not None:
+        return None
     setting = setting or os.environ.get("AGENTGUARD_LEDGER") or None
     if not isinstance(setting, str):
         return setting

@@ -20,6 +20,7 @@ from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.ownership import bury_all
 from agentguard.runs.state import RunState, check_move
 from agentguard.steps import approvals
+from agentguard.steps.apart import check_alone
 from agentguard.tenancy import check_id
 
 
@@ -126,7 +127,7 @@ class Control(Held):
             raise ValueError(f"per must be None, 'day' or 'month', not {per!r}")
         if budget["seconds"] is not None:
             raise ValueError("a tenant's budget cannot limit seconds; limit them for each run")
-        if budget["repeats"] is not None:
+        if budget.repeats is not None:
             raise ValueError("a tenant's budget cannot limit repeats; limit them for each run")
         data = {"tenant": tenant, "per": per, "budget": budget.to_fields()}
         data["actor"] = actor or orders.default_actor()
@@ -135,12 +136,19 @@ class Control(Held):
         self.observe()
 
     def tenants(self) -> list[TenantAccount]:
-        """The tenants with a budget, and what they have spent of it in the present window."""
+        """The tenants with a budget, and what they have spent of it in the present window.
+
+        Raises:
+            StoreUnavailableError: that is kept at a ledger which is gone, or which this guard was not given.
+        """
         parts = self.parts
         parts.refresh()
         now = parts.clock.wall()
         found = []
-        for tenant in parts.tenants.tenants():
+        tenants = parts.tenants.tenants()
+        if tenants and parts.apart is None:
+            check_alone(parts.store)
+        for tenant in tenants:
             for per, budget in parts.tenants.budgets(tenant).items():
                 name = account_id(tenant, per, now)
                 held = parts.store if parts.apart is None else parts.apart.ledger

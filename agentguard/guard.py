@@ -98,7 +98,7 @@ class Guard(Control, Questions):
 
         def open_parts() -> Parts:
             store = config.open_store(url, durability, clock, store_timeout)
-            books = config.open_ledger(ledger)
+            books = config.open_ledger(ledger, store)
             tenants = TenantBudgets()
             return Parts(
                 store=store,

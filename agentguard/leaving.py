@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunOwnedError
 from agentguard.steps.draining import Draining
+from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.journal import Journal
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 #: How often, in seconds, a drain looks whether the steps in flight have finished.
 _POLL = 0.01
+_GENERATORS = GuardedGenerator, GuardedAsyncGenerator
 
 
 def forget(guard: Guard, journal: Journal) -> None:
@@ -28,6 +30,15 @@ def forget(guard: Guard, journal: Journal) -> None:
         loop = ref()
         if loop is not None and (factory := journal.loops.get(loop)) is not None:
             factory.leave(id(journal))
+
+
+def still_open(journal: Journal) -> list[Any]:
+    """The generators and blocks of a run that are open."""
+    while True:
+        try:
+            return list(journal.generators)
+        except RuntimeError:  # another thread opened or closed one meanwhile
+            continue
 
 
 def give_back(guard: Guard, journal: Journal) -> None:
@@ -75,6 +86,11 @@ def finish(guard: Guard, journal: Journal) -> None:
         return
     if _in_a_loop():
         _release(guard, journal)  # to wait would keep the steps of this loop from finishing
+    for each in _family(guard, journal):
+        # Nobody asks them on any more.  Blocks may have been begun in a thread that is still at work.
+        draining.cut_off |= {
+            (each.run_id, held.step.key) for held in still_open(each) if isinstance(held, _GENERATORS)
+        }
     draining.over.wait()
 
 
@@ -141,7 +157,10 @@ def _goes_on(guard: Guard, journal: Journal) -> bool:
     draining = journal.draining
     if draining is None or draining.over.is_set() or journal.fold.state.final:
         return False
-    return bool(_in_flight(_family(guard, journal)) - draining.cut_off)
+    family = _family(guard, journal)
+    for each in family:
+        each.drain()  # generators that the agent has dropped on its way out
+    return bool(_in_flight(family) - draining.cut_off)
 
 
 def _in_flight(family: list[Journal]) -> set[tuple[str, str]]:

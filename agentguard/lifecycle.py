@@ -24,7 +24,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.leaving import adrain, drain, finish, forget
+from agentguard.leaving import adrain, drain, finish, forget, still_open
 from agentguard.protocols import RunRow
 from agentguard.run import Session
 from agentguard.runs.branch import MAIN, Branch, key_part
@@ -342,7 +342,7 @@ class Opening:
 
     def _settle_generators(self, journal: Journal) -> None:
         journal.drain()
-        for generator in _still_open(journal):
+        for generator in still_open(journal):
             abandoned = generator.abandon()
             if abandoned is not None:
                 with contextlib.suppress(AgentGuardError):
@@ -412,14 +412,6 @@ def owner_of(parts: Parts) -> dict[str, Any]:
     if getattr(parts.store, "durability", None) == "buffered":
         owner["buffered"] = True
     return owner
-
-
-def _still_open(journal: Journal) -> list[Any]:
-    while True:
-        try:
-            return list(journal.generators)
-        except RuntimeError:  # another thread opened or closed one meanwhile
-            continue
 
 
 def _plain_data(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -177,8 +177,9 @@ def _ledger(guard: Guard) -> Iterator[Finding]:
     elif not known:
         yield Finding("ledger", FAULT, f"{url} has the books of another store; give each one of its own")
     else:
-        lost = f"is of generation {found}" if found else "has lost its books"
-        yield Finding("ledger", FAULT, f"{url} {lost}: agentguard doctor --rebuild-ledger")
+        lost = f"has books of generation {found}" if found else "has lost its books"
+        newer = f"{lost}, and the log knows generation {known}"
+        yield Finding("ledger", FAULT, f"{url} {newer}: agentguard doctor --rebuild-ledger")
     for concern in concerns:
         yield Finding("ledger", NOTE, f"{url}: {concern}")
 

@@ -43,7 +43,8 @@ _log = logging.getLogger("agentguard")
 
 #: Seconds without a sign of life after which others look in the log what a process's reservations came to.
 LEASE = 30.0
-#: The store's own account of the ledger: `spent` has the generation, `path` the ledger's URL.
+#: The store's own account of the ledger: `spent` has the generation.  `path` is the URL of the first books;
+#: where those of a generation are says its fence.
 _MARK = "ledger"
 _GENERATION = "generation"
 _NOTHING = Request({}, "", "")
@@ -265,7 +266,7 @@ class Apart:
 
     def _behind(self, found: int) -> StoreUnavailableError:
         self._generation = None  # to be asked for again
-        what = f"is of generation {found}" if found else "has lost its books"
+        what = f"has books of generation {found}" if found else "has lost its books"
         return StoreUnavailableError(
             f"the ledger {self.ledger.url} {what}, and the log knows a newer one; no step of a tenant with a "
             "budget is let through until it is rebuilt from the log: guard.rebuild_ledger(), or "
@@ -303,6 +304,7 @@ class Apart:
 
     def rebuild(self) -> int:
         """Make the ledger's books anew from the log; gives how many reservations are in them."""
+        self.ledger.generation()  # one that cannot be reached must not cost those in use their generation
         with self._store.lock, self._store.exclusive():
             known = self._known()
             generation = max(known + 1, self._clock.wall())
@@ -326,7 +328,8 @@ class Apart:
     def _mark(self, generation: int, known: int = 0) -> None:
         opening = Account(self.ledger.url, None)
         move = Movement(_MARK, settle=({}, {_GENERATION: generation - known}), opening=opening)
-        self._store.append(0, (), movements=[move])
+        # Each generation says where its books are: they may have moved to another server.
+        self._store.append(0, (), movements=[move, Movement(_fence(generation), opening=opening)])
 
     def _make_books(self, generation: int) -> list[Reservation]:
         accounts, reservations = books(self._store, self._tenants, self._clock.wall(), generation)
@@ -353,7 +356,10 @@ def is_fence(account: str) -> bool:
 def ledger_of(store: EventStore) -> str | None:
     """Where the accounts of a store's tenants are kept, if that is apart from it."""
     mark = store.accounts([_MARK]).get(_MARK)
-    return None if mark is None else mark.path
+    if mark is None:
+        return None
+    fence = _fence(mark.spent.get(_GENERATION, 0))
+    return store.accounts([fence]).get(fence, mark).path
 
 
 def check_alone(store: EventStore) -> None:

@@ -102,6 +102,8 @@ class Scope:
             raise_verdict(self.stop, error)
 
     def _close(self, journal: Journal, stop: RunStopped | None) -> None:
+        if journal.draining is not None and not journal.draining.lets_on():
+            return  # what the agent does on its way out is not on record: whoever recovers closes it
         data = {"stopped": True} if stop is not None else None
         with contextlib.suppress(AgentGuardError), journal.deciding():
             spent = dict(journal.fold.account.spent)

@@ -403,6 +403,57 @@ def test_rule_13_a_scope_left_on_the_way_out_is_not_closed(guard, bodies):
     assert guard.summary("r").usage["coins"] == 2
 
 
+def test_rule_13_a_scope_left_while_the_drain_still_waits_is_not_closed(guard, bodies):
+    def agent(run: Run) -> None:
+        with run.scope("part", Budget(coins=30)):
+            bodies.slow("a")
+            bodies.quick("b")
+
+    with (
+        pytest.raises(RunStopped),
+        guard.run("job", run_id="r") as run,
+        drained_from_a_thread(run, bodies),
+    ):
+        when(lambda: run.stop is not None, bodies.out.set)
+        agent(run)
+    assert "scope_closed" not in [kind for kind, _ in types(guard)]
+    with guard.recover("r") as run:
+        agent(run)
+    assert types(guard)[-4:-1] == [
+        ("step_started", "main/_quick#1"),
+        ("step_completed", "main/_quick#1"),
+        ("scope_closed", "main/part#1"),
+    ]
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept"])
+def test_rule_13_a_drain_does_not_wait_for_a_generator_that_the_agent_has_left(guard, keeps):
+    @guarded_step(effect="read", name="numbers")
+    def numbers(upto: int) -> Iterator[int]:
+        yield from range(upto)
+
+    quick = guarded_step(effect="read", name="quick")(lambda n: n)
+    said: list[bool] = []
+
+    def agent(run: Run | None = None) -> list[int]:
+        seen = []
+        kept = numbers(3)
+        for n in kept if keeps else numbers(3):
+            if n == 1 and run is not None:
+                drains.append(when(lambda: True, lambda: said.append(run.drain())))
+                when(lambda: run.stop is not None, lambda: None).join()
+            seen.append(quick(n))
+        return seen
+
+    drains: list[threading.Thread] = []
+    with pytest.raises(RunStopped), guard.run("job", run_id="r") as run:
+        agent(run)
+    drains[0].join(20)
+    assert said == [False], "what the agent left is in flight on record"
+    assert types(guard)[-1] == ("step_completed", "main/quick#1")
+    assert carried_on(guard, agent) == [0, 1, 2]
+
+
 def test_rule_13_a_run_that_a_decorator_made_or_start_opened_is_drained_likewise(guard, bodies):
     @guard.run("job")
     def agent(name: str) -> str:

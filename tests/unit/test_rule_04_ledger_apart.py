@@ -48,6 +48,10 @@ class Line(MemoryLedger):
         if act in where:
             raise StoreUnavailableError(f"no line to {self.url} for {act}")
 
+    def generation(self) -> int:
+        self._cut("generation", self.deaf)
+        return super().generation()
+
     def reserve(self, *args: Any) -> Any:
         self._cut("reserve", self.deaf)
         done = super().reserve(*args)
@@ -276,7 +280,7 @@ def test_rule_04_books_from_a_backup_grant_nothing(guard, ledger):
         )
         guard.rebuild_ledger()
         ledger._generation = backup._generation
-        with pytest.raises(StoreUnavailableError, match="is of generation"):
+        with pytest.raises(StoreUnavailableError, match="has books of generation"):
             spend(1)
 
 
@@ -418,6 +422,58 @@ def test_rule_04_a_store_whose_ledger_is_apart_is_not_charged_without_it(home, l
         spend(1)
 
 
+def test_rule_04_what_tenants_have_spent_is_not_told_without_their_ledger(home, ledger):
+    with Guard.open(ledger=ledger, telemetry=False) as guard:
+        guard.set_tenant_budget("default", Budget(coins=10))
+        with guard.run("r"):
+            spend(1)
+    with (
+        Guard.open(telemetry=False) as guard,
+        pytest.raises(StoreUnavailableError, match="kept at the ledger memory://ledger"),
+    ):
+        guard.tenants()
+
+
+def test_rule_04_books_that_have_moved_are_known_where_they_are(home, ledger):
+    with Guard.open(ledger=ledger, telemetry=False) as guard:
+        guard.set_tenant_budget("default", Budget(coins=10))
+        with guard.run("r"):
+            spend(1)
+    moved = MemoryLedger()
+    moved.url = "memory://moved"
+    with Guard.open(ledger=moved, telemetry=False) as guard:
+        guard.rebuild_ledger()
+        assert amounts(moved) == (1, 0)
+    with Guard.open(telemetry=False) as guard, pytest.raises(StoreUnavailableError, match="memory://moved"):
+        guard.tenants()
+
+
+def test_rule_04_a_rebuild_that_cannot_reach_its_ledger_harms_no_other(home, ledger):
+    gone = Line()
+    gone.deaf.add("generation")
+    with Guard.open(ledger=ledger, telemetry=False) as guard:
+        guard.set_tenant_budget("default", Budget(coins=10))
+        with guard.run("r"):
+            spend(1)
+            with (
+                Guard.open(ledger=gone, telemetry=False) as other,
+                pytest.raises(StoreUnavailableError),
+            ):
+                other.rebuild_ledger()
+            spend(1)
+        assert amounts(ledger) == (2, 0)
+
+
+def test_rule_04_the_ledger_of_the_environment_is_not_for_an_export(home, tmp_path, monkeypatch):
+    with Guard.open(telemetry=False) as guard:
+        with guard.run("r", run_id="r"):
+            spend(1)
+        guard.export("r", tmp_path / "r.jsonl")
+    monkeypatch.setenv("AGENTGUARD_LEDGER", "nothing://known")
+    with Guard.open(f"file://{tmp_path}/r.jsonl", telemetry=False) as export:
+        assert export.verify()
+
+
 def test_rule_04_a_store_that_was_charged_itself_takes_its_books_along(home, ledger):
     with Guard.open(telemetry=False) as guard:
         guard.set_tenant_budget("default", Budget(coins=10))
@@ -441,6 +497,12 @@ def test_rule_04_pruned_runs_stay_in_the_books(home, ledger):
         ledger.lose()
         guard.rebuild_ledger()
         assert amounts(ledger) == (5, 0)
+
+
+@pytest.mark.parametrize("what", ["seconds", "repeats"])
+def test_rule_04_a_tenant_cannot_have_what_no_ledger_counts(guard, what):
+    with pytest.raises(ValueError, match=f"cannot limit {what}"):
+        guard.set_tenant_budget("acme", Budget(**{what: 2}))
 
 
 def test_rule_04_nothing_to_rebuild(sqlite_guard):
