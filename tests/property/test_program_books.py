@@ -71,16 +71,21 @@ def misjudged() -> None:
 
 coins = st.integers(0, 5)
 few = st.integers(0, 3)
-limits = st.builds(
-    lambda coins, steps, calls, repeats, enforce: Budget(
-        coins=coins, steps=steps, calls=calls, repeats=repeats, enforce=enforce
-    ),
-    st.none() | st.integers(0, 15),
-    st.none() | st.integers(0, 15),
-    st.none() | st.just({"bounded": 2, "kind:tool": 9}),
-    st.none() | st.integers(2, 4),
-    st.booleans(),
-)
+
+
+def limits_with(repeats: st.SearchStrategy[int | None]) -> st.SearchStrategy[Budget]:
+    return st.builds(
+        Budget,
+        coins=st.none() | st.integers(0, 15),
+        steps=st.none() | st.integers(0, 15),
+        calls=st.none() | st.just({"bounded": 2, "kind:tool": 9}),
+        repeats=repeats,
+        enforce=st.booleans(),
+    )
+
+
+limits = limits_with(st.none() | st.integers(2, 4))
+limits_of_a_tenant = limits_with(st.none())  # which cannot limit repeats
 leaves = st.one_of(
     st.tuples(st.just("bounded"), coins, coins),
     st.tuples(st.just("unbounded"), coins),
@@ -218,7 +223,7 @@ HEALTH = [HealthCheck.too_slow]
 
 
 @settings(deadline=None, max_examples=120, suppress_health_check=HEALTH)
-@given(limits, limits, programs)
+@given(limits_of_a_tenant, limits, programs)
 def test_the_books_of_any_program(tenant, budget, program):
     with Guard.in_memory(telemetry=False) as guard:
         if not tenant.unlimited:
@@ -255,6 +260,6 @@ def test_the_books_of_any_program_on_disk(budget, program):
 
 @pytest.mark.long
 @settings(deadline=None, max_examples=scaled(3000), suppress_health_check=HEALTH)
-@given(limits, limits, programs)
+@given(limits_of_a_tenant, limits, programs)
 def test_the_books_of_very_many_programs(tenant, budget, program):
     test_the_books_of_any_program.hypothesis.inner_test(tenant, budget, program)
