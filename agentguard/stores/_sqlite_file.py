@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from agentguard.errors import StoreUnavailableError
@@ -61,7 +62,7 @@ def open_writer(path: str, wait: Wait) -> sqlite3.Connection:
 def prepare(path: str, execute: Execute) -> None:
     """Set the pragmas of a writer, on which `execute` runs, and bring the schema up to date."""
     # A file that is up to date is only read here, so that one without write access can be.
-    if _schema(path, execute) != len(_sql.migrations("sqlite")):
+    if _schema_now(path, execute) != len(_sql.migrations("sqlite")):
         _use_wal(path, execute)
         _migrate(path, execute)
     elif execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -93,6 +94,16 @@ def _migrate(path: str, execute: Execute) -> None:
         execute("ROLLBACK")
         raise
     execute("COMMIT")
+
+
+def _schema_now(path: str, execute: Execute) -> int:
+    """`_schema` of one moment: another process may be making the file."""
+    execute("BEGIN")
+    try:
+        return _schema(path, execute)
+    finally:
+        with suppress(sqlite3.OperationalError):  # an error has ended it already
+            execute("ROLLBACK")
 
 
 def _schema(path: str, execute: Execute) -> int:

@@ -23,7 +23,7 @@ from agentguard import Guard
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, RunRow
-from agentguard.stores import _sql, _wal_sync
+from agentguard.stores import _patience, _sql, _sqlite_file, _wal_sync
 from agentguard.stores.sqlite import SQLiteEventStore
 
 SECRET = b"a secret of the customer " * 500
@@ -680,3 +680,26 @@ def test_the_end_of_a_run_does_not_go_into_a_deleted_file(home: Path) -> None:
         with guard.run("r"):
             (home / "agentguard.db").unlink()
     guard.close()
+
+
+def test_a_file_that_another_process_is_making_is_not_taken_for_another_programs(tmp_path):
+    """It is looked at with three statements; whoever makes it may come between two of them."""
+    path = str(tmp_path / "events.db")
+    _sqlite_file.create(path)
+    mine, makers = _sqlite_file.connect(path), []
+
+    def make() -> None:
+        _sqlite_file.open_writer(path, 30.0).close()
+
+    def execute(sql: str) -> sqlite3.Cursor:
+        if "sqlite_master" in sql and not makers:
+            makers.append(threading.Thread(target=make))
+            makers[0].start()
+            makers[0].join(0.3)  # it is kept out until everything has been looked at
+        return _patience.execute(mine, path, sql, (), 30.0)
+
+    try:
+        _sqlite_file.prepare(path, execute)
+    finally:
+        makers[0].join()
+        mine.close()
