@@ -172,6 +172,14 @@ class Apart:
         """The step has not started."""
         self._settle(reservation, None)
 
+    def rebuilt_elsewhere(self, reservation: Reservation) -> None:
+        """The store would not commit the start, since it knows newer books than those that granted it.
+
+        They are asked for next.  Whoever was to make them may have died: then they are behind.
+        """
+        self._generation = None
+        self.give_back(reservation)
+
     def closed(self, journal: Journal, key: str, step: OpenStep, usage: Amounts | None) -> dict[str, Account]:
         """The outcome of a step is on record, and what it used, None for nothing: the ledger is told.
 

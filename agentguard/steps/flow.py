@@ -167,7 +167,7 @@ def _admit_apart(step: Step, journal: Journal, *, wait: bool) -> None:
         try:
             admit(step, apart=reservation)
         except LedgerRebuiltError:
-            apart.give_back(reservation)
+            apart.rebuilt_elsewhere(reservation)
             continue
         except BaseException:
             if not step.started_ns:

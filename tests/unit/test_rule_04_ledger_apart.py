@@ -342,6 +342,30 @@ def test_rule_04_another_process_that_rebuilds_the_ledger_is_noticed(home, ledge
         assert amounts(ledger) == (3, 0)
 
 
+def test_rule_04_a_rebuild_that_died_in_the_middle_refuses_steps_until_the_next(home, ledger, monkeypatch):
+    """The store knows of new books and the old ones still grant: no step may start, nor try for ever."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with (
+        Guard.open(ledger=ledger, telemetry=False) as guard,
+        Guard.open(ledger=ledger, telemetry=False) as other,
+    ):
+        guard.set_tenant_budget("default", Budget(coins=10))
+        with guard.run("r"):
+            spend(1)
+            with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+                dying.setattr(ledger, "rebuild", die)
+                other.rebuild_ledger()
+            with pytest.raises(StoreUnavailableError, match=r"rebuild_ledger"):
+                spend(2)
+            assert amounts(ledger) == (1, 0)
+            other.rebuild_ledger()
+            spend(2)
+        assert amounts(ledger) == (3, 0)
+
+
 def test_rule_04_two_processes_begin_a_ledger_once(home, ledger):
     guards = [Guard.open(ledger=ledger, telemetry=False) for _ in range(4)]
     guards[0].set_tenant_budget("default", Budget(coins=100))
