@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from agentguard._clock import Clock
 from agentguard._home import default_home
 from agentguard._secrets import public_url
-from agentguard.protocols import EventStore, KillSwitch, Ledger
+from agentguard.protocols import EventStore, KillSwitch, Ledger, abilities_of
 
 
 class _Backend(NamedTuple):
@@ -128,7 +128,7 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     Raises:
         ValueError: nothing is known by that name.
     """
-    own: KillSwitch | None = getattr(store, "switch", None)
+    own = abilities_of(store).switch
     if setting is None and own is not None:
         return own
     setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or "page"
@@ -151,7 +151,7 @@ def open_ledger(setting: str | Ledger | None, store: EventStore) -> Ledger | Non
     Raises:
         ValueError: the URL names no ledger.
     """
-    if not setting and getattr(store, "switch", None) is not None:
+    if not setting and abilities_of(store).switch is not None:
         return None
     setting = setting or os.environ.get("AGENTGUARD_LEDGER") or None
     if not isinstance(setting, str):

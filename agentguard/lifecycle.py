@@ -409,7 +409,7 @@ class Opening:
 def owner_of(parts: Parts) -> dict[str, Any]:
     """What a run's row says of this process as its owner."""
     owner = identity() | {"monotonic_ns": parts.clock.monotonic()}
-    if getattr(parts.store, "durability", None) == "buffered":
+    if parts.abilities.durability == "buffered":
         owner["buffered"] = True
     return owner
 

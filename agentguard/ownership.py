@@ -72,10 +72,10 @@ def look(guard: Held) -> None:
     Another process may have stopped their run; and the time of a run may be up, for which async bodies
     have timers of their own, and threads that may be interrupted have not.
     """
-    check_file = None if guard.opened is None else getattr(guard.opened.store, "check_file", None)
-    if check_file is not None:  # once a second, and not at each step
+    file = None if guard.opened is None else guard.opened.abilities.file
+    if file is not None:  # once a second, and not at each step
         with contextlib.suppress(AgentGuardError):  # the next step is told
-            check_file()
+            file.check_file()
     for ref in guard.live.valuerefs():  # a list: other threads open and end runs meanwhile
         journal = ref()
         if journal is not None and journal.bodies and guard.opened is not None:

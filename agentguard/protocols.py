@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, Protocol
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -52,6 +53,27 @@ class RunRow(msgspec.Struct, kw_only=True):
     summary: dict[str, Any] = {}
 
 
+class RunLock(Protocol):
+    """A re-entrant lock, as `threading.RLock` is one."""
+
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool:  # noqa: FBT001
+        """Take the lock; return whether it was taken."""
+        ...
+
+    def release(self) -> None:
+        """Give it back, once for each time that it was taken."""
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
 class EventStore(Protocol):
     """Append-only logs of runs, one mutable row for each run, and the shared accounts.
 
@@ -65,9 +87,12 @@ class EventStore(Protocol):
     #: How many bytes of a URL-like name to show people: where this store is.
     url: str
 
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """Held while a run decides and appends; one for all writers of this store in a process."""
+    def lock_for(self, run_id: str) -> RunLock:
+        """Return the lock that this process's threads hold while a run decides and appends.
+
+        `run_id` names an outermost run; the runs nested in it share its lock.  Every call for a run
+        returns the same lock while it is used.  A store may give one lock to all its runs.
+        """
         ...
 
     def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
@@ -94,7 +119,7 @@ class EventStore(Protocol):
         Movements alone need no run; `number` is then 0.
 
         With `deferred=True` a `power` append is only accepted when this returns, and committed and on
-        disk when `settle` returns or `durable` resolves: who lets go of `lock` before shares commit
+        disk when `settle` returns or `durable` resolves: who lets go of the run's lock before shares commit
         and disk with other threads and tasks.
 
         Raises:
@@ -113,10 +138,12 @@ class EventStore(Protocol):
         """What resolves when `settle` would return, or None if it would return at once."""
         ...
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Keep writers of every process out, so that reading and then appending cannot race.
+    def exclusive(self, run_id: str) -> AbstractContextManager[None]:
+        """Keep other writers of a run out, in every process, so that reading and then appending cannot race.
 
-        Leaving the block commits what was done inside as one act; an exception undoes all of it.
+        Leaving the block commits what was done inside as one act, also to other runs and accounts; an
+        exception undoes all of it.  Blocks nest: that of a nested run may be entered inside that of the
+        run around it, and the other way round.
         """
         ...
 
@@ -266,8 +293,12 @@ class Ledger(Protocol):
         """Give back what was opened.  Closing twice does nothing."""
 
 
+# --- what an event store may have besides ----------------------------------------------------------
+
+
+@runtime_checkable
 class QuickStore(Protocol):
-    """What an `EventStore` may have besides: a shorter way for the event that is appended alone."""
+    """A store with a shorter way for the event that is appended alone."""
 
     def append_one(  # noqa: PLR0917 - called for each step, and keywords cost
         self,
@@ -280,16 +311,82 @@ class QuickStore(Protocol):
     ) -> None:
         """`append` of one event and nothing else, deferred, at the store's own durability.
 
-        The caller holds `lock`.
+        The caller holds the run's lock.
         """
 
 
+@runtime_checkable
 class ScanningStore(Protocol):
-    """What an `EventStore` may have besides: a quicker way through a whole log."""
+    """A store with a quicker way through a whole log."""
 
     def scan(self, run_id: str) -> Iterable[tuple[Any, ...]]:
-        """What `read` gives from the first event on, as plain tuples of the fields of `Stored`."""
+        """Return what `read` does from the first event on, as plain tuples of the fields of `Stored`."""
         ...
+
+
+@runtime_checkable
+class DurableStore(Protocol):
+    """A store that promises something for every append: `"process"` or `"power"`."""
+
+    durability: Durability
+
+
+@runtime_checkable
+class FileStore(Protocol):
+    """A store in a file, which somebody may delete, move or replace."""
+
+    def check_file(self) -> None:
+        """Raise `StoreUnavailableError` from here on if that happened."""
+
+
+@runtime_checkable
+class RowlessLogs(Protocol):
+    """A store that can find logs whose run has no row."""
+
+    def orphans(self) -> Iterable[tuple[int, int]]:
+        """Return number and first sequence of each such log."""
+        ...
+
+
+@runtime_checkable
+class DamageReport(Protocol):
+    """A store that can say what is wrong with it as a whole."""
+
+    def damage(self) -> Iterable[tuple[str, int, str]]:
+        """Return run, sequence and problem of each fault."""
+        ...
+
+
+@runtime_checkable
+class SwitchedStore(Protocol):
+    """A store that brings its own kill switch, as an export does."""
+
+    switch: KillSwitch
+
+
+class Abilities(NamedTuple):
+    """What a store can do beyond `EventStore`, None where it cannot; resolved once, by `abilities_of`."""
+
+    quick: QuickStore | None
+    scanning: ScanningStore | None
+    durability: Durability | None
+    file: FileStore | None
+    rowless: RowlessLogs | None
+    damage: DamageReport | None
+    switch: KillSwitch | None
+
+
+def abilities_of(store: EventStore) -> Abilities:
+    """Return what a store can do beyond `EventStore`."""
+    return Abilities(
+        quick=store if isinstance(store, QuickStore) else None,
+        scanning=store if isinstance(store, ScanningStore) else None,
+        durability=store.durability if isinstance(store, DurableStore) else None,
+        file=store if isinstance(store, FileStore) else None,
+        rowless=store if isinstance(store, RowlessLogs) else None,
+        damage=store if isinstance(store, DamageReport) else None,
+        switch=store.switch if isinstance(store, SwitchedStore) else None,
+    )
 
 
 class Participant(Protocol):

@@ -6,7 +6,7 @@ all was rewritten, or that a run is gone shows only against an anchor: a head ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ from agentguard.errors import EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head, Record
-from agentguard.protocols import EventStore, RunRow
+from agentguard.protocols import EventStore, RunRow, abilities_of
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import from_row
 
@@ -67,7 +67,8 @@ def verify_all(
 ) -> VerifyReport:
     """Verify every run of a store, and the control log; see `verify`."""
     report = verify(store, store.rows(limit=2**62), anchors, control, announced)
-    orphans: Iterable[tuple[int, int]] = getattr(store, "orphans", tuple)()
+    rowless = abilities_of(store).rowless
+    orphans = () if rowless is None else rowless.orphans()
     problem = "events of run number {} are here, and the run's row is gone"
     lost = [Fault("?", seq, problem.format(number)) for number, seq in orphans]
     return msgspec.structs.replace(report, faults=(*report.faults, *lost)) if lost else report
@@ -84,6 +85,8 @@ def verify(
 
     `announced` is the newest control record that the kill page knew of beforehand.
     """
+    abilities = abilities_of(store)
+    read = store.read if abilities.scanning is None else abilities.scanning.scan
     faults: list[Fault] = []
     events = runs = evicted = pruned = 0
     anchored = True
@@ -91,7 +94,7 @@ def verify(
     for listed in rows:
         anchor = left.pop(listed.run_id, None)
         try:
-            found, seen = _verify_run(store, listed.run_id, anchor)
+            found, seen = _verify_run(store, read, listed.run_id, anchor)
         except EventsEvictedError:
             evicted += 1
             anchored = False
@@ -117,13 +120,16 @@ def verify(
     else:
         anchored = anchored and runs > 0
         faults += _gone(left, ())
-    faults += [Fault(*fault) for fault in getattr(store, "damage", ())]
+    report = abilities.damage
+    faults += [] if report is None else [Fault(*fault) for fault in report.damage()]
     return VerifyReport(
         faults=tuple(faults), anchored=anchored, events=events, runs=runs, evicted=evicted, pruned=pruned
     )
 
 
-def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[list[Fault], int | None]:
+def _verify_run(
+    store: EventStore, read: Callable[[str], Iterable[Sequence[Any]]], run_id: str, anchor: Head | None
+) -> tuple[list[Fault], int | None]:
     """The faults of a run, and how many events of it are intact; None if the run is not there."""
     with store.snapshot():
         row = store.row(run_id)
@@ -137,7 +143,6 @@ def _verify_run(store: EventStore, run_id: str, anchor: Head | None) -> tuple[li
         if anchor is not None:
             anchors[anchor.seq] = anchor.hash
         log = Examination(run_id, row.salt, anchors, head.seq)
-        read = getattr(store, "scan", store.read)
         found = _examined(log, read(run_id))
         if not found and (problem := log.row_problem(row)) is not None:
             found = [Fault(run_id, log.seq, problem)]

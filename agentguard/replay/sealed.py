@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.model import Acknowledgements, Kill
-from agentguard.protocols import EventStore
+from agentguard.protocols import EventStore, RunLock
 
 
 class SealedStore:
@@ -21,15 +21,20 @@ class SealedStore:
         #: The store that this one reads from.
         self.sealed = store
         self.url = store.url
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+        self.row, self.rows, self.children = store.row, store.rows, store.children
+        self.read, self.last, self.tail = store.read, store.last, store.tail
+        self.accounts = store.accounts
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("row", "rows", "children", "read", "last", "tail", "accounts"):
-            return getattr(self._store, name)
-        return self._refuse
+    def lock_for(self, run_id: str) -> RunLock:
+        """Return a lock of this replay's own."""
+        return self._lock
 
     def _refuse(self, *args: Any, **options: Any) -> NoReturn:
         raise StoreUnavailableError("a replay writes nothing")
+
+    create = append = settle = durable = exclusive = snapshot = _refuse
+    update_row = erase = prune = _refuse
 
     def close(self) -> None:
         """Nothing was opened."""

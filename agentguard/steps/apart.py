@@ -296,7 +296,7 @@ class Apart:
     def _begin(self) -> int:
         """The first books.  Whoever else is at the store waits, and finds them made."""
         self.ledger.generation()  # nobody has to wait for a server that does not answer
-        with self._store.lock, self._store.exclusive():
+        with self._store.lock_for(""), self._store.exclusive(""):
             if known := self._known():
                 return known
             if found := self.ledger.generation():
@@ -313,7 +313,7 @@ class Apart:
     def rebuild(self) -> int:
         """Make the ledger's books anew from the log; gives how many reservations are in them."""
         self.ledger.generation()  # one that cannot be reached must not cost those in use their generation
-        with self._store.lock, self._store.exclusive():
+        with self._store.lock_for(""), self._store.exclusive(""):
             known = self._known()
             generation = max(known + 1, self._clock.wall())
             self._mark(generation, known)

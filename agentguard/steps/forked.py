@@ -25,7 +25,7 @@ class _FirstUse:
         self._journal = journal
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
-        lock: Any = self._journal.store.lock
+        lock: Any = self._journal.store.lock_for(self._journal.outermost)
         self._journal.lock = lock
         return bool(lock.acquire(blocking, timeout))
 
@@ -72,7 +72,7 @@ def _before() -> None:
 
 def _in_child() -> None:
     for journal in list(_journals):
-        buffered = getattr(journal.store, "durability", None) == "buffered"
+        buffered = journal.parts.abilities.durability == "buffered"
         buffered = buffered and not journal.fold.state.final
         journal.lock = _Refusing(journal.run_id) if buffered else _FirstUse(journal)
         journal.owner = False

@@ -78,9 +78,12 @@ class Journal:
     def __init__(self, parts: Parts, row: RunRow, fold: RunFold, outer: Sequence[Outer] = ()) -> None:
         self.parts = parts
         self.store = parts.store
-        self.lock = parts.store.lock
+        quick = parts.abilities.quick
         #: For stores that append a single event faster than by `append`.
-        self._append_one = getattr(parts.store, "append_one", None)
+        self._append_one = None if quick is None else quick.append_one
+        #: Runs that are nested in each other share a lock.
+        self.outermost = outer[-1].journal.run_id if outer else row.run_id
+        self.lock = self.store.lock_for(self.outermost)
         self.clock = parts.clock
         self.row = row
         self.number = row.number
@@ -136,7 +139,7 @@ class Journal:
         #: Whether a stop interrupts sync bodies in flight.
         self.interrupt = False
         #: Whether every append is to survive a loss of power.
-        self.power = getattr(parts.store, "durability", None) == "power"
+        self.power = parts.abilities.durability == "power"
         #: What serves steps from a log, in a replay or a recovery.
         self.player: Player | None = None
         #: In a forked child, what its keys begin with instead of the main branch; else empty.
@@ -157,7 +160,7 @@ class Journal:
 
     @property
     def lock(self) -> Any:
-        """The store's lock, which guards this journal."""
+        """The run's lock, which guards this journal."""
         return self._lock
 
     @lock.setter
@@ -238,7 +241,7 @@ class Journal:
                 raise self.draining.stop.with_traceback(None)
             seq = self.fold.seq
             try:
-                with self.store.exclusive():
+                with self.store.exclusive(self.run_id):
                     self.catch_up()
                     try:
                         yield

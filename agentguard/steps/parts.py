@@ -10,7 +10,7 @@ from agentguard.budget.tenant import TenantBudgets
 from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
-from agentguard.protocols import EventStore, KillSwitch
+from agentguard.protocols import Abilities, EventStore, KillSwitch, abilities_of
 from agentguard.steps.model import Capture
 from agentguard.steps.redaction import BUILT_IN
 
@@ -32,7 +32,12 @@ class Parts:
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
     #: An `agentguard.steps.apart.Apart`, where the tenants' accounts are not in the store.
     apart: Any = None
+    #: What the store can do beyond `EventStore`.
+    abilities: Abilities = field(init=False)
     _learned: int = 0
+
+    def __post_init__(self) -> None:
+        self.abilities = abilities_of(self.store)
 
     def close(self) -> None:
         """Give back what was opened."""

@@ -17,7 +17,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.killswitch.readonly import ReadOnlyKillSwitch
-from agentguard.protocols import RunRow
+from agentguard.protocols import RunLock, RunRow
 from agentguard.runs.summary import from_data
 from agentguard.stores._jsonl_lines import FORMAT, End, EndLine, Header, Run, RunLine, event
 
@@ -51,12 +51,10 @@ class JsonlEventStore:
         self._damage: list[tuple[str, int, str]] = []
         self._closed = False
 
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """Guards nothing but the index."""
+    def lock_for(self, run_id: str) -> RunLock:
+        """Return a lock that guards nothing but the index."""
         return self._lock
 
-    @property
     def damage(self) -> tuple[tuple[str, int, str], ...]:
         """Run, sequence and problem of what is wrong with the file as a whole."""
         self._index()
@@ -208,7 +206,7 @@ class JsonlEventStore:
         """Refused."""
         return self._refuse()
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    def exclusive(self, run_id: str) -> AbstractContextManager[None]:
         """Refused."""
         return self._refuse()
 

@@ -6,9 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget import ledger
@@ -22,7 +22,7 @@ from agentguard.stores._memory_undo import Undo
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
     from agentguard.budget.ledger import Movement
-    from agentguard.protocols import Durability, RunRow
+    from agentguard.protocols import Durability, RunLock, RunRow
 
 
 class MemoryEventStore:
@@ -65,9 +65,8 @@ class MemoryEventStore:
         #: Who ended inside `exclusive`.
         self._ending: dict[int, Log] = {}
 
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """Held while a run decides and appends; re-entrant."""
+    def lock_for(self, run_id: str) -> RunLock:
+        """Return the store's lock, which all runs share."""
         return self._lock
 
     # --- writing -------------------------------------------------------------------------------
@@ -129,7 +128,7 @@ class MemoryEventStore:
         payload: bytes | None,
         wait: bool = True,  # noqa: FBT001, FBT002 - who holds the lock waits for nobody
     ) -> None:
-        """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
+        """`append` of one event and nothing else, by a caller who holds the lock: the hot path."""
         shelf = self._shelf
         log = shelf.logs.get(number)
         position = shelf.position + 1
@@ -178,7 +177,7 @@ class MemoryEventStore:
         return moved
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, run_id: str) -> Iterator[None]:
         """Keep other writers out; an exception takes back everything that was done inside."""
         with self._lock:
             self._check()

@@ -19,7 +19,7 @@ from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget import ledger
 from agentguard.errors import RunExistsError, StoreUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.protocols import Durability, HeadMovedError, RunRow
+from agentguard.protocols import Durability, HeadMovedError, RunLock, RunRow
 from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_removal, _sqlite_rows
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ class SQLiteEventStore:
         self._give_back: weakref.finalize[Any, Any] | None = None
         self._opening = threading.Lock()
 
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """Held while a run decides and appends; re-entrant, and one for the file in a process."""
+    def lock_for(self, run_id: str) -> RunLock:
+        """Return the lock of the file in this process, which all runs share."""
         return self._database().lock
 
     def _database(self) -> Database:
@@ -150,7 +149,7 @@ class SQLiteEventStore:
         payload: bytes | None,
         wait: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
-        """`append` of one event and nothing else, by a caller who holds `lock`: the hot path."""
+        """`append` of one event and nothing else, by a caller who holds the lock: the hot path."""
         database = self._shared
         if self._level == _PROCESS and database is not None:
             database.insert_alone(number, seq, body, digest, payload, self._timeout if wait else None)
@@ -202,7 +201,7 @@ class SQLiteEventStore:
             database.run(self._sql["save_account"], columns, wait=wait)
         return accounts
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    def exclusive(self, run_id: str) -> AbstractContextManager[None]:
         """Keep writers of every process out; leaving commits, an exception undoes everything."""
         return self._database().exclusive(self._timeout, durable=self._level == _POWER)
 

@@ -72,7 +72,7 @@ def cut_off(home: Path, run_id: str, seq: int) -> None:
         )
     connection.close()
     if seq:
-        with closing(SQLiteEventStore(home / "agentguard.db")) as store, store.exclusive():
+        with closing(SQLiteEventStore(home / "agentguard.db")) as store, store.exclusive("r1"):
             row = store.row(run_id)
             assert row is not None
             row = row_of(row, reconstruct(store, row))

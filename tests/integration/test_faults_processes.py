@@ -197,7 +197,7 @@ with guard.run("r", tenant="acme", budget=Budget(steps=50)) as run:
     tool(lambda: child(dies))                                   # killed inside a body of the parent's
     tool(lambda: child(tool))
     store = guard.parts.store
-    with store.exclusive():                                     # forked inside a transaction of the parent's
+    with store.exclusive("r1"):                                     # forked inside a transaction of the parent's
         pid = os.fork()
         if pid == 0:
             dies()

@@ -19,6 +19,7 @@ from agentguard import Guard, RunState, StoreUnavailableError, guarded_step, own
 from agentguard.audit.verify import verify
 from agentguard.cli.timeline import describe
 from agentguard.events.model import PROCESSES_SIGNALLED
+from agentguard.protocols import abilities_of
 from agentguard.stores.memory import MemoryEventStore
 
 DEADLINE = 60.0
@@ -117,6 +118,7 @@ def test_beats_end_with_the_guard(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_verify_says_how_many_runs_memory_has_let_go_of() -> None:
     with Guard.in_memory(telemetry=False) as guard:
         guard.parts.store = MemoryEventStore(max_events=20)  # type: ignore[misc]
+        guard.parts.abilities = abilities_of(guard.parts.store)
         runs = []
         for _ in range(6):
             with guard.run("r") as run:

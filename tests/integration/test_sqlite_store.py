@@ -110,7 +110,7 @@ def intact(store: SQLiteEventStore) -> list[Stored]:
 EXCLUSIVE = """
 def work(index):
     for _ in range(int(os.environ["EACH"])):
-        with store.exclusive():
+        with store.exclusive("r1"):
             extend(store.last("r1"), os.getpid())
 on_threads(int(os.environ["THREADS"]), work)
 """
@@ -154,11 +154,11 @@ enough = threading.Event()
 def work(index):
     if index == 0:
         for _ in range(10):
-            with store.exclusive():
+            with store.exclusive("r1"):
                 extend(store.last("r1"))
         enough.set()
     while not enough.is_set():
-        with store.exclusive():
+        with store.exclusive("r1"):
             extend(store.last("r1"))
 on_threads(16, work)
 """
@@ -169,7 +169,7 @@ on_threads(16, work)
 # --- locks -------------------------------------------------------------------------------------
 
 HOLD = """
-with store.exclusive():
+with store.exclusive("r1"):
     print("held", flush=True)
     sys.stdin.readline()
     extend(store.last("r1"), "holder")
@@ -184,7 +184,7 @@ def test_a_store_locked_by_another_process_is_waited_for(store: SQLiteEventStore
         store.append(1, [event_after(None)], wait=False)
 
     def append() -> None:
-        with store.exclusive():
+        with store.exclusive("r1"):
             store.append(1, [event_after(store.last("r1"), "waited")])
 
     waiting = threading.Thread(target=append)
@@ -205,7 +205,7 @@ def test_after_store_timeout_the_error_says_who_holds_the_file(store: SQLiteEven
     assert "store_timeout" in str(caught.value)
     if sys.platform == "linux":
         assert f"process {holder.pid};" in str(caught.value)
-    with pytest.raises(StoreUnavailableError), impatient.exclusive():
+    with pytest.raises(StoreUnavailableError), impatient.exclusive("r1"):
         pass
     finish(holder)
     impatient.append(1, [event_after(store.last("r1"))])
@@ -217,7 +217,7 @@ def test_a_lock_held_by_another_thread_is_waited_for_up_to_the_timeout(path: Pat
     held, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with store.lock:
+        with store.lock_for("r1"):
             held.set()
             leave.wait(DEADLINE)
 
@@ -300,7 +300,7 @@ def test_rule_14_what_asks_for_more_than_buffered_is_written_through(
         count: int = reader.execute("SELECT count(*) FROM event").fetchone()[0]
         return count
 
-    with store.lock:  # which keeps the thread that writes by itself away
+    with store.lock_for("r1"):  # which keeps the thread that writes by itself away
         buffered.append(1, [first])
         assert written() == 0
         buffered.append(1, [second], durability="process")
@@ -318,7 +318,7 @@ def test_rule_14_a_run_that_another_process_appends_to_refuses_buffered_events(
     other = RunRow(run_id="r2", name="n", tenant="t", state="RUNNING", created_ns=1)
     number = store.create(other, [])
     buffered = SQLiteEventStore(path, durability="buffered")
-    with buffered.lock:
+    with buffered.lock_for("r1"):
         buffered.append(1, [event_after(None, "lost")])
         buffered.append(number, [Stored(1, b"{}", b"kept")])
         finish(start(path, "extend(None)"))
@@ -341,7 +341,7 @@ def test_rule_16_a_forked_child_opens_its_own_connections(store: SQLiteEventStor
 head = extend(None, "parent")
 child = os.fork()
 if child == 0:
-    with store.exclusive():
+    with store.exclusive("r1"):
         extend(store.last("r1"), "child")
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
@@ -362,7 +362,7 @@ def test_rule_16_children_that_end_while_the_parent_writes_do_no_harm(
 over = threading.Event()
 def write(index):
     while not over.is_set():
-        with store.exclusive():
+        with store.exclusive("r1"):
             extend(store.last("r1"), "parent")
 writers = [threading.Thread(target=write, args=(index,)) for index in range(3)]
 for writer in writers: writer.start()
@@ -371,7 +371,7 @@ next(reading, None)
 for _ in range(15):
     child = os.fork()
     if child == 0:
-        with store.exclusive():
+        with store.exclusive("r1"):
             extend(store.last("r1"), "child")
         sys.exit(0)
     assert os.waitpid(child, 0)[1] == 0
@@ -391,7 +391,7 @@ def test_rule_16_a_child_forked_inside_exclusive_neither_commits_nor_undoes_it(
 from agentguard.errors import StoreUnavailableError
 committed, commit = os.pipe()
 try:
-    with store.exclusive():
+    with store.exclusive("r1"):
         head = extend(None, "parent")
         child = os.fork()
         if child == 0:
@@ -416,16 +416,16 @@ def test_rule_16_stores_of_one_file_share_lock_and_connection(tmp_path: Path, pa
     (tmp_path / "link").symlink_to(tmp_path)
     first = SQLiteEventStore(path)
     second = SQLiteEventStore(tmp_path / "link" / "events.db", durability="power")
-    assert first.lock is second.lock
+    assert first.lock_for("r1") is second.lock_for("r1")
     row = RunRow(run_id="r1", name="n", tenant="t", state="RUNNING", created_ns=1)
-    with first.exclusive():
+    with first.exclusive("r1"):
         second.create(row, [event_after(None)])
     first.close()
     assert len(intact(second)) == 1
-    lock = second.lock
+    lock = second.lock_for("r1")
     second.close()
     third = SQLiteEventStore(path)
-    assert third.lock is not lock
+    assert third.lock_for("r1") is not lock
     assert len(intact(third)) == 1
     third.close()
 
@@ -474,7 +474,7 @@ def test_the_short_way_is_a_compare_and_swap_too(path: Path) -> None:
     for wrong in (1, 2, 4, 9):
         with pytest.raises(HeadMovedError):
             other.append_one(number, wrong, b"{}", b"h", None)
-    with store.exclusive():
+    with store.exclusive("r1"):
         store.append_one(number, third.seq, third.body, third.hash, third.payload)
     assert unplaced(other.read("r1")) == log_of("r1", 3)
     store.close()

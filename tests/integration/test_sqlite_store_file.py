@@ -60,7 +60,7 @@ def next_event(store: SQLiteEventStore) -> Stored:
 def test_constructing_touches_nothing(tmp_path: Path) -> None:
     store = SQLiteEventStore(tmp_path / "a" / "events.db")
     assert store.url == f"sqlite:///{tmp_path}/a/events.db"
-    with store.lock:
+    with store.lock_for("r1"):
         pass
     store.settle()
     store.close()
@@ -364,7 +364,7 @@ def test_after_sqlite_has_rolled_back_nothing_more_is_written_in_exclusive(
     event = next_event(store)
 
     def lose_and_go_on() -> None:
-        with store.exclusive():
+        with store.exclusive("r1"):
             writer = store._database()._writer
             assert writer is not None
             writer.execute("ROLLBACK")  # as SQLite does by itself after some errors
@@ -400,14 +400,14 @@ def test_power_syncs_each_commit_and_process_none(
     assert len(synced) == 1
     store.append(number, [next_event(store)], durability="power", row=store.row("r1"))
     assert len(synced) == 2
-    with store.exclusive():
+    with store.exclusive("r1"):
         store.append(number, [next_event(store)], durability="power")
         store.append(number, [next_event(store)])
         assert len(synced) == 2
     assert len(synced) == 3
     power = SQLiteEventStore(path, durability="power")
     power.append(number, [next_event(store)])
-    with power.exclusive():
+    with power.exclusive("r1"):
         pass
     power.update_row(RunRow(run_id="r1", name="n", tenant="t", state="RUNNING", created_ns=1))
     assert len(synced) == 6
@@ -431,7 +431,7 @@ def test_power_shares_one_sync_among_all_who_committed_before_it(
     monkeypatch.setattr(_wal_sync, "_sync_file", sync)
 
     def append() -> None:
-        with store.lock:
+        with store.lock_for("r1"):
             store.append(number, [next_event(store)], durability="power", deferred=True)
         appended.release()
         store.settle()
@@ -475,7 +475,7 @@ def test_deferred_events_are_read_by_this_process_and_committed_together(
         for seq in seqs:
             store.append(number, [Stored(seq, b"{}", b"hash")], durability="power", deferred=True)
 
-    with store.lock:  # which keeps the thread that commits by itself away
+    with store.lock_for("r1"):  # which keeps the thread that commits by itself away
         defer(2, 3)
         with pytest.raises(HeadMovedError):
             defer(3)
@@ -487,7 +487,7 @@ def test_deferred_events_are_read_by_this_process_and_committed_together(
         defer(5)
         other.append(number, [Stored(6, b"{}", b"hash")])
         defer(7)
-        with store.exclusive():
+        with store.exclusive("r1"):
             defer(8)
         assert committed() == 8
         defer(9)
@@ -511,7 +511,7 @@ def test_when_deferred_events_are_lost_nothing_is_promised_any_more(store: SQLit
     number = create(store, events=1)
     writer = store._database()._writer
     assert writer is not None
-    with store.lock:
+    with store.lock_for("r1"):
         store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
         writer.execute("ROLLBACK")
         with pytest.raises(StoreUnavailableError, match="no transaction"):

@@ -32,7 +32,7 @@ def opened(store, events):
 
 
 def append_one(store, number, stored):
-    with store.lock:
+    with store.lock_for("r1"):
         store.append_one(number, *stored[:4])
 
 
@@ -67,7 +67,7 @@ def test_the_short_way_refuses_an_unknown_run():
 def test_the_short_way_is_taken_back_with_its_block():
     store, events = MemoryEventStore(), log_of_three()
     number = opened(store, events[:1])
-    with pytest.raises(KeyError), store.exclusive():
+    with pytest.raises(KeyError), store.exclusive("r1"):
         append_one(store, number, events[1])
         raise KeyError
     assert [stored.seq for stored in store.read("r")] == [1]

@@ -116,7 +116,7 @@ def test_what_ends_in_exclusive_is_not_evicted_before_it_is_sure() -> None:
     live = fill(store, "live", 1)
 
     def end_and_fail() -> None:
-        with store.exclusive():
+        with store.exclusive("r1"):
             end(store, ending, "ending", 3)
             with pytest.raises(StoreUnavailableError, match="full"):
                 store.append(live, [an_event(2)])
@@ -128,7 +128,7 @@ def test_what_ends_in_exclusive_is_not_evicted_before_it_is_sure() -> None:
     store.append(live, [an_event(2)])
     with pytest.raises(StoreUnavailableError, match="full"):
         store.append(live, [an_event(3)])
-    with store.exclusive():
+    with store.exclusive("r1"):
         end(store, ending, "ending", 3)
     store.append(live, [an_event(3)])
     assert kept(store) == {"live"}
@@ -136,7 +136,7 @@ def test_what_ends_in_exclusive_is_not_evicted_before_it_is_sure() -> None:
 
 def test_pruning_in_exclusive_is_refused() -> None:
     store = MemoryEventStore()
-    with store.exclusive(), pytest.raises(RuntimeError, match="inside exclusive"):
+    with store.exclusive("r1"), pytest.raises(RuntimeError, match="inside exclusive"):
         store.prune(1)
 
 
@@ -144,7 +144,7 @@ def test_two_stores_share_nothing() -> None:
     first, second = MemoryEventStore(), MemoryEventStore()
     fill(first, "r1", 1)
     assert second.rows() == []
-    assert first.lock is not second.lock
+    assert first.lock_for("r1") is not second.lock_for("r1")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -157,13 +157,13 @@ from agentguard.protocols import RunRow
 from agentguard.stores.memory import MemoryEventStore
 
 store = MemoryEventStore()
-lock = store.lock
+lock = store.lock_for("r1")
 row = RunRow(run_id="r1", name="n", tenant="t", state="RUNNING", created_ns=1)
 number = store.create(row, [Stored(1, b"{}", b"hash")])
 held, leave = threading.Event(), threading.Event()
 
 def hold():
-    with store.exclusive():
+    with store.exclusive("r1"):
         held.set()
         leave.wait(60)
 

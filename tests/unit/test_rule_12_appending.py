@@ -21,6 +21,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.errors import DuplicateKeyError
+from agentguard.protocols import abilities_of
 from agentguard.stores.memory import MemoryEventStore
 
 
@@ -59,6 +60,7 @@ class Failing(MemoryEventStore):
 @pytest.fixture
 def failing(guard) -> Failing:
     guard.parts.store = Failing()
+    guard.parts.abilities = abilities_of(guard.parts.store)
     return guard.parts.store
 
 

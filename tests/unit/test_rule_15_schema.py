@@ -21,6 +21,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
+from agentguard.protocols import abilities_of
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState as State
 from agentguard.stores.memory import MemoryEventStore
@@ -119,6 +120,7 @@ def test_rule_15_verify_sees_row_and_events_in_one_moment(sqlite_guard):
 @pytest.fixture
 def small(guard) -> MemoryEventStore:
     guard.parts.store = MemoryEventStore(max_events=40)
+    guard.parts.abilities = abilities_of(guard.parts.store)
     return guard.parts.store
 
 

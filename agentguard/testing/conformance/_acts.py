@@ -65,11 +65,11 @@ class ActsContract(StoreSuite):
     ) -> None:
         events = log_of("r1", 3)
         number = store.create(a_row("r1"), events[:1])
-        with store.exclusive():
+        with store.exclusive("r1"):
             store.append(number, events[1:2])
             assert store.last("r1") == list(store.read("r1"))[-1]
             assert unplaced(store.read("r1")) == events[:2]
-            with store.exclusive():
+            with store.exclusive("r1"):
                 store.append(number, events[2:], row=a_row("r1", state="PAUSED"))
             found = store.row("r1")
             assert found is not None
@@ -81,7 +81,7 @@ class ActsContract(StoreSuite):
         number = store.create(a_row("r1"), events[:1], [Movement("a", opening=opening(5))])
 
         def act_and_fail() -> None:
-            with store.exclusive():
+            with store.exclusive("r1"):
                 store.append(number, events[1:2], movements=[Movement("a", steps(2))])
                 store.append(number, events[2:], row=a_row("r1", state="FAILED", ended_ns=2))
                 store.create(a_row("r2"), log_of("r2", 1), [Movement("b", opening=opening(5))])
@@ -105,11 +105,11 @@ class ActsContract(StoreSuite):
         number = store.create(a_row("r1"), events[:1], [Movement("a", opening=opening(1))])
 
         def act_and_fail() -> None:
-            with store.exclusive():
+            with store.exclusive("r1"):
                 store.append(number, events[2:])
                 raise ZeroDivisionError
 
-        with store.exclusive():
+        with store.exclusive("r1"):
             store.append(number, events[1:2])
             with pytest.raises(LedgerRefusedError):
                 store.append(number, events[2:], movements=[Movement("a", steps(2))])

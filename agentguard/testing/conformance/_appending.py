@@ -95,7 +95,7 @@ class AppendingContract(StoreSuite):
                 while True:
                     try:
                         if exclusive:
-                            with store.exclusive():
+                            with store.exclusive("r1"):
                                 extend(store.last("r1"), writer)
                         else:
                             extend(store.last("r1"), writer)
@@ -112,10 +112,29 @@ class AppendingContract(StoreSuite):
             digest = chain(digest, event.body)
             assert event.hash == digest
 
+    def test_a_run_has_one_lock_in_a_process(self, store: EventStore) -> None:
+        first = store.lock_for("r1")
+        assert store.lock_for("r1") is first
+        entered, tried = [], threading.Event()
+
+        def enter() -> None:
+            tried.set()
+            with store.lock_for("r1"):
+                entered.append(True)
+
+        with first:
+            other = threading.Thread(target=enter)
+            other.start()
+            assert tried.wait(30)
+            other.join(0.05)
+            assert not entered
+        other.join(30)
+        assert entered
+
     def test_append_is_allowed_under_the_lock(self, store: EventStore) -> None:
         events = log_of("r1", 3)
         number = store.create(a_row("r1"), events[:1])
-        with store.lock, store.lock:
+        with store.lock_for("r1"), store.lock_for("r1"):
             store.append(number, events[1:2])
             store.append(number, events[2:], row=a_row("r1", state="PAUSED"))
         assert unplaced(store.read("r1")) == events
@@ -126,7 +145,7 @@ class AppendingContract(StoreSuite):
         held, leave = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with store.exclusive():
+            with store.exclusive("r1"):
                 held.set()
                 leave.wait(30)
 

@@ -17,7 +17,7 @@ from agentguard.testing.conformance._stores import StoreSuite
 CALLS: dict[str, Callable[[EventStore], Any]] = {
     "create": lambda store: store.create(a_row("other"), log_of("other", 1)),
     "append": lambda store: store.append(1, log_of("r1", 2)[1:]),
-    "exclusive": lambda store: store.exclusive().__enter__(),
+    "exclusive": lambda store: store.exclusive("r1").__enter__(),
     "row": lambda store: store.row("r1"),
     "rows": lambda store: store.rows(),
     "children": lambda store: store.children("r1"),
