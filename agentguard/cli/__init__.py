@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code.
+    """Run one command and return its exit code.
 
     Example:
         >>> main(["--version"])  # doctest: +ELLIPSIS
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in ("kill", "revive"):
-        from agentguard.cli import kill
+        from agentguard.cli.commands import kill
 
         return kill.main(arguments)
 
@@ -34,6 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingExtraError as error:
         print(f"agentguard: {error} (only kill and revive work without)", file=sys.stderr)
         return 1
-    from agentguard.cli import replaying
+    from agentguard.cli import app
 
-    return replaying.run(arguments)
+    return app.run(arguments)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agentguard import config, ownership
 from agentguard._home import VARIABLE
-from agentguard.cli.exits import UsageError
+from agentguard.cli.exit_codes import UsageError
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID

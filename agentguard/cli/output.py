@@ -8,9 +8,14 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+import typer
 from rich.console import Console
+from rich.text import Text
 
 from agentguard.budget.model import Budget, Usage
+from agentguard.cli import exit_codes
+from agentguard.errors import LogIntegrityError
+from agentguard.guard import Guard
 
 #: Wide enough that nothing is cut or wrapped on its way to a file or another program.
 _ENDLESS = 10_000
@@ -112,3 +117,40 @@ def seconds(duration: float | None) -> str:
         return f"{duration:.1f} s"
     minutes = round(duration / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def fail_if_altered(altered: list[LogIntegrityError]) -> None:
+    """Say that what was shown or written is not what was recorded, and end with that exit code."""
+    for error in altered:
+        complain(f"{error}; this is not what was recorded, `agentguard verify` says more")
+    if altered:
+        raise typer.Exit(exit_codes.FAULT)
+
+
+def print_lines(*lines: Text) -> None:
+    """Print lines that nothing wraps."""
+    wide = console()
+    for line in lines:
+        wide.print(line, soft_wrap=True)
+
+
+def say_state(guard: Guard, run_id: str, said: str, *, as_json: bool) -> None:
+    """Print the state of a run, and in words what was done to it."""
+    if as_json:
+        print_json({"run_id": run_id, "state": str(guard.summary(run_id).state)})
+    else:
+        print_lines(Text(f"run {run_id} {said}"))
+
+
+def confirmed(question: str, word: str, *, sure: bool) -> bool:
+    """Whether somebody at a terminal means it; where nobody is to be asked, --yes has to say so."""
+    if sure:
+        return True
+    if not sys.stdin.isatty():
+        raise exit_codes.UsageError(f"nobody is here to be asked; say --yes to {word}")
+    # Not by input(), which would put the question among the output that --json is for.
+    print(f"{printable(question)}  Type '{word}' to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() == word:
+        return True
+    print("not confirmed; nothing was done", file=sys.stderr)
+    return False

@@ -12,11 +12,12 @@ import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import typer
 
-from agentguard.cli.exits import UsageError
+from agentguard.cli.exit_codes import UsageError
 from agentguard.guard import Guard
 from agentguard.run import DECORATED, Run
 
@@ -149,3 +150,9 @@ def _as_main(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = before
+
+
+HOW = "pkg.mod:fn or file.py:fn; called as its run was: with its arguments if @guard.run made it a run, "
+ModuleOption = Annotated[
+    str | None, typer.Option("--module", "-m", metavar="MOD:FN", help=f"The program: {HOW}")
+]

@@ -13,7 +13,9 @@ from rich.text import Text
 from agentguard import _encoding
 from agentguard.budget.model import Budget, Usage
 from agentguard.cli import output
+from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.codec import Stored
 from agentguard.events.model import Event
 from agentguard.runs.summary import usage_data
 
@@ -254,3 +256,11 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.KILL_CLEARED: _order,
     ev.PROCESSES_SIGNALLED: _signalled,
 }
+
+
+def entries(run_id: str, log: Iterable[Stored]) -> Iterator[Entry]:
+    """The events of a log with what lies beside them."""
+    head = codec.genesis(run_id)
+    for stored in log:
+        yield Entry(codec.to_event(run_id, stored, head), stored.payload)
+        head = stored.hash

@@ -31,14 +31,16 @@ def test_every_option_of_a_step_is_in_the_reference(name: str, reference: str) -
 
 def test_every_command_and_exit_code_is_in_the_reference(reference: str) -> None:
     pytest.importorskip("typer")
-    from agentguard.cli import exits
-    from agentguard.cli.operating import app
+    from agentguard.cli import exit_codes
+    from agentguard.cli.app import app, register
+
+    register()
 
     names = [str(command.name or command.callback.__name__) for command in app.registered_commands]  # type: ignore[union-attr]
     assert "kill" in names
     assert "prune" in names
     assert [name for name in names if f"`agentguard {name}" not in reference] == []
-    assert [code for code in exits.MEANING if f"| {code} |" not in reference] == []
+    assert [code for code in exit_codes.MEANING if f"| {code} |" not in reference] == []
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)

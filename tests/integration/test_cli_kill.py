@@ -17,14 +17,14 @@ import pytest
 
 import agentguard
 from agentguard import Guard
-from agentguard.cli.kill import main
+from agentguard.cli.commands.kill import main
 from agentguard.killswitch.orders import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 
 SOURCE = Path(agentguard.__file__).parents[1]
 DEADLINE = 30.0
 
-COMMAND = "import sys; from agentguard.cli.kill import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from agentguard.cli.commands.kill import main; sys.exit(main(sys.argv[1:]))"
 
 JOINS = """
 import sys
@@ -295,7 +295,7 @@ def test_a_reason_left_out_is_asked_for_on_a_terminal(home: Path) -> None:
 def test_kill_imports_nothing_optional(home: Path) -> None:
     program = (
         "import sys\n"
-        "from agentguard.cli.kill import main\n"
+        "from agentguard.cli.commands.kill import main\n"
         "main(['kill', '--reason', 'why'])\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )

@@ -16,7 +16,7 @@ import pytest
 
 import agentguard
 from agentguard import Guard, RunState
-from agentguard.cli.kill import main
+from agentguard.cli.commands.kill import main
 from agentguard.runs.summary import from_data
 
 SOURCE = Path(agentguard.__file__).parents[1]

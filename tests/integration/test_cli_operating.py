@@ -261,7 +261,7 @@ def test_top_shows_live_runs_those_that_spent_most_first(
 
 def test_top_reads_a_log_on_from_where_it_was(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long run costs no more at each look than what it did since the last one."""
-    from agentguard.cli.watching import Folds
+    from agentguard.cli.commands.top import Folds
 
     folds, asked = Folds(guard), []
     read = guard.parts.store.read

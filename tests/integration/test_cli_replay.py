@@ -646,9 +646,9 @@ def test_the_guard_of_the_program_is_found(agent: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_outcome_has_an_exit_code_of_its_own() -> None:
-    from agentguard.cli import exits
+    from agentguard.cli import exit_codes
 
-    assert exits.code_of(StepOutcomeUnknownError("run", "key")) == exits.WAITING == 6
+    assert exit_codes.code_of(StepOutcomeUnknownError("run", "key")) == exit_codes.WAITING == 6
 
 
 @pytest.mark.parametrize("name", ["nobody", "control"])

@@ -5,11 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
+import typer
 from rich.text import Text
 
-from agentguard.cli import output
-from agentguard.cli.timeline import Entry, Timeline, describe, event_data
+from agentguard.cli import exit_codes, lookup, output, timeline
+from agentguard.cli.app import app
+from agentguard.cli.options import (
+    MOST,
+    HomeOption,
+    JsonOption,
+    StoreOption,
+    TenantOption,
+)
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import Event
@@ -18,11 +27,60 @@ from agentguard.runs.state import RunState
 
 #: How often, in seconds, the store is asked for more.
 _POLL = 0.2
+
+
 _PAGE = 1000
+
+
 #: States that more may follow; what a damaged row says is not among them.
 _LIVE = frozenset(str(state) for state in RunState if not state.final)
 
+
 Numbered = tuple[str, Stored]
+
+
+@app.command(epilog="--json: an event a line.")
+def tail(
+    *,
+    run_id: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="The run; by default all.",
+            show_default=False,
+            autocompletion=lookup.complete_run,
+        ),
+    ] = None,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=MOST, help="How many of the newest events.")
+    ] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as events come, until the named run has ended.")
+    ] = False,
+    tenant: TenantOption = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the newest events, and with -f those that follow."""
+    lookup.use(store, home)
+    _tail(run_id, tenant, lines, follow=follow, as_json=as_json)
+
+
+def _tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as_json: bool) -> None:
+    """Show the newest events, and those that follow."""
+    with lookup.reading() as guard:
+        run_id = None if typed is None else lookup.find_run(guard, typed)
+        if tenant is not None and run_id is not None:
+            raise exit_codes.UsageError("--tenant chooses among all runs; leave it out where a run is named")
+        if tenant is not None:
+            lookup.checked_id(tenant, "--tenant")
+        show_one = json_printer() if as_json else text_printer(one_run=run_id is not None)
+        try:
+            for numbered in stream(guard.parts.store, run_id, tenant, lines, follow=follow):
+                show_one(numbered)
+        except KeyboardInterrupt:
+            raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
 def stream(
@@ -100,7 +158,7 @@ def json_printer() -> Callable[[Numbered], None]:
     """Prints an event a line, as JSON."""
 
     def show(numbered: Numbered) -> None:
-        output.print_json(event_data(_entry(numbered)), indent=None)
+        output.print_json(timeline.event_data(_entry(numbered)), indent=None)
 
     return show
 
@@ -108,11 +166,11 @@ def json_printer() -> Callable[[Numbered], None]:
 def text_printer(*, one_run: bool) -> Callable[[Numbered], None]:
     """Prints an event a line, for people."""
     console = output.console()
-    timeline = Timeline()
+    log = timeline.Timeline()
 
     def show(numbered: Numbered) -> None:
         entry = _entry(numbered)
-        for line in timeline.lines([entry]) if one_run else [_line(entry.event)]:
+        for line in log.lines([entry]) if one_run else [_line(entry.event)]:
             console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
 
     return show
@@ -120,9 +178,9 @@ def text_printer(*, one_run: bool) -> Callable[[Numbered], None]:
 
 def _line(event: Event) -> Text:
     line = Text().append(f"{event.run_id}  {event.seq:>5}  ", style="dim")
-    return line.append(output.one_line(describe(event)))
+    return line.append(output.one_line(timeline.describe(event)))
 
 
-def _entry(numbered: Numbered) -> Entry:
+def _entry(numbered: Numbered) -> timeline.Entry:
     run_id, stored = numbered
-    return Entry(codec.to_event(run_id, stored, b""), stored.payload)
+    return timeline.Entry(codec.to_event(run_id, stored, b""), stored.payload)

@@ -1,42 +1,79 @@
-"""What `verify` and `doctor` do."""
+"""`agentguard verify`: whether logs are what was written."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Annotated
 
-from rich.text import Text
+import typer
 
 from agentguard.audit import verify as audit
-from agentguard.cli import doctor as examining
-from agentguard.cli import exits, listing, lookup, output
+from agentguard.cli import exit_codes, lookup, output, tables
+from agentguard.cli.app import app
+from agentguard.cli.options import (
+    HomeOption,
+    JsonOption,
+    StoreOption,
+)
 from agentguard.errors import RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID, Head
 from agentguard.guard import Guard
 
 _ANCHOR = re.compile(r"(?P<run>.+)=(?P<seq>[1-9][0-9]*):(?P<hash>[0-9a-f]{64})")
-_STYLES = {examining.OK: "green", examining.NOTE: "yellow", examining.FAULT: "bold red"}
 
 
-def verify(typed: str | None, anchors: Sequence[str], *, as_json: bool) -> int:
+@app.command(
+    epilog="--json: {intact, anchored, runs, evicted, pruned, events, faults: [{run_id, seq, problem}]}."
+)
+def verify(
+    run_id: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="The run; by default all, and the control log.",
+            show_default=False,
+            autocompletion=lookup.complete_run,
+        ),
+    ] = None,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--anchor", metavar="RUN=SEQ:HASH", help="The head of a run, kept elsewhere; may be repeated."
+        ),
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that logs are what was written; ends with 1 if one is not.
+
+    An edit, a deletion, an insertion and a reordering are found.  That the end was cut off, that
+    all was rewritten, or that a run is gone is found against an anchor: the `head` of a summary.
+    """
+    lookup.use(store, home)
+    raise typer.Exit(_verify(run_id, anchor or [], as_json=as_json))
+
+
+def _verify(typed: str | None, anchors: Sequence[str], *, as_json: bool) -> int:
     """Verify a run, or everything, and give the exit code."""
     heads = dict(_anchor(text) for text in anchors)
     with _logs(typed) as guard:
         report = _report(guard, typed, {_whole_id(guard, run): head for run, head in heads.items()})
     if as_json:
-        output.print_json(listing.report_data(report))
+        output.print_json(tables.report_data(report))
     else:
         console = output.console()
-        for line in listing.report_lines(report):
+        for line in tables.report_lines(report):
             console.print(line, soft_wrap=True)
-    return exits.OK if report else exits.FAULT
+    return exit_codes.OK if report else exit_codes.FAULT
 
 
 def _anchor(text: str) -> tuple[str, Head]:
     match = _ANCHOR.fullmatch(text.strip())
     if match is None:
-        raise exits.UsageError(
+        raise exit_codes.UsageError(
             f"--anchor {text!r} is not RUN=SEQ:HASH; RUN is an id, SEQ a number from 1, HASH 64 hex "
             "digits, as `agentguard summary` prints the head"
         )
@@ -62,7 +99,7 @@ def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit
         return audit.verify_all(store, heads, log.read, log.announced)
     run_id = lookup.find_log(guard, typed)
     if others := heads.keys() - {run_id}:
-        raise exits.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
+        raise exit_codes.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
     if run_id == CONTROL_RUN_ID:
         return audit.verify(store, [], heads, log.read, log.announced)
     return audit.verify(store, [row] if (row := store.row(run_id)) is not None else [], heads)
@@ -74,19 +111,3 @@ def _whole_id(guard: Guard, typed: str) -> str:
         return lookup.find_log(guard, typed)
     except RunNotFoundError:
         return typed
-
-
-def doctor(*, repair: bool, accept_loss: bool, rebuild_ledger: bool, as_json: bool) -> int:
-    """Examine everything and give the exit code."""
-    if accept_loss and not repair:
-        raise exits.UsageError("--accept-loss goes with --repair")
-    findings = list(examining.examine(repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger))
-    ok = not any(finding.status == examining.FAULT for finding in findings)
-    if as_json:
-        output.print_json({"ok": ok, "checks": [finding._asdict() for finding in findings]})
-    else:
-        console = output.console()
-        for check, status, detail in findings:
-            line = Text().append(f"{status:<6}", style=_STYLES[status]).append(f"{check:<14}", style="bold")
-            console.print(line.append(output.one_line(detail)), soft_wrap=True)
-    return exits.OK if ok else exits.FAULT

@@ -1,8 +1,9 @@
-"""Runs as tables and summaries."""
+"""Runs, tenants and reports as tables and summaries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ _STYLES = {
     RunState.KILLED: "bold red",
     RunState.FAILED: "red",
 }
+
+
 #: The columns, and how wide a terminal has to be for them.
 _COLUMNS = {
     "run": 0,
@@ -38,7 +41,11 @@ _COLUMNS = {
     "duration": 90,
     "ended by": 0,
 }
+
+
 _NUMBERS = ("steps", "usd", "tokens", "duration")
+
+
 #: These may be cut where room is short; the others are of use only if they are whole.
 _LONG = ("name", "tenant", "ended by")
 
@@ -160,3 +167,16 @@ def report_lines(report: VerifyReport) -> Iterator[Text]:
 
 def _moment(at: datetime | None) -> str:
     return "-" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def table(columns: Iterable[str]) -> Table:
+    """Return an empty table with these columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=not sys.stdout.isatty())
+    return table
+
+
+def add(table: Table, *cells: str) -> None:
+    """Add a row, each cell on one line."""
+    table.add_row(*(Text(output.one_line(cell)) for cell in cells))

@@ -12,11 +12,20 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.text import Text
 
 from agentguard import _process, config
 from agentguard._secrets import public_url
-from agentguard.cli import lookup
+from agentguard.cli import exit_codes, lookup, output
+from agentguard.cli.app import app
+from agentguard.cli.options import (
+    HomeOption,
+    JsonOption,
+    StoreOption,
+)
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.guard import Guard
 from agentguard.killswitch import presence
@@ -24,11 +33,21 @@ from agentguard.killswitch.page import PageKillSwitch
 from agentguard.steps.apart import ledger_of
 
 OK = "ok"
+
+
 NOTE = "note"
+
+
 FAULT = "FAULT"
 
+
 _LITTLE_SPACE = 100 * 2**20
+
+
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+).*;.*\bextra == ['\"]([^'\"]+)['\"]")
+
+
+_STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
 
 
 class Finding(NamedTuple):
@@ -37,6 +56,43 @@ class Finding(NamedTuple):
     check: str
     status: str
     detail: str
+
+
+@app.command(epilog="--json: {ok, checks: [{check, status, detail}]}; status is ok, note or FAULT.")
+def doctor(  # noqa: PLR0917 - Typer's options
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rebuild the kill page from the control log.")
+    ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="With --repair: even where control records were lost.")
+    ] = False,
+    rebuild_ledger: Annotated[
+        bool, typer.Option("--rebuild-ledger", help="Make the books of AGENTGUARD_LEDGER anew from the log.")
+    ] = False,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this installation, its state directory, store, ledger and kill switch; ends with 1 at a fault."""
+    lookup.use(store, home)
+    code = _report(repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger, as_json=as_json)
+    raise typer.Exit(code)
+
+
+def _report(*, repair: bool, accept_loss: bool, rebuild_ledger: bool, as_json: bool) -> int:
+    """Examine everything and give the exit code."""
+    if accept_loss and not repair:
+        raise exit_codes.UsageError("--accept-loss goes with --repair")
+    findings = list(examine(repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger))
+    ok = not any(finding.status == FAULT for finding in findings)
+    if as_json:
+        output.print_json({"ok": ok, "checks": [finding._asdict() for finding in findings]})
+    else:
+        console = output.console()
+        for check, status, detail in findings:
+            line = Text().append(f"{status:<6}", style=_STYLES[status]).append(f"{check:<14}", style="bold")
+            console.print(line.append(output.one_line(detail)), soft_wrap=True)
+    return exit_codes.OK if ok else exit_codes.FAULT
 
 
 def examine(
@@ -106,9 +162,6 @@ def _rights(home: Path, info: os.stat_result) -> Finding:
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
         return Finding("home", FAULT, f"{home} cannot be written (mode {mode:04o}): chmod 700 {home}")
     return Finding("home", OK, f"{home} (mode {mode:04o})")
-
-
-# --- the store -----------------------------------------------------------------------------------
 
 
 def _store() -> Iterator[Finding]:
@@ -194,9 +247,6 @@ def _rebuild_ledger() -> Finding:
     return Finding("rebuild", OK, f"{url} was made anew from the log; {held} steps in flight hold something")
 
 
-# --- the kill switch -----------------------------------------------------------------------------
-
-
 def _repair(home: Path, *, accept_loss: bool) -> Iterator[Finding]:
     if not _has_kill_files(home):
         return
@@ -252,9 +302,6 @@ def _live_files(home: Path) -> Iterator[Finding]:
         yield Finding("live files", NOTE, f"{len(stale)} left by dead processes; the next kill removes them")
     else:
         yield Finding("live files", OK, f"{len(files)}, none of dead processes")
-
-
-# --- packages ------------------------------------------------------------------------------------
 
 
 def _extras() -> Iterator[Finding]:

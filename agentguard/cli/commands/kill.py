@@ -24,19 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentguard._home import default_home
+from agentguard.cli import exit_codes
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
 from agentguard.killswitch.orders import UNSET, in_force, kill_data, revive_data
 from agentguard.killswitch.page import PageKillSwitch
 
 if TYPE_CHECKING:
     from agentguard.killswitch.model import Acknowledgements
-
-OK = 0
-FAILED = 1
-USAGE = 2
-NOBODY = 3
-LATE = 4
-UNAVAILABLE = 5
 
 _NOT_CONFIRMED = "not confirmed; nothing was recorded"
 
@@ -56,13 +50,13 @@ def main(argv: list[str]) -> int:
         except (TypeError, ValueError) as error:
             parser.error(str(error))
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else USAGE
+        return stop.code if isinstance(stop.code, int) else exit_codes.USAGE
     try:
         home = options.home or default_home()
         hard = options.command == "kill" and options.hard
         if options.command == "kill" and not hard and not _confirmed(data, home, sure=options.yes):
             print(_NOT_CONFIRMED, file=sys.stderr)
-            return FAILED
+            return exit_codes.FAULT
         switch = PageKillSwitch(home)
         try:
             if hard:
@@ -74,7 +68,7 @@ def main(argv: list[str]) -> int:
             switch.close()
     except (AgentGuardError, OSError, RuntimeError) as error:
         print(f"agentguard {options.command}: {error}", file=sys.stderr)
-        return UNAVAILABLE if isinstance(error, KillSwitchUnavailableError) else FAILED
+        return exit_codes.UNAVAILABLE if isinstance(error, KillSwitchUnavailableError) else exit_codes.FAULT
 
 
 def _find_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool | None:
@@ -130,19 +124,19 @@ def _kill(
             file=sys.stderr,
         )
     if not reached.live or known is False or nobody:
-        return NOBODY
-    return OK if reached.acknowledged == reached.live else LATE
+        return exit_codes.NOT_FOUND
+    return exit_codes.OK if reached.acknowledged == reached.live else exit_codes.UNACKNOWLEDGED
 
 
 def _kill_hard(
     switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace
 ) -> int:
-    from agentguard.cli import kill_hard
+    from agentguard.cli import hard_kill
 
-    kill = kill_hard.HardKill(switch, data)
-    if not kill_hard.confirmed(kill, options, _ask):
+    kill = hard_kill.HardKill(switch, data)
+    if not hard_kill.confirmed(kill, options, _ask):
         print(_NOT_CONFIRMED, file=sys.stderr)
-        return FAILED
+        return exit_codes.FAULT
     before = kill.holding()
     generation = switch.record(event_type, data)
     hard = kill.enforce(generation, options.grace)
@@ -155,13 +149,13 @@ def _kill_hard(
         facts = {"live": len(before), "signalled": signalled, "still_there": left, "problems": kill.problems}
         _print_json(options, switch, data, generation, facts)
     else:
-        reach = kill_hard.describe(hard) if before or hard.signalled else "no live process holds such a run"
+        reach = hard_kill.describe(hard) if before or hard.signalled else "no live process holds such a run"
         print(f"killed {_target(data)} (generation {generation}): {reach}")
     if kill.problems:
-        return FAILED
+        return exit_codes.FAULT
     if hard.left:
-        return LATE
-    return OK if before or hard.signalled else NOBODY
+        return exit_codes.UNACKNOWLEDGED
+    return exit_codes.OK if before or hard.signalled else exit_codes.NOT_FOUND
 
 
 def _revive(
@@ -176,7 +170,7 @@ def _revive(
         print(f"revived {_target(data)} (generation {generation}): cleared {reasons}")
     else:
         print(f"nothing to revive: no kill of {_target(data)} is in force")
-    return OK if cleared else NOBODY
+    return exit_codes.OK if cleared else exit_codes.NOT_FOUND
 
 
 def _reach(reached: Acknowledgements, late: list[int]) -> str:

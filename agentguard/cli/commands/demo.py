@@ -1,4 +1,4 @@
-"""The demo on a terminal, or in a file."""
+"""`agentguard demo`: the demo on a terminal, or in a file."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 from agentguard.audit.verify import VerifyReport
-from agentguard.cli import exits, listing, output, views
-from agentguard.cli.timeline import Timeline
+from agentguard.cli import exit_codes, output, tables, timeline
+from agentguard.cli.app import app
+from agentguard.cli.options import (
+    JsonOption,
+)
 from agentguard.demo.play import Ending, play
 from agentguard.demo.stage import Expectation, Progress, Stage
 from agentguard.events import model as ev
@@ -24,28 +28,55 @@ from agentguard.events.codec import Stored
 from agentguard.runs.summary import RunSummary
 
 _WIDTH = 100
+
+
 #: How long the agents wait after each step on a terminal, so that eyes can follow.
 _PACE = 0.01
+
+
 #: What is shown of a log: its beginning and end, and what lies around these.
 _NOTABLE = {ev.STEP_REFUSED, ev.STEP_FAILED, ev.RUN_FAILED, ev.RUN_KILLED}
 
 
-def run_demo(path: Path | None, *, keep: bool, as_json: bool) -> int:
+@app.command(epilog="--json: {ok, home, runs, expectations, kill_latency_ms}.")
+def demo(
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            "--path",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="The folder that the agents work on; by default the installed agentguard.",
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep what was written, to look at it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch four agents: one finishes, one meets its budget, one is killed, one is refused.
+
+    No model and no network: the agents follow rules, and their tools read the files of a real
+    folder.  Ends with 0 only if everything was as expected.
+    """
+    raise typer.Exit(_play(path, keep=keep, as_json=as_json))
+
+
+def _play(path: Path | None, *, keep: bool, as_json: bool) -> int:
     """Play the demo and give the exit code."""
     stage: Stage = _SilentStage() if as_json else _ConsoleStage()
     stage.say("All of this happens now: no model, no network, and a state directory of its own.")
     try:
         ending = play(path, stage, keep=keep)
     except ValueError as error:
-        raise exits.UsageError(str(error)) from error
+        raise exit_codes.UsageError(str(error)) from error
     except OSError as error:
         output.complain(f"a file was in the way ({error}); the folder may have changed meanwhile")
-        return exits.FAULT
+        return exit_codes.FAULT
     if as_json:
         output.print_json(ending.to_data(kept=keep))
     else:
         _say_goodbye(ending, kept=keep)
-    return exits.OK if ending.ok else exits.FAULT
+    return exit_codes.OK if ending.ok else exit_codes.FAULT
 
 
 def _say_goodbye(ending: Ending, *, kept: bool) -> None:
@@ -136,14 +167,14 @@ class _ConsoleStage:
     def summary(self, summary: RunSummary) -> None:
         """Print a summary."""
         self._console.print()
-        listing.print_summary(self._console, summary, indent="  ")
+        tables.print_summary(self._console, summary, indent="  ")
 
     def log(self, summary: RunSummary, log: Sequence[Stored]) -> None:
         """Print a log, the more monotonous parts of it left out."""
-        entries = list(views.entries(summary.run_id, log))
+        entries = list(timeline.entries(summary.run_id, log))
         shown = _shown([entry.event.type for entry in entries])
         previous = -1
-        for index, line in enumerate(Timeline().lines(entries)):
+        for index, line in enumerate(timeline.Timeline().lines(entries)):
             if index not in shown:
                 continue
             if hidden := index - previous - 1:
@@ -153,7 +184,7 @@ class _ConsoleStage:
 
     def report(self, report: VerifyReport) -> None:
         """Print a report."""
-        for line in listing.report_lines(report):
+        for line in tables.report_lines(report):
             self._console.print(Text("  ").append(line), soft_wrap=True)
 
 

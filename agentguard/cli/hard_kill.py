@@ -11,12 +11,10 @@ and start time are what was recorded.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -32,6 +30,9 @@ from agentguard.ownership import bury_all
 from agentguard.runs.state import RunState
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+
     from agentguard.killswitch.page import PageKillSwitch
     from agentguard.protocols import RunRow
 

@@ -1,20 +1,30 @@
-"""What `show --at` does: a run as of one of its events."""
+"""`agentguard show`: the log of a run as a timeline, or the run as of one of its events."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import typer
 from rich.text import Text
 
-from agentguard.audit.verify import take
+from agentguard import config
+from agentguard.audit.verify import take, watched
 from agentguard.budget.model import Usage
-from agentguard.cli import exits, lookup, output, views
-from agentguard.cli.timeline import describe
+from agentguard.cli import exit_codes, lookup, output, timeline
+from agentguard.cli.app import app
+from agentguard.cli.options import (
+    HomeOption,
+    JsonOption,
+    RunArgument,
+    StoreOption,
+)
+from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import CONTROL_RUN_ID, Event
 from agentguard.guard import Guard
+from agentguard.killswitch.page import PageKillSwitch
 from agentguard.runs.fold import RunFold, ScopeFold
 from agentguard.runs.summary import usage_data
 
@@ -27,16 +37,89 @@ class Moment(NamedTuple):
     begun: list[Event]
 
 
-def show(typed: str, at: int, *, as_json: bool) -> None:
+@app.command(
+    epilog="--json: {run, events}; with --payloads, each event has a `payload`; with --at, {run_id, seq, "
+    "type, state, termination, spent, reserved, open_steps, open_scopes, waiting}."
+)
+def show(
+    *,
+    run_id: RunArgument,
+    payloads: Annotated[
+        bool, typer.Option("--payloads", help="Show the captured arguments and results too.")
+    ] = False,
+    at: Annotated[
+        int | None,
+        typer.Option(
+            "--at", metavar="SEQ", min=1, help="Instead, state, spending and open steps as of that event."
+        ),
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the log of a run as a timeline; `control` shows kills and revives."""
+    lookup.use(store, home)
+    if at is not None:
+        _show_moment(run_id, at, as_json=as_json)
+        return
+    _show_log(run_id, payloads=payloads, as_json=as_json)
+
+
+def _show_log(typed: str, *, payloads: bool, as_json: bool) -> None:
+    """Show one log."""
+    if typed == CONTROL_RUN_ID and not lookup.store_url().startswith("file:"):
+        _show_control(as_json=as_json)
+        return
+    with lookup.looking() as guard:
+        run_id = lookup.find_log(guard, typed)
+        if run_id != CONTROL_RUN_ID:
+            lookup.bury(guard, run_id)
+        altered: list[LogIntegrityError] = []
+        log = timeline.entries(run_id, watched(run_id, guard.parts.store.read(run_id), altered.append))
+        if as_json:
+            events = [timeline.event_data(entry, payloads=payloads) for entry in log]
+            output.print_json({"run": _summary_data(guard, run_id, altered), "events": events})
+        else:
+            output.print_lines(Text(f"run {run_id}", style="bold"))
+            output.print_lines(*timeline.Timeline(payloads=payloads).lines(log))
+    output.fail_if_altered(altered)
+
+
+def _summary_data(guard: Guard, run_id: str, altered: list[LogIntegrityError]) -> dict[str, Any] | None:
+    """A run's summary; None of the control log, and where it cannot be told."""
+    if run_id == CONTROL_RUN_ID:
+        return None
+    try:
+        return guard.summary(run_id).to_data()
+    except LogIntegrityError as error:
+        if not altered:
+            altered.append(error)
+        return None
+
+
+def _show_control(*, as_json: bool) -> None:
+    switch = PageKillSwitch(config.home())
+    try:
+        log = timeline.entries(CONTROL_RUN_ID, switch.read())
+        if as_json:
+            output.print_json({"run": None, "events": [timeline.event_data(entry) for entry in log]})
+            return
+        output.print_lines(Text(f"control log of {switch.home}", style="bold"))
+        output.print_lines(*timeline.Timeline().lines(log))
+    finally:
+        switch.close()
+
+
+def _show_moment(typed: str, at: int, *, as_json: bool) -> None:
     """Show state, spending and open steps as of event `at`."""
     if typed == CONTROL_RUN_ID:
-        raise exits.UsageError("--at goes with a run")
+        raise exit_codes.UsageError("--at goes with a run")
     with lookup.reading() as guard:
         moment = _moment(guard, lookup.find_run(guard, typed), at)
     if as_json:
         output.print_json(_data(moment))
     else:
-        views.print_lines(*_lines(moment))
+        output.print_lines(*_lines(moment))
 
 
 def _moment(guard: Guard, run_id: str, at: int) -> Moment:
@@ -51,7 +134,7 @@ def _moment(guard: Guard, run_id: str, at: int) -> Moment:
         if stored.seq == at:
             under_way = [event for key, event in begun.items() if key in fold.open]
             return Moment(fold, codec.to_event(run_id, stored, head), under_way)
-    raise exits.UsageError(f"run {run_id} has events 1 to {fold.seq}, not {at}")
+    raise exit_codes.UsageError(f"run {run_id} has events 1 to {fold.seq}, not {at}")
 
 
 def _scopes(fold: RunFold) -> list[ScopeFold]:
@@ -98,7 +181,7 @@ def _data(moment: Moment) -> dict[str, Any]:
 def _lines(moment: Moment) -> Iterator[Text]:
     fold, event, begun = moment
     yield Text(f"run {fold.run_id} as of event {event.seq}", style="bold")
-    yield _fact("event", describe(event))
+    yield _fact("event", timeline.describe(event))
     ended = "" if fold.termination is None else f": {fold.termination.get('message', '')}".rstrip(": ")
     yield _fact("state", f"{fold.state}{ended}")
     yield _fact("used", _amounts(fold.account.spent) or "nothing")

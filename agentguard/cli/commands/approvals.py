@@ -1,0 +1,72 @@
+"""`agentguard approvals`: the steps that wait for an operator."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from agentguard import _encoding
+from agentguard.cli import lookup, output, tables
+from agentguard.cli.app import app
+from agentguard.cli.options import (
+    HomeOption,
+    JsonOption,
+    StoreOption,
+)
+from agentguard.control import Approval
+from agentguard.events import codec
+from agentguard.events.model import APPROVAL_REQUESTED
+from agentguard.guard import Guard
+
+
+@app.command(epilog="--json: an array of {run_id, key, name, arguments}.")
+def approvals(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the steps that wait for an approval."""
+    lookup.use(store, home)
+    _list_waiting(as_json=as_json)
+
+
+class Waiting(NamedTuple):
+    """A step that waits, and what it was called with, if that was captured."""
+
+    approval: Approval
+    arguments: Any
+
+
+def _list_waiting(*, as_json: bool) -> None:
+    """List the steps that wait."""
+    waiting: list[Waiting] = []
+    if lookup.store_is_there():
+        with lookup.reading() as guard:
+            waiting = [Waiting(found, _arguments(guard, found)) for found in guard.approvals()]
+    if as_json:
+        output.print_json([asked.approval._asdict() | {"arguments": asked.arguments} for asked in waiting])
+        return
+    console = output.console()
+    if not waiting:
+        console.print("no step waits for an approval")
+        return
+    table = tables.table(("run", "key", "step"))
+    for (run_id, key, name), arguments in waiting:
+        tables.add(table, run_id, key, f"{name}({_said(arguments)})")
+    console.print(table)
+
+
+def _arguments(guard: Guard, asked: Approval) -> Any:
+    """What the newest request of a step was made with, as `[[...], {...}]`."""
+    payload = None
+    for stored in guard.parts.store.read(asked.run_id):
+        if stored.payload is not None and APPROVAL_REQUESTED.encode() in stored.body[:64]:
+            record = codec.decode(stored.body)
+            payload = stored.payload if record.key == asked.key else payload
+    return None if payload is None else _encoding.decode(payload)
+
+
+def _said(arguments: Any) -> str:
+    if arguments is None:
+        return "..."
+    positional, named = arguments
+    said = [json.dumps(value, ensure_ascii=False) for value in positional]
+    return ", ".join(
+        said + [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items()]
+    )

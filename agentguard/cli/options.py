@@ -1,0 +1,63 @@
+"""Options and arguments that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentguard.cli import lookup
+
+#: More than anybody lists, and less than a store's integers hold.
+MOST = 1_000_000_000
+
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="The event store, as sqlite:///runs.db [AGENTGUARD_STORE]."),
+]
+
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="The state directory [AGENTGUARD_HOME]."),
+]
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="The run's id, or a beginning of it that no other has.",
+        autocompletion=lookup.complete_run,
+        show_default=False,
+    ),
+]
+
+
+TenantOption = Annotated[str | None, typer.Option("--tenant", metavar="T", help="Runs of this tenant alone.")]
+
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+ActorOption = Annotated[
+    str | None, typer.Option("--actor", metavar="A", help="Who decides; by default user@host.")
+]
+
+
+KeyArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="KEY", help="The step's key; not needed where one alone waits.", show_default=False
+    ),
+]
+
+
+ReasonOption = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded and shown.")
+]
