@@ -16,7 +16,7 @@ import pytest
 from agentguard import Guard, RunStopped
 from agentguard.runs.current import CURRENT
 from agentguard.steps.verdict import raise_verdict
-from tests import servers
+from tests import postgres, servers
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,30 @@ def own_redis() -> Iterator[servers.Valkey]:
         tempfile.TemporaryDirectory(prefix="agentguard-") as folder,
         servers.valkey(Path(folder), "--appendonly", "yes", "--appendfsync", "always") as server,
     ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server that all workers share, as its superuser."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with postgres.shared(folder) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_postgres(postgres_server: str) -> Iterator[str]:
+    """The URL of an empty database of the test's own."""
+    with postgres.database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[postgres.Postgres]:
+    """A server of the test's own, which it may stop; every commit is on its disk."""
+    with postgres.postgres(*postgres.DURABLE) as server:
         yield server
 
 

