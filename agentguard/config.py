@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home
-from agentguard._secrets import public_url
-from agentguard.protocols import EventStore, KillSwitch, Ledger, abilities_of
+from agentguard.protocols import Durability, EventStore, KillSwitch, abilities_of
 
 
 class _Backend(NamedTuple):
@@ -28,9 +27,6 @@ _SWITCHES = {
     "memory": _Backend("agentguard.killswitch.memory", "MemoryKillSwitch"),
     "page": _Backend("agentguard.killswitch.page", "PageKillSwitch"),
 }
-_REDIS = _Backend("agentguard.ledgers.redis", "RedisLedger")
-_LEDGERS = {"redis": _REDIS, "rediss": _REDIS, "unix": _REDIS}
-DURABILITIES = ("buffered", "process", "power")
 
 
 def home() -> Path:
@@ -53,7 +49,7 @@ def open_store(
     backend = _load(_STORES[scheme])
     store: EventStore
     if scheme == "memory":
-        check_durability(url, durability)
+        check_promise(url, durability)
         store = backend(clock=clock)
     elif scheme == "file":
         store = backend(export_path(url), clock=clock)
@@ -65,13 +61,28 @@ def open_store(
     return store
 
 
-def check_durability(url: str, durability: str | None) -> None:
+def check_durability(durability: str) -> None:
+    """Refuse a durability that no store has.
+
+    Raises:
+        ValueError: it names what there is.
+    """
+    if durability == "buffered":
+        raise ValueError(
+            "durability='buffered' is gone; use 'process' (the default: survives kill -9), "
+            "and for memory:// leave it out"
+        )
+    if durability not in get_args(Durability):
+        raise ValueError(f"durability must be one of {get_args(Durability)}, not {durability!r}")
+
+
+def check_promise(url: str, durability: str | None) -> None:
     """Refuse a promise that the store of a URL cannot keep.
 
     Raises:
         ValueError: `memory://` is asked for a durability it has not.
     """
-    if urlsplit(url).scheme == "memory" and durability in ("process", "power"):
+    if urlsplit(url).scheme == "memory" and durability is not None:
         raise ValueError(
             f"memory:// promises nothing across the process's death, so durability="
             f"{durability!r} is refused; use sqlite:///path, or leave durability out"
@@ -142,34 +153,18 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     return switch
 
 
-def open_ledger(setting: str | Ledger | None, store: EventStore) -> Ledger | None:
-    """The ledger of a setting, or None where the tenants' accounts lie in the store.
-
-    A store that has a kill switch of its own, as an export has, charges nobody: the environment's
-    ledger is not for it.
+def check_ledger(setting: object) -> None:
+    """Refuse a ledger apart from the store, which earlier versions had.
 
     Raises:
-        ValueError: the URL names no ledger.
+        ValueError: `ledger=` or `AGENTGUARD_LEDGER` asks for one.
     """
-    if not setting and abilities_of(store).switch is not None:
-        return None
-    setting = setting or os.environ.get("AGENTGUARD_LEDGER") or None
-    if not isinstance(setting, str):
-        return setting
-    check_ledger(setting)
-    ledger: Ledger = _load(_LEDGERS[urlsplit(setting).scheme])(setting)
-    return ledger
-
-
-def check_ledger(setting: str | Ledger | None) -> None:
-    """Refuse a URL that names no ledger.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if isinstance(setting, str) and urlsplit(setting).scheme not in _LEDGERS:
-        known = f"{_known(_LEDGERS)}, or give an object of yours"
-        raise ValueError(f"no ledger for {public_url(setting)!r}; known are {known}")
+    if setting is not None or os.environ.get("AGENTGUARD_LEDGER"):
+        named = "AGENTGUARD_LEDGER is set" if setting is None else "ledger= is given"
+        raise ValueError(
+            f"{named}, but there is no ledger apart from the store any more: the budgets of tenants lie in "
+            "the store, in one act with each event; for many hosts, give them one store (postgresql://...)"
+        )
 
 
 def open_telemetry(setting: Any) -> Any:

@@ -20,7 +20,7 @@ from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.ownership import bury_all
 from agentguard.runs.state import RunState, check_move
 from agentguard.steps import approvals
-from agentguard.steps.apart import check_alone
+from agentguard.steps.levels import check_no_ledger
 from agentguard.tenancy import check_id
 
 
@@ -139,38 +139,21 @@ class Control(Held):
         """The tenants with a budget, and what they have spent of it in the present window.
 
         Raises:
-            StoreUnavailableError: that is kept at a ledger which is gone, or which this guard was not given.
+            StoreUnavailableError: that was kept apart from the store, by an earlier version.
         """
         parts = self.parts
         parts.refresh()
         now = parts.clock.wall()
         found = []
         tenants = parts.tenants.tenants()
-        if tenants and parts.apart is None:
-            check_alone(parts.store)
+        if tenants:
+            check_no_ledger(parts.store)
         for tenant in tenants:
             for per, budget in parts.tenants.budgets(tenant).items():
                 name = account_id(tenant, per, now)
-                held = parts.store if parts.apart is None else parts.apart.ledger
-                account = held.accounts([name]).get(name) or Account(f"tenant:{tenant}", budget)
+                account = parts.store.accounts([name]).get(name) or Account(f"tenant:{tenant}", budget)
                 found.append(TenantAccount(tenant, per, budget, Usage.from_amounts(account.spent)))
         return found
-
-    def rebuild_ledger(self) -> int:
-        """Make the books of a ledger apart anew from the log, after it was lost or put back from a backup.
-
-        Steps of tenants with a budget are refused meanwhile.  Gives how many steps in flight hold something
-        in the new books.
-
-        Raises:
-            ValueError: the budgets of tenants are kept in the store itself, which needs no rebuilding.
-            StoreUnavailableError: store or ledger cannot be reached.
-        """
-        if self.parts.apart is None:
-            raise ValueError("this guard has no ledger apart from its store; there is nothing to rebuild")
-        self.parts.refresh()
-        rebuilt: int = self.parts.apart.rebuild()
-        return rebuilt
 
     def approvals(self) -> list[Approval]:
         """The steps that wait for an approval, in all runs."""

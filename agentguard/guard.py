@@ -10,25 +10,24 @@ from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._ids import new_run_id
 from agentguard.budget.model import Budget, check_budget
-from agentguard.budget.tenant import TenantBudgets
 from agentguard.control import Control
 from agentguard.joining import Joining
 from agentguard.killswitch import orders
 from agentguard.lifecycle import Opening
-from agentguard.protocols import KillSwitch, Ledger
+from agentguard.protocols import KillSwitch
 from agentguard.questions import Questions
 from agentguard.recovery import Forking, ForkOptions, Recovering, nested, refuse_altered
 from agentguard.replay import resolving
 from agentguard.replay.session import Replaying
+from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.run import Run
-from agentguard.steps.apart import Apart
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import BUILT_IN, redactor
 from agentguard.tenancy import check_id
 
 
 class Guard(Control, Questions):
-    """Holds event store, budget ledger, kill switch and telemetry, and opens runs.
+    """Holds event store, kill switch and telemetry, and opens runs.
 
     Lazy: it touches nothing until it is used.  Safe to share between threads, and across fork.  A
     guard is a context manager and closes what it opened.
@@ -49,8 +48,7 @@ class Guard(Control, Questions):
         url: str | None = None,
         *,
         kill_switch: str | KillSwitch | None = None,
-        ledger: str | Ledger | None = None,
-        publisher: Any = None,
+        ledger: object = None,
         durability: str | None = None,
         telemetry: Any = True,
         capture: str = "full",
@@ -66,13 +64,9 @@ class Guard(Control, Questions):
             url: `memory://`, `sqlite:///path`, or `file:///run.jsonl` (an export, read-only); by
                 default `AGENTGUARD_STORE`.
             kill_switch: `"page"` (default), `"memory"`, or an object; `AGENTGUARD_KILL_SWITCH`.
-            ledger: where the budgets of tenants are kept apart from the store, for many hosts:
-                `redis://host:6379/0`, `rediss://...` or `unix:///path` (Redis or Valkey), or an object
-                that keeps the contract `agentguard.protocols.Ledger`; by default `AGENTGUARD_LEDGER`,
-                else the store itself.
-            publisher: not yet.
-            durability: `"process"` (default: survives kill -9), `"power"` (fsync: survives power
-                loss) or `"buffered"`.
+            ledger: refused: the budgets of tenants lie in the store, in one act with the event.
+            durability: `"process"` (default: survives kill -9) or `"power"` (fsync: survives power
+                loss).
             telemetry: True for OpenTelemetry's global providers, False, or a `Telemetry`.
             capture: `"full"`, `"digest"` or `"none"`: what is kept of arguments and results.
             redact: more than the built-in rules that take secrets out of what is captured: names, or
@@ -86,8 +80,6 @@ class Guard(Control, Questions):
         Raises:
             ValueError: an option is wrong.
         """
-        if publisher is not None:
-            raise ValueError("publisher= is not available yet; leave it out")
         _check_options(durability, capture, default_budget)
         config.check_ledger(ledger)
         if url is not None:
@@ -98,12 +90,8 @@ class Guard(Control, Questions):
 
         def open_parts() -> Parts:
             store = config.open_store(url, durability, clock, store_timeout)
-            books = config.open_ledger(ledger, store)
-            tenants = TenantBudgets()
             return Parts(
                 store=store,
-                tenants=tenants,
-                apart=None if books is None else Apart(books, store, tenants, clock),
                 switch=config.open_switch(kill_switch, clock, store),
                 telemetry=config.open_telemetry(telemetry),
                 clock=clock,
@@ -203,7 +191,7 @@ class Guard(Control, Questions):
 
     # --- running again -------------------------------------------------------------------------
 
-    def replay(self, run_id: str, *, stall_timeout: float = 30.0, telemetry: Any = None) -> Run:
+    def replay(self, run_id: str, *, stall_timeout: float = STALL_TIMEOUT, telemetry: Any = None) -> Run:
         """Run an agent again on its log: `with guard.replay(run_id) as run: agent(run.inputs)`.
 
         No step body runs, nothing is written, nothing is spent, live kills are ignored.  Recorded
@@ -230,7 +218,7 @@ class Guard(Control, Questions):
         )
         return Run(replaying)
 
-    def recover(self, run_id: str, *, take_over: bool = False, stall_timeout: float = 30.0) -> Run:
+    def recover(self, run_id: str, *, take_over: bool = False, stall_timeout: float = STALL_TIMEOUT) -> Run:
         """Carry on a crashed run: `with guard.recover(run_id) as run: agent(run.inputs)`.
 
         What is on record is served and not run again; the rest goes live.  A step that had started and
@@ -258,7 +246,7 @@ class Guard(Control, Questions):
         budget: Budget | None = None,
         name: str | None = None,
         new_run_id: str | None = None,
-        stall_timeout: float = 30.0,
+        stall_timeout: float = STALL_TIMEOUT,
     ) -> Run:
         """A new run that shares a run's log up to event `at` and then goes live.
 
@@ -320,12 +308,12 @@ def _check_url(url: str, durability: str | None) -> None:
         raise TypeError(f"url must be a str, not {type(url).__name__}")
     if not url:
         raise ValueError("url must not be empty; leave it out for the default store")
-    config.check_durability(url, durability)
+    config.check_promise(url, durability)
 
 
 def _check_options(durability: str | None, capture: str, default_budget: Budget | None) -> None:
-    if durability is not None and durability not in config.DURABILITIES:
-        raise ValueError(f"durability must be one of {config.DURABILITIES}, not {durability!r}")
+    if durability is not None:
+        config.check_durability(durability)
     if capture not in ("full", "digest", "none"):
         raise ValueError(f"capture must be 'full', 'digest' or 'none', not {capture!r}")
     if default_budget is not None:

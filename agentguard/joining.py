@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from agentguard._encoding import decode
-from agentguard._process import identity, is_alive
+from agentguard._process import identity
 from agentguard.errors import AgentGuardError, NoActiveRunError, RunNotFoundError, RunStopped
 from agentguard.events import codec
 from agentguard.events import model as ev
@@ -101,7 +101,6 @@ class Joining:
         """Share the journal that this process has, or fold the log."""
         journal = self.guard.live.get(self.run_id)
         if journal is None:
-            _check_not_buffered(self._row)
             journal = load_journal(self.guard.parts, self._row, self._branch)
             self.guard.live[self.run_id] = journal
         elif self._branch is not None:
@@ -142,15 +141,3 @@ class Joining:
     def resume(self, run_id: str) -> None:
         """See `Run.resume`."""
         self.guard.resume(run_id)
-
-
-def _check_not_buffered(row: RunRow) -> None:
-    """Refuse to write to a run whose owner orders events in its own memory (rule 14)."""
-    owner, mine = row.owner, identity()
-    if not owner.get("buffered") or is_alive(owner) is False:  # of a dead owner nothing is buffered any more
-        return
-    if any(owner.get(name) != mine[name] for name in ("host", "boot", "pid")):
-        raise AgentGuardError(
-            f"run {row.run_id} is buffered in the memory of process {owner.get('pid')} on "
-            f"{owner.get('host')}, so no other process can attach to it; give its guard durability='process'"
-        )

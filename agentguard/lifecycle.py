@@ -408,10 +408,7 @@ class Opening:
 
 def owner_of(parts: Parts) -> dict[str, Any]:
     """What a run's row says of this process as its owner."""
-    owner = identity() | {"monotonic_ns": parts.clock.monotonic()}
-    if parts.abilities.durability == "buffered":
-        owner["buffered"] = True
-    return owner
+    return identity() | {"monotonic_ns": parts.clock.monotonic()}
 
 
 def _plain_data(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

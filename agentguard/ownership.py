@@ -98,9 +98,6 @@ def beat(guard: Held) -> None:
             row = structs.replace(journal.row, heartbeat_ns=now)
             with contextlib.suppress(AgentGuardError):
                 parts.store.update_row(row)
-    if parts.apart is not None:
-        with contextlib.suppress(AgentGuardError):  # the next step is told
-            parts.apart.beat()
 
 
 def bury(guard: Held, row: RunRow) -> RunRow:

@@ -5,7 +5,7 @@ The suites in `agentguard.testing.conformance` check an implementation against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -13,13 +13,12 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from agentguard.budget.account import Account, Amounts, Request
+from agentguard.budget.account import Account
 from agentguard.budget.ledger import Movement
-from agentguard.budget.reservation import Reservation
 from agentguard.events.codec import Stored
 from agentguard.killswitch.model import Acknowledgements, Kill
 
-Durability = Literal["buffered", "process", "power"]
+Durability = Literal["process", "power"]
 
 
 class HeadMovedError(Exception):
@@ -198,95 +197,6 @@ class EventStore(Protocol):
 
     def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
         """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids."""
-        ...
-
-    def close(self) -> None:
-        """Give back what was opened.  Closing twice does nothing."""
-
-
-class Ledger(Protocol):
-    """The accounts of tenants, where they lie apart from the event store.
-
-    One ledger belongs to one event store.  Every act is all or nothing, and may be tried again: a
-    reservation is known by its `id`, and what was done stays done once.  `generation` is what the log
-    knows of the ledger; with another one nothing is changed.  Methods may be called from any thread.
-
-    Whatever its driver raises reaches the caller as `StoreUnavailableError`.
-    """
-
-    #: Where it is, to show people; without a password.
-    url: str
-
-    def generation(self) -> int:
-        """The generation that the books are of, or 0 where there are none."""
-        ...
-
-    def reserve(
-        self,
-        reservation: Reservation,
-        request: Request,
-        openings: Mapping[str, Account],
-        lease: float,
-    ) -> dict[str, Account]:
-        """Hold what a step asks for on every account of `reservation`; gives them as they are now.
-
-        `openings` has each of them by name, as it opens, with the budget in force.  The holder is taken to
-        live for `lease` seconds from now on.
-
-        Raises:
-            LedgerRefusedError: an account has no room; nothing was changed.
-            LedgerBehindError: the ledger is of another generation.
-            ReservationTakenError: it is held by another process, or under another nonce, and is told; or it
-                was settled, or given back before this arrived.
-        """
-        ...
-
-    def settle(
-        self, reservation: Reservation, usage: Amounts | None, *, final: bool = True
-    ) -> dict[str, Account]:
-        """Charge what was used in place of a reservation; gives the accounts as they are now.
-
-        None gives it back, to the holder alone, and one of its `nonce` is not made any more.  With
-        `final=False` usage is what was reserved, charged as long as nobody knows better.  Of one that is not
-        on the books, usage is charged if it was made in this generation (its record was lost), and otherwise
-        it was taken in when the books were made; what was settled already changes nothing.
-
-        Raises:
-            LedgerBehindError: the ledger is of an older generation than the reservation, or of none.
-        """
-        ...
-
-    def renew(
-        self, generation: int, holder: Mapping[str, Any], reservations: Sequence[Reservation], lease: float
-    ) -> None:
-        """Say that a holder lives, and for `lease` seconds more.
-
-        Of what it holds, what was made in this generation and is missing is put back: its record was lost.
-
-        Raises:
-            LedgerBehindError: the ledger is of another generation.
-        """
-        ...
-
-    def overdue(self) -> list[Reservation]:
-        """The reservations, not charged yet, of holders whose lease has run out.  They are still held."""
-        ...
-
-    def rebuild(
-        self, generation: int, accounts: Mapping[str, Account], reservations: Sequence[Reservation]
-    ) -> None:
-        """Put these books in the place of what is there, in one act.
-
-        What `reservations` hold is in `accounts` already.  Where the books are of this generation already,
-        it was done, and nothing is changed.
-
-        Raises:
-            LedgerBehindError: the books are of a newer generation already.
-        """
-        ...
-
-    def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
-        """The accounts that exist among `ids`."""
         ...
 
     def close(self) -> None:

@@ -25,7 +25,6 @@ from agentguard.ownership import bury
 from agentguard.protocols import RunRow
 from agentguard.replay.origin import origin_log
 from agentguard.runs.summary import RunSummary, from_row, summarize
-from agentguard.steps.apart import check_alone
 
 
 class Questions(Held):
@@ -209,16 +208,10 @@ class Questions(Held):
         Args:
             older_than: an age (a timedelta, or seconds) or a time (a datetime with a time zone).
             actor: who says so; by default `user@host`.
-
-        Raises:
-            StoreUnavailableError: the tenants' budgets are kept at a ledger that this guard was not given.
         """
         parts = self.parts
         before = erasure.cut_off(older_than, parts.clock.wall())
-        carry = None if parts.apart is None else parts.apart.carry
-        if carry is None:
-            check_alone(parts.store)  # or what the runs were charged would be in no book any more
-        return erasure.prune(parts.store, parts.switch, before, actor or orders.default_actor(), carry)
+        return erasure.prune(parts.store, parts.switch, before, actor or orders.default_actor())
 
     def diff(self, run_a: str, run_b: str) -> RunDiff:
         """Where two runs differ, branch by branch in call order; true when they do.

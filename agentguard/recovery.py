@@ -33,6 +33,7 @@ from agentguard.replay.origin import Shared, origin_log
 from agentguard.replay.player import Player
 from agentguard.replay.resolving import pause_for, settle_unknown
 from agentguard.replay.session import Replaying
+from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
 from agentguard.steps.generators import leave_served
@@ -94,7 +95,7 @@ class Recovering(CarryingOn):
         row: RunRow,
         *,
         take_over: bool = False,
-        stall_timeout: float = 30.0,
+        stall_timeout: float = STALL_TIMEOUT,
         around: Any = None,
         key: str = "",
         pos: int = 0,
@@ -270,7 +271,7 @@ def nested(guard: Guard, opening: Opening) -> Any:
         return None  # the crash came between the two logs
     if not player.live or RunState(row.state).final:
         opening.run_id = recorded  # of a fork's origin, where that is what it is served from
-        return Replaying(around.parts, row, stall_timeout=30.0, check=refuse_altered, around=player)
+        return Replaying(around.parts, row, stall_timeout=STALL_TIMEOUT, check=refuse_altered, around=player)
     if recorded != opening.run_id or row.parent_id != around.run_id:  # it goes on in a fork's origin
         error = StepOutcomeUnknownError(around.origin, opening.key)
         error.add_note(f"it is run {recorded}, which has not ended: recover it, and then fork again")

@@ -24,7 +24,6 @@ from benchmarks import (
     growth,
     kill,
     langchain,
-    ledger,
     logs,
     overhead,
     overshoot,
@@ -44,7 +43,6 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
         ("overshoot-threads", "overshoot-tasks", "overshoot-processes"),
     ),
     "kill": (kill.measure, ("kill-check-p50", "kill-check-p99", "kill-body")),
-    "ledger": (ledger.measure, ("ledger-redis",)),
     "logs": (logs.measure, ("verify", "list")),
     "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),
     "langchain": (

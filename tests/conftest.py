@@ -104,7 +104,7 @@ def redis_server() -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(redis_server: str) -> Iterator[str]:
-    """The URL of a ledger of the test's own on the shared server."""
+    """The URL of a part of the shared server of the test's own, by its `prefix`."""
     prefix = f"test-{uuid.uuid4().hex}"
     yield f"{redis_server}{'&' if '?' in redis_server else '?'}prefix={prefix}"
     if servers.REDIS_URL is not None:

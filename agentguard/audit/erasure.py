@@ -7,7 +7,7 @@ events themselves (names, keys, amounts, error messages, metadata) stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -53,20 +53,17 @@ def prune(
     switch: KillSwitch,
     ended_before_ns: int,
     actor: str,
-    carry: Callable[[list[RunRow]], None] | None = None,
 ) -> list[str]:
     """Drop the runs that ended before a time, and give their ids.
 
     Runs that a live one may have to be recovered from stay.  The heads of the others go on record
-    first, so that `verify` tells a pruned run from a lost one; `carry` is told of them before that.
+    first, so that `verify` tells a pruned run from a lost one.
     """
     before = datetime.fromtimestamp(ended_before_ns / 1e9, UTC).isoformat()
     keep = _needed(store)
     ended = (row for row in _ended_before(store, ended_before_ns) if row.run_id not in keep)
     while batch := list(islice(ended, _BATCH)):
         heads = [{"run": row.run_id, **from_row(row).head._asdict()} for row in batch]
-        if carry is not None:
-            carry(batch)
         switch.record(PAYLOAD_ERASED, {"pruned": heads, "ended_before": before, "actor": actor})
     return store.prune(ended_before_ns, keep)
 

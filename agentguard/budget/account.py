@@ -179,12 +179,6 @@ class Account:
                 if over > 0:
                     self.excess[resource] = known + over
 
-    def uncharge(self, reserve: Mapping[str, int]) -> None:
-        """Hold again what was charged for a step whose usage nobody knew, and now somebody does."""
-        for resource, amount in reserve.items():
-            self.spent[resource] -= amount
-            self.reserved[resource] = self.reserved.get(resource, 0) + amount
-
     def release(self, request: Request) -> None:
         """Undo `reserve` for a step whose body did not run."""
         self.settle(request.reserve, {})
@@ -233,7 +227,7 @@ class Account:
         return account
 
     def to_data(self) -> dict[str, Any]:
-        """The account as plain data, for a ledger's row."""
+        """The account as plain data, for a store's row."""
         return {
             "path": self.path,
             "budget": self.budget.to_fields(),

@@ -52,15 +52,9 @@ class TenantBudgets:
             for per, budget in self.budgets(tenant).items()
         ]
 
-    def opening(self, tenant: str, name: str) -> Account:
-        """One of a tenant's accounts, by its name, as it opens; without limits if its budget was lifted."""
-        window = name.removeprefix(_NAME + tenant).removeprefix(":")
-        per = None if not window else "day" if window.count("-") == 2 else "month"
-        return Account(_NAME + tenant, self.budgets(tenant).get(per))
-
 
 def account_id(tenant: str, per: str | None, wall_ns: int) -> str:
-    """The name of a tenant's account in the ledger."""
+    """Return the name of a tenant's account in the store."""
     if per is None:
         return _NAME + tenant
     day = datetime.fromtimestamp(wall_ns // 10**9, UTC)

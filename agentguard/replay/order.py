@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.errors import ReplayDivergenceError
 from agentguard.replay import divergence as d
-from agentguard.replay.stalls import IDLE, LOOK_AGAIN, idle
+from agentguard.replay.stalls import LOOK_AGAIN
 from agentguard.replay.tape import Call
 from agentguard.steps.gate import TURNS, after_turns
 
@@ -74,7 +74,7 @@ class DeliveryOrder:
                 owner.call_soon_threadsafe(after_turns, owner, TURNS, self._deliver)
         elif not self._watching:
             self._watching = True
-            loop.call_soon(self._watch, loop, time.monotonic())
+            loop.call_soon(self._watch, loop)
 
     def _deliver(self) -> None:
         self._busy = False
@@ -92,21 +92,18 @@ class DeliveryOrder:
 
     # --- stalls --------------------------------------------------------------------------------
 
-    def _watch(self, loop: Loop, quiet_since: float) -> None:
-        """Look whether the program still does anything that could ask for the next outcome."""
+    def _watch(self, loop: Loop) -> None:
+        """Look whether the program has asked for the next outcome in time."""
         self._watching = False
         call = self._next()
         if self._busy or not self._waiting or (call is not None and call in self._waiting):
             self._pump(loop)
             return
-        now = time.monotonic()
-        if not idle(loop):
-            quiet_since = now
-        if now - quiet_since >= IDLE or now - self._progress >= self._stall_timeout:
+        if time.monotonic() - self._progress >= self._stall_timeout:
             self._stalled(call)
             return
         self._watching = True
-        loop.call_later(LOOK_AGAIN, self._watch, loop, quiet_since)
+        loop.call_later(LOOK_AGAIN, self._watch, loop)
 
     def _stalled(self, call: Call | None) -> None:
         asked = ", ".join(waiting.start.key or "" for waiting in self._waiting)

@@ -26,7 +26,7 @@ from agentguard.events.model import Record
 from agentguard.replay import divergence as d
 from agentguard.replay.ahead import Ahead
 from agentguard.replay.order import DeliveryOrder
-from agentguard.replay.stalls import Stalls
+from agentguard.replay.stalls import STALL_TIMEOUT, Stalls
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.state import RunState
@@ -50,7 +50,7 @@ class Player:
         log: Iterator[Stored],
         *,
         unknown: Unknown | None = None,
-        stall_timeout: float = 30.0,
+        stall_timeout: float = STALL_TIMEOUT,
         around: Player | None = None,
     ) -> None:
         self._journal = journal

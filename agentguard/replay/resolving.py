@@ -166,5 +166,3 @@ def _put(
             data=data,
         )
         journal.act([record], [payload], movements)
-    if step is not None and journal.apart is not None and step.windows:
-        journal.apart.closed(journal, key, step, held)

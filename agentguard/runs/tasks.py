@@ -109,7 +109,8 @@ class EarlyTasks:
 
     def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
         """Give the tasks of a loop their branches; gives those that have one of their own."""
-        made = sorted(asyncio.all_tasks(loop), key=_creation)[1:]
+        first = first_task(loop)
+        made = [task for task in sorted(asyncio.all_tasks(loop), key=_creation) if task is not first]
         for task in made:
             self._branches[task] = branch.child(_LABEL)
         return made
@@ -121,6 +122,11 @@ class EarlyTasks:
         except RuntimeError:
             return branch
         return branch if task is None else self._branches.get(task, branch)
+
+
+def first_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+    """Return the first-made task of a loop: as a rule the one that the loop runs until complete."""
+    return min(asyncio.all_tasks(loop), key=_creation, default=None)
 
 
 def _creation(task: asyncio.Task[Any]) -> tuple[int, str]:

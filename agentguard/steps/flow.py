@@ -21,7 +21,6 @@ from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Amounts, Request
 from agentguard.budget.ledger import LedgerRefusedError
 from agentguard.budget.model import Usage
-from agentguard.budget.reservation import Reservation
 from agentguard.errors import (
     AgentGuardError,
     DuplicateKeyError,
@@ -38,7 +37,6 @@ from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals
-from agentguard.steps.apart import LedgerRebuiltError, is_fence
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -115,10 +113,8 @@ def _reserve(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amou
     return with_step(bound)
 
 
-def admit(step: Step, *, wait: bool = True, apart: Reservation | None = None) -> None:
+def admit(step: Step, *, wait: bool = True) -> None:
     """Let the step start, or refuse it; `step_started` is on record when this returns.
-
-    `apart` is what was reserved already, where the tenant's accounts lie in a ledger of their own.
 
     Raises:
         RunStopped: the run, or the scope, is stopped, or stops now.
@@ -127,9 +123,6 @@ def admit(step: Step, *, wait: bool = True, apart: Reservation | None = None) ->
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
     journal = step.journal
-    if apart is None and journal.levels.apart:
-        _admit_apart(step, journal, wait=wait)
-        return
     acquire = journal.acquire  # what an attribute holds is called faster by a name, here and below
     if not acquire(wait) and not acquire(timeout=MOMENT):
         raise StoreBusyError
@@ -137,45 +130,16 @@ def admit(step: Step, *, wait: bool = True, apart: Reservation | None = None) ->
     try:
         if journal.waiters:
             journal.time.count_idle()
-        _admit(step, journal, wait, apart)
+        _admit(step, journal, wait)
     except HeadMovedError:
         if not wait:
             raise StoreBusyError from None
         with journal.deciding():
-            _admit(step, journal, wait, apart)
+            _admit(step, journal, wait)
     finally:
         release()
     if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
-
-
-def _admit_apart(step: Step, journal: Journal, *, wait: bool) -> None:
-    """Reserve at a ledger of its own, then commit the start, which names the reservation (rule 4)."""
-    if not wait:
-        raise StoreBusyError  # a server is asked
-    apart = journal.apart
-    assert apart is not None  # noqa: S101 - or no level would say so
-    while True:
-        with journal.lock:
-            _check_start(step, journal)  # nothing is held for a step that has to wait, or is refused anyhow
-        try:
-            reservation, accounts = apart.reserve(step)
-        except LedgerRebuiltError:
-            continue
-        except LedgerRefusedError as error:
-            raise _refused_by_ledger(step, error) from None
-        try:
-            admit(step, apart=reservation)
-        except LedgerRebuiltError:
-            apart.rebuilt_elsewhere(reservation)
-            continue
-        except BaseException:
-            if not step.started_ns:
-                apart.give_back(reservation)
-            raise
-        with journal.lock:
-            warn(journal, step.scope_key, step.request.reserve, accounts)
-        return
 
 
 def _check_start(step: Step, journal: Journal) -> None:
@@ -189,7 +153,7 @@ def _check_start(step: Step, journal: Journal) -> None:
         raise DuplicateKeyError(step.key, journal.run_id)
 
 
-def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) -> None:  # noqa: FBT001
+def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001
     spec = step.spec
     fold = journal.fold
     request = step.request
@@ -205,7 +169,7 @@ def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) 
     movements: Sequence[Any] = ()
     windows: tuple[str, ...] = ()
     if not journal.levels.solo:
-        movements, windows = journal.levels.reserving(step.scope_key, request, now, apart)
+        movements, windows = journal.levels.reserving(step.scope_key, request, now)
     span = step.span
     data = _started_data(step, request, windows, shadow)
     record = Record(
@@ -240,8 +204,6 @@ def _admit(step: Step, journal: Journal, wait: bool, apart: Reservation | None) 
 def _refused_by_ledger(step: Step, error: LedgerRefusedError) -> Exception:
     """What to raise where a shared level has no room, or is closed since its run has ended elsewhere."""
     journal = step.journal
-    if is_fence(error.account):
-        return LedgerRebuiltError()
     if error.refusal is not None:
         return _refuse(step, journal.levels.whose(error.account, error.path, error.refusal))
     for outer in journal.levels.outer:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from agentguard.errors import AgentGuardError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentguard.steps.journal import Journal
@@ -39,27 +37,6 @@ class _FirstUse:
         self._journal.lock.release()
 
 
-class _Refusing:
-    """Stands in for the lock of a run whose newest events lie in the memory of the parent alone."""
-
-    def __init__(self, run_id: str) -> None:
-        self._message = (
-            f"run {run_id} is buffered in the memory of process {os.getppid()}, so a forked child cannot go "
-            "on with it; give its guard durability='process'"
-        )
-
-    def acquire(self, *_: Any, **__: Any) -> NoReturn:
-        raise AgentGuardError(self._message)
-
-    __enter__ = acquire
-
-    def __exit__(self, *exc: object) -> None:
-        """Never entered."""
-
-    def release(self) -> None:
-        """Never held."""
-
-
 def watch(journal: Journal) -> None:
     """Have a run joined anew in children that are forked from here on."""
     _journals.add(journal)
@@ -72,9 +49,7 @@ def _before() -> None:
 
 def _in_child() -> None:
     for journal in list(_journals):
-        buffered = journal.parts.abilities.durability == "buffered"
-        buffered = buffered and not journal.fold.state.final
-        journal.lock = _Refusing(journal.run_id) if buffered else _FirstUse(journal)
+        journal.lock = _FirstUse(journal)
         journal.owner = False
         journal.fork = f"{journal.fork}/fork#{journal.forks}"
         journal.forks = 0

@@ -39,7 +39,6 @@ from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
-from agentguard.steps.apart import Apart
 from agentguard.steps.capture import Keeper
 from agentguard.steps.draining import Draining
 from agentguard.steps.gate import Gate
@@ -96,8 +95,6 @@ class Journal:
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
         self.keepers: dict[StepSpec, Keeper] = {}
-        #: The tenants' accounts, where they lie in a ledger apart from the log.
-        self.apart: Apart | None = parts.apart
         self.levels = Levels(self, outer, parts.tenants)
         #: Whether this process opened or claimed the run, and so writes its end.
         self.owner = True

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Amounts, Refusal, Request
 from agentguard.budget.ledger import Movement
-from agentguard.budget.reservation import Reservation
 from agentguard.budget.tenant import TenantBudgets
+from agentguard.errors import StoreUnavailableError
+from agentguard.protocols import EventStore
 from agentguard.runs.fold import ScopeFold
-from agentguard.steps.apart import check_alone
 
 if TYPE_CHECKING:
     from agentguard.steps.journal import Journal
@@ -43,12 +43,9 @@ class Levels:
     def __init__(self, journal: Journal, outer: Sequence[Outer], tenants: TenantBudgets) -> None:
         self._journal = journal
         self._tenants = tenants
-        self._apart = journal.apart
         #: Whether it is known that the tenants' accounts are in the store.
-        self._alone = False
+        self._accounts_here = False
         self.outer = tuple(outer)
-        #: Whether the tenant's accounts lie in a ledger of their own, which is to be asked first.
-        self.apart = False
         #: Whether no level is shared, and whether one limits `seconds`: which slow ways are needed.
         self.solo = True
         self.timed = False
@@ -62,7 +59,6 @@ class Levels:
         """Work out again which slow ways a step must take."""
         fold = self._journal.fold
         tenant = bool(self._tenants.budgets(fold.tenant))
-        self.apart = tenant and self._apart is not None
         self.solo = not (self.outer or tenant or any(scope.shared for scope in fold.scopes.values()))
         self.timed = any(
             r.SECONDS in scope.accounts[0].budget.limits for scope in fold.scopes.values()
@@ -128,30 +124,21 @@ class Levels:
         own = [self.account_name(level.key) for level in self._journal.fold.chain(scope) if level.shared]
         return own + [level.journal.levels.account_name(level.scope) for level in self.outer]
 
-    def reserving(
-        self, scope: str, request: Request, wall_ns: int, apart: Reservation | None
-    ) -> tuple[list[Movement], tuple[str, ...]]:
-        """The movements that reserve on shared accounts, and the tenant windows that are charged.
-
-        `apart` is what was reserved of those already, where they lie in a ledger of their own.
-        """
+    def reserving(self, scope: str, request: Request, wall_ns: int) -> tuple[list[Movement], tuple[str, ...]]:
+        """Return the movements that reserve on shared accounts, and the tenant windows that are charged."""
         request = request.shared()
         moves = [Movement(name, request) for name in self._shared(scope)]
-        if self._apart is not None:
-            return (moves, ()) if apart is None else ([*moves, self._apart.fence(apart)], apart.accounts)
         windows = self._tenants.accounts(self._journal.fold.tenant, wall_ns)
-        if windows and not self._alone:
-            check_alone(self._journal.store)
-            self._alone = True
+        if windows and not self._accounts_here:
+            check_no_ledger(self._journal.store)
+            self._accounts_here = True
         moves += [Movement(name, request, opening=account) for name, account in windows]
         return moves, tuple(name for name, _ in windows)
 
     def settling(self, key: str, usage: Amounts | None) -> list[Movement]:
         """The movements that settle a step in flight on shared accounts; None releases it."""
         step = self._journal.fold.open[key]
-        names = self._shared(step.scope)
-        if self._apart is None:
-            names += step.windows
+        names = [*self._shared(step.scope), *step.windows]
         if usage is None:
             return [Movement(name, step.request.shared(), undo=True) for name in names]
         return [Movement(name, settle=(step.request.reserve, usage)) for name in names]
@@ -201,6 +188,20 @@ class Levels:
             yield self._journal, level
         for outer in self.outer:
             yield outer.journal, outer.journal.fold.scopes[outer.scope]
+
+
+def check_no_ledger(store: EventStore) -> None:
+    """Refuse to charge tenants in a store whose tenants' accounts an earlier version kept elsewhere.
+
+    Raises:
+        StoreUnavailableError: what they have spent is not in this store.
+    """
+    mark = store.accounts(["ledger"]).get("ledger")
+    if mark is not None:
+        raise StoreUnavailableError(
+            f"what the tenants of {store.url} have spent was kept at the ledger {mark.path}, which this "
+            "version cannot read; open a new store for tenants with budgets, or lift their budgets"
+        )
 
 
 def _copy(account: Account) -> Account:

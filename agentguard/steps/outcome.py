@@ -17,7 +17,6 @@ from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import exceptions
-from agentguard.steps.apart import Apart
 from agentguard.steps.flow import stop_level, warn
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -84,10 +83,8 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
 _IN_DOUBT = (StepOutcomeUnknownError, ReplayDivergenceError)
 
 
-def leave(step: Step, outcome: Outcome, *, wait: bool = True, apart: bool = False) -> None:
+def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     """Settle the step and put its outcome on record, in one act.
-
-    With `apart` a ledger of its own, which holds the tenant's accounts, is told by the caller.
 
     Raises:
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
@@ -95,9 +92,6 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True, apart: bool = Fals
     """
     journal = step.journal
     if (outcome.error is not None or journal.draining is not None) and _stays_open(step, outcome):
-        return
-    if journal.apart is not None and not apart:
-        _leave_apart(step, journal.apart, outcome, wait=wait)
         return
     acquire = journal.acquire
     if not acquire(wait) and not acquire(timeout=MOMENT):
@@ -114,23 +108,6 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True, apart: bool = Fals
         release()
     if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
-
-
-def _leave_apart(step: Step, apart: Apart, outcome: Outcome, *, wait: bool) -> None:
-    """Put the outcome on record, and then tell a ledger of its own what the tenant is charged (rule 4)."""
-    journal = step.journal
-    opened = journal.fold.open.get(step.key)
-    if opened is None or not opened.windows:
-        leave(step, outcome, wait=wait, apart=True)
-        return
-    if not wait:
-        raise StoreBusyError  # a server is told
-    leave(step, outcome, apart=True)
-    if step.key not in journal.fold.open and step.seq:  # it was put on record just now
-        accounts = apart.closed(journal, step.key, opened, outcome.usage)
-        with journal.lock:
-            warn(journal, step.scope_key, outcome.usage or {}, accounts)
-            _stop_overdrawn(journal, accounts)
 
 
 def _stays_open(step: Step, outcome: Outcome) -> bool:

@@ -30,8 +30,6 @@ class Parts:
     #: A `agentguard.steps.redaction.Redactor`, or False.
     redact: Any = BUILT_IN
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
-    #: An `agentguard.steps.apart.Apart`, where the tenants' accounts are not in the store.
-    apart: Any = None
     #: What the store can do beyond `EventStore`.
     abilities: Abilities = field(init=False)
     _learned: int = 0
@@ -41,8 +39,6 @@ class Parts:
 
     def close(self) -> None:
         """Give back what was opened."""
-        if self.apart is not None:
-            self.apart.close()
         self.store.close()
         self.switch.close()
 

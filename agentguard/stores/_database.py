@@ -19,7 +19,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores import _patience, _sql, _sqlite_file
-from agentguard.stores._buffer import Buffer
+from agentguard.stores._committer import Committer
 from agentguard.stores._patience import Parameters, Wait
 from agentguard.stores._readers import Readers
 from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
@@ -30,7 +30,7 @@ _LAST_WAIT = 5.0
 
 
 class Database:
-    """The writer connection and its lock, the readers, the buffer and the syncs.
+    """The writer connection and its lock, the readers, the syncs and who commits what is staged.
 
     Whoever writes holds `lock`.  Inside `transaction` the thread's own reads see what it wrote.
     """
@@ -41,7 +41,7 @@ class Database:
         self.lock = threading.RLock()
         self.readers = Readers(path)
         self.sync = WalSync(path, self.commit_staged)
-        self.buffer = Buffer(self)
+        self.committer = Committer(self.settle_down)
         self.users = 0
         self._insert = _sql.queries("sqlite")["insert_event"]
         self._closed = False
@@ -69,17 +69,17 @@ class Database:
         self._forget_writer()
         self.readers.reset()
         self.sync.reset()
-        self.buffer.reset()
+        self.committer.reset()
         return inherited
 
     def close(self) -> None:
-        """Write what is buffered and close."""
+        """Commit what is staged and close."""
         with self.lock:
             try:
                 self.finish()
             finally:
                 self._closed = True
-                self.buffer.close()
+                self.committer.close()
                 self.sync.close()
                 self.readers.close()
                 if self._writer is not None:
@@ -152,8 +152,7 @@ class Database:
     ) -> None:
         """`insert` of an event that is not one of several, under the lock: the hot path."""
         writer = self._writer
-        if writer is None or writer.in_transaction is not (self._depth > 0) or self.buffer.queue:
-            self.buffer.flush(wait)
+        if writer is None or writer.in_transaction is not (self._depth > 0):
             self.insert(number, Stored(seq, body, digest, payload), wait)
             return
         columns = (number << 32 | seq, time_ns(), body, digest, payload)
@@ -184,7 +183,7 @@ class Database:
     def stage(self, number: int, event: Stored, wait: Wait) -> None:
         """Append an event and leave the commit, which many share, to `settle`; under the lock.
 
-        Whatever else this process reads or writes commits it before, and so does the buffer's
+        Whatever else this process reads or writes commits it before, and so does the committer's
         thread before long: other processes are kept out meanwhile.
         """
         if self._depth:
@@ -196,7 +195,7 @@ class Database:
             with self.errors:
                 self.run("BEGIN IMMEDIATE", wait=wait)
             self._staged = True
-            self.buffer.wake()
+            self.committer.wake()
         writer = self._writer
         assert writer is not None  # noqa: S101  # `run` has opened it
         try:
@@ -275,7 +274,6 @@ class Database:
             self.run(f"SAVEPOINT level_{self._depth}", wait=wait)
         else:
             self.check_file()
-            self.buffer.flush(wait)
             self.run("BEGIN IMMEDIATE", wait=wait)
             self._writing_thread = threading.get_ident()
             self._sync_at_commit = False
@@ -358,19 +356,18 @@ class Database:
         return self._writing_thread == threading.get_ident()
 
     def _catch_up(self, wait: float) -> None:
-        if self._writer is None or self._staged or self.buffer.queue:
+        if self._writer is None or self._staged:
             self.settle_down(wait)
 
     def finish(self) -> None:
-        """Write and commit what was accepted, if there is any."""
-        if self._staged or self.buffer.queue:
+        """Commit what is staged, if there is any."""
+        if self._staged:
             self.settle_down(_LAST_WAIT)
 
     def settle_down(self, wait: float) -> None:
-        """Write and commit everything that this process has accepted."""
+        """Commit everything that this process has accepted."""
         self.acquire(wait)
         try:
-            self.buffer.flush(wait)
             with self.errors:
                 if not self._depth:
                     self._ready(wait)

@@ -101,7 +101,7 @@ class MemoryEventStore:
         deferred: bool = False,  # there is nothing to wait for
     ) -> dict[str, Account]:
         """Append events with consecutive sequences, and give the moved accounts as they are now."""
-        if durability is not None and durability != "buffered":
+        if durability is not None:
             raise ValueError(f"memory:// survives nothing, so it cannot promise {durability!r}")
         if not self._acquire(wait):
             raise StoreBusyError(self.url)

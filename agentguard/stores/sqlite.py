@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from agentguard.stores._database import Database
     from agentguard.stores._patience import Wait
 
-_LEVELS: Final[dict[str, int]] = {"buffered": 0, "process": 1, "power": 2}
-_BUFFERED: Final = 0
+_LEVELS: Final[dict[str, int]] = {"process": 1, "power": 2}
 _PROCESS: Final = 1
 _POWER: Final = 2
 
@@ -42,8 +41,7 @@ class SQLiteEventStore:
 
     Stores of the same file share a writer and a lock within a process; writers in other processes
     are waited for, up to `store_timeout` seconds.  `durability` says what a commit survives:
-    `"process"` a kill -9, `"power"` a loss of power.  `"buffered"` events are written within 50 ms,
-    and before anything is read through a store of this process.
+    `"process"` a kill -9, `"power"` a loss of power.
 
     Example:
         >>> import os, tempfile
@@ -167,12 +165,6 @@ class SQLiteEventStore:
         if not lock.acquire(blocking=False):
             database.acquire(wait)
         try:
-            if level == _BUFFERED and not database.is_writing():
-                with database.errors:
-                    database.buffer.append(number, event, wait)
-                return False
-            if database.buffer.queue:
-                database.buffer.flush(wait)
             if level == _POWER and deferred:
                 database.stage(number, event, wait)
                 return False

@@ -1,4 +1,4 @@
-"""The instruments of agentguard.  Money of record is the ledger; these are for dashboards.
+"""The instruments of agentguard.  Money of record is in the log; these are for dashboards.
 
 No `gen_ai.client.*` metric is written: instrumentations of models own those and would be counted
 twice.  Attributes are of low cardinality, since an SDK folds everything past 2000 sets of an
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from opentelemetry import metrics
 
 STEP_BUCKETS: Final = tuple(2**n / 100 for n in range(14))
-OVERHEAD_BUCKETS: Final = (
-    1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
-)  # fmt: skip
-PROPAGATION_BUCKETS: Final = (
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
-)  # fmt: skip
 
 
 class Instruments:
@@ -32,8 +26,6 @@ class Instruments:
         "_active",
         "_decisions",
         "_duration",
-        "_overhead",
-        "_propagation",
         "_spend",
         "_with_tenant",
     )
@@ -54,18 +46,6 @@ class Instruments:
             unit="s",
             description="How long the bodies of steps took.",
             explicit_bucket_boundaries_advisory=STEP_BUCKETS,
-        )
-        self._overhead = meter.create_histogram(
-            "agentguard.guard.overhead",
-            unit="s",
-            description="What guarding added to a step.",
-            explicit_bucket_boundaries_advisory=OVERHEAD_BUCKETS,
-        )
-        self._propagation = meter.create_histogram(
-            "agentguard.kill.propagation",
-            unit="s",
-            description="From a kill to the moment this process acted on it.",
-            explicit_bucket_boundaries_advisory=PROPAGATION_BUCKETS,
         )
         self._active = meter.create_up_down_counter(
             "agentguard.runs.active", unit="{run}", description="Runs under way in this process."
@@ -107,11 +87,3 @@ class Instruments:
             if self._with_tenant:
                 spent[a.TENANT] = tenant
             self._spend.add(money / NANO, spent)
-
-    def overhead(self, kind: str, duration_ns: int) -> None:
-        """Record what guarding added to a step."""
-        self._overhead.record(duration_ns / NANO, {a.STEP_KIND: kind})
-
-    def propagated(self, scope: str, duration_ns: int) -> None:
-        """Record how long a kill took to arrive."""
-        self._propagation.record(duration_ns / NANO, {a.KILL_SCOPE: scope})

@@ -92,18 +92,6 @@ class Telemetry:
                 self._instruments.runs_changed(+1)
         return run
 
-    def guard_overhead(self, kind: str, duration_ns: int) -> None:
-        """Record what guarding added to a step of this kind."""
-        if self._instruments is not None:
-            with harmless:
-                self._instruments.overhead(kind, duration_ns)
-
-    def kill_propagation(self, scope: str, duration_ns: int) -> None:
-        """Record the time from a kill to the moment this process acted on it."""
-        if self._instruments is not None:
-            with harmless:
-                self._instruments.propagated(scope, duration_ns)
-
     def _find_tracer(self) -> None:
         if self._tracer is None:
             provider = self._tracer_provider

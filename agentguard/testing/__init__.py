@@ -3,14 +3,12 @@
 allow_outside   calls of guarded steps outside a run, for unit tests of decorated functions
 FakeClock       a clock that moves only when told to
 FakeIds         run ids that count
-MemoryLedger    a ledger apart from the store that lives as long as the process
 conformance     the contracts of the backends as suites
 plugin          for pytest, which finds it by itself: the fixture `guarded_run` and the ini option
                 `agentguard_outside`
 """
 
 from agentguard.testing.fakes import FakeClock, FakeIds
-from agentguard.testing.ledger import MemoryLedger
 from agentguard.testing.outside import allow_outside
 
-__all__ = ["FakeClock", "FakeIds", "MemoryLedger", "allow_outside"]
+__all__ = ["FakeClock", "FakeIds", "allow_outside"]

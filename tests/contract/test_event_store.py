@@ -16,7 +16,6 @@ OPEN: dict[str, Callable[[Path], EventStore]] = {
     "memory": lambda folder: MemoryEventStore(),
     "sqlite": lambda folder: SQLiteEventStore(folder / "events.db"),
     "sqlite-power": lambda folder: SQLiteEventStore(folder / "events.db", durability="power"),
-    "sqlite-buffered": lambda folder: SQLiteEventStore(folder / "events.db", durability="buffered"),
 }
 
 

@@ -74,8 +74,7 @@ def work(marks, durability):
     guard = Guard.open(durability=durability, telemetry=False)
     with guard.run("victim", tenant="acme") as run:
         threads = [threading.Thread(target=run.bind(agent), args=(n,)) for n in range(2)]
-        if durability != "buffered":  # charged to two runs, a step is written through
-            threads.append(threading.Thread(target=run.bind(nested)))
+        threads.append(threading.Thread(target=run.bind(nested)))
         for thread in threads:
             thread.start()
         with run.scope("s", Budget(coins=10**9)):
@@ -111,8 +110,8 @@ def kill_one(nursery: subprocess.Popen, path: Path, durability: str, wanted: int
     assert int(nursery.stdout.readline()) == -signal.SIGKILL
 
 
-def check_log(guard: Guard, marks: list[list[str]], durability: str) -> None:
-    """The log verifies, and has what the bodies and the callers saw; `buffered` may have lost a tail of it."""
+def check_log(guard: Guard, marks: list[list[str]]) -> None:
+    """The log verifies, and has what the bodies and the callers saw."""
     assert guard.verify()
     started, completed = set(), set()
     for row in guard.runs(limit=10_000):
@@ -123,22 +122,9 @@ def check_log(guard: Guard, marks: list[list[str]], durability: str) -> None:
                 completed.add((row.run_id, event.key))
     began = {(run, key) for word, run, key in marks if word == "began"}
     returned = {(run, key) for word, run, key in marks if word == "returned"}
-    if durability == "buffered":
-        only_a_tail_is_lost([mark for mark in marks if mark[0] == "began"], started)
-        only_a_tail_is_lost([mark for mark in marks if mark[0] == "returned"], completed)
-    else:
-        assert began <= started
-        assert returned <= completed
+    assert began <= started
+    assert returned <= completed
     assert len(began) == sum(word == "began" for word, _, _ in marks), "a body ran twice"
-
-
-def only_a_tail_is_lost(marks: list[list[str]], there: set[tuple[str, str]]) -> None:
-    """In each branch, what is on record is what came first."""
-    branches: dict[tuple[str, str], list[bool]] = {}
-    for _, run, key in marks:
-        branches.setdefault((run, key.rpartition("/")[0]), []).append((run, key) in there)
-    for kept in branches.values():
-        assert kept == sorted(kept, reverse=True)
 
 
 def check_next_process(guard: Guard) -> None:
@@ -164,7 +150,7 @@ def check_next_process(guard: Guard) -> None:
     assert guard.verify()
 
 
-def check_ledger(guard: Guard) -> None:
+def check_accounts(guard: Guard) -> None:
     """Accounts and logs agree: what is settled is spent, and what is open is reserved."""
     store = guard.parts.store
     spent, reserved = Counter[str](), Counter[str]()
@@ -185,8 +171,7 @@ def check_ledger(guard: Guard) -> None:
 
 
 def kills(guard: Guard, tmp_path: Path, times: int, durability: str, eventually) -> None:
-    if durability != "buffered":  # charged to a tenant's budget, a step is written through
-        guard.set_tenant_budget("acme", Budget(coins=10**6))
+    guard.set_tenant_budget("acme", Budget(coins=10**6))
     marks: list[list[str]] = []
     nursery = subprocess.Popen(
         [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -204,19 +189,18 @@ def kills(guard: Guard, tmp_path: Path, times: int, durability: str, eventually)
         nursery.wait(30)
         nursery.stdout.close()
     assert any(word == "returned" for word, _, _ in marks)
-    check_log(guard, marks, durability)
-    if durability != "buffered":
-        check_ledger(guard)
+    check_log(guard, marks)
+    check_accounts(guard)
 
 
-@pytest.mark.parametrize("durability", ["process", "power", "buffered"])
+@pytest.mark.parametrize("durability", ["process", "power"])
 def test_kill_nine_in_mid_run(sqlite_guard, tmp_path, eventually, durability):
     kills(sqlite_guard, tmp_path, 10, durability, eventually)
     check_next_process(sqlite_guard)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("durability", ["process", "power", "buffered"])
+@pytest.mark.parametrize("durability", ["process", "power"])
 def test_two_hundred_times_kill_nine(sqlite_guard, tmp_path, eventually, durability):
     kills(sqlite_guard, tmp_path, scaled(200), durability, eventually)
     check_next_process(sqlite_guard)

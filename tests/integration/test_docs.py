@@ -21,8 +21,6 @@ SHOWN = re.compile(r"```python\n[^`]*?```\n\n```text\n(.*?)```", re.DOTALL)
 FOLLOWED = {"quickstart.md"}
 #: The package that a page is about, where it has a name of its own.
 PACKAGES = {"openai-agents": "agents", "pydantic-ai": "pydantic_ai", "mcp": "mcp", "langchain": "langchain"}
-#: Pages whose program uses a ledger on a server.
-ON_REDIS = {"tenants-over-hosts.md"}
 
 
 def pages() -> list[Path]:
@@ -61,15 +59,14 @@ def masked(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
-def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
     if page.parent.name == "integrations" and page.stem in PACKAGES:
         pytest.importorskip(PACKAGES[page.stem])
-    settings = {"AGENTGUARD_LEDGER": request.getfixturevalue("redis_url")} if page.name in ON_REDIS else {}
     text = page.read_text()
     blocks = BLOCK.findall(text)
     program = "\n".join(code for said, code in blocks if in_program(said))
     (tmp_path / "page.py").write_text(program)
-    printed = masked(run(["-W", "error", "page.py"], tmp_path, **settings))
+    printed = masked(run(["-W", "error", "page.py"], tmp_path))
     for shown in SHOWN.findall(text):
         assert masked(shown) in printed
     tests = [code for said, code in blocks if said == "pytest"]

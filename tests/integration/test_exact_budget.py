@@ -19,16 +19,10 @@ from agentguard import Budget, BudgetExceededError, Guard, RunState, RunStopped,
 LIMIT = 100
 
 
-@pytest.fixture(params=["memory", "sqlite", "buffered"])
+@pytest.fixture(params=["memory", "sqlite"])
 def any_guard(request, home):
     """A guard on each embedded store."""
-    if request.param == "memory":
-        guard = Guard.in_memory(telemetry=False)
-    elif request.param == "sqlite":
-        guard = Guard.open(telemetry=False)
-    else:
-        guard = Guard.open(durability="buffered", telemetry=False)
-    with guard:
+    with Guard.open("memory://" if request.param == "memory" else None, telemetry=False) as guard:
         yield guard
 
 

@@ -99,10 +99,9 @@ RUNS = scaled(10_000, at_least=1000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("durability", ["process", "buffered"])
-def test_a_run_of_very_many_steps(home, durability):
+def test_a_run_of_very_many_steps(home):
     """Neither memory nor the time of a step grows with the number of steps before it."""
-    found = measure(ONE_RUN, STEPS, durability)
+    found = measure(ONE_RUN, STEPS)
     assert found["verified"]
     assert (found["steps"], found["coins"]) == (STEPS, STEPS)
     assert found["memory"][-1] - found["memory"][0] < 25

@@ -134,8 +134,7 @@ def test_another_authors_backend_runs_the_suites(pytester: pytest.Pytester) -> N
 import pytest
 from agentguard.killswitch.memory import MemoryKillSwitch
 from agentguard.stores.memory import MemoryEventStore
-from agentguard.testing import MemoryLedger
-from agentguard.testing.conformance import EventStoreContract, KillSwitchContract, LedgerContract
+from agentguard.testing.conformance import EventStoreContract, KillSwitchContract
 
 class Forgetful(MemoryEventStore):
     def children(self, run_id):
@@ -151,11 +150,6 @@ class Stores:
 class TestStore(Stores, EventStoreContract):
     pass
 
-class TestLedger(LedgerContract):
-    @pytest.fixture
-    def ledger(self):
-        return MemoryLedger()
-
 class TestSwitch(KillSwitchContract):
     @pytest.fixture
     def switch(self, clock):
@@ -163,17 +157,17 @@ class TestSwitch(KillSwitchContract):
         yield switch
         switch.close()
 
-class TestNothing(LedgerContract):
+class TestNothing(KillSwitchContract):
     pass
 """)
     result = pytester.runpytest_subprocess("-p", "no:langsmith_plugin", "-p", "no:xdist", "-q")
     result.stdout.fnmatch_lines(
         [
-            "*NotImplementedError: override the fixture `ledger`*",
+            "*NotImplementedError: override this fixture: yield your KillSwitch*",
             "*test_children_are_those_of_the_run_the_oldest_first*",
             "*assert [[]'b'[]] == [[]'b', 'd'[]]*",
         ]
     )
     counted = result.parseoutcomes()
-    assert (counted["failed"], counted["errors"]) == (1, 28)
+    assert (counted["failed"], counted["errors"]) == (1, 16)
     assert counted["passed"] > 60

@@ -626,7 +626,7 @@ def test_rule_13_a_heartbeat_does_not_take_a_drained_run_back(guard, bodies):
     assert is_let_go(guard)
 
 
-@pytest.mark.parametrize("durability", ["power", "buffered"])
+@pytest.mark.parametrize("durability", ["process", "power"])
 def test_rule_13_a_drain_leaves_the_whole_log_behind(home, bodies, durability):
     def agent() -> list[str]:
         return [bodies.quick(name) for name in "abc"[: 2 if first else 3]]

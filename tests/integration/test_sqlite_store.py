@@ -234,11 +234,8 @@ def test_a_lock_held_by_another_thread_is_waited_for_up_to_the_timeout(path: Pat
 # --- crashes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("durability", ["process", "buffered"])
-def test_rule_14_after_kill_9_the_log_is_a_gapless_prefix(
-    store: SQLiteEventStore, path: Path, durability: str
-) -> None:
-    """In ten kills at random moments, `process` loses nothing that was acknowledged."""
+def test_rule_14_after_kill_9_the_log_is_a_gapless_prefix(store: SQLiteEventStore, path: Path) -> None:
+    """In ten kills at random moments nothing is lost that was acknowledged."""
     script = """
 head = store.last("r1")
 while True:
@@ -248,86 +245,16 @@ while True:
     chance = random.Random(20)
     before = 0
     for _ in range(10):
-        writer = start(path, script, DURABILITY=durability)
+        writer = start(path, script)
         assert writer.stdout is not None
         acknowledged = [writer.stdout.readline() for _ in range(chance.randrange(1, 120))]
         writer.kill()
         acknowledged += writer.communicate(timeout=DEADLINE)[0].splitlines()
         events = intact(store)
-        if durability == "process":
-            assert len(events) >= max(int(line) for line in acknowledged if line.strip())
+        assert len(events) >= max(int(line) for line in acknowledged if line.strip())
         assert len(events) >= before
         before = len(events)
     store.append(1, [event_after(store.last("r1"))])
-
-
-def test_rule_14_buffered_events_are_written_at_exit_without_a_close(
-    store: SQLiteEventStore, path: Path
-) -> None:
-    script = """
-head = None
-for _ in range(100):
-    head = extend(head)
-"""
-    finish(start(path, script, DURABILITY="buffered"))
-    assert len(intact(store)) == 100
-
-
-def test_rule_14_buffered_events_reach_other_processes_by_themselves(
-    store: SQLiteEventStore, path: Path
-) -> None:
-    script = """
-extend(extend(None))
-print("done", flush=True)
-sys.stdin.readline()
-"""
-    writer = start(path, script, DURABILITY="buffered")
-    assert writer.stdout is not None
-    writer.stdout.readline()
-    wait_until(lambda: len(list(store.read("r1"))) == 2)
-    finish(writer)
-
-
-def test_rule_14_what_asks_for_more_than_buffered_is_written_through(
-    store: SQLiteEventStore, path: Path
-) -> None:
-    buffered = SQLiteEventStore(path, durability="buffered")
-    first = event_after(None)
-    second = event_after(first)
-    reader = sqlite3.connect(path)
-
-    def written() -> int:
-        count: int = reader.execute("SELECT count(*) FROM event").fetchone()[0]
-        return count
-
-    with store.lock_for("r1"):  # which keeps the thread that writes by itself away
-        buffered.append(1, [first])
-        assert written() == 0
-        buffered.append(1, [second], durability="process")
-        assert written() == 2
-        buffered.append(1, [event_after(second)])
-        assert written() == 2
-        assert len(intact(store)) == 3, "another store of this process sees it"
-    reader.close()
-    buffered.close()
-
-
-def test_rule_14_a_run_that_another_process_appends_to_refuses_buffered_events(
-    store: SQLiteEventStore, path: Path
-) -> None:
-    other = RunRow(run_id="r2", name="n", tenant="t", state="RUNNING", created_ns=1)
-    number = store.create(other, [])
-    buffered = SQLiteEventStore(path, durability="buffered")
-    with buffered.lock_for("r1"):
-        buffered.append(1, [event_after(None, "lost")])
-        buffered.append(number, [Stored(1, b"{}", b"kept")])
-        finish(start(path, "extend(None)"))
-    assert b"writer" in intact(buffered)[0].body
-    assert [event.hash for event in buffered.read("r2")] == [b"kept"]
-    with pytest.raises(StoreUnavailableError, match="lost"):
-        buffered.append(1, [event_after(None, "lost")])
-    buffered.append(number, [Stored(2, b"{}", b"kept")])
-    buffered.close()
 
 
 # --- fork --------------------------------------------------------------------------------------
@@ -353,7 +280,7 @@ extend(store.last("r1"), "parent")
 
 
 @needs_fork
-@pytest.mark.parametrize("durability", ["process", "power", "buffered"])
+@pytest.mark.parametrize("durability", ["process", "power"])
 def test_rule_16_children_that_end_while_the_parent_writes_do_no_harm(
     store: SQLiteEventStore, path: Path, durability: str
 ) -> None:
@@ -496,14 +423,3 @@ def test_the_short_way_waits_for_nobody_unless_it_may(path: Path) -> None:
     shell.close()
     store.append_one(number, 2, b"{}", b"h", None)
     store.close()
-
-
-def test_the_short_way_comes_after_what_another_store_of_the_file_holds_back(path: Path) -> None:
-    store, buffered = SQLiteEventStore(path), SQLiteEventStore(path, durability="buffered")
-    number = store.create(a_row("r1"), log_of("r1", 1))
-    _, second, third = log_of("r1", 3)
-    buffered.append(number, [second])
-    store.append_one(number, third.seq, third.body, third.hash, third.payload)
-    assert unplaced(store.read("r1")) == log_of("r1", 3)
-    store.close()
-    buffered.close()

@@ -1,4 +1,4 @@
-"""Small random programs: log, live state, row, summary and ledger tell one story, and the same twice."""
+"""Small random programs: log, live state, row, summary and accounts tell one story, and the same twice."""
 
 from __future__ import annotations
 

@@ -474,8 +474,9 @@ def test_budgets_must_be_budgets(guard, bad):
     [
         {"durability": "eternal"},
         {"capture": "some"},
-        {"ledger": "mysql://db"},
+        {"ledger": "redis://db"},
         {"publisher": "kafka://"},
+        {"durability": "buffered"},
         {"url": "mysql://db"},
         {"url": "sqlite://host/path"},
         {"url": "sqlite:///"},
@@ -488,6 +489,17 @@ def test_options_of_a_guard(options):
     url = options.pop("url", "memory://")
     with pytest.raises((ValueError, TypeError)), Guard.open(url, **options) as guard:
         guard.runs()
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_the_ledger_that_is_gone_says_what_to_use(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    options = {}
+    if how == "option":
+        options["ledger"] = "redis://db"
+    else:
+        monkeypatch.setenv("AGENTGUARD_LEDGER", "redis://db")
+    with pytest.raises(ValueError, match=r"no ledger apart from the store any more.*give them one store"):
+        Guard.in_memory(**options)
 
 
 @pytest.mark.parametrize("call", ["summary", "history", "reconstruct", "verify", "attach", "pause", "resume"])

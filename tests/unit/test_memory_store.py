@@ -44,7 +44,7 @@ def test_rule_14_a_durability_it_cannot_have_is_refused(durability: Any) -> None
     number = fill(store, "r1", 1)
     with pytest.raises(ValueError, match=f"cannot promise '{durability}'"):
         store.append(number, [an_event(2)], durability=durability)
-    store.append(number, [an_event(2)], durability="buffered")
+    store.append(number, [an_event(2)])
 
 
 def test_room_for_no_event_is_refused() -> None:

@@ -35,7 +35,7 @@ def overrun() -> str:
 
 
 def spent(guard: Guard, account: str) -> Decimal:
-    """What an account of the shared ledger has spent, nothing being reserved any more."""
+    """What a shared account has spent, nothing being reserved any more."""
     found = guard.parts.store.accounts([account])[account]
     assert not any(found.reserved.values())
     return Usage.from_amounts(found.spent).usd

@@ -202,6 +202,6 @@ def test_rule_15_memory_promises_no_durability():
     for durability in ("process", "power"):
         with pytest.raises(ValueError, match="memory://"):
             Guard.open("memory://", durability=durability).parts  # noqa: B018
-    with Guard.open("memory://", durability="buffered", kill_switch="memory", telemetry=False) as guard:
+    with Guard.open("memory://", kill_switch="memory", telemetry=False) as guard:
         with guard.run("r"):
             tool()

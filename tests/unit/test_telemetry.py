@@ -698,12 +698,8 @@ def test_metrics_are_those_of_the_table():
     run.start_step("look", "tool", "look#2", 1).refused(BUDGET_ERROR)
     shadow = {"agentguard.decision": "shadow_deny", "agentguard.deny.reason": "budget_exceeded"}
     run.start_step("plan", "step", "plan#1", 1).end(None, {}, 0, shadow)
-    measured.telemetry.guard_overhead("tool", 20_000)
-    measured.telemetry.kill_propagation("global", 3_000_000)
     seconds = tuple(round(0.01 * 2**n, 2) for n in range(14))
     found = measured.read()
-    overhead = found.pop("agentguard.guard.overhead")
-    propagation = found.pop("agentguard.kill.propagation")
     assert found == {
         "agentguard.spend": (
             "{USD}",
@@ -739,13 +735,6 @@ def test_metrics_are_those_of_the_table():
         ),
         "agentguard.runs.active": ("{run}", point(1)),
     }
-    for (unit, points), labels, total, bounds in (
-        (overhead, (("agentguard.step.kind", "tool"),), 2e-5, (1e-6, 1e-2)),
-        (propagation, (("agentguard.kill.scope", "global"),), 0.003, (0.001, 30)),
-    ):
-        assert unit == "s"
-        assert points[labels][0] == total
-        assert (points[labels][1][0], points[labels][1][-1]) == bounds
 
 
 def test_run_that_ended_is_not_active():

@@ -18,7 +18,6 @@ import typer
 from rich.text import Text
 
 from agentguard import _process, config
-from agentguard._secrets import public_url
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import (
@@ -30,7 +29,6 @@ from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIn
 from agentguard.guard import Guard
 from agentguard.killswitch import presence
 from agentguard.killswitch.page import PageKillSwitch
-from agentguard.steps.apart import ledger_of
 
 OK = "ok"
 
@@ -66,24 +64,27 @@ def doctor(  # noqa: PLR0917 - Typer's options
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="With --repair: even where control records were lost.")
     ] = False,
-    rebuild_ledger: Annotated[
-        bool, typer.Option("--rebuild-ledger", help="Make the books of AGENTGUARD_LEDGER anew from the log.")
-    ] = False,
+    rebuild_ledger: Annotated[bool, typer.Option("--rebuild-ledger", hidden=True)] = False,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this installation, its state directory, store, ledger and kill switch; ends with 1 at a fault."""
+    """Check this installation, its state directory, store and kill switch; ends with 1 at a fault."""
     lookup.use(store, home)
-    code = _report(repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger, as_json=as_json)
+    if rebuild_ledger:
+        raise exit_codes.UsageError(
+            "there is no ledger apart from the store any more, so nothing to rebuild: the budgets of tenants "
+            "lie in the store"
+        )
+    code = _report(repair=repair, accept_loss=accept_loss, as_json=as_json)
     raise typer.Exit(code)
 
 
-def _report(*, repair: bool, accept_loss: bool, rebuild_ledger: bool, as_json: bool) -> int:
+def _report(*, repair: bool, accept_loss: bool, as_json: bool) -> int:
     """Examine everything and give the exit code."""
     if accept_loss and not repair:
         raise exit_codes.UsageError("--accept-loss goes with --repair")
-    findings = list(examine(repair=repair, accept_loss=accept_loss, rebuild_ledger=rebuild_ledger))
+    findings = list(examine(repair=repair, accept_loss=accept_loss))
     ok = not any(finding.status == FAULT for finding in findings)
     if as_json:
         output.print_json({"ok": ok, "checks": [finding._asdict() for finding in findings]})
@@ -95,22 +96,17 @@ def _report(*, repair: bool, accept_loss: bool, rebuild_ledger: bool, as_json: b
     return exit_codes.OK if ok else exit_codes.FAULT
 
 
-def examine(
-    *, repair: bool = False, accept_loss: bool = False, rebuild_ledger: bool = False
-) -> Iterator[Finding]:
+def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Finding]:
     """Look at everything; nothing is made that is not there.
 
     Args:
         repair: rebuild a kill page that is damaged, and remove what dead processes left.
         accept_loss: with `repair`, also where the page shows that control records were lost.
-        rebuild_ledger: make the books of a ledger apart from the store anew from the log.
     """
     yield from _python()
     yield from _environment()
     home = config.home()
     yield from _home(home)
-    if rebuild_ledger:
-        yield _rebuild_ledger()
     yield from _store()
     if repair:
         yield from _repair(home, accept_loss=accept_loss)
@@ -129,8 +125,6 @@ def _python() -> Iterator[Finding]:
 
 def _environment() -> Iterator[Finding]:
     ours = {name: value for name, value in os.environ.items() if name.startswith("AGENTGUARD_")}
-    if "AGENTGUARD_LEDGER" in ours:
-        ours["AGENTGUARD_LEDGER"] = public_url(ours["AGENTGUARD_LEDGER"])
     said = ", ".join(f"{name}={value}" for name, value in sorted(ours.items()))
     yield Finding("environment", OK, said or "no AGENTGUARD_ variable is set")
 
@@ -177,8 +171,6 @@ def _store() -> Iterator[Finding]:
             yield Finding("store", OK, f"{url}{schema}, {newest}")
             yield from _file_rights(file)
             yield from _abandoned(guard)
-            if not url.startswith("file:"):  # an export has no accounts
-                yield from _ledger(guard)
     except (AgentGuardError, sqlite3.Error) as error:
         yield Finding("store", FAULT, str(error))
 
@@ -208,43 +200,6 @@ def _abandoned(guard: Guard) -> Iterator[Finding]:
     if dead:
         some = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
         yield Finding("runs", NOTE, f"{len(dead)} not ended though their process is gone: {some}")
-
-
-def _ledger(guard: Guard) -> Iterator[Finding]:
-    """A ledger apart from the store, if there is one."""
-    apart = guard.parts.apart
-    if apart is None:
-        if (where := ledger_of(guard.parts.store)) is not None:
-            yield Finding("ledger", NOTE, f"the tenants' budgets are kept at {where}: set AGENTGUARD_LEDGER")
-        return
-    url = apart.ledger.url
-    try:
-        found, known = apart.generations()
-        concerns: list[str] = getattr(apart.ledger, "concerns", list)()
-    except AgentGuardError as error:
-        yield Finding("ledger", FAULT, str(error))
-        return
-    if found == known:
-        begun = f"generation {found}" if found else "no books yet; the first step of a tenant makes them"
-        yield Finding("ledger", OK, f"{url}, {begun}")
-    elif not known:
-        yield Finding("ledger", FAULT, f"{url} has the books of another store; give each one of its own")
-    else:
-        lost = f"has books of generation {found}" if found else "has lost its books"
-        newer = f"{lost}, and the log knows generation {known}"
-        yield Finding("ledger", FAULT, f"{url} {newer}: agentguard doctor --rebuild-ledger")
-    for concern in concerns:
-        yield Finding("ledger", NOTE, f"{url}: {concern}")
-
-
-def _rebuild_ledger() -> Finding:
-    try:
-        with lookup.acting() as guard:
-            held = guard.rebuild_ledger()
-            url = guard.parts.apart.ledger.url
-    except (AgentGuardError, ValueError, sqlite3.Error) as error:
-        return Finding("rebuild", FAULT, str(error))
-    return Finding("rebuild", OK, f"{url} was made anew from the log; {held} steps in flight hold something")
 
 
 def _repair(home: Path, *, accept_loss: bool) -> Iterator[Finding]:

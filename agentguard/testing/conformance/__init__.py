@@ -1,11 +1,10 @@
 """The contracts of `agentguard.protocols` as suites that any backend can run; they need pytest.
 
 Derive a class named `Test...` from a suite in a test file of yours, and override its fixture: `store` for
-`EventStoreContract`, `ledger` for `LedgerContract`, `switch` for `KillSwitchContract`.
+`EventStoreContract`, `switch` for `KillSwitchContract`.
 """
 
 from agentguard.testing.conformance.event_store import EventStoreContract
 from agentguard.testing.conformance.kill_switch import KillSwitchContract
-from agentguard.testing.conformance.ledger import LedgerContract
 
-__all__ = ["EventStoreContract", "KillSwitchContract", "LedgerContract"]
+__all__ = ["EventStoreContract", "KillSwitchContract"]

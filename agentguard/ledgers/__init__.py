@@ -1,1 +1,0 @@
-"""Ledgers that lie apart from the event store (SEMANTICS rule 4)."""
