@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from agentguard.errors import AgentGuardError
@@ -17,6 +18,22 @@ def require(module: str, *, extra: str, feature: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(
-            f"{feature} needs the package {module!r}: pip install 'agentguard[{extra}]'"
-        ) from error
+        raise _missing(module, extra, feature) from error
+
+
+def check(module: str, *, extra: str, feature: str) -> None:
+    """Say which extra brings `module`, where it is missing, without importing it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ValueError:  # forbidden, as tests do
+        found = False
+    if not found:
+        raise _missing(module, extra, feature)
+
+
+def _missing(module: str, extra: str, feature: str) -> MissingExtraError:
+    return MissingExtraError(f"{feature} needs the package {module!r}: pip install 'agentguard[{extra}]'")

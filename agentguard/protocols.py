@@ -15,6 +15,7 @@ import msgspec
 
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import Movement
+from agentguard.budget.model_usage import ModelUsage
 from agentguard.events.codec import Stored
 from agentguard.killswitch.model import Acknowledgements, Kill
 
@@ -377,14 +378,12 @@ class ModelPrice(NamedTuple):
 class PriceBook(Protocol):
     """Prices of models."""
 
-    def price(
-        self,
-        model: str,
-        *,
-        provider: str | None = None,
-        input_tokens: int = 0,
-        output_tokens: int = 0,
-        cached_tokens: int = 0,
-    ) -> ModelPrice | None:
-        """What a call costs, or None for a model that is not in the book."""
+    def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
+        """Return what a call costs, rounded up, or None where the book does not know its price.
+
+        Args:
+            model: the model asked for; `usage.model` is the one that answered.
+            usage: all that was counted, and the terms of the call.
+            provider: who served it.
+        """
         ...

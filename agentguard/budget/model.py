@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
@@ -84,6 +85,39 @@ class Usage:
         usage._amounts = {name: n for name, n in amounts.items() if n}
         usage._free = amounts.get(r.NANO_USD) == 0
         return usage
+
+    @classmethod
+    def from_provider(
+        cls,
+        answer: object,
+        provider: str | None = None,
+        *,
+        model: str | None = None,
+        prices: object = None,
+    ) -> Usage:
+        """Return what a provider's answer says that it used: its tokens, and USD by what is charged.
+
+        Where no price is known, no money is named.
+
+        Args:
+            answer: the answer as the provider's SDK returns it, its JSON, or the usage alone.
+            provider: who gave it (`"openai"`, `"bedrock"`, ...); by default it is told from the shape.
+            model: the model, where the answer does not name it.
+            prices: what models cost, a `PriceBook`; by default genai-prices.
+
+        Raises:
+            MissingExtraError: genai-prices is not installed.
+            ValueError: the answer reports no usage, or one that cannot be right.
+
+        Example:
+            >>> answer = {"model": "gpt-5", "usage": {"prompt_tokens": 900, "completion_tokens": 40}}
+            >>> Usage.from_provider(answer, "openai").usd
+            Decimal('0.001525')
+        """
+        # By dotted path: prices lie above budgets, and most programs never ask.
+        usage_of = importlib.import_module("agentguard.cost.presets").usage_of
+        used: Usage = usage_of(provider, model=model, prices=prices)(answer)
+        return used
 
     def amounts(self) -> dict[str, int]:
         """The internal amounts by resource, money in 1e-9 USD; zero entries are absent."""

@@ -1,1 +1,23 @@
-"""What calls of models cost: tokens, prices, and the rule for models without one."""
+"""What calls of models cost: what a provider counted, its price, and what a call may cost at most."""
+
+from agentguard.budget.model_usage import ModelUsage
+from agentguard.cost.presets import reserve_of, usage_of
+from agentguard.cost.prices import GENAI_PRICES, ModelPrices
+from agentguard.cost.provider import model_usage, terms_and_cost, tool_calls
+from agentguard.cost.request import ModelRequest
+from agentguard.cost.usage import Bound, ModelCosts, estimated_tokens
+
+__all__ = [
+    "GENAI_PRICES",
+    "Bound",
+    "ModelCosts",
+    "ModelPrices",
+    "ModelRequest",
+    "ModelUsage",
+    "estimated_tokens",
+    "model_usage",
+    "reserve_of",
+    "terms_and_cost",
+    "tool_calls",
+    "usage_of",
+]

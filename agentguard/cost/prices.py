@@ -2,82 +2,55 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from types import EllipsisType
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from agentguard.budget.resources import NANO, nano_usd
+from agentguard.budget.model_usage import ModelUsage
+from agentguard.budget.resources import nano_usd
+from agentguard.cost.genai import GENAI_PRICES, GenaiPrices
 from agentguard.protocols import ModelPrice, PriceBook
 
-_MILLION: Final = 1_000_000
-_FIELDS: Final = ("input", "output", "cached")
+__all__ = ["GENAI_PRICES", "GenaiPrices", "ModelPrices", "Price"]
+
 Price = Decimal | str | int | float
-
-
-class Rate(NamedTuple):
-    """A model's price in 1e-9 USD for a million tokens."""
-
-    input: int
-    output: int
-    cached: int
-
-
-class GenaiPrices:
-    """The prices that genai-prices ships, loaded at the first question, which takes about a second.
-
-    Where the package is not installed, no model has a price.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loaded: Any = None
-
-    def _package(self) -> Any:
-        if self._loaded is None:
-            with self._lock:
-                try:
-                    import genai_prices  # noqa: PLC0415 - takes 0.6 s, and is an extra
-                except ImportError:
-                    self._loaded = False
-                else:
-                    self._loaded = genai_prices
-        return self._loaded
-
-    def price(
-        self,
-        model: str,
-        *,
-        provider: str | None = None,
-        input_tokens: int = 0,
-        output_tokens: int = 0,
-        cached_tokens: int = 0,
-    ) -> ModelPrice | None:
-        """See `PriceBook`."""
-        package = self._package()
-        if not package:
-            return None
-        usage = package.Usage(
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read_tokens=min(cached_tokens, input_tokens),
-        )
-        for name, by in _guesses(model, provider):
-            try:
-                total = package.calc_price(usage, name, provider_id=by).total_price
-            except LookupError:
-                continue
-            return ModelPrice(_ceiling(total * NANO), "genai-prices")
-        return None
+_MILLION: Final = 1_000_000
+_EXACT: Final = Context(prec=60)
+#: What a price may be given for, and what it is the price of.
+_COUNTS: Final = {
+    "input": "input_tokens",
+    "output": "output_tokens",
+    "cached": "cache_read_tokens",
+    "cache_write": "cache_write_tokens",
+    "cache_write_1h": "cache_write_1h_tokens",
+    "input_audio": "input_audio_tokens",
+    "input_image": "input_image_tokens",
+    "output_audio": "output_audio_tokens",
+    "output_image": "output_image_tokens",
+}
+_OF_INPUT: Final = ("cached", "cache_write", "cache_write_1h", "input_audio", "input_image")
+#: Where a price is left out: of what it is a multiple. Who charges for writing to a cache asks for 1.25
+#: times the price of input, and 2 times for an hour.
+_STAND_INS: Final = {
+    "cached": ("input", Decimal(1)),
+    "cache_write": ("input", Decimal("1.25")),
+    "cache_write_1h": ("input", Decimal(2)),
+    "input_audio": ("input", Decimal(1)),
+    "input_image": ("input", Decimal(1)),
+    "output_audio": ("output", Decimal(1)),
+    "output_image": ("output", Decimal(1)),
+}
 
 
 class ModelPrices:
     """A price book: your own prices by model, and for the others what `fallback` knows.
 
-    Own prices are USD for a million tokens, as `Decimal`, `str` or number; `cached` is for input read
-    from a cache, by default as dear as other input.  A model is named as in the call, or with its
-    provider in front: `"openai:gpt-5"`.
+    Own prices are USD for a million tokens, as `Decimal`, `str` or number: `input` and `output`, and where
+    they differ `cached` (read from a cache), `cache_write`, `cache_write_1h`, `input_audio`, `input_image`,
+    `output_audio` and `output_image`.  What is left out costs what input or output costs; writing to a
+    cache 1.25 times as much as input, 2 times for one hour.  Own prices hold for every tier.  A model is
+    named as in the call, or with its provider in front: `"openai:gpt-5"`.
 
     Args:
         own: your prices by model.
@@ -87,11 +60,12 @@ class ModelPrices:
         TypeError, ValueError: a price is wrong; the message names it.
 
     Example:
-        >>> from agentguard.cost.prices import ModelPrices
+        >>> from agentguard.cost import ModelPrices, ModelUsage
         >>> book = ModelPrices({"house-7b": {"input": "0.20", "output": "0.60"}}, fallback=None)
-        >>> book.price("house-7b", input_tokens=1_000, output_tokens=500).nano_usd
+        >>> used = ModelUsage(counts={"input_tokens": 1_000, "output_tokens": 500})
+        >>> book.price("house-7b", used).nano_usd
         500000
-        >>> book.price("gpt-unheard-of") is None
+        >>> book.price("gpt-unheard-of", used) is None
         True
     """
 
@@ -101,62 +75,39 @@ class ModelPrices:
         *,
         fallback: PriceBook | EllipsisType | None = ...,
     ) -> None:
-        self._own = {model: _rate(model, prices) for model, prices in (own or {}).items()}
+        self._own = {model: _rates(model, prices) for model, prices in (own or {}).items()}
         self._fallback: PriceBook | None = GENAI_PRICES if isinstance(fallback, EllipsisType) else fallback
 
-    def price(
-        self,
-        model: str,
-        *,
-        provider: str | None = None,
-        input_tokens: int = 0,
-        output_tokens: int = 0,
-        cached_tokens: int = 0,
-    ) -> ModelPrice | None:
-        """What a call costs, rounded up to 1e-9 USD, or None for a model without a price."""
-        rate = self._own.get(f"{provider}:{model}") or self._own.get(model)
-        if rate is not None:
-            cached = min(cached_tokens, input_tokens)
-            total = (input_tokens - cached) * rate.input + cached * rate.cached + output_tokens * rate.output
-            return ModelPrice(-(-total // _MILLION), "own")
-        if self._fallback is None:
-            return None
-        return self._fallback.price(
-            model,
-            provider=provider,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cached_tokens=cached_tokens,
-        )
+    def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
+        """See `PriceBook`; the model that answered goes before the one that was asked for."""
+        for name in (usage.model, model):
+            rates = self._own.get(f"{provider}:{name}") or self._own.get(name or "")
+            if rates is not None:
+                return ModelPrice(_total(rates, usage), "own")
+        return None if self._fallback is None else self._fallback.price(model, usage, provider=provider)
 
 
-def _rate(model: str, prices: Mapping[str, Price]) -> Rate:
+def _rates(model: str, prices: Mapping[str, Price]) -> dict[str, Decimal]:
+    """Return the price of each kind of token, in 1e-9 USD for a million."""
     if not isinstance(prices, Mapping):
-        raise TypeError(f"{model}: a price is a mapping of {', '.join(_FIELDS)}, not {type(prices).__name__}")
-    unknown = sorted(set(prices) - set(_FIELDS))
+        raise TypeError(f"{model}: a price is a mapping of {', '.join(_COUNTS)}, not {type(prices).__name__}")
+    unknown = sorted(set(prices) - set(_COUNTS))
     if unknown:
-        raise TypeError(f"{model}: unknown price {unknown[0]!r}; known are {', '.join(_FIELDS)}")
+        raise TypeError(f"{model}: unknown price {unknown[0]!r}; known are {', '.join(_COUNTS)}")
     missing = [field for field in ("input", "output") if field not in prices]
     if missing:
         raise TypeError(f"{model}: the price of {missing[0]} tokens is missing, in USD for a million")
-    amounts = {field: nano_usd(value, f"{model}: {field}") for field, value in prices.items()}
-    return Rate(amounts["input"], amounts["output"], amounts.get("cached", amounts["input"]))
+    with localcontext(_EXACT):
+        given = {field: Decimal(nano_usd(value, f"{model}: {field}")) for field, value in prices.items()}
+        stand_ins = {field: given[base] * by for field, (base, by) in _STAND_INS.items()}
+    return stand_ins | given
 
 
-def _guesses(model: str, provider: str | None) -> list[tuple[str, str | None]]:
-    """How genai-prices may know a model: with its provider, with the one in its name, by name alone."""
-    guesses: list[tuple[str, str | None]] = []
-    for sign in (":", "/"):
-        named, found, name = model.partition(sign)
-        if found and named and name:
-            guesses += [(name, named)]
-    if provider:
-        guesses.insert(0, (model, provider))
-    return [*guesses, (model, None), *((name, None) for name, by in guesses if name != model and by)]
-
-
-def _ceiling(amount: Decimal) -> int:
-    return int(amount.to_integral_value(rounding=ROUND_CEILING))
-
-
-GENAI_PRICES: Final = GenaiPrices()
+def _total(rates: Mapping[str, Decimal], usage: ModelUsage) -> int:
+    parts = {field: Decimal(usage.counts.get(name, 0)) for field, name in _COUNTS.items()}
+    with localcontext(_EXACT):
+        parts["cache_write"] -= parts["cache_write_1h"]
+        parts["input"] = max(parts["input"] - sum(parts[field] for field in _OF_INPUT), Decimal(0))
+        parts["output"] = max(parts["output"] - parts["output_audio"] - parts["output_image"], Decimal(0))
+        total = sum(n * rates[field] for field, n in parts.items()) / _MILLION
+        return int(Decimal(total).to_integral_value(ROUND_CEILING))

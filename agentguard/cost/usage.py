@@ -5,17 +5,19 @@ Every integration goes through `ModelCosts`, so that the rule for models without
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from agentguard.budget.model import Usage
-from agentguard.budget.resources import NANO, NANO_USD
+from agentguard.budget.model_usage import ModelUsage, Number
+from agentguard.budget.resources import NANO, NANO_USD, nano_usd
 from agentguard.errors import UnknownCostError
 
 if TYPE_CHECKING:
     from agentguard.protocols import PriceBook
 
 Unpriced = Literal["refuse", "allow"]
+CacheTtl = Literal["5m", "1h"]
 
 #: What an answer is taken to need where nothing bounds it: an estimate, and no bound.
 USUAL_OUTPUT = 4096
@@ -96,96 +98,108 @@ class ModelCosts:
         input_tokens: int,
         max_tokens: int | None = None,
         provider: str | None = None,
+        terms: Mapping[str, str] | None = None,
+        cache_writes: CacheTtl | None = None,
+        least_output: int = LEAST_OUTPUT,
     ) -> Bound:
-        """What a call may use, for its reservation.
+        """Return what a call may use, for its reservation.
 
         Args:
             run: where it is made.
             model: the model asked for.
             input_tokens: an estimate of the prompt.
-            max_tokens: the bound that the call names itself.
+            max_tokens: the bound that the call names itself; 0 for a model that gives no text.
             provider: who serves the model.
+            terms: what selects another price, as `{"service_tier": "priority"}`.
+            cache_writes: for how long the call may write its prompt to a cache, if that is billed.
+            least_output: the smallest `max_tokens` worth asking for: above a thinking budget, which
+                providers want to be less.
 
         Raises:
             UnknownCostError: the run limits USD and nobody knows what the model costs.
         """
-        self._check_price(run, model, provider)
-        asked = max_tokens or self.max_output_tokens
-        output = asked or USUAL_OUTPUT
-        if self.clamp:
-            output = self._clamped(run, model, provider, input_tokens, output)
-        reserve = self.priced(
-            model, Usage(input_tokens=input_tokens, output_tokens=output), provider=provider
-        )
-        lowered = output < (asked or USUAL_OUTPUT)
-        return Bound(reserve, output if lowered or (asked and max_tokens is None) else None)
+        ask = _Asked(model, provider, input_tokens, dict(terms or {}), cache_writes)
+        asked = self.max_output_tokens if max_tokens is None else max_tokens
+        wanted = USUAL_OUTPUT if asked is None else asked
+        self._check_price(run, ask, wanted)
+        output = self._clamped(run, ask, wanted, least_output) if self.clamp else wanted
+        reserve = self.priced(model, ask.using(output), provider=provider)
+        chosen = asked is not None and max_tokens is None
+        return Bound(reserve, output if output < wanted or chosen else None)
 
-    def priced(
-        self,
-        model: str,
-        tokens: Usage,
-        *,
-        provider: str | None = None,
-        answered: str | None = None,
-        cost: Decimal | None = None,
-    ) -> Usage:
-        """The tokens of a call with what they cost; without, for a model that has no price.
+    def priced(self, model: str, used: ModelUsage | Usage, *, provider: str | None = None) -> Usage:
+        """Return the tokens of a call with what they cost.
+
+        What the provider itself says goes before the book.  Where neither knows, no money is named, which
+        stops a run that limits it; with `unpriced="allow"` the call counts as free.
 
         Args:
             model: the model asked for.
-            tokens: what the provider counted.
+            used: what the provider counted.
             provider: who served it.
-            answered: the model that the provider says it was, tried where `model` has no price.
-            cost: what the provider says it cost, taken where the book has no price.
         """
-        for name in (model, answered):
-            if name and (nano := self._nano(name, provider, tokens)) is not None:
-                return tokens + Usage.from_amounts({NANO_USD: nano})
-        if cost is not None and cost.is_finite() and cost > 0:
-            nano = int((cost * NANO).to_integral_value(rounding=ROUND_CEILING))
-            return tokens + Usage.from_amounts({NANO_USD: nano})
-        return tokens
+        usage = used if isinstance(used, ModelUsage) else ModelUsage.of(used)
+        tokens = used if isinstance(used, Usage) else usage.usage()
+        nano = self._nano(model, provider, usage)
+        if nano is None and self.unpriced == "allow":
+            nano = 0
+        return tokens if nano is None else tokens + Usage.from_amounts({NANO_USD: nano})
 
-    def _nano(self, model: str, provider: str | None, tokens: Usage) -> int | None:
-        if self.prices is None:
-            return None
-        price = self.prices.price(
-            model,
-            provider=provider,
-            input_tokens=tokens.input_tokens,
-            output_tokens=tokens.output_tokens,
-            cached_tokens=min(tokens.cached_tokens, tokens.input_tokens),
-        )
+    def _nano(self, model: str, provider: str | None, usage: ModelUsage) -> int | None:
+        if usage.cost is not None:
+            return nano_usd(usage.cost, "cost")
+        price = None if self.prices is None else self.prices.price(model, usage, provider=provider)
         return None if price is None else price.nano_usd
 
-    def _check_price(self, run: Limited, model: str, provider: str | None) -> None:
+    def _check_price(self, run: Limited, ask: _Asked, output: int) -> None:
         if self.unpriced == "allow" or not run.limits("usd"):
             return
-        if self._nano(model, provider, Usage(input_tokens=1)) is None:
-            detail = (
-                f"no price is known for it: pass prices=ModelPrices({{{model!r}: {{'input': ..., 'output': "
-                "...}}}) in USD per million tokens, install 'agentguard[prices]' if that is missing, or "
-                "pass unpriced='allow' to count its tokens alone"
-            )
-            raise UnknownCostError(model, ("usd",), run.id, detail)
+        if self._nano(ask.model, ask.provider, ask.using(output)) is None:
+            raise UnknownCostError(ask.model, ("usd",), run.id, no_price(ask.model))
 
-    def _clamped(self, run: Limited, model: str, provider: str | None, input_tokens: int, output: int) -> int:
-        """`output`, or what the run's own budget leaves for it if that is less and worth a call."""
+    def _clamped(self, run: Limited, ask: _Asked, output: int, least_output: int) -> int:
+        """Return `output`, or what the budget leaves for it if that is less and worth a call."""
         left = run.remaining
         room = [output]
         if left.output_tokens is not None:
             room.append(left.output_tokens)
         if left.tokens is not None:
-            room.append(left.tokens - input_tokens)
+            room.append(left.tokens - ask.input_tokens)
         if left.usd is not None:
-            room.append(self._affordable(model, provider, input_tokens, output, int(left.usd * NANO)))
+            room.append(self._affordable(ask, output, int(left.usd * NANO)))
         least = min(room)
-        return least if least >= min(LEAST_OUTPUT, output) else output
+        return least if least >= min(least_output, output) else output
 
-    def _affordable(self, model: str, provider: str | None, input_tokens: int, output: int, nano: int) -> int:
-        """How many tokens of output the money buys, at most `output`."""
-        prompt = self._nano(model, provider, Usage(input_tokens=input_tokens))
-        whole = self._nano(model, provider, Usage(input_tokens=input_tokens, output_tokens=output))
+    def _affordable(self, ask: _Asked, output: int, nano: int) -> int:
+        """Return how many tokens of output the money buys, at most `output`."""
+        prompt = self._nano(ask.model, ask.provider, ask.using(0))
+        whole = self._nano(ask.model, ask.provider, ask.using(output))
         if prompt is None or whole is None or whole <= nano or whole <= prompt:
             return output
         return max(0, (nano - prompt) * output // (whole - prompt))
+
+
+class _Asked(NamedTuple):
+    """What is known of a call before it is made."""
+
+    model: str
+    provider: str | None
+    input_tokens: int
+    terms: dict[str, str]
+    cache_writes: CacheTtl | None
+
+    def using(self, output: int) -> ModelUsage:
+        """Return the most that it can use, with so much output."""
+        counts: dict[str, Number] = {"input_tokens": self.input_tokens, "output_tokens": output}
+        if self.cache_writes is not None:
+            counts[f"cache_write_{self.cache_writes}_tokens"] = self.input_tokens
+        return ModelUsage(counts=counts, terms=self.terms)
+
+
+def no_price(model: str) -> str:
+    """Return what to tell of a model without a price: the ways out."""
+    return (
+        f"no price is known for it: pass prices=ModelPrices({{{model!r}: {{'input': ..., 'output': ...}}}}) "
+        "in USD per million tokens, install 'agentguard[prices]' if that is missing, or pass "
+        "unpriced='allow' to count its tokens alone"
+    )

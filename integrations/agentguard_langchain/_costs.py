@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from agentguard import Run, Usage
+from agentguard.cost import ModelUsage
 from agentguard.cost.prices import GENAI_PRICES
 from agentguard.cost.usage import USUAL_OUTPUT, Bound, ModelCosts, Unpriced
 from agentguard.protocols import PriceBook
@@ -121,11 +121,8 @@ class Costs:
         reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
         return Bound(reserve, self._chosen if stated is None else None)
 
-    def used(self, run: Run, model: Model, tokens: Mapping[str, int], *, limited: bool = True) -> Usage:
-        """What the call used, by the tokens that its answer reports; `limited` is what that one says."""
+    def used(self, run: Run, model: Model, counted: ModelUsage, *, limited: bool = True) -> Usage:
+        """Return what the call used, by what its answer reports; `limited` is what that one says."""
         # Where prices were given, they are the same whether money is limited or not.
         costs = self._bounded[self._asks and limited and run.limits("usd")]
-        used = dict(tokens)
-        if used:
-            used["tokens"] = used["input_tokens"] + used["output_tokens"]
-        return costs.priced(model.name, Usage.from_amounts(used), provider=model.provider)
+        return costs.priced(model.name, counted, provider=model.provider)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+
+from agentguard.cost import ModelUsage, terms_and_cost
 
 #: What a call may name its output limit, the most usual first.
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
@@ -105,48 +108,77 @@ def tool_attributes(name: str, call_id: str | None) -> dict[str, Any]:
 # --- usage ---------------------------------------------------------------------------------------
 
 
-def tokens_used(message: Any) -> dict[str, int] | None:
-    """The tokens of an answer: input, output, cached and reasoning ones; None if it does not say.
+#: LangChain's details of the input and of the output, by the names of `ModelUsage`.
+_INPUT_DETAILS = {
+    "cache_read": "cache_read_tokens",
+    "cache_creation": "cache_write_tokens",
+    "ephemeral_5m_input_tokens": "cache_write_5m_tokens",
+    "ephemeral_1h_input_tokens": "cache_write_1h_tokens",
+    "audio": "input_audio_tokens",
+    "image": "input_image_tokens",
+}
+_OUTPUT_DETAILS = {
+    "reasoning": "output_reasoning_tokens",
+    "audio": "output_audio_tokens",
+    "image": "output_image_tokens",
+}
+#: What LangChain puts before the details of OpenAI's tiers, and names beside them.
+_TIERS = ("flex", "priority")
+
+
+def tokens_used(message: Any) -> ModelUsage | None:
+    """Return what an answer reports of its usage; None if it does not say.
 
     An answer from LangChain's own cache carries the usage of the call that filled it, and
     `total_cost: 0`: it used nothing.
 
     Example:
         >>> usage = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
-        >>> tokens_used(AIMessage("hi", usage_metadata=usage))
-        {'input_tokens': 9, 'output_tokens': 2, 'cached_tokens': 0, 'reasoning_tokens': 0}
+        >>> tokens_used(AIMessage("hi", usage_metadata=usage)).counts
+        {'input_tokens': 9, 'output_tokens': 2}
     """
     usage = getattr(message, "usage_metadata", None)
     if not usage:
         return None
     if usage.get("total_cost") == 0 and "total_cost" in usage:
-        return {}
-    read = (usage.get("input_token_details") or {}).get("cache_read")
-    reasoning = (usage.get("output_token_details") or {}).get("reasoning")
-    return _counts(usage.get("input_tokens"), usage.get("output_tokens"), read, reasoning)
+        return ModelUsage(counts={}, cost=Decimal(0))
+    given, made = usage.get("input_token_details") or {}, usage.get("output_token_details") or {}
+    counts = {"input_tokens": usage.get("input_tokens"), "output_tokens": usage.get("output_tokens")}
+    tier = next((tier for tier in _TIERS if tier in given or tier in made), None)
+    for details, names in ((given, _INPUT_DETAILS), (made, _OUTPUT_DETAILS)):
+        for name, count in names.items():
+            counts[count] = details.get(name) or details.get(f"{tier}_{name}")
+    return _reported(counts, {"service_tier": tier} if tier else {}, message)
 
 
-def tokens_reported(output: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """The same from an LLM's `llm_output`, for text completion, whose answers are no messages."""
+def tokens_reported(output: Mapping[str, Any] | None) -> ModelUsage | None:
+    """Return the same from an LLM's `llm_output`, for text completion, whose answers are no messages."""
     usage = (output or {}).get("token_usage") or {}
     if not usage:
         return None
-    return _counts(usage.get("prompt_tokens"), usage.get("completion_tokens"), None, None)
+    counts = {"input_tokens": usage.get("prompt_tokens"), "output_tokens": usage.get("completion_tokens")}
+    return _reported(counts, {}, None)
 
 
-_WHOLE = frozenset((int, bool))
-
-
-def _counts(given: Any, made: Any, cached: Any, reasoning: Any) -> dict[str, int] | None:
-    counts = [0 if n is None else n for n in (given, made, cached, reasoning)]
-    if given is made is None or not _WHOLE.issuperset(map(type, counts)) or min(counts) < 0:
+def _reported(counts: Mapping[str, Any], terms: dict[str, str], message: Any) -> ModelUsage | None:
+    """Return the usage, with what the provider's own part of the answer tells of its price."""
+    told = getattr(message, "response_metadata", None) or {}
+    raw = told.get("usage") or told.get("token_usage") or {}
+    cost = {"cost": told["cost"]} if "cost" in told else {}
+    more, said = terms_and_cost({**told, "usage": {**raw, **cost}})
+    searches = (raw.get("server_tool_use") or {}).get("web_search_requests")
+    known = {name: n for name, n in {**counts, "web_searches": searches}.items() if n is not None}
+    if counts["input_tokens"] is counts["output_tokens"] is None:
         return None
-    return {
-        "input_tokens": counts[0],
-        "output_tokens": counts[1],
-        "cached_tokens": min(counts[2], counts[0]),
-        "reasoning_tokens": min(counts[3], counts[1]),
-    }
+    try:
+        return ModelUsage(counts=known, terms={**more, **terms}, model=_answered(told), cost=said)
+    except (TypeError, ValueError):
+        return None  # a count that cannot be one: as if it had said nothing
+
+
+def _answered(told: Mapping[str, Any]) -> str | None:
+    names = (told.get(name) for name in ("model_name", "model", "model_id"))
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 # --- what goes on record -------------------------------------------------------------------------

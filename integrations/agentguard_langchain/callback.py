@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from agentguard import AgentGuardError, Run, UnknownCostError
+from agentguard.cost import ModelUsage
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
@@ -156,14 +157,14 @@ class GuardCallbackHandler(Guarding):
         TREE.asked(message)
         tokens = m.tokens_used(message) if message is not None else m.tokens_reported(response.llm_output)
         if call is None:
-            if tokens:
+            if tokens is not None and tokens.counts:
                 self._charge(parent_run_id, tokens, message)
         elif call.model is not None:
             usage = None if tokens is None else self._costs.used(call.run, call.model, tokens)
             result = m.answer_data(message) if message is not None else getattr(answer, "text", None)
             call.finish(usage=usage, result=result)
 
-    def _charge(self, parent_id: UUID | None, tokens: dict[str, int], message: Any) -> None:
+    def _charge(self, parent_id: UUID | None, tokens: ModelUsage, message: Any) -> None:
         """A call that nobody saw begin is charged all the same."""
         run = self._run_here(parent_id)
         if run is None:

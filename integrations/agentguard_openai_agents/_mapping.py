@@ -11,7 +11,7 @@ from agents.items import TResponseStreamEvent
 from pydantic import TypeAdapter
 from pydantic_core import to_json, to_jsonable_python
 
-from agentguard import Usage
+from agentguard.cost import ModelUsage, terms_and_cost, tool_calls
 from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
 
 if TYPE_CHECKING:
@@ -86,17 +86,28 @@ def _weighed(value: Any) -> tuple[str, int]:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def tokens_of(usage: Any) -> Usage | None:
-    """What the provider counted (the SDK's usage or the API's), or None where it counted nothing."""
+def tokens_of(usage: Any, answer: Any = None) -> ModelUsage | None:
+    """Return what the provider counted (the SDK's usage or the API's), or None where it counted nothing.
+
+    `answer` tells more where it is the API's: who answered, in which tier, with which tools.
+    """
     if usage is None or not (usage.input_tokens or usage.output_tokens):
         return None
-    cached = getattr(usage.input_tokens_details, "cached_tokens", None) or 0
-    reasoning = getattr(usage.output_tokens_details, "reasoning_tokens", None) or 0
-    return Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=min(cached, usage.input_tokens),
-        reasoning_tokens=min(reasoning, usage.output_tokens),
+    given, made = usage.input_tokens_details, usage.output_tokens_details
+    counts = {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_read_tokens": getattr(given, "cached_tokens", None),
+        "cache_write_tokens": getattr(given, "cache_write_tokens", None),
+        "output_reasoning_tokens": getattr(made, "reasoning_tokens", None),
+    }
+    terms, cost = terms_and_cost(answer)
+    model = getattr(answer, "model", None)
+    return ModelUsage(
+        counts={name: n for name, n in counts.items() if n is not None} | tool_calls(answer),
+        terms=terms,
+        model=model if isinstance(model, str) else None,
+        cost=cost,
     )
 
 

@@ -243,7 +243,6 @@ class _Call:
 
     def _settle(self, step: Step | None, answer: Any) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved."""
-        tokens = None if answer is None else m.tokens_of(answer.usage)
+        tokens = None if answer is None else m.tokens_of(answer.usage, answer)
         if step is not None and tokens is not None:
-            answered = getattr(answer, "model", None)
-            step.settle(self._guarded.costs.priced(self._guarded.name, tokens, answered=answered))
+            step.settle(self._guarded.costs.priced(self._guarded.name, tokens))

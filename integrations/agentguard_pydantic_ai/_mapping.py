@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.settings import ModelSettings
 from pydantic_core import to_json, to_jsonable_python
 
-from agentguard import Usage
+from agentguard.cost import ModelUsage, terms_and_cost
 from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
 
 if TYPE_CHECKING:
@@ -95,17 +96,29 @@ def _weighed(value: Any) -> tuple[str, int]:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def tokens_of(usage: RequestUsage) -> Usage | None:
-    """What the provider counted, or None where it counted nothing."""
+def tokens_of(usage: RequestUsage, response: ModelResponse | None = None) -> ModelUsage | None:
+    """Return what the provider counted, or None where it counted nothing.
+
+    `usage` has the counts of genai-prices by name; what the provider says of the price lies beside it.
+    """
     if getattr(usage, "unmeasured_requests", 0) or not (usage.input_tokens or usage.output_tokens):
         return None
-    reasoning = getattr(usage, "output_reasoning_tokens", 0) or usage.details.get("reasoning_tokens", 0)
-    return Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=min(usage.cache_read_tokens, usage.input_tokens),
-        reasoning_tokens=min(reasoning, usage.output_tokens),
+    details = {"output_reasoning_tokens": usage.details.get("reasoning_tokens", 0)}
+    known = {name: n for name, n in vars(usage).items() if name.endswith("_tokens") and type(n) is int}
+    told = dict(response.provider_details or {}) if response is not None else {}
+    terms, cost = terms_and_cost({**told, "usage": told})
+    return ModelUsage(
+        counts={**details, **known},
+        terms=terms,
+        model=None if response is None else response.model_name,
+        cost=cost if cost is None else cost + _upstream(told),
     )
+
+
+def _upstream(told: dict[str, Any]) -> Decimal:
+    """Return what OpenRouter says that the owner of the key is charged beside its own fee."""
+    paid = told.get("upstream_inference_cost") if told.get("is_byok") else None
+    return Decimal(0) if paid is None else Decimal(str(paid))
 
 
 @cache

@@ -103,16 +103,10 @@ class Request:
         return bound.reserve
 
     def _usage(self, response: ModelResponse | None) -> Usage:
-        tokens = None if response is None else m.tokens_of(response.usage)
+        tokens = None if response is None else m.tokens_of(response.usage, response)
         if response is None or tokens is None:
             return self._reserved
-        used = self._guarding.costs.priced(
-            self._model.model_name,
-            tokens,
-            provider=self._model.system,
-            answered=response.model_name,
-            cost=getattr(response.usage, "cost", None),
-        )
+        used = self._guarding.costs.priced(self._model.model_name, tokens, provider=self._model.system)
         # What a stream had counted when it was broken off is not all that will be billed.
         return used if response.state in {"complete", "suspended"} else _larger(used, self._reserved)
 

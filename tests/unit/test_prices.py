@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError, RunState, UnknownCostError, Usage
+from agentguard.cost import ModelUsage
 from agentguard.cost.prices import GenaiPrices, ModelPrices
 from agentguard.cost.usage import LEAST_OUTPUT, USUAL_OUTPUT, ModelCosts, estimated_tokens
 from agentguard.protocols import ModelPrice
+
+
+def used(*, model: str | None = None, **counts: int) -> ModelUsage:
+    return ModelUsage(counts=counts, model=model)  # type: ignore[arg-type]
+
 
 HOUSE = ModelPrices({"house": {"input": "1", "output": "4", "cached": "0.25"}}, fallback=None)
 
@@ -27,18 +33,21 @@ HOUSE = ModelPrices({"house": {"input": "1", "output": "4", "cached": "0.25"}}, 
         pytest.param({}, 0, id="nothing"),
         pytest.param({"input_tokens": 1_000_000}, 1_000_000_000, id="input"),
         pytest.param({"output_tokens": 1_000_000}, 4_000_000_000, id="output"),
-        pytest.param({"input_tokens": 10, "cached_tokens": 4}, 7_000, id="cached"),
-        pytest.param({"input_tokens": 10, "cached_tokens": 99}, 2_500, id="more-cached-than-sent"),
+        pytest.param({"input_tokens": 10, "cache_read_tokens": 4}, 7_000, id="cached"),
+        pytest.param({"input_tokens": 10, "cache_read_tokens": 99}, 24_750, id="more-cached-than-sent"),
+        pytest.param({"input_tokens": 10, "cache_write_tokens": 10}, 12_500, id="written-to-a-cache"),
+        pytest.param({"input_tokens": 10, "cache_write_1h_tokens": 10}, 20_000, id="written-for-an-hour"),
+        pytest.param({"output_tokens": 10, "output_audio_tokens": 10}, 40_000, id="audio"),
     ],
 )
 def test_own_prices_are_usd_for_a_million_tokens(tokens: dict[str, int], nano_usd: int) -> None:
-    assert HOUSE.price("house", **tokens) == ModelPrice(nano_usd, "own")
+    assert HOUSE.price("house", used(**tokens)) == ModelPrice(nano_usd, "own")
 
 
 def test_a_price_is_rounded_up() -> None:
     book = ModelPrices({"house": {"input": "0.0000001", "output": 0}}, fallback=None)
 
-    price = book.price("house", input_tokens=1)
+    price = book.price("house", used(input_tokens=1))
 
     assert price is not None
     assert price.nano_usd == 1
@@ -47,22 +56,32 @@ def test_a_price_is_rounded_up() -> None:
 def test_without_a_price_for_cached_input_it_costs_what_input_costs() -> None:
     book = ModelPrices({"house": {"input": 1, "output": 4}}, fallback=None)
 
-    assert book.price("house", input_tokens=10, cached_tokens=10) == book.price("house", input_tokens=10)
+    assert book.price("house", used(input_tokens=10, cached_tokens=10)) == book.price(
+        "house", used(input_tokens=10)
+    )
 
 
 @pytest.mark.parametrize("price", [Decimal("0.5"), "0.5", 0.5], ids=lambda value: type(value).__name__)
 def test_money_is_taken_as_everywhere(price: Any) -> None:
     book = ModelPrices({"house": {"input": price, "output": 1}}, fallback=None)
 
-    assert book.price("house", input_tokens=2) == ModelPrice(1_000, "own")
+    assert book.price("house", used(input_tokens=2)) == ModelPrice(1_000, "own")
 
 
 def test_a_price_may_be_of_one_provider() -> None:
     own = {"here:house": {"input": 2, "output": 2}, "house": {"input": 1, "output": 1}}
     book = ModelPrices(own, fallback=None)
 
-    assert book.price("house", provider="here", input_tokens=1) == ModelPrice(2_000, "own")
-    assert book.price("house", provider="there", input_tokens=1) == ModelPrice(1_000, "own")
+    assert book.price(
+        "house",
+        used(input_tokens=1),
+        provider="here",
+    ) == ModelPrice(2_000, "own")
+    assert book.price(
+        "house",
+        used(input_tokens=1),
+        provider="there",
+    ) == ModelPrice(1_000, "own")
 
 
 @pytest.mark.parametrize(
@@ -84,9 +103,9 @@ def test_a_wrong_price_is_refused_at_once(prices: Any, message: str) -> None:
 def test_own_prices_come_first_and_others_from_the_fallback() -> None:
     book = ModelPrices({"gpt-5": {"input": 1, "output": 1}}, fallback=HOUSE)
 
-    assert book.price("gpt-5", input_tokens=1) == ModelPrice(1_000, "own")
-    assert book.price("house", output_tokens=1) == ModelPrice(4_000, "own")
-    assert book.price("unheard-of") is None
+    assert book.price("gpt-5", used(input_tokens=1)) == ModelPrice(1_000, "own")
+    assert book.price("house", used(output_tokens=1)) == ModelPrice(4_000, "own")
+    assert book.price("unheard-of", used(input_tokens=1)) is None
 
 
 # --- genai-prices --------------------------------------------------------------------------------
@@ -103,34 +122,35 @@ def test_own_prices_come_first_and_others_from_the_fallback() -> None:
     ],
 )
 def test_known_models_are_priced_by_genai_prices(model: str, provider: str | None) -> None:
-    price = ModelPrices().price(model, provider=provider, input_tokens=1_000, output_tokens=1_000)
+    price = ModelPrices().price(model, used(input_tokens=1_000, output_tokens=1_000), provider=provider)
 
     assert price is not None
     assert price.source == "genai-prices"
     assert 1_000_000 < price.nano_usd < 1_000_000_000
 
 
-def test_cached_input_is_cheaper_and_never_more_than_the_input() -> None:
+def test_cached_input_is_cheaper_and_all_of_it_is_paid() -> None:
     def nano(cached: int) -> int:
-        price = ModelPrices().price("gpt-5", input_tokens=1_000, cached_tokens=cached)
+        price = ModelPrices().price("gpt-5", used(input_tokens=1_000, cache_read_tokens=cached))
         assert price is not None
         return price.nano_usd
 
     assert nano(1_000) < nano(0)
-    assert nano(5_000) == nano(1_000)
+    assert nano(5_000) == 5 * nano(1_000)
 
 
 @pytest.mark.parametrize("model", ["unheard-of", "no/such:thing", ""])
 def test_an_unknown_model_has_no_price(model: str) -> None:
-    assert ModelPrices().price(model, provider="nobody", input_tokens=1) is None
+    assert ModelPrices().price(model, used(input_tokens=1), provider="nobody") is None
 
 
 def test_genai_prices_is_imported_at_the_first_question_alone() -> None:
     program = (
-        "import sys; from agentguard.cost.prices import ModelPrices\n"
-        "book = ModelPrices({'house': {'input': 1, 'output': 1}}); book.price('house', input_tokens=1)\n"
+        "import sys; from agentguard.cost import ModelPrices, ModelUsage, usage_of, reserve_of\n"
+        "book = ModelPrices({'house': {'input': 1, 'output': 1}}); used = ModelUsage(counts={'input_tokens': 1})\n"
+        "book.price('house', used); usage_of('openai'); reserve_of('openai')\n"
         "assert 'genai_prices' not in sys.modules\n"
-        "book.price('gpt-5'); assert 'genai_prices' in sys.modules"
+        "book.price('gpt-5', used); assert 'genai_prices' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -138,7 +158,7 @@ def test_genai_prices_is_imported_at_the_first_question_alone() -> None:
 def test_without_genai_prices_no_other_model_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "genai_prices", None)
 
-    assert ModelPrices(fallback=GenaiPrices()).price("gpt-5", input_tokens=1) is None
+    assert ModelPrices(fallback=GenaiPrices()).price("gpt-5", used(input_tokens=1)) is None
 
 
 # --- what a call may cost, and has cost ------------------------------------------------------------
@@ -164,14 +184,24 @@ def test_a_call_is_priced_with_all_its_tokens() -> None:
     ("model", "more", "usd"),
     [
         pytest.param("house", {}, "0.000004", id="asked-for"),
-        pytest.param("alias", {"answered": "house"}, "0.000004", id="answered"),
+        pytest.param("alias", {"model": "house"}, "0.000004", id="answered"),
         pytest.param("alias", {"cost": Decimal("0.5")}, "0.5", id="provider-says"),
-        pytest.param("house", {"cost": Decimal("0.5")}, "0.000004", id="own-price-first"),
+        pytest.param("house", {"cost": Decimal("0.5")}, "0.5", id="provider-goes-before-the-book"),
+        pytest.param("house", {"cost": Decimal(0)}, "0", id="provider-says-it-was-free"),
         pytest.param("alias", {}, "0", id="nobody-knows"),
     ],
 )
-def test_the_price_is_the_books_then_the_providers(model: str, more: Any, usd: str) -> None:
-    assert ModelCosts(HOUSE).priced(model, Usage(output_tokens=1), **more).usd == Decimal(usd)
+def test_the_price_is_the_providers_then_the_books(model: str, more: Any, usd: str) -> None:
+    counted = ModelUsage(counts={"output_tokens": 1}, **more)
+
+    assert ModelCosts(HOUSE).priced(model, counted).usd == Decimal(usd)
+
+
+def test_money_is_named_where_it_is_known_and_only_there() -> None:
+    counted = used(output_tokens=1)
+
+    assert "nano_usd" not in ModelCosts(HOUSE).priced("alias", counted).named()
+    assert ModelCosts(HOUSE, unpriced="allow").priced("alias", counted).named()["nano_usd"] == 0
 
 
 @pytest.mark.parametrize(

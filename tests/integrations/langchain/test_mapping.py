@@ -1,6 +1,7 @@
 """LangChain's objects as values, by themselves: no run, no framework at work."""
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -84,23 +85,62 @@ def test_providers_have_the_names_of_the_conventions(metadata: dict[str, Any], n
     assert m.provider_name(metadata) == name
 
 
-def test_usage_counts_parts_as_parts() -> None:
+@pytest.mark.parametrize("tier", ["", "flex", "priority"])
+def test_usage_is_taken_with_all_its_parts_and_its_tier(tier: str) -> None:
+    before = f"{tier}_" if tier else ""
     usage = {
-        "input_tokens": 10,
-        "output_tokens": 5,
-        "total_tokens": 15,
-        "input_token_details": {"cache_read": 99, "audio": 1},
-        "output_token_details": {"reasoning": 3},
+        "input_tokens": 200,
+        "output_tokens": 50,
+        "total_tokens": 250,
+        "input_token_details": {f"{before}cache_read": 80, "audio": 10} | ({tier: 120} if tier else {}),
+        "output_token_details": {f"{before}reasoning": 30} | ({tier: 20} if tier else {}),
     }
     found = m.tokens_used(AIMessage("hi", usage_metadata=usage))
-    assert found == {"input_tokens": 10, "output_tokens": 5, "cached_tokens": 10, "reasoning_tokens": 3}
-    assert m.tokens_used(AIMessage("hi")) is None
-    assert m.tokens_reported({"token_usage": {"prompt_tokens": 3, "completion_tokens": 4}}) == {
-        "input_tokens": 3,
-        "output_tokens": 4,
-        "cached_tokens": 0,
-        "reasoning_tokens": 0,
+
+    assert found is not None
+    assert found.counts == {
+        "input_tokens": 200,
+        "output_tokens": 50,
+        "cache_read_tokens": 80,
+        "input_audio_tokens": 10,
+        "output_reasoning_tokens": 30,
     }
+    assert found.terms == ({"service_tier": tier} if tier else {})
+
+
+def test_usage_of_a_cache_is_told_apart_by_how_long_it_keeps() -> None:
+    usage = {
+        "input_tokens": 150,
+        "output_tokens": 5,
+        "total_tokens": 155,
+        "input_token_details": {"cache_creation": 0, "ephemeral_1h_input_tokens": 90},
+    }
+    found = m.tokens_used(AIMessage("hi", usage_metadata=usage))
+
+    assert found is not None
+    assert (found["cache_write_tokens"], found["cache_write_1h_tokens"]) == (90, 90)
+
+
+def test_what_the_provider_tells_of_the_price_is_taken_too() -> None:
+    usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+    told = {
+        "model_name": "claude-opus-4-8",
+        "usage": {"speed": "fast", "inference_geo": "us", "server_tool_use": {"web_search_requests": 2}},
+        "cost": 0.25,
+    }
+    found = m.tokens_used(AIMessage("hi", usage_metadata=usage, response_metadata=told))
+
+    assert found is not None
+    assert found["web_searches"] == 2
+    assert found.terms == {"speed": "fast", "inference_geo": "us"}
+    assert (found.model, found.cost) == ("claude-opus-4-8", Decimal("0.25"))
+
+
+def test_usage_that_is_not_told_is_none() -> None:
+    assert m.tokens_used(AIMessage("hi")) is None
+    reported = m.tokens_reported({"token_usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+    assert reported is not None
+    assert reported.counts == {"input_tokens": 3, "output_tokens": 4}
     assert m.tokens_reported({"token_usage": {}}) is None
     assert m.tokens_reported(None) is None
 

@@ -1,0 +1,250 @@
+"""The prices that genai-prices ships, and the few published ones that it does not have."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Context, Decimal, localcontext
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from agentguard.budget.model_usage import ModelUsage, Number
+from agentguard.budget.resources import NANO
+from agentguard.protocols import ModelPrice
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, Provider
+    from genai_prices.types import ModelPrice as Rates
+
+#: What programs call a provider, where genai-prices does not know the name.
+_ALIASES: Final = {"x_ai": "x-ai", "azure.ai.inference": "azure"}
+
+
+class Premium(NamedTuple):
+    """By how much a term of a call raises its price, where genai-prices has no rates for it.
+
+    Where a provider charges models differently, `times` is the most that it publishes.
+    """
+
+    provider: str
+    term: str
+    value: str
+    times: Decimal
+    #: Models whose id contains one of these are not charged it.
+    spares: tuple[str, ...] = ()
+
+    def raises(self, provider: str, model: str, usage: ModelUsage) -> bool:
+        """Whether a call of this model on these terms is charged it."""
+        return (
+            provider == self.provider
+            and usage.terms.get(self.term) == self.value
+            and not any(part in model for part in self.spares)
+        )
+
+
+_BEFORE_4_6: Final = ("claude-v", "claude-2", "claude-3", "-4-0", "-4-1", "-4-5")
+PREMIUMS: Final = (
+    # https://developers.openai.com/api/docs/pricing: 1.67 to 2.5 times; Azure charges as OpenAI does.
+    Premium("openai", "service_tier", "priority", Decimal("2.5")),
+    Premium("openai", "service_tier", "fast", Decimal("2.5")),
+    Premium("azure", "service_tier", "priority", Decimal("2.5")),
+    # https://ai.google.dev/gemini-api/docs/pricing: 75 to 100 % above standard.
+    Premium("google", "service_tier", "priority", Decimal(2)),
+    # https://aws.amazon.com/bedrock/pricing/: 75 % above standard; optimized latency 25 %.
+    Premium("aws", "service_tier", "priority", Decimal("1.75")),
+    Premium("aws", "latency", "optimized", Decimal("1.25")),
+    # https://platform.claude.com/docs/en/build-with-claude/fast-mode#pricing: 2 to 6 times.
+    Premium("anthropic", "speed", "fast", Decimal(6)),
+    # https://platform.claude.com/docs/en/about-claude/pricing#data-residency-pricing: from Claude 4.6 on.
+    Premium("anthropic", "inference_geo", "us", Decimal("1.1"), _BEFORE_4_6),
+)
+#: https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing: times the price of input.
+CLAUDE_CACHE_WRITE: Final = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": Decimal(2)}
+#: https://platform.claude.com/docs/en/about-claude/pricing#web-search-tool: USD for a thousand.
+CLAUDE_SEARCHES: Final = Decimal(10)
+
+
+class GenaiPrices:
+    """The prices that genai-prices ships, loaded at the first question, which takes about a second.
+
+    Where the package is not installed, no model has a price.  Prices are those in force at the time of the
+    call (`usage.at`), with the tier, batch and long-context rates that apply to it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded: Any = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether there are prices at all."""
+        return bool(self._package())
+
+    def _package(self) -> Any:
+        if self._loaded is None:
+            with self._lock:
+                try:  # takes 0.6 s, and is an extra
+                    importlib.import_module("genai_prices")
+                    self._loaded = importlib.import_module("genai_prices.data_snapshot")
+                except ImportError:
+                    self._loaded = False
+        return self._loaded
+
+    def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
+        """See `PriceBook`."""
+        package = self._package()
+        if not package:
+            return None
+        snapshot = package.get_snapshot()
+        for name, by in _guesses(usage.model, model, provider):
+            try:
+                served, found = snapshot.find_provider_model(name, None, by, None)
+            except LookupError:
+                continue
+            with localcontext(Context(prec=60)):  # a program may have set its own to anything
+                total = _total(served, found, usage)
+            if total is not None:
+                return ModelPrice(int((total * NANO).to_integral_value(ROUND_CEILING)), "genai-prices")
+        return None
+
+
+def provider_named(name: str) -> Provider | None:
+    """Return genai-prices' provider of a name, be it that of an SDK or of OpenTelemetry."""
+    data = importlib.import_module("genai_prices.data_snapshot")
+    found: Provider | None = data.find_provider_by_id(data.get_snapshot().providers, _ALIASES.get(name, name))
+    return found
+
+
+def _total(provider: Provider, model: ModelInfo, usage: ModelUsage) -> Decimal | None:
+    at = usage.at or datetime.now(UTC)
+    own = any(model is known for known in provider.models)  # another provider's has no rates for terms here
+    rates = _with_claude_rates(model.id, model.get_prices(at, usage.terms if own else None))
+    if not _covers(rates, usage):
+        return None
+    priced = dataclasses.replace(model, prices=rates, price_variants=None)
+
+    def price(counts: dict[str, Number]) -> Decimal:
+        used = importlib.import_module("genai_prices.types").Usage(**counts)
+        return priced.calc_price(used, provider, genai_request_timestamp=at).total_price
+
+    total = _calculated(price, rates, usage)
+    for premium in PREMIUMS:
+        if premium.raises(provider.id, model.id, usage) and not (own and _has_rates(model, premium, at)):
+            total *= premium.times
+    return total
+
+
+def _has_rates(model: ModelInfo, premium: Premium, at: datetime) -> bool:
+    """Whether the model has rates of its own for the term, at that time."""
+    return any(
+        variant.when.get(premium.term) == premium.value
+        and (variant.constraint is None or variant.constraint.active(at))
+        for variant in model.price_variants or ()
+    )
+
+
+def _with_claude_rates(model: str, rates: Rates) -> Rates:
+    """Return the rates, with those that are the same for every Claude where they are missing."""
+    if "claude" not in model or rates.input_mtok is None:
+        return rates
+    shared = {key: _times(rates.input_mtok, by) for key, by in CLAUDE_CACHE_WRITE.items()}
+    known = {key: price for key, price in rates.__dict__.items() if price is not None}
+    return type(rates)(**(shared | {"web_searches_kcount": CLAUDE_SEARCHES} | known))
+
+
+def _times(price: Any, by: Decimal) -> Any:
+    if isinstance(price, Decimal):
+        return price * by
+    tiers = [dataclasses.replace(tier, price=tier.price * by) for tier in price.tiers]
+    return dataclasses.replace(price, base=price.base * by, tiers=tiers)
+
+
+def _token_rates(rates: Rates, direction: str) -> list[Any]:
+    units = _units().values()
+    keys = [
+        unit["price_key"]
+        for unit in units
+        if unit["dimensions"]["family"] == "tokens" and unit["dimensions"]["direction"] == direction
+    ]
+    return [price for key in keys if (price := rates.__dict__.get(key)) is not None]
+
+
+def _covers(rates: Rates, usage: ModelUsage) -> bool:
+    """Whether tokens that were counted have a price; a model without any price at all is free."""
+    if all(value is None for value in rates.__dict__.values()):
+        return True
+    return all(
+        not usage.counts.get(f"{direction}_tokens") or _token_rates(rates, direction)
+        for direction in ("input", "output")
+    )
+
+
+def _calculated(price: Callable[[dict[str, Number]], Decimal], rates: Rates, usage: ModelUsage) -> Decimal:
+    """Return the price; where a part that matters was not reported, the most that it can be."""
+    counts = {name: value for name, value in usage.counts.items() if name in _units()}
+    try:
+        return price(counts)
+    except ValueError:
+        found = []
+        for guess in _completed(counts):
+            with contextlib.suppress(ValueError):
+                found.append(price(guess))
+        return max(found, default=_dearest(rates, counts))
+
+
+def _completed(counts: dict[str, Number]) -> Iterator[dict[str, Number]]:
+    """Yield the counts with how much of each kind of input came from the cache, at its least and its most."""
+    read, given = counts.get("cache_read_tokens", 0), counts.get("input_tokens", 0)
+    choices: list[list[tuple[str, Number]]] = []
+    for kind in ("text", "audio", "image", "video"):
+        name, part = f"cache_{kind}_read_tokens", counts.get(f"input_{kind}_tokens", 0)
+        if part and name not in counts:
+            choices.append([(name, max(0, read + part - given)), (name, min(read, part))])
+    for guess in itertools.product(*choices):
+        yield counts | dict(guess)
+
+
+def _dearest(rates: Rates, counts: dict[str, Number]) -> Decimal:
+    """Return the price of all tokens at the dearest rate of their direction."""
+    total = Decimal(0)
+    for direction in ("input", "output"):
+        most = [
+            max([price.base, *(tier.price for tier in price.tiers)]) if hasattr(price, "tiers") else price
+            for price in _token_rates(rates, direction)
+        ]
+        total += Decimal(counts.get(f"{direction}_tokens", 0)) * max(most, default=Decimal(0)) / 1_000_000
+    return total
+
+
+def _units() -> dict[str, Any]:
+    units: dict[str, Any] = importlib.import_module("genai_prices.data_units").unit_data
+    return units
+
+
+def _guesses(answered: str | None, asked: str, provider: str | None) -> list[tuple[str, str | None]]:
+    """Return how genai-prices may know a model: what answered first, then what was asked for.
+
+    Each with its provider, with the one in its name, by name alone.
+    """
+    found: list[tuple[str, str | None]] = []
+    for model in (answered, asked):
+        if model:
+            found += _names(model, provider)
+    return list(dict.fromkeys(found))
+
+
+def _names(model: str, provider: str | None) -> list[tuple[str, str | None]]:
+    named = []
+    for sign in (":", "/"):
+        by, sep, name = model.partition(sign)
+        if sep and by and name:
+            named.append((name, by))
+    guesses: list[tuple[str, str | None]] = [(model, _ALIASES.get(provider, provider))] if provider else []
+    return [*guesses, *named, (model, None), *((name, None) for name, _ in named)]
+
+
+GENAI_PRICES: Final = GenaiPrices()

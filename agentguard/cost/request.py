@@ -1,0 +1,135 @@
+"""What a request to a model says of its cost before it is sent: prompt, bound, tier and cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from agentguard.budget.model_usage import ModelUsage, Number
+from agentguard.cost.usage import MEDIA_TOKENS, USUAL_OUTPUT, CacheTtl
+
+#: What the APIs call the model, the bound of an answer and the number of answers, and where they nest them.
+_MODELS: Final = ("model", "model_name", "modelId", "model_id")
+_BOUNDS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "maxTokens", "maxOutputTokens")
+_ANSWERS: Final = ("n", "candidate_count", "candidateCount")
+_NESTED: Final = ("inferenceConfig", "config", "generation_config", "generationConfig")
+#: Parts of a message that are no text, by the `type` or the key that says so.
+_MEDIA_TYPES: Final = frozenset(
+    ("image_url", "input_image", "image", "input_audio", "audio", "video", "document", "input_file", "file")
+)
+_MEDIA_KEYS: Final = frozenset(("inline_data", "inlineData", "file_data", "fileData"))
+
+
+class ModelRequest(NamedTuple):
+    """What a call of an SDK asks for.
+
+    Example:
+        >>> request = ModelRequest((), {"model": "gpt-5", "input": "Why?", "max_output_tokens": 90})
+        >>> request.model, request.max_tokens, request.input_tokens
+        ('gpt-5', 90, 4)
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def model(self) -> str | None:
+        """The model that is asked for."""
+        found = self._option(_MODELS)
+        return found if isinstance(found, str) and found else None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The bound that the call names, for all answers that it asks for."""
+        bound = self._option(_BOUNDS)
+        return bound * self.answers if _is_count(bound) else None
+
+    @property
+    def answers(self) -> int:
+        """How many answers are asked for."""
+        asked = self._option(_ANSWERS)
+        return asked if _is_count(asked) else 1
+
+    @property
+    def input_tokens(self) -> int:
+        """About how many tokens the prompt has, on the high side."""
+        return prompt_tokens([*self.args, *self.kwargs.values()])
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """What the call asks for that selects another price."""
+        tier, speed = self.kwargs.get("service_tier"), self.kwargs.get("speed")
+        asked = {"service_tier": tier, "speed": speed, "inference_geo": self.kwargs.get("inference_geo")}
+        return {name: value for name, value in asked.items() if isinstance(value, str)}
+
+    @property
+    def cache_writes(self) -> CacheTtl | None:
+        """For how long the call asks to keep its prompt in a cache: the longest of its parts."""
+        found = set(_ttls(self.kwargs))
+        return None if not found else "1h" if "1h" in found else "5m"
+
+    def usage(self, max_tokens: int | None = None) -> ModelUsage:
+        """Return the most that the call can use.
+
+        Args:
+            max_tokens: the bound where the call names none; without either it is an estimate.
+        """
+        given = self.input_tokens
+        bound = self.max_tokens or (max_tokens or USUAL_OUTPUT) * self.answers
+        counts: dict[str, Number] = {"input_tokens": given, "output_tokens": bound}
+        if self.cache_writes is not None:
+            counts[f"cache_write_{self.cache_writes}_tokens"] = given
+        return ModelUsage(counts=counts, terms=self.terms)
+
+    def _option(self, names: tuple[str, ...]) -> Any:
+        for holder in (self.kwargs, *(self.kwargs.get(name) for name in _NESTED)):
+            for name in names:
+                value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+                if value is not None:
+                    return value
+        return None
+
+
+def prompt_tokens(value: object) -> int:
+    """Return about how many tokens a prompt has: its text, and `MEDIA_TOKENS` for an image or a file."""
+    size = media = 0
+    for text in _parts(value):
+        media += text is None
+        size += 0 if text is None else len(text.encode("utf-8", "replace")) + 1
+    return -(-size // 3) + media * MEDIA_TOKENS
+
+
+def _parts(value: object) -> Iterator[str | None]:
+    """Yield the texts of a prompt, and None for each image or file."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, bytes):
+        yield None
+    elif isinstance(value, Mapping):
+        if value.get("type") in _MEDIA_TYPES or not _MEDIA_KEYS.isdisjoint(value):
+            yield None
+            return
+        for name, item in value.items():
+            yield str(name)
+            yield from _parts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item)
+    elif hasattr(value, "model_dump"):  # an SDK's own message
+        yield from _parts(value.model_dump(exclude_none=True, warnings=False))
+
+
+def _ttls(value: object) -> Iterator[CacheTtl]:
+    if isinstance(value, Mapping):
+        mark = value.get("cache_control") or value.get("cachePoint")
+        if isinstance(mark, Mapping):
+            yield "1h" if mark.get("ttl") == "1h" else "5m"
+        for item in value.values():
+            yield from _ttls(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _ttls(item)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
