@@ -15,7 +15,7 @@ from agentguard.errors import (
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.held import Held
-from agentguard.killswitch import orders
+from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.ownership import bury_all
 from agentguard.runs.state import RunState, check_move
@@ -74,8 +74,8 @@ class Control(Held):
         self,
         *,
         reason: str,
-        tenant: Any = orders.UNSET,
-        run: Any = orders.UNSET,
+        tenant: Any = kill_requests.UNSET,
+        run: Any = kill_requests.UNSET,
         actor: str | None = None,
     ) -> int:
         """Stop a run, a tenant's runs, or (neither given) everything under this home.
@@ -86,7 +86,7 @@ class Control(Held):
         Raises:
             ValueError: `None` or `""` for tenant or run, or no reason.
         """
-        kind, data = orders.kill_data(reason, tenant=tenant, run=run, actor=actor)
+        kind, data = kill_requests.kill_data(reason, tenant=tenant, run=run, actor=actor)
         generation = self.parts.switch.record(kind, data)
         self.observe()
         bury_all(self)
@@ -95,8 +95,8 @@ class Control(Held):
     def revive(
         self,
         *,
-        tenant: Any = orders.UNSET,
-        run: Any = orders.UNSET,
+        tenant: Any = kill_requests.UNSET,
+        run: Any = kill_requests.UNSET,
         reason: str = "revived",
         actor: str | None = None,
     ) -> int:
@@ -104,7 +104,7 @@ class Control(Held):
 
         A run that was killed stays killed.
         """
-        kind, data = orders.revive_data(reason, tenant=tenant, run=run, actor=actor)
+        kind, data = kill_requests.revive_data(reason, tenant=tenant, run=run, actor=actor)
         return self.parts.switch.record(kind, data)
 
     def set_tenant_budget(
@@ -130,7 +130,7 @@ class Control(Held):
         if budget.repeats is not None:
             raise ValueError("a tenant's budget cannot limit repeats; limit them for each run")
         data = {"tenant": tenant, "per": per, "budget": budget.to_fields()}
-        data["actor"] = actor or orders.default_actor()
+        data["actor"] = actor or kill_requests.default_actor()
         self.parts.switch.record(ev.TENANT_BUDGET_SET, data)
         self.parts.refresh()
         self.observe()
@@ -170,7 +170,7 @@ class Control(Held):
         Raises:
             AgentGuardError: no step of that key waits.
         """
-        who = actor or orders.default_actor()
+        who = actor or kill_requests.default_actor()
         approvals.decide(self.journal(run_id), key, granted=True, reason=reason, actor=who)
 
     def deny(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
@@ -179,7 +179,7 @@ class Control(Held):
         Raises:
             AgentGuardError: no step of that key waits.
         """
-        who = actor or orders.default_actor()
+        who = actor or kill_requests.default_actor()
         approvals.decide(self.journal(run_id), key, granted=False, reason=reason, actor=who)
 
     def kills(self) -> list[Kill]:

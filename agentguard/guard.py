@@ -12,7 +12,7 @@ from agentguard._ids import new_run_id
 from agentguard.budget.model import Budget, check_budget
 from agentguard.control import Control
 from agentguard.joining import Joining
-from agentguard.killswitch import orders
+from agentguard.killswitch import kill_requests
 from agentguard.lifecycle import Opening
 from agentguard.protocols import KillSwitch
 from agentguard.questions import Questions
@@ -295,7 +295,7 @@ class Guard(Control, Questions):
             ValueError: another outcome, or a result that cannot be encoded.
             AgentGuardError: the step is not in doubt.
         """
-        who = actor or orders.default_actor()
+        who = actor or kill_requests.default_actor()
         resolving.resolve(self.journal(run_id), key, outcome, result=result, actor=who)
 
     def nested(self, opening: Opening) -> Any:

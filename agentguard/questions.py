@@ -20,7 +20,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Event, Head
 from agentguard.held import Held
-from agentguard.killswitch import orders
+from agentguard.killswitch import kill_requests
 from agentguard.ownership import bury
 from agentguard.protocols import RunRow
 from agentguard.replay.origin import origin_log
@@ -196,7 +196,7 @@ class Questions(Held):
             RunNotFoundError: there is no such run.
             AgentGuardError: it has not ended.
         """
-        who = actor or orders.default_actor()
+        who = actor or kill_requests.default_actor()
         return erasure.erase(self.journal(run_id), self.parts.switch, who)
 
     def prune(self, older_than: Any, *, actor: str | None = None) -> list[str]:
@@ -211,7 +211,7 @@ class Questions(Held):
         """
         parts = self.parts
         before = erasure.cut_off(older_than, parts.clock.wall())
-        return erasure.prune(parts.store, parts.switch, before, actor or orders.default_actor())
+        return erasure.prune(parts.store, parts.switch, before, actor or kill_requests.default_actor())
 
     def diff(self, run_a: str, run_b: str) -> RunDiff:
         """Where two runs differ, branch by branch in call order; true when they do.

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from agentguard import Guard, KillSwitchTriggeredError, guarded_step
+from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.layout import Page
-from agentguard.killswitch.orders import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.steps.journal import Journal
 from benchmarks import _measure as m

@@ -18,7 +18,7 @@ from agentguard.errors import LogIntegrityError
 from agentguard.events.codec import Stored, chain, decode, encode, genesis
 from agentguard.events.model import CONTROL_RUN_ID, Head, Record
 from agentguard.killswitch.index import KillIndex
-from agentguard.killswitch.orders import check_order
+from agentguard.killswitch.kill_requests import check_request
 
 _GENESIS = genesis(CONTROL_RUN_ID)
 _LINE = re.compile(rb'\{"hash":"([0-9a-f]{64})","event":(.+)\}', re.DOTALL)
@@ -77,7 +77,7 @@ class ControlLog:
 
     def append(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
         """Add a record, durably, and give its generation.  The caller holds the home's lock."""
-        check_order(event_type, data)
+        check_request(event_type, data)
         with self._lock:
             self._refresh()
             body = encode(Record(seq=self._seq + 1, type=event_type, at_ns=at_ns, data=data))
@@ -127,7 +127,7 @@ class ControlLog:
 
     def _take_in(self, stored: Stored, record: Record) -> None:
         try:
-            check_order(record.type, record.data or {})
+            check_request(record.type, record.data or {})
         except ValueError as error:
             raise LogIntegrityError(CONTROL_RUN_ID, stored.seq, str(error)) from error
         self.index.add(record)

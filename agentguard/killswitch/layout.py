@@ -8,9 +8,9 @@ The page is a file of unsigned 64-bit words that every process of a home maps in
     3           size of the control log at that generation
     4 to 7      spare
     8 to 511    hints: whom the newest generations were meant for, hashed
-    512 to 2047 places of participants
+    512 to 2047 the table of participants
 
-A word is stored whole.  All but the places are written under the home's lock alone.
+A word is stored whole.  All but the table are written under the home's lock alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Self
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch.control import LogState, sync_directory
 from agentguard.killswitch.model import GENERATION, GLOBAL, RUN, TENANT
-from agentguard.killswitch.places import Places
+from agentguard.killswitch.participant_table import ParticipantTable
 
 PAGE_NAME = "kill.page"
 PAGE_BYTES = 2048 * 8
@@ -34,8 +34,8 @@ MAGIC = int.from_bytes(b"agkill\x00\x01", "little")
 EVERYTHING_STOPPED = 2
 LOG_SIZE = 3
 HINTS = 8
-PLACES = 512
-HINT_COUNT = PLACES - HINTS
+TABLE = 512
+HINT_COUNT = TABLE - HINTS
 
 #: A generation that no log reaches, so that everybody looks and finds that something is wrong.
 ALARM = 2**64 - 1
@@ -58,12 +58,12 @@ class PageDamagedError(KillSwitchUnavailableError):
 class Page:
     """One mapping of the page file.  `signal` is what others may read of it."""
 
-    __slots__ = ("file", "places", "signal", "words")
+    __slots__ = ("file", "signal", "table", "words")
 
     def __init__(self, words: memoryview, file: os.stat_result) -> None:
         self.words = words
         self.signal = words.toreadonly()
-        self.places = Places(words[PLACES:])
+        self.table = ParticipantTable(words[TABLE:])
         self.file = file
 
     @classmethod
@@ -159,7 +159,7 @@ class Page:
         return True
 
     def rewrite(self, state: LogState) -> None:
-        """Set everything anew, but leave participants their places where this was a page."""
+        """Set everything anew, but leave participants their entries where this was a page."""
         if not self.intact:
             self.words[:] = memoryview(bytes(PAGE_BYTES)).cast("Q")
         _fill(self.words, state)
@@ -172,7 +172,7 @@ def announced(home: Path) -> int:
             words = memoryview(file.read(PAGE_BYTES)).cast("Q")
     except (OSError, TypeError):
         return 0
-    if len(words) < PLACES or words[0] != MAGIC or words[GENERATION] == ALARM:
+    if len(words) < TABLE or words[0] != MAGIC or words[GENERATION] == ALARM:
         return 0
     return int(words[GENERATION])
 
@@ -183,7 +183,7 @@ def target_of(scope: str, target: str) -> str:
 
 
 def _fill(words: memoryview, state: LogState) -> None:
-    words[HINTS:PLACES] = memoryview(bytes(HINT_COUNT * 8)).cast("Q")
+    words[HINTS:TABLE] = memoryview(bytes(HINT_COUNT * 8)).cast("Q")
     words[EVERYTHING_STOPPED] = state.stopped
     words[LOG_SIZE] = state.size
     words[0] = MAGIC

@@ -14,8 +14,8 @@ from agentguard.events.model import CONTROL_RUN_ID, Record
 from agentguard.killswitch.acks import collect
 from agentguard.killswitch.forking import renew_after_fork
 from agentguard.killswitch.index import KillIndex
+from agentguard.killswitch.kill_requests import check_request
 from agentguard.killswitch.model import GENERATION, Acknowledgements, Kill
-from agentguard.killswitch.orders import check_order
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class MemoryKillSwitch:
     `on_change` is called in the thread that records, after the locks are released.
 
     Example:
-        >>> from agentguard.killswitch.orders import kill_data
+        >>> from agentguard.killswitch.kill_requests import kill_data
         >>> switch = MemoryKillSwitch()
         >>> switch.record(*kill_data("bad prompt", run="run-1", actor="ann"))
         1
@@ -41,7 +41,7 @@ class MemoryKillSwitch:
         self._signal = self._words.toreadonly()
         self._log: list[Stored] = []
         self._index = KillIndex()
-        self._seats: list[Seat] = []
+        self._joined: list[Participant] = []
         self._closed = False
         renew_after_fork(self)
 
@@ -68,7 +68,7 @@ class MemoryKillSwitch:
             ValueError: a kill or revive that names no scope, target or reason.
         """
         self._check_open()
-        check_order(type, data)
+        check_request(type, data)
         with self._lock:
             generation = len(self._log) + 1
             record = Record(seq=generation, type=type, at_ns=self._clock.wall(), data=data)
@@ -77,14 +77,14 @@ class MemoryKillSwitch:
             self._log.append(Stored(generation, body, chain(prev, body), None, generation))
             self._index.add(record)
             self._words[GENERATION] = generation
-            seats = list(self._seats)
-        for seat in seats:
+            joined = list(self._joined)
+        for participant in joined:
             try:
-                seat.on_change(generation)
+                participant.on_change(generation)
             except BaseException:
                 _logger.exception("on_change failed at generation %d", generation)
             else:
-                seat.acknowledge(generation)
+                participant.acknowledge(generation)
         return generation
 
     def read(self, after: int = 0) -> Iterator[Stored]:
@@ -92,22 +92,22 @@ class MemoryKillSwitch:
         self._check_open()
         return iter(self._log[after:])
 
-    def join(self, on_change: Callable[[int], None]) -> Seat:
+    def join(self, on_change: Callable[[int], None]) -> Participant:
         """Take part: `on_change(generation)` is called in the thread that records."""
         self._check_open()
         with self._lock:
-            seat = Seat(self, on_change, len(self._log))
-            self._seats.append(seat)
-        return seat
+            participant = Participant(self, on_change, len(self._log))
+            self._joined.append(participant)
+        return participant
 
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
         """Wait until this process, if it takes part, has acted on `generation`."""
         self._check_open()
 
         def count() -> tuple[int, int]:
-            seats = list(self._seats)
-            return int(bool(seats)), int(
-                bool(seats) and all(seat.acknowledged >= generation for seat in seats)
+            joined = list(self._joined)
+            return int(bool(joined)), int(
+                bool(joined) and all(participant.acknowledged >= generation for participant in joined)
             )
 
         return collect(count, timeout)
@@ -115,7 +115,7 @@ class MemoryKillSwitch:
     def close(self) -> None:
         """Refuse from now on.  Closing twice does nothing."""
         self._closed = True
-        self._seats = []
+        self._joined = []
 
     def after_fork(self) -> None:
         """In a forked child: go on with a copy."""
@@ -125,13 +125,13 @@ class MemoryKillSwitch:
         if self._closed:
             raise KillSwitchUnavailableError("the kill switch in memory was closed")
 
-    def _leave(self, seat: Seat) -> None:
+    def _leave(self, participant: Participant) -> None:
         with self._lock:
-            if seat in self._seats:
-                self._seats.remove(seat)
+            if participant in self._joined:
+                self._joined.remove(participant)
 
 
-class Seat:
+class Participant:
     """A participant: what `join` gives."""
 
     __slots__ = ("_switch", "acknowledged", "on_change")
@@ -146,5 +146,5 @@ class Seat:
         self.acknowledged = max(generation, self.acknowledged)
 
     def leave(self) -> None:
-        """Give the place back.  Leaving twice does nothing."""
+        """Stop taking part.  Leaving twice does nothing."""
         self._switch._leave(self)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
-from agentguard.killswitch.attendance import Attendance, Seat
 from agentguard.killswitch.files import KillFiles
 from agentguard.killswitch.forking import renew_after_fork
 from agentguard.killswitch.layout import announced
-from agentguard.killswitch.presence import wake
+from agentguard.killswitch.participants import Participant, Participants
+from agentguard.killswitch.waker import wake
 
 if TYPE_CHECKING:
     from agentguard.events.codec import Stored
@@ -38,7 +38,7 @@ class PageKillSwitch:
 
     Example:
         >>> import tempfile
-        >>> from agentguard.killswitch.orders import kill_data
+        >>> from agentguard.killswitch.kill_requests import kill_data
         >>> switch = PageKillSwitch(Path(tempfile.mkdtemp()))
         >>> switch.record(*kill_data("bad prompt", tenant="acme", actor="ann"))
         1
@@ -52,7 +52,7 @@ class PageKillSwitch:
         self._live = self.home / "live"
         self._clock = clock
         self._files = KillFiles(self.home)
-        self._attendance = Attendance(self._files, self._live)
+        self._participants = Participants(self._files, self._live)
         renew_after_fork(self)
 
     @property
@@ -64,7 +64,7 @@ class PageKillSwitch:
         """
         with self._files.failing_closed():
             signal = self._files.current().signal
-            self._attendance.attend()
+            self._participants.register()
             return signal
 
     def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
@@ -77,7 +77,7 @@ class PageKillSwitch:
         with self._files.failing_closed():
             kill = self._files.find(tenant, run_id, since)
             if kill is None:
-                self._attendance.attend()
+                self._participants.register()
             return kill
 
     def kills(self) -> list[Kill]:
@@ -137,7 +137,7 @@ class PageKillSwitch:
             finally:
                 wake(self._live)
 
-    def join(self, on_change: Callable[[int], None]) -> Seat:
+    def join(self, on_change: Callable[[int], None]) -> Participant:
         """Take part: `on_change(generation)` is called in a thread of the switch after a change.
 
         A process counts as acknowledging when all its `on_change` have returned; where one
@@ -145,30 +145,30 @@ class PageKillSwitch:
         by `fork` takes part as a process of its own from its next use on.
         """
         with self._files.failing_closed():
-            return self._attendance.join(on_change)
+            return self._participants.join(on_change)
 
     def participants(self) -> list[Process]:
-        """The live processes that take part, without those for whom the page had no place."""
+        """The live processes that take part, without those for whom the page had no entry."""
         with self._files.failing_closed():
-            return sorted(self._attendance.roster())
+            return sorted(self._participants.roster())
 
     def unacknowledged(self, generation: int) -> list[Process]:
         """The live processes that have not acted on `generation`."""
         with self._files.failing_closed():
-            roster = self._attendance.roster()
-            return sorted(self._attendance.missing(roster, generation))
+            roster = self._participants.roster()
+            return sorted(self._participants.missing(roster, generation))
 
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
         """Wait until every live process that takes part has acted on `generation`."""
         with self._files.failing_closed():
-            return self._attendance.collect(generation, timeout)
+            return self._participants.collect(generation, timeout)
 
     def close(self) -> None:
         """Leave, and refuse from now on.  Closing twice does nothing."""
-        self._attendance.leave_all()
+        self._participants.leave_all()
         self._files.close()
 
     def after_fork(self) -> None:
-        """In a forked child: keep the page, and make locks, reader and presence anew."""
+        """In a forked child: keep the page, and make locks, reader and waker anew."""
         self._files.after_fork()
-        self._attendance.after_fork()
+        self._participants.after_fork()

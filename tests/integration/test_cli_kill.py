@@ -18,7 +18,7 @@ import pytest
 import agentguard
 from agentguard import Guard
 from agentguard.cli.commands.kill import main
-from agentguard.killswitch.orders import kill_data
+from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 
 SOURCE = Path(agentguard.__file__).parents[1]

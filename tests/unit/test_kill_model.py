@@ -11,12 +11,12 @@ import pytest
 from agentguard import _home
 from agentguard._home import default_home
 from agentguard.events.model import KILL_CLEARED, KILL_SET, TENANT_BUDGET_SET, Record
-from agentguard.killswitch import orders
+from agentguard.killswitch import kill_requests
 from agentguard.killswitch.control import LogState
 from agentguard.killswitch.index import KillIndex
+from agentguard.killswitch.kill_requests import check_request, in_force, kill_data, revive_data
 from agentguard.killswitch.layout import HINT_COUNT, PAGE_BYTES, Page, target_of
 from agentguard.killswitch.model import Kill, covering, fold
-from agentguard.killswitch.orders import check_order, in_force, kill_data, revive_data
 
 
 def log(*orders: tuple[str, str, str]) -> list[Record]:
@@ -164,8 +164,8 @@ def test_control_characters_of_a_reason_are_escaped() -> None:
 
 
 def test_the_actor_is_user_and_host_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orders.getpass, "getuser", lambda: "ann")
-    monkeypatch.setattr(orders.platform, "node", lambda: "box")
+    monkeypatch.setattr(kill_requests.getpass, "getuser", lambda: "ann")
+    monkeypatch.setattr(kill_requests.platform, "node", lambda: "box")
     assert kill_data("why")[1]["actor"] == "ann@box"
 
 
@@ -173,7 +173,7 @@ def test_a_user_without_a_name_is_an_actor_too(monkeypatch: pytest.MonkeyPatch) 
     def getuser() -> str:
         raise KeyError("getpwuid(): uid not found: 1234")
 
-    monkeypatch.setattr(orders.getpass, "getuser", getuser)
+    monkeypatch.setattr(kill_requests.getpass, "getuser", getuser)
     assert kill_data("why")[1]["actor"].startswith(f"uid{os.getuid()}@")
 
 
@@ -191,7 +191,7 @@ def test_a_user_without_a_name_is_an_actor_too(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_kill_that_could_not_be_read_back_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"scope|target|reason"):
-        check_order(KILL_SET, data)
+        check_request(KILL_SET, data)
 
 
 def test_in_force_are_the_active_kills_of_the_same_target() -> None:

@@ -27,7 +27,7 @@ from agentguard.cli.options import (
 )
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.guard import Guard
-from agentguard.killswitch import presence
+from agentguard.killswitch import waker
 from agentguard.killswitch.page import PageKillSwitch
 
 OK = "ok"
@@ -251,7 +251,7 @@ def _live_files(home: Path) -> Iterator[Finding]:
     if not live.is_dir():
         return
     files = {path.name for path in live.iterdir()}
-    alive = presence.present(live)
+    alive = waker.live_processes(live)
     stale = [name for name in files if not any(name.startswith(f"{p.pid}.{p.start}.") for p in alive)]
     if stale:
         yield Finding("live files", NOTE, f"{len(stale)} left by dead processes; the next kill removes them")

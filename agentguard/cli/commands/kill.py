@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from agentguard._home import default_home
 from agentguard.cli import exit_codes
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
-from agentguard.killswitch.orders import UNSET, in_force, kill_data, revive_data
+from agentguard.killswitch.kill_requests import UNSET, in_force, kill_data, revive_data
 from agentguard.killswitch.page import PageKillSwitch
 
 if TYPE_CHECKING:

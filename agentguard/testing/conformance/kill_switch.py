@@ -11,8 +11,8 @@ from agentguard._clock import Clock
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import chain, decode, genesis
 from agentguard.events.model import CONTROL_RUN_ID, KILL_SET, TENANT_BUDGET_SET
+from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.killswitch.model import GENERATION
-from agentguard.killswitch.orders import kill_data, revive_data
 from agentguard.protocols import KillSwitch
 from agentguard.testing.conformance._given import DEADLINE, wait_until
 
@@ -115,13 +115,13 @@ class KillSwitchContract:
 
     def test_whoever_joined_is_told_of_each_newest_generation(self, switch: KillSwitch) -> None:
         told: list[int] = []
-        seat = switch.join(told.append)
+        participant = switch.join(told.append)
         assert told == []
         assert switch.record(*kill_data("why", run="r1")) == 1
         wait_until(lambda: told == [1])
         assert switch.record(*kill_data("why", run="r2")) == 2
         wait_until(lambda: told == [1, 2])
-        seat.leave()
+        participant.leave()
 
     def test_whoever_left_is_told_nothing(self, switch: KillSwitch) -> None:
         left: list[int] = []
@@ -178,14 +178,14 @@ class KillSwitchContract:
             told.append(generation)
             raise RuntimeError("cannot act")
 
-        seat = switch.join(fails)
+        participant = switch.join(fails)
         generation = switch.record(*kill_data("why"))
         wait_until(lambda: told)
         assert switch.acknowledgements(generation, timeout=0.05)[:2] == (1, 0)
         wait_until(lambda: "cannot act" in caplog.text)
-        seat.acknowledge(generation)
+        participant.acknowledge(generation)
         assert switch.acknowledgements(generation, timeout=DEADLINE)[:2] == (1, 1)
-        seat.leave()
+        participant.leave()
 
     def test_threads_that_record_get_generations_without_gaps(self, switch: KillSwitch) -> None:
         generations: list[int] = []

@@ -24,7 +24,7 @@ import os, sys, threading, time
 from pathlib import Path
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch.model import GENERATION
-from agentguard.killswitch.orders import kill_data
+from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 
 switch = PageKillSwitch(Path(sys.argv[1]))

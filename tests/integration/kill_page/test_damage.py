@@ -16,9 +16,9 @@ import pytest
 from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events.codec import Stored, chain, genesis
 from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.layout import ALARM, MAGIC, PAGE_BYTES
 from agentguard.killswitch.model import GENERATION
-from agentguard.killswitch.orders import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")

@@ -14,10 +14,10 @@ import pytest
 
 from agentguard.killswitch import control, lockfile
 from agentguard.killswitch.control import ControlLog
+from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.layout import PAGE_BYTES
 from agentguard.killswitch.lockfile import LockFile
 from agentguard.killswitch.model import GENERATION
-from agentguard.killswitch.orders import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")

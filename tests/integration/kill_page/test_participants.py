@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from agentguard.killswitch.layout import PLACES
-from agentguard.killswitch.orders import kill_data
+from agentguard.killswitch.kill_requests import kill_data
+from agentguard.killswitch.layout import TABLE
 from agentguard.killswitch.page import PageKillSwitch
-from agentguard.killswitch.places import WORDS_EACH
-from agentguard.killswitch.presence import present
+from agentguard.killswitch.participant_table import WORDS_EACH
 from agentguard.killswitch.processes import Process, current
+from agentguard.killswitch.waker import live_processes
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
@@ -104,7 +104,7 @@ def test_a_full_table_leaves_a_process_uncounted_but_not_untold(
     attach: Start, switch: PageKillSwitch, eventually: Wait
 ) -> None:
     words = switch._files.current().words
-    places = range(PLACES, len(words) - WORDS_EACH + 1, WORDS_EACH)
+    places = range(TABLE, len(words) - WORDS_EACH + 1, WORDS_EACH)
     other = current()
     for place in places:
         words[place], words[place + 1], words[place + 2] = *other, 9
@@ -120,7 +120,7 @@ def test_a_full_table_leaves_a_process_uncounted_but_not_untold(
 
 
 def test_places_of_the_dead_are_given_away(switch: PageKillSwitch) -> None:
-    places = switch._files.current().places
+    places = switch._files.current().table
     dead = Process(2**40, 1)
     while places.claim(dead, 0) is not None and not places.held(511, dead):
         pass
@@ -146,13 +146,13 @@ def test_leaving_gives_back_thread_fifo_and_place(home: Path, switch: PageKillSw
     first = switch.join(lambda generation: None)
     second = switch.join(lambda generation: None)
     assert threading.active_count() == threads + 1
-    assert present(home / "live") == {current()}
+    assert live_processes(home / "live") == {current()}
     first.leave()
     assert threading.active_count() == threads + 1
     second.leave()
     assert threading.active_count() == threads
     assert list((home / "live").iterdir()) == []
-    assert list(switch._files.current().places.taken()) == []
+    assert list(switch._files.current().table.taken()) == []
 
 
 def test_leaving_inside_on_change_ends_the_thread_too(
@@ -162,7 +162,7 @@ def test_leaving_inside_on_change_ends_the_thread_too(
     eventually: Wait,
 ) -> None:
     threads = threading.active_count()
-    seat = switch.join(lambda generation: seat.leave())
+    participant = switch.join(lambda generation: participant.leave())
     switch.record(*kill_data("why"))
     eventually(lambda: threading.active_count() == threads)
     assert list((home / "live").iterdir()) == []
@@ -175,7 +175,7 @@ def test_a_switch_that_nobody_closed_leaks_neither_thread_nor_fifo(home: Path, e
     class Owner:
         def __init__(self) -> None:
             self.switch = PageKillSwitch(home)
-            self.seat = self.switch.join(self.act)
+            self.participant = self.switch.join(self.act)
 
         def act(self, generation: int) -> None: ...
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agentguard.events.model import KILL_SET, TENANT_BUDGET_SET
+from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.killswitch.model import GENERATION
-from agentguard.killswitch.orders import kill_data, revive_data
 from agentguard.killswitch.page import PageKillSwitch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")

@@ -1,4 +1,4 @@
-"""A process that takes part: its place in the page, and the thread that a killer can wake.
+"""A process that takes part: its entry in the page, and the thread that a killer can wake.
 
 A killer wakes participants through FIFOs, since nothing else that lives in a directory can be
 waited for without polling.  A FIFO is named `<pid>.<start>.<number>.fifo`.
@@ -28,7 +28,7 @@ FALLBACK_SECONDS = 1.0
 _numbers = count(1)
 
 
-class Presence:
+class Waker:
     """This process's attendance at one switch, from the first `join` to the last `leave`.
 
     `watch` is held weakly and called in the thread, at once and after every wake-up or time-out;
@@ -38,7 +38,7 @@ class Presence:
     def __init__(self, live: Path, watch: Callable[[], None]) -> None:
         self.process = current()
         self.page: Page | None = None
-        self._place: int | None = None
+        self._entry: int | None = None
         self._watch = WeakMethod(watch)
         self._lock = threading.Lock()
         self._stopping = False
@@ -73,22 +73,22 @@ class Presence:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def needs_place(self, page: Page) -> bool:
-        """Whether this process has no place in this page, or has lost it."""
-        if self.page is not page or self._place is None:
+    def needs_entry(self, page: Page) -> bool:
+        """Whether this process has no entry in this page, or has lost it."""
+        if self.page is not page or self._entry is None:
             return True
-        return not page.places.held(self._place, self.process)
+        return not page.table.held(self._entry, self.process)
 
-    def take_place(self, page: Page, generation: int) -> None:
-        """Claim a place; with the table full, take part uncounted.  The home's lock is held."""
-        self._place = page.places.claim(self.process, generation)
+    def claim_entry(self, page: Page, generation: int) -> None:
+        """Claim an entry; with the table full, take part uncounted.  The home's lock is held."""
+        self._entry = page.table.claim(self.process, generation)
         self.page = page
 
     def acknowledge(self, generation: int) -> None:
         """Say that this process has acted on everything up to `generation`."""
-        page, place = self.page, self._place
-        if page is not None and place is not None and page.places.held(place, self.process):
-            page.places.acknowledge(place, generation)
+        page, entry = self.page, self._entry
+        if page is not None and entry is not None and page.table.held(entry, self.process):
+            page.table.acknowledge(entry, generation)
 
     def _run(self) -> None:
         poller = select.poll()
@@ -113,15 +113,15 @@ class Presence:
             self.give_back()
 
     def give_back(self) -> None:
-        """Remove the FIFO and free the place; the thread's last act."""
+        """Remove the FIFO and free the entry; the thread's last act."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
         self.fifo.unlink(missing_ok=True)
-        page, place = self.page, self._place
-        if page is not None and place is not None and page.places.held(place, self.process):
-            page.places.vacate(place)
+        page, entry = self.page, self._entry
+        if page is not None and entry is not None and page.table.held(entry, self.process):
+            page.table.vacate(entry)
 
 
 def wake(live: Path) -> None:
@@ -142,7 +142,7 @@ def wake(live: Path) -> None:
             os.close(descriptor)
 
 
-def present(live: Path) -> set[Process]:
+def live_processes(live: Path) -> set[Process]:
     """The live processes that can be woken."""
     return {process for _, process in _fifos(live) if process.alive}
 

@@ -1,4 +1,4 @@
-"""The participants' places in the kill page: who is attached, and what they have acted on."""
+"""The participants' entries in the kill page: who is attached, and what they have acted on."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from agentguard.killswitch.processes import Process
 WORDS_EACH = 3
 
 
-class Place(NamedTuple):
-    """One place that is taken, if only by a process that has died."""
+class Entry(NamedTuple):
+    """One entry that is taken, if only by a process that has died."""
 
     number: int
     holder: Process
     acknowledged: int
 
 
-class Places:
-    """A table of three words for each place: pid, start time, acknowledged generation.
+class ParticipantTable:
+    """A table of three words for each entry: pid, start time, acknowledged generation.
 
-    A pid of 0 is a free place.  Places are claimed under the home's lock; the holder alone writes
-    the third word, and frees the place.
+    A pid of 0 is a free entry.  Entries are claimed under the home's lock; the holder alone writes
+    the third word, and frees the entry.
     """
 
     __slots__ = ("_words",)
@@ -31,10 +31,10 @@ class Places:
         self._words = words
 
     def claim(self, process: Process, generation: int) -> int | None:
-        """A place for a process that has acted on `generation`; None if all are taken."""
-        taken = {place.number: place for place in self.taken()}
+        """An entry for a process that has acted on `generation`; None if all are taken."""
+        taken = {entry.number: entry for entry in self.taken()}
         free = (number for number in range(len(self._words) // WORDS_EACH) if number not in taken)
-        dead = (place.number for place in taken.values() if not place.holder.alive)
+        dead = (entry.number for entry in taken.values() if not entry.holder.alive)
         number = next(free, next(dead, None))
         if number is not None:
             first = number * WORDS_EACH
@@ -44,28 +44,28 @@ class Places:
         return number
 
     def held(self, number: int, process: Process) -> bool:
-        """Whether a place is still the process's own."""
+        """Whether an entry is still the process's own."""
         first = number * WORDS_EACH
         return (self._words[first], self._words[first + 1]) == process
 
     def acknowledge(self, number: int, generation: int) -> None:
-        """Say that the holder of a place has acted on everything up to `generation`."""
+        """Say that the holder of an entry has acted on everything up to `generation`."""
         word = number * WORDS_EACH + 2
         self._words[word] = max(generation, self._words[word])
 
     def vacate(self, number: int) -> None:
-        """Free a place."""
+        """Free an entry."""
         self._words[number * WORDS_EACH] = 0
 
-    def taken(self) -> Iterator[Place]:
-        """Every place that is taken."""
+    def taken(self) -> Iterator[Entry]:
+        """Every entry that is taken."""
         words = iter(self._words.tolist())
         for number, (pid, start, acknowledged) in enumerate(zip(words, words, words, strict=True)):
             if pid:
-                yield Place(number, Process(pid, start), acknowledged)
+                yield Entry(number, Process(pid, start), acknowledged)
 
     @property
     def full(self) -> bool:
-        """Whether no place is free or held by a dead process."""
-        places = list(self.taken())
-        return len(places) * WORDS_EACH == len(self._words) and all(place.holder.alive for place in places)
+        """Whether no entry is free or held by a dead process."""
+        entries = list(self.taken())
+        return len(entries) * WORDS_EACH == len(self._words) and all(entry.holder.alive for entry in entries)

@@ -35,14 +35,14 @@ def kill_data(
         ValueError: an empty reason, tenant, run or actor; both a tenant and a run.
         TypeError: one of them is no string.
     """
-    return KILL_SET, _order(reason, tenant, run, actor)
+    return KILL_SET, _request(reason, tenant, run, actor)
 
 
 def revive_data(
     reason: str, *, tenant: Id = UNSET, run: Id = UNSET, actor: str | None = None
 ) -> tuple[str, dict[str, Any]]:
     """The type and data of the control record that clears the kills of exactly this target."""
-    return KILL_CLEARED, _order(reason, tenant, run, actor)
+    return KILL_CLEARED, _request(reason, tenant, run, actor)
 
 
 def in_force(kills: Iterable[Kill], data: Mapping[str, Any]) -> list[Kill]:
@@ -51,7 +51,7 @@ def in_force(kills: Iterable[Kill], data: Mapping[str, Any]) -> list[Kill]:
     return [kill for kill in kills if not kill.cleared and (kill.scope, kill.target) == match]
 
 
-def check_order(event_type: str, data: Mapping[str, Any]) -> None:
+def check_request(event_type: str, data: Mapping[str, Any]) -> None:
     """Refuse a kill or revive that `fold` could not read, for the log cannot be corrected later.
 
     Raises:
@@ -79,7 +79,7 @@ def default_actor() -> str:
     return f"{user}@{platform.node() or 'localhost'}"
 
 
-def _order(reason: str, tenant: Id, run: Id, actor: str | None) -> dict[str, Any]:
+def _request(reason: str, tenant: Id, run: Id, actor: str | None) -> dict[str, Any]:
     if tenant is not UNSET and run is not UNSET:
         raise ValueError("give a tenant or a run, not both")
     scope, target = GLOBAL, ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch.acks import collect
-from agentguard.killswitch.presence import Presence, present
+from agentguard.killswitch.waker import Waker, live_processes
 
 if TYPE_CHECKING:
     from agentguard.killswitch.files import KillFiles
@@ -20,110 +20,110 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-class Seat:
+class Participant:
     """A participant: what `join` gives."""
 
-    __slots__ = ("_attendance", "on_change")
+    __slots__ = ("_participants", "on_change")
 
-    def __init__(self, attendance: Attendance, on_change: Callable[[int], None]) -> None:
-        self._attendance = attendance
+    def __init__(self, participants: Participants, on_change: Callable[[int], None]) -> None:
+        self._participants = participants
         self.on_change = on_change
 
     def acknowledge(self, generation: int) -> None:
         """Say that this process has acted on everything up to `generation`."""
-        self._attendance.acknowledge(generation)
+        self._participants.acknowledge(generation)
 
     def leave(self) -> None:
-        """Give the place back.  Leaving twice does nothing."""
-        self._attendance.leave(self)
+        """Stop taking part.  Leaving twice does nothing."""
+        self._participants.leave(self)
 
 
-class Attendance:
-    """The seats of one switch in this process, behind one presence.  Safe for threads and fork."""
+class Participants:
+    """The participants of one switch in this process, behind one waker.  Safe for threads and fork."""
 
     def __init__(self, files: KillFiles, live: Path) -> None:
         self._files = files
         self._live = live
         self._lock = threading.Lock()
-        self._seats: list[Seat] = []
-        self._presence: Presence | None = None
+        self._joined: list[Participant] = []
+        self._waker: Waker | None = None
         self._told = 0
         self._complaint = ""
 
-    def join(self, on_change: Callable[[int], None]) -> Seat:
+    def join(self, on_change: Callable[[int], None]) -> Participant:
         """Have `on_change` called after every change."""
-        seat = Seat(self, on_change)
+        participant = Participant(self, on_change)
         with self._lock:
-            self._seats.append(seat)
+            self._joined.append(participant)
         try:
-            self.attend()
+            self.register()
         except BaseException:
-            self.leave(seat)
+            self.leave(participant)
             raise
-        return seat
+        return participant
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, participant: Participant) -> None:
         """Call it no more."""
         with self._lock:
-            if seat not in self._seats:
+            if participant not in self._joined:
                 return
-            self._seats.remove(seat)
-            last = not self._seats
+            self._joined.remove(participant)
+            last = not self._joined
         if last:
             self._stop()
 
     def leave_all(self) -> None:
         """Call nobody any more."""
         with self._lock:
-            self._seats = []
+            self._joined = []
         self._stop()
 
     def after_fork(self) -> None:
-        """In a forked child: the seats are kept, and the presence begins anew at the next use."""
+        """In a forked child: the participants are kept, and the waker begins anew at the next use."""
         self._lock = threading.Lock()
-        presence, self._presence = self._presence, None
-        if presence is not None:
-            presence.abandon()
+        waker, self._waker = self._waker, None
+        if waker is not None:
+            waker.abandon()
 
-    def attend(self) -> None:
-        """Be present if there is a seat; does nothing if we are."""
-        if not self._seats or self._presence is not None:
+    def register(self) -> None:
+        """Start the waker if somebody has joined; does nothing if it runs."""
+        if not self._joined or self._waker is not None:
             return
         generation = self._files.exact()
         page = self._files.current()
         with self._lock:
-            if not self._seats or self._presence is not None:
+            if not self._joined or self._waker is not None:
                 return
-            presence = Presence(self._live, self._watch)
+            waker = Waker(self._live, self._watch)
             self._told = generation
             try:
                 with self._files.locked():
-                    presence.take_place(page, generation)
-                self._presence = presence
-                presence.start()
+                    waker.claim_entry(page, generation)
+                self._waker = waker
+                waker.start()
             except BaseException:
-                self._presence = None
-                presence.give_back()
+                self._waker = None
+                waker.give_back()
                 raise
 
     def acknowledge(self, generation: int) -> None:
         """Say that this process has acted on everything up to `generation`."""
-        presence = self._presence
-        if presence is not None:
-            presence.acknowledge(generation)
+        waker = self._waker
+        if waker is not None:
+            waker.acknowledge(generation)
 
     def roster(self) -> set[Process]:
         """The live processes that take part."""
-        places = self._files.current().places
-        roster = {place.holder for place in places.taken() if place.holder.alive}
-        # Where the page was made again, some may not have come to their new places yet.
-        return roster if places.full else roster | present(self._live)
+        table = self._files.current().table
+        roster = {entry.holder for entry in table.taken() if entry.holder.alive}
+        # Where the page was made again, some may not have come to their new table yet.
+        return roster if table.full else roster | live_processes(self._live)
 
     def missing(self, roster: set[Process], generation: int) -> set[Process]:
         """Those among `roster` who have not acted on `generation`."""
-        places = [p for p in self._files.current().places.taken() if p.holder in roster]
-        late = {place.holder for place in places if place.acknowledged < generation}
-        return late | (roster - {place.holder for place in places})
+        table = [p for p in self._files.current().table.taken() if p.holder in roster]
+        late = {entry.holder for entry in table if entry.acknowledged < generation}
+        return late | (roster - {entry.holder for entry in table})
 
     def collect(self, generation: int, timeout: float) -> Acknowledgements:
         """Wait until every live process that takes part has acted on `generation`."""
@@ -138,14 +138,14 @@ class Attendance:
 
     def _stop(self) -> None:
         with self._lock:
-            if self._seats:
+            if self._joined:
                 return
-            presence, self._presence = self._presence, None
-        if presence is not None:
-            presence.stop()
+            waker, self._waker = self._waker, None
+        if waker is not None:
+            waker.stop()
 
     def _watch(self) -> None:
-        """What the presence's thread does at each wake-up."""
+        """What the waker's thread does at each wake-up."""
         generation = self._look()
         if generation != self._told and self._tell(generation):
             self._told = generation
@@ -171,17 +171,17 @@ class Attendance:
         page = self._files.current()
         if page.generation < generation:
             self._files.catch_up()
-        presence = self._presence
-        if presence is not None and presence.needs_place(page):
+        waker = self._waker
+        if waker is not None and waker.needs_entry(page):
             with self._files.locked():
-                presence.take_place(page, self._told)
+                waker.claim_entry(page, self._told)
 
     def _tell(self, generation: int) -> bool:
         """Call everybody who joined; whether all of them returned."""
         returned = True
-        for seat in list(self._seats):
+        for participant in list(self._joined):
             try:
-                seat.on_change(generation)
+                participant.on_change(generation)
             except BaseException:
                 _logger.exception("on_change failed at generation %d; it is tried again", generation)
                 returned = False
