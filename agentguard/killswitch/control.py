@@ -7,10 +7,13 @@ It is a log like a run's (same records, same chain, run id `CONTROL_RUN_ID`), on
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,9 +65,18 @@ class ControlLog:
     def size(self) -> int:
         """How many bytes the file has."""
         try:
-            return self.path.stat().st_size
+            return self.path.lstat().st_size
         except FileNotFoundError:
             return 0
+
+    def check_usable(self) -> None:
+        """See that the file, if there is one, can be read and written.
+
+        Raises:
+            OSError: it cannot, or something else lies in its place.
+        """
+        with suppress(FileNotFoundError):
+            os.close(self._open(os.O_RDWR))
 
     def refresh(self) -> int:
         """Read what was appended since, and give the generation.
@@ -109,7 +121,7 @@ class ControlLog:
 
     def _refresh(self) -> int:
         try:
-            info = self.path.stat()
+            info = self.path.lstat()
         except FileNotFoundError:
             if self._seq:
                 raise self._fault("the log is gone, and this record with it") from None
@@ -145,8 +157,7 @@ class ControlLog:
 
     def _write(self, line: bytes) -> None:
         created = not self.path.exists()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o600)
+        descriptor = self._open(os.O_WRONLY | os.O_CREAT)
         try:
             if os.fstat(descriptor).st_size > self._offset:
                 os.ftruncate(descriptor, self._offset)
@@ -161,12 +172,21 @@ class ControlLog:
 
     def _complete_lines(self, offset: int) -> bytes:
         try:
-            with self.path.open("rb") as file:
+            with os.fdopen(self._open(os.O_RDONLY), "rb") as file:
                 file.seek(offset)
                 data = file.read()
         except FileNotFoundError:
             return b""
         return data[: data.rfind(b"\n") + 1]
+
+    def _open(self, flags: int) -> int:
+        """A descriptor of the file; of nothing that is a link, a folder or a pipe."""
+        # Without O_NONBLOCK a pipe in the place of the file would be waited for.
+        descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "is not a regular file", str(self.path))
+        return descriptor
 
     def _fault(self, problem: str) -> LogIntegrityError:
         return LogIntegrityError(CONTROL_RUN_ID, self._seq, problem)

@@ -7,6 +7,8 @@ lost, and then nothing may run.
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
-from agentguard.events.model import KILL_CLEARED, KILL_SET
+from agentguard.events.model import KILL_SET
 from agentguard.killswitch.control import ControlLog
-from agentguard.killswitch.layout import ALARM, PAGE_NAME, Page, PageDamagedError, target_of
+from agentguard.killswitch.kill_requests import check_request
+from agentguard.killswitch.layout import (
+    ALARM,
+    PAGE_BYTES,
+    PAGE_NAME,
+    Page,
+    PageDamagedError,
+    request_target,
+)
 from agentguard.killswitch.lockfile import LockFile
 from agentguard.killswitch.model import GENERATION, Kill
 
@@ -36,12 +46,15 @@ class KillFiles:
         self._retired: list[Page] = []
         self._floor = 0
         self._closed = False
+        #: Whether the watcher has found files that cannot be used, so that hints alone prove nothing.
+        self._in_doubt = False
 
     @contextmanager
     def locked(self, timeout: float = _LOCK_SECONDS) -> Iterator[None]:
         """Keep out everybody else who would write, in this process and others."""
         with self._lock:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(self.home)
             with self._file.held(timeout):
                 yield
 
@@ -85,18 +98,38 @@ class KillFiles:
             LogIntegrityError: the log is damaged.
         """
         # In this order, for a record is in the log before the page shows it.
-        announced = self.current().generation
+        page = self.current()
+        announced = page.newest
         generation = self.log.refresh()
         self._check_loss(max(announced, self._floor), generation)
+        page.check_missing(self.log.path)
         self._floor = generation
+        return generation
+
+    def examine(self) -> int:
+        """See that every file can be used, also where nothing new asks for it, and give the generation.
+
+        Until this has found everything in order again, each look-up asks the files themselves.
+
+        Raises:
+            KillSwitchUnavailableError: as `exact`.
+            LogIntegrityError: the log is damaged.
+            OSError: a file cannot be opened.
+        """
+        self._in_doubt = True
+        check_private(self.home)
+        self.log.check_usable()
+        generation = self.exact()
+        self._in_doubt = False
         return generation
 
     def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
         """The kill that stops a run; one that is known is given even if the rest is in ruins."""
         log = self.log
         try:
-            page = self.current()
-            if not page.excludes(tenant, run_id, after=log.generation, size=log.size()):
+            if self._in_doubt:
+                self.examine()
+            elif not self.current().excludes(tenant, run_id, after=log.generation, size=log.size()):
                 self.exact()
         except (AgentGuardError, OSError):
             self.known()
@@ -115,27 +148,61 @@ class KillFiles:
     def record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
         """Append to the log, then show it in the page.
 
-        Where the page is damaged, the record is made all the same before the error is raised.
+        Where the page is damaged, the record is made all the same before the error is raised.  A kill
+        that cannot be recorded stops everybody in another way: every step is refused until it is.
         """
         self.check_open()
-        with self.locked():
-            try:
-                page = self._map()
-                page.check(self.path)
-                self._check_loss(max(page.generation, self._floor), self.log.refresh())
-            except PageDamagedError as error:
+        check_request(event_type, data)
+        target = request_target(event_type, data)
+        try:
+            with self.locked():
+                page, damage = self._page_to_announce_in()
                 generation = self.log.append(event_type, data, at_ns)
-                raise KillSwitchUnavailableError(
-                    f"{event_type} was recorded as generation {generation}, but {error}"
-                ) from error
-            except (KillSwitchUnavailableError, LogIntegrityError):
-                self._raise_alarm()
-                raise
-            generation = self.log.append(event_type, data, at_ns)
-            ordered = event_type in (KILL_SET, KILL_CLEARED)
-            target = target_of(data["scope"], data.get("target", "")) if ordered else ""
-            page.announce(self.log.state, target)
-            return generation
+                if page is not None:
+                    self._announce(page, event_type, target)
+        except (KillSwitchUnavailableError, LogIntegrityError, OSError) as error:
+            if event_type == KILL_SET:
+                raise self._unrecorded(target, error) from error
+            raise
+        if damage is not None:
+            raise KillSwitchUnavailableError(
+                f"{event_type} was recorded as generation {generation}, but {damage}"
+            ) from damage
+        return generation
+
+    def _page_to_announce_in(self) -> tuple[Page | None, PageDamagedError | None]:
+        """The page, or what is wrong with it."""
+        try:
+            page = self._map()
+            page.check(self.path)
+            self._check_loss(max(page.newest, self._floor), self.log.refresh())
+        except PageDamagedError as damage:
+            return None, damage
+        return page, None
+
+    def _announce(self, page: Page, event_type: str, target: str) -> None:
+        if event_type == KILL_SET:
+            page.make_up(target)
+        page.announce(self.log.state, target)
+
+    def _unrecorded(self, target: str, error: BaseException) -> KillSwitchUnavailableError:
+        """Refuse every step, since nobody would find the kill; gives the error that says so."""
+        reached = f"and {self.path} could not be reached either: nothing was stopped"
+        try:
+            page = self._page
+            if page is None or not page.is_at(self.path):
+                page = Page.open(self.path)
+            page.check(self.path)
+            page.raise_alarm(target)
+            reached = f"so every step under {self.home} is refused until it is"
+        except FileNotFoundError:
+            reached = "and no process is attached"
+        except (OSError, PageDamagedError) as worse:
+            error.add_note(str(worse))
+        return KillSwitchUnavailableError(
+            f"the kill could not be recorded in {self.log.path} ({_said(error)}), {reached}; see that the "
+            "disk has room and that the file is yours, then kill again (`agentguard doctor` says more)"
+        )
 
     def catch_up(self) -> None:
         """Bring the page up to the log, unless somebody is at it right now."""
@@ -145,15 +212,21 @@ class KillFiles:
     def spread(self, generation: int) -> None:
         """Show a generation to those who still look at pages that were deleted."""
         for page in self._retired:
-            if page.words[GENERATION] != generation:
+            if page.whole and page.words[GENERATION] != generation:
                 page.words[GENERATION] = generation
 
     def alarm(self) -> None:
         """Make everybody look who reads a page that is damaged or no longer under its name."""
+        page = self._page
+        if page is None:
+            return
         with suppress(OSError):
-            page = self._page
-            if page is not None and not (page.intact and page.is_at(self.path)):
-                page.words[GENERATION] = ALARM
+            at_its_place = page.is_at(self.path)
+            if at_its_place and not page.whole:
+                # Whoever reads what was cut off dies; zeros are no page, but they can be read.
+                os.truncate(self.path, PAGE_BYTES)
+            if page.whole and not (page.intact and at_its_place):
+                page.raise_alarm()
         self.spread(ALARM)
 
     def repair(self, *, accept_loss: bool = False) -> int:
@@ -173,7 +246,8 @@ class KillFiles:
                 Page.create(self.path, log.state)
             else:
                 if page.intact and not accept_loss:
-                    self._check_loss(page.generation, generation)
+                    self._check_loss(page.newest, generation)
+                    page.check_missing(log.path)
                 page.rewrite(log.state)
             self.log, self._floor = log, generation
             return generation
@@ -210,8 +284,9 @@ class KillFiles:
         return page
 
     def _agree(self, page: Page) -> None:
-        self._check_loss(page.generation, self.log.refresh())
-        if page.generation < self.log.generation:
+        page.check(self.path)
+        self._check_loss(page.newest, self.log.refresh())
+        if page.newest < self.log.generation:
             page.announce(self.log.state)
 
     def _check_loss(self, announced: int, generation: int) -> None:
@@ -222,8 +297,27 @@ class KillFiles:
                 "`agentguard doctor` accept the loss"
             )
 
-    def _raise_alarm(self) -> None:
-        """A kill that cannot be recorded stops everybody in another way: nobody finds order."""
-        with suppress(OSError, PageDamagedError):
-            page = Page.open(self.path)
-            page.words[GENERATION] = min(page.generation + 1, ALARM)
+
+def check_private(folder: Path) -> None:
+    """Refuse a folder that others may put files in, or that is somewhere else than its name says.
+
+    Raises:
+        KillSwitchUnavailableError: everybody may write to it, or it is no folder.
+    """
+    try:
+        mode = folder.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        mode = folder.stat().st_mode
+    if not stat.S_ISDIR(mode):
+        raise KillSwitchUnavailableError(f"{folder} is no directory; choose another by AGENTGUARD_HOME")
+    if mode & stat.S_IWOTH:
+        raise KillSwitchUnavailableError(
+            f"{folder} has mode {stat.S_IMODE(mode):04o}: every user of this machine could lift a kill; "
+            f"`chmod 700 {folder}`, or choose another by AGENTGUARD_HOME"
+        )
+
+
+def _said(error: BaseException) -> str:
+    return f"record {error.seq}: {error.problem}" if isinstance(error, LogIntegrityError) else str(error)

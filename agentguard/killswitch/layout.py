@@ -6,7 +6,10 @@ The page is a file of unsigned 64-bit words that every process of a home maps in
     1           generation: the sequence of the newest control record
     2           1 while a global kill is active, for people who look
     3           size of the control log at that generation
-    4 to 7      spare
+    4           the newest generation, also while word 1 is an alarm
+    5           hash of whom a kill was meant for that could not be recorded; 0 without one
+    6           when the relay last agreed with the durable record, in monotonic ns; 0 without a relay
+    7           spare
     8 to 511    hints: whom the newest generations were meant for, hashed
     512 to 2047 the table of participants
 
@@ -18,12 +21,14 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from agentguard.errors import KillSwitchUnavailableError
+from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.control import LogState, sync_directory
 from agentguard.killswitch.model import GENERATION, GLOBAL, RUN, TENANT
 from agentguard.killswitch.participant_table import ParticipantTable
@@ -33,6 +38,9 @@ PAGE_BYTES = 2048 * 8
 MAGIC = int.from_bytes(b"agkill\x00\x01", "little")
 EVERYTHING_STOPPED = 2
 LOG_SIZE = 3
+NEWEST = 4
+UNRECORDED = 5
+HEARTBEAT = 6
 HINTS = 8
 TABLE = 512
 HINT_COUNT = TABLE - HINTS
@@ -58,10 +66,11 @@ class PageDamagedError(KillSwitchUnavailableError):
 class Page:
     """One mapping of the page file.  `signal` is what others may read of it."""
 
-    __slots__ = ("file", "signal", "table", "words")
+    __slots__ = ("_mapped", "file", "signal", "table", "words")
 
-    def __init__(self, words: memoryview, file: os.stat_result) -> None:
-        self.words = words
+    def __init__(self, mapped: mmap.mmap | bytearray, file: os.stat_result) -> None:
+        self._mapped = mapped
+        self.words = words = memoryview(mapped).cast("Q")
         self.signal = words.toreadonly()
         self.table = ParticipantTable(words[TABLE:])
         self.file = file
@@ -82,7 +91,7 @@ class Page:
                 if not repair:
                     raise PageDamagedError(path, f"has {file.st_size} bytes of {PAGE_BYTES}")
                 os.ftruncate(descriptor, PAGE_BYTES)
-            page = cls(memoryview(mmap.mmap(descriptor, PAGE_BYTES)).cast("Q"), file)
+            page = cls(mmap.mmap(descriptor, PAGE_BYTES), file)
         finally:
             os.close(descriptor)
         if not repair:
@@ -115,19 +124,35 @@ class Page:
         return self.words[GENERATION]
 
     @property
+    def newest(self) -> int:
+        """The newest generation that was announced here, whatever alarm there is."""
+        generation = self.words[GENERATION]
+        return max(self.words[NEWEST], 0 if generation == ALARM else generation)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file still reaches as far as the mapping.
+
+        To touch a mapped page that was cut off ends the process by SIGBUS, so ask this first.
+        """
+        return not isinstance(self._mapped, mmap.mmap) or self._mapped.size() >= PAGE_BYTES
+
+    @property
     def intact(self) -> bool:
-        """Whether it still begins as a page of this version."""
-        return self.words[0] == MAGIC
+        """Whether it still is as long as a page, and begins as one of this version."""
+        return self.whole and self.words[0] == MAGIC
 
     def check(self, path: Path) -> None:
         """Raise `PageDamagedError` unless it is intact."""
+        if not self.whole:
+            raise PageDamagedError(path, "was cut off")
         if not self.intact:
             raise PageDamagedError(path, "is damaged, or was made by another version of agentguard")
 
     def is_at(self, path: Path) -> bool:
         """Whether what is mapped is still the file under this name."""
         try:
-            return os.path.samestat(self.file, path.stat())
+            return os.path.samestat(self.file, path.lstat())
         except FileNotFoundError:
             return False
 
@@ -137,8 +162,31 @@ class Page:
             hint = (state.generation & _NUMBER_MASK) << _HASH_BITS | _hash(target)
             self.words[HINTS + state.generation % HINT_COUNT] = hint
         self.words[EVERYTHING_STOPPED] = state.stopped
-        self.words[GENERATION] = state.generation
+        self.words[NEWEST] = state.generation
+        self.words[GENERATION] = ALARM if self.words[UNRECORDED] else state.generation
         self.words[LOG_SIZE] = state.size
+
+    def raise_alarm(self, target: str | None = None) -> None:
+        """Make everybody look; `target` names whom a kill was meant for that could not be recorded."""
+        if target is not None:
+            # Of several that are missing, only a kill of everything makes up for all.
+            missing = self.words[UNRECORDED]
+            self.words[UNRECORDED] = _hash(target) if missing in (0, _hash(target)) else _hash(GLOBAL)
+        self.words[GENERATION] = ALARM
+
+    def make_up(self, target: str) -> None:
+        """Note that a kill is on record, so that it is missing no more; `announce` follows."""
+        if self.words[UNRECORDED] in (_hash(target), 0) or target == GLOBAL:
+            self.words[UNRECORDED] = 0
+
+    def check_missing(self, log: Path) -> None:
+        """Raise `KillSwitchUnavailableError` where a kill could not be recorded."""
+        if self.words[UNRECORDED]:
+            raise KillSwitchUnavailableError(
+                f"a kill could not be written to {log}, and until it is nothing may run: see that the disk "
+                "has room and that the file is yours, then kill again; or call the kill off by "
+                "`agentguard doctor --repair --accept-loss`"
+            )
 
     def excludes(self, tenant: str, run_id: str, *, after: int, size: int) -> bool:
         """Whether the hints prove that nothing after generation `after` is meant for a run.
@@ -146,7 +194,7 @@ class Page:
         They prove nothing where one is missing or overwritten, or where the control log is of
         another size than when the page was written.
         """
-        if self.words[LOG_SIZE] != size:
+        if self.words[LOG_SIZE] != size or self.words[UNRECORDED]:
             return False
         generation = self.words[GENERATION]
         if not 0 <= generation - after < HINT_COUNT:
@@ -160,7 +208,7 @@ class Page:
 
     def rewrite(self, state: LogState) -> None:
         """Set everything anew, but leave participants their entries where this was a page."""
-        if not self.intact:
+        if self.words[0] != MAGIC:
             self.words[:] = memoryview(bytes(PAGE_BYTES)).cast("Q")
         _fill(self.words, state)
 
@@ -172,9 +220,10 @@ def announced(home: Path) -> int:
             words = memoryview(file.read(PAGE_BYTES)).cast("Q")
     except (OSError, TypeError):
         return 0
-    if len(words) < TABLE or words[0] != MAGIC or words[GENERATION] == ALARM:
+    if len(words) < TABLE or words[0] != MAGIC:
         return 0
-    return int(words[GENERATION])
+    generation = int(words[GENERATION])
+    return max(int(words[NEWEST]), 0 if generation == ALARM else generation)
 
 
 def target_of(scope: str, target: str) -> str:
@@ -182,10 +231,19 @@ def target_of(scope: str, target: str) -> str:
     return f"{scope}:{target}" if target else scope
 
 
+def request_target(event_type: str, data: Mapping[str, Any]) -> str:
+    """Whom a control record is meant for, as hints are made of it; empty for one that stops nobody."""
+    if event_type not in (KILL_SET, KILL_CLEARED):
+        return ""
+    return target_of(data["scope"], data.get("target", ""))
+
+
 def _fill(words: memoryview, state: LogState) -> None:
     words[HINTS:TABLE] = memoryview(bytes(HINT_COUNT * 8)).cast("Q")
     words[EVERYTHING_STOPPED] = state.stopped
     words[LOG_SIZE] = state.size
+    words[NEWEST] = state.generation
+    words[UNRECORDED] = 0
     words[0] = MAGIC
     words[GENERATION] = state.generation
 

@@ -64,12 +64,13 @@ class LockFile:
                 "the kill page needs file locks and FIFOs, which this platform lacks; "
                 "use kill_switch='memory' or a redis:// URL"
             )
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Of a link somebody else would choose the target.
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._descriptor = descriptor
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Where the file was deleted meanwhile, others would lock a new one.
-            if os.path.samestat(os.fstat(descriptor), self.path.stat()):
+            if os.path.samestat(os.fstat(descriptor), self.path.lstat()):
                 return True
         except (BlockingIOError, FileNotFoundError):
             pass

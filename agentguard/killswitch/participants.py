@@ -146,16 +146,23 @@ class Participants:
 
     def _watch(self) -> None:
         """What the waker's thread does at each wake-up."""
-        generation = self._look()
+        generation, usable = self._look()
         if generation != self._told and self._tell(generation):
             self._told = generation
             self.acknowledge(generation)
+        elif not usable:
+            # Nothing new was announced, but each step has to find for itself that nobody can tell.
+            self._tell(generation)
 
-    def _look(self) -> int:
-        """See that files and mappings agree, and give the generation as far as it is known."""
+    def _look(self) -> tuple[int, bool]:
+        """See that files and mappings agree.
+
+        Returns:
+            The generation as far as it is known, and whether they agree.
+        """
         try:
             with self._files.failing_closed():
-                generation = self._files.exact()
+                generation = self._files.examine()
                 self._settle(generation)
                 self._files.spread(generation)
         except KillSwitchUnavailableError as error:
@@ -163,13 +170,13 @@ class Participants:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _logger.critical("%s", error)
-            return self._files.known()
+            return self._files.known(), False
         self._complaint = ""
-        return generation
+        return generation, True
 
     def _settle(self, generation: int) -> None:
         page = self._files.current()
-        if page.generation < generation:
+        if page.newest < generation:
             self._files.catch_up()
         waker = self._waker
         if waker is not None and waker.needs_entry(page):

@@ -6,6 +6,7 @@ waited for without polling.  A FIFO is named `<pid>.<start>.<number>.fifo`.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -43,6 +44,8 @@ class Waker:
         self._lock = threading.Lock()
         self._stopping = False
         live.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if live.is_symlink():
+            raise OSError(errno.ELOOP, "is a link, and processes would be woken elsewhere", str(live))
         _sweep(live)
         self.fifo = live / f"{self.process.pid}.{self.process.start}.{next(_numbers)}.fifo"
         self.fifo.unlink(missing_ok=True)
@@ -87,7 +90,9 @@ class Waker:
     def acknowledge(self, generation: int) -> None:
         """Say that this process has acted on everything up to `generation`."""
         page, entry = self.page, self._entry
-        if page is not None and entry is not None and page.table.held(entry, self.process):
+        if page is None or entry is None or not page.whole:
+            return
+        if page.table.held(entry, self.process):
             page.table.acknowledge(entry, generation)
 
     def _run(self) -> None:
@@ -120,7 +125,9 @@ class Waker:
                 self._descriptor = None
         self.fifo.unlink(missing_ok=True)
         page, entry = self.page, self._entry
-        if page is not None and entry is not None and page.table.held(entry, self.process):
+        if page is None or entry is None or not page.whole:
+            return
+        if page.table.held(entry, self.process):
             page.table.vacate(entry)
 
 
@@ -161,6 +168,8 @@ def _remove_if_dead(fifo: Path, process: Process) -> None:
 
 def _fifos(live: Path) -> Iterator[tuple[Path, Process]]:
     try:
+        if live.is_symlink():
+            return
         names = os.listdir(live)  # noqa: PTH208 - iterdir gives the same, ten times slower
     except OSError:
         return

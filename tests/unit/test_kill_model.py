@@ -203,8 +203,7 @@ def test_in_force_are_the_active_kills_of_the_same_target() -> None:
 
 
 def page() -> Page:
-    words = memoryview(bytearray(PAGE_BYTES)).cast("Q")
-    return Page(words, Path.cwd().stat())
+    return Page(bytearray(PAGE_BYTES), Path.cwd().stat())
 
 
 def test_hints_exclude_kills_of_others_and_no_other() -> None:
