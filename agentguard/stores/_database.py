@@ -204,7 +204,7 @@ class Database:
         finally:
             if not writer.in_transaction:  # SQLite has rolled back, as it does after some errors
                 self._staged = False
-                self.sync.fail(f"{self.path}: events that were not yet committed are lost")
+                self.sync.lose(f"{self.path}: events that were not yet committed are lost")
 
     def commit_staged(self, wait: Wait) -> None:
         """Commit what `stage` has left to be committed."""
@@ -221,7 +221,7 @@ class Database:
         try:
             writer.execute("COMMIT")
         except sqlite3.Error as error:
-            self.sync.fail(f"{self.path}: events could not be committed and are lost ({error})")
+            self.sync.lose(f"{self.path}: events could not be committed and are lost ({error})")
             with suppress(sqlite3.Error):
                 writer.execute("ROLLBACK")
             raise

@@ -16,6 +16,9 @@ from agentguard.errors import StoreUnavailableError
 if sys.platform != "win32":
     import fcntl
 
+#: How many seconds other writers are waited for.
+_PATIENCE = 30.0
+
 
 class WalSync:
     """Waits for the disk on behalf of all who committed to one WAL file.
@@ -46,19 +49,36 @@ class WalSync:
         self._written = 0
         self._synced = 0
         self._failure: str | None = None
+        #: How often something that was accepted got lost before it was committed, and the last time's reason.
+        self._losses = 0
+        self._loss = ""
+        #: For each thread, `_losses` at the first thing it noted since it last settled.
+        self._owed = threading.local()
         self._next: Future[None] | None = None
+        self._next_since = 0
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def note(self) -> None:
-        """Count something that was accepted; called under the store's lock, like `written`."""
+        """Count something that was accepted; called under the store's lock, like `written`.
+
+        The thread that notes it is the one that will call `settle` or `durable`.
+        """
+        if getattr(self._owed, "since", None) is None:
+            self._owed.since = self._losses
         self._noted += 1
 
     def written(self) -> None:
         """Say that everything noted is committed."""
         self._written = self._noted
 
+    def lose(self, problem: str) -> None:
+        """Say that what is noted and not committed is lost; what is noted later is not concerned."""
+        self._losses += 1
+        self._loss = problem
+        self._written = self._noted
+
     def fail(self, problem: str) -> None:
-        """Promise nothing any more: what somebody waits for is lost, or may be."""
+        """Promise nothing any more: what somebody waits for may be lost, and so may what comes."""
         self._failure = problem
 
     def check(self) -> None:
@@ -66,12 +86,25 @@ class WalSync:
         if self._failure is not None:
             raise StoreUnavailableError(f"{self._failure}; look at the disk, then restart")
 
-    def settle(self, wait: float = 30.0) -> None:
+    def _begin_settling(self) -> int:
+        """How many losses there were before this thread noted what it now settles."""
+        since: int | None = getattr(self._owed, "since", None)
+        self._owed.since = None
+        return self._losses if since is None else since
+
+    def _check_lost(self, since: int) -> None:
+        if self._losses != since:
+            raise StoreUnavailableError(self._loss)
+
+    def settle(self, wait: float = _PATIENCE) -> None:
         """Return when everything noted so far is on disk.
 
         Raises:
             StoreUnavailableError: some of it is lost, or the disk refused to sync.
         """
+        self._settle(self._begin_settling(), wait)
+
+    def _settle(self, since: int, wait: float) -> None:
         target = self._noted
         if self._synced < target:
             self._commit(wait)
@@ -80,23 +113,36 @@ class WalSync:
                 # Who waited here finds that the one before has synced its commit too.
                 if self._synced < target:
                     self._sync()
+        self._check_lost(since)
 
     def durable(self) -> Future[None] | None:
         """What resolves when `settle` would return, or None if it would return at once.
 
         It is the same future for all who come before a thread takes it up, and cannot be cancelled.
         """
+        since = self._begin_settling()
+        if self._losses != since:
+            return self._failed()
         if self._synced >= self._noted:
             return None
         with self._future_lock:
-            if self._next is None:
+            before = self._next
+            if before is None or self._next_since != since:
+                if before is not None:  # what it is for got lost meanwhile
+                    before.set_exception(StoreUnavailableError(self._loss))
                 self._next = Future()
+                self._next_since = since
                 self._next.set_running_or_notify_cancel()
                 self._requests.put(True)  # noqa: FBT003
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="agentguard-sync", daemon=True)
                     self._thread.start()
             return self._next
+
+    def _failed(self) -> Future[None]:
+        future: Future[None] = Future()
+        future.set_exception(StoreUnavailableError(self._loss))
+        return future
 
     def close(self) -> None:
         """Let go of the file and the thread."""
@@ -136,10 +182,11 @@ class WalSync:
         while self._requests.get():
             with self._future_lock:
                 future, self._next = self._next, None
+                since = self._next_since
             if future is None:
                 continue
             try:
-                self.settle()
+                self._settle(since, _PATIENCE)
             except BaseException as error:  # noqa: BLE001  # who waits must hear of it in any case
                 future.set_exception(error)
             else:

@@ -228,7 +228,7 @@ def test_a_switch_that_cannot_be_used_exits_5_and_is_named(home: Path, run: Call
     home.write_text("in the way")
     result = run("kill", "--reason", "why")
     assert result.code == 5
-    assert result.err.startswith(f"agentguard kill: the kill switch in {home} cannot be used")
+    assert result.err.startswith(f"agentguard kill: the kill could not be recorded in {home}/control.log")
     assert result.out == ""
 
 

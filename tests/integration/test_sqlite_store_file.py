@@ -507,7 +507,9 @@ def test_deferred_events_that_nobody_settles_do_not_keep_others_out(
     raw.close()
 
 
-def test_when_deferred_events_are_lost_nothing_is_promised_any_more(store: SQLiteEventStore) -> None:
+def test_when_deferred_events_are_lost_who_appended_them_is_told_and_nobody_else(
+    store: SQLiteEventStore,
+) -> None:
     number = create(store, events=1)
     writer = store._database()._writer
     assert writer is not None
@@ -516,13 +518,41 @@ def test_when_deferred_events_are_lost_nothing_is_promised_any_more(store: SQLit
         writer.execute("ROLLBACK")
         with pytest.raises(StoreUnavailableError, match="no transaction"):
             list(store.read("r1"))
-    for use in (
-        store.settle,
-        lambda: store.append(number, [next_event(store)], durability="power", deferred=True),
-    ):
-        with pytest.raises(StoreUnavailableError, match="are lost"):
-            use()
-    store.append(number, [next_event(store)])
+    others: list[object] = []
+
+    def other() -> None:
+        store.append(number, [next_event(store)], durability="power", deferred=True)
+        store.settle()
+        others.append(list(store.read("r1"))[-1].seq)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert others == [2]
+    with pytest.raises(StoreUnavailableError, match="are lost"):
+        store.settle()
+    store.append(number, [next_event(store)], durability="power", deferred=True)
+    store.settle()
+    assert store.durable() is None
+
+
+def test_a_future_of_events_that_got_lost_fails_and_the_next_one_does_not(store: SQLiteEventStore) -> None:
+    number = create(store, events=1)
+    writer = store._database()._writer
+    assert writer is not None
+    with store.lock_for("r1"):
+        store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
+        writer.execute("ROLLBACK")
+        with pytest.raises(StoreUnavailableError, match="no transaction"):
+            list(store.read("r1"))
+    lost = store.durable()
+    assert lost is not None
+    with pytest.raises(StoreUnavailableError, match="are lost"):
+        lost.result(60)
+    store.append(number, [next_event(store)], durability="power", deferred=True)
+    kept = store.durable()
+    assert kept is not None
+    kept.result(60)
 
 
 def test_after_a_failed_sync_nothing_is_promised_any_more(
