@@ -166,10 +166,7 @@ def _goes_on(guard: Guard, journal: Journal) -> bool:
 def _in_flight(family: list[Journal]) -> set[tuple[str, str]]:
     """The steps that this process has in flight, by run and key."""
     return {
-        (each.run_id, key)
-        for each in family
-        for key in list(each.fold.open)
-        if key not in each.fold.elsewhere
+        (each.run_id, key) for each in family for key in list(each.fold.open) if key not in each.elsewhere
     }
 
 

@@ -1,4 +1,8 @@
-"""What a run's log adds up to.  Live and read back, the same code applies the same records."""
+"""What a run's log adds up to.  Live and read back, the same code applies the same records.
+
+`start` and `close` do all that a step's start and outcome mean; the live path calls them with the record
+that it has just appended, and `apply` with one that was read.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +72,6 @@ class RunFold:
         #: Scopes by key; the run itself is the scope with the empty key.
         self.scopes: dict[str, ScopeFold] = {}
         self.open: dict[str, OpenStep] = {}
-        #: Those in flight that were read in the log: another process began them, or an earlier owner.
-        self.elsewhere: set[str] = set()
         #: How many attempts a step with a `key=` of its own has had, and whether it completed.
         self.keyed: dict[str, tuple[int, bool]] = {}
         self.steps = 0
@@ -163,37 +165,73 @@ class RunFold:
 
     def apply(self, record: Record, digest: bytes) -> None:
         """Take in the next record of the log, whose hash is `digest`."""
-        handler = _HANDLERS.get(record.type)
-        if handler is not None:
-            handler(self, record, record.data or {})
+        if record.type == ev.STEP_STARTED:
+            self.start(record, digest, _request_of(record))
+        elif record.type in _OUTCOMES:
+            self.close(record, digest)
+        else:
+            handler = _HANDLERS.get(record.type)
+            if handler is not None:
+                handler(self, record, record.data or {})
+            self._pass(record, digest)
+
+    def _pass(self, record: Record, digest: bytes) -> None:
         self.seq = record.seq
         self.hash = digest
         self._last_ns = record.at_ns
 
-    def started(self, key: str, attempt: int, request: Request, scope: str, windows: tuple[str, ...]) -> bool:
-        """A step holds its reservation at every level of this log; gives whether a limit is near now."""
+    def start(self, record: Record, digest: bytes, request: Request) -> bool:
+        """Take in a `step_started`: the step holds what it asks for at every level of this log.
+
+        Return whether a limit of it is near now.
+        """
+        scope, windows = "", ()
+        key = record.key or ""
+        data = record.data
+        if data is not None:
+            scope = data.get("scope", "")
+            windows = tuple(data.get("windows", ()))
+            if "unbounded" in data:
+                self.bounded = False
+            if "keyed" in data:
+                self.keyed[key] = (record.attempt, False)
         near = False
         for account in self.scopes[scope].accounts:
             if account.reserve(request):
                 near = True
-        self.open[key] = OpenStep(request, scope, attempt, windows)
+        self.open[key] = OpenStep(request, scope, record.attempt, windows)
         if key.startswith(UNNAMED):
             self.needs_branch_names = True
         self.steps += 1
+        self.seq = record.seq
+        self.hash = digest
+        self._last_ns = record.at_ns
         return near
 
-    def settled(self, key: str, usage: Amounts) -> None:
-        """A step gives its reservation back and is charged `usage`."""
-        step = self.open.pop(key)
-        for account in self.scopes[step.scope].accounts:
-            account.settle(step.request.reserve, usage)
+    def close(self, record: Record, digest: bytes) -> None:
+        """Take in a `step_completed`, `step_failed` or `step_resolved`.
 
-    def released(self, key: str) -> None:
-        """A step whose body never ran gives everything back."""
-        step = self.open.pop(key)
-        for account in self.scopes[step.scope].accounts:
-            account.release(step.request)
-        self.steps -= 1
+        The step gives back what it held and is charged what it used.  One whose body never ran gives
+        everything back.
+        """
+        key = record.key or ""
+        data = record.data
+        if self.keyed and key in self.keyed:
+            done = record.type == ev.STEP_COMPLETED or (data is not None and data.get("as") == "completed")
+            self.keyed[key] = (record.attempt or self.keyed[key][0], done)
+        step = self.open.pop(key, None)
+        if step is not None:  # else a resolution of a step whose failure is already on record
+            unentered = data is not None and data.get("body_ran") is False
+            for account in self.scopes[step.scope].accounts:
+                if unentered:
+                    account.release(step.request)
+                else:
+                    account.settle(step.request.reserve, record.usage or {})
+            if unentered:
+                self.steps -= 1
+        self.seq = record.seq
+        self.hash = digest
+        self._last_ns = record.at_ns
 
     def _move(self, to_state: RunState) -> None:
         check_move(self.run_id, self.state, to_state)
@@ -242,35 +280,6 @@ class RunFold:
         self.ended_ns = record.at_ns
         self.termination = data.get("termination", {"type": "completed"})
         self.running_ns = data.get("running_ns", self.running_ns)
-
-    def _step_started(self, record: Record, data: dict[str, Any]) -> None:
-        request = Request(
-            data.get("reserve", ONE_STEP),
-            record.name or "",
-            record.kind or "",
-            repeat=repeat_of(record),
-        )
-        if data.get("unbounded"):
-            self.bounded = False
-        key = record.key or ""
-        if data.get("keyed"):
-            self.keyed[key] = (record.attempt, False)
-        windows = tuple(data.get("windows", ()))
-        self.started(key, record.attempt, request, data.get("scope", ""), windows)
-        self.elsewhere.add(key)
-
-    def _step_closed(self, record: Record, data: dict[str, Any]) -> None:
-        key = record.key or ""
-        self.elsewhere.discard(key)
-        if key in self.keyed:
-            done = record.type == ev.STEP_COMPLETED or data.get("as") == "completed"
-            self.keyed[key] = (record.attempt or self.keyed[key][0], done)
-        if key not in self.open:
-            return  # a resolution of a step whose failure is already on record
-        if data.get("body_ran") is False:
-            self.released(key)
-        else:
-            self.settled(key, record.usage or {})
 
     def _refused(self, record: Record, data: dict[str, Any]) -> None:
         if (scope := data.get("stops")) and scope in self.scopes:
@@ -325,6 +334,13 @@ def repeat_of(record: Record) -> str | None:
     return repeat_id(record.name or "", data.get("repeat", data.get("args")))
 
 
+def _request_of(record: Record) -> Request:
+    """Return what a step on record asked for."""
+    reserve = (record.data or {}).get("reserve", ONE_STEP)
+    return Request(reserve, record.name or "", record.kind or "", repeat=repeat_of(record))
+
+
+_OUTCOMES = frozenset((ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED))
 _TERMINAL = {
     ev.RUN_COMPLETED: RunState.COMPLETED,
     ev.RUN_FAILED: RunState.FAILED,
@@ -340,10 +356,6 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
     ev.RUN_COMPLETED: RunFold._ended,
     ev.RUN_FAILED: RunFold._ended,
     ev.RUN_KILLED: RunFold._ended,
-    ev.STEP_STARTED: RunFold._step_started,
-    ev.STEP_COMPLETED: RunFold._step_closed,
-    ev.STEP_FAILED: RunFold._step_closed,
-    ev.STEP_RESOLVED: RunFold._step_closed,
     ev.STEP_REFUSED: RunFold._refused,
     ev.SCOPE_OPENED: RunFold._scope_opened,
     ev.SCOPE_CLOSED: RunFold._scope_closed,

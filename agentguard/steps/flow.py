@@ -189,12 +189,10 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001
         None if span is None else span.span_id,
     )
     try:
-        journal.write(record, step.payload, movements, spec.durability, wait)
+        digest = journal.write(record, step.payload, movements, spec.durability, wait)
     except LedgerRefusedError as error:
         raise _refused_by_ledger(step, error) from None
-    near = fold.started(step.key, step.attempt, request, step.scope_key, windows)
-    if data is not None and "unbounded" in data:
-        fold.bounded = False
+    near = fold.start(record, digest, request)
     step.at_ns = now
     step.started_ns = monotonic()
     if near or movements:

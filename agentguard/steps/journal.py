@@ -87,6 +87,8 @@ class Journal:
         self.row = row
         self.number = row.number
         self.fold = fold
+        #: Steps in flight that another process began, or an earlier owner.
+        self.elsewhere = set(fold.open)
         #: The claim that this process acts under; a later one fences it.
         self.epoch = fold.epoch
         #: How many attachments of this process there are.
@@ -197,15 +199,14 @@ class Journal:
         movements: Sequence[Movement],
         durability: Durability | None,
         wait: bool,  # noqa: FBT001 - called for each step, and keywords cost
-    ) -> None:
-        """Append one record the fast way; the caller takes into the fold what it means.
+    ) -> bytes:
+        """Append one record the fast way and return its hash; the caller takes it into the fold.
 
         The lock is held.  Nothing was written if this raises.
         """
-        fold = self.fold
         seq = record.seq
         body = encode(record)
-        digest = sha256(fold.hash + body).digest()
+        digest = sha256(self.fold.hash + body).digest()
         append_one = self._append_one
         if append_one is not None and durability is None and not movements:
             append_one(self.number, seq, body, digest, payload, wait)
@@ -218,8 +219,7 @@ class Journal:
                 wait=wait,
                 deferred=True,
             )
-        fold.seq = seq
-        fold.hash = digest
+        return digest
 
     def shares_disk(self, durability: Durability | None) -> bool:
         """Whether what was just written is still on its way to the disk, together with others' writes."""
@@ -298,6 +298,8 @@ class Journal:
             self.levels.changed()
         elif record.type == ev.STEP_REFUSED:
             self._take_scope_stop(record.data or {})
+        elif record.type == ev.STEP_RESOLVED and self.elsewhere:
+            self.elsewhere.discard(record.key or "")
         if fold.termination is not None and self.stop is None:
             stop = stop_from(fold.termination)
             if stop is not None:
@@ -321,6 +323,8 @@ class Journal:
                 owner = (self.store.row(self.run_id) or self.row).owner
                 raise RunOwnedError(self.run_id, f"process {owner.get('pid')} on {owner.get('host')}")
             self.apply(record, stored.hash)
+            if record.type == ev.STEP_STARTED:
+                self.elsewhere.add(record.key or "")
 
     def _claims(self, record: Record) -> bool:
         """Whether this is a claim by somebody else, after which this process is fenced (rule 13)."""
@@ -328,12 +332,14 @@ class Journal:
 
     def _reload(self) -> None:
         """Fold the log anew, after an act that was not written."""
+        own = self.fold.open.keys() - self.elsewhere
         self.fold = RunFold(self.run_id)
         for stored in self.store.read(self.run_id):
             record = codec.decode(stored.body)
             if self._claims(record):
                 break
             self.fold.apply(record, stored.hash)
+        self.elsewhere = self.fold.open.keys() - own
         self.stale = False
         self.levels.changed()
         self.time.count()

@@ -151,18 +151,13 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
     if fold.ended_ns is not None:
         _settle_late(step, journal, record, outcome.payload, movements)
         return
-    journal.write(record, outcome.payload, movements, spec.durability, wait)
+    digest = journal.write(record, outcome.payload, movements, spec.durability, wait)
     if journal.waiters:
         journal.time.count_idle()
-    if usage is None:
-        fold.released(step.key)
-    else:
-        fold.settled(step.key, usage)
-        if data is not outcome.data:
-            # What was reserved has been warned of already.
-            warn(journal, step.scope_key, usage, journal.moved)
-    if spec.key is not None:
-        fold.keyed[step.key] = (step.attempt, outcome.type == ev.STEP_COMPLETED)
+    fold.close(record, digest)
+    if usage is not None and data is not outcome.data:
+        # What was reserved has been warned of already.
+        warn(journal, step.scope_key, usage, journal.moved)
     if over is not None and journal.stop is None:
         stop_level(journal, over, None)
     if movements:
