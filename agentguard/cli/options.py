@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agentguard.cli import lookup
+from agentguard.cli import lookup, output
 
 #: More than anybody lists, and less than a store's integers hold.
 MOST = 1_000_000_000
@@ -60,4 +60,28 @@ KeyArgument = Annotated[
 
 ReasonOption = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded and shown.")
+]
+
+
+NameOption = Annotated[
+    str | None,
+    typer.Option("--name", metavar="PATTERN", help="Runs of this name alone; * and ? stand for others."),
+]
+
+
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="WHEN", help="Not before: an age like 2h or 7d, or a date or time."),
+]
+
+
+UtcOption = Annotated[
+    bool,
+    typer.Option("--utc", callback=output.use_utc, help="Print times in UTC; by default, in local time."),
+]
+
+
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", metavar="A,B", help="These columns alone, as run,name,usd,$/min,owner."),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +20,24 @@ from agentguard.guard import Guard
 
 #: Wide enough that nothing is cut or wrapped on its way to a file or another program.
 _ENDLESS = 10_000
+
+
+class _Zone:
+    """The time zone that times are printed in: this machine's, or UTC."""
+
+    utc = False
+
+
+def use_utc(wanted: bool) -> None:
+    """Print times in UTC from now on, if that is wanted."""
+    _Zone.utc = bool(wanted)
+
+
+def when(at: datetime | None) -> str:
+    """Return a time to the second, with its zone; a dash where there is none."""
+    if at is None:
+        return "-"
+    return at.astimezone(UTC if _Zone.utc else None).isoformat(sep=" ", timespec="seconds")
 
 
 def console(*, stderr: bool = False) -> Console:

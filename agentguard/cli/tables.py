@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from agentguard.audit.verify import VerifyReport
 from agentguard.cli import lookup, output
+from agentguard.monitoring import RunStatus
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 
@@ -32,31 +32,35 @@ _STYLES = {
 _COLUMNS = {
     "run": 0,
     "name": 0,
-    "tenant": 100,
+    "tenant": 110,
     "state": 0,
-    "steps": 70,
+    "steps": 80,
     "usd": 0,
-    "tokens": 110,
-    "started": 130,
-    "duration": 90,
+    "$/min": 90,
+    "limit": 100,
+    "tokens": 140,
+    "last step": 130,
+    "owner": 150,
+    "started": 175,
+    "duration": 100,
     "ended by": 0,
 }
-
-
-_NUMBERS = ("steps", "usd", "tokens", "duration")
-
-
+COLUMNS = tuple(_COLUMNS)
+_NUMBERS = ("steps", "usd", "$/min", "limit", "tokens", "duration")
 #: These may be cut where room is short; the others are of use only if they are whole.
-_LONG = ("name", "tenant", "ended by")
+_LONG = ("name", "tenant", "last step", "owner", "ended by")
 
 
-def runs_table(runs: Sequence[RunSummary], console: Console) -> Table:
-    """The runs, one a line; for a terminal, ids are shortened and columns left out to make it fit."""
+def runs_table(runs: Sequence[RunStatus], console: Console, columns: Sequence[str] | None = None) -> Table:
+    """Return the runs, one a line; on a terminal, ids are shortened and columns left out to make it fit.
+
+    `columns` names those to show, whatever the width.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [name for name, width in _COLUMNS.items() if width <= console.width]
-    ids = [run.run_id for run in runs]
+    columns = columns or [name for name, width in _COLUMNS.items() if width <= console.width]
+    ids = [run.summary.run_id for run in runs]
     shown = lookup.short_ids(ids) if console.is_terminal else dict(zip(ids, ids, strict=True))
-    rows = [_cells(run, shown[run.run_id]) for run in runs]
+    rows = [_cells(run, shown[run.summary.run_id]) for run in runs]
     for name in columns:
         table.add_column(
             name,
@@ -69,7 +73,9 @@ def runs_table(runs: Sequence[RunSummary], console: Console) -> Table:
     return table
 
 
-def _cells(run: RunSummary, run_id: str) -> dict[str, Text]:
+def _cells(status: RunStatus, run_id: str) -> dict[str, Text]:
+    run = status.summary
+    limit = status.nearest_limit
     return {
         "run": Text(output.printable(run_id)),
         "name": Text(output.printable(run.name)),
@@ -77,11 +83,35 @@ def _cells(run: RunSummary, run_id: str) -> dict[str, Text]:
         "state": state_text(run.state),
         "steps": Text(f"{run.steps:,}"),
         "usd": Text(output.money(run.usage.usd) if run.usage.usd else "-"),
+        "$/min": Text(output.money(round(status.usd_per_minute, 4)) if status.usd_per_minute else "-"),
+        "limit": Text("-" if limit is None else f"{limit.share:.0%} {limit.resource}"),
         "tokens": Text(f"{run.usage.tokens:,}" if run.usage.tokens else "-"),
-        "started": Text(_moment(run.started_at)),
+        "last step": Text(output.one_line(status.last_step or "-")),
+        "owner": Text(owner(status)),
+        "started": Text(output.when(run.started_at)),
         "duration": Text(output.seconds(run.duration)),
-        "ended by": Text(ended_by(run)),
+        "ended by": _ending(status),
     }
+
+
+def _ending(status: RunStatus) -> Text:
+    return Text("process gone", style="bold red") if status.alive is False else Text(ended_by(status.summary))
+
+
+def owner(status: RunStatus) -> str:
+    """Return the process that owns a run, and whether it is gone."""
+    if status.pid is None:
+        return "none"
+    gone = " (gone)" if status.alive is False else ""
+    return output.one_line(f"pid {status.pid} on {status.host}{gone}")
+
+
+def advice(runs: Sequence[RunStatus]) -> Iterator[Text]:
+    """Return what to do about live runs whose process is gone, a line each."""
+    for run in runs:
+        if run.alive is False:
+            said = f"process gone: agentguard recover {run.summary.run_id} --module pkg.mod:fn"
+            yield Text(output.one_line(said), style="yellow")
 
 
 def state_text(state: RunState) -> Text:
@@ -129,8 +159,8 @@ def _facts(run: RunSummary) -> Iterator[tuple[str, str | Text]]:
         "limits",
         output.limits(run.budget) + ("" if run.bounded else " (not bounded: a step had no reserve)"),
     )
-    yield "started", _moment(run.started_at)
-    yield "ended", _moment(run.ended_at)
+    yield "started", output.when(run.started_at)
+    yield "ended", output.when(run.ended_at)
     yield "duration", output.seconds(run.duration)
     for warning in run.warnings:
         yield "warning", output.one_line(output.warning(warning))
@@ -163,10 +193,6 @@ def report_lines(report: VerifyReport) -> Iterator[Text]:
     for fault in report.faults:
         problem = output.one_line(f"run {fault.run_id}, event {fault.seq}: {fault.problem}")
         yield Text(f"  {problem}", style="red")
-
-
-def _moment(at: datetime | None) -> str:
-    return "-" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def table(columns: Iterable[str]) -> Table:

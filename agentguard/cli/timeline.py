@@ -17,7 +17,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Event
-from agentguard.runs.summary import usage_data
+from agentguard.runs.summary import moment, usage_data
 
 #: How much of a payload is shown to people; `--json` gives all of it.
 _PAYLOAD_CHARACTERS = 2000
@@ -55,10 +55,15 @@ def event_data(entry: Entry, *, payloads: bool = False) -> dict[str, Any]:
 
 
 class Timeline:
-    """Renders the entries of one log in order; it remembers how deep each scope and step lies."""
+    """Renders the entries of one log in order; it remembers how deep each scope and step lies.
 
-    def __init__(self, *, payloads: bool = False) -> None:
+    Each line has the seconds since the first event; with `dated`, as for a log that goes on for months,
+    its date and time.
+    """
+
+    def __init__(self, *, payloads: bool = False, dated: bool = False) -> None:
         self._payloads = payloads
+        self._dated = dated
         self._depths: dict[str, int] = {}
         self._start: int | None = None
 
@@ -70,7 +75,8 @@ class Timeline:
                 self._start = event.at_ns
             depth = self._depth(event)
             said = describe(event)
-            line = Text().append(f"{event.seq:>5}  {_offset(event.at_ns - self._start)}  ", style="dim")
+            at = output.when(moment(event.at_ns)) if self._dated else _offset(event.at_ns - self._start)
+            line = Text().append(f"{event.seq:>5}  {at}  ", style="dim")
             yield line.append("  " * depth + output.one_line(said), style=_STYLES.get(event.type))
             if self._payloads and entry.payload is not None:
                 yield _payload_line(event, entry.payload, depth)
@@ -86,9 +92,14 @@ class Timeline:
 def describe(event: Event) -> str:
     """An event in a line."""
     try:
-        return _DESCRIPTIONS.get(event.type, _other)(event)
+        return _DESCRIPTIONS.get(event.type, _other)(event) + _mark(event)
     except (AttributeError, LookupError, TypeError, ValueError):
         return f"{event.type}, altered: its data are not those of such an event"
+
+
+def _mark(event: Event) -> str:
+    reason = event.data.get("unreplayable")
+    return f" [not replayable: {reason}]" if reason else ""
 
 
 def _offset(nanoseconds: int) -> str:

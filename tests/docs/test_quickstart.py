@@ -17,7 +17,7 @@ pytest.importorskip("typer")
 PAGE = Path(__file__).parents[2] / "docs" / "quickstart.md"
 BLOCK = re.compile(r"(?:<!-- ([\w.]+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]+)*\b")
-TIME = re.compile(r"\d+(\.\d+)? ?(s|ms|µs)\b")
+TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d|\d+(\.\d+)? ?(s|ms|µs)\b")
 
 
 def words(line: str) -> list[str]:

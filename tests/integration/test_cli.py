@@ -161,7 +161,8 @@ def test_runs_lists_the_newest_first(cli: Cli, recorded: Path) -> None:
     assert (code, err) == (0, "")
     header, *lines = out.splitlines()
     assert header.split() == [
-        *("run", "name", "tenant", "state", "steps", "usd", "tokens", "started", "duration", "ended", "by")
+        *("run", "name", "tenant", "state", "steps", "usd", "$/min", "limit", "tokens", "last", "step"),
+        *("owner", "started", "duration", "ended", "by"),
     ]
     assert [line.split()[0] for line in lines] == ["victim", "report-2", "child-1", "report-1"]
     assert "run kill: enough \\x1b[31m" in lines[0]
@@ -171,7 +172,8 @@ def test_runs_lists_the_newest_first(cli: Cli, recorded: Path) -> None:
 
 def test_runs_as_json_are_the_summaries(data: Callable[..., Any], recorded: Path) -> None:
     with open_guard(recorded) as guard:
-        assert data("runs", "--home", recorded) == [run.to_data() for run in guard.runs()]
+        shown = data("runs", "--home", recorded)
+        assert [run | guarded.to_data() for run, guarded in zip(shown, guard.runs(), strict=True)] == shown
 
 
 @pytest.mark.parametrize(
@@ -516,7 +518,7 @@ def test_verify_finds_an_edited_control_log(cli: Cli, spoilt: Path) -> None:
 def test_tail_shows_the_newest_events(cli: Cli, recorded: Path) -> None:
     code, out, _ = cli("tail", "--home", recorded, "-n", 2)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["victim", "victim"]
+    assert [line.split()[2] for line in out.splitlines()] == ["victim", "victim"]
     assert "run killed" in out
     assert cli("tail", "--home", recorded, "-n", 0)[1] == ""
 
@@ -567,7 +569,7 @@ def test_tail_follows_all_runs_until_interrupted(spoilt: Path) -> None:
         assert process.stdout is not None
         assert "run killed" in process.stdout.readline()
         with open_guard(spoilt) as guard, guard.run("more", run_id="more"):
-            assert process.stdout.readline().split()[:2] == ["more", "1"]
+            assert process.stdout.readline().split()[2:4] == ["more", "1"]
         process.send_signal(2)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import pty
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 
 from agentguard import ApprovalDeniedError, Budget, Guard, Usage, guarded_step
 from agentguard.cli import main
+from agentguard.monitoring import LiveRuns
 from agentguard.stores.memory import MemoryEventStore
 from agentguard.testing import FakeClock, FakeIds
 
@@ -261,21 +264,91 @@ def test_top_shows_live_runs_those_that_spent_most_first(
 
 def test_top_reads_a_log_on_from_where_it_was(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long run costs no more at each look than what it did since the last one."""
-    from agentguard.cli.commands.top import Folds
-
-    folds, asked = Folds(guard), []
+    live, asked = LiveRuns(guard.parts.store, guard.parts.clock), []
     read = guard.parts.store.read
     with guard.run("long") as run:
         pay(1)
-        assert folds.summaries(None, 5)[0].steps == 1
+        assert live.read()[0].summary.steps == 1
         monkeypatch.setattr(
             guard.parts.store, "read", lambda run_id, after=0: asked.append(after) or read(run_id, after)
         )
         pay(2)
-        assert folds.summaries(None, 5)[0].steps == 2
+        assert live.read()[0].summary.steps == 2
         assert asked == [4]
-        assert folds.summaries(None, 5)[0].run_id == run.id
-    assert folds.summaries(None, 5) == []
+        assert live.read()[0].summary.run_id == run.id
+    assert live.read() == []
+
+
+def test_top_finds_the_wild_run_below_any_number_of_newer_ones(
+    guard: Guard, data: Callable[..., Any]
+) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(guard.run("wild", detached=True, budget=Budget(usd="0.5")))
+        pay(1)
+        for number in range(25):
+            stack.enter_context(guard.run(f"small-{number}", detached=True))
+        for order in ("spend", "rate", "age", "limit"):
+            [first] = data("top", "-n", "1", "--sort", order)
+            assert first["name"] == "wild"
+        assert first["usd_per_minute"] == "0.25"
+        assert first["nearest_limit"] == {"resource": "usd", "share": 0.5}
+        assert first["last_step"] == "pay"
+        assert first["owner"] == {"host": platform.node(), "pid": os.getpid(), "alive": True}
+        assert len(data("top", "--name", "small-1*")) == 11
+
+
+def test_a_run_whose_process_is_gone_is_shown_as_such(
+    guard: Guard, cli: Cli, data: Callable[..., Any], home: Path
+) -> None:
+    program = (
+        "import os\nfrom agentguard import Guard\n"
+        "with Guard.open(telemetry=False).run('lost', run_id='lost-run'):\n    os._exit(1)"
+    )
+    environment = os.environ | {"AGENTGUARD_HOME": str(home)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+    for command in ("runs", "top"):
+        assert data(command)[0]["owner"]["alive"] is False
+        out = cli(command)[1]
+        assert "process gone: agentguard recover lost-run --module pkg.mod:fn" in out
+
+
+def test_runs_are_chosen_by_name_and_time_and_ordered_by_spend(
+    guard: Guard, cli: Cli, data: Callable[..., Any]
+) -> None:
+    a_run(guard, name="billing")
+    with guard.run("idle"):
+        pass
+    assert [run["name"] for run in data("runs")] == ["idle", "billing"]
+    assert [run["name"] for run in data("runs", "--sort", "spend")] == ["billing", "idle"]
+    assert [run["name"] for run in data("runs", "--name", "bill*")] == ["billing"]
+    assert len(data("runs", "--since", "1h")) == 2
+    assert data("runs", "--since", "2199-01-01") == []
+    code, _, err = cli("runs", "--since", "yesterday")
+    assert (code, "--since 'yesterday' is neither an age" in err) == (2, True)
+
+
+def test_columns_are_those_that_are_named(guard: Guard, cli: Cli) -> None:
+    a_run(guard)
+    code, out, _ = cli("runs", "--columns", "name,usd")
+    assert (code, [line.split() for line in out.splitlines()]) == (0, [["name", "usd"], ["billing", "$0.25"]])
+    code, _, err = cli("runs", "--columns", "nme")
+    assert (code, "there is no column 'nme'; known are run, name" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["runs", "summary", "show", "tail"])
+def test_times_have_a_zone_and_utc_where_that_is_asked_for(
+    command: str, guard: Guard, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_run(guard)
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        arguments = [command] if command in ("runs", "tail") else [command, run_id]
+        assert "+05:30" in cli(*arguments)[1]
+        assert "+00:00" in cli(*arguments, "--utc")[1]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_top_at_a_terminal_goes_on_until_it_is_interrupted(guard: Guard, home: Path) -> None:

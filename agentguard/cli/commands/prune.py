@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from agentguard.audit import erasure
-from agentguard.cli import exit_codes, lookup, output
+from agentguard.cli import exit_codes, lookup, output, selection
 from agentguard.cli.app import app
 from agentguard.cli.options import (
     ActorOption,
@@ -18,11 +17,6 @@ from agentguard.cli.options import (
     StoreOption,
     YesOption,
 )
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-_AGE = re.compile(r"(\d{1,9})([smhdw])")
 
 
 @app.command(epilog="--json: {before, runs}.")
@@ -45,7 +39,7 @@ def prune(
 
 def _prune(older_than: str, actor: str | None, *, sure: bool, as_json: bool) -> int:
     """Drop old runs, and give the exit code."""
-    age = _age(older_than)
+    age = selection.past(older_than, "--older-than")
     if not lookup.store_is_there():
         return _say_pruned([], age, as_json=as_json)
     with lookup.acting() as guard:
@@ -66,16 +60,3 @@ def _say_pruned(pruned: list[str], before: datetime | timedelta, *, as_json: boo
     else:
         print(f"pruned {len(pruned):,} {'run' if len(pruned) == 1 else 'runs'}")
     return exit_codes.OK
-
-
-def _age(text: str) -> timedelta | datetime:
-    match = _AGE.fullmatch(text.strip())
-    try:
-        if match is not None:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])})
-        at = datetime.fromisoformat(text.strip())
-    except (ValueError, OverflowError) as error:
-        raise exit_codes.UsageError(
-            f"--older-than {text!r} is neither an age like 90d, 12h or 30m, nor a date like 2026-01-31"
-        ) from error
-    return at if at.tzinfo is not None else at.astimezone()

@@ -18,6 +18,7 @@ from agentguard.cli.options import (
     JsonOption,
     RunArgument,
     StoreOption,
+    UtcOption,
 )
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
@@ -26,10 +27,10 @@ from agentguard.events.model import CONTROL_RUN_ID, Event
 from agentguard.guard import Guard
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.runs.fold import RunFold, ScopeFold
-from agentguard.runs.summary import usage_data
+from agentguard.runs.summary import moment, usage_data
 
 
-class Moment(NamedTuple):
+class AsOf(NamedTuple):
     """What a log adds up to at `event`, and the events that began what is under way there."""
 
     fold: RunFold
@@ -53,6 +54,7 @@ def show(
             "--at", metavar="SEQ", min=1, help="Instead, state, spending and open steps as of that event."
         ),
     ] = None,
+    utc: UtcOption = False,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -60,7 +62,7 @@ def show(
     """Show the log of a run as a timeline; `control` shows kills and revives."""
     lookup.use(store, home)
     if at is not None:
-        _show_moment(run_id, at, as_json=as_json)
+        _show_at(run_id, at, as_json=as_json)
         return
     _show_log(run_id, payloads=payloads, as_json=as_json)
 
@@ -80,7 +82,9 @@ def _show_log(typed: str, *, payloads: bool, as_json: bool) -> None:
             events = [timeline.event_data(entry, payloads=payloads) for entry in log]
             output.print_json({"run": _summary_data(guard, run_id, altered), "events": events})
         else:
-            output.print_lines(Text(f"run {run_id}", style="bold"))
+            row = guard.parts.store.row(run_id)
+            created = "" if row is None else f", created {output.when(moment(row.created_ns))}"
+            output.print_lines(Text(f"run {run_id}{created}", style="bold"))
             output.print_lines(*timeline.Timeline(payloads=payloads).lines(log))
     output.fail_if_altered(altered)
 
@@ -105,24 +109,24 @@ def _show_control(*, as_json: bool) -> None:
             output.print_json({"run": None, "events": [timeline.event_data(entry) for entry in log]})
             return
         output.print_lines(Text(f"control log of {switch.home}", style="bold"))
-        output.print_lines(*timeline.Timeline().lines(log))
+        output.print_lines(*timeline.Timeline(dated=True).lines(log))
     finally:
         switch.close()
 
 
-def _show_moment(typed: str, at: int, *, as_json: bool) -> None:
+def _show_at(typed: str, at: int, *, as_json: bool) -> None:
     """Show state, spending and open steps as of event `at`."""
     if typed == CONTROL_RUN_ID:
         raise exit_codes.UsageError("--at goes with a run")
     with lookup.reading() as guard:
-        moment = _moment(guard, lookup.find_run(guard, typed), at)
+        found = _fold_to(guard, lookup.find_run(guard, typed), at)
     if as_json:
-        output.print_json(_data(moment))
+        output.print_json(_data(found))
     else:
-        output.print_lines(*_lines(moment))
+        output.print_lines(*_lines(found))
 
 
-def _moment(guard: Guard, run_id: str, at: int) -> Moment:
+def _fold_to(guard: Guard, run_id: str, at: int) -> AsOf:
     """Fold the log up to an event, its chain checked on the way."""
     fold = RunFold(run_id)
     begun: dict[str, Event] = {}
@@ -133,7 +137,7 @@ def _moment(guard: Guard, run_id: str, at: int) -> Moment:
             begun[record.key or ""] = codec.to_event(run_id, stored, head)
         if stored.seq == at:
             under_way = [event for key, event in begun.items() if key in fold.open]
-            return Moment(fold, codec.to_event(run_id, stored, head), under_way)
+            return AsOf(fold, codec.to_event(run_id, stored, head), under_way)
     raise exit_codes.UsageError(f"run {run_id} has events 1 to {fold.seq}, not {at}")
 
 
@@ -145,8 +149,8 @@ def _waiting(fold: RunFold) -> list[str]:
     return [key for key, asked in fold.approvals.items() if asked["state"] == ev.APPROVAL_REQUESTED]
 
 
-def _data(moment: Moment) -> dict[str, Any]:
-    fold, event, begun = moment
+def _data(found: AsOf) -> dict[str, Any]:
+    fold, event, begun = found
     return {
         "run_id": fold.run_id,
         "seq": event.seq,
@@ -178,8 +182,8 @@ def _data(moment: Moment) -> dict[str, Any]:
     }
 
 
-def _lines(moment: Moment) -> Iterator[Text]:
-    fold, event, begun = moment
+def _lines(found: AsOf) -> Iterator[Text]:
+    fold, event, begun = found
     yield Text(f"run {fold.run_id} as of event {event.seq}", style="bold")
     yield _fact("event", timeline.describe(event))
     ended = "" if fold.termination is None else f": {fold.termination.get('message', '')}".rstrip(": ")

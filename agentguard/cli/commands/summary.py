@@ -9,12 +9,18 @@ from agentguard.cli.options import (
     JsonOption,
     RunArgument,
     StoreOption,
+    UtcOption,
 )
 
 
 @app.command(epilog="--json: the run's summary.")
 def summary(
-    run_id: RunArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False
+    *,
+    run_id: RunArgument,
+    utc: UtcOption = False,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say in a few lines what a run came to."""
     lookup.use(store, home)

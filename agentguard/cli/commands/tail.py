@@ -18,12 +18,14 @@ from agentguard.cli.options import (
     JsonOption,
     StoreOption,
     TenantOption,
+    UtcOption,
 )
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import Event
 from agentguard.protocols import EventStore
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import moment
 
 #: How often, in seconds, the store is asked for more.
 _POLL = 0.2
@@ -58,6 +60,7 @@ def tail(
         bool, typer.Option("--follow", "-f", help="Go on as events come, until the named run has ended.")
     ] = False,
     tenant: TenantOption = None,
+    utc: UtcOption = False,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -177,7 +180,8 @@ def text_printer(*, one_run: bool) -> Callable[[Numbered], None]:
 
 
 def _line(event: Event) -> Text:
-    line = Text().append(f"{event.run_id}  {event.seq:>5}  ", style="dim")
+    at = output.when(moment(event.at_ns))
+    line = Text().append(f"{at}  {event.run_id}  {event.seq:>5}  ", style="dim")
     return line.append(output.one_line(timeline.describe(event)))
 
 
