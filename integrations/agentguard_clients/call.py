@@ -8,29 +8,36 @@ from contextlib import contextmanager
 from typing import Any
 
 from agentguard import AgentGuardError, Run, Step, UnknownCostError, Usage, current_step
-from agentguard_clients.endpoints import Asked, Body, Endpoint
+from agentguard.cost import ModelRequest, ModelUsage
+from agentguard_clients.endpoints import Body, Endpoint
 from agentguard_clients.guarding import Guarding
-from agentguard_clients.prompt import prompt_tokens
 from agentguard_clients.sse import Events, event_data
 from agentguard_clients.stops import let_through
 
 
 class ModelCall:
-    """One attempt at a request, made of the request that the SDK builds."""
+    """One attempt at a request, made of the request that the SDK builds.
+
+    Attributes:
+        run: the run that pays.
+        body: what the SDK asks, as it goes on record.
+        sent: what is really sent: bounded by what the budget leaves, and a stream asked for its usage.
+        send: sends it; set when the SDK does.
+    """
 
     def __init__(self, guarding: Guarding, run: Run, path: str, content: bytes) -> None:
         self.run = run
         self.body: Body = _json(content)
-        self._guarding = guarding
-        self._endpoint = endpoint = guarding.api.endpoint(path)
-        self._asked = None if endpoint is None else endpoint.asked(path, self.body)
-        self._reserved: Usage | UnknownCostError | None = None
-        #: What an answer told so far: `model` and `usage`.
-        self._answer: Body | None = None
-        self._drops_extra = False
-        #: Sends the request; set when it is sent.
         self.send: Any = None
-        self.sent = self._prepared(path, content)
+        self._guarding = guarding
+        self._path = path
+        self._endpoint = guarding.api.endpoint(path)
+        self._reserved: Usage | UnknownCostError = Usage()
+        self._counted: ModelUsage | None = None
+        #: Whether what was counted is all that will be billed.
+        self._final = False
+        self._drops_extra = False
+        self.sent = self._prepared(content)
 
     # --- before it is sent ---------------------------------------------------------------------
 
@@ -44,27 +51,35 @@ class ModelCall:
         """The kind of its step."""
         return "step" if self._endpoint is None else "llm"
 
-    def _prepared(self, path: str, content: bytes) -> bytes:
-        """Work out the reservation; return what to send, bounded by what the budget leaves."""
-        if self._endpoint is None or self._asked is None:
-            self._reserved = self._guarding.unknown(self.run, path)
+    @property
+    def _model(self) -> str:
+        return "" if self._endpoint is None else self._endpoint.model(self._path, self.body)
+
+    def _prepared(self, content: bytes) -> bytes:
+        """Work out the reservation; return what to send."""
+        if self._endpoint is None:
+            self._reserved = self._guarding.unknown(self.run, self._path)
             return content
-        body = self._bounded(self._endpoint, self._asked, prompt_tokens(content, self.body))
+        body = self._bounded(self._endpoint)
         if body.get("stream") is True:
             told = self._endpoint.streaming(body)
             self._drops_extra, body = told is not body, told
         return content if body is self.body else json.dumps(body, ensure_ascii=False).encode()
 
-    def _bounded(self, endpoint: Endpoint, asked: Asked, input_tokens: int) -> Body:
+    def _bounded(self, endpoint: Endpoint) -> Body:
+        body, most = self.body, self._guarding.max_output_tokens
+        request = ModelRequest((), body)
+        if most is not None and endpoint.bounds and request.max_tokens is None:
+            body = endpoint.bounded(body, most)
         try:
-            bound = self._guarding.bound(self.run, asked, input_tokens)
+            bound = self._guarding.bound(self.run, endpoint, self._path, body)
         except UnknownCostError as error:
             self._reserved = error  # `reserve=` raises it, so that the step is refused and the run stops
-            return self.body
+            return body
         self._reserved = bound.reserve
         if bound.max_tokens is None:
-            return self.body
-        return endpoint.bounded(self.body, max(bound.max_tokens // asked.answers, 1))
+            return body
+        return endpoint.bounded(body, max(bound.max_tokens // request.answers, 1))
 
     def reserve(self) -> Usage:
         """Return what the call may use at most.
@@ -74,14 +89,14 @@ class ModelCall:
         """
         if isinstance(self._reserved, UnknownCostError):
             raise self._reserved
-        return self._reserved or Usage()
+        return self._reserved
 
     def attributes(self) -> dict[str, Any]:
         """Return the facts for span and log."""
         facts: dict[str, Any] = {"gen_ai.provider.name": self._guarding.api.name}
-        if self._endpoint is not None and self._asked is not None:
+        if self._endpoint is not None:
             facts["gen_ai.operation.name"] = self._endpoint.operation
-            facts["gen_ai.request.model"] = self._asked.model
+            facts["gen_ai.request.model"] = self._model
         return facts
 
     # --- its answer ----------------------------------------------------------------------------
@@ -93,22 +108,25 @@ class ModelCall:
 
     def read(self, content: bytes) -> None:
         """Take in a whole answer."""
-        self._answer = _json(content)
+        if self._endpoint is not None:
+            self._counted = self._guarding.counted(_json(content))
+            self._final = True
 
     def saw(self, event: bytes) -> bool:
         """Take in an event of a stream; return whether it is for the consumer too."""
         if self._endpoint is None or b'"usage"' not in event or (data := event_data(event)) is None:
             return True
-        self._answer = self._endpoint.answer(self._answer, data)
+        counted = self._guarding.counted(data)
+        if counted is None:
+            return True
+        self._counted = counted if self._counted is None else self._counted.larger(counted)
+        self._final = self._endpoint.is_final(data)
         return not (self._drops_extra and self._endpoint.is_extra(data))
 
     def settle(self, step: Step | None) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved."""
-        if step is None or self._endpoint is None or self._asked is None or self._answer is None:
-            return
-        used = self._guarding.used(self._endpoint, self._asked, self._answer)
-        if used is not None and self._endpoint.is_final(self._answer):
-            step.settle(used)
+        if step is not None and self._final and self._counted is not None:
+            step.settle(self._guarding.used(self._model, self._counted))
 
     @contextmanager
     def passage(self) -> Iterator[None]:

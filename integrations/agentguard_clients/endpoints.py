@@ -4,59 +4,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from agentguard.cost.usage import LEAST_OUTPUT
 
 Body = dict[str, Any]
 
 
-class Asked(NamedTuple):
-    """What a request asks for, as far as its costs go.
+class Endpoint:
+    """One kind of request to a model.
 
-    `max_tokens` bounds one answer and is None where the request names no bound.  `least_tokens` is the
-    smallest bound that the provider takes: thinking has to fit in.
+    A provider's package derives a class for each; what most kinds share is here.
     """
-
-    model: str
-    max_tokens: int | None = None
-    least_tokens: int = 1
-    answers: int = 1
-    has_output: bool = True
-
-
-class Endpoint(Protocol):
-    """One kind of request to a model."""
 
     #: The name of its steps, and the operation of their spans.
     name: str
-    operation: str
+    operation: str = "chat"
+    path: re.Pattern[str]
+    #: The fields that bound an answer, the one to be set first.
+    bounds: tuple[str, ...] = ()
 
-    def matches(self, path: str) -> bool:
-        """Return whether requests to this path are of this kind."""
-        ...
+    def model(self, path: str, body: Body) -> str:
+        """Return the model that is asked for; some platforms have it in the path."""
+        found = self.path.search(path)
+        in_path = next(filter(None, found.groups()), None) if found else None
+        return str(body.get("model") or in_path or "unknown")
 
-    def asked(self, path: str, body: Body) -> Asked:
-        """Return what a request asks for."""
-        ...
+    def least_output(self, body: Body) -> int:
+        """Return the smallest bound that is worth asking for: thinking has to fit in."""
+        return LEAST_OUTPUT
 
     def bounded(self, body: Body, max_tokens: int) -> Body:
         """Return the request with another bound of its answer."""
-        ...
+        field = next((field for field in self.bounds if body.get(field) is not None), self.bounds[0])
+        return {**body, field: max_tokens}
 
     def streaming(self, body: Body) -> Body:
         """Return the request of a stream so that it tells its usage; the same where it does anyhow."""
-        ...
-
-    def answer(self, seen: Body | None, event: Mapping[str, Any]) -> Body | None:
-        """Return the answer (`model`, `usage`) as known after one more event of a stream."""
-        ...
+        return body
 
     def is_extra(self, event: Mapping[str, Any]) -> bool:
         """Return whether an event is there only because `streaming` asked for it."""
-        ...
+        return False
 
-    def is_final(self, answer: Mapping[str, Any]) -> bool:
-        """Return whether the usage of an answer is all that will be billed."""
-        ...
+    def is_final(self, event: Mapping[str, Any]) -> bool:
+        """Return whether an event that tells usage tells all that will be billed."""
+        return True
 
 
 class Provider(NamedTuple):
@@ -78,4 +71,4 @@ class Provider(NamedTuple):
 
     def endpoint(self, path: str) -> Endpoint | None:
         """Return the kind of requests to a path, or None for those that call no known model."""
-        return next((each for each in self.endpoints if each.matches(path)), None)
+        return next((each for each in self.endpoints if each.path.search(path)), None)

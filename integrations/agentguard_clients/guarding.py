@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from agentguard import NoActiveRunError, Run, UnknownCostError, Usage, current_run
-from agentguard.cost.prices import ModelPrices
-from agentguard.cost.usage import Bound, ModelCosts, Unpriced
+from agentguard.cost import Bound, ModelCosts, ModelPrices, ModelRequest, ModelUsage, model_usage
+from agentguard.cost.usage import USUAL_OUTPUT, Unpriced
 from agentguard.protocols import PriceBook
 from agentguard.runs.current import outside_allowed
-from agentguard_clients.endpoints import Asked, Body, Endpoint, Provider
-from agentguard_clients.usage import tokens_of
+from agentguard_clients.endpoints import Body, Endpoint, Provider
 
 #: What a request to an unknown model may use.
 _MODEL_RESOURCES = ("usd", "tokens", "input_tokens", "output_tokens")
@@ -48,11 +47,10 @@ class Guarding:
         self._provider = provider
         self._run = run
         self._outside = outside
-        self._costs, self._unclamped = (
-            ModelCosts(
-                prices or ModelPrices(), unpriced=unpriced, max_output_tokens=max_output_tokens, clamp=lowers
-            )
-            for lowers in (clamp, False)
+        #: Sent with calls that name no bound of their answer.
+        self.max_output_tokens = max_output_tokens
+        self._costs = ModelCosts(
+            prices or ModelPrices(), unpriced=unpriced, max_output_tokens=max_output_tokens, clamp=clamp
         )
 
     # --- which requests ------------------------------------------------------------------------
@@ -93,31 +91,29 @@ class Guarding:
         )
         return UnknownCostError(path, ("usd",), run.id, detail)
 
-    def bound(self, run: Run, asked: Asked, input_tokens: int) -> Bound:
-        """Return what a call may use, and the bound to send.
+    def bound(self, run: Run, endpoint: Endpoint, path: str, body: Body) -> Bound:
+        """Return what a call may use, and the bound to send, of all its answers.
 
         Raises:
             UnknownCostError: nobody knows what the model costs, and money is limited.
         """
-        provider = self._provider
-        if not asked.has_output:
-            free = self._costs.bound(
-                run, asked.model, input_tokens=input_tokens, max_tokens=1, provider=provider
-            )
-            reserve = self._costs.priced(asked.model, Usage(input_tokens=input_tokens), provider=provider)
-            return free._replace(reserve=reserve, max_tokens=None)
-        most = None if asked.max_tokens is None else asked.max_tokens * asked.answers
-        for costs in (self._costs, self._unclamped):
-            bound = costs.bound(
-                run, asked.model, input_tokens=input_tokens, max_tokens=most, provider=provider
-            )
-            if bound.max_tokens is None or bound.max_tokens >= asked.least_tokens * asked.answers:
-                break  # else the provider would refuse the bound, and the budget refuses the call better
-        return bound
+        request = ModelRequest((), body)
+        several = None if request.answers == 1 else USUAL_OUTPUT * request.answers
+        return self._costs.bound(
+            run,
+            endpoint.model(path, body),
+            input_tokens=request.input_tokens,
+            max_tokens=(request.max_tokens or several) if endpoint.bounds else 0,
+            provider=self._provider,
+            terms=request.terms,
+            cache_writes=request.cache_writes,
+            least_output=endpoint.least_output(body) * request.answers,
+        )
 
-    def used(self, endpoint: Endpoint, asked: Asked, answer: Body) -> Usage | None:
-        """Return what an answer says that its call used, or None where it says nothing."""
-        tokens = tokens_of(answer.get("usage"))
-        if tokens is None:
-            return None
-        return self._costs.priced(asked.model, tokens, provider=self._provider, answered=answer.get("model"))
+    def counted(self, told: Any) -> ModelUsage | None:
+        """Return what an answer, or an event of one, says of its usage."""
+        return model_usage(told, provider=self._provider)
+
+    def used(self, model: str, counted: ModelUsage) -> Usage:
+        """Return what a call has used, and what that costs."""
+        return self._costs.priced(model, counted, provider=self._provider)
