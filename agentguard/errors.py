@@ -141,8 +141,8 @@ class UnknownCostError(RunStopped):
         self.detail = detail
         super().__init__(
             f"{name}: the run limits {' and '.join(self.resources)}, "
-            f"and {detail or 'this llm step names neither usd nor tokens'}; "
-            "give the step a reserve= and a usage=, or the model a price"
+            f"and {detail or 'this llm step does not say how much it uses'}; "
+            "name it in reserve= and usage= (Usage(usd=0) says free), or give the model a price"
         )
 
 

@@ -30,7 +30,7 @@ class Usage:
         output_tokens: tokens produced, the reasoning ones included.
         cached_tokens: the part of `input_tokens` that was read from a cache.
         reasoning_tokens: the part of `output_tokens` that was reasoning.
-        tokens: the total, where the two parts are not known.
+        tokens: the total, where the two parts are not known; an llm step that uses none says 0.
         counters: things of your own, as whole numbers: `emails=1`.
 
     Raises:
@@ -44,10 +44,10 @@ class Usage:
         (Decimal('0.012'), 1000, 1)
     """
 
-    __slots__ = ("_amounts", "_free")
+    __slots__ = ("_amounts", "_none")
     _amounts: dict[str, int]
-    #: Whether it was said that no money is used; no difference between two usages.
-    _free: bool
+    #: Of which of money and tokens it was said that none is used; no difference between two usages.
+    _none: frozenset[str]
 
     def __init__(
         self,
@@ -75,7 +75,8 @@ class Usage:
         for name, value in counters.items():
             r.check_counter_name(name, "Usage")
             amounts[name] = r.count(value, name)
-        self._free = usd is not _NO_MONEY and not amounts[r.NANO_USD]
+        said = {r.NANO_USD: usd is not _NO_MONEY, r.TOKENS: tokens is not None}
+        self._none = frozenset(name for name, given in said.items() if given and not amounts[name])
         self._amounts = {name: n for name, n in amounts.items() if n}
 
     @classmethod
@@ -83,7 +84,7 @@ class Usage:
         """A usage from internal amounts (money in 1e-9 USD), as events carry them."""
         usage = cls.__new__(cls)
         usage._amounts = {name: n for name, n in amounts.items() if n}
-        usage._free = amounts.get(r.NANO_USD) == 0
+        usage._none = frozenset(name for name in (r.NANO_USD, r.TOKENS) if amounts.get(name) == 0)
         return usage
 
     @classmethod
@@ -124,8 +125,8 @@ class Usage:
         return dict(self._amounts)
 
     def named(self) -> dict[str, int]:
-        """The same, and money of 0 where that was said."""
-        return {r.NANO_USD: 0, **self._amounts} if self._free else dict(self._amounts)
+        """The same, and money and tokens of 0 where that was said."""
+        return {**dict.fromkeys(sorted(self._none), 0), **self._amounts}
 
     @property
     def usd(self) -> Decimal:

@@ -40,10 +40,10 @@ from agentguard.steps import approvals
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
-from agentguard.steps.model import LLM, Step, StepSpec, logged_attributes, with_step
+from agentguard.steps.model import Step, StepSpec, logged_attributes, with_step
+from agentguard.steps.unknown_cost import unknown_cost
 
 _RUNNING = RunState.RUNNING
-_PRICED = frozenset((r.NANO_USD, *r.TOKEN_PARTS, r.TOKENS))
 
 
 # --- opening a step: synchronous, at the call ----------------------------------------------------
@@ -215,10 +215,8 @@ def _examine(step: Step) -> None:
     spec = step.spec
     if spec.approval is not None:
         approvals.require(step)
-    if step.unpriced is not None or (
-        spec.kind == LLM and not spec.postpaid and _PRICED.isdisjoint(step.request.reserve)
-    ):
-        _refuse_unknown_cost(step)
+    if (unknown := unknown_cost(step)) is not None:
+        _refuse_unknown_cost(step, unknown)
     if spec.key is not None:
         _next_attempt(step)
     elif step.key in step.journal.fold.open:
@@ -374,14 +372,7 @@ def _public_path(journal: Journal, refused: Refused) -> str:
     return f"run:{outer}" if not refused.scope else f"run:{outer}/{refused.path}"
 
 
-def _refuse_unknown_cost(step: Step) -> None:
-    error = step.unpriced
-    if error is None:
-        limited = step.journal.levels.limited(sorted(_PRICED), step.scope_key)
-        if not limited:
-            return
-        names = [r.public_name(name) for name in limited]
-        error = UnknownCostError(step.spec.name, names, step.journal.run_id)
+def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
     record = Record(
         0,
         ev.STEP_REFUSED,

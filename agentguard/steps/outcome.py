@@ -21,6 +21,7 @@ from agentguard.steps.flow import stop_level, warn
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import Step, with_step
+from agentguard.steps.unknown_cost import charged
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -50,8 +51,9 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     It is charged what it settled, else its reservation; an exception in `free_on` proves that
     nothing but the step itself was used.
     """
-    usage = step.settled
-    if usage is None:
+    if step.settled is not None:
+        usage = charged(step, step.settled)
+    else:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
     data: dict[str, Any] = {"error": exceptions.keep(error, step.journal.redactor(step.spec))}
     if how is None and isinstance(error, asyncio.CancelledError):
@@ -68,7 +70,7 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
         TypeError: `usage=` gave no `Usage`; and whatever it raises itself.
     """
     if step.settled is not None:
-        return step.settled
+        return charged(step, step.settled)
     spec = step.spec
     if not spec.postpaid:
         return step.request.reserve
@@ -76,7 +78,7 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
     usage = given(result, *args, **kwargs) if spec.usage_takes_arguments else given(result)
     if not isinstance(usage, Usage):
         raise TypeError(f"{spec.name}: usage must give a Usage, not {type(usage).__name__}")
-    return with_step(usage)
+    return charged(step, with_step(usage))
 
 
 #: What ends a recovery without ending the run, nor the steps around it.
@@ -158,10 +160,18 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
     if usage is not None and data is not outcome.data:
         # What was reserved has been warned of already.
         warn(journal, step.scope_key, usage, journal.moved)
-    if over is not None and journal.stop is None:
-        stop_level(journal, over, None)
+    if over is not None or step.unpriced is not None:
+        _stop(step, journal, over)
     if movements:
         _stop_overdrawn(journal, journal.moved)
+
+
+def _stop(step: Step, journal: Journal, over: Refused | None) -> None:
+    """Stop the level that an excess took over its limit, or the run whose spending nobody knows now."""
+    if journal.stop is None and over is not None:
+        stop_level(journal, over, None)
+    if journal.stop is None and step.unpriced is not None:
+        journal.end(step.unpriced)
 
 
 def _too_late(journal: Journal, outcome: Outcome) -> None:

@@ -568,7 +568,7 @@ def test_rule_01_an_llm_step_may_say_that_it_is_free(guard, usd):
         "callable": {"reserve": lambda: Usage(usd=usd)},
         "sum": {"usage": Usage(usd=usd) + Usage(images=1)},
     }
-    with guard.run("r", run_id="r", budget=Budget(usd=0, tokens=5)) as run:
+    with guard.run("r", run_id="r", budget=Budget(usd=0)) as run:
         for name, options in ways.items():
             assert guarded_step(kind="llm", name=name, **options)(lambda: "asked")() == "asked"
     assert guard.reconstruct("r") == guard.summary("r")
@@ -596,11 +596,10 @@ def test_rule_01_a_scopes_limit_asks_for_a_price_inside_it_alone(guard):
     "options",
     [
         {"usage": Usage(usd="0.1")},
-        {"usage": Usage(tokens=5)},
         {"reserve": lambda: Usage(usd="0.1"), "usage": lambda _: Usage(usd="0.1")},
         {"reserve": None, "usage": lambda _: Usage(usd="0.1")},
     ],
-    ids=["usd", "tokens", "bounded", "overshoot accepted"],
+    ids=["usd", "bounded", "overshoot accepted"],
 )
 def test_rule_01_an_llm_step_that_names_its_cost(guard, options):
     ask = guarded_step(kind="llm", **options)(lambda: "asked")
