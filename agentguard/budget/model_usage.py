@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, Self
@@ -11,6 +12,9 @@ import msgspec
 from agentguard.budget.model import Usage
 
 Number = int | Decimal
+
+#: What Bedrock puts after the name of a model.
+_VERSION: Final = re.compile(r"(-v\d+)?(:\d+)?")
 
 #: genai-prices' names of what `Usage` has a field for.
 _OF_USAGE: Final = {
@@ -81,6 +85,19 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
         """Return the tokens in the words of `Usage`; money is not among them."""
         amounts = {field: int(self.counts.get(name, 0)) for field, name in _OF_USAGE.items()}
         return Usage.from_amounts(amounts | {"tokens": amounts["input_tokens"] + amounts["output_tokens"]})
+
+    def names(self, asked: str) -> list[str]:
+        """Return the names to look a price up by, the best first.
+
+        The model that answered says more than an alias that was asked for, but for names that hold it whole
+        with the place in front, as those of Bedrock do.
+        """
+        if not self.model or self.model == asked:
+            return [asked]
+        place, _, version = asked.rpartition(self.model)
+        if place.endswith((".", "/", ":")) and _VERSION.fullmatch(version):
+            return [asked, self.model]
+        return [self.model, asked]
 
     def larger(self, other: ModelUsage) -> ModelUsage:
         """Return the larger of each count: for streams that report their usage more than once."""

@@ -100,15 +100,15 @@ class GenaiPrices:
         if not package:
             return None
         snapshot = package.get_snapshot()
-        for name, by in _guesses(usage.model, model, provider):
+        for name, by in _guesses(usage.names(model), provider):
             try:
                 served, found = snapshot.find_provider_model(name, None, by, None)
             except LookupError:
                 continue
             with localcontext(Context(prec=60)):  # a program may have set its own to anything
                 total = _total(served, found, usage)
-            if total is not None:
-                return ModelPrice(int((total * NANO).to_integral_value(ROUND_CEILING)), "genai-prices")
+                if total is not None:
+                    return ModelPrice(int((total * NANO).to_integral_value(ROUND_CEILING)), "genai-prices")
         return None
 
 
@@ -225,16 +225,9 @@ def _units() -> dict[str, Any]:
     return units
 
 
-def _guesses(answered: str | None, asked: str, provider: str | None) -> list[tuple[str, str | None]]:
-    """Return how genai-prices may know a model: what answered first, then what was asked for.
-
-    Each with its provider, with the one in its name, by name alone.
-    """
-    found: list[tuple[str, str | None]] = []
-    for model in (answered, asked):
-        if model:
-            found += _names(model, provider)
-    return list(dict.fromkeys(found))
+def _guesses(models: list[str], provider: str | None) -> list[tuple[str, str | None]]:
+    """Return how genai-prices may know them: with their provider, the one in their name, by name alone."""
+    return list(dict.fromkeys(guess for model in models for guess in _names(model, provider)))
 
 
 def _names(model: str, provider: str | None) -> list[tuple[str, str | None]]:

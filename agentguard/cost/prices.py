@@ -79,9 +79,9 @@ class ModelPrices:
         self._fallback: PriceBook | None = GENAI_PRICES if isinstance(fallback, EllipsisType) else fallback
 
     def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
-        """See `PriceBook`; the model that answered goes before the one that was asked for."""
-        for name in (usage.model, model):
-            rates = self._own.get(f"{provider}:{name}") or self._own.get(name or "")
+        """See `PriceBook`."""
+        for name in usage.names(model):
+            rates = self._own.get(f"{provider}:{name}") or self._own.get(name)
             if rates is not None:
                 return ModelPrice(_total(rates, usage), "own")
         return None if self._fallback is None else self._fallback.price(model, usage, provider=provider)

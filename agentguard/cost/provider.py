@@ -251,8 +251,7 @@ def terms_and_cost(answer: object) -> tuple[dict[str, str], Decimal | None]:
 def _terms(holder: object, usage: dict[str, Any]) -> dict[str, str]:
     """Return what selects another price: tier, batch, speed, place and latency."""
     tier = _get(holder, "service_tier", "serviceTier") or _get(usage, "service_tier", "serviceTier")
-    if isinstance(tier, Mapping):  # Bedrock
-        tier = tier.get("type")
+    tier = _get(tier, "type") or tier  # Bedrock's is an object
     traffic = str(_get(usage, "traffic_type", "trafficType") or "").lower()  # Vertex
     tier = tier or traffic.removeprefix("on_demand").strip("_")
     found = {
