@@ -215,6 +215,13 @@ class Account:
                     found.append((resource, used, self.limits[resource]))
         return found
 
+    def untouched(self) -> list[tuple[str, int]]:
+        """Return `(resource, limit)` for those above 0 that no step has named or counted."""
+        named = self.spent.keys() | self.reserved.keys()
+        limits = {**self.limits, **{f"calls:{name}": n for name, n in self.budget.calls.items()}}
+        used = named | {f"calls:{name}" for name in self.calls}
+        return [(name, limit) for name, limit in limits.items() if limit and name not in used]
+
     def less(self, spent: Mapping[str, int], reserved: Mapping[str, int]) -> Account:
         """A copy that has used so much less."""
         account = Account.from_data(self.to_data())

@@ -48,6 +48,15 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     needs_branch_names: bool = False
     damaged: str | None = None
 
+    @property
+    def uncharged(self) -> tuple[str, ...]:
+        """The limits that nothing charged during the run, as `usd`, `emails` or `calls:search`.
+
+        Those of a scope have its path in front: `research/emails`.
+        """
+        told = [warning for warning in self.warnings if warning.get("uncharged")]
+        return tuple(f"{w['path']}/{w['resource']}" if w["level"] else w["resource"] for w in told)
+
     def to_data(self) -> dict[str, Any]:
         """Plain data for `--json` and for a row; money as text, times as ISO 8601."""
         return {
@@ -79,6 +88,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         limits = "" if not self.budget.unlimited else ", no limits"
         marks = "" if self.bounded else ", not bounded"
         marks += ", replay needs branch names" if self.needs_branch_names else ""
+        marks += f", nothing charged {', '.join(self.uncharged)}" if self.uncharged else ""
         marks += ", damaged" if self.damaged else ""
         return (
             f"{self.name} {self.state}{reason} — {self.steps} step{'' if self.steps == 1 else 's'}{took}"

@@ -49,6 +49,7 @@ from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.running import RunningTime
 from agentguard.steps.served import Player
+from agentguard.steps.uncharged import uncharged
 
 _log = logging.getLogger("agentguard")
 
@@ -484,7 +485,13 @@ class Journal:
                 spent=dict(self.fold.account.spent),
                 data={"termination": ended, "running_ns": self.time.elapsed()},
             )
-            self.act([*before, last], movements=self.levels.closing())
+            unused = uncharged(self.fold) if kind == ev.RUN_COMPLETED else ()
+            warnings = [Record(0, ev.BUDGET_WARNING, last.at_ns, data=data) for data in unused]
+            self.act([*before, *warnings, last], movements=self.levels.closing())
+            for warning in warnings:
+                self.warned(warning.data or {})
+        if warnings:
+            self.tell_warnings()
         return True
 
     def account(self, scope: str = "") -> Account:

@@ -169,3 +169,68 @@ def test_an_exception_that_proves_that_nothing_was_used_is_free(guard: Guard) ->
 def test_a_tool_need_not_name_money(guard: Guard) -> None:
     with guard.run("r", budget=Budget(usd=1, tokens=9)) as run:
         assert run.call("tool", lambda: 1) == 1
+
+
+# --- limits that nothing was charged to -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "uncharged"),
+    [
+        pytest.param({"emials": 2}, ("emials",), id="misspelt-counter"),
+        pytest.param({"calls": {"serach": 3, "search": 3}}, ("calls:serach",), id="misspelt-step"),
+        pytest.param({"calls": {"kind:toll": 3}}, ("calls:kind:toll",), id="misspelt-kind"),
+        pytest.param({"usd": 1, "tokens": 9, "emails": 3}, ("usd", "tokens"), id="money-and-tokens"),
+        pytest.param({"steps": 9, "seconds": 60, "repeats": 9, "emails": 2}, (), id="all-charged"),
+        pytest.param({"usd": 0}, (), id="a-limit-of-0-forbids"),
+        pytest.param({"emials": 2, "enforce": False}, ("emials",), id="only-observed"),
+    ],
+)
+def test_a_limit_that_nothing_charged_is_named_in_the_summary_and_as_a_warning(
+    guard: Guard, budget: Any, uncharged: tuple[str, ...]
+) -> None:
+    told: list[dict[str, Any]] = []
+    with guard.run("r", budget=Budget(**budget), on_warning=told.append) as run:
+        run.call("search", lambda: 1, usage=Usage(emails=1))
+
+    summary = run.summary()
+    assert summary.uncharged == uncharged
+    assert tuple(warning["resource"] for warning in run.warnings) == uncharged
+    assert told == list(run.warnings)
+    assert (f"nothing charged {', '.join(uncharged)}" in str(summary)) is bool(uncharged)
+    assert guard.summary(run.id) == guard.reconstruct(run.id) == summary
+    assert guard.verify(run.id)
+
+
+def test_a_scopes_limit_that_nothing_charged_is_named_with_its_scope(guard: Guard) -> None:
+    with guard.run("r") as run, run.scope("research", Budget(emials=1)):
+        run.call("search", lambda: 1, usage=Usage(emails=1))
+
+    assert run.summary().uncharged == ("research/emials",)
+
+
+def test_what_a_nested_run_charged_is_charged(guard: Guard) -> None:
+    with guard.run("outer", budget=Budget(emails=2)) as outer, guard.run("inner") as inner:
+        inner.call("send", lambda: 1, usage=Usage(emails=1))
+
+    assert outer.summary().uncharged == ()
+
+
+def test_a_free_step_has_named_the_money_that_it_does_not_use(guard: Guard) -> None:
+    with guard.run("r", budget=Budget(usd=1)) as run:
+        run.call("ask", lambda: 1, kind="llm", usage=Usage(usd=0))
+
+    assert run.summary().uncharged == ()
+
+
+@pytest.mark.parametrize("ended", ["nothing ran", "stopped", "failed"])
+def test_a_run_that_did_nothing_or_did_not_complete_is_not_warned_of(guard: Guard, ended: str) -> None:
+    with suppress(RunStopped, OSError), guard.run("r", budget=Budget(steps=1, emials=2)) as run:
+        if ended != "nothing ran":
+            run.call("search", lambda: 1)
+        if ended == "stopped":
+            run.call("search", lambda: 1)
+        if ended == "failed":
+            raise OSError
+
+    assert run.summary().uncharged == ()
