@@ -6,10 +6,12 @@ import importlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home
+from agentguard._optional import require
+from agentguard._secrets import public_url
 from agentguard.protocols import Durability, EventStore, KillSwitch, abilities_of
 
 
@@ -22,6 +24,7 @@ _STORES = {
     "memory": _Backend("agentguard.stores.memory", "MemoryEventStore"),
     "file": _Backend("agentguard.stores.jsonl", "JsonlEventStore"),
     "sqlite": _Backend("agentguard.stores.sqlite", "SQLiteEventStore"),
+    "postgresql": _Backend("agentguard.stores.postgres", "PostgresEventStore"),
 }
 _SWITCHES = {
     "memory": _Backend("agentguard.killswitch.memory", "MemoryKillSwitch"),
@@ -46,6 +49,8 @@ def open_store(
     scheme = urlsplit(url).scheme
     if scheme not in _STORES:
         raise ValueError(f"no event store for {url!r}; known are {_known(_STORES)}")
+    if scheme == "postgresql":
+        require("psycopg", extra="postgres", feature="an event store in PostgreSQL")
     backend = _load(_STORES[scheme])
     store: EventStore
     if scheme == "memory":
@@ -53,6 +58,11 @@ def open_store(
         store = backend(clock=clock)
     elif scheme == "file":
         store = backend(export_path(url), clock=clock)
+    elif scheme == "postgresql":
+        server, options = postgres_options(url)
+        if store_timeout is not None:
+            options["store_timeout"] = store_timeout
+        store = backend(server, clock=clock, **options)
     else:
         options = sqlite_options(url)
         if store_timeout is not None:
@@ -129,6 +139,29 @@ def sqlite_options(url: str) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"{url!r}: store_timeout must be seconds, not {value!r}") from None
     return options
+
+
+def postgres_options(url: str) -> tuple[str, dict[str, Any]]:
+    """A PostgreSQL URL as the driver takes it, and our own options of those after its `?`.
+
+    They are `store_timeout=SECONDS`, `connections=NUMBER` and `tenant=ID`.
+
+    Raises:
+        ValueError: one of ours has a value that cannot be meant.
+    """
+    kinds: dict[str, Any] = {"store_timeout": float, "connections": int, "tenant": str}
+    server, _, query = url.partition("?")
+    options: dict[str, Any] = {}
+    others = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in kinds:
+            others.append((name, value))
+            continue
+        try:
+            options[name] = kinds[name](value)
+        except ValueError:
+            raise ValueError(f"{public_url(url)!r}: {name} must be a number, not {value!r}") from None
+    return f"{server}?{urlencode(others)}" if others else server, options
 
 
 def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStore) -> KillSwitch:

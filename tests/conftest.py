@@ -139,6 +139,14 @@ def empty_postgres(postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of a database of the test's own, with our schema in it."""
+    template = postgres.template(postgres_server)
+    with postgres.database(postgres_server, template) as url:
+        yield url
+
+
+@pytest.fixture
 def own_postgres() -> Iterator[postgres.Postgres]:
     """A server of the test's own, which it may stop; every commit is on its disk."""
     with postgres.postgres(*postgres.DURABLE) as server:

@@ -288,6 +288,24 @@ def _end(facts: dict[str, Any]) -> None:
     shutil.rmtree(facts["folder"], ignore_errors=True)
 
 
+@functools.cache
+def template(server: str) -> str:
+    """The name of a database with our schema, to copy; made by the first who asks, whatever the process."""
+    import psycopg
+
+    from agentguard.stores._postgres_schema import migrate
+
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(1)")
+        found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (TEMPLATE,)).fetchone()
+        if found is None:
+            making = f"{TEMPLATE}_{uuid.uuid4().hex}"
+            connection.execute(f"CREATE DATABASE {making}")  # type: ignore[call-overload]
+            migrate(in_database(server, making))
+            connection.execute(f"ALTER DATABASE {making} RENAME TO {TEMPLATE}")  # type: ignore[call-overload]
+    return TEMPLATE
+
+
 @contextmanager
 def database(server: str, template: str = "template1") -> Iterator[str]:
     """The URL of a new database, copied from a template, which goes with the block."""

@@ -38,6 +38,7 @@ COMMANDS = (
     "export",
     "erase",
     "prune",
+    "migrate",
     "doctor",
 )
 

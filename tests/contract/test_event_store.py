@@ -9,6 +9,7 @@ import pytest
 
 from agentguard.protocols import EventStore
 from agentguard.stores.memory import MemoryEventStore
+from agentguard.stores.postgres import PostgresEventStore
 from agentguard.stores.sqlite import SQLiteEventStore
 from agentguard.testing.conformance import EventStoreContract
 
@@ -23,6 +24,14 @@ class OurStores:
     @pytest.fixture(params=OPEN)
     def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore]:
         store = OPEN[request.param](tmp_path)
+        yield store
+        store.close()
+
+
+class TestPostgres(EventStoreContract):
+    @pytest.fixture
+    def store(self, postgres_url: str) -> Iterator[EventStore]:
+        store = PostgresEventStore(postgres_url)
         yield store
         store.close()
 

@@ -1,0 +1,249 @@
+"""What is asked of a log in one go, and how many of them are carried out together.
+
+An act appends events to one run, moves shared accounts and may change the run's row: all of it or
+nothing.  Two ways lead into the tables:
+
+* `append` takes acts that only append.  One statement locks the runs, compares their heads and inserts:
+  one round trip, and the commit.
+* `transact` takes any acts, inside a transaction.  A first round trip locks runs and accounts (each in
+  one order for everybody) and reads them; the rules in `budget` decide here, act by act; a second one
+  writes what was decided.  An act that is refused has written nothing and holds up no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from agentguard.budget import ledger
+from agentguard.budget.account import Account
+from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.events.codec import Stored
+from agentguard.protocols import HeadMovedError, RunRow, StoreBusyError
+from agentguard.stores import _postgres_rows, _sql
+from agentguard.stores._postgres_link import Link
+
+_TENANT = "tenant:"
+#: How long, in milliseconds, another writer of a run is waited for while others' acts wait too.
+SHORTLY = 100
+
+
+class Act:
+    """One append; `future` resolves when it is committed or refused."""
+
+    __slots__ = ("accounts", "after", "error", "events", "future", "movements", "number", "row", "since")
+
+    def __init__(
+        self,
+        number: int,
+        events: Sequence[Stored],
+        movements: Sequence[Movement] = (),
+        row: RunRow | None = None,
+        *,
+        after: Act | None = None,
+    ) -> None:
+        self.number = number
+        self.events = events
+        self.movements = movements
+        self.row = row
+        #: The act that this one was decided after: where that one fails, so does this.
+        self.after = after
+        #: When it was accepted, by the monotonic clock.
+        self.since = 0.0
+        self.accounts: Mapping[str, Account] = {}
+        self.error: BaseException | None = None
+        self.future: Future[dict[str, Account]] = Future()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it does nothing but append."""
+        return not self.movements and self.row is None
+
+    @property
+    def uses_run(self) -> bool:
+        """Whether it touches a run, and not accounts alone."""
+        return bool(self.events) or self.row is not None
+
+    def moved(self) -> None:
+        """Note that the run's head is another one than this act was decided on."""
+        self.error = HeadMovedError(self.number, self.events[0].seq if self.events else 0)
+
+    def resolve(self) -> None:
+        """Tell the outcome."""
+        self.after = None
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            moved = {movement.account for movement in self.movements}
+            self.future.set_result({name: self.accounts[name] for name in moved if name in self.accounts})
+
+
+def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
+    """Commit acts that only append; gives those whose run another writer holds, undecided."""
+    chains = _chains(acts)
+    if not chains:
+        return []
+    going = [act for chain in chains.values() for act in chain]
+    firsts = [chain[0].events[0].seq for chain in chains.values()]
+    refused: dict[int, int | None] = dict(
+        link.ask(_SQL["append"], (list(chains), firsts, patience, narrow, *_columns(going)))
+    )
+    busy: list[Act] = []
+    for number, head in refused.items():
+        if head is None:
+            busy += chains[number]
+        else:
+            for act in chains[number]:
+                act.moved()
+    return busy
+
+
+def _chains(acts: Sequence[Act]) -> dict[int, list[Act]]:
+    """The acts of each run that follow each other; the others are told that they do not."""
+    chains: dict[int, list[Act]] = {}
+    heads: dict[int, int] = {}
+    for act in acts:
+        head = heads.get(act.number, act.events[0].seq - 1)
+        if _is_behind_a_failure(act) or not _follows(act.events, head):
+            act.moved()
+            continue
+        chains.setdefault(act.number, []).append(act)
+        heads[act.number] = head + len(act.events)
+    return chains
+
+
+def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
+    """Carry out acts in the open transaction of a link; gives those whose run another writer holds."""
+    runs = sorted({act.number for act in acts if act.uses_run})
+    heads, epochs, busy, accounts = _hold(link, runs, acts, patience, narrow)
+    done: list[Act] = []
+    waiting: list[Act] = []
+    for act in acts:
+        if act.uses_run and act.number in busy:
+            waiting.append(act)
+        elif _decide(act, heads, epochs, accounts):
+            done.append(act)
+    if done:
+        _write(link, done, accounts)
+    return waiting
+
+
+def _hold(
+    link: Link, runs: list[int], acts: Sequence[Act], patience: int, narrow: str | None
+) -> tuple[dict[int, int], dict[int, int], set[int], dict[str, Account]]:
+    owners: dict[str, tuple[str | None, int]] = {}
+    for act in acts:
+        for movement in act.movements:
+            known = owners.get(movement.account)
+            if known is None or known[0] is None:
+                owners[movement.account] = (_tenant_of(movement), act.number)
+    names = sorted(owners)
+    tenants = [owners[name][0] for name in names]
+    numbers = [owners[name][1] for name in names]
+    heads: dict[int, int] = {}
+    epochs: dict[int, int] = {}
+    busy: set[int] = set()
+    accounts: dict[str, Account] = {}
+    for number, head, epoch, name, data in link.ask(
+        _SQL["hold"], (runs, names, tenants, numbers, patience, narrow)
+    ):
+        if name is not None:
+            if data is not None:
+                accounts[name] = _postgres_rows.account(data)
+        elif head is None:
+            busy.add(number)
+        else:
+            heads[number], epochs[number] = head, epoch
+    return heads, epochs, busy, accounts
+
+
+def _tenant_of(movement: Movement) -> str | None:
+    """Whose account it is, where the movement tells; else it is that of the run's tenant."""
+    if movement.opening is not None and movement.opening.path.startswith(_TENANT):
+        return movement.opening.path.removeprefix(_TENANT)
+    return None
+
+
+def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts: dict[str, Account]) -> bool:
+    """Whether an act is carried out; takes it into `heads` and `accounts` where it is."""
+    if act.uses_run:
+        head = heads.get(act.number)
+        fenced = act.row is not None and act.row.epoch < epochs.get(act.number, 0)
+        if head is None or fenced or _is_behind_a_failure(act) or not _follows(act.events, head):
+            act.moved()
+            return False
+    # What is refused must leave no trace, and opening an account leaves one.
+    trial = {m.account: accounts[m.account] for m in act.movements if m.account in accounts}
+    try:
+        ledger.apply(act.movements, trial)
+    except (LedgerRefusedError, KeyError) as error:
+        act.error = error
+        return False
+    accounts.update(trial)
+    act.accounts = accounts
+    if act.uses_run:
+        heads[act.number] += len(act.events)
+    return True
+
+
+def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> None:
+    changed = sorted({movement.account for act in acts for movement in act.movements})
+    texts = [_postgres_rows.account_text(accounts[name]) for name in changed]
+    columns = _columns(acts)
+    if columns[0] or changed:
+        link.ask(_SQL["put"], (link.placed, *columns, changed, texts))
+        link.placed += len(columns[0])
+    for act in acts:
+        if act.row is not None:
+            link.change(_SQL["change_run"], _postgres_rows.parameters(act.row) | {"number": act.number})
+    # What was given before stays as it is, though later acts move the accounts.
+    given = {name: _postgres_rows.account(text) for name, text in zip(changed, texts, strict=True)}
+    for act in acts:
+        act.accounts = given
+
+
+def already_done(link: Link, acts: Sequence[Act]) -> list[Act]:
+    """The acts that are in the logs: a commit was carried out, and its answer was lost."""
+    ends = {(act.number, act.events[-1].seq): act for act in acts if act.events}
+    if not ends:
+        return []
+    numbers, seqs = zip(*ends, strict=True)
+    found = link.ask(_SQL["hashes"], (list(numbers), list(seqs)))
+    return [ends[number, seq] for number, seq, digest in found if ends[number, seq].events[-1].hash == digest]
+
+
+def _is_behind_a_failure(act: Act) -> bool:
+    return act.after is not None and act.after.error is not None
+
+
+def _follows(events: Iterable[Stored], head: int) -> bool:
+    for event in events:
+        head += 1
+        if event.seq != head:
+            return False
+    return True
+
+
+def _columns(acts: Iterable[Act]) -> tuple[list[Any], ...]:
+    numbers: list[Any] = []
+    seqs: list[Any] = []
+    bodies: list[Any] = []
+    hashes: list[Any] = []
+    payloads: list[Any] = []
+    for act in acts:
+        for event in act.events:
+            numbers.append(act.number)
+            seqs.append(event.seq)
+            bodies.append(event.body)
+            hashes.append(event.hash)
+            payloads.append(event.payload)
+    return numbers, seqs, bodies, hashes, payloads
+
+
+def busy_error(act: Act) -> StoreBusyError:
+    """What an act is told whose run another writer holds."""
+    return StoreBusyError(act.number)
+
+
+_SQL = _sql.queries("postgres")

@@ -1,0 +1,285 @@
+"""Group commit: what the threads and tasks of a process append is committed together.
+
+An act is accepted in memory, in the order of its run, while that run's lock is held (`put`), and its
+outcome is awaited after the lock was let go.  One connection, the writer, takes whatever has been accepted
+and commits it: acts that only append in one statement, the others in one transaction.  While it waits for
+the disk, the next acts gather.  So a process has one commit under way, with as many acts in it as there
+were threads and tasks waiting; PostgreSQL in turn gathers the commits of several processes.
+
+Who commits: a thread that waits commits itself if nobody else does at that moment, which saves it a change
+of threads; else, and for event loops, a background thread does.
+
+What goes wrong is told to the act alone that it happens to:
+
+* Another writer was first, or an account has no room: that act fails, nothing of it is written, and every
+  act of its run that was decided after it (`after`) fails with `HeadMovedError`.  The run reads its log
+  again and decides anew.  Acts of other runs are committed.
+* The server does not answer, or the connection breaks in the middle: nobody knows whether the commit was
+  carried out.  The writer connects again, looks whether the logs hold the very events (their hashes tell),
+  and carries out what is missing, until `store_timeout` has passed since the act was accepted.
+* Another writer holds the run: it is waited for a moment, and then the act fails with `StoreBusyError`,
+  after which the run decides again in `exclusive`, which waits as long as it takes.  So one held run does
+  not hold up the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import psycopg
+
+from agentguard.budget.account import Account
+from agentguard.errors import StoreUnavailableError
+from agentguard.stores import _postgres_acts as acts_
+from agentguard.stores._postgres_acts import SHORTLY, Act
+from agentguard.stores._postgres_link import Link, Translation, is_passing, retry, rollback
+
+#: How many acts one commit takes.
+_MOST = 500
+#: The least time that an act is tried for, in seconds, however long it has waited.
+_ONE_TRY = 0.5
+#: How often, in seconds, other processes are told that there is something new.
+_NOTICE = 0.05
+
+
+class Commits:
+    """The acts that are accepted and not committed yet, and the connection that commits them."""
+
+    def __init__(
+        self, open_link: Callable[[], Link], errors: Translation, timeout: float, narrow: str | None
+    ) -> None:
+        self._open_link = open_link
+        self._errors = errors
+        self._timeout = timeout
+        self._narrow = narrow
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, also in a forked child, where the connection is the parent's."""
+        self._mutex = threading.Lock()
+        self._writing = threading.Lock()
+        self._queue: list[Act] = []
+        #: What is being committed, and the runs of it that nobody waits for any more.
+        self._under_way: Sequence[Act] = ()
+        self._recalled: set[int] = set()
+        self._link: Link | None = None
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._noticed = 0.0
+
+    # --- accepting and waiting -----------------------------------------------------------------
+
+    def put(self, act: Act) -> None:
+        """Accept an act.  The caller holds its run's lock."""
+        act.since = time.monotonic()
+        with self._mutex:
+            if self._closed:
+                raise self._errors.closed()
+            self._queue.append(act)
+
+    def start(self) -> None:
+        """Have what was accepted committed, without waiting for it."""
+        if self._thread is None:
+            with self._mutex:
+                if self._thread is None and not self._closed:
+                    self._thread = threading.Thread(target=self._work, name="agentguard-commit", daemon=True)
+                    self._thread.start()
+        self._wake.set()
+
+    def wait(self, future: Future[dict[str, Account]]) -> dict[str, Account]:
+        """Return the outcome of an act that was accepted, and commit it if nobody else does."""
+        if not future.done() and self._writing.acquire(blocking=False):
+            try:
+                self._commit()
+            finally:
+                self._writing.release()
+            if self._queue:
+                self.start()
+        return future.result()
+
+    def recall(self, number: int) -> None:
+        """Return when no act of a run is under way; those that have not been sent fail.
+
+        For a thread that holds locks on the server, which what is under way may be waiting for.
+        """
+        with self._mutex:
+            mine = [act for act in self._queue if act.number == number]
+            self._queue = [act for act in self._queue if act.number != number]
+            under_way = [act for act in self._under_way if act.number == number]
+            self._recalled.add(number)
+        for act in mine:
+            act.error = acts_.busy_error(act)
+            act.resolve()
+        for act in under_way:
+            act.future.exception()
+        self._recalled.discard(number)
+
+    def close(self) -> None:
+        """Commit what was accepted, and let go of the connection."""
+        with self._mutex:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(self._timeout)
+        with self._writing:
+            while self._queue:
+                self._commit()
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    # --- committing ----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while self._thread is threading.current_thread():
+            self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                with self._writing:
+                    self._commit()
+            self._tell()
+
+    def _commit(self) -> None:
+        with self._mutex:
+            batch = self._queue[:_MOST]
+            del self._queue[:_MOST]
+            self._under_way = batch
+        try:
+            self._try_together(batch)
+        except BaseException:
+            # A signal handler raised, here or in the driver.  Others wait for these acts: they are tried
+            # again, and those that were committed are found in the logs.
+            self._drop_link()
+            with self._mutex:
+                self._queue[:0] = [act for act in batch if not act.future.done()]
+            self.start()
+            raise
+        finally:
+            self._under_way = ()
+
+    def _try_together(self, batch: Sequence[Act]) -> None:
+        try:
+            self._try(batch)
+        except psycopg.Error as error:
+            runs = {act.number: [other for other in batch if other.number == act.number] for act in batch}
+            if len(runs) > 1 and not is_passing(error):  # of one run, perhaps, and no matter to the others
+                for acts in runs.values():
+                    self._try_together(acts)
+            else:
+                self._fail(batch, self._errors.of(error))
+        except StoreUnavailableError as error:
+            self._fail(batch, error)
+
+    def _fail(self, batch: Sequence[Act], error: BaseException) -> None:
+        for act in batch:
+            if not act.future.done():
+                act.error = error
+                act.resolve()
+
+    def _try(self, batch: Sequence[Act]) -> None:
+        left = list(batch)
+        in_doubt = False
+        deadline = max(left[0].since + self._timeout, time.monotonic() + _ONE_TRY) if left else 0.0
+
+        def attempt() -> None:
+            nonlocal left, in_doubt
+            left = [act for act in left if not self._is_recalled(act)]
+            link = self._writer()
+            try:
+                if in_doubt:
+                    left = self._look(link, left)
+                in_doubt = True
+                self._carry_out(link, left)
+            except psycopg.Error:
+                self._drop_link()
+                raise
+
+        retry(deadline, attempt)
+
+    def _is_recalled(self, act: Act) -> bool:
+        if act.future.done():
+            return True
+        if act.number in self._recalled:
+            act.error = acts_.busy_error(act)
+            act.resolve()
+            return True
+        return False
+
+    def _look(self, link: Link, batch: list[Act]) -> list[Act]:
+        """Tell the outcome of acts whose commit was carried out though its answer was lost."""
+        for act in acts_.already_done(link, batch):
+            act.resolve()
+        for act in batch:
+            if not act.events and act.movements and not act.future.done():  # nothing tells
+                act.error = self._errors.of(psycopg.OperationalError("the connection broke during a commit"))
+                act.resolve()
+        return [act for act in batch if not act.future.done()]
+
+    def _carry_out(self, link: Link, batch: list[Act]) -> None:
+        mixed = {act.number for act in batch if not act.plain}
+        plain = [act for act in batch if act.number not in mixed]
+        other = [act for act in batch if act.number in mixed]
+        self._append(link, plain)
+        self._transact(link, other)
+
+    def _append(self, link: Link, batch: list[Act]) -> None:
+        if not batch:
+            return
+        busy = acts_.append(link, batch, 0, self._narrow)
+        self._resolve(batch, busy)
+        if busy:
+            self._give_up(busy, acts_.append(link, busy, SHORTLY, self._narrow))
+
+    def _transact(self, link: Link, batch: list[Act]) -> None:
+        if not batch:
+            return
+        busy = self._in_transaction(link, batch, 0)
+        self._resolve(batch, busy)
+        if busy:
+            try:
+                still = self._in_transaction(link, busy, SHORTLY)
+            except psycopg.errors.LockNotAvailable:
+                still = busy
+            self._give_up(busy, still)
+
+    def _in_transaction(self, link: Link, batch: list[Act], patience: int) -> list[Act]:
+        try:
+            link.execute("BEGIN")
+            link.placed = 0
+            busy = acts_.transact(link, batch, patience, self._narrow)
+            link.execute("COMMIT")
+        except psycopg.errors.LockNotAvailable:
+            rollback(link)
+            raise
+        return busy
+
+    def _give_up(self, batch: list[Act], busy: list[Act]) -> None:
+        for act in busy:
+            act.error = acts_.busy_error(act)
+        self._resolve(batch, [])
+
+    def _resolve(self, batch: list[Act], busy: list[Act]) -> None:
+        waiting = set(map(id, busy))
+        for act in batch:
+            if id(act) not in waiting:
+                act.resolve()
+
+    # --- the connection ------------------------------------------------------------------------
+
+    def _writer(self) -> Link:
+        if self._link is None or self._link.closed:
+            self._link = self._open_link()
+        return self._link
+
+    def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _tell(self) -> None:
+        """Tell those who listen that there is something new; nothing depends on it."""

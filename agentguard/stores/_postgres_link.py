@@ -1,0 +1,154 @@
+"""A connection to PostgreSQL that never waits for ever, and what its errors say to people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import TupleRow
+
+from agentguard._secrets import public_url
+from agentguard.errors import StoreUnavailableError
+from agentguard.stores._patience import jitter
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, PQGen
+
+_T = TypeVar("_T")
+
+#: Of one attempt to connect, in seconds.
+_CONNECT_TIMEOUT = 5
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.5
+
+_ADVICE: dict[type[psycopg.Error], str] = {
+    errors.InsufficientPrivilege: "this login may not do that; grant it agentguard_agent, or "
+    "agentguard_operator to erase and prune",
+    errors.ReadOnlySqlTransaction: "this server only reads: it is a replica; name the primary, or write "
+    "target_session_attrs=read-write into the URL",
+    errors.DiskFull: "the server's disk is full; make room, and the next step goes through",
+    errors.LockNotAvailable: "another writer holds it; end that, or raise store_timeout",
+    errors.DeadlockDetected: "two writers waited for each other; try again",
+    errors.UndefinedFunction: "its schema is another one; run `agentguard migrate`",
+    errors.UndefinedTable: "its schema is another one; run `agentguard migrate`",
+}
+#: Errors after which the same thing may be tried again, besides a lost connection.
+_PASSING = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    errors.ReadOnlySqlTransaction,  # a server that is about to become the primary
+    errors.InsufficientResources,
+    errors.ObjectNotInPrerequisiteState,
+)
+
+
+class Link(psycopg.Connection[TupleRow]):
+    """A connection that is given up when the server does not answer for `patience` seconds."""
+
+    patience: float = 30.0
+    #: How many positions the open transaction has given.
+    placed: int = 0
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        """`Connection.wait`, but not for ever; the connection is closed where it gives up."""
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except errors._WaitTimeout as error:
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer for {self.patience:g} s") from error
+
+    def ask(self, query: str, parameters: Params | None = None) -> list[TupleRow]:
+        """Carry out a statement in one round trip and give its rows."""
+        cursor = self.execute(query, parameters, binary=True)
+        return cursor.fetchall() if cursor.description is not None else []
+
+    def change(self, query: str, parameters: Params | None = None) -> int:
+        """Carry out a statement and give how many rows it changed."""
+        return self.execute(query, parameters).rowcount
+
+
+def connect(url: str, patience: float) -> Link:
+    """A connection in autocommit mode.
+
+    Statements are not prepared by name, which a PgBouncer in transaction mode does not stand.
+    """
+    link = Link.connect(
+        url,
+        autocommit=True,
+        prepare_threshold=None,
+        connect_timeout=max(1, min(_CONNECT_TIMEOUT, round(patience))),
+        application_name="agentguard",
+        tcp_user_timeout=round(patience * 1000),
+    )
+    link.patience = patience
+    return link
+
+
+def is_passing(error: psycopg.Error) -> bool:
+    """Whether the same may succeed if it is tried again: the server is away, busy or starting."""
+    lost = isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.QueryCanceled)
+    return lost or isinstance(error, _PASSING)
+
+
+def retry(deadline: float, attempt: Callable[[], _T]) -> _T:
+    """Return what `attempt` does, tried until it succeeds or the time is over.
+
+    Raises:
+        psycopg.Error: that of the last attempt, or one that is here to stay.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return attempt()
+        except psycopg.Error as error:
+            if not is_passing(error) or _is_hopeless(error) or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(jitter(pause))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _is_hopeless(error: psycopg.Error) -> bool:
+    # libpq's errors of connecting have no SQLSTATE; those of the server in its text stay what they are.
+    text = str(error)
+    return any(
+        phrase in text
+        for phrase in ("password authentication failed", "does not exist", "no pg_hba.conf entry")
+    )
+
+
+class Translation:
+    """Blocks in which whatever the driver raises becomes `StoreUnavailableError`."""
+
+    def __init__(self, url: str) -> None:
+        self._place = public_url(url)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Such a block."""
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self.of(error) from error
+
+    def of(self, error: psycopg.Error) -> StoreUnavailableError:
+        """What people are told of an error, without a value of theirs."""
+        advice = next((text for kind, text in _ADVICE.items() if isinstance(error, kind)), None)
+        said = (error.diag.message_primary or str(error)).strip().partition("\n")[0]
+        return StoreUnavailableError(f"{self._place}: {f'{advice} ({said})' if advice else said}")
+
+    def closed(self) -> StoreUnavailableError:
+        """What a closed store says."""
+        return StoreUnavailableError(f"{self._place}: the store is closed; open another one")
+
+
+def rollback(link: psycopg.Connection[Any]) -> None:
+    """End a transaction that failed; a connection that cannot is closed."""
+    try:
+        link.rollback()
+    except psycopg.Error:
+        link.close()

@@ -1,0 +1,399 @@
+"""The event store in PostgreSQL: for the processes of many hosts."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from psycopg import errors as pg
+
+from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._secrets import public_url
+from agentguard.errors import RunExistsError
+from agentguard.events.codec import Stored
+from agentguard.protocols import Durability, RunLock, RunRow, StoreBusyError
+from agentguard.stores import _postgres_acts as acts_
+from agentguard.stores import _postgres_rows, _sql
+from agentguard.stores._postgres_acts import Act
+from agentguard.stores._postgres_commits import Commits
+from agentguard.stores._postgres_link import Link, Translation, rollback
+from agentguard.stores._postgres_pool import Pool
+
+if TYPE_CHECKING:
+    from agentguard.budget.account import Account
+    from agentguard.budget.ledger import Movement
+
+#: How many events are read at a time.
+_CHUNK: Final = 1000
+_NO_END: Final = 2**31 - 1
+_FOR_EVER: Final = 2**31 - 1
+
+_TABLES: Final = {"run": "agentguard.run", "account": "agentguard.account"}
+_FUNCTIONS: Final = {"run": "agentguard.tenant_runs()", "account": "agentguard.tenant_accounts()"}
+
+
+class PostgresEventStore:
+    """Logs, run rows and shared accounts in a PostgreSQL database that `agentguard migrate` has prepared.
+
+    Every commit is as durable as the server makes it: `durability` is `"power"`.  What threads and tasks
+    append at about the same time is committed together, see `_postgres_commits`.  A call that meets a
+    server that is away, starting or out of connections tries again, up to `store_timeout` seconds.
+
+    With `tenant` every transaction sees and writes that tenant's rows alone.
+
+    Example:
+        >>> store = PostgresEventStore("postgresql://agents@db.example/agentguard")
+        >>> store.url
+        'postgresql://agents@db.example/agentguard'
+        >>> store.close()
+    """
+
+    durability: Durability = "power"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        store_timeout: float = 30.0,
+        connections: int = 16,
+        tenant: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not 0 < store_timeout < math.inf:
+            raise ValueError(f"store_timeout must be seconds above 0, not {store_timeout!r}")
+        if connections < 1:
+            raise ValueError(f"connections must be at least 1, not {connections!r}")
+        self.url = public_url(url)
+        #: By which the windows of tenants are cut.
+        self.clock = clock
+        self._tenant = tenant
+        self._timeout = float(store_timeout)
+        self._errors = Translation(url)
+        self._pool = Pool(url, self._errors, self._timeout, connections)
+        self._commits = Commits(self._pool.open, self._errors, self._timeout, tenant)
+        self._sql = _sql.queries("postgres")
+        self._reset()
+        _stores.add(self)
+
+    def _reset(self) -> None:
+        self._locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
+        self._making = threading.Lock()
+        #: The transaction that each thread is in.
+        self._local = threading.local()
+
+    def lock_for(self, run_id: str) -> RunLock:
+        """Return the lock of a run in this process."""
+        lock = self._locks.get(run_id)
+        if lock is None:
+            with self._making:
+                lock = self._locks.get(run_id)
+                if lock is None:
+                    lock = self._locks[run_id] = _Lock()
+        return lock
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
+        """Add a run with its first events and return its number."""
+        with self._errors(), self._transaction() as link:
+            columns = _postgres_rows.parameters(row)
+            columns |= {"random": secrets.randbits(47), "placed": link.placed}
+            found = link.ask(self._sql["create_run"], columns)
+            if not found:
+                raise RunExistsError(row.run_id)
+            link.placed += 1
+            number: int = found[0][0]
+            self._carry_out(link, Act(number, events, movements), _FOR_EVER)
+        return number
+
+    def append(
+        self,
+        number: int,
+        events: Sequence[Stored],
+        *,
+        movements: Sequence[Movement] = (),
+        row: RunRow | None = None,
+        durability: Durability | None = None,
+        wait: bool = True,
+        deferred: bool = False,  # `accept` is what defers here
+    ) -> dict[str, Account]:
+        """Append events with consecutive sequences, and give the moved accounts as they are now."""
+        act = Act(number, events, movements, row)
+        if not events and not movements and row is None:
+            return {}
+        link = self._link_of_thread()
+        if link is not None:
+            with self._errors():
+                return self._carry_out(link, act, _FOR_EVER)
+        if not wait:
+            return self._alone(act, 0)
+        self._commits.put(act)
+        try:
+            return self._commits.wait(act.future)
+        except StoreBusyError:
+            return self._alone(Act(number, events, movements, row), round(self._timeout * 1000))
+
+    def accept(
+        self,
+        number: int,
+        event: Stored,
+        movements: Sequence[Movement],
+        after: Act | None,
+    ) -> Act:
+        """Accept an append, to be committed together with others; `settle` waits for its outcome."""
+        act = Act(number, (event,), movements, after=after)
+        link = self._link_of_thread()
+        if link is not None:
+            with self._errors():
+                act.future.set_result(self._carry_out(link, act, _FOR_EVER))
+        else:
+            self._commits.put(act)
+        return act
+
+    def _alone(self, act: Act, patience: int) -> dict[str, Account]:
+        with self._errors(), self._transaction() as link:
+            return self._carry_out(link, act, patience)
+
+    def _carry_out(self, link: Link, act: Act, patience: int) -> dict[str, Account]:
+        """Carry out one act in an open transaction."""
+        if acts_.transact(link, [act], patience, self._tenant):
+            raise StoreBusyError(act.number)
+        act.resolve()
+        return act.future.result()
+
+    @contextmanager
+    def exclusive(self, run_id: str) -> Iterator[None]:
+        """Keep other writers of a run out; leaving commits, an exception undoes everything.
+
+        The runs around it are locked before it, so that two processes never wait for each other.
+        """
+        with self._errors(), self._transaction() as link:
+            self._lock(link, run_id)
+            yield
+
+    def _lock(self, link: Link, run_id: str) -> None:
+        chain = [run_id]
+        while (found := link.ask(self._sql["parent"], (chain[-1],))) and found[0][0] is not None:
+            chain.append(found[0][0])
+        for name in reversed(chain):
+            link.ask(self._sql["lock_run"], (name,))
+
+    def update_row(self, row: RunRow) -> bool:
+        """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
+        with self._errors(), self._transaction() as link:
+            return bool(link.change(self._sql["update_owner"], _postgres_rows.parameters(row)))
+
+    def erase(self, run_id: str) -> int:
+        """Drop the payloads and the salt of a run; gives how many payloads there were."""
+        with self._errors(), self._transaction() as link:
+            dropped = link.change(self._sql["erase_payloads"], (run_id,))
+            link.change(self._sql["erase_salt"], (run_id,))
+            return dropped
+
+    def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
+        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids.
+
+        A month of which nothing is kept goes as one partition; of the others each run goes in an act of
+        its own.
+        """
+        pruned: list[str] = []
+        with self._errors():
+            for (month,) in self._select("months"):
+                pruned += self._drop_month(month, ended_before_ns, keep)
+            for number, run_id in self._select("prunable", (ended_before_ns,)):
+                if run_id not in keep and self._prune_run(number, run_id):
+                    pruned.append(run_id)
+        return pruned
+
+    def _drop_month(self, month: str, ended_before_ns: int, keep: Collection[str]) -> list[str]:
+        try:
+            with self._transaction() as link:
+                [[dropped]] = link.ask(self._sql["drop_month"], (month, ended_before_ns, list(keep)))
+                for run_id in dropped or ():
+                    link.change(self._sql["delete_accounts"], {"run_id": run_id})
+                return dropped or []
+        except pg.LockNotAvailable:  # it is in use: its runs go one by one
+            return []
+
+    def _prune_run(self, number: int, run_id: str) -> bool:
+        with self._transaction() as link:
+            if not link.change(self._sql["mark_pruning"], (number,)):
+                return False
+            link.change(self._sql["delete_events"], (number,))
+            link.change(self._sql["delete_run"], (number,))
+            link.change(self._sql["delete_accounts"], {"run_id": run_id})
+            return True
+
+    def settle(self) -> None:
+        """Return at once: what `append` has returned from is on the server's disk."""
+
+    def durable(self) -> Future[None] | None:
+        """None, for the same reason."""
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def row(self, run_id: str) -> RunRow | None:
+        """The run's row, or None."""
+        found = self._rows("run", {"run_id": run_id})
+        return found[0] if found else None
+
+    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
+        """The newest runs first."""
+        wanted = {"tenant": tenant, "state": state}
+        which = " AND ".join(f"{name} = %({name})s" for name, value in wanted.items() if value is not None)
+        return self._rows("runs", wanted | {"limit": limit}, which=which or "true")
+
+    def children(self, run_id: str) -> list[RunRow]:
+        """The runs nested directly in a run, oldest first."""
+        return self._rows("children", {"run_id": run_id})
+
+    def _rows(self, query: str, parameters: Any, which: str = "") -> list[RunRow]:
+        return [_postgres_rows.run_row(columns) for columns in self._select(query, parameters, which=which)]
+
+    def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
+        """The run's events with a sequence above `after`, in order, from one snapshot."""
+        for columns in self.scan(run_id, after):
+            yield Stored(*columns)
+
+    def scan(self, run_id: str, after: int = 0) -> Iterator[tuple[Any, ...]]:
+        """`read` from the first event, as plain tuples."""
+        upto = _NO_END
+        while after < upto:
+            wanted = {"run_id": run_id, "after": after, "upto": upto, "limit": _CHUNK}
+            found = self._select("events", wanted)
+            if not found:
+                return
+            yield from (columns[:5] for columns in found)
+            after, upto = found[-1][0], min(upto, found[0][5])
+
+    def last(self, run_id: str) -> Stored | None:
+        """The run's newest event."""
+        found = self._select("last_event", {"run_id": run_id})
+        return Stored(*found[0]) if found else None
+
+    def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
+        """Events of all runs with a position above `after`, in commit order, with their run ids.
+
+        Only those below the oldest transaction in flight are given: what is committed later has a higher
+        position.  A transaction that is held open holds up the tail, and nothing else.
+        """
+        found = self._select("tail", {"after": after, "tenant": tenant, "limit": limit})
+        return [(columns[0], Stored(*columns[1:])) for columns in found]
+
+    def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
+        """The shared accounts that exist among `ids`."""
+        found = self._select("accounts", (list(ids),))
+        return {name: _postgres_rows.account(data) for name, data in found}
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let this thread's reads in the block see one moment, without holding up writers."""
+        if self._link_of_thread() is not None:
+            yield
+            return
+        with self._errors(), self._transaction("ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+            yield
+
+    def _select(self, query: str, parameters: Any = None, which: str = "") -> list[tuple[Any, ...]]:
+        with self._errors():
+            link = self._link_of_thread()
+            if link is not None:
+                return self._ask(link, query, parameters, which)
+            if self._tenant is not None:
+                with self._transaction() as narrowed:
+                    return self._ask(narrowed, query, parameters, which)
+            return self._pool.reading(lambda lent: self._ask(lent, query, parameters, which))
+
+    def _ask(self, link: Link, query: str, parameters: Any, which: str) -> list[tuple[Any, ...]]:
+        """Carry out a query; a tenant's own login asks functions and sees no table."""
+        text = self._sql[query]
+        tables = _TABLES
+        if self._pool.tenant_login:
+            tables = _FUNCTIONS
+            text = self._sql.get(f"tenant_{query}", text)
+        for name, table in (*tables.items(), ("which", which)):
+            text = text.replace(f"{{{name}}}", table)
+        return link.ask(text, parameters)
+
+    # --- transactions --------------------------------------------------------------------------
+
+    def _link_of_thread(self) -> Link | None:
+        link: Link | None = getattr(self._local, "link", None)
+        return link
+
+    @contextmanager
+    def _transaction(self, mode: str = "") -> Iterator[Link]:
+        """A transaction of this thread, or a part of the one that it is in."""
+        outer = self._link_of_thread()
+        if outer is not None:
+            with outer.transaction():
+                yield outer
+            return
+        link, _ = self._pool.fresh(lambda link: self._begin(link, mode))
+        self._local.link = link
+        try:
+            yield link
+            link.execute("COMMIT")
+        except BaseException:
+            rollback(link)
+            raise
+        finally:
+            self._local.link = None
+            self._pool.give_back(link)
+
+    def _begin(self, link: Link, mode: str) -> None:
+        timeout = round(self._timeout * 1000)
+        enter = "" if mode else "; SELECT agentguard.enter()"
+        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {timeout}{enter}")
+        link.placed = 0
+        if self._tenant is not None:
+            link.ask(self._sql["narrow"], (self._tenant,))
+
+    def close(self) -> None:
+        """Commit what was accepted, and close the connections."""
+        try:
+            self._commits.close()
+        finally:
+            self._pool.close()
+
+    def _abandon(self) -> None:
+        """Begin anew in a forked child."""
+        self._reset()
+        self._pool.reset()
+        self._commits.reset()
+
+
+class _Lock:
+    """A re-entrant lock that can be forgotten, which `threading.RLock` cannot."""
+
+    __slots__ = ("__weakref__", "_lock", "acquire", "release")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.acquire = self._lock.acquire
+        self.release = self._lock.release
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+_stores: weakref.WeakSet[PostgresEventStore] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
