@@ -226,6 +226,46 @@ class QuickStore(Protocol):
         """
 
 
+class Commit(Protocol):
+    """An append that was accepted, and is committed together with others."""
+
+    #: Resolves to the moved accounts once it is committed; else to the error.
+    future: Future[dict[str, Account]]
+    #: The error, known before `future` resolves.
+    error: BaseException | None
+
+
+@runtime_checkable
+class GroupCommitStore(Protocol):
+    """A store that accepts appends at once, and commits those of many threads and tasks together.
+
+    The caller takes the event into its fold when it is accepted, lets go of the run's lock, and waits.
+    """
+
+    def accept(
+        self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
+    ) -> Commit:
+        """Accept an append to a run whose lock the caller holds.
+
+        `after` is the run's append before this one, as far as it may not be committed yet: where it
+        fails, this one does.  Inside `exclusive` it is carried out at once.
+
+        The outcome is what `append` returns or raises; or `StoreBusyError`, after which the caller
+        decides again in `exclusive`, as it does after `HeadMovedError`.
+        """
+        ...
+
+    def commit_soon(self) -> None:
+        """Commit what was accepted, without waiting for it."""
+
+    def wait_for(self, commit: Commit) -> dict[str, Account]:
+        """Return or raise the outcome of an append that was accepted."""
+        ...
+
+    def recall(self, number: int) -> None:
+        """Return when nothing of a run is under way; what was not sent yet fails with `StoreBusyError`."""
+
+
 @runtime_checkable
 class ScanningStore(Protocol):
     """A store with a quicker way through a whole log."""
@@ -279,6 +319,7 @@ class Abilities(NamedTuple):
     """What a store can do beyond `EventStore`, None where it cannot; resolved once, by `abilities_of`."""
 
     quick: QuickStore | None
+    group: GroupCommitStore | None
     scanning: ScanningStore | None
     durability: Durability | None
     file: FileStore | None
@@ -291,6 +332,7 @@ def abilities_of(store: EventStore) -> Abilities:
     """Return what a store can do beyond `EventStore`."""
     return Abilities(
         quick=store if isinstance(store, QuickStore) else None,
+        group=store if isinstance(store, GroupCommitStore) else None,
         scanning=store if isinstance(store, ScanningStore) else None,
         durability=store.durability if isinstance(store, DurableStore) else None,
         file=store if isinstance(store, FileStore) else None,

@@ -12,13 +12,14 @@ import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from agentguard.budget.account import Amounts
 from agentguard.errors import RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, sync
 from agentguard.steps.approvals import WaitingError
-from agentguard.steps.disk import on_disk
-from agentguard.steps.flow import admit, check, open_step, prepare
+from agentguard.steps.disk import committed, on_disk
+from agentguard.steps.flow import admit, check, confirm_start, needs_care, open_step, prepare
 from agentguard.steps.model import Step, StepSpec
 
 
@@ -105,11 +106,25 @@ async def _admit(step: Step) -> None:
         except StoreBusyError:
             await _in_thread(admit, step)
         else:
-            if step.journal.shares_disk(step.spec.durability):
-                await on_disk(step.journal.store)
+            await _on_record(step, step.request.reserve, confirm_start, step)
     except asyncio.CancelledError as error:  # admitted all the same: its body will not run
         await close(step, outcome.unentered(error))
         raise
+
+
+async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None], *args: Any) -> None:
+    """Wait until what was accepted is committed, or on disk; `confirm`, which may block, sees to the rest."""
+    journal = step.journal
+    commit, group = step.commit, journal.group
+    if commit is None or group is None:
+        if journal.shares_disk(step.spec.durability):
+            await on_disk(journal.store)
+        return
+    await committed(group, commit)
+    if commit.error is not None or needs_care(journal, amounts, commit.future.result()):
+        await _in_thread(confirm, *args)
+    else:
+        step.commit = None
 
 
 async def close(step: Step, done: outcome.Outcome) -> None:
@@ -121,8 +136,7 @@ async def close(step: Step, done: outcome.Outcome) -> None:
         except StoreBusyError:
             await _in_thread(outcome.leave, step, done)
         else:
-            if journal.shares_disk(step.spec.durability):
-                await on_disk(journal.store)
+            await _on_record(step, done.usage or {}, outcome.confirm_outcome, step, done)
     finally:
         sync.end_span(step, done)
     if journal.pending_warnings:

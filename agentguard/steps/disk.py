@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
+import contextlib
 import weakref
 
-from agentguard.protocols import EventStore
+from agentguard.protocols import Commit, EventStore, GroupCommitStore
 from agentguard.steps.gate import TURNS, after_turns
 
 #: How long, in seconds, a commit is held back for tasks that are about to join it.
@@ -74,3 +76,48 @@ async def on_disk(store: EventStore) -> None:
     if commit is None:
         commit = commits[id(store)] = SharedCommit(loop, store)
     await commit.wait()
+
+
+class Arrivals:
+    """The tasks of one loop that wait for commits made in other threads: one wake-up for each batch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._arrived: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._called = False
+
+    async def wait(self, commit: Commit) -> None:
+        """Return when a commit has an outcome."""
+        waiting = self._loop.create_future()
+        commit.future.add_done_callback(lambda _: self._arrive(waiting))
+        await waiting
+
+    def _arrive(self, waiting: asyncio.Future[None]) -> None:
+        self._arrived.append(waiting)
+        if not self._called:
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._called = False
+        while self._arrived:
+            waiting = self._arrived.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+
+
+_arrivals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Arrivals]
+_arrivals = weakref.WeakKeyDictionary()
+
+
+async def committed(group: GroupCommitStore, commit: Commit) -> None:
+    """Wait until an append that was accepted has an outcome, which is not raised here."""
+    if commit.future.done():
+        return
+    loop = asyncio.get_running_loop()
+    arrivals = _arrivals.get(loop)
+    if arrivals is None:
+        arrivals = _arrivals[loop] = Arrivals(loop)
+    group.commit_soon()
+    await arrivals.wait(commit)

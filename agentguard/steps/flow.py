@@ -36,7 +36,7 @@ from agentguard.runs.branch import MAIN
 from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
-from agentguard.steps import approvals
+from agentguard.steps import approvals, exceptions
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
@@ -138,8 +138,53 @@ def admit(step: Step, *, wait: bool = True) -> None:
             _admit(step, journal, wait)
     finally:
         release()
-    if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
+    if step.commit is not None:
+        if wait:
+            confirm_start(step)
+    elif (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
+
+
+def confirm_start(step: Step) -> None:
+    """Return when the start that was accepted is committed; decide again where others came first.
+
+    Raises:
+        What `admit` raises.
+    """
+    journal = step.journal
+    try:
+        accounts = wait_for_commit(step)
+    except (HeadMovedError, StoreBusyError):
+        with journal.deciding():
+            _admit(step, journal, True)  # noqa: FBT003
+    except LedgerRefusedError as error:
+        raise _refused_by_ledger(step, error) from None
+    except BaseException as error:  # it may be on record all the same
+        journal.doubt(step, exceptions.keep(error))
+        raise
+    else:
+        if needs_care(journal, step.request.reserve, accounts):
+            with journal.lock:
+                warn(journal, step.scope_key, step.request.reserve, accounts)
+
+
+def wait_for_commit(step: Step) -> Mapping[str, Account]:
+    """Return the shared accounts as the commit left them that a step waits for, or raise its error."""
+    commit, step.commit = step.commit, None
+    group = step.journal.group
+    if commit is None or group is None:
+        return {}
+    return group.wait_for(commit)
+
+
+def needs_care(journal: Journal, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
+    """Whether something follows from where a commit left shared accounts: a warning, or a stop."""
+    warned = journal.fold.warned
+    return any(
+        account.overdrawn() is not None
+        or any((level, r.public_name(name)) not in warned for name, _, _ in account.crossed(amounts))
+        for level, account in accounts.items()
+    )
 
 
 def _check_start(step: Step, journal: Journal) -> None:
@@ -192,6 +237,7 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001
         digest = journal.write(record, step.payload, movements, spec.durability, wait)
     except LedgerRefusedError as error:
         raise _refused_by_ledger(step, error) from None
+    step.commit = journal.commit
     near = fold.start(record, digest, request)
     step.at_ns = now
     step.started_ns = monotonic()

@@ -54,6 +54,9 @@ def _in_child() -> None:
         journal.fork = f"{journal.fork}/fork#{journal.forks}"
         journal.forks = 0
         journal.seen = -1
+        journal.stale = journal.stale or journal.commit is not None  # whose outcome the parent alone learns
+        journal.commit = None
+        journal.doubtful.clear()
         journal.bodies.clear()
         journal.children.clear()
         journal.generators.clear()

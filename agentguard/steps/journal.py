@@ -33,7 +33,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.protocols import Durability, HeadMovedError, RunRow
+from agentguard.protocols import Commit, Durability, GroupCommitStore, HeadMovedError, RunRow
 from agentguard.runs.branch import UNNAMED, Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import RunSummary, summarize
@@ -44,7 +44,7 @@ from agentguard.steps.draining import Draining
 from agentguard.steps.gate import Gate
 from agentguard.steps.interrupt import spared
 from agentguard.steps.levels import Levels, Outer
-from agentguard.steps.model import StepSpec
+from agentguard.steps.model import Step, StepSpec
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.running import RunningTime
@@ -61,6 +61,15 @@ _POLL = 0.02
 MOMENT = 0.002
 _MOST_KEEPERS = 1000
 _ATTACHED = "attached"
+
+
+class _Exclusive(threading.local):
+    """How many runs a thread keeps other writers out of."""
+
+    depth = 0
+
+
+_EXCLUSIVE = _Exclusive()
 
 
 class Body(Protocol):
@@ -81,6 +90,14 @@ class Journal:
         quick = parts.abilities.quick
         #: For stores that append a single event faster than by `append`.
         self._append_one = None if quick is None else quick.append_one
+        #: For stores that commit the appends of many threads and tasks together.
+        self.group = parts.abilities.group
+        #: The newest append, where it was accepted and may not be committed yet.
+        self.commit: Commit | None = None
+        #: Steps whose start may be on record though their body will not run.
+        self.doubtful: dict[str, tuple[Step, dict[str, Any]]] = {}
+        #: How deep this run is in `deciding`.
+        self._deciding = 0
         #: Runs that are nested in each other share a lock.
         self.outermost = outer[-1].journal.run_id if outer else row.run_id
         self.lock = self.store.lock_for(self.outermost)
@@ -188,6 +205,7 @@ class Journal:
         if self.player is not None:
             self.player.check_doubt()
         with self.lock:
+            self._await_commit()
             self.catch_up()
             self.time.count_idle()
 
@@ -208,6 +226,9 @@ class Journal:
         seq = record.seq
         body = encode(record)
         digest = sha256(self.fold.hash + body).digest()
+        if self.group is not None:
+            self._accept(self.group, Stored(seq, body, digest, payload), movements)
+            return digest
         append_one = self._append_one
         if append_one is not None and durability is None and not movements:
             append_one(self.number, seq, body, digest, payload, wait)
@@ -221,6 +242,52 @@ class Journal:
                 deferred=True,
             )
         return digest
+
+    def _accept(self, group: GroupCommitStore, stored: Stored, movements: Sequence[Movement]) -> None:
+        before = self.commit
+        failed = before is not None and before.error is not None
+        if not self._deciding and (failed or self.stale or self.doubtful):
+            raise HeadMovedError(self.number, stored.seq)  # the fold is not what the log says
+        commit = group.accept(self.number, stored, movements, before)
+        done = commit.future.done()
+        self.moved = commit.future.result() if done else {}
+        self.commit = None if done else commit
+
+    def _await_commit(self) -> None:
+        """Return when nothing of this run is under way; where it failed, the fold is to be read anew."""
+        group, commit = self.group, self.commit
+        if group is None or commit is None:
+            return
+        if _EXCLUSIVE.depth:  # what is under way may wait for what this thread holds
+            group.recall(self.number)
+        with contextlib.suppress(Exception):  # its step is told
+            group.wait_for(commit)
+        self.commit = None
+        if commit.error is not None:
+            self.stale = True
+
+    def doubt(self, step: Step, error: dict[str, Any]) -> None:
+        """Note that the start of a step may be on record, and that its body will not run."""
+        self.doubtful[step.key] = step, error
+
+    def _close_doubtful(self) -> None:
+        """Give back what the doubtful steps hold, as far as they are on record.  Inside `deciding`."""
+        while self.doubtful:
+            key, (step, error) = self.doubtful.popitem()
+            if key in self.fold.open:
+                data = {"error": error, "body_ran": False}
+                record = Record(
+                    0,
+                    ev.STEP_FAILED,
+                    self.clock.wall(),
+                    key,
+                    step.pos,
+                    step.name,
+                    step.kind,
+                    step.attempt,
+                    data=data,
+                )
+                self.act([record], movements=self.levels.settling(key, None))
 
     def shares_disk(self, durability: Durability | None) -> bool:
         """Whether what was just written is still on its way to the disk, together with others' writes."""
@@ -237,10 +304,12 @@ class Journal:
         with spared(), self.lock:
             if self.draining is not None and self.draining.released:
                 raise self.draining.stop.with_traceback(None)
+            self._await_commit()
             seq = self.fold.seq
             try:
-                with self.store.exclusive(self.run_id):
+                with self.store.exclusive(self.run_id), self._in_exclusive():
                     self.catch_up()
+                    self._close_doubtful()
                     try:
                         yield
                     except (HeadMovedError, StoreUnavailableError):
@@ -261,6 +330,16 @@ class Journal:
                 raise
         if decision is not None:
             raise decision
+
+    @contextlib.contextmanager
+    def _in_exclusive(self) -> Iterator[None]:
+        self._deciding += 1
+        _EXCLUSIVE.depth += 1
+        try:
+            yield
+        finally:
+            self._deciding -= 1
+            _EXCLUSIVE.depth -= 1
 
     def act(
         self,

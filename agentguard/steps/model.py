@@ -14,6 +14,7 @@ from agentguard.runs.branch import Branch, key_part
 from agentguard.runs.fold import ONE_STEP
 
 if TYPE_CHECKING:
+    from agentguard.protocols import Commit
     from agentguard.steps.capture import Keeper
     from agentguard.steps.journal import Journal
 
@@ -156,6 +157,7 @@ class Step:
         "at_ns",
         "attempt",
         "attributes",
+        "commit",
         "digest",
         "journal",
         "keeper",
@@ -197,6 +199,8 @@ class Step:
         self.path: str
         self.payload: bytes | None = None
         self.digest: str | None = None
+        #: Its start, or its outcome, where that was accepted and is not known to be committed.
+        self.commit: Commit | None = None
         #: The sequence of its outcome.
         self.seq = 0
         self.settled: Amounts | None = None

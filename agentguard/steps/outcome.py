@@ -17,7 +17,7 @@ from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import exceptions
-from agentguard.steps.flow import stop_level, warn
+from agentguard.steps.flow import needs_care, stop_level, wait_for_commit, warn
 from agentguard.steps.journal import MOMENT, Journal
 from agentguard.steps.levels import Refused
 from agentguard.steps.model import Step, with_step
@@ -108,8 +108,30 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
             _leave(step, journal, outcome, wait)
     finally:
         release()
-    if (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
+    if step.commit is not None:
+        if wait:
+            confirm_outcome(step, outcome)
+    elif (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
         journal.store.settle()
+
+
+def confirm_outcome(step: Step, outcome: Outcome) -> None:
+    """Return when the outcome that was accepted is committed; append it again where others came first.
+
+    Raises:
+        StoreUnavailableError: it could not be recorded, or nobody knows; the start is on record.
+    """
+    journal = step.journal
+    try:
+        accounts = wait_for_commit(step)
+    except (HeadMovedError, StoreBusyError):
+        with journal.deciding():
+            _leave(step, journal, outcome, True)  # noqa: FBT003
+    else:
+        if outcome.usage is not None and needs_care(journal, outcome.usage, accounts):
+            with journal.lock:
+                warn(journal, step.scope_key, outcome.usage, accounts)
+                _stop_overdrawn(journal, accounts)
 
 
 def _stays_open(step: Step, outcome: Outcome) -> bool:
@@ -154,6 +176,7 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
         _settle_late(step, journal, record, outcome.payload, movements)
         return
     digest = journal.write(record, outcome.payload, movements, spec.durability, wait)
+    step.commit = journal.commit
     if journal.waiters:
         journal.time.count_idle()
     fold.close(record, digest)

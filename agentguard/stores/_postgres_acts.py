@@ -20,7 +20,7 @@ from agentguard.budget import ledger
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.events.codec import Stored
-from agentguard.protocols import HeadMovedError, RunRow, StoreBusyError
+from agentguard.protocols import Commit, HeadMovedError, RunRow, StoreBusyError
 from agentguard.stores import _postgres_rows, _sql
 from agentguard.stores._postgres_link import Link
 
@@ -41,7 +41,7 @@ class Act:
         movements: Sequence[Movement] = (),
         row: RunRow | None = None,
         *,
-        after: Act | None = None,
+        after: Commit | None = None,
     ) -> None:
         self.number = number
         self.events = events

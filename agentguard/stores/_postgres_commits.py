@@ -59,13 +59,15 @@ class Commits:
 
     def reset(self) -> None:
         """Begin anew, also in a forked child, where the connection is the parent's."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a signal handler may come back to it
         self._writing = threading.Lock()
         self._queue: list[Act] = []
         #: What is being committed, and the runs of it that nobody waits for any more.
         self._under_way: Sequence[Act] = ()
         self._recalled: set[int] = set()
         self._link: Link | None = None
+        #: The thread that commits while it waits.
+        self._writer_thread: int | None = None
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -93,12 +95,19 @@ class Commits:
     def wait(self, future: Future[dict[str, Account]]) -> dict[str, Account]:
         """Return the outcome of an act that was accepted, and commit it if nobody else does."""
         if not future.done() and self._writing.acquire(blocking=False):
+            self._writer_thread = threading.get_ident()
             try:
                 self._commit()
             finally:
+                self._writer_thread = None
                 self._writing.release()
             if self._queue:
                 self.start()
+        elif self._writer_thread == threading.get_ident() and not future.done():
+            raise StoreUnavailableError(
+                "this was called by a signal handler that interrupted a commit of the same thread, and would "
+                "wait for itself; let the handler set a flag, and call from the program"
+            )
         return future.result()
 
     def recall(self, number: int) -> None:

@@ -64,12 +64,12 @@ class Link(psycopg.Connection[TupleRow]):
 
     def ask(self, query: str, parameters: Params | None = None) -> list[TupleRow]:
         """Carry out a statement in one round trip and give its rows."""
-        cursor = self.execute(query, parameters, binary=True)
+        cursor = self.execute(query.encode(), parameters, binary=True)
         return cursor.fetchall() if cursor.description is not None else []
 
     def change(self, query: str, parameters: Params | None = None) -> int:
         """Carry out a statement and give how many rows it changed."""
-        return self.execute(query, parameters).rowcount
+        return self.execute(query.encode(), parameters).rowcount
 
 
 def connect(url: str, patience: float) -> Link:

@@ -83,7 +83,7 @@ def _migrate(link: Link, url: str) -> list[str]:
     done = []
     for number, name, script in _scripts():
         if number > version:
-            link.execute(script)
+            link.execute(script.encode())
             link.execute("INSERT INTO agentguard.migration (version, name) VALUES (%s, %s)", (number, name))
             done.append(name)
     [[made]] = link.ask("SELECT agentguard.make_partitions(%s)", (_MONTHS,))

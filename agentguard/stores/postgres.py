@@ -18,7 +18,7 @@ from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._secrets import public_url
 from agentguard.errors import RunExistsError
 from agentguard.events.codec import Stored
-from agentguard.protocols import Durability, RunLock, RunRow, StoreBusyError
+from agentguard.protocols import Commit, Durability, RunLock, RunRow, StoreBusyError
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores import _postgres_rows, _sql
 from agentguard.stores._postgres_acts import Act
@@ -141,21 +141,29 @@ class PostgresEventStore:
             return self._alone(Act(number, events, movements, row), round(self._timeout * 1000))
 
     def accept(
-        self,
-        number: int,
-        event: Stored,
-        movements: Sequence[Movement],
-        after: Act | None,
-    ) -> Act:
-        """Accept an append, to be committed together with others; `settle` waits for its outcome."""
+        self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
+    ) -> Commit:
+        """Accept an append, to be committed with others; inside `exclusive` it is carried out at once."""
         act = Act(number, (event,), movements, after=after)
         link = self._link_of_thread()
-        if link is not None:
-            with self._errors():
-                act.future.set_result(self._carry_out(link, act, _FOR_EVER))
-        else:
+        if link is None:
             self._commits.put(act)
+        else:
+            with self._errors():
+                self._carry_out(link, act, _FOR_EVER)
         return act
+
+    def commit_soon(self) -> None:
+        """Commit what was accepted, in a background thread."""
+        self._commits.start()
+
+    def wait_for(self, commit: Commit) -> dict[str, Account]:
+        """Return or raise the outcome of an append that was accepted."""
+        return self._commits.wait(commit.future)
+
+    def recall(self, number: int) -> None:
+        """Return when nothing of a run is under way; what was not sent yet fails with `StoreBusyError`."""
+        self._commits.recall(number)
 
     def _alone(self, act: Act, patience: int) -> dict[str, Account]:
         with self._errors(), self._transaction() as link:
@@ -351,7 +359,7 @@ class PostgresEventStore:
     def _begin(self, link: Link, mode: str) -> None:
         timeout = round(self._timeout * 1000)
         enter = "" if mode else "; SELECT agentguard.enter()"
-        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {timeout}{enter}")
+        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {timeout}{enter}".encode())
         link.placed = 0
         if self._tenant is not None:
             link.ask(self._sql["narrow"], (self._tenant,))
