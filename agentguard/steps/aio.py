@@ -120,6 +120,9 @@ async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None],
         if journal.shares_disk(step.spec.durability):
             await on_disk(journal.store)
         return
+    if asyncio.current_task() is None:  # driven by hand: there is nothing that would wake it
+        confirm(*args)
+        return
     await committed(group, commit)
     if commit.error is not None or needs_care(journal, amounts, commit.future.result()):
         await _in_thread(confirm, *args)

@@ -423,6 +423,19 @@ class Journal:
         self.stale = False
         self.levels.changed()
         self.time.count()
+        self._take_stops()
+
+    def _take_stops(self) -> None:
+        """Act on what a log that was folded anew says of stops and of the run's state."""
+        for key, scope in self.fold.scopes.items():
+            if scope.stop is not None:
+                self._take_scope_stop({"stops": key, "termination": scope.stop})
+        if self.fold.termination is not None and self.stop is None:
+            stop = stop_from(self.fold.termination)
+            if stop is not None:
+                self.set_stop(stop)
+        with self._condition:
+            self._condition.notify_all()
 
     def warned(self, data: dict[str, Any]) -> None:
         """Tell the run's owner of a warning; what it raises must not harm the step."""

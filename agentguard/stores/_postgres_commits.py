@@ -242,7 +242,11 @@ class Commits:
         busy = acts_.append(link, batch, 0, self._narrow)
         self._resolve(batch, busy)
         if busy:
-            self._give_up(busy, acts_.append(link, busy, SHORTLY, self._narrow))
+            try:
+                still = acts_.append(link, busy, SHORTLY, self._narrow)
+            except psycopg.errors.LockNotAvailable:
+                still = busy
+            self._give_up(busy, still)
 
     def _transact(self, link: Link, batch: list[Act]) -> None:
         if not batch:

@@ -24,11 +24,12 @@ class Pool:
     A pool that connects in the background cannot say why it could not, and does not live through a fork.
     """
 
-    def __init__(self, url: str, errors: Translation, timeout: float, most: int) -> None:
+    def __init__(self, url: str, errors: Translation, timeout: float, most: int, *, narrow: bool) -> None:
         self._url = url
         self._errors = errors
         self._timeout = timeout
         self._most = most
+        self._narrow = narrow
         self.reset()
 
     def reset(self) -> None:
@@ -55,7 +56,7 @@ class Pool:
         link = connect(self._url, self._timeout)
         try:
             if not self._checked:
-                self.tenant_login = _postgres_schema.check(link, self._url)
+                self.tenant_login = _postgres_schema.check(link, self._url, narrow=self._narrow)
                 self._checked = True
         except BaseException:
             link.close()

@@ -18,11 +18,12 @@ def known_version() -> int:
     return _sql.migrations("postgres")[-1][0]
 
 
-def check(link: Link, url: str) -> bool:
+def check(link: Link, url: str, *, narrow: bool) -> bool:
     """Refuse a database that this library cannot work with; gives whether the login is a tenant's own.
 
     Raises:
-        StoreUnavailableError: the schema is missing, older or newer, or was restored and not migrated.
+        StoreUnavailableError: the schema is missing, older or newer, or was restored and not migrated; or,
+            with `narrow`, the login could not be kept to one tenant.
     """
     place = public_url(url)
     version = version_of(link)
@@ -46,6 +47,11 @@ def check(link: Link, url: str) -> bool:
         raise StoreUnavailableError(
             f"{place} was restored into another server, whose positions would begin anew; run "
             "`agentguard migrate` once"
+        )
+    if narrow and link.ask(queries["bypasses"]) == [(True,)]:
+        raise StoreUnavailableError(
+            f"{place}: row-level security does not bind this login, so tenant= would not hold; use one that "
+            "is no superuser and has the role agentguard_agent"
         )
     return bool(tenant_login)
 
@@ -95,11 +101,9 @@ def _migrate(link: Link, url: str) -> list[str]:
 
 
 def _prepare(link: Link) -> int:
-    link.execute("CREATE SCHEMA IF NOT EXISTS agentguard")
-    link.execute(
-        "CREATE TABLE IF NOT EXISTS agentguard.migration (version integer PRIMARY KEY, name text NOT NULL, "
-        "applied_at timestamptz NOT NULL DEFAULT now())"
-    )
+    queries = _sql.queries("postgres_roles")
+    for name in ("roles", "schema", "become_owner", "versions"):
+        link.ask(queries[name])
     return version_of(link) or 0
 
 

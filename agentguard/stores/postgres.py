@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 #: How many events are read at a time.
 _CHUNK: Final = 1000
 _NO_END: Final = 2**31 - 1
-_FOR_EVER: Final = 2**31 - 1
 
 _TABLES: Final = {"run": "agentguard.run", "account": "agentguard.account"}
 _FUNCTIONS: Final = {"run": "agentguard.tenant_runs()", "account": "agentguard.tenant_accounts()"}
@@ -51,7 +50,7 @@ class PostgresEventStore:
     Example:
         >>> store = PostgresEventStore("postgresql://agents@db.example/agentguard")
         >>> store.url
-        'postgresql://agents@db.example/agentguard'
+        'postgresql://db.example/agentguard'
         >>> store.close()
     """
 
@@ -75,8 +74,9 @@ class PostgresEventStore:
         self.clock = clock
         self._tenant = tenant
         self._timeout = float(store_timeout)
+        self._patience = round(store_timeout * 1000)
         self._errors = Translation(url)
-        self._pool = Pool(url, self._errors, self._timeout, connections)
+        self._pool = Pool(url, self._errors, self._timeout, connections, narrow=tenant is not None)
         self._commits = Commits(self._pool.open, self._errors, self._timeout, tenant)
         self._sql = _sql.queries("postgres")
         self._reset()
@@ -110,7 +110,7 @@ class PostgresEventStore:
                 raise RunExistsError(row.run_id)
             link.placed += 1
             number: int = found[0][0]
-            self._carry_out(link, Act(number, events, movements), _FOR_EVER)
+            self._carry_out(link, Act(number, events, movements), self._patience)
         return number
 
     def append(
@@ -131,14 +131,14 @@ class PostgresEventStore:
         link = self._link_of_thread()
         if link is not None:
             with self._errors():
-                return self._carry_out(link, act, _FOR_EVER)
+                return self._carry_out(link, act, self._patience)
         if not wait:
             return self._alone(act, 0)
         self._commits.put(act)
         try:
             return self._commits.wait(act.future)
         except StoreBusyError:
-            return self._alone(Act(number, events, movements, row), round(self._timeout * 1000))
+            return self._alone(Act(number, events, movements, row), self._patience)
 
     def accept(
         self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
@@ -150,7 +150,7 @@ class PostgresEventStore:
             self._commits.put(act)
         else:
             with self._errors():
-                self._carry_out(link, act, _FOR_EVER)
+                self._carry_out(link, act, self._patience)
         return act
 
     def commit_soon(self) -> None:
@@ -357,9 +357,8 @@ class PostgresEventStore:
             self._pool.give_back(link)
 
     def _begin(self, link: Link, mode: str) -> None:
-        timeout = round(self._timeout * 1000)
         enter = "" if mode else "; SELECT agentguard.enter()"
-        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {timeout}{enter}".encode())
+        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {self._patience}{enter}".encode())
         link.placed = 0
         if self._tenant is not None:
             link.ask(self._sql["narrow"], (self._tenant,))

@@ -126,6 +126,10 @@ SELECT id, data FROM {account} WHERE id = ANY (%s) AND data IS NOT NULL;
 -- Whether this login is a tenant's own, which sees no table.
 SELECT NOT has_table_privilege('agentguard.run', 'SELECT');
 
+-- name: bypasses
+-- Whether row-level security does not bind this login.
+SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user;
+
 -- name: is_behind
 -- Whether there are positions that are still to be given: the database was restored into another server.
 SELECT coalesce(max(position), 0) > agentguard.now_at(pg_snapshot_xmax(pg_current_snapshot()))

@@ -1,22 +1,9 @@
 -- The logs, one row for each run, and the shared accounts.  Released migrations are never edited.
 --
--- Who may do what: members of agentguard_agent append and read, members of agentguard_operator erase and
+-- The schema belongs to agentguard_owner, which nobody logs in as and which row-level security binds, so that
+-- it binds the functions below too, whoever has migrated.  Who may do what: members of agentguard_agent append and read, members of agentguard_operator erase and
 -- prune besides, members of agentguard_tenant call the functions at the end and see no table.  A login that
 -- is bound to a tenant (table tenant_login) sees and writes that tenant's rows alone, whatever it says.
-
-DO $$
-DECLARE
-    wanted text;
-BEGIN
-    FOREACH wanted IN ARRAY ARRAY['agentguard_tenant', 'agentguard_agent', 'agentguard_operator'] LOOP
-        BEGIN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL; -- roles belong to the server, not to the database
-        END;
-    END LOOP;
-END;
-$$;
 
 REVOKE ALL ON SCHEMA agentguard FROM PUBLIC;
 GRANT USAGE ON SCHEMA agentguard TO agentguard_tenant, agentguard_agent, agentguard_operator;
@@ -240,7 +227,7 @@ BEGIN
     IF narrow IS NOT NULL THEN
         PERFORM set_config('agentguard.tenant', narrow, true);
     END IF;
-    PERFORM set_config('lock_timeout', greatest(patience, 1000)::text, true);
+    PERFORM set_config('lock_timeout', CASE patience WHEN 0 THEN '1000' ELSE patience::text END, true);
     IF patience = 0 THEN
         SELECT array_agg(l.number) INTO held FROM (
             SELECT r.number FROM agentguard.run r WHERE r.number = ANY (runs)

@@ -1,0 +1,291 @@
+"""What the store in PostgreSQL promises beyond the contract of all stores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.errors import StoreUnavailableError
+from agentguard.events.codec import Stored
+from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.stores._postgres_schema import migrate
+from agentguard.stores.postgres import PostgresEventStore
+from agentguard.testing.conformance._given import a_row, log_of, opening, steps, unplaced, wait_until
+from tests.postgres import Postgres, execute
+
+
+@pytest.fixture
+def store(postgres_url: str) -> Iterator[PostgresEventStore]:
+    store = PostgresEventStore(postgres_url, store_timeout=10)
+    yield store
+    store.close()
+
+
+# --- one order of all runs -----------------------------------------------------------------------
+
+
+def test_nothing_appears_behind_what_a_reader_of_the_tail_has_passed(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    """A transaction that began first and commits last keeps what came after it back, and then precedes it."""
+    slow = store.create(a_row("slow"), log_of("slow", 1))
+    quick = store.create(a_row("quick"), log_of("quick", 1))
+    passed = store.tail()[-1][1].position
+    held, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.exclusive("slow"):
+            store.append(slow, log_of("slow", 2)[1:])
+            held.set()
+            leave.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(30)
+    store.append(quick, log_of("quick", 2)[1:])
+    assert [event.seq for event in store.read("quick")] == [1, 2], "it is committed"
+    assert store.tail(passed) == [], "and what is older may still come"
+    leave.set()
+    holder.join()
+    assert [run_id for run_id, _ in store.tail(passed)] == ["slow", "quick"]
+
+
+def test_a_transaction_that_writes_no_events_holds_up_no_tail(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    with psycopg.connect(postgres_url) as other:
+        other.execute("CREATE TABLE public.theirs (a int)")
+        number = store.create(a_row("r1"), log_of("r1", 1))
+        store.append(number, log_of("r1", 2)[1:])
+        assert [event.seq for _, event in store.tail()] == [1, 2]
+
+
+def test_readers_of_the_tail_miss_nothing_while_many_write(store: PostgresEventStore) -> None:
+    runs = [f"r{index}" for index in range(8)]
+    numbers = {run_id: store.create(a_row(run_id), []) for run_id in runs}
+    done = threading.Event()
+
+    def write(run_id: str) -> None:
+        for event in log_of(run_id, 30):
+            store.append(numbers[run_id], [event])
+
+    def follow() -> list[tuple[str, Stored]]:
+        found: list[tuple[str, Stored]] = []
+        while True:
+            last = done.is_set()
+            news = store.tail(found[-1][1].position if found else 0, limit=7)
+            found += news
+            if last and not news:
+                return found
+
+    with ThreadPoolExecutor(9) as pool:
+        following = pool.submit(follow)
+        list(pool.map(write, runs))
+        done.set()
+        found = following.result(60)
+    assert len(found) == len(set(found)) == 240
+    for run_id in runs:
+        assert [event.seq for name, event in found if name == run_id] == list(range(1, 31))
+
+
+def test_a_database_restored_into_another_server_goes_on_after_a_migration(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    number = store.create(a_row("r1"), log_of("r1", 1))
+    # As a dump of a server that has seen many more transactions than this one.
+    execute(
+        postgres_url,
+        "ALTER TABLE agentguard.event DISABLE TRIGGER USER; "
+        "UPDATE agentguard.event SET position = position + (1::bigint << 40); "
+        "ALTER TABLE agentguard.event ENABLE TRIGGER USER",
+    )
+    store.close()
+    again = PostgresEventStore(postgres_url, store_timeout=2)
+    with pytest.raises(StoreUnavailableError, match="agentguard migrate"):
+        again.row("r1")
+    assert migrate(postgres_url) == ["positions go on after those that were restored"]
+    again.append(number, log_of("r1", 2)[1:])
+    assert [event.seq for _, event in again.tail()] == [1, 2]
+    again.close()
+
+
+# --- appends that share a commit -----------------------------------------------------------------
+
+
+def accept(
+    store: PostgresEventStore, number: int, event: Stored, *movements: Movement, after: Any = None
+) -> Any:
+    return store.accept(number, event, movements, after)
+
+
+def test_what_fails_is_told_to_its_own_step_and_undoes_nothing_of_the_others(
+    store: PostgresEventStore,
+) -> None:
+    logs = {run_id: log_of(run_id, 4) for run_id in ("a", "b", "c", "d")}
+    opens = [Movement("tenant:acme", opening=opening(1))]
+    numbers = {
+        run_id: store.create(a_row(run_id), log[:1], opens if run_id == "a" else [])
+        for run_id, log in logs.items()
+    }
+    reserve = Movement("tenant:acme", steps(1))
+    granted = accept(store, numbers["a"], logs["a"][1], reserve)
+    refused = accept(store, numbers["b"], logs["b"][1], reserve)
+    behind = accept(store, numbers["b"], logs["b"][2], after=refused)
+    late = accept(store, numbers["c"], log_of("c", 1, tag="-rival")[0])
+    plain = accept(store, numbers["d"], logs["d"][1])
+    follows = accept(store, numbers["d"], logs["d"][2], after=plain)
+    assert store.wait_for(follows) == {}
+    assert store.wait_for(plain) == {}
+    assert store.wait_for(granted)["tenant:acme"].reserved == {"steps": 1}
+    with pytest.raises(LedgerRefusedError):
+        store.wait_for(refused)
+    for lost in (behind, late):
+        with pytest.raises(HeadMovedError):
+            store.wait_for(lost)
+    assert [unplaced(store.read(run_id)) for run_id in "abcd"] == [
+        logs["a"][:2],
+        logs["b"][:1],
+        logs["c"][:1],
+        logs["d"][:3],
+    ]
+    assert store.accounts(["tenant:acme"])["tenant:acme"].reserved == {"steps": 1}
+
+
+def test_what_was_decided_after_a_failure_fails_also_where_its_place_was_filled_meanwhile(
+    store: PostgresEventStore,
+) -> None:
+    """Its sequence would fit, but not its chain."""
+    events = log_of("r1", 3)
+    number = store.create(a_row("r1"), events[:1])
+    store.append(number, events[1:2])
+    first = accept(store, number, log_of("r1", 2, tag="-lost")[1])
+    with pytest.raises(HeadMovedError):
+        store.wait_for(first)
+    second = accept(store, number, log_of("r1", 3, tag="-lost")[2], after=first)
+    with pytest.raises(HeadMovedError):
+        store.wait_for(second)
+    assert unplaced(store.read("r1")) == events[:2]
+
+
+def test_a_run_that_another_writer_holds_does_not_hold_up_the_others(store: PostgresEventStore) -> None:
+    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in ("held", "free")}
+    held, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.exclusive("held"):
+            held.set()
+            leave.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(30)
+    waiting = accept(store, numbers["held"], log_of("held", 2)[1])
+    free = accept(store, numbers["free"], log_of("free", 2)[1])
+    assert store.wait_for(free) == {}
+    with pytest.raises(StoreBusyError):
+        store.wait_for(waiting)
+    leave.set()
+    holder.join()
+
+
+def test_a_bad_value_of_one_run_is_no_matter_to_the_others(store: PostgresEventStore) -> None:
+    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in ("bad", "good")}
+    bad = accept(store, numbers["bad"], log_of("bad", 2)[1], Movement("a\0b", opening=opening(1)))
+    good = accept(store, numbers["good"], log_of("good", 2)[1], Movement("a", opening=opening(1)))
+    assert store.wait_for(good)["a"].reserved == {}
+    with pytest.raises(StoreUnavailableError):
+        store.wait_for(bad)
+    assert len(list(store.read("bad"))) == 1
+
+
+# --- nothing of a log changes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE agentguard.event SET body = 'x'",
+        "UPDATE agentguard.event SET payload = 'x'",
+        "UPDATE agentguard.event SET seq = seq + 1",
+        "DELETE FROM agentguard.event",
+        "TRUNCATE agentguard.event",
+        "UPDATE agentguard.run SET run_id = 'x'",
+        "UPDATE agentguard.run SET salt = 'x'",
+        "UPDATE agentguard.run SET pruning = true",
+        "DELETE FROM agentguard.run",
+        "TRUNCATE agentguard.run",
+    ],
+)
+def test_not_even_the_owner_changes_a_log_by_hand(
+    store: PostgresEventStore, postgres_url: str, statement: str
+) -> None:
+    store.create(a_row("r1"), log_of("r1", 2, payload=b"p"))
+    with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="agentguard:"):
+        execute(postgres_url, statement)
+    assert len(list(store.read("r1"))) == 2
+
+
+def test_pruning_drops_the_partition_of_a_month_whose_runs_are_all_over(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    old = a_row("old", state="COMPLETED", ended_ns=5)
+    store.create(old, log_of("old", 3), [Movement("run:old", opening=opening(1))])
+    store.create(a_row("live"), log_of("live", 1))
+    # As if the run had been created in January 2026.
+    execute(
+        postgres_url,
+        """
+        CREATE TABLE agentguard.event_2026_01 PARTITION OF agentguard.event
+            FOR VALUES FROM (agentguard.first_number('2026-01-01')) TO (agentguard.first_number('2026-02-01'));
+        ALTER TABLE agentguard.event DISABLE TRIGGER USER;
+        ALTER TABLE agentguard.run DISABLE TRIGGER USER;
+        UPDATE agentguard.event SET number = agentguard.first_number('2026-01-05') + 7
+            WHERE number = (SELECT number FROM agentguard.run WHERE run_id = 'old');
+        UPDATE agentguard.run SET number = agentguard.first_number('2026-01-05') + 7 WHERE run_id = 'old';
+        ALTER TABLE agentguard.event ENABLE TRIGGER USER;
+        ALTER TABLE agentguard.run ENABLE TRIGGER USER;
+        """,
+    )
+    assert len(list(store.read("old"))) == 3
+    assert store.prune(10, keep=["old"]) == []
+    assert store.prune(5) == []
+    assert store.prune(10) == ["old"]
+    assert execute(postgres_url, "SELECT to_regclass('agentguard.event_2026_01')") == [(None,)]
+    assert [row.run_id for row in store.rows()] == ["live"]
+    assert store.accounts(["run:old"]) == {}
+
+
+# --- a pool in between ---------------------------------------------------------------------------
+
+
+def test_it_works_through_pgbouncer_in_transaction_mode(own_postgres: Postgres) -> None:
+    own_postgres.execute("CREATE DATABASE app")
+    migrate(own_postgres.url("app"))
+    own_postgres.execute("CREATE ROLE agents LOGIN IN ROLE agentguard_agent")
+    with own_postgres.bouncer("agents", pool_size=2) as bouncer:
+        store = PostgresEventStore(bouncer.url("app", "agents"), store_timeout=20)
+        narrow = PostgresEventStore(bouncer.url("app", "agents"), store_timeout=20, tenant="other")
+        numbers = {
+            run_id: store.create(a_row(run_id), log_of(run_id, 1), [Movement("t", opening=opening(99))])
+            for run_id in ("a", "b", "c")
+        }
+
+        def write(run_id: str) -> None:
+            for event in log_of(run_id, 10)[1:]:
+                store.append(numbers[run_id], [event], movements=[Movement("t", steps(1))])
+                assert narrow.rows() == [], "a setting of one transaction is not left to the next"
+                assert len(store.rows()) == 3
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(write, numbers))
+        assert [len(list(store.read(run_id))) for run_id in "abc"] == [10, 10, 10]
+        assert store.accounts(["t"])["t"].reserved == {"steps": 27}
+        wait_until(lambda: len(store.tail()) == 30)
+        store.close()
+        narrow.close()

@@ -1,0 +1,220 @@
+"""Tenants in PostgreSQL are kept apart by the server, whatever a login says to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from agentguard import Budget, Guard, StoreUnavailableError, guarded_step
+from agentguard.cli import main
+from tests.postgres import execute
+
+
+@guarded_step
+def work(item: int) -> str:
+    return f"result {item}"
+
+
+def login(url: str, name: str) -> str:
+    """The same database as another login."""
+    return url.replace("//postgres@", f"//{quote(name)}@")
+
+
+@pytest.fixture
+def roles(postgres_url: str) -> Iterator[dict[str, str]]:
+    """URLs of logins: of each tenant, of the agents of tenant a, of all agents, and of operators."""
+    tag = postgres_url.rpartition("/")[2]
+    names = {what: f"{tag}_{what}" for what in ("a", "b", "agents_a", "agents", "operators")}
+    for what, name in names.items():
+        role = {"a": "tenant", "b": "tenant", "operators": "operator"}.get(what, "agent")
+        execute(postgres_url, f"CREATE ROLE {name} LOGIN IN ROLE agentguard_{role}")
+    for what, tenant in (("a", "a"), ("b", "b"), ("agents_a", "a")):
+        execute(postgres_url, f"INSERT INTO agentguard.tenant_login VALUES ('{names[what]}', '{tenant}')")
+    yield {what: login(postgres_url, name) for what, name in names.items()}
+    for name in names.values():
+        execute(postgres_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+@pytest.fixture
+def filled(roles: dict[str, str]) -> dict[str, str]:
+    """The runs of two tenants, a with 1 and b with 7, by their ids."""
+    runs = {}
+    with Guard.open(roles["agents"], telemetry=False) as guard:
+        guard.set_tenant_budget("a", Budget(steps=100))
+        guard.set_tenant_budget("b", Budget(steps=100))
+        for tenant, count in (("a", 1), ("b", 7)):
+            for _ in range(count):
+                with guard.run("secret-of-" + tenant, tenant=tenant) as run:
+                    work(1)
+                runs[tenant] = run.id
+    return runs
+
+
+def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
+    return execute(url, sql)
+
+
+def test_a_tenants_login_reads_its_own_tenant_and_no_other(
+    roles: dict[str, str], filled: dict[str, str]
+) -> None:
+    with Guard.open(roles["a"], telemetry=False) as guard:
+        assert [row.tenant for row in guard.runs()] == ["a"]
+        assert guard.runs(tenant="b") == []
+        assert guard.history(filled["a"])[-1].type == "run_completed"
+        assert guard.verify(filled["a"])
+        assert guard.parts.store.row(filled["b"]) is None
+        assert list(guard.parts.store.read(filled["b"])) == []
+        assert guard.parts.store.last(filled["b"]) is None
+        assert {run_id for run_id, _ in guard.parts.store.tail()} == {filled["a"]}
+        assert guard.parts.store.tail(tenant="b") == []
+        assert list(guard.parts.store.accounts(["tenant:a", "tenant:b"])) == ["tenant:a"]
+        with pytest.raises(StoreUnavailableError, match="grant it agentguard_agent"):
+            with guard.run("mine", tenant="a"):
+                pass
+
+
+WIDEN = (
+    "SELECT 1",
+    "SELECT set_config('agentguard.tenant', 'b', false)",
+    "SET agentguard.tenant = ''",
+    "SET row_security = off",
+)
+QUERIES = (
+    "SELECT * FROM agentguard.run WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.event WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.account WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.event_of_other_months WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.tenant_login WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.tenant_runs() WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.tail(0, 'b', 100)",
+    "SELECT * FROM agentguard.tenant_accounts() WHERE tenant = 'b'",
+    "SELECT r.number FROM pg_stats s, agentguard.run r WHERE r.tenant = 'b'",
+    "SELECT most_common_vals, histogram_bounds FROM pg_stats WHERE schemaname = 'agentguard'",
+)
+
+
+@pytest.mark.parametrize("tenant", ["a", "agents_a"])
+def test_no_hand_written_query_reads_another_tenant(
+    roles: dict[str, str], filled: dict[str, str], tenant: str
+) -> None:
+    for widen in WIDEN:
+        with psycopg.connect(roles[tenant], autocommit=True) as connection:
+            connection.execute(widen)
+            for sql in QUERIES:
+                try:
+                    assert connection.execute(sql).fetchall() == [], (widen, sql)
+                except psycopg.errors.InsufficientPrivilege as refused:
+                    assert "secret-of-b" not in str(refused)
+
+
+def test_no_hand_written_statement_writes_to_another_tenant(
+    roles: dict[str, str], filled: dict[str, str], postgres_url: str
+) -> None:
+    [[number]] = ask(postgres_url, f"SELECT number FROM agentguard.run WHERE run_id = '{filled['b']}'")
+    before = ask(postgres_url, "SELECT * FROM agentguard.run WHERE tenant = 'b' ORDER BY born")
+    append = (
+        f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], 1000, NULL, ARRAY[{number}], ARRAY[7], "
+        "ARRAY['x'::bytea], ARRAY['x'::bytea], ARRAY[NULL::bytea])"
+    )
+    put = (
+        f"SELECT agentguard.put(0, ARRAY[{number}], ARRAY[99], ARRAY['x'::bytea], ARRAY['x'::bytea], "
+        "ARRAY[NULL::bytea], ARRAY['tenant:b'], ARRAY['{}'])"
+    )
+    for statement in (
+        append,
+        put,
+        f"UPDATE agentguard.run SET state = 'KILLED' WHERE number = {number}",
+        "INSERT INTO agentguard.run (number, run_id, born, tenant, name, state, created_ns, epoch, owner, "
+        "heartbeat_ns, summary) VALUES (1, 'x', 1, 'b', 'n', 'RUNNING', 1, 1, '{}', 1, '{}')",
+        f"DELETE FROM agentguard.event WHERE number = {number}",
+        "SELECT * FROM agentguard.drop_month('event_2026_01', 1, '{}')",
+        "INSERT INTO agentguard.tenant_login VALUES ('x', 'b')",
+    ):
+        for tenant in ("a", "agents_a"):
+            try:
+                ask(roles[tenant], statement)
+            except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException):
+                continue
+    assert ask(postgres_url, "SELECT * FROM agentguard.run WHERE tenant = 'b' ORDER BY born") == before
+    assert ask(
+        postgres_url, f"SELECT count(*) FROM agentguard.event WHERE number = {number} AND seq > 5"
+    ) == [(0,)]
+    with Guard.open(postgres_url, telemetry=False) as guard:
+        assert guard.verify()
+
+
+def test_neither_explain_nor_numbers_nor_errors_count_the_rows_of_another_tenant(
+    roles: dict[str, str], filled: dict[str, str], postgres_url: str
+) -> None:
+    """What a tenant's login can see is the same, however many runs another tenant has."""
+
+    def seen() -> list[Any]:
+        plans = [
+            ask(roles["a"], f"EXPLAIN (ANALYZE, TIMING off, SUMMARY off, BUFFERS off, COSTS on) {query}")
+            for query in (
+                "SELECT * FROM agentguard.tenant_runs() WHERE tenant = 'b'",
+                f"SELECT * FROM agentguard.tenant_events('{filled['b']}', 0)",
+                "SELECT * FROM agentguard.tenant_tail(0, 1000) WHERE tenant = 'b'",
+            )
+        ]
+        errors = []
+        for query in (
+            "EXPLAIN ANALYZE SELECT * FROM agentguard.run",
+            "EXPLAIN SELECT * FROM agentguard.event WHERE tenant = 'b'",
+            "SELECT last_value FROM pg_sequences WHERE schemaname = 'agentguard'",
+            "INSERT INTO agentguard.run (run_id) VALUES ('x')",
+        ):
+            try:
+                errors.append(ask(roles["a"], query))
+            except psycopg.Error as error:
+                errors.append(str(error))
+        mine = ask(roles["a"], "SELECT run_id FROM agentguard.tenant_runs()")
+        return [plans, errors, mine]
+
+    before = seen()
+    with Guard.open(roles["agents"], telemetry=False) as guard:
+        for _ in range(5):
+            with guard.run("more", tenant="b"):
+                work(2)
+    execute(postgres_url, "ANALYZE agentguard.run; ANALYZE agentguard.event")
+    assert seen() == before
+
+
+def test_a_store_that_is_kept_to_a_tenant_is_refused_with_a_login_that_nothing_binds(
+    postgres_url: str, roles: dict[str, str], filled: dict[str, str]
+) -> None:
+    with Guard.open(f"{roles['agents']}?tenant=a", telemetry=False) as guard:
+        assert [row.tenant for row in guard.runs()] == ["a"]
+        with pytest.raises(StoreUnavailableError, match="row-level security"):
+            with guard.run("theirs", tenant="b"):
+                pass
+    with Guard.open(f"{postgres_url}?tenant=a", telemetry=False) as guard:
+        with pytest.raises(StoreUnavailableError, match="does not bind this login"):
+            guard.runs()
+
+
+def test_agents_append_and_only_operators_erase_and_prune(
+    roles: dict[str, str], filled: dict[str, str]
+) -> None:
+    with Guard.open(roles["agents"], telemetry=False) as guard:
+        with pytest.raises(StoreUnavailableError, match="agentguard_operator"):
+            guard.parts.store.erase(filled["a"])
+        with pytest.raises(StoreUnavailableError, match="agentguard_operator"):
+            guard.parts.store.prune(2**62)
+    with Guard.open(roles["operators"], telemetry=False) as guard:
+        assert guard.parts.store.erase(filled["a"]) > 0
+        assert len(guard.parts.store.prune(2**62)) == 8
+
+
+def test_the_commands_for_tenants_set_limits_and_show_what_was_spent(
+    roles: dict[str, str], filled: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("AGENTGUARD_STORE", roles["operators"])
+    assert main(["tenants"]) == 0
+    out = capsys.readouterr().out
+    assert "7 steps" in out
+    assert "1 step" in out
