@@ -29,6 +29,7 @@ from benchmarks import (
     overshoot,
     replay,
     telemetry,
+    wal,
 )
 from benchmarks._rows import Row, table
 
@@ -38,6 +39,10 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "telemetry": (telemetry.measure, ("otel-api", "otel-sdk")),
     "growth": (growth.measure, ("growth-memory", "growth-sqlite")),
     "durable": (durable.measure, ("sqlite-process", "sqlite-power")),
+    "wal": (
+        wal.measure,
+        ("wal-1", "wal-2", "wal-4", "wal-8", "wal-slow", "wal-short-readers", "wal-reader"),
+    ),
     "overshoot": (
         overshoot.measure,
         ("overshoot-threads", "overshoot-tasks", "overshoot-processes"),

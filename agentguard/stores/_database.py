@@ -19,6 +19,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores import _patience, _sql, _sqlite_file
+from agentguard.stores._checkpointer import COMMITS, Checkpointer
 from agentguard.stores._committer import Committer
 from agentguard.stores._patience import Parameters, Wait
 from agentguard.stores._readers import Readers
@@ -42,6 +43,8 @@ class Database:
         self.readers = Readers(path)
         self.sync = WalSync(path, self.commit_staged)
         self.committer = Committer(self.settle_down)
+        self.checkpointer = Checkpointer(path, _sqlite_file.connect)
+        self._commits = 0
         self.users = 0
         self._insert = _sql.queries("sqlite")["insert_event"]
         self._closed = False
@@ -70,6 +73,7 @@ class Database:
         self.readers.reset()
         self.sync.reset()
         self.committer.reset()
+        inherited += self.checkpointer.abandon()
         return inherited
 
     def close(self) -> None:
@@ -80,6 +84,7 @@ class Database:
             finally:
                 self._closed = True
                 self.committer.close()
+                self.checkpointer.close()
                 self.sync.close()
                 self.readers.close()
                 if self._writer is not None:
@@ -106,6 +111,7 @@ class Database:
             self._stranded += self.readers.opened
             if self._writer is not None:
                 self._stranded.append(self._writer)
+            self._stranded += self.checkpointer.abandon()
             self._forget_writer()
             self.readers.reset()
             self.sync.fail(self.lost)
@@ -160,6 +166,13 @@ class Database:
             writer.execute(self._insert, columns)
         except sqlite3.Error as error:
             self._put_after(error, writer, columns, wait)
+        self._count_commit()
+
+    def _count_commit(self) -> None:
+        self._commits += 1
+        if self._commits >= COMMITS:
+            self._commits = 0
+            self.checkpointer.wake()
 
     def _put(self, writer: sqlite3.Connection, number: int, event: Stored, wait: Wait) -> None:
         seq, body, digest, payload, _ = event
@@ -218,6 +231,7 @@ class Database:
 
     def _commit_staged(self, writer: sqlite3.Connection) -> None:
         self._staged = False
+        self._count_commit()
         try:
             writer.execute("COMMIT")
         except sqlite3.Error as error:
@@ -290,6 +304,7 @@ class Database:
         if level:
             self._sync_at_commit |= durable
             return False
+        self._count_commit()
         self._writing_thread = None
         return self.committed(durable=durable or self._sync_at_commit)
 

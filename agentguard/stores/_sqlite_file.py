@@ -10,14 +10,11 @@ from pathlib import Path
 
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores import _patience, _sql
+from agentguard.stores._checkpointer import MOVE_FROM
 from agentguard.stores._patience import Wait
 
 #: "agrd" in the file's header; tells our files from other SQLite databases.
 APPLICATION_ID = 0x61677264
-
-#: Pages in the WAL (8 MB) before a commit has to move them, and wait for the disk twice: rarely enough
-#: that it costs little, and so small that the pages written again are still in the processor's cache.
-_CHECKPOINT_PAGES = 2000
 
 Execute = Callable[[str], sqlite3.Cursor]
 
@@ -69,7 +66,9 @@ def prepare(path: str, execute: Execute) -> None:
         _use_wal(path, execute)
     execute("PRAGMA synchronous = NORMAL")
     execute("PRAGMA secure_delete = ON")
-    execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    # Checkpoints are the work of `_checkpointer`, in no commit; whoever begins the WAL anew cuts its file.
+    execute("PRAGMA wal_autocheckpoint = 0")
+    execute(f"PRAGMA journal_size_limit = {MOVE_FROM}")
 
 
 def _use_wal(path: str, execute: Execute) -> None:

@@ -29,6 +29,7 @@ from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIn
 from agentguard.guard import Guard
 from agentguard.killswitch import waker
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.stores._checkpointer import wal_size
 
 OK = "ok"
 
@@ -40,6 +41,7 @@ FAULT = "FAULT"
 
 
 _LITTLE_SPACE = 100 * 2**20
+_LARGE_WAL = 64 * 2**20
 
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+).*;.*\bextra == ['\"]([^'\"]+)['\"]")
@@ -170,6 +172,7 @@ def _store() -> Iterator[Finding]:
             newest = f"newest run {runs[0].run_id}" if runs else "no runs"
             yield Finding("store", OK, f"{url}{schema}, {newest}")
             yield from _file_rights(file)
+            yield from _wal(file)
             yield from _abandoned(guard)
     except (AgentGuardError, sqlite3.Error) as error:
         yield Finding("store", FAULT, str(error))
@@ -189,6 +192,13 @@ def _file_rights(file: Path | None) -> Iterator[Finding]:
         yield Finding("store file", NOTE, f"{file} can be read by others (mode {mode:04o}): chmod 600 {file}")
     if not os.access(file, os.W_OK):
         yield Finding("store file", FAULT, f"{file} cannot be written (mode {mode:04o}); steps are refused")
+
+
+def _wal(file: Path | None) -> Iterator[Finding]:
+    size = 0 if file is None else wal_size(str(file))
+    if size > _LARGE_WAL:
+        pinned = "a reader that stays keeps it from being emptied; end it, or close its transaction"
+        yield Finding("store file", NOTE, f"its WAL has {size >> 20} MB: {pinned}")
 
 
 def _abandoned(guard: Guard) -> Iterator[Finding]:

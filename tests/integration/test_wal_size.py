@@ -1,0 +1,116 @@
+"""The WAL of a SQLite store stays small: its pages move in a thread of their own."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentguard import Guard
+from agentguard.cli import main
+from agentguard.stores import _checkpointer
+from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, MOVE_FROM, wal_size
+
+WRITES = """
+import sys
+from agentguard import Guard
+with Guard.open(sys.argv[1], kill_switch="memory", telemetry=False) as guard, guard.run("writer") as run:
+    for number in range(int(sys.argv[2])):
+        run.call("note", len, "x" * 4000)
+"""
+
+
+def until(condition: object, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def write(guard: Guard, count: int) -> None:
+    with guard.run("writer") as run:
+        for _ in range(count):
+            run.call("note", len, "x" * 4000)
+
+
+def writers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "agentguard-checkpoint"]
+
+
+def test_two_busy_writers_leave_a_small_wal(tmp_path: Path) -> None:
+    """Without pauses between them, SQLite by itself would never begin the WAL anew."""
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+        write(guard, 1)
+        command = [sys.executable, "-c", WRITES, url, "4000"]
+        processes = [subprocess.Popen(command, env=os.environ) for _ in range(2)]
+        largest = 0
+        while any(process.poll() is None for process in processes):
+            largest = max(largest, wal_size(str(tmp_path / "store.db")))
+            time.sleep(0.005)
+        assert [process.returncode for process in processes] == [0, 0]
+        assert 0 < largest < 64 << 20
+
+
+def test_a_wal_that_a_reader_has_pinned_is_small_again_once_the_reader_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with Guard.open(f"sqlite:///{path}", kill_switch="memory", telemetry=False) as guard:
+        write(guard, 1)
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM event").fetchone()
+            while wal_size(str(path)) < BEGIN_ANEW_FROM + MOVE_FROM:
+                write(guard, 500)
+        write(guard, 500)  # what makes the next look at it due
+
+        def small() -> bool:
+            write(guard, 1)  # a WAL begins anew with the next event
+            return wal_size(str(path)) <= BEGIN_ANEW_FROM
+
+        until(small)
+        assert guard.verify()
+
+
+def test_closing_a_store_ends_its_thread_and_leaves_no_wal(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    guard = Guard.open(f"sqlite:///{path}", kill_switch="memory", telemetry=False)
+    write(guard, 2 * _checkpointer.COMMITS)
+    assert writers()
+    guard.close()
+    assert not writers()
+    assert wal_size(str(path)) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_has_a_thread_and_a_connection_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with Guard.open(f"sqlite:///{path}", kill_switch="memory", telemetry=False) as guard:
+        while wal_size(str(path)) < MOVE_FROM:
+            write(guard, 200)
+        write(guard, 2 * _checkpointer.COMMITS)
+        child = os.fork()
+        if not child:
+            write(guard, 2 * _checkpointer.COMMITS)
+            os._exit(0 if len(writers()) == 1 and guard.verify() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        write(guard, _checkpointer.COMMITS)
+        assert guard.verify()
+
+
+def test_doctor_says_that_a_wal_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AGENTGUARD_HOME", str(tmp_path))
+    with Guard.open(telemetry=False) as guard:
+        write(guard, 1)
+        with (tmp_path / "agentguard.db-wal").open("r+b") as wal:
+            wal.truncate(65 << 20)  # frames of zeros end a WAL: nothing of it counts
+        assert main(["doctor"]) == 0
+        assert "its WAL has 65 MB: a reader that stays keeps it from being emptied" in capsys.readouterr().out
