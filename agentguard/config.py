@@ -30,6 +30,8 @@ _SWITCHES = {
     "memory": _Backend("agentguard.killswitch.memory", "MemoryKillSwitch"),
     "page": _Backend("agentguard.killswitch.page", "PageKillSwitch"),
 }
+_NETWORK = _Backend("agentguard.killswitch.network", "NetworkKillSwitch")
+_NETWORK_SCHEMES = ("redis", "rediss", "unix", "postgresql", "postgres")
 
 
 def home() -> Path:
@@ -165,9 +167,10 @@ def postgres_options(url: str) -> tuple[str, dict[str, Any]]:
 
 
 def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStore) -> KillSwitch:
-    """The kill switch of a setting: `page` (the default), `memory`, or an object of yours.
+    """The kill switch of a setting: `page`, `memory`, a URL of a server, or an object of yours.
 
-    A store that has one of its own, as an export has, brings it.
+    The default is `page`, and the store's own server where the store is one of many hosts.  A store that
+    has a switch of its own, as an export has, brings it.
 
     Raises:
         ValueError: nothing is known by that name.
@@ -175,12 +178,17 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     own = abilities_of(store).switch
     if setting is None and own is not None:
         return own
-    setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or "page"
+    stores_own: str = getattr(store, "kill_switch_url", "page")
+    setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or stores_own
     if not isinstance(setting, str):
         return setting
+    if urlsplit(setting).scheme in _NETWORK_SCHEMES:
+        network: KillSwitch = _load(_NETWORK)(setting, home(), clock=clock)
+        return network
     name = setting.removesuffix("://")
     if name not in _SWITCHES:
-        raise ValueError(f"no kill switch {setting!r}; known are {_known(_SWITCHES)}")
+        known = f"{_known(_SWITCHES)}, {', '.join(f'{scheme}://' for scheme in _NETWORK_SCHEMES)}"
+        raise ValueError(f"no kill switch {public_url(setting)!r}; known are {known}")
     backend = _load(_SWITCHES[name])
     switch: KillSwitch = backend(home(), clock=clock) if name == "page" else backend(clock=clock)
     return switch

@@ -39,6 +39,7 @@ COMMANDS = (
     "erase",
     "prune",
     "migrate",
+    "relay",
     "doctor",
 )
 

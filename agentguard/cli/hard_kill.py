@@ -60,11 +60,11 @@ def store_url(home: os.PathLike[str]) -> str:
 class HardKill:
     """One hard kill: who is meant, whether they have stopped, and the signals."""
 
-    def __init__(self, switch: PageKillSwitch, data: dict[str, Any]) -> None:
+    def __init__(self, switch: PageKillSwitch, data: dict[str, Any], home: os.PathLike[str]) -> None:
         self._switch = switch
         self._data = data
         self._meant = Kill(data["scope"], data["target"], data["reason"], data["actor"], 0, 0)
-        self._guard = Guard.open(store_url(switch.home), kill_switch=switch, telemetry=False)
+        self._guard = Guard.open(store_url(home), kill_switch=switch, telemetry=False)
         self._me = current()
         #: What could not be asked, in words.
         self.problems: list[str] = []

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,13 +89,39 @@ class ControlLog:
 
     def append(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
         """Add a record, durably, and give its generation.  The caller holds the home's lock."""
+        return self.add(self.draft(event_type, data, at_ns), durable=True)
+
+    def draft(self, event_type: str, data: dict[str, Any], at_ns: int) -> Stored:
+        """The next record of this log as it would be stored; nothing is written."""
         check_request(event_type, data)
         with self._lock:
             self._refresh()
             body = encode(Record(seq=self._seq + 1, type=event_type, at_ns=at_ns, data=data))
-            digest = chain(self._head, body).hex().encode()
-            self._write(b'{"hash":"%s","event":%s}\n' % (digest, body))
+            return Stored(self._seq + 1, body, chain(self._head, body), None, self._seq + 1)
+
+    def add(self, stored: Stored, *, durable: bool) -> int:
+        """Add the next record as it is stored elsewhere, and give its generation.
+
+        The caller holds the home's lock.
+
+        Args:
+            stored: the record.
+            durable: whether it has to survive a loss of power when this returns.
+
+        Raises:
+            LogIntegrityError: it does not follow the newest record of this log.
+        """
+        line = format_entry(stored)
+        with self._lock:
+            self._refresh()
+            _entry(line, self._seq + 1, self._head)
+            self._write(line + b"\n", durable=durable)
             return self._refresh()
+
+    def newest(self) -> tuple[int, bytes]:
+        """Sequence and hash of the newest record, after reading on."""
+        with self._lock:
+            return self._refresh(), self._head
 
     def read(self, after: int = 0) -> Iterator[Stored]:
         """The log as it is stored, unchecked, for somebody who verifies it.
@@ -104,9 +130,7 @@ class ControlLog:
         """
         for seq, line in enumerate(_split(self._complete_lines(0)), 1):
             if seq > after:
-                match = _LINE.fullmatch(line)
-                digest = bytes.fromhex(match[1].decode()) if match else b""
-                yield Stored(seq, match[2] if match else line, digest, None, seq)
+                yield parse_entry(line, seq)
 
     def verify(self) -> Head:
         """Check the whole chain, and give its head.
@@ -155,7 +179,7 @@ class ControlLog:
                 return
         raise self._fault("the log was replaced by another, which does not have this record")
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes, *, durable: bool) -> None:
         created = not self.path.exists()
         descriptor = self._open(os.O_WRONLY | os.O_CREAT)
         try:
@@ -164,7 +188,8 @@ class ControlLog:
             os.lseek(descriptor, self._offset, os.SEEK_SET)
             while line:
                 line = line[os.write(descriptor, line) :]
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if created:
@@ -199,6 +224,31 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def format_entry(stored: Stored) -> bytes:
+    """A record as a line of the log, without the end of the line."""
+    return b'{"hash":"%s","event":%s}' % (stored.hash.hex().encode(), stored.body)
+
+
+def parse_entry(line: bytes, seq: int) -> Stored:
+    """A line of a log, unchecked; one that is no entry comes without a hash, which fits no chain."""
+    match = _LINE.fullmatch(line)
+    digest = bytes.fromhex(match[1].decode()) if match else b""
+    return Stored(seq, match[2] if match else line, digest, None, seq)
+
+
+def check_chain(entries: Iterable[Stored], seq: int = 0, head: bytes = _GENESIS) -> Iterator[Stored]:
+    """The entries, each checked to follow the one before, from record `seq` with the hash `head` on.
+
+    Raises:
+        LogIntegrityError: the first that does not.
+    """
+    for stored in entries:
+        seq += 1
+        checked, _ = _entry(format_entry(stored), seq, head)
+        yield checked
+        head = checked.hash
 
 
 def _split(lines: bytes) -> list[bytes]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
+from agentguard.events.codec import Stored, decode
 from agentguard.events.model import KILL_SET
 from agentguard.killswitch.control import ControlLog
 from agentguard.killswitch.kill_requests import check_request
@@ -31,6 +32,8 @@ from agentguard.killswitch.lockfile import LockFile
 from agentguard.killswitch.model import GENERATION, Kill
 
 _LOCK_SECONDS = 30.0
+#: How long a change can stay unseen where the waking failed.
+FALLBACK_SECONDS = 1.0
 
 
 class KillFiles:
@@ -48,6 +51,11 @@ class KillFiles:
         self._closed = False
         #: Whether the watcher has found files that cannot be used, so that hints alone prove nothing.
         self._in_doubt = False
+
+    @property
+    def next_look(self) -> float:
+        """Seconds until somebody who waits to be woken looks without being woken."""
+        return FALLBACK_SECONDS
 
     @contextmanager
     def locked(self, timeout: float = _LOCK_SECONDS) -> Iterator[None]:
@@ -162,7 +170,7 @@ class KillFiles:
                     self._announce(page, event_type, target)
         except (KillSwitchUnavailableError, LogIntegrityError, OSError) as error:
             if event_type == KILL_SET:
-                raise self._unrecorded(target, error) from error
+                raise self.unrecorded(target, error) from error
             raise
         if damage is not None:
             raise KillSwitchUnavailableError(
@@ -185,7 +193,7 @@ class KillFiles:
             page.make_up(target)
         page.announce(self.log.state, target)
 
-    def _unrecorded(self, target: str, error: BaseException) -> KillSwitchUnavailableError:
+    def unrecorded(self, target: str, error: BaseException) -> KillSwitchUnavailableError:
         """Refuse every step, since nobody would find the kill; gives the error that says so."""
         reached = f"and {self.path} could not be reached either: nothing was stopped"
         try:
@@ -203,6 +211,26 @@ class KillFiles:
             f"the kill could not be recorded in {self.log.path} ({_said(error)}), {reached}; see that the "
             "disk has room and that the file is yours, then kill again (`agentguard doctor` says more)"
         )
+
+    def mirror(self, entries: Iterable[Stored]) -> int:
+        """Take in records that are durable elsewhere, and show them in the page; gives the generation.
+
+        Those that are known already are passed over.
+
+        Raises:
+            LogIntegrityError: one does not follow the newest record that is known.
+        """
+        self.check_open()
+        with self.locked():
+            page = self._map()
+            page.check(self.path)
+            generation = self.log.refresh()
+            for stored in entries:
+                if stored.seq > generation:
+                    generation = self.log.add(stored, durable=False)
+                    record = decode(stored.body)
+                    self._announce(page, record.type, request_target(record.type, record.data or {}))
+            return generation
 
     def catch_up(self) -> None:
         """Bring the page up to the log, unless somebody is at it right now."""

@@ -18,9 +18,11 @@ A word is stored whole.  All but the table are written under the home's lock alo
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import stat
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
@@ -187,6 +189,18 @@ class Page:
                 "has room and that the file is yours, then kill again; or call the kill off by "
                 "`agentguard doctor --repair --accept-loss`"
             )
+
+    def beat(self) -> None:
+        """Note that what is shown here agreed with the durable record just now."""
+        self.words[HEARTBEAT] = time.monotonic_ns()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the relay last agreed with the durable record; infinite where it never did."""
+        heartbeat = self.words[HEARTBEAT]
+        seconds = (time.monotonic_ns() - heartbeat) / 1e9
+        # A heartbeat that is still to come was written before the machine was restarted.
+        return seconds if heartbeat and seconds >= 0 else math.inf
 
     def excludes(self, tenant: str, run_id: str, *, after: int, size: int) -> bool:
         """Whether the hints prove that nothing after generation `after` is meant for a run.

@@ -35,6 +35,7 @@ class PageKillSwitch:
         home: the directory with `control.log`, `control.lock`, `kill.page` and `live/`; it is
             made with mode 0700.
         clock: what stamps the records.
+        files: what holds log and page; by default those of a home that depends on no server.
 
     Example:
         >>> import tempfile
@@ -47,11 +48,11 @@ class PageKillSwitch:
         >>> switch.close()
     """
 
-    def __init__(self, home: Path, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, home: Path, clock: Clock = SYSTEM_CLOCK, *, files: KillFiles | None = None) -> None:
         self.home = Path(home).absolute()
         self._live = self.home / "live"
         self._clock = clock
-        self._files = KillFiles(self.home)
+        self._files = KillFiles(self.home) if files is None else files
         self._participants = Participants(self._files, self._live)
         renew_after_fork(self)
 

@@ -144,8 +144,8 @@ class Participants:
         if waker is not None:
             waker.stop()
 
-    def _watch(self) -> None:
-        """What the waker's thread does at each wake-up."""
+    def _watch(self) -> float:
+        """What the waker's thread does at each wake-up; gives the seconds until the next."""
         generation, usable = self._look()
         if generation != self._told and self._tell(generation):
             self._told = generation
@@ -153,6 +153,7 @@ class Participants:
         elif not usable:
             # Nothing new was announced, but each step has to find for itself that nobody can tell.
             self._tell(generation)
+        return self._files.next_look
 
     def _look(self) -> tuple[int, bool]:
         """See that files and mappings agree.

@@ -23,8 +23,8 @@ from agentguard.killswitch.processes import Process, current
 if TYPE_CHECKING:
     from agentguard.killswitch.layout import Page
 
-#: How long a change can stay unseen where the waking failed.
-FALLBACK_SECONDS = 1.0
+#: Seconds that the thread is given to end.
+_ENDING = 2.0
 
 _numbers = count(1)
 
@@ -32,11 +32,12 @@ _numbers = count(1)
 class Waker:
     """This process's attendance at one switch, from the first `join` to the last `leave`.
 
-    `watch` is held weakly and called in the thread, at once and after every wake-up or time-out;
-    the thread ends by itself when its owner has gone.  `watch` must not raise.
+    `watch` is held weakly and called in the thread, at once and after every wake-up or time-out; it
+    returns the seconds until the next time-out.  The thread ends by itself when its owner has gone.
+    `watch` must not raise.
     """
 
-    def __init__(self, live: Path, watch: Callable[[], None]) -> None:
+    def __init__(self, live: Path, watch: Callable[[], float]) -> None:
         self.process = current()
         self.page: Page | None = None
         self._entry: int | None = None
@@ -68,7 +69,7 @@ class Waker:
                     os.write(self._descriptor, b"\0")
         if self._thread is not threading.current_thread():
             # Not for ever: `watch` may be waiting for a lock that our caller holds.
-            self._thread.join(2 * FALLBACK_SECONDS)
+            self._thread.join(_ENDING)
 
     def abandon(self) -> None:
         """In a forked child: let go of the copies of what is the parent's."""
@@ -106,12 +107,12 @@ class Waker:
             watch = self._watch()
             if watch is None:
                 break
-            watch()
+            seconds = watch()
             # Not held while waiting, so that an owner that nobody closed can go.
             del watch
             if self._stopping:
                 break
-            if poller.poll(FALLBACK_SECONDS * 1000):
+            if poller.poll(seconds * 1000):
                 with suppress(BlockingIOError):
                     os.read(descriptor, 4096)
         if os.getpid() == self.process.pid:

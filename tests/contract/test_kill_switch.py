@@ -9,6 +9,7 @@ import pytest
 
 from agentguard._clock import Clock
 from agentguard.killswitch.memory import MemoryKillSwitch
+from agentguard.killswitch.network import NetworkKillSwitch
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.protocols import KillSwitch
 from agentguard.testing.conformance import KillSwitchContract
@@ -22,5 +23,13 @@ class TestKillSwitch(KillSwitchContract):
         made: KillSwitch = (
             MemoryKillSwitch(clock) if request.param == "memory" else PageKillSwitch(tmp_path, clock)
         )
+        yield made
+        made.close()
+
+
+class TestRedisKillSwitch(KillSwitchContract):
+    @pytest.fixture
+    def switch(self, redis_url: str, home: Path, clock: Clock) -> Iterator[KillSwitch]:
+        made = NetworkKillSwitch(redis_url, home, clock)
         yield made
         made.close()

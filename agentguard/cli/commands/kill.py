@@ -1,7 +1,7 @@
 """`agentguard kill` and `agentguard revive`: what has to work when nothing else does.
 
 Standard library and the page alone, so that they start fast and no missing extra is in the way.  Only
-`kill --hard` needs more, the store, to know which processes it means.
+`kill --hard` needs more, the store, to know which processes it means; and a switch on a server, its driver.
 
     exit code   kill                                        revive
     0           recorded, and every live process acted      recorded
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,18 +58,33 @@ def main(argv: list[str]) -> int:
         if options.command == "kill" and not hard and not _confirmed(data, home, sure=options.yes):
             print(_NOT_CONFIRMED, file=sys.stderr)
             return exit_codes.FAULT
-        switch = PageKillSwitch(home)
+        switch = _open_switch(home)
         try:
             if hard:
-                return _kill_hard(switch, event_type, data, options)
+                return _kill_hard(switch, event_type, data, options, home)
             if options.command == "revive":
                 return _revive(switch, event_type, data, options)
-            return _kill(switch, event_type, data, options, known=known)
+            return _kill(switch, event_type, data, options, home, known=known)
         finally:
             switch.close()
     except (AgentGuardError, OSError, RuntimeError) as error:
         print(f"agentguard {options.command}: {error}", file=sys.stderr)
         return exit_codes.UNAVAILABLE if isinstance(error, KillSwitchUnavailableError) else exit_codes.FAULT
+
+
+def _open_switch(home: Path) -> PageKillSwitch:
+    """The switch that runs under this home use: the page, or the server that the environment names."""
+    url = os.environ.get("AGENTGUARD_KILL_SWITCH") or ""
+    if not url and (store := os.environ.get("AGENTGUARD_STORE", "")).startswith("postgresql://"):
+        url = store
+    if "://" not in url.removesuffix("://"):
+        return PageKillSwitch(home)
+    from agentguard.killswitch.network import NetworkKillSwitch
+
+    try:
+        return NetworkKillSwitch(url, home)
+    except ValueError as error:
+        raise KillSwitchUnavailableError(f"AGENTGUARD_KILL_SWITCH: {error}") from error
 
 
 def _find_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool | None:
@@ -90,6 +106,7 @@ def _kill(
     event_type: str,
     data: dict[str, Any],
     options: argparse.Namespace,
+    home: Path,
     *,
     known: bool | None,
 ) -> int:
@@ -97,14 +114,15 @@ def _kill(
 
     covered: list[kill_target.LiveRun] | None = None
     if data["scope"] == "tenant":  # asked first: afterwards they have ended
-        covered = kill_target.live_runs(data, switch.home)
+        covered = kill_target.live_runs(data, home)
     nobody = covered is not None and all(run.dead for run in covered)
     generation = switch.record(event_type, data)
     reached = switch.acknowledgements(generation, options.timeout)
     late = [process.pid for process in switch.unacknowledged(generation)]
-    buried = kill_target.bury(kill_target.live_runs(data, switch.home) or [], switch.home)
+    buried = kill_target.bury(kill_target.live_runs(data, home) or [], home)
+    hosts = _hosts(switch, generation)
     if options.json:
-        facts = {**reached._asdict(), "unacknowledged_pids": late}
+        facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
         if buried:
             facts["buried"] = buried
         if known is not None:
@@ -115,6 +133,7 @@ def _kill(
     else:
         ended = f"; ended {buried} whose process had died" if buried else ""
         print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}{ended}")
+        _print_hosts(hosts)
     if known is False:
         print(f"agentguard kill: the store has no run {data['target']}; is the id right?", file=sys.stderr)
     if nobody and reached.live:
@@ -129,11 +148,11 @@ def _kill(
 
 
 def _kill_hard(
-    switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace
+    switch: PageKillSwitch, event_type: str, data: dict[str, Any], options: argparse.Namespace, home: Path
 ) -> int:
     from agentguard.cli import hard_kill
 
-    kill = hard_kill.HardKill(switch, data)
+    kill = hard_kill.HardKill(switch, data, home)
     if not hard_kill.confirmed(kill, options, _ask):
         print(_NOT_CONFIRMED, file=sys.stderr)
         return exit_codes.FAULT
@@ -173,10 +192,26 @@ def _revive(
     return exit_codes.OK if cleared else exit_codes.NOT_FOUND
 
 
+def _print_hosts(hosts: list[dict[str, Any]]) -> None:
+    for host in hosts:
+        print(f"  {host['name']}: {host['live']} live, {host['acknowledged']} acknowledged")
+
+
+def _hosts(switch: PageKillSwitch, generation: int) -> list[dict[str, Any]]:
+    """Whom a kill has reached on each host; empty where there is but one."""
+    reports = getattr(switch, "hosts", None)
+    if reports is None:
+        return []
+    counted = [(report.name, *report.count(generation)) for report in reports()]
+    return [dict(zip(("name", "live", "acknowledged"), each, strict=True)) for each in counted]
+
+
 def _reach(reached: Acknowledgements, late: list[int]) -> str:
     if not reached.live:
         return "no live process is attached; what starts later is stopped"
     counts = f"{reached.live} live, {reached.acknowledged} acknowledged"
+    if reached.live > reached.acknowledged and not late:
+        return f"{counts} after {reached.seconds * 1000:.0f} ms"
     if not late:
         return f"{counts} in {reached.seconds * 1000:.1f} ms"
     pids = ", ".join(map(str, late))

@@ -1,0 +1,243 @@
+"""The kill switch of many hosts: the truth on a server, a page on each host, a relay between them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from msgspec import structs
+
+from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._secrets import public_url
+from agentguard.killswitch import relay_process
+from agentguard.killswitch.acks import collect
+from agentguard.killswitch.mirror import Mirror, MirrorFiles
+from agentguard.killswitch.page import PageKillSwitch
+from agentguard.killswitch.participants import Participant
+from agentguard.killswitch.remote import HostReport, RemoteLog
+from agentguard.killswitch.waker import wake
+
+if TYPE_CHECKING:
+    from agentguard.events.codec import Stored
+    from agentguard.events.model import Head
+    from agentguard.killswitch.model import Acknowledgements, Kill
+
+#: Seconds for which a silent relay is believed; in the URL, `max_staleness`.
+MAX_STALENESS = 2.0
+#: Seconds that a relay is given to start, the first time that a process needs it.
+STARTING = 10.0
+#: Seconds between two looks at the reports of other hosts.
+_PAUSE = 0.002
+
+SCHEMES = ("redis", "rediss", "unix", "postgresql", "postgres")
+
+
+class NetworkKillSwitch(PageKillSwitch):
+    """Kills that reach every process on every host, by a server that all of them can reach.
+
+    A check reads this host's page and nothing else.  A relay process follows the server and writes
+    the page; the first `join` starts it where none runs.  Once it has been silent for longer than
+    `max_staleness`, `find` refuses: fail closed.
+
+    Args:
+        url: `redis://…`, `rediss://…`, `unix://…` or `postgresql://…`, with the options `prefix`
+            (Redis: what the keys begin with) and `max_staleness` (seconds, 2 by default).
+        home: the state directory, under which the page of this URL gets a folder of its own.
+        clock: what stamps the records.
+
+    Raises:
+        MissingExtraError: the driver of the server is not installed.
+        ValueError: the URL is none, or an option cannot be meant.
+
+    Example:
+        >>> from agentguard import Guard
+        >>> guard = Guard.open(kill_switch="redis://kills.internal:6379/0")  # doctest: +SKIP
+    """
+
+    def __init__(self, url: str, home: Path, clock: Clock = SYSTEM_CLOCK) -> None:
+        server, max_staleness = split_url(url)
+        remote = open_log(server)
+        folder = folder_of(server, home)
+        self._mirrored = MirrorFiles(folder, remote.url, max_staleness, server)
+        super().__init__(folder, clock, files=self._mirrored)
+        self.url = remote.url
+        self._mirror = Mirror(self._mirrored, remote)
+        self._started = False
+        self._starting = threading.Lock()
+
+    @property
+    def signal(self) -> memoryview:
+        """This host's page, read-only.
+
+        Raises:
+            KillSwitchUnavailableError: it cannot be mapped, or nothing is known of the server yet.
+        """
+        self._catch_up()
+        return super().signal
+
+    def find(self, tenant: str, run_id: str, since: int) -> Kill | None:
+        """The kill that stops a run created at generation `since`.
+
+        Raises:
+            KillSwitchUnavailableError: no kill that is known stops the run, and the relay has been
+                silent for longer than `max_staleness`.
+        """
+        with self._files.failing_closed():
+            self._start_relay()
+        return super().find(tenant, run_id, since)
+
+    def kills(self) -> list[Kill]:
+        """All kills of every host, oldest first, the cleared ones too."""
+        self._catch_up()
+        return super().kills()
+
+    def read(self, after: int = 0) -> Iterator[Stored]:
+        """The control log as this host has it."""
+        self._catch_up()
+        return super().read(after)
+
+    def record(self, type: str, data: dict[str, Any]) -> int:
+        """Append to the server's log, durably, then signal every host; gives the generation.
+
+        Raises:
+            ValueError: a kill or revive that names no scope, target or reason.
+            KillSwitchUnavailableError: the server cannot be reached; after a kill, every step of this
+                host is refused until it is recorded.
+        """
+        self._files.check_open()
+        with self._files.failing_closed():
+            try:
+                return self._mirror.record(type, data, self._clock.wall())
+            finally:
+                wake(self._live)
+
+    def verify(self) -> Head:
+        """Check the control log on the server and this host's copy, and give the head."""
+        return self._mirror.verify()
+
+    def repair(self, *, accept_loss: bool = False) -> int:
+        """Rebuild the page from this host's copy; with `accept_loss`, the copy from the server."""
+        if accept_loss:
+            with self._files.locked(), suppress(FileNotFoundError):
+                self._files.log.path.replace(self._files.log.path.with_suffix(f".{time.time_ns()}.lost"))
+            super().repair(accept_loss=True)
+            with self._files.failing_closed():
+                return self._mirror.sync()
+        return super().repair()
+
+    def join(self, on_change: Callable[[int], None]) -> Participant:
+        """Take part, and see that this host has a relay."""
+        with self._files.failing_closed():
+            self._start_relay()
+        return super().join(on_change)
+
+    def hosts(self) -> list[HostReport]:
+        """What is known of each host on which a process takes part, or a relay runs."""
+        self._files.check_open()
+        here = relay_process.host_id(self.home)
+        table = self._files.current().table
+        own = tuple(entry.acknowledged for entry in table.taken() if entry.holder.alive)
+        found = [
+            structs.replace(report, acknowledged=own) if report.host == here else report
+            for report in self._mirror.remote.reports()
+        ]
+        return sorted(found, key=lambda report: report.name)
+
+    def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
+        """Wait until every live process of every host that takes part has acted on `generation`."""
+        with self._files.failing_closed():
+            self._files.check_open()
+            here = relay_process.host_id(self.home)
+            roster = self._participants.roster()
+
+            def count() -> tuple[int, int]:
+                roster.difference_update({process for process in roster if not process.alive})
+                counts = [(len(roster), len(roster) - len(self._participants.missing(roster, generation)))]
+                reports = self._mirror.remote.reports()
+                counts += [report.count(generation) for report in reports if report.host != here]
+                live, acknowledged = zip(*counts, strict=True)
+                return sum(live), sum(acknowledged)
+
+            return collect(count, timeout)
+
+    def close(self) -> None:
+        """Leave, and refuse from now on.  Closing twice does nothing."""
+        super().close()
+        self._mirror.remote.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: keep the page, and make locks, connections and waker anew."""
+        super().after_fork()
+        self._starting = threading.Lock()
+        self._mirror.remote.after_fork()
+
+    def _catch_up(self) -> None:
+        """Ask the server itself, where the relay does not keep this host's copy up to date."""
+        self._files.check_open()
+        if not self._mirrored.fresh:
+            with self._files.failing_closed():
+                self._mirror.sync()
+
+    def _start_relay(self) -> None:
+        """See that a relay runs; the first time, wait until it is heard, or says why it cannot be."""
+        if self._mirrored.fresh or not self._starting.acquire(blocking=not self._started):
+            return
+        try:
+            self._mirrored.keep_relay()
+            deadline = time.monotonic() + STARTING
+            while not self._started and not self._mirrored.fresh and time.monotonic() < deadline:
+                if (self.home / relay_process.COMPLAINT_NAME).exists():
+                    break
+                time.sleep(_PAUSE)
+            self._started = True
+        finally:
+            self._starting.release()
+
+
+def split_url(url: str) -> tuple[str, float]:
+    """The server's own URL, and for how many seconds a silent relay is believed.
+
+    Raises:
+        ValueError: the scheme is unknown, or `max_staleness` is no positive number.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"no kill switch for {public_url(url)!r}; known are {', '.join(SCHEMES)}")
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    text = dict(options).get("max_staleness", str(MAX_STALENESS))
+    try:
+        max_staleness = float(text)
+    except ValueError:
+        max_staleness = math.nan
+    if not 0 < max_staleness < math.inf:
+        raise ValueError(f"{public_url(url)}: max_staleness must be seconds above 0, not {text!r}")
+    rest = urlencode([option for option in options if option[0] != "max_staleness"])
+    return parts._replace(query=rest).geturl(), max_staleness
+
+
+def open_log(server: str) -> RemoteLog:
+    """The control log on a server; nothing is opened before it is used."""
+    log: RemoteLog
+    if urlsplit(server).scheme in ("postgresql", "postgres"):
+        from agentguard.killswitch.postgres import PostgresLog  # noqa: PLC0415 - a driver of its own
+
+        log = PostgresLog(server)
+    else:
+        from agentguard.killswitch.redis import RedisLog  # noqa: PLC0415 - a driver of its own
+
+        log = RedisLog(server)
+    return log
+
+
+def folder_of(server: str, home: Path) -> Path:
+    """Where the page of a server lies, whatever user and password reach it."""
+    digest = hashlib.sha256(public_url(server).encode()).hexdigest()[:16]
+    return Path(os.path.abspath(home)) / "relay" / digest  # noqa: PTH100 - without following links

@@ -1,0 +1,175 @@
+"""The control log on PostgreSQL: a table that is only added to, and a NOTIFY for each record.
+
+The tables come with `agentguard migrate`.  A login of one tenant has no right to them, since the chain
+is of all tenants' records: where such logins run agents, run the relay by itself with another.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import msgspec
+
+from agentguard._optional import require
+from agentguard._secrets import public_url
+from agentguard.errors import KillSwitchUnavailableError
+from agentguard.events.codec import Stored
+from agentguard.killswitch.control import parse_entry
+from agentguard.killswitch.remote import REPORT_LIFETIME, HostReport
+
+#: Seconds that the server is given for a connection (whole ones), and for an answer.
+CONNECTING = 2
+TIMEOUT = 2.0
+#: Options of a store's URL, which are not the driver's.
+_OF_STORES = ("store_timeout", "connections", "tenant", "prefix")
+
+_READ = "SELECT seq, body, hash FROM agentguard.kill_record WHERE seq > %s ORDER BY seq"
+_APPEND = "INSERT INTO agentguard.kill_record (seq, body, hash) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+_REPORT = """
+INSERT INTO agentguard.kill_host (host, report) VALUES (%s, %s)
+ON CONFLICT (host) DO UPDATE SET report = excluded.report, at = clock_timestamp()
+"""
+_REPORTS = "SELECT report FROM agentguard.kill_host WHERE at >= clock_timestamp() - make_interval(secs => %s)"
+_FORGET = "DELETE FROM agentguard.kill_host WHERE host = %s"
+
+
+class PostgresLog:
+    """A `RemoteLog` on PostgreSQL.
+
+    Args:
+        url: as libpq takes it; options of the event store's URL may stand in it too.
+
+    Raises:
+        MissingExtraError: psycopg is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._psycopg: Any = require("psycopg", extra="postgres", feature="a kill switch on PostgreSQL")
+        parts = urlsplit(url)
+        options = [pair for pair in parse_qsl(parts.query) if pair[0] not in _OF_STORES]
+        self.url = public_url(url)
+        self._server = parts._replace(query=urlencode(options)).geturl()
+        self._lock = threading.RLock()
+        self._connection: Any = None
+        self._listening: Any = None
+
+    def read(self, after: int = 0) -> Sequence[Stored]:
+        """The records above `after`."""
+        return [
+            Stored(seq, bytes(body), bytes(digest), None, seq)
+            for seq, body, digest in self._ask(_READ, after)
+        ]
+
+    def append(self, stored: Stored) -> bool:
+        """Add a record unless its sequence is taken, or is not the next one."""
+        with self._connected() as connection:
+            cursor = connection.execute(_APPEND, (stored.seq, stored.body, stored.hash))
+            return bool(cursor.rowcount)
+
+    def wait(self, seconds: float) -> Sequence[Stored]:
+        """Wait for a notification."""
+        with self._explained():
+            if self._listening is None:
+                self._listening = self._connect()
+                self._listening.execute("LISTEN agentguard_kill")
+            told = [*self._listening.notifies(timeout=seconds, stop_after=1)]
+        if not told:
+            return ()
+        number, _, entry = told[-1].payload.partition(" ")
+        # One that is too long to be told has to be read.
+        return (parse_entry(entry.encode(), int(number)),) if entry else self.read(int(number) - 1)
+
+    def report(self, report: HostReport) -> None:
+        """Put a report in the place of the last one."""
+        with self._connected() as connection:
+            connection.execute(_REPORT, (report.host, msgspec.json.encode(report).decode()))
+
+    def reports(self) -> Sequence[HostReport]:
+        """The reports that are young by the server's clock."""
+        rows = self._ask(_REPORTS, REPORT_LIFETIME)
+        return [msgspec.json.decode(report, type=HostReport) for (report,) in rows]
+
+    def forget(self, host: str) -> None:
+        """Remove a report."""
+        with self._connected() as connection:
+            connection.execute(_FORGET, (host,))
+
+    def after_fork(self) -> None:
+        """In a forked child: never close the parent's connections, and make others."""
+        self._lock = threading.RLock()
+        for connection in (self._connection, self._listening):
+            if connection is not None:
+                connection.pgconn.finish = lambda: None  # or the parent's session would be ended
+        self._connection = self._listening = None
+
+    def close(self) -> None:
+        """Close both connections; the next use opens them."""
+        with self._lock:
+            for connection in (self._connection, self._listening):
+                if connection is not None:
+                    with suppress(self._psycopg.Error, OSError):
+                        connection.close()
+            self._connection = self._listening = None
+
+    def _ask(self, query: str, parameter: object) -> list[tuple[Any, ...]]:
+        with self._connected() as connection:
+            rows: list[tuple[Any, ...]] = connection.execute(query, (parameter,)).fetchall()
+            return rows
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """The connection for questions, which is cut where the server does not answer in time."""
+        with self._lock, self._explained():
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            with _deadline(self._connection.fileno()):
+                yield self._connection
+
+    def _connect(self) -> Any:
+        # No prepared statements: a pooler in between may not keep them.
+        return self._psycopg.connect(
+            self._server, autocommit=True, connect_timeout=CONNECTING, prepare_threshold=None
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._psycopg.Error, OSError) as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise KillSwitchUnavailableError(
+                f"the control log at {self.url} cannot be read or written ({said}){self._hint(error)}"
+            ) from error
+
+    def _hint(self, error: Exception) -> str:
+        errors = self._psycopg.errors
+        if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
+            return "; run `agentguard migrate --store URL` as its owner"
+        if isinstance(error, errors.InsufficientPrivilege):
+            return "; a login of one tenant has no right to it: run `agentguard relay` with another"
+        return ""
+
+
+@contextmanager
+def _deadline(descriptor: int) -> Iterator[None]:
+    """Cut a connection unless the block ends in time: libpq waits for an answer for ever."""
+    copy = socket.socket(fileno=os.dup(descriptor))
+
+    def cut() -> None:
+        with suppress(OSError):
+            copy.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(TIMEOUT, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        copy.close()

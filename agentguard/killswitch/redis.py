@@ -1,0 +1,145 @@
+"""The control log on a Redis or Valkey server: a list, and a message for each record appended.
+
+{prefix}:kills          list of entries, as lines of a control log file
+{prefix}:kills:hosts    hash: host id to "<seconds of the server's clock> <report>"
+{prefix}:kills          also the channel: "<sequence> <entry>"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import msgspec
+
+from agentguard._optional import require
+from agentguard._secrets import public_url
+from agentguard.errors import KillSwitchUnavailableError
+from agentguard.events.codec import Stored
+from agentguard.killswitch.control import format_entry, parse_entry
+from agentguard.killswitch.remote import REPORT_LIFETIME, HostReport
+
+#: Seconds that the server is given for a connection, and for an answer.
+TIMEOUT = 0.5
+
+#: All or nothing: the entry is appended if it is the next one, and told to every relay.
+_APPEND = """
+if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('RPUSH', KEYS[1], ARGV[2])
+redis.call('PUBLISH', KEYS[1], (ARGV[1] + 1) .. ' ' .. ARGV[2])
+return 1
+"""
+_REPORT = """
+redis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1] .. ' ' .. ARGV[2])
+"""
+
+
+class RedisLog:
+    """A `RemoteLog` on Redis (6.2 or newer) or Valkey.
+
+    It is as durable as the server: give it `appendonly yes` and `appendfsync always`.
+
+    Args:
+        url: as redis-py takes it, with one more option: `prefix=`, what the keys begin with
+            ("agentguard").
+
+    Raises:
+        MissingExtraError: redis-py is not installed.
+        ValueError: the URL is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._redis: Any = require("redis", extra="redis", feature="a kill switch on Redis")
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        prefix = options.pop("prefix", "agentguard")
+        if not prefix or set(prefix) & set("{}") or not prefix.isprintable():
+            raise ValueError(f"{public_url(url)}: prefix must be printable, not empty, and without braces")
+        self.url = public_url(url)
+        # One hash tag, so that a cluster keeps both keys together.
+        self._key = f"{{{prefix}}}:kills"
+        self._hosts = f"{{{prefix}}}:kills:hosts"
+        self._server = f"{parts.scheme}://{parts.netloc}{parts.path}?{urlencode(options)}"
+        self._connect()
+
+    def _connect(self) -> None:
+        retry = require("redis.retry", extra="redis", feature="a kill switch on Redis")
+        backoff = require("redis.backoff", extra="redis", feature="a kill switch on Redis")
+        # An append that was sent twice could be recorded and refused.
+        options = {
+            "socket_timeout": TIMEOUT,
+            "socket_connect_timeout": TIMEOUT,
+            "retry": retry.Retry(backoff.NoBackoff(), 0),
+        }
+        self._client: Any = self._redis.Redis.from_url(self._server, **options)
+        self._append = self._client.register_script(_APPEND)
+        self._report = self._client.register_script(_REPORT)
+        self._messages: Any = None
+
+    def read(self, after: int = 0) -> Sequence[Stored]:
+        """The entries above `after`."""
+        with self._answering():
+            entries: list[bytes] = self._client.lrange(self._key, after, -1)
+        return [parse_entry(entry, after + number) for number, entry in enumerate(entries, 1)]
+
+    def append(self, stored: Stored) -> bool:
+        """Append an entry if the list has as many as come before it."""
+        with self._answering():
+            return bool(self._append(keys=[self._key], args=[stored.seq - 1, format_entry(stored)]))
+
+    def wait(self, seconds: float) -> Sequence[Stored]:
+        """Wait for a message."""
+        with self._answering():
+            if self._messages is None:
+                self._messages = self._client.pubsub(ignore_subscribe_messages=True)
+                self._messages.subscribe(self._key)
+            message = self._messages.get_message(timeout=seconds)
+        if message is None or not isinstance(message["data"], bytes):
+            return ()
+        number, _, entry = message["data"].partition(b" ")
+        return (parse_entry(entry, int(number)),) if number.isdigit() else ()
+
+    def report(self, report: HostReport) -> None:
+        """Put a report beside the server's time."""
+        with self._answering():
+            self._report(keys=[self._hosts], args=[report.host, msgspec.json.encode(report)])
+
+    def reports(self) -> Sequence[HostReport]:
+        """The reports that are young by the server's clock."""
+        with self._answering():
+            pipeline = self._client.pipeline(transaction=False)
+            (now, _), reports = pipeline.time().hgetall(self._hosts).execute()
+        split = (report.partition(b" ") for report in reports.values())
+        return [
+            msgspec.json.decode(report, type=HostReport)
+            for at, _, report in split
+            if int(at) >= now - REPORT_LIFETIME
+        ]
+
+    def forget(self, host: str) -> None:
+        """Remove a report."""
+        with self._answering():
+            self._client.hdel(self._hosts, host)
+
+    def after_fork(self) -> None:
+        """In a forked child: make connections of its own."""
+        self._connect()
+
+    def close(self) -> None:
+        """Close every connection; the next use opens one."""
+        messages, self._messages = self._messages, None
+        with suppress(self._redis.RedisError, OSError):
+            if messages is not None:
+                messages.close()
+            self._client.close()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._redis.RedisError, OSError) as error:
+            raise KillSwitchUnavailableError(
+                f"the control log at {self.url} cannot be read or written ({type(error).__name__}: {error})"
+            ) from error

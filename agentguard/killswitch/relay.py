@@ -1,0 +1,175 @@
+"""The relay of one host: it follows the control log on a server and writes the page that checks read.
+
+Started by the first process that needs it, by `python -m agentguard.killswitch.relay FOLDER`; or
+by itself, by `agentguard relay`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from agentguard.errors import KillSwitchUnavailableError
+from agentguard.killswitch import relay_process
+from agentguard.killswitch.mirror import Mirror, MirrorFiles
+from agentguard.killswitch.network import MAX_STALENESS, open_log
+from agentguard.killswitch.participants import Participants
+from agentguard.killswitch.remote import HostReport
+from agentguard.killswitch.waker import live_processes, wake
+
+_logger = logging.getLogger(__name__)
+
+#: Seconds between two readings of the record on the server.
+INTERVAL = 0.1
+#: Seconds between two looks at processes that have yet to act.
+_WATCHFUL = 0.001
+#: Seconds between two reports without news.
+_REPORTING = 1.0
+#: Seconds between two checks of the whole log on the server.
+_VERIFYING = 60.0
+#: Seconds that a relay waits for somebody to take part: at its start, and after the last has left.
+_GRACE = 15.0
+_LINGERING = 2.0
+
+
+class Relay:
+    """Follows one server for one folder.
+
+    Args:
+        folder: where the page is.
+        server: the URL of the server.
+        stay: whether it goes on while no process takes part.
+        name: what people call this host; by default its host name.
+    """
+
+    def __init__(self, folder: Path, server: str, *, stay: bool, name: str | None = None) -> None:
+        remote = open_log(server)
+        self._remote = remote
+        self._files = MirrorFiles(folder, remote.url, MAX_STALENESS)
+        self._mirror = Mirror(self._files, remote)
+        self._live = folder / "live"
+        self._participants = Participants(self._files, self._live)
+        self._stay = stay
+        self._host = relay_process.host_id(folder)
+        self._name = name or platform.node() or "localhost"
+        self._stopping = threading.Event()
+        self._reported: HostReport | None = None
+        self._report_due = 0.0
+        self._verify_due = 0.0
+        self._leave_at = time.monotonic() + _GRACE
+
+    def stop(self) -> None:
+        """Have `run` return soon."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Follow the server until `stop`, or until nobody takes part any more.
+
+        Whatever goes wrong is tried again: until then the page shows no heartbeat, and is not believed.
+        """
+        pause, said = 0.02, ""
+        while not self._stopping.is_set() and not self._is_left():
+            try:
+                with self._files.failing_closed():
+                    self._follow()
+                pause, said = 0.02, ""
+            except KillSwitchUnavailableError as error:
+                if str(error) != said:
+                    said = str(error)
+                    _logger.warning("%s", said)
+                    self._files.complain(said)
+                self._verify_due = 0.0
+                self._remote.close()
+                self._stopping.wait(pause)
+                pause = min(2 * pause, 0.25)
+        self._end()
+
+    def _follow(self) -> None:
+        """Follow until an error, the end, or nobody is left."""
+        due = 0.0
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now >= due:
+                self._agree(now)
+                due = now + INTERVAL
+                if self._is_left():
+                    return
+            behind = self._report(now)
+            pushed = self._remote.wait(_WATCHFUL if behind else max(due - time.monotonic(), 0.001))
+            if pushed:
+                self._mirror.take(pushed)
+                wake(self._live)
+
+    def _agree(self, now: float) -> None:
+        """Read the record on the server, and show that the page agrees with it."""
+        before = self._files.log.generation
+        if now >= self._verify_due:
+            self._mirror.verify()
+            self._verify_due = now + _VERIFYING
+        if self._mirror.sync() != before:
+            wake(self._live)
+        self._files.exact()
+        self._files.current().beat()
+        self._files.complain(None)
+
+    def _report(self, now: float) -> bool:
+        """Tell the server what has changed here; gives whether somebody has yet to act."""
+        generation = self._files.log.generation
+        table = self._files.current().table
+        acknowledged = tuple(entry.acknowledged for entry in table.taken() if entry.holder.alive)
+        report = HostReport(
+            host=self._host, name=self._name, generation=generation, acknowledged=acknowledged
+        )
+        if report != self._reported or now >= self._report_due:
+            self._remote.report(report)
+            self._reported, self._report_due = report, now + _REPORTING
+        return any(each < generation for each in acknowledged)
+
+    def _is_left(self) -> bool:
+        if self._stay or live_processes(self._live):
+            self._leave_at = max(self._leave_at, time.monotonic() + _LINGERING)
+            return False
+        return time.monotonic() >= self._leave_at
+
+    def _end(self) -> None:
+        try:
+            self._remote.forget(self._host)
+        except KillSwitchUnavailableError as error:
+            _logger.info("%s", error)
+        self._remote.close()
+        self._files.close()
+
+
+def serve(folder: Path, server: str, *, stay: bool, name: str | None = None) -> bool:
+    """Be the relay of a folder until SIGTERM or SIGINT, or until nobody takes part any more.
+
+    Returns:
+        False where the folder has a relay already.
+    """
+    lock = relay_process.claim(folder, patience=0.5)
+    if lock is None:
+        return False
+    with lock:
+        relay_process.note_pid(lock)
+        relay = Relay(folder, server, stay=stay, name=name)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: relay.stop())
+        relay.run()
+    return True
+
+
+def main(arguments: list[str]) -> int:
+    """The relay that a process starts: its folder is the one argument, the server in the environment."""
+    logging.basicConfig(format="%(asctime)s %(process)d %(message)s")
+    serve(Path(arguments[0]), os.environ.pop(relay_process.URL_VARIABLE), stay=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
