@@ -30,6 +30,10 @@ class StoreBusyError(Exception):
     """Internal: with `wait=False`, another writer holds the store; nothing was written."""
 
 
+class PublishingError(Exception):
+    """Internal: events could not be published; nothing is lost, and the relay tries again."""
+
+
 class RunRow(msgspec.Struct, kw_only=True):
     """The one mutable row of a run, written at state changes alone; all of it can be rebuilt.
 
@@ -309,6 +313,18 @@ class DamageReport(Protocol):
 
 
 @runtime_checkable
+class PositionStore(Protocol):
+    """A store that remembers how far a reader of `tail` has come."""
+
+    def position(self, reader: str) -> int:
+        """Return the position that was saved under a name, or 0."""
+        ...
+
+    def save_position(self, reader: str, position: int) -> None:
+        """Save a position durably; one that is lower than what is saved changes nothing."""
+
+
+@runtime_checkable
 class SwitchedStore(Protocol):
     """A store that brings its own kill switch, as an export does."""
 
@@ -325,6 +341,7 @@ class Abilities(NamedTuple):
     file: FileStore | None
     rowless: RowlessLogs | None
     damage: DamageReport | None
+    positions: PositionStore | None
     switch: KillSwitch | None
 
 
@@ -338,6 +355,7 @@ def abilities_of(store: EventStore) -> Abilities:
         file=store if isinstance(store, FileStore) else None,
         rowless=store if isinstance(store, RowlessLogs) else None,
         damage=store if isinstance(store, DamageReport) else None,
+        positions=store if isinstance(store, PositionStore) else None,
         switch=store.switch if isinstance(store, SwitchedStore) else None,
     )
 
@@ -401,13 +419,24 @@ class KillSwitch(Protocol):
 
 
 class Publisher(Protocol):
-    """Where a relay sends events, at least once, in order for each run."""
+    """Where a relay sends events, at least once, in order for each run.
+
+    One that has raised is used no more; another takes its place.
+    """
 
     def publish(self, run_id: str, stored: Stored) -> None:
-        """Hand over one event."""
+        """Hand over one event.
+
+        Raises:
+            PublishingError: what was handed over before was not taken.
+        """
 
     def flush(self, timeout: float) -> None:
-        """Return when everything handed over has been taken, or raise."""
+        """Return when everything handed over has been taken.
+
+        Raises:
+            PublishingError: it was not, in `timeout` seconds.
+        """
 
 
 class ModelPrice(NamedTuple):

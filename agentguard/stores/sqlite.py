@@ -305,6 +305,18 @@ class SQLiteEventStore:
             found = self._select(query, {"after": after, "tenant": tenant, "limit": limit})
         return [(columns[0], Stored(*columns[1:])) for columns in found]
 
+    def position(self, reader: str) -> int:
+        """How far a reader of `tail` has come; 0 where none was saved."""
+        found = self._select("position", (reader,))
+        return found[0][0] if found else 0
+
+    def save_position(self, reader: str, position: int) -> None:
+        """Save how far a reader has come, durably; a lower position changes nothing."""
+        database = self._database()
+        with database.transaction(self._timeout), database.errors:
+            parameters = {"reader": reader, "position": position}
+            database.run(self._sql["save_position"], parameters, wait=self._timeout)
+
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""
         with self.snapshot():

@@ -1,8 +1,13 @@
-"""`agentguard relay`: the relay of this host for kills over the network."""
+"""`agentguard relay`: what a deployment runs beside its agents: kills to this host, events to Kafka."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,6 +17,10 @@ from agentguard.cli import lookup
 from agentguard.cli.app import app
 from agentguard.cli.exit_codes import UsageError
 from agentguard.cli.options import HomeOption, StoreOption
+from agentguard.guard import Guard
+from agentguard.killswitch.network import SCHEMES, folder_of, split_url
+from agentguard.killswitch.relay import serve
+from agentguard.publishing.outbox import Outbox
 
 
 @app.command(epilog="It runs until SIGTERM or Ctrl-C.")
@@ -26,22 +35,74 @@ def relay(
             "[AGENTGUARD_KILL_SWITCH, or AGENTGUARD_STORE where it is PostgreSQL].",
         ),
     ] = None,
-    name: Annotated[
+    publish: Annotated[
         str | None,
-        typer.Option("--name", help="What `agentguard kill` calls this host; by default its name."),
+        typer.Option(
+            "--publish",
+            metavar="URL",
+            help="Also publish the store's events, to kafka://host:port/topic; a topic with {tenant} in "
+            "its name is one for each tenant.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What `agentguard kill` calls this host [its host name].")
     ] = None,
     store: StoreOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Relay kills from a server to the page of this host."""
-    from agentguard.killswitch.network import folder_of, split_url
-    from agentguard.killswitch.relay import serve
-
+    """Relay kills from a server to the page of this host, and events from the store to Kafka."""
     lookup.use(store, home)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    server = _server(switch)
+    if server is None and publish is None:
+        raise UsageError("there is nothing to relay: say --kill-switch URL, --publish URL, or both")
+    if publish is None and server is not None:
+        _serve(server, name)
+        return
+    with _outbox(publish or "") as outbox:
+        if server is None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: outbox.stop())
+            outbox.run()
+            return
+        publisher = threading.Thread(target=outbox.run, name="agentguard-publish")
+        publisher.start()
+        try:
+            _serve(server, name)
+        finally:
+            outbox.stop()
+            publisher.join()
+
+
+def _server(switch: str | None) -> str | None:
+    """The server that has the kills; None where they lie in the page alone.
+
+    Raises:
+        UsageError: the URL cannot be meant.
+    """
     url = switch or os.environ.get("AGENTGUARD_KILL_SWITCH") or os.environ.get(lookup.STORE_VARIABLE) or ""
+    if switch is None and url.partition(":")[0] not in SCHEMES:
+        return None
     try:
-        server, _ = split_url(url)
+        return split_url(url)[0]
     except ValueError as error:
-        raise UsageError(f"{error}; say --kill-switch URL") from error
+        raise UsageError(str(error)) from error
+
+
+def _serve(server: str, name: str | None) -> None:
     if not serve(folder_of(server, config.home()), server, stay=True, name=name):
         raise UsageError(f"{config.home()} has a relay already; it ends with the last process that needs it")
+
+
+@contextmanager
+def _outbox(url: str) -> Iterator[Outbox]:
+    from agentguard.publishing.kafka import KafkaPublisher, reader_name, tenants_of
+
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        store = guard.parts.store
+        try:
+            tenant_of = tenants_of(store)
+            KafkaPublisher(url, tenant_of)  # what cannot be meant is said now, and not tried again
+            yield Outbox(store, lambda: KafkaPublisher(url, tenant_of), reader_name(url))
+        except ValueError as error:
+            raise UsageError(str(error)) from error

@@ -206,3 +206,12 @@ DELETE FROM feed WHERE key > :number << 32 AND key < :number + 1 << 32;
 -- name: delete_run
 -- Delete a run whose events are gone.
 DELETE FROM run WHERE number = ?;
+
+-- name: position
+-- How far a reader has come.
+SELECT position FROM reader_position WHERE reader = ?;
+
+-- name: save_position
+-- A reader goes on, and never back.
+INSERT INTO reader_position (reader, position) VALUES (:reader, :position)
+ON CONFLICT (reader) DO UPDATE SET position = max(position, excluded.position);

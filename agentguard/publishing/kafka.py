@@ -1,0 +1,165 @@
+"""Events as Kafka messages: key and headers, and the producer that a relay sends them with.
+
+key      the run's id, so that a run's events keep their order in one partition
+value    the event's body, byte for byte as the store has it; never a payload
+headers  event-id "<run>:<sequence>", schema-version, tenant, hash (hex, over the previous hash and
+the value)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from agentguard._optional import require
+from agentguard._secrets import public_url
+from agentguard.events import codec
+from agentguard.events.codec import Stored
+from agentguard.protocols import EventStore, PublishingError
+
+#: Stands for the tenant in the name of a topic.
+TENANT = "{tenant}"
+#: How many runs' tenants are remembered.
+_RUNS = 10_000
+#: librdkafka's own settings that the promise rests on.
+_OURS: Mapping[str, Any] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "linger.ms": 5,
+    "queue.buffering.max.messages": 200_000,
+    "message.timeout.ms": 30_000,
+}
+_FIXED = ("bootstrap.servers", "enable.idempotence", "acks")
+
+
+class KafkaTarget(NamedTuple):
+    """Where events go.
+
+    `topic` may have `{tenant}` in it, which makes it a topic for each tenant; `options` are
+    librdkafka's, such as `security.protocol`.
+    """
+
+    servers: str
+    topic: str
+    options: Mapping[str, str]
+
+
+def parse_target(url: str) -> KafkaTarget:
+    """The parts of `kafka://host:port[,host:port]/topic?option=value`.
+
+    Raises:
+        ValueError: a part is missing, or an option is not the caller's to set.
+    """
+    parts = urlsplit(url)
+    topic = unquote(parts.path.strip("/"))
+    if parts.scheme != "kafka" or not parts.netloc or not topic or "/" in topic:
+        raise ValueError(f"{public_url(url)!r} is no kafka://host:port/topic")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if fixed := [name for name in _FIXED if name in options]:
+        raise ValueError(f"{public_url(url)}: the option {fixed[0]} is not yours to set")
+    return KafkaTarget(parts.netloc, topic, options)
+
+
+def reader_name(url: str) -> str:
+    """The name under which the position of this target is saved: servers may come and go, the topic stays."""
+    return f"kafka:{parse_target(url).topic}"
+
+
+class KafkaPublisher:
+    """A `Publisher` to one Kafka cluster, by an idempotent producer.
+
+    Args:
+        url: as `parse_target` takes it.
+        tenant_of: gives the tenant of a run.
+
+    Raises:
+        MissingExtraError: confluent-kafka is not installed.
+        ValueError: the URL names no topic, or an option that librdkafka does not know.
+    """
+
+    def __init__(self, url: str, tenant_of: Callable[[str], str]) -> None:
+        kafka = require("confluent_kafka", extra="kafka", feature="publishing to Kafka")
+        target = parse_target(url)
+        self._url = public_url(url)
+        self._topic = target.topic
+        self._tenant_of = tenant_of
+        self._errors: tuple[type[Exception], ...] = (kafka.KafkaException, BufferError)
+        self._failed: str | None = None
+        settings = {**_OURS, **target.options, "bootstrap.servers": target.servers}
+        try:
+            self._producer: Any = kafka.Producer({**settings, "error_cb": self._note})
+        except kafka.KafkaException as error:
+            raise ValueError(f"{self._url}: {error}") from error
+
+    def publish(self, run_id: str, stored: Stored) -> None:
+        """Hand over one event.
+
+        Raises:
+            PublishingError: one that was handed over before could not be delivered.
+        """
+        tenant = self._tenant_of(run_id)
+        topic = self._topic.replace(TENANT, tenant)
+        message = {
+            "key": run_id,
+            "value": stored.body,
+            "headers": [
+                ("event-id", f"{run_id}:{stored.seq}"),
+                ("schema-version", str(codec.decode(stored.body).v)),
+                ("tenant", tenant),
+                ("hash", stored.hash.hex()),
+            ],
+            "on_delivery": self._delivered,
+        }
+        while True:
+            self._check()
+            try:
+                self._producer.produce(topic, **message)
+            except BufferError:
+                self._producer.poll(0.1)  # the queue is full: wait for deliveries
+            except self._errors as error:
+                raise PublishingError(f"{self._url}: {error}") from error
+            else:
+                return
+
+    def flush(self, timeout: float) -> None:
+        """Return when everything handed over was delivered.
+
+        Raises:
+            PublishingError: some of it was not, in `timeout` seconds.
+        """
+        left = self._producer.flush(timeout)
+        self._check()
+        if left:
+            self._failed = f"{left} events were not delivered in {timeout:g} s"
+            self._producer.purge()
+            self._check()
+
+    def _delivered(self, error: Any, message: Any) -> None:
+        if error is not None and self._failed is None:
+            self._failed = f"event {message.key()!r} was not delivered: {error}"
+
+    def _note(self, error: Any) -> None:
+        if error.fatal():
+            self._failed = str(error)
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise PublishingError(f"{self._url}: {self._failed}")
+
+
+def tenants_of(store: EventStore) -> Callable[[str], str]:
+    """What gives the tenant of a run of a store, and remembers it."""
+    known: OrderedDict[str, str] = OrderedDict()
+
+    def tenant_of(run_id: str) -> str:
+        tenant = known.get(run_id)
+        if tenant is None:
+            row = store.row(run_id)
+            tenant = known[run_id] = "" if row is None else row.tenant
+            if len(known) > _RUNS:
+                known.popitem(last=False)
+        return tenant
+
+    return tenant_of
