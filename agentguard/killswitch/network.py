@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Seconds for which a silent relay is believed; in the URL, `max_staleness`.
 MAX_STALENESS = 2.0
 #: Seconds that a relay is given to start, the first time that a process needs it.
-STARTING = 10.0
+STARTING = 30.0
 #: Seconds between two looks at the reports of other hosts.
 _PAUSE = 0.002
 
