@@ -32,6 +32,7 @@ class Scope:
         self._journal: Journal = run.journal
         self._place = place
         self._token: Any = None
+        self._span: Any = None
         self.run = run
         self.name = check_id(name, "scope name")
         self.around: str = place.scope_key
@@ -70,6 +71,8 @@ class Scope:
         place = self._place
         if journal.player is None or not journal.player.open_scope(self):
             self._open(journal, place.scope_key)
+        if journal.span is not None:
+            self._span = journal.span.start_scope(self.name, self.path)
         self._token = CURRENT.set(Place(self.run, self, place.branch, place.step))
         return self
 
@@ -96,6 +99,8 @@ class Scope:
     ) -> None:
         leave(self._token)
         journal = self._journal
+        if self._span is not None:
+            self._span.end(self.stop or error)
         if journal.player is None or not journal.player.close_scope(self):
             self._close(journal, self.stop)
         if journal.stop is None:

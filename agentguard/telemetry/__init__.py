@@ -23,6 +23,8 @@ def setup(
     service_name: str = "agentguard",
     console: bool = False,
     headers: Mapping[str, str] | None = None,
+    traces: str | bool = True,
+    metrics: str | bool = True,
 ) -> Providers:
     """Send this process's spans and metrics somewhere: for applications, once, at their start.
 
@@ -34,6 +36,9 @@ def setup(
         service_name: the service's name; `OTEL_SERVICE_NAME` goes before the default.
         console: print spans and metrics to standard error, alone or besides `endpoint`.
         headers: HTTP headers for the receiver, such as an API key.
+        traces: whether spans are sent; an address of their own, path included, goes before `endpoint`.
+        metrics: the same for metrics.  A receiver that takes no metrics, as Jaeger, is told once in the
+            log of this process (`agentguard.telemetry`, INFO), and asked no more.
 
     Returns:
         The providers, with `force_flush()` and `shutdown()`.  What is queued goes out at exit.
@@ -41,7 +46,7 @@ def setup(
     Raises:
         MissingExtraError: the packages of `agentguard[otel]` are not installed.
         AgentGuardError: a global provider is set already.
-        ValueError: `endpoint` is no http or https address.
+        ValueError: `endpoint`, `traces` or `metrics` is no http or https address.
 
     Example:
         ```python
@@ -50,10 +55,14 @@ def setup(
         agentguard.telemetry.setup(endpoint="http://127.0.0.1:4318", service_name="triage")
         ```
     """
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"endpoint must be an http:// or https:// address, not {endpoint!r}")
+    for name, address in (("endpoint", endpoint), ("traces", traces), ("metrics", metrics)):
+        if isinstance(address, str) and not address.startswith(("http://", "https://")):
+            raise ValueError(f"{name} must be an http:// or https:// address, not {address!r}")
     for package in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
         require(package, extra="otel", feature="agentguard.telemetry.setup()")
     from agentguard.telemetry import _sdk  # noqa: PLC0415 - see the module's docstring
 
-    return _sdk.install(endpoint=endpoint, service_name=service_name, console=console, headers=headers)
+    sent = {"traces": traces, "metrics": metrics}
+    return _sdk.install(
+        endpoint=endpoint, service_name=service_name, console=console, headers=headers, sent=sent
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import requests
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -28,6 +30,10 @@ from agentguard.errors import AgentGuardError
 from agentguard.telemetry._live import is_live
 
 DEFAULT_SERVICE = "agentguard"
+#: What a receiver answers that has no metrics: not found, not allowed, not implemented.
+_NO_METRICS = (404, 405, 501)
+
+_log = logging.getLogger("agentguard.telemetry")
 
 
 class Providers:
@@ -66,18 +72,22 @@ def install(
     service_name: str,
     console: bool,
     headers: Mapping[str, str] | None,
+    sent: Mapping[str, str | bool],
 ) -> Providers:
-    """What `agentguard.telemetry.setup` does once the packages are known to be there."""
+    """Do what `agentguard.telemetry.setup` says, once the packages are known to be there."""
     _refuse_second()
     resource = _resource(service_name)
     spans = TracerProvider(resource=resource)
     readers: list[MetricReader] = []
     if endpoint is not None or not console:
-        sent = dict(headers) if headers else None
-        spans.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(_url(endpoint, "traces"), headers=sent)))
-        readers.append(
-            PeriodicExportingMetricReader(OTLPMetricExporter(_url(endpoint, "metrics"), headers=sent))
-        )
+        extra = dict(headers) if headers else None
+        if sent["traces"]:
+            exporter = OTLPSpanExporter(_address(endpoint, "traces", sent), headers=extra)
+            spans.add_span_processor(BatchSpanProcessor(exporter))
+        if sent["metrics"]:
+            address = _address(endpoint, "metrics", sent)
+            metric_exporter = OTLPMetricExporter(address, headers=extra, session=_MetricsSession())
+            readers.append(PeriodicExportingMetricReader(metric_exporter))
     if console:
         spans.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
         readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter(out=sys.stderr)))
@@ -108,5 +118,29 @@ def _resource(service_name: str) -> Resource:
     return resource.merge(Resource({"service.name": service_name}))
 
 
-def _url(endpoint: str | None, signal: str) -> str | None:
+def _address(endpoint: str | None, signal: str, sent: Mapping[str, str | bool]) -> str | None:
+    own = sent[signal]
+    if isinstance(own, str):
+        return own
     return None if endpoint is None else f"{endpoint.rstrip('/')}/v1/{signal}"
+
+
+class _MetricsSession(requests.Session):
+    """Asks a receiver that knows no metrics once, and not again at every export."""
+
+    _refused = False
+
+    def post(self, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send metrics, or only say that they were taken where nobody takes them."""
+        response = _taken() if self._refused else super().post(url, *args, **kwargs)
+        if response.status_code not in _NO_METRICS:
+            return response
+        self._refused = True
+        _log.info("%s takes no metrics (HTTP %d); none are sent there", url, response.status_code)
+        return _taken()
+
+
+def _taken() -> requests.Response:
+    response = requests.Response()
+    response.status_code = 200
+    return response

@@ -57,6 +57,9 @@ RUN_METADATA_PREFIX: Final = "agentguard.run.metadata."
 #: "<sequence>:<hash>" of the last event when the run ended: an anchor outside the log.
 LOG_HEAD: Final = "agentguard.log.head"
 
+#: The path of a scope, its own name last.
+SCOPE_PATH: Final = "agentguard.scope.path"
+
 #: The step's key: with the run's id it leads from a span to the events.
 STEP_ID: Final = "agentguard.step.id"
 STEP_KIND: Final = "agentguard.step.kind"

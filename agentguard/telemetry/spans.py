@@ -21,7 +21,7 @@ from agentguard.telemetry._live import is_live, version
 from agentguard.telemetry._step import NO_STEP, StepSpan, shape_of
 from agentguard.telemetry.metrics import Instruments
 
-__all__ = ["RunSpan", "StepSpan", "Telemetry"]
+__all__ = ["RunSpan", "ScopeSpan", "StepSpan", "Telemetry"]
 
 #: What `error.type` says of a run that was ended from outside, with no exception at hand.
 _ENDED_WITHOUT_ERROR: Final = {"KILLED": "agentguard.killed", "FAILED": "_OTHER"}
@@ -178,6 +178,24 @@ class RunSpan(CurrentSpan):
             return NO_STEP
         return step
 
+    def start_scope(self, name: str, path: str) -> ScopeSpan:
+        """Open the span of a scope, `invoke_agent {name}`, and make it the current one."""
+        scope = ScopeSpan(None)
+        with harmless:
+            if self._tracer is not None:
+                outside = get_current()
+                span = self._tracer.start_span(
+                    f"invoke_agent {name}",
+                    self._above_step(outside, None),
+                    SpanKind.INTERNAL,
+                    {**self._shared, a.OPERATION: "invoke_agent", a.AGENT_NAME: name, a.SCOPE_PATH: path},
+                    record_exception=False,
+                    set_status_on_exception=False,
+                )
+                scope = ScopeSpan(span, self)
+                scope._enter(outside)
+        return scope
+
     def _above_step(self, outside: Context, parent: StepSpan | None) -> Context:
         if parent is not None and parent._span is not None:
             return set_span_in_context(parent._span, outside)
@@ -214,3 +232,18 @@ class RunSpan(CurrentSpan):
             if head is not None:
                 totals[a.LOG_HEAD] = f"{head[0]}:{head[1]}"
             self._finish(totals, error, error_type)
+
+
+class ScopeSpan(CurrentSpan):
+    """The span of a scope; the steps inside lie below it."""
+
+    __slots__ = ()
+
+    def end(self, error: BaseException | None) -> None:
+        """End the span, with what left the scope's block.  Ending twice does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        self._leave()
+        with harmless:
+            self._finish({}, error, facts.error_type(error))
