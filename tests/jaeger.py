@@ -87,7 +87,9 @@ def jaeger() -> Iterator[Jaeger]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "settings.yaml"
         settings.write_text(_SETTINGS.format(**ports))
-        environment = os.environ | {"OTEL_TRACES_SAMPLER": "always_off"}  # else it traces itself, and stops late
+        environment = os.environ | {
+            "OTEL_TRACES_SAMPLER": "always_off"
+        }  # else it traces itself, and stops late
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(
                 [BINARY, "--config", settings], stdout=log, stderr=log, cwd=folder, env=environment

@@ -130,13 +130,13 @@ class _MetricsSession(requests.Session):
 
     _refused = False
 
-    def post(self, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send metrics, or only say that they were taken where nobody takes them."""
-        response = _taken() if self._refused else super().post(url, *args, **kwargs)
+        response = _taken() if self._refused else super().send(request, **kwargs)
         if response.status_code not in _NO_METRICS:
             return response
         self._refused = True
-        _log.info("%s takes no metrics (HTTP %d); none are sent there", url, response.status_code)
+        _log.info("%s takes no metrics (HTTP %d); none are sent there", request.url, response.status_code)
         return _taken()
 
 
