@@ -11,6 +11,8 @@ from agentguard.protocols import PriceBook
 from agentguard.runs.current import outside_allowed
 from agentguard_clients.endpoints import Body, Endpoint, Provider
 
+#: What a provider's own template adds to a prompt, on the high side.
+_TEMPLATE_TOKENS = 16
 #: What a request to an unknown model may use.
 _MODEL_RESOURCES = ("usd", "tokens", "input_tokens", "output_tokens")
 
@@ -102,7 +104,7 @@ class Guarding:
         return self._costs.bound(
             run,
             endpoint.model(path, body),
-            input_tokens=request.input_tokens,
+            input_tokens=request.input_tokens + _TEMPLATE_TOKENS,
             max_tokens=(request.max_tokens or several) if endpoint.bounds else 0,
             provider=self._provider,
             terms=request.terms,

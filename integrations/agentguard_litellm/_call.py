@@ -27,6 +27,8 @@ _FREE: Final = (
 )
 #: They change from call to call, or hold secrets and objects: no part of what is asked.
 _NOT_RECORDED: Final = frozenset({"api_key", "client", "headers", "extra_headers", "metadata", "logger_fn"})
+#: What a provider's own template adds to a prompt, on the high side.
+_TEMPLATE_TOKENS: Final = 16
 _RETRIES: Final = ("num_retries", "max_retries")
 _FALLBACKS: Final = ("fallbacks", "context_window_fallback_dict", "model_list")
 _ANSWER: Final = AnswerCodec()
@@ -120,7 +122,7 @@ class Call:
             bound = self._guarding.costs.bound(
                 self.run,
                 self.model,
-                input_tokens=request.input_tokens,
+                input_tokens=request.input_tokens + _TEMPLATE_TOKENS,
                 max_tokens=0 if self.name == "embedding" else request.max_tokens,
                 provider=self._guarding.provider,
                 terms=request.terms,

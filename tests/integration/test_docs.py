@@ -20,7 +20,15 @@ SHOWN = re.compile(r"```python\n[^`]*?```\n\n```text\n(.*?)```", re.DOTALL)
 #: Other tests follow these.
 FOLLOWED = {"quickstart.md"}
 #: The package that a page is about, where it has a name of its own.
-PACKAGES = {"openai-agents": "agents", "pydantic-ai": "pydantic_ai", "mcp": "mcp", "langchain": "langchain"}
+PACKAGES = {
+    "anthropic": "anthropic",
+    "langchain": "langchain",
+    "litellm": "litellm",
+    "mcp": "mcp",
+    "openai": "openai",
+    "openai-agents": "agents",
+    "pydantic-ai": "pydantic_ai",
+}
 
 
 def pages() -> list[Path]:
@@ -59,14 +67,14 @@ def masked(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
-def test_the_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, providers: dict[str, str]) -> None:
     if page.parent.name == "integrations" and page.stem in PACKAGES:
         pytest.importorskip(PACKAGES[page.stem])
     text = page.read_text()
     blocks = BLOCK.findall(text)
     program = "\n".join(code for said, code in blocks if in_program(said))
     (tmp_path / "page.py").write_text(program)
-    printed = masked(run(["-W", "error", "page.py"], tmp_path))
+    printed = masked(run(["-W", "error", "page.py"], tmp_path, **providers))
     for shown in SHOWN.findall(text):
         assert masked(shown) in printed
     tests = [code for said, code in blocks if said == "pytest"]

@@ -53,6 +53,11 @@ PRINTED = {
         "FAILED; the run's span has agentguard.log.head = 13:",
         "spans and metrics went to the console",
     ],
+    "05_five_dollars.py": [
+        "0.20 USD spent",
+        "4.80 USD spent",
+        "stopped: usd limit of the run: 5 allowed, 4.99",
+    ],
     "20_pydantic_ai.py": [
         "stopped: usd, 0.00585 of 0.006 spent",
         "FAILED: 0.00585 USD, 3 pages",
@@ -62,6 +67,22 @@ PRINTED = {
     "22_mcp_server.py": [
         "  the client is told: -32080 BudgetExceededError",
         "FAILED: 5 calls, 2 mails",
+    ],
+    "23_openai_client.py": [
+        "COMPLETED: 2 calls, 350 tokens",
+        "  responses: 10 tokens of output",
+        "  chat.completions: 300 tokens of output",
+        "the same again from the log: True",
+    ],
+    "24_anthropic_client.py": [
+        "3 answers; COMPLETED: 3 steps",
+        "stopped after 5 letters: that will do",
+        "on record: KILLED",
+    ],
+    "25_litellm.py": [
+        "openai/gpt-5-mini answered with 200 tokens",
+        "anthropic/claude-haiku-4-5 answered with 10 tokens",
+        "stopped: calls:kind:llm, 3 of 3",
     ],
     "10_langchain_agent.py": [
         "stopped: usd, 0.01628 of 0.02 used",
@@ -136,11 +157,11 @@ def environment_of(home: Path) -> dict[str, str]:
     return environment | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONWARNINGS": "error"}
 
 
-def run_example(path: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_example(path: Path, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run an example as it stands."""
     return subprocess.run(
         [sys.executable, str(path), *arguments],
-        env=environment_of(home),
+        env=environment_of(home) | settings,
         cwd=home,
         capture_output=True,
         text=True,
@@ -150,8 +171,8 @@ def run_example(path: Path, home: Path, *arguments: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_prints_what_it_promises(path: Path, tmp_path: Path) -> None:
-    ran = run_example(path, tmp_path)
+def test_example_prints_what_it_promises(path: Path, tmp_path: Path, providers: dict[str, str]) -> None:
+    ran = run_example(path, tmp_path, **providers)
 
     assert ran.returncode == 0, ran.stderr
     lines = iter(ran.stdout.splitlines())
@@ -161,8 +182,8 @@ def test_example_prints_what_it_promises(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_leaves_the_users_state_alone(path: Path, tmp_path: Path) -> None:
-    run_example(path, tmp_path)
+def test_example_leaves_the_users_state_alone(path: Path, tmp_path: Path, providers: dict[str, str]) -> None:
+    run_example(path, tmp_path, **providers)
 
     assert list(tmp_path.iterdir()) == []
 

@@ -43,6 +43,8 @@ class Providers:
     """The server: what it was asked, how it answers, and which clients left early."""
 
     url: str = ""
+    #: Whether answers are as long as they may be.
+    uses_all: bool = False
     requests: list[Json] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -57,6 +59,9 @@ class Providers:
         return self.requests[-1]
 
     def usual(self, path: str, body: Json) -> Reply:
+        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        if self.uses_all and most and path.endswith("/chat/completions"):
+            return chat(body, usage=openai_usage(completion=most))
         for end, answer in _ANSWERS.items():
             if path.endswith(end):
                 return answer(body)
@@ -361,9 +366,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve() -> Iterator[Providers]:
+def serve(*, uses_all: bool = False) -> Iterator[Providers]:
     """Serve until the block is left."""
-    providers = Providers()
+    providers = Providers(uses_all=uses_all)
     handler = type("Handler", (_Handler,), {"providers": providers})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
