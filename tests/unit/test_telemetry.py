@@ -126,6 +126,7 @@ def test_attribute_names_are_pinned():
         "RUN_METADATA_PREFIX": "agentguard.run.metadata.",
         "LOG_HEAD": "agentguard.log.head",
         "STEP_ID": "agentguard.step.id",
+        "SCOPE_PATH": "agentguard.scope.path",
         "STEP_KIND": "agentguard.step.kind",
         "STEP_ATTEMPT": "agentguard.step.attempt",
         "COST": "agentguard.cost.amount",
