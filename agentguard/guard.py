@@ -1,32 +1,46 @@
-"""The Guard: opens runs, live or on a log, over the parts that it holds."""
+"""The Guard: what a user and an operator call.  It decides nothing; each method says who does."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack
 
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._ids import new_run_id
+from agentguard.audit.compare import RunDiff
+from agentguard.audit.export import Exported, Sink
+from agentguard.audit.verify import VerifyReport
+from agentguard.audit.whatif import WhatIf
 from agentguard.budget.model import Budget, check_budget
-from agentguard.control import Control
-from agentguard.joining import Joining
+from agentguard.events.model import Event, Head
 from agentguard.killswitch import kill_requests
-from agentguard.lifecycle import Opening
-from agentguard.protocols import KillSwitch
-from agentguard.questions import Questions
-from agentguard.recovery import Forking, ForkOptions, Recovering, nested, refuse_altered
-from agentguard.replay import resolving
-from agentguard.replay.session import Replaying
+from agentguard.killswitch.model import Acknowledgements, Kill
+from agentguard.operations import Operations
+from agentguard.protocols import Durability, KillSwitch
+from agentguard.queries import Approval, Queries, TenantAccount
+from agentguard.replay.resolving import Resolution
 from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.run import Run
+from agentguard.runs.summary import RunSummary
+from agentguard.runtime import Runtime
+from agentguard.sessions import upkeep
+from agentguard.sessions.attached import AttachedSession
+from agentguard.sessions.forked import ForkOptions, ForkSession
+from agentguard.sessions.nested import new_session
+from agentguard.sessions.options import IfExists, OnWarning, RunKeywords, RunOptions
+from agentguard.sessions.recovered import RecoverySession
+from agentguard.sessions.replayed import ReplaySession
+from agentguard.steps.model import Capture
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import BUILT_IN, redactor
-from agentguard.tenancy import check_id
 
 
-class Guard(Control, Questions):
+class Guard:
     """Holds event store, kill switch and telemetry, and opens runs.
 
     Lazy: it touches nothing until it is used.  Safe to share between threads, and across fork.  A
@@ -42,6 +56,13 @@ class Guard(Control, Questions):
         (5, <RunState.COMPLETED: 'COMPLETED'>, True)
     """
 
+    def __init__(self, runtime: Runtime) -> None:
+        """See `Guard.open`."""
+        #: For agentguard's own rooms.
+        self.runtime = runtime
+        self._operations = Operations(runtime)
+        self._queries = Queries(runtime)
+
     @classmethod
     def open(
         cls,
@@ -49,16 +70,16 @@ class Guard(Control, Questions):
         *,
         kill_switch: str | KillSwitch | None = None,
         ledger: object = None,
-        durability: str | None = None,
+        durability: Durability | None = None,
         telemetry: Any = True,
-        capture: str = "full",
+        capture: Capture = "full",
         redact: Any = None,
         default_budget: Budget | None = None,
         store_timeout: float | None = None,
         clock: Clock = SYSTEM_CLOCK,
         ids: Callable[[], str] = new_run_id,
     ) -> Guard:
-        """A guard over a store: by default SQLite and a kill page under the state directory.
+        """Return a guard over a store: by default SQLite and a kill page under the state directory.
 
         Args:
             url: `memory://`, `sqlite:///path`, or `file:///run.jsonl` (an export, read-only); by
@@ -88,26 +109,57 @@ class Guard(Control, Questions):
             raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         rules = redactor(redact)
 
-        def open_parts() -> Parts:
+        def open_components() -> Parts:
             store = config.open_store(url, durability, clock, store_timeout)
             return Parts(
                 store=store,
                 switch=config.open_switch(kill_switch, clock, store),
                 telemetry=config.open_telemetry(telemetry),
                 clock=clock,
-                capture=capture,  # type: ignore[arg-type]
+                capture=capture,
                 redact=BUILT_IN if rules is None else rules,
             )
 
-        guard = cls(open_parts, default_budget=default_budget)
-        guard.new_run_id = ids
-        return guard
+        runtime = Runtime(
+            open_components,
+            default_budget=default_budget,
+            new_run_id=ids,
+            check=upkeep.check_bodies,
+            beat=upkeep.beat,
+        )
+        return cls(runtime)
 
     @classmethod
     def in_memory(cls, **options: Any) -> Guard:
-        """A guard that touches no disk and no machine page; the options are those of `open`."""
+        """Return a guard that touches no disk and no machine page; the options are those of `open`."""
         options.setdefault("kill_switch", "memory")
         return cls.open("memory://", **options)
+
+    def close(self) -> None:
+        """Close what the guard opened; it cannot be used again.  Closing twice does nothing."""
+        self.runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def parts(self) -> Parts:
+        """The components, opened at first use; for agentguard's own rooms."""
+        return self.runtime.components
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -118,14 +170,14 @@ class Guard(Control, Questions):
         budget: Budget | None = None,
         tenant: str | None = None,
         run_id: str | None = None,
-        inputs: Any = None,
-        metadata: dict[str, Any] | None = None,
-        on_warning: Callable[[dict[str, Any]], None] | None = None,
+        inputs: object = None,
+        metadata: Mapping[str, Any] | None = None,
+        on_warning: OnWarning | None = None,
         detached: bool = False,
-        if_exists: str = "error",
+        if_exists: IfExists = "error",
         interrupt_threads: bool = False,
     ) -> Run:
-        """A run: `with guard.run("triage", budget=Budget(usd="1.00")) as run:`; `async with` too.
+        """Open a run: `with guard.run("triage", budget=Budget(usd="1.00")) as run:`; `async with` too.
 
         A run opened inside another is its child: it is charged at every level around it and stops
         with it; `detached=True` opts out.
@@ -143,7 +195,8 @@ class Guard(Control, Questions):
                 their thread at the next line of Python; rough, and not while they are inside C code.
                 One that arrives in a destructor, or in another callback that Python calls by itself, is
                 lost there: that body is stopped at its next check.
-            if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed.
+            if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed; it keeps the budget,
+                tenant, inputs and metadata that it was created with.
 
         It is a decorator too, on a sync or async function: a fresh run for each call, its arguments
         recorded as inputs.
@@ -153,27 +206,32 @@ class Guard(Control, Questions):
             RunExistsError: the id is taken (when the block is entered).
             KillSwitchTriggeredError: a kill covers it already (when the block is entered).
         """
-        if if_exists not in ("error", "recover") or (if_exists == "recover" and run_id is None):
-            raise ValueError(f"if_exists must be 'error', or 'recover' with a run_id, not {if_exists!r}")
-        if if_exists == "recover" and (row := self.parts.store.row(check_id(run_id, "run_id"))) is not None:
-            return Run(Recovering(self, row))
-        options: dict[str, Any] = {
-            "budget": budget,
-            "tenant": tenant,
-            "run_id": run_id,
-            "inputs": inputs,
-            "metadata": metadata,
-            "on_warning": on_warning,
-            "detached": detached,
-            "interrupt_threads": interrupt_threads,
-        }
+        options = RunOptions(
+            name=name,
+            budget=budget,
+            tenant=tenant,
+            run_id=run_id,
+            inputs=inputs,
+            metadata=metadata,
+            on_warning=on_warning,
+            detached=detached,
+            if_exists=if_exists,
+            interrupt_threads=interrupt_threads,
+        )
+        return self._run(options)
+
+    def _run(self, options: RunOptions) -> Run:
+        if options.if_exists == "recover" and options.run_id is not None:
+            row = self.runtime.components.store.row(options.run_id)
+            if row is not None:
+                return Run(RecoverySession(self.runtime, row, options))
 
         def again(inputs: dict[str, Any]) -> Run:
-            return self.run(name, if_exists=if_exists, **{**options, "inputs": inputs})
+            return self._run(replace(options, inputs=inputs))
 
-        return Run(Opening(self, name, **options), again)
+        return Run(new_session(self.runtime, options), again)
 
-    def start(self, name: str, **options: Any) -> Run:
+    def start(self, name: str, **options: Unpack[RunKeywords]) -> Run:
         """Open a run where no block fits (notebooks); end it with `run.close()` or `run.aclose()`."""
         return self.run(name, **options).__enter__()
 
@@ -187,7 +245,7 @@ class Guard(Control, Questions):
             RunNotFoundError: there is no such run.
             NoActiveRunError: it has ended (when a step is called).
         """
-        return Run(Joining(self, run_id, branch))
+        return Run(AttachedSession(self.runtime, run_id, branch))
 
     # --- running again -------------------------------------------------------------------------
 
@@ -209,14 +267,8 @@ class Guard(Control, Questions):
             LogIntegrityError: the log was altered.
             RunNotFoundError: there is no such run.
         """
-        replaying = Replaying(
-            self.parts,
-            self._row(run_id),
-            stall_timeout=stall_timeout,
-            check=refuse_altered,
-            telemetry=telemetry,
-        )
-        return Run(replaying)
+        row = self.runtime.row(run_id)
+        return Run(ReplaySession(self.runtime, row, stall_timeout=stall_timeout, telemetry=telemetry))
 
     def recover(self, run_id: str, *, take_over: bool = False, stall_timeout: float = STALL_TIMEOUT) -> Run:
         """Carry on a crashed run: `with guard.recover(run_id) as run: agent(run.inputs)`.
@@ -236,7 +288,8 @@ class Guard(Control, Questions):
             StepOutcomeUnknownError: a `once` step may have happened (at the step).
             ReplayDivergenceError: the program is another than the one on record.
         """
-        return Run(Recovering(self, self._row(run_id), take_over=take_over, stall_timeout=stall_timeout))
+        row = self.runtime.row(run_id)
+        return Run(RecoverySession(self.runtime, row, take_over=take_over, stall_timeout=stall_timeout))
 
     def fork(
         self,
@@ -248,7 +301,7 @@ class Guard(Control, Questions):
         new_run_id: str | None = None,
         stall_timeout: float = STALL_TIMEOUT,
     ) -> Run:
-        """A new run that shares a run's log up to event `at` and then goes live.
+        """Open a new run that shares a run's log up to event `at` and then goes live.
 
         The prefix's spending counts against the fork's budget, and not again against the tenant's.
 
@@ -264,19 +317,14 @@ class Guard(Control, Questions):
             ValueError: the origin has no event `at`.
             TypeError: `at` is no int, or `budget` no Budget.
         """
-        if isinstance(at, bool) or not isinstance(at, int):
-            raise TypeError(f"at must be the number of an event, not {type(at).__name__}")
-        if budget is not None:
-            check_budget(budget)
-        row = self._row(run_id)
-        options = ForkOptions(at=at, budget=budget, name=name, run_id=new_run_id, stall_timeout=stall_timeout)
-        return Run(Forking(self, row, options))
+        fork = ForkOptions(at=at, budget=budget, name=name, run_id=new_run_id, stall_timeout=stall_timeout)
+        return Run(ForkSession(self.runtime, self.runtime.row(run_id), fork))
 
     def resolve(
         self,
         run_id: str,
         key: str,
-        outcome: str,
+        outcome: Resolution,
         *,
         result: Any = None,
         actor: str | None = None,
@@ -295,15 +343,266 @@ class Guard(Control, Questions):
             ValueError: another outcome, or a result that cannot be encoded.
             AgentGuardError: the step is not in doubt.
         """
-        who = actor or kill_requests.default_actor()
-        resolving.resolve(self.journal(run_id), key, outcome, result=result, actor=who)
+        self._operations.resolve(run_id, key, outcome, result=result, actor=actor)
 
-    def nested(self, opening: Opening) -> Any:
-        """How a run inside a replayed or recovered one is opened; None: live, like any other."""
-        return nested(self, opening)
+    # --- operating -----------------------------------------------------------------------------
+
+    def pause(self, run_id: str, *, reason: str = "") -> None:
+        """Admit no further step of a run until it is resumed; durable, from any process.
+
+        Raises:
+            InvalidStateTransitionError: the run is not RUNNING.
+        """
+        self._operations.pause(run_id, reason=reason)
+
+    def resume(self, run_id: str) -> None:
+        """Lift a pause, and nothing else.
+
+        Raises:
+            InvalidStateTransitionError: the run is not PAUSED.
+        """
+        self._operations.resume(run_id)
+
+    def kill(
+        self,
+        *,
+        reason: str,
+        tenant: kill_requests.Id = kill_requests.UNSET,
+        run: kill_requests.Id = kill_requests.UNSET,
+        actor: str | None = None,
+    ) -> int:
+        """Stop a run, a tenant's runs, or (neither given) everything under this home.
+
+        Return the kill's generation, for `acknowledged`.  It is durable when this returns, and every
+        process of the host sees it at its next check.
+
+        Raises:
+            ValueError: `None` or `""` for tenant or run, or no reason.
+        """
+        return self._operations.kill(reason=reason, tenant=tenant, run=run, actor=actor)
+
+    def revive(
+        self,
+        *,
+        tenant: kill_requests.Id = kill_requests.UNSET,
+        run: kill_requests.Id = kill_requests.UNSET,
+        reason: str = "revived",
+        actor: str | None = None,
+    ) -> int:
+        """Let later runs start again: clears the kills of exactly this scope.
+
+        A run that was killed stays killed.
+        """
+        return self._operations.revive(reason=reason, tenant=tenant, run=run, actor=actor)
+
+    def kills(self) -> list[Kill]:
+        """Return all kills ever ordered here, oldest first; `cleared` marks those revived since."""
+        return self._queries.kills()
+
+    def acknowledged(self, generation: int, timeout: float = 1.0) -> Acknowledgements:
+        """Wait, at most `timeout` seconds, until every live process has acted on a kill."""
+        return self._operations.acknowledged(generation, timeout)
+
+    def set_tenant_budget(
+        self,
+        tenant: str,
+        budget: Budget,
+        per: Literal["day", "month"] | None = None,
+        *,
+        actor: str | None = None,
+    ) -> None:
+        """Limit what all runs of a tenant may use together; on record in the control log.
+
+        Args:
+            tenant: whose runs.
+            budget: the limits; one without any lifts the budget.
+            per: None for ever, or a UTC `"day"` or `"month"`, which begins anew each time.
+            actor: who says so; by default `user@host`.
+
+        Raises:
+            ValueError: `per` is something else, or the budget limits what a tenant cannot have.
+        """
+        self._operations.set_tenant_budget(tenant, budget, per=per, actor=actor)
+
+    def tenants(self) -> list[TenantAccount]:
+        """Return the tenants with a budget, and what they have spent of it in the present window.
+
+        Raises:
+            StoreUnavailableError: that was kept apart from the store, by an earlier version.
+        """
+        return self._queries.tenants()
+
+    def approvals(self) -> list[Approval]:
+        """Return the steps that wait for an approval, in all runs."""
+        return self._queries.approvals()
+
+    def approve(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
+        """Let a waiting step run.
+
+        Raises:
+            AgentGuardError: no step of that key waits.
+        """
+        self._operations.decide(run_id, key, granted=True, reason=reason, actor=actor)
+
+    def deny(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
+        """Refuse a waiting step: it raises `ApprovalDeniedError`; the run goes on.
+
+        Raises:
+            AgentGuardError: no step of that key waits.
+        """
+        self._operations.decide(run_id, key, granted=False, reason=reason, actor=actor)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def runs(self, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunSummary]:
+        """Return the newest runs first; live ones as of their last event.
+
+        A live run whose log was altered hides no other: it is there as of its last change of state, with
+        the fault in `damaged`; `verify` says more.
+
+        Raises:
+            LogIntegrityError: the row of one was altered, so that nothing can be told of it.
+        """
+        return self._queries.runs(tenant, state, limit)
+
+    def summary(self, run_id: str) -> RunSummary:
+        """Return the run in a few lines.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            LogIntegrityError: its row or its log was altered, so that it cannot be told.
+        """
+        return self._queries.summary(run_id)
+
+    def history(self, run_id: str) -> list[Event]:
+        """Return the run's events in order; `"control"` gives kills, revives and tenant budgets.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        return self._queries.history(run_id)
+
+    def reconstruct(self, run_id: str) -> RunSummary:
+        """Return the summary folded from the run's events alone; equals the stored one.
+
+        Raises:
+            LogIntegrityError: the chain is broken.
+        """
+        return self._queries.reconstruct(run_id)
+
+    def events(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[Event]:
+        """Return the events of all runs with a position above `after`, in commit order.
+
+        `prev_hash` is empty here, since an event's predecessor may lie before `after`.
+        """
+        return self._queries.events(after, tenant, limit)
+
+    def verify(
+        self,
+        run_id: str | None = None,
+        *,
+        anchors: Mapping[str, Head | tuple[int, str]] | None = None,
+    ) -> VerifyReport:
+        """Say whether the log of a run, or of every run and the control log, is what was written.
+
+        Args:
+            run_id: the run; by default all.
+            anchors: heads kept elsewhere, by run id: `{run.id: run.summary().head}`.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            StoreUnavailableError: `memory://` has let go of the run's events.
+            TypeError: `anchors` are no heads by run id.
+        """
+        return self._queries.verify(run_id, anchors)
+
+    def diff(self, run_a: str, run_b: str) -> RunDiff:
+        """Return where two runs differ, branch by branch in call order; true when they do.
+
+        Keys, arguments, effects, outcomes and the end are compared; order over branches, times and
+        spending are not.
+
+        Raises:
+            RunNotFoundError: one of them is not there.
+        """
+        return self._queries.diff(run_a, run_b)
+
+    def what_if(self, run_id: str, budget: Budget) -> WhatIf:
+        """Say whether and where another budget would have stopped a run; nothing is run.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            TypeError: it is no Budget.
+        """
+        return self._queries.what_if(run_id, budget)
+
+    # --- files and old runs --------------------------------------------------------------------
+
+    def export(self, run_id: str | None, path: str | os.PathLike[str] | Sink) -> Exported:
+        """Write a log as JSON Lines that a stranger can verify: docs/export-format.md.
+
+        Args:
+            run_id: a run, `"control"`, or None for everything.
+            path: a file, which is replaced once the export is complete, and which only its user may
+                read; or a binary file that is open.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        return self._queries.export(run_id, path)
+
+    def checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        key: Any,
+        run_id: str | None = None,
+        tenant: str | None = None,
+    ) -> dict[str, Head]:
+        """Write a signed file with the heads of logs, and return them; needs the extra `crypto`.
+
+        Kept where nobody can rewrite both, it shows later that a log was cut off, rewritten or lost:
+        `guard.verify(anchors=read_checkpoint(path, public_key))`.
+
+        Args:
+            path: the file.
+            key: the private key, from `agentguard.audit.checkpoint.new_key`: a path, or the key itself.
+            run_id: one run alone, or `"control"`.
+            tenant: the runs of one tenant alone; by default all runs and the control log.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            MissingExtraError: the package `cryptography` is not installed.
+        """
+        return self._queries.checkpoint(path, key=key, run_id=run_id, tenant=tenant)
+
+    def erase(self, run_id: str, *, actor: str | None = None) -> int:
+        """Drop the captured arguments and results of an ended run; return how many there were.
+
+        The log still verifies, since events hold salted digests alone, and the salt goes too.  What
+        stands in the events themselves (names, keys, error messages, metadata) stays.  On record in
+        the run's log and in the control log.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            AgentGuardError: it has not ended.
+        """
+        return self._operations.erase(run_id, actor=actor)
+
+    def prune(self, older_than: Any, *, actor: str | None = None) -> list[str]:
+        """Drop runs that ended before then, whole, and return their ids.
+
+        Their heads stay on record in the control log, so that `verify` tells them from lost runs.  Runs
+        nested in a live run, and the origin of a live fork, stay: it may have to be recovered.
+
+        Args:
+            older_than: an age (a timedelta, or seconds) or a time (a datetime with a time zone).
+            actor: who says so; by default `user@host`.
+        """
+        return self._operations.prune(older_than, actor=actor)
 
 
-def _check_url(url: str, durability: str | None) -> None:
+def _check_url(url: str, durability: Durability | None) -> None:
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}")
     if not url:
@@ -311,7 +610,7 @@ def _check_url(url: str, durability: str | None) -> None:
     config.check_promise(url, durability)
 
 
-def _check_options(durability: str | None, capture: str, default_budget: Budget | None) -> None:
+def _check_options(durability: Durability | None, capture: str, default_budget: Budget | None) -> None:
     if durability is not None:
         config.check_durability(durability)
     if capture not in ("full", "digest", "none"):

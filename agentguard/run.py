@@ -10,7 +10,7 @@ import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.budget.resources import NANO_USD
@@ -20,6 +20,7 @@ from agentguard.runs.branch import MAIN, Branch
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
+from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, recorded
 from agentguard.steps.block import StepBlock
 from agentguard.steps.flow import check
@@ -31,48 +32,6 @@ from agentguard.steps.verdict import raise_verdict
 _MOMENT = 0.01
 #: The attribute of a function that `@guard.run(...)` made a run of, whose value is that `Run`.
 DECORATED = "__agentguard_run__"
-
-
-class Session(Protocol):
-    """How a run is opened and left: live, joined, replayed, recovered or forked."""
-
-    run_id: str
-    name: str
-    tenant: str
-
-    @property
-    def inputs(self) -> Any:
-        """What the run was given."""
-
-    def branch(self) -> Branch:
-        """The branch that the block is in."""
-        ...
-
-    def open(self, run: Run) -> Journal:
-        """The run's journal, when the block is entered."""
-        ...
-
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
-        """Leave the block; gives the stop to raise."""
-        ...
-
-    def kill(self, run_id: str, reason: str, actor: str | None) -> int:
-        """See `Run.kill`."""
-        ...
-
-    def drain(self, journal: Journal, timeout: float | None) -> bool:
-        """See `Run.drain`."""
-        ...
-
-    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
-        """See `Run.adrain`."""
-        ...
-
-    def pause(self, run_id: str, reason: str) -> None:
-        """See `Run.pause`."""
-
-    def resume(self, run_id: str) -> None:
-        """See `Run.resume`."""
 
 
 class Run:
@@ -93,8 +52,8 @@ class Run:
         (6, <RunState.COMPLETED: 'COMPLETED'>, 2, 1)
     """
 
-    def __init__(self, opening: Session, again: Callable[[dict[str, Any]], Run] | None = None) -> None:
-        self._opening = opening
+    def __init__(self, session: Session, again: Callable[[dict[str, Any]], Run] | None = None) -> None:
+        self._session = session
         self._again = again
         self._journal: Journal | None = None
         self._token: Any = None
@@ -117,27 +76,27 @@ class Run:
     @property
     def session(self) -> Session:
         """How the run is opened and left; for agentguard's own rooms."""
-        return self._opening
+        return self._session
 
     @property
     def id(self) -> str:
         """The run's id."""
-        return self._opening.run_id
+        return self._session.run_id
 
     @property
     def name(self) -> str:
         """The run's name."""
-        return self._opening.name
+        return self._session.name
 
     @property
     def tenant(self) -> str:
         """Whose run it is."""
-        return self._opening.tenant
+        return self._session.tenant
 
     @property
     def inputs(self) -> Any:
         """What the run was given."""
-        return self._opening.inputs
+        return self._session.inputs
 
     @property
     def state(self) -> RunState:
@@ -176,9 +135,9 @@ class Run:
     def __enter__(self) -> Self:
         if self._journal is not None:
             raise RuntimeError(f"run {self.id} was entered before; open a new one")
-        self._journal = self._opening.open(self)
+        self._journal = self._session.open()
         self.thread = threading.get_ident()
-        self._branch = self._opening.branch()
+        self._branch = self._session.branch()
         self._place = Place(self, None, self._branch)
         self._before = CURRENT.get()
         self._token = CURRENT.set(self._place)
@@ -194,12 +153,12 @@ class Run:
         journal = self.journal
         if self._token is None:  # closed before, perhaps without its end on record
             again = journal.owner and not journal.fold.state.final
-            raise_verdict(self._opening.close(journal, error) if again else self.stop, error)
+            raise_verdict(self._session.close(journal, error) if again else self.stop, error)
             return
         token, self._token = self._token, None
         leave(token, self)
         self._skip_what_was_left()
-        raise_verdict(self._opening.close(journal, error), error)
+        raise_verdict(self._session.close(journal, error), error)
 
     def _skip_what_was_left(self) -> None:
         """Runs may be left in another order than they were entered in (`guard.start`)."""
@@ -393,15 +352,15 @@ class Run:
 
     def kill(self, reason: str, actor: str | None = None) -> int:
         """Stop this run, in every process; gives the kill's generation."""
-        return self._opening.kill(self.id, reason, actor)
+        return self._session.kill(reason, actor)
 
     def pause(self, reason: str = "") -> None:
         """Admit no further step until `resume`; bodies in flight finish.  Durable."""
-        self._opening.pause(self.id, reason)
+        self._session.pause(reason)
 
     def resume(self) -> None:
         """Lift a pause."""
-        self._opening.resume(self.id)
+        self._session.resume()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Let go of the run, so that another process can carry it on: for a worker that is told to leave.
@@ -442,11 +401,11 @@ class Run:
             ...     agent()
             3
         """
-        return self._opening.drain(self.journal, timeout)
+        return self._session.drain(self.journal, timeout)
 
     async def adrain(self, timeout: float | None = None) -> bool:
         """The async form of `drain`: it waits without blocking the event loop."""
-        return await self._opening.adrain(self.journal, timeout)
+        return await self._session.adrain(self.journal, timeout)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} {self.id} {self.state}>"

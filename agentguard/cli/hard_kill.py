@@ -26,8 +26,8 @@ from agentguard.events.model import PROCESSES_SIGNALLED
 from agentguard.guard import Guard
 from agentguard.killswitch.model import RUN, Kill
 from agentguard.killswitch.processes import Process, current
-from agentguard.ownership import bury_all
 from agentguard.runs.state import RunState
+from agentguard.sessions.dead import close_dead_runs
 
 if TYPE_CHECKING:
     import argparse
@@ -101,7 +101,7 @@ class HardKill:
             signalled[name] = [process for process in sorted(held) if _send(process, signal.Signals[name])]
             _until(lambda held=held: not any(process.alive for process in held), grace)  # type: ignore[misc]
         with self._noting("the store"):
-            bury_all(self._guard)
+            close_dead_runs(self._guard.parts)
         return Hard(signalled, sorted(self.holding(generation)))
 
     def _rows(self) -> Iterator[RunRow]:

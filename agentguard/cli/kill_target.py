@@ -103,8 +103,8 @@ def bury(runs: Sequence[LiveRun], home: Path) -> int:
         from agentguard.errors import AgentGuardError
         from agentguard.guard import Guard
         from agentguard.killswitch.page import PageKillSwitch
-        from agentguard.ownership import bury as end
         from agentguard.runs.state import RunState
+        from agentguard.sessions.dead import close_dead_run
 
         with suppress(AgentGuardError, OSError, ValueError):
             store = (
@@ -114,7 +114,7 @@ def bury(runs: Sequence[LiveRun], home: Path) -> int:
                 for run_id in dead:
                     row = guard.parts.store.row(run_id)
                     if row is not None:
-                        buried += RunState(end(guard, row).state).final
+                        buried += RunState(close_dead_run(guard.parts, row).state).final
     return buried
 
 

@@ -1,7 +1,6 @@
 """From what was typed to a store and a run in it.
 
-Reading commands change nothing on the disk, but for the end of runs that were killed and whose process
-is dead.
+Reading commands change nothing on the disk.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from agentguard import config, ownership
+from agentguard import config
 from agentguard._home import VARIABLE
 from agentguard.cli.exit_codes import UsageError
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
@@ -109,14 +108,6 @@ def looking() -> Iterator[Guard]:
 
     with _opened(kill_switch=ReadOnlyKillSwitch(str(log.path), intact)) as guard:
         yield guard
-
-
-def bury(guard: Guard, run_id: str) -> None:
-    """Write the end of a run that was killed after its process had died."""
-    row = guard.parts.store.row(run_id)
-    if row is not None:
-        with suppress(AgentGuardError, ValueError):  # of a row or a log that was altered
-            ownership.bury(guard, row)
 
 
 @contextmanager

@@ -48,9 +48,9 @@ class Program:
     def guard(self, url: str) -> Guard | None:
         """The program's own guard over the store of that URL, so that runs inside it can be its children."""
         own = [value for value in vars(self.module).values() if isinstance(value, Guard)]
-        decorating = None if self._decorated is None else getattr(self._decorated.session, "guard", None)
-        if isinstance(decorating, Guard):
-            own.insert(0, decorating)
+        if self._decorated is not None:
+            runtime = self._decorated.session.runtime
+            own.insert(0, next((guard for guard in own if guard.runtime is runtime), Guard(runtime)))
         return next((guard for guard in own if guard.parts.store.url == url), None)
 
     def run_in(self, run: Run) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from agentguard._encoding import clean_text, encode_value
 from agentguard.budget.account import Amounts
@@ -24,6 +24,7 @@ RETRY = "retry"
 COMPLETED = "completed"
 FAILED = "failed"
 OUTCOMES = (RETRY, COMPLETED, FAILED)
+Resolution = Literal["retry", "completed", "failed"]
 
 
 def settle_unknown(step: Step, call: Call) -> Served | None:

@@ -22,8 +22,9 @@ import pytest
 from agentguard.budget.model import Budget
 from agentguard.errors import ReplayDivergenceError, RunStopped
 from agentguard.guard import Guard
-from agentguard.lifecycle import Opening
 from agentguard.run import Run
+from agentguard.sessions.live import LiveSession
+from agentguard.sessions.options import RunOptions
 from agentguard.testing import cassettes
 
 MARKER: Final = "agentguard_cassette"
@@ -71,8 +72,9 @@ class Cassette:
         self.run = self._recorded(label) if record else self._replayed()
 
     def _recorded(self, label: str) -> Run:
-        options: dict[str, Any] = {"budget": None, "tenant": None, "inputs": None, "metadata": None}
-        return Run(_Recording(self.guard, label, **options | {"on_warning": None} | self._options))
+        given: dict[str, Any] = {"run_id": label, "detached": True} | self._options
+        options = RunOptions(name=label, **given)
+        return Run(_Recording(self.guard.runtime, options))
 
     def _replayed(self) -> Run:
         run_id = cassettes.read(self.path, self.guard.parts.store)
@@ -102,18 +104,14 @@ class Cassette:
         return result
 
 
-class _Recording(Opening):
+class _Recording(LiveSession):
     """A run whose id, seed and salt follow from its cassette's name, so that they never differ."""
-
-    def __init__(self, guard: Guard, label: str, **options: Any) -> None:
-        merged: dict[str, Any] = {"run_id": label, "detached": True} | options
-        super().__init__(guard, label, **merged)
 
     def _salt(self) -> bytes:
         return cassettes.SALT
 
-    def _more(self) -> dict[str, Any]:
-        return {"seed": sha256(self.run_id.encode()).hexdigest()[:32]}
+    def _seed(self) -> str:
+        return sha256(self.run_id.encode()).hexdigest()[:32]
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import pytest
 
 import agentguard
-from agentguard import Guard
+from agentguard import Guard, RunState
 from agentguard.cli.commands.kill import main
 from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.sessions import upkeep
 
 SOURCE = Path(agentguard.__file__).parents[1]
 DEADLINE = 30.0
@@ -30,6 +31,7 @@ JOINS = """
 import sys
 from pathlib import Path
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.sessions import upkeep
 switch = PageKillSwitch(Path(sys.argv[1]))
 release = len(sys.argv) == 2
 switch.join(lambda generation: release or sys.stdin.readline())
@@ -399,7 +401,7 @@ def test_a_locked_store_is_not_in_the_way(home: Path, run: Callable[..., Result]
 
 DIES = """
 import os, sys
-from agentguard import Guard
+from agentguard import Guard, RunState
 with Guard.open(telemetry=False).run("w", run_id=sys.argv[1], tenant="acme"):
     os.kill(os.getpid(), 9)
 """
@@ -448,22 +450,24 @@ def test_rule_11_the_end_of_a_dead_run_is_written_in_the_store_that_the_environm
     [("runs",), ("summary", "dead-run"), ("show", "dead-run"), ("top", "--once")],
     ids=lambda c: c[0],
 )
-def test_rule_11_whoever_looks_writes_the_end_of_a_killed_run(
+def test_reading_commands_leave_a_killed_run_to_the_heartbeat_of_a_live_process(
     home: Path, dead: str, switch: PageKillSwitch, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENTGUARD_HOME", str(home))
     switch.record(*kill_data("why", tenant="acme", actor="ann"))
-    shown = subprocess.run(
+    subprocess.run(
         [sys.executable, "-m", "agentguard.cli", *command],
         capture_output=True,
-        text=True,
         env=environment(home),
         timeout=DEADLINE,
         check=True,
-    ).stdout
-    assert "RUNNING" not in shown
-    with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
+    )
+    with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch=switch, telemetry=False) as guard:
+        assert guard.summary(dead).state is RunState.RUNNING
+        assert "run_killed" not in [event.type for event in guard.history(dead)]
+        upkeep.beat(guard.runtime)
         assert [event.type for event in guard.history(dead)][-1] == "run_killed"
+        assert guard.summary(dead).state is RunState.KILLED
 
 
 @pytest.mark.usefixtures("recorded")

@@ -162,7 +162,7 @@ def test_the_process_of_a_run_inside_the_one_that_is_meant_is_ended(start, sqlit
 
 
 def test_a_global_kill_passes_over_the_process_that_takes_part_and_says_it(start, sqlite_guard, capsys):
-    sqlite_guard.take_part()
+    sqlite_guard.runtime.participate()
     code, facts = hard(capsys)
     assert (code, facts["signalled"]) == (3, {})
     assert on_record(sqlite_guard) == []

@@ -14,8 +14,8 @@ import pytest
 
 from agentguard import Budget, Guard, RunState, guarded_step
 from agentguard.audit.verify import reconstruct
-from agentguard.recovery import check_owner
 from agentguard.runs.summary import from_data
+from agentguard.sessions.recovered import check_owner
 from tests.scale import scaled
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the victims are forked, which is quick")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agentguard import Budget, BudgetExceededError, Guard, RunState, RunStopped, Usage, guarded_step
+from agentguard.sessions.base import journal_of
 
 LIMIT = 100
 
@@ -34,7 +35,7 @@ def check_books(guard: Guard, run_id: str, *, ran: int) -> None:
     assert summary.usage.usd == Decimal(LIMIT) / 100
     assert summary.steps == LIMIT
     assert guard.reconstruct(run_id) == summary
-    account = guard.journal(run_id).fold.account
+    account = journal_of(guard.runtime, run_id).fold.account
     assert not any(account.reserved.values())
     types = [event.type for event in guard.history(run_id)]
     assert types.count("step_started") == types.count("step_completed") == LIMIT

@@ -18,8 +18,8 @@ from agentguard import Budget, BudgetExceededError, Guard, RunState, current_ste
 from agentguard._process import identity
 from agentguard.errors import RunOwnedError
 from agentguard.protocols import RunRow
-from agentguard.recovery import check_owner
 from agentguard.runs.summary import from_data
+from agentguard.sessions.recovered import check_owner
 from agentguard.testing.fakes import FakeClock
 
 SOURCE = Path(agentguard.__file__).parents[1]

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from agentguard import Guard, RunState, StoreUnavailableError, guarded_step, ownership
+from agentguard import Guard, RunState, StoreUnavailableError, guarded_step
+from agentguard import heartbeat as heartbeats
 from agentguard.audit.verify import verify
 from agentguard.cli.timeline import describe
 from agentguard.events.model import PROCESSES_SIGNALLED
 from agentguard.protocols import abilities_of
+from agentguard.sessions import upkeep
 from agentguard.stores.memory import MemoryEventStore
 
 DEADLINE = 60.0
@@ -77,32 +79,36 @@ def heartbeat(guard: Guard, run_id: str) -> int:
     return row.heartbeat_ns
 
 
-def test_a_guard_that_is_used_again_after_closing_beats_again(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ownership, "INTERVAL", 0.01)
+def test_a_guard_that_is_closed_refuses_what_comes_later(url: str) -> None:
     guard = opened(url)
     with guard.run("first"):
         work()
     guard.close()
-    with guard.run("second") as run:
+    guard.close()
+    for use in (guard.runs, guard.verify, lambda: guard.start("second"), lambda: guard.kill(reason="late")):
+        with pytest.raises(StoreUnavailableError, match=r"closed; open a new one with Guard\.open"):
+            use()
+
+
+def test_a_guard_beats_for_its_runs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "INTERVAL", 0.01)
+    with opened(url) as guard, guard.run("r") as run:
         begun = heartbeat(guard, run.id)
         until(lambda: heartbeat(guard, run.id) > begun)
-    guard.close()
 
 
 def test_a_late_beat_does_not_open_a_closed_guard(url: str) -> None:
     guard = opened(url)
     run = guard.start("r")
     guard.close()
-    ownership.beat(guard)
-    assert guard.opened is None
+    upkeep.beat(guard.runtime)
+    assert guard.runtime.opened is None
     with pytest.raises(StoreUnavailableError, match="is closed"):
         run.close()
 
 
 def test_beats_end_with_the_guard(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "INTERVAL", 0.01)
+    monkeypatch.setattr(heartbeats, "INTERVAL", 0.01)
     guard = opened(url)
     with guard.run("r"):
         (thread,) = [t for t in threading.enumerate() if t.name == "agentguard-heartbeat" and t.is_alive()][

@@ -23,7 +23,7 @@ import pytest
 
 import agentguard
 from agentguard import Guard
-from agentguard.recovery import check_owner
+from agentguard.sessions.recovered import check_owner
 from tests.scale import scaled
 
 SOURCE = Path(agentguard.__file__).parents[1]

@@ -31,7 +31,7 @@ from agentguard import (
     Usage,
     guarded_step,
 )
-from agentguard.ownership import beat
+from agentguard.sessions.upkeep import beat
 from agentguard.steps import draining
 
 SOURCE = Path(agentguard.__file__).parents[1]
@@ -618,11 +618,11 @@ def test_rule_13_a_heartbeat_does_not_take_a_drained_run_back(guard, bodies):
     with suppress(RunStopped), guard.run("job", run_id="r") as run:
         journal = run.journal
         run.drain()
-        guard.live["r"] = journal  # as of a heartbeat that had begun before
+        guard.runtime.live["r"] = journal  # as of a heartbeat that had begun before
         journal.owner = True
-        beat(guard)
+        beat(guard.runtime)
         journal.owner = False
-        del guard.live["r"]
+        del guard.runtime.live["r"]
     assert is_let_go(guard)
 
 

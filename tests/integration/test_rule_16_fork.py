@@ -16,6 +16,7 @@ from agentguard import (
     KillSwitchTriggeredError,
     RunState,
     RunStopped,
+    StoreUnavailableError,
     Usage,
     current_run,
     guarded_step,
@@ -345,11 +346,11 @@ def test_rule_16_one_page_serves_all_guards_of_a_home(home):
         assert [kill.reason for kill in second.kills()] == ["from next door"]
 
 
-def test_rule_16_a_closed_guard_may_be_used_again(home):
+def test_a_closed_guard_is_closed_for_good(home):
     guard = Guard.open(telemetry=False)
     with guard, guard.run("first"):
         pay()
-    with guard, guard.run("second"):
-        pay()
-    with guard:
-        assert len(guard.runs()) == 2
+    with guard, pytest.raises(StoreUnavailableError, match="closed"), guard.run("second"):
+        pytest.fail("entered")
+    with Guard.open(telemetry=False) as another:
+        assert [run.name for run in another.runs()] == ["first"]

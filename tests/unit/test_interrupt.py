@@ -15,7 +15,7 @@ from agentguard import (
     RunState,
     RunStopped,
     guarded_step,
-    ownership,
+    heartbeat,
 )
 
 DEADLINE = 60.0
@@ -97,7 +97,7 @@ def test_bodies_in_other_threads_are_interrupted_too(guard):
 
 
 def test_the_time_of_a_run_interrupts_the_body(guard, monkeypatch):
-    monkeypatch.setattr(ownership, "LOOK", 0.01)
+    monkeypatch.setattr(heartbeat, "CHECK_INTERVAL", 0.01)
     with (
         pytest.raises(BudgetExceededError) as raised,
         guard.run("r", budget=Budget(seconds=0.05), interrupt_threads=True) as run,

@@ -307,7 +307,7 @@ def test_rule_02_the_inner_run_finds_the_kill_of_the_outer_one_by_itself(guard):
     """Also where nobody told this process: its own check looks at the runs around it."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
         with pytest.raises(KillSwitchTriggeredError), guard.run("inner") as inner:
-            guard._participant.leave()
+            guard.runtime._participant.leave()
             order = {"scope": "run", "target": outer.id, "reason": "unheard of", "actor": "ann"}
             guard.parts.switch.record("kill_set", order)
             assert outer.stop is None

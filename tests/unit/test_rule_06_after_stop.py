@@ -284,10 +284,10 @@ def test_rule_06_two_lines_of_control_in_one_branch_never_mix(guard):
             attached.call("f", wait)
 
     def second() -> None:
-        from agentguard.joining import Joining
         from agentguard.run import Run
+        from agentguard.sessions.attached import AttachedSession
 
-        joining = Joining(url_guard, run.id, "w")
+        joining = AttachedSession(url_guard.runtime, run.id, "w")
         attached = Run(joining)
         with attached:
             # As a process does that has attached at the same moment, before there was a key to pass.

@@ -17,7 +17,7 @@ from agentguard import (
     RunStopped,
     Usage,
     guarded_step,
-    ownership,
+    heartbeat,
 )
 
 
@@ -510,7 +510,7 @@ def test_rule_08_no_body_is_left_behind(guard):
 
 
 def test_rule_08_a_budget_stop_of_another_process_cancels_the_body_in_flight(sqlite_guard, monkeypatch):
-    monkeypatch.setattr(ownership, "LOOK", 0.01)
+    monkeypatch.setattr(heartbeat, "CHECK_INTERVAL", 0.01)
 
     @guarded_step
     async def waits():

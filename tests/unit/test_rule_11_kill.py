@@ -162,7 +162,7 @@ def test_rule_11_a_revive_lets_later_runs_start(either):
 def test_rule_11_a_run_that_did_not_look_in_between_is_killed_all_the_same(either):
     """Kill and revive between two steps: the run is dead, as the log of kills says."""
     run = start(either)
-    quiet = either.live
+    quiet = either.runtime.live
     either.parts.switch.record("kill_set", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"})
     either.parts.switch.record(
         "kill_cleared", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"}
@@ -347,7 +347,7 @@ def test_rule_11_a_kill_finds_every_run_while_others_come_and_go(guard):
             thread.start()
         for n in range(12):
             guard.kill(tenant=f"nobody-{n}", reason="look around")
-            guard.observe()
+            guard.runtime.observe()
         guard.kill(tenant="doomed", reason="all of them")
     finally:
         over.set()

@@ -22,6 +22,7 @@ from agentguard import (
 )
 from agentguard.errors import DuplicateKeyError
 from agentguard.protocols import abilities_of
+from agentguard.sessions.base import journal_of
 from agentguard.stores.memory import MemoryEventStore
 
 
@@ -132,7 +133,7 @@ def test_rule_12_a_scopes_stop_is_seen_by_other_writers(twins):
     first, second = twins
     with first.run("r") as run, suppress(BudgetExceededError), run.scope("s", Budget(usd="0.1")):
         pay()
-        journal = second.journal(run.id)
+        journal = journal_of(second.runtime, run.id)
         with suppress(BudgetExceededError):
             pay()
         journal.refresh()
@@ -185,7 +186,7 @@ def test_rule_12_pause_reaches_other_writers(twins, eventually):
         assert entered.wait(10)
         run.pause("a moment")
         paused.set()
-        journal = second.journal(run.id)
+        journal = journal_of(second.runtime, run.id)
         eventually(lambda: journal.fold.state is RunState.PAUSED)
         assert not went_on
         run.resume()

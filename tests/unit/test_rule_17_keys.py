@@ -637,7 +637,7 @@ def test_rule_17_the_task_factory_goes_with_the_last_attachment(sqlite_guard):
                     await atool("a")
                     assert isinstance(loop.get_task_factory(), LoopBranches)
                 assert loop.get_task_factory() is None
-            assert run.id not in other.live
+            assert run.id not in other.runtime.live
 
     with sqlite_guard.run("r") as run:
         asyncio.run(main())

@@ -670,7 +670,7 @@ def abandoned(guard: Guard, program: Program) -> Iterator[str]:
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lost).result()
-    guard.live.pop(run.id, None)
+    guard.runtime.live.pop(run.id, None)
     yield run.id
 
 

@@ -342,7 +342,7 @@ def test_rule_21_a_recovery_waits_for_an_operator_to_supply_what_would_not_come_
     run = guard.run("program")
     with ThreadPoolExecutor(1) as pool:  # a process that is gone leaves no exit behind
         pool.submit(lambda: (run.__enter__(), step())).result()
-    guard.live.pop(run.id, None)
+    guard.runtime.live.pop(run.id, None)
     RAN.clear()
     with pytest.raises(ReplayDivergenceError) as caught, guard.recover(run.id, take_over=True):
         step()

@@ -149,7 +149,7 @@ def died_inside(guard: Guard, effect: str) -> Iterator[tuple[Run, Callable[[], i
     with ThreadPoolExecutor(1) as pool:
         pool.submit(life).result()
     del guard.parts.store.append  # type: ignore[misc]
-    guard.live.pop(run.id, None)
+    guard.runtime.live.pop(run.id, None)
     yield run, dies
 
 

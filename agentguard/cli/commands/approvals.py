@@ -13,10 +13,10 @@ from agentguard.cli.options import (
     JsonOption,
     StoreOption,
 )
-from agentguard.control import Approval
 from agentguard.events import codec
 from agentguard.events.model import APPROVAL_REQUESTED
 from agentguard.guard import Guard
+from agentguard.queries import Approval
 
 
 @app.command(epilog="--json: an array of {run_id, key, name, arguments}.")

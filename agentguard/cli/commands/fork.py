@@ -24,7 +24,7 @@ from agentguard.cli.options import (
     StoreOption,
 )
 from agentguard.cli.program import ModuleOption, Program
-from agentguard.recovery import CarryingOn
+from agentguard.sessions.resumed import ResumedSession
 
 
 class Forked(NamedTuple):
@@ -79,8 +79,8 @@ def _fork(typed: str, wanted: Forked, target: str | None, *, as_json: bool) -> i
             ending = execution.execute(guard, program, run, as_json=as_json)
             return execution.say_carried_on("forked", guard, run, ending, 0, as_json=as_json)
         session = run.session
-        assert isinstance(session, CarryingOn)  # noqa: S101 - `fork` gives nothing else
-        session.give_back(session.open(run))
+        assert isinstance(session, ResumedSession)  # noqa: S101 - `fork` gives nothing else
+        session.give_back(session.open())
         if as_json:
             execution.print_carried_on(guard, run.id, execution.Ending())
         else:

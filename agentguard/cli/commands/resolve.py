@@ -16,6 +16,7 @@ from agentguard.cli.options import (
     RunArgument,
     StoreOption,
 )
+from agentguard.replay.resolving import Resolution
 
 
 class Outcome(StrEnum):
@@ -57,7 +58,7 @@ def resolve(
 
 
 def _resolve(
-    typed: str, key: str, outcome: str, result: str | None, actor: str | None, *, as_json: bool
+    typed: str, key: str, outcome: Resolution, result: str | None, actor: str | None, *, as_json: bool
 ) -> None:
     """Put on record what became of a step."""
     given = _result(outcome, result)

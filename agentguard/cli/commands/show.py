@@ -74,8 +74,6 @@ def _show_log(typed: str, *, payloads: bool, as_json: bool) -> None:
         return
     with lookup.looking() as guard:
         run_id = lookup.find_log(guard, typed)
-        if run_id != CONTROL_RUN_ID:
-            lookup.bury(guard, run_id)
         altered: list[LogIntegrityError] = []
         log = timeline.entries(run_id, watched(run_id, guard.parts.store.read(run_id), altered.append))
         if as_json:

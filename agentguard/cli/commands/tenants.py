@@ -11,8 +11,8 @@ from agentguard.cli.options import (
     JsonOption,
     StoreOption,
 )
-from agentguard.control import TenantAccount
 from agentguard.guard import Guard
+from agentguard.queries import TenantAccount
 from agentguard.runs.summary import usage_data
 
 

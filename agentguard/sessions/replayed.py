@@ -1,12 +1,10 @@
-"""Replays, recoveries and forks as blocks: what `guard.replay`, `recover` and `fork` open."""
+"""A replay as a run's block: no body runs, nothing is written, nothing is spent."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
-from agentguard._encoding import decode
 from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
@@ -15,79 +13,80 @@ from agentguard.errors import (
     StepOutcomeUnknownError,
 )
 from agentguard.events import codec
-from agentguard.protocols import EventStore, RunRow
+from agentguard.protocols import RunRow
 from agentguard.replay.origin import checked, origin_log
 from agentguard.replay.player import Player
 from agentguard.replay.sealed import SealedStore, StillSwitch
-from agentguard.runs.branch import MAIN, Branch
+from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runs.fold import RunFold
+from agentguard.runtime import Runtime
+from agentguard.sessions.base import Session
+from agentguard.sessions.resumed import refuse_altered
 from agentguard.steps.generators import leave_served
 from agentguard.steps.journal import Journal
 from agentguard.steps.parts import Parts
 
 
-class Replaying:
-    """A replay as a run's block: no body runs, nothing is written, nothing is spent."""
+class ReplaySession(Session):
+    """A run that its log answers for: see `Guard.replay`.
+
+    `components` are those of the replay around this one, for a nested run.
+    """
 
     def __init__(
         self,
-        parts: Parts,
+        runtime: Runtime,
         row: RunRow,
         *,
-        stall_timeout: float,
-        check: Callable[[EventStore, RunRow], None],
+        stall_timeout: float = STALL_TIMEOUT,
         telemetry: Any = None,
+        components: Parts | None = None,
         around: Player | None = None,
     ) -> None:
-        self._parts = parts
-        self._check = check
-        self._around = around
+        super().__init__(runtime, run_id=row.run_id, name=row.name, tenant=row.tenant)
+        self._components = components
+        self._player_around = around
         self._row = row
         self._stall_timeout = stall_timeout
         self._telemetry = telemetry
-        self.run_id, self.name, self.tenant = row.run_id, row.name, row.tenant
         self._player: Player | None = None
 
     @property
-    def inputs(self) -> Any:
-        """What the recorded run was given."""
-        first = next(iter(self._parts.store.read(self.run_id)))
-        return None if first.payload is None else decode(first.payload)
+    def components(self) -> Parts:
+        """Where the log is read from."""
+        return self.runtime.components if self._components is None else self._components
 
-    def branch(self) -> Branch:
-        """The branch that the run's own code is in."""
-        return Branch(MAIN)
-
-    def open(self, run: Any) -> Journal:
-        """A journal on a sealed copy of the parts, with the log to answer for it.
+    def open(self) -> Journal:
+        """Return a journal on a sealed copy of the components, with the log to answer for it.
 
         Raises:
             LogIntegrityError: the log was altered.
         """
-        store = self._parts.store
-        self._check(getattr(store, "sealed", store), self._row)
+        components = self.components
+        store = components.store
+        refuse_altered(getattr(store, "sealed", store), self._row)
         fold = RunFold(self.run_id)
         for stored in itertools.islice(checked(store.read(self.run_id), self.run_id), 2):
             fold.apply(codec.decode(stored.body), stored.hash)
-        parts = Parts(
+        sealed = Parts(
             store=SealedStore(store),  # pyright: ignore[reportArgumentType]
             switch=StillSwitch(),
             telemetry=self._telemetry,
-            clock=self._parts.clock,
-            capture=self._parts.capture,
-            redact=self._parts.redact,
+            clock=components.clock,
+            capture=components.capture,
+            redact=components.redact,
         )
-        journal = Journal(parts, self._row, fold)
+        journal = Journal(sealed, self._row, fold)
         journal.owner = False
         journal.seen = 0
         journal.time.count()
         log = origin_log(store, self.run_id)
-        self._player = Player(journal, log, stall_timeout=self._stall_timeout, around=self._around)
+        self._player = Player(journal, log, stall_timeout=self._stall_timeout, around=self._player_around)
         journal.player = self._player
         return journal
 
     def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
-        """Hold the program's end against the log's; gives the recorded stop to raise.
+        """Hold the program's end against the log's; return the recorded stop to raise.
 
         Raises:
             ReplayDivergenceError: the program did something else, whatever it swallowed.
@@ -113,20 +112,16 @@ class Replaying:
         except ReplayDivergenceError as difference:
             raise difference from error
 
-    def kill(self, run_id: str, reason: str, actor: str | None) -> int:
-        """A replay cannot be killed: its recorded kill is delivered where it was."""
+    def kill(self, reason: str, actor: str | None) -> int:
+        """Do nothing: the recorded kill is delivered where it was."""
         return 0
 
     def drain(self, journal: Journal, timeout: float | None) -> bool:
-        """A replay owns nothing that it could let go of."""
+        """Refuse: a replay owns nothing that it could let go of."""
         raise AgentGuardError(f"run {self.run_id} is replayed here: there is nothing to drain")
 
-    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
-        """See `drain`."""
-        return self.drain(journal, timeout)
+    def pause(self, reason: str) -> None:
+        """Do nothing: the recorded pauses are copied, and no new ones taken."""
 
-    def pause(self, run_id: str, reason: str) -> None:
-        """A replay copies the recorded pauses and takes no new ones."""
-
-    def resume(self, run_id: str) -> None:
+    def resume(self) -> None:
         """See `pause`."""

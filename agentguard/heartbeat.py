@@ -1,0 +1,48 @@
+"""The heartbeat: a thread that looks after the runs of a process, and writes its signs of life."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+
+#: Seconds between two heartbeats of a process that owns runs.
+INTERVAL = 5.0
+#: Seconds between two checks of bodies in flight that no step tells of a stop.
+CHECK_INTERVAL = 1.0
+
+
+class Heartbeat:
+    """Calls `check` every second and `beat` every five, in a daemon thread, until one returns False.
+
+    On one host an owner is known to be dead without it; other hosts go by the heartbeat.
+    """
+
+    def __init__(self, check: Callable[[], bool], beat: Callable[[], bool]) -> None:
+        self._check = check
+        self._beat = beat
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    def start(self, pid: int) -> None:
+        """Begin, unless it has begun in this process."""
+        if self._thread is None or self._pid != pid:
+            self._pid = pid
+            self._stop = threading.Event()
+            self._thread = threading.Thread(target=self._run, name="agentguard-heartbeat", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more, until `start` is called again."""
+        self._stop.set()
+        self._thread = None
+
+    def _run(self) -> None:
+        stop = self._stop
+        for tick in itertools.count(1):
+            if stop.wait(min(CHECK_INTERVAL, INTERVAL)):
+                return
+            due = tick % max(1, round(INTERVAL / CHECK_INTERVAL)) == 0
+            if not self._check() or (due and not self._beat()):
+                return

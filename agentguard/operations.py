@@ -1,0 +1,88 @@
+"""What an operator does: kill and revive, pause and resume, approvals, budgets of tenants, erasure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentguard.audit import erasure
+from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.tenant import PERIODS
+from agentguard.events import model as ev
+from agentguard.killswitch import kill_requests
+from agentguard.killswitch.model import Acknowledgements
+from agentguard.replay import resolving
+from agentguard.runtime import Runtime
+from agentguard.sessions import base
+from agentguard.steps import approvals
+from agentguard.tenancy import check_id
+
+
+class Operations:
+    """What is done to runs from outside; `Guard` has the same methods, with their documentation."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def kill(self, *, reason: str, tenant: kill_requests.Id, run: kill_requests.Id, actor: str | None) -> int:
+        """See `Guard.kill`."""
+        return base.kill(self._runtime, *kill_requests.kill_data(reason, tenant=tenant, run=run, actor=actor))
+
+    def revive(
+        self, *, reason: str, tenant: kill_requests.Id, run: kill_requests.Id, actor: str | None
+    ) -> int:
+        """See `Guard.revive`."""
+        kind, data = kill_requests.revive_data(reason, tenant=tenant, run=run, actor=actor)
+        return self._runtime.components.switch.record(kind, data)
+
+    def acknowledged(self, generation: int, timeout: float) -> Acknowledgements:
+        """See `Guard.acknowledged`."""
+        return self._runtime.components.switch.acknowledgements(generation, timeout)
+
+    def pause(self, run_id: str, *, reason: str) -> None:
+        """See `Guard.pause`."""
+        base.pause(self._runtime, run_id, reason)
+
+    def resume(self, run_id: str) -> None:
+        """See `Guard.resume`."""
+        base.resume(self._runtime, run_id)
+
+    def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:
+        """See `Guard.approve` and `Guard.deny`."""
+        journal = base.journal_of(self._runtime, run_id)
+        approvals.decide(journal, key, granted=granted, reason=reason, actor=_who(actor))
+
+    def resolve(self, run_id: str, key: str, outcome: str, *, result: Any, actor: str | None) -> None:
+        """See `Guard.resolve`."""
+        journal = base.journal_of(self._runtime, run_id)
+        resolving.resolve(journal, key, outcome, result=result, actor=_who(actor))
+
+    def set_tenant_budget(self, tenant: str, budget: Budget, *, per: str | None, actor: str | None) -> None:
+        """See `Guard.set_tenant_budget`."""
+        check_id(tenant, "tenant")
+        check_budget(budget)
+        if per not in PERIODS:
+            raise ValueError(f"per must be None, 'day' or 'month', not {per!r}")
+        if budget["seconds"] is not None:
+            raise ValueError("a tenant's budget cannot limit seconds; limit them for each run")
+        if budget.repeats is not None:
+            raise ValueError("a tenant's budget cannot limit repeats; limit them for each run")
+        data = {"tenant": tenant, "per": per, "budget": budget.to_fields(), "actor": _who(actor)}
+        components = self._runtime.components
+        components.switch.record(ev.TENANT_BUDGET_SET, data)
+        components.refresh()
+        self._runtime.observe()
+
+    def erase(self, run_id: str, *, actor: str | None) -> int:
+        """See `Guard.erase`."""
+        journal = base.journal_of(self._runtime, run_id)
+        return erasure.erase(journal, self._runtime.components.switch, _who(actor))
+
+    def prune(self, older_than: Any, *, actor: str | None) -> list[str]:
+        """See `Guard.prune`."""
+        components = self._runtime.components
+        before = erasure.cut_off(older_than, components.clock.wall())
+        return erasure.prune(components.store, components.switch, before, _who(actor))
+
+
+def _who(actor: str | None) -> str:
+    return actor or kill_requests.default_actor()

@@ -1,0 +1,134 @@
+"""What a guard runs on: its components, opened at first use, and the runs of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterator
+
+from agentguard._ids import new_run_id
+from agentguard.budget.model import Budget
+from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
+from agentguard.heartbeat import Heartbeat
+from agentguard.protocols import Participant, RunRow
+from agentguard.steps.journal import Journal
+from agentguard.steps.parts import Parts
+
+
+class Runtime:
+    """The components of a guard, its live runs, and its participation in the kill switch.
+
+    `background` is called by the heartbeat of a process that has runs: once a second to stop what is in
+    flight of a run that was stopped elsewhere, and every few seconds as a sign of life.
+    """
+
+    def __init__(
+        self,
+        open_components: Callable[[], Parts],
+        *,
+        default_budget: Budget | None = None,
+        new_run_id: Callable[[], str] = new_run_id,
+        check: Callable[[Runtime], None],
+        beat: Callable[[Runtime], None],
+    ) -> None:
+        self._open_components = open_components
+        self._components: Parts | None = None
+        self._opening: dict[int, Parts] = {}
+        self._participant: Participant | None = None
+        #: Whether the guard was closed, so that using it again is an error.
+        self.closed = False
+        self.default_budget = default_budget
+        #: Return the id of a run that is given none.
+        self.new_run_id = new_run_id
+        #: The runs of this process by id.
+        self.live: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
+        self._heartbeat = Heartbeat(_weakly(self, check), _weakly(self, beat))
+
+    # --- components ----------------------------------------------------------------------------
+
+    @property
+    def components(self) -> Parts:
+        """The components, opened at first use.
+
+        Raises:
+            StoreUnavailableError: the guard was closed.
+        """
+        if self._components is None:
+            if self.closed:
+                raise StoreUnavailableError("this guard is closed; open a new one with Guard.open(...)")
+            components = self._open_components()
+            components.refresh()
+            # Without a lock, which a fork could leave held: of several threads the first has opened it.
+            self._components = self._opening.setdefault(0, components)
+            if self._components is not components:
+                components.close()
+        return self._components
+
+    @property
+    def opened(self) -> Parts | None:
+        """The components, if they are open."""
+        return self._components
+
+    def close(self) -> None:
+        """Close what was opened.  Closing twice does nothing."""
+        components, self._components = self._components, None
+        self.closed = True
+        self._opening.clear()
+        participant, self._participant = self._participant, None
+        self._heartbeat.stop()
+        if participant is not None:
+            participant.leave()
+        if components is not None:
+            components.close()
+
+    # --- the kill switch -----------------------------------------------------------------------
+
+    def participate(self) -> None:
+        """Be told of kills, also while no step runs, and send signs of life."""
+        if self._participant is None:
+            observe = _weakly(self, Runtime.observe)
+
+            def on_change(_generation: int) -> None:
+                observe()
+
+            self._participant = self.components.switch.join(on_change)
+        self._heartbeat.start(os.getpid())
+
+    def observe(self) -> None:
+        """Hold every live run of this process against the kill switch."""
+        for journal in self.journals():
+            with contextlib.suppress(AgentGuardError):
+                journal.look()
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    def journals(self) -> Iterator[Journal]:
+        """Return the live runs of this process, while other threads open and end some."""
+        for ref in self.live.valuerefs():
+            if (journal := ref()) is not None:
+                yield journal
+
+    def row(self, run_id: str) -> RunRow:
+        """Return the row of a run.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        row = self.components.store.row(run_id)
+        if row is None:
+            raise RunNotFoundError(run_id)
+        return row
+
+
+def _weakly(runtime: Runtime, call: Callable[[Runtime], None]) -> Callable[[], bool]:
+    """Return a call that does not keep the runtime alive, and says whether it still is."""
+    reference = weakref.ref(runtime)
+
+    def called() -> bool:
+        alive = reference()
+        if alive is not None:
+            call(alive)
+        return alive is not None
+
+    return called

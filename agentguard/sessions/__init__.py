@@ -1,0 +1,1 @@
+"""Sessions: how a run is opened and left, live, attached, recovered, forked, nested or replayed."""

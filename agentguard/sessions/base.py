@@ -1,0 +1,118 @@
+"""What every session can do, whether the run is live here, attached to, recovered, forked or replayed."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from agentguard._encoding import decode
+from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.killswitch import kill_requests
+from agentguard.runs.branch import MAIN, Branch
+from agentguard.runs.current import Place
+from agentguard.runs.state import RunState, check_move
+from agentguard.runtime import Runtime
+from agentguard.sessions.dead import close_dead_runs
+from agentguard.sessions.loading import load_journal
+from agentguard.steps.journal import Journal
+from agentguard.steps.parts import Parts
+
+
+class Session(abc.ABC):
+    """How a run is opened and left, and how its owner controls it.
+
+    A session is made by `Guard`, opened when the block of its `Run` is entered, and closed when it is left.
+    """
+
+    #: Where in the run around it this run is opened; None for a run that is in no other.
+    around: Place | None = None
+
+    def __init__(self, runtime: Runtime, *, run_id: str, name: str, tenant: str) -> None:
+        self.runtime = runtime
+        self.run_id = run_id
+        self.name = name
+        self.tenant = tenant
+
+    @property
+    def components(self) -> Parts:
+        """What the run uses."""
+        return self.runtime.components
+
+    @property
+    def inputs(self) -> Any:
+        """What the run was given, by its first event."""
+        first = next(self.components.store.read(self.run_id))
+        return None if first.payload is None else decode(first.payload)
+
+    def branch(self) -> Branch:
+        """Return the branch that the block is in."""
+        return Branch(MAIN)
+
+    @abc.abstractmethod
+    def open(self) -> Journal:
+        """Enter the block: return the run's journal in this process."""
+
+    @abc.abstractmethod
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """Leave the block that `error` ended; return the stop to raise."""
+
+    # --- control -------------------------------------------------------------------------------
+
+    def kill(self, reason: str, actor: str | None) -> int:
+        """See `Run.kill`."""
+        return kill(self.runtime, *kill_requests.kill_data(reason, run=self.run_id, actor=actor))
+
+    def pause(self, reason: str) -> None:
+        """See `Run.pause`."""
+        pause(self.runtime, self.run_id, reason)
+
+    def resume(self) -> None:
+        """See `Run.resume`."""
+        resume(self.runtime, self.run_id)
+
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.drain`."""
+        raise AgentGuardError(f"run {self.run_id} was not opened here: only its owner can drain it")
+
+    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.adrain`."""
+        return self.drain(journal, timeout)
+
+
+def journal_of(runtime: Runtime, run_id: str) -> Journal:
+    """Return the run's journal in this process, read from the store if it is not live here.
+
+    Raises:
+        RunNotFoundError: there is no such run.
+    """
+    live = runtime.live.get(run_id)
+    return live if live is not None else load_journal(runtime.components, runtime.row(run_id))
+
+
+def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
+    """Put a kill on record, stop what it covers, and return its generation."""
+    generation = runtime.components.switch.record(kind, order)
+    runtime.observe()
+    close_dead_runs(runtime.components)
+    return generation
+
+
+def pause(runtime: Runtime, run_id: str, reason: str) -> None:
+    """See `Guard.pause`."""
+    journal = journal_of(runtime, run_id)
+    with journal.deciding():
+        check_move(run_id, journal.fold.state, RunState.PAUSED)
+        data = {"reason": reason, "running_ns": journal.time.elapsed()}
+        journal.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+
+
+def resume(runtime: Runtime, run_id: str) -> None:
+    """See `Guard.resume`."""
+    journal = journal_of(runtime, run_id)
+    with journal.deciding():
+        if journal.fold.state is not RunState.PAUSED:
+            raise InvalidStateTransitionError(run_id, journal.fold.state, RunState.RUNNING)
+        data = {"running_ns": journal.time.elapsed()}
+        journal.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data=data)])

@@ -1,0 +1,48 @@
+"""Runs whose process is dead: a kill that covers one ends it, though nobody is there to meet it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from agentguard._process import is_alive
+from agentguard.errors import AgentGuardError, StoreUnavailableError
+from agentguard.killswitch.model import Kill
+from agentguard.protocols import RunRow
+from agentguard.runs.state import RunState
+from agentguard.sessions.loading import load_journal
+from agentguard.steps.parts import Parts
+
+_ALIVE = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
+_ALL = 2**31
+
+
+def close_dead_run(components: Parts, row: RunRow) -> RunRow:
+    """Write `run_killed` for a run that a kill covers and whose owner is dead; return its row as it is then.
+
+    A run without an owner is treated alike, as after a drain.  One that no kill covers stays as it is: it
+    can be recovered.  Where the store cannot be written, the run stays as it is too.
+    """
+    if RunState(row.state).final or (row.owner and is_alive(row.owner) is not False):
+        return row
+    if not _any_covers(components.switch.kills(), row):
+        return row
+    journal = load_journal(components, row)
+    kill = components.switch.find(row.tenant, row.run_id, journal.fold.generation)
+    if kill is not None:
+        with contextlib.suppress(StoreUnavailableError):
+            journal.end(kill.error(row.run_id))
+    return components.store.row(row.run_id) or row
+
+
+def close_dead_runs(components: Parts) -> None:
+    """Do so for every run."""
+    if not components.switch.kills():
+        return
+    for state in _ALIVE:
+        for row in components.store.rows(state=str(state), limit=_ALL):
+            with contextlib.suppress(AgentGuardError):
+                close_dead_run(components, row)
+
+
+def _any_covers(kills: list[Kill], row: RunRow) -> bool:
+    return any(kill.covers(row.tenant, row.run_id) for kill in kills)

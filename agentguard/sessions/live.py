@@ -1,0 +1,231 @@
+"""How a run begins: its place in the run around it, and its first events."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from agentguard._encoding import encode_inputs
+from agentguard.budget.model import Budget
+from agentguard.errors import RunExistsError
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.codec import Stored, payload_digest
+from agentguard.events.model import Record
+from agentguard.killswitch.model import GENERATION
+from agentguard.protocols import RunRow
+from agentguard.runs.branch import key_part
+from agentguard.runs.current import CURRENT, Place
+from agentguard.runs.fold import RunFold
+from agentguard.runtime import Runtime
+from agentguard.sessions import drain
+from agentguard.sessions.options import RunOptions
+from agentguard.sessions.owned import OwnedSession, owner_of
+from agentguard.steps.flow import check
+from agentguard.steps.journal import Journal, row_of
+from agentguard.steps.levels import Outer
+from agentguard.tenancy import DEFAULT_TENANT
+
+#: How branches and keys are made; recorded, so that a replay knows.
+KEY_SCHEME = 1
+
+
+class LiveSession(OwnedSession):
+    """A new run: put on record when its block is entered."""
+
+    def __init__(self, runtime: Runtime, options: RunOptions) -> None:
+        around = None if options.detached else _outer_position(runtime, options.name)
+        key, pos = "", 0
+        if around is not None:
+            key, pos = around.branch.next_call(key_part(options.name))
+        self._metadata = options.plain_metadata()
+        parent_tenant = around.run.tenant if around is not None else DEFAULT_TENANT
+        super().__init__(
+            runtime,
+            options,
+            run_id=options.run_id or (runtime.new_run_id() if around is None else _nested_id(around, key)),
+            tenant=parent_tenant if options.tenant is None else options.tenant,
+            around=around,
+            key=key,
+            pos=pos,
+        )
+        self.budget = options.budget or self._default_budget()
+
+    def _default_budget(self) -> Budget:
+        default = self.runtime.default_budget
+        return default if default is not None and self.around is None else Budget()
+
+    @property
+    def inputs(self) -> Any:
+        """What the run is given."""
+        return self.options.inputs
+
+    def open(self) -> Journal:
+        """Put the run on record and return its journal.
+
+        Raises:
+            RunExistsError: the id is taken.
+            KillSwitchTriggeredError: a kill covers the run already; it is on record as KILLED.
+        """
+        components = self.runtime.components
+        if components.redact:
+            self._metadata = components.redact.plain(self._metadata)
+        generation = components.switch.signal[GENERATION]
+        kill = components.switch.find(self.tenant, self.run_id, generation)
+        span = None
+        if components.telemetry is not None:
+            span = components.telemetry.start_run(
+                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=self._metadata
+            )
+        try:
+            outer = self._enter_outer_run()
+            journal = self._create(generation, outer, span, started=kill is None)
+        except BaseException as error:
+            if span is not None:
+                span.end(error=error, state="FAILED", head=None, usage={}, steps=0)
+            raise
+        journal.seen = generation
+        self.take_part(journal)
+        if kill is not None:
+            journal.seen = -1
+            stop = kill.error(self.run_id)
+            journal.end(stop)
+            self.leave_outer_run(journal)
+            drain.forget(self.runtime, journal)
+            self.end_span(journal, stop)
+            raise stop
+        return journal
+
+    def _enter_outer_run(self) -> list[Outer]:
+        """Record this run in the run around it, whose levels now take charges from two logs."""
+        if self.around is None:
+            return []
+        parent: Journal = self.around.journal
+        scope = self.around.scope_key
+        check(parent, scope)
+        if self.runtime.components.store.row(self.run_id) is not None:
+            raise RunExistsError(self.run_id)  # before the run around it has the nested one on record
+        with parent.deciding():
+            check(parent, scope)
+            movements, outer = parent.levels.sharing(scope)
+            data: dict[str, Any] = {"run": self.run_id}
+            if scope:
+                data["scope"] = scope
+            if self.around.step is not None:
+                data["parent"] = self.around.step.key
+            record = Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.pos, self.name, data=data)
+            parent.act([record], movements=movements)
+        return outer
+
+    # --- the first events ----------------------------------------------------------------------
+
+    def _create(self, generation: int, outer: list[Outer], span: Any, *, started: bool) -> Journal:
+        components = self.runtime.components
+        salt = self._salt()
+        inputs = self._captured_inputs()
+        data = self._first_facts(generation)
+        if inputs is not None:
+            data["inputs"] = payload_digest(salt, inputs)
+            if components.capture == "digest":
+                data["digest_only"] = True
+                inputs = None
+        now = components.clock.wall()
+        trace = (span.trace_id, span.span_id) if span is not None else (None, None)
+        records = [
+            Record(1, ev.RUN_CREATED, now, name=self.name, data=data, trace_id=trace[0], span_id=trace[1])
+        ]
+        if started:
+            records.append(Record(2, ev.RUN_STARTED, now, name=self.name))
+            records += self._prefix(now)
+        fold = RunFold(self.run_id)
+        stored = []
+        for record, payload in itertools.zip_longest(records, (inputs,)):
+            body = codec.encode(record)
+            stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
+            # Through the bytes, so that what metadata cannot keep shows here and not in a replay.
+            fold.apply(codec.decode(body), stored[-1].hash)
+        row = RunRow(
+            run_id=self.run_id,
+            name=self.name,
+            tenant=self.tenant,
+            state=str(fold.state),
+            created_ns=now,
+            parent_id=fold.parent_id,
+            owner=owner_of(components),
+            heartbeat_ns=now,
+            salt=salt,
+        )
+        row = row_of(row, fold)
+        row.number = components.store.create(row, stored)
+        journal = Journal(components, row, fold, outer)
+        journal.span = span
+        journal.time.count()
+        return journal
+
+    def _captured_inputs(self) -> bytes | None:
+        components = self.runtime.components
+        if self.options.inputs is None or components.capture == "none":
+            return None
+        inputs = encode_inputs(self.options.inputs)
+        return components.redact.value(inputs) if components.redact and inputs is not None else inputs
+
+    def _first_facts(self, generation: int) -> dict[str, Any]:
+        """Return what `run_created` says, but for the inputs."""
+        data: dict[str, Any] = {
+            "tenant": self.tenant,
+            "budget": self.budget.to_fields(),
+            "generation": generation,
+            "keys": KEY_SCHEME,
+            "python": platform.python_version(),
+            "seed": self._seed(),
+        }
+        if self._metadata:
+            data["metadata"] = self._metadata
+        if self.around is not None:
+            data["parent"] = self.around.run.id
+            data["parent_key"] = self.key
+        return data
+
+    def _seed(self) -> str:
+        """Return what `run.uuid` and `run.random` follow from; inside another run, from that one's."""
+        if self.around is None:
+            return os.urandom(16).hex()
+        outer = self.around.journal.fold.seed
+        return sha256(f"{outer}/{self.key}".encode()).hexdigest()[:32]
+
+    def _salt(self) -> bytes:
+        return os.urandom(32)
+
+    def _prefix(self, now: int) -> list[Record]:
+        """Return what follows `run_started` before any step; for forks."""
+        return []
+
+
+def _outer_position(runtime: Runtime, name: str) -> Place | None:
+    """Return where in the run around it a new run is opened.
+
+    Raises:
+        ValueError: that run belongs to another guard.
+    """
+    place: Place | None = CURRENT.get()
+    if place is None:
+        return None
+    store = place.journal.parts.store
+    if not hasattr(store, "sealed") and store is not runtime.components.store:  # a replay charges nobody
+        raise ValueError(
+            f"run {name!r} is opened inside run {place.run.id} of another guard, whose budget "
+            "it could not be charged to; use that guard, or pass detached=True"
+        )
+    here: Place = place.run.here()
+    return here
+
+
+def _nested_id(around: Place, key: str) -> str:
+    """Return the id of a nested run, which follows from its place in the run around it."""
+    digest = sha256(f"{around.run.id}/{key}".encode()).digest()[:16]
+    number = int.from_bytes(digest, "big") & ~(0xF << 76) | (8 << 76)
+    return str(UUID(int=number & ~(0x3 << 62) | (2 << 62)))

@@ -1,0 +1,90 @@
+"""A run opened inside one that is replayed or recovered: replayed, recovered or new, as the log has it."""
+
+from __future__ import annotations
+
+from agentguard.errors import RunStopped, StepOutcomeUnknownError
+from agentguard.replay.divergence import NOT_REPLAYABLE
+from agentguard.replay.player import Player
+from agentguard.runs.current import CURRENT
+from agentguard.runs.state import RunState
+from agentguard.runtime import Runtime
+from agentguard.sessions.base import Session
+from agentguard.sessions.live import LiveSession
+from agentguard.sessions.options import RunOptions
+from agentguard.sessions.recovered import RecoverySession
+from agentguard.sessions.replayed import ReplaySession
+from agentguard.steps.journal import Journal
+
+
+def new_session(runtime: Runtime, options: RunOptions) -> LiveSession:
+    """Return the session of a new run, by what is around it."""
+    place = None if options.detached else CURRENT.get()
+    if place is not None and place.journal.player is not None:
+        return NestedSession(runtime, options)
+    return LiveSession(runtime, options)
+
+
+class NestedSession(LiveSession):
+    """A run inside a replayed or recovered one; it is a new run where the log does not have it."""
+
+    _recorded: Session | None = None
+
+    def open(self) -> Journal:
+        """Open the run that the log of the run around it has at this place, or a new one."""
+        self._recorded = self._session_on_record()
+        return super().open() if self._recorded is None else self._recorded.open()
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """Leave the run as what it was opened as."""
+        return (
+            super().close(journal, error) if self._recorded is None else self._recorded.close(journal, error)
+        )
+
+    def kill(self, reason: str, actor: str | None) -> int:
+        """See `Run.kill`; a replayed run touches nothing that is live."""
+        return super().kill(reason, actor) if self._recorded is None else self._recorded.kill(reason, actor)
+
+    def pause(self, reason: str) -> None:
+        """See `Run.pause`."""
+        if self._recorded is None:
+            super().pause(reason)
+        else:
+            self._recorded.pause(reason)
+
+    def resume(self) -> None:
+        """See `Run.resume`."""
+        if self._recorded is None:
+            super().resume()
+        else:
+            self._recorded.resume()
+
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.drain`."""
+        recorded = self._recorded
+        return super().drain(journal, timeout) if recorded is None else recorded.drain(journal, timeout)
+
+    def _session_on_record(self) -> Session | None:
+        around = self.around
+        player = None if around is None else around.journal.player
+        if around is None or not isinstance(player, Player):
+            return None
+        recorded = player.open_run(self.key, self.pos, around.scope_key)
+        if recorded is None:
+            return None
+        components = around.journal.parts
+        row = components.store.row(recorded)
+        if row is None:
+            if not player.live:
+                expected = f"the log of run {recorded}, which was opened here"
+                player.diverge(NOT_REPLAYABLE, self.key, expected, "it is not in this store")
+            return None  # the crash came between the two logs
+        if not player.live or RunState(row.state).final:
+            self.run_id = recorded  # of a fork's origin, where that is what it is served from
+            return ReplaySession(self.runtime, row, components=components, around=player)
+        if recorded != self.run_id or row.parent_id != around.journal.run_id:  # it goes on in a fork's origin
+            error = StepOutcomeUnknownError(around.journal.origin, self.key)
+            error.add_note(f"it is run {recorded}, which has not ended: recover it, and then fork again")
+            raise error
+        return RecoverySession(
+            self.runtime, row, self.options, take_over=True, around=around, key=self.key, pos=self.pos
+        )

@@ -1,0 +1,176 @@
+"""Runs that this process owns, and so ends: taking part while they live, and their last event."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from agentguard._encoding import type_name
+from agentguard._process import identity
+from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.killswitch.model import GENERATION
+from agentguard.runs.current import Place
+from agentguard.runs.state import RunState
+from agentguard.runs.termination import COMPLETED, termination
+from agentguard.runtime import Runtime
+from agentguard.sessions import drain
+from agentguard.sessions.base import Session
+from agentguard.sessions.options import RunOptions
+from agentguard.steps import sync
+from agentguard.steps.journal import Journal
+from agentguard.steps.parts import Parts
+
+
+class OwnedSession(Session):
+    """The session of a run that this process opened or claimed: it ends the run.
+
+    `key` and `pos` are the place of a nested run in the run around it.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        options: RunOptions,
+        *,
+        run_id: str,
+        tenant: str,
+        around: Place | None = None,
+        key: str = "",
+        pos: int = 0,
+    ) -> None:
+        super().__init__(runtime, run_id=run_id, name=options.name, tenant=tenant)
+        self.options = options
+        self.around = around
+        self.key = key
+        self.pos = pos
+        #: What arrived when the block was left; a list, since that may be None.
+        self._left: list[BaseException | None] = []
+
+    # --- taking part ---------------------------------------------------------------------------
+
+    def take_part(self, journal: Journal) -> None:
+        """Let the run be stopped, warned, drained and charged along with what is around it."""
+        journal.on_warning = self.options.on_warning
+        journal.interrupt = self.options.interrupt_threads
+        self.runtime.live[self.run_id] = journal
+        if self.around is not None:
+            parent = self.around.journal
+            parent.children.append(journal)
+            if parent.draining is not None:  # inside a body that a drain lets finish
+                journal.drain_with(parent.draining)
+        self.runtime.participate()
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """End the run, and return the stop to raise, if it has one."""
+        draining = journal.draining
+        if draining is not None and (draining.unwinds(error) or not draining.lets_on()):
+            drain.finish(self.runtime, journal)
+            if not journal.fold.state.final:
+                self.end_span(journal, None)
+                return journal.stop or draining.stop
+        if not journal.owner:  # a forked child leaves the block: its parent ends the run
+            return journal.stop
+        if self._left:  # the end could not be put on record, and is tried again
+            self._finish(journal, self._left[0])
+        else:
+            self._left.append(error)
+            self._settle_generators(journal)
+            try:
+                self._finish(journal, error)
+            finally:
+                self.leave_outer_run(journal)
+                drain.forget(self.runtime, journal)
+                self.end_span(journal, journal.stop or error)
+        return None if journal.fold.state is RunState.COMPLETED else journal.stop
+
+    def _finish(self, journal: Journal, error: BaseException | None) -> None:
+        """Put the end on record.  That it cannot be is raised, unless something else is already."""
+        if journal.stop is None and journal.signal[GENERATION] != journal.seen:
+            with contextlib.suppress(AgentGuardError):
+                journal.look()  # a kill that no step has met is found here
+        if isinstance(error, RunStopped) and journal.stop is None:
+            if error.run_id in (None, journal.run_id):
+                journal.set_stop(error)
+            else:  # a stranger's, or of a run inside: an error like any other, unless a kill is for us
+                with contextlib.suppress(AgentGuardError):
+                    journal.look()
+        if journal.stop is not None and journal.fold.state.final and not journal.stale:
+            return
+        try:
+            journal.finish(COMPLETED if error is None else self._termination(journal, error))
+        except AgentGuardError as failure:
+            told = journal.stop if error is None else error
+            if told is None:
+                raise
+            told.add_note(f"agentguard could not record the end of the run: {failure}")
+
+    def _termination(self, journal: Journal, error: BaseException) -> dict[str, Any]:
+        redact = self.runtime.components.redact
+        ended = termination(error, redact.text if redact and not isinstance(error, RunStopped) else None)
+        if isinstance(error, RunStopped) and journal.stop is None:
+            ended["type"] = type_name(type(error))  # it did not stop this run
+        return ended
+
+    def _settle_generators(self, journal: Journal) -> None:
+        journal.drain()
+        for generator in drain.still_open(journal):
+            abandoned = generator.abandon()
+            if abandoned is not None:
+                with contextlib.suppress(AgentGuardError):
+                    sync.close(generator.step, abandoned)
+
+    def leave_outer_run(self, journal: Journal) -> None:
+        """Charge what the run has used to the run around it, whose levels have held it so far."""
+        if self.around is None:
+            return
+        parent = self.around.journal
+        data: dict[str, Any] = {"run": self.run_id, "state": str(journal.fold.state)}
+        if self.around.scope_key:
+            data["scope"] = self.around.scope_key
+        usage = {k: n for k, n in journal.fold.account.spent.items() if n}
+        with contextlib.suppress(AgentGuardError), parent.deciding():
+            record = Record(
+                0,
+                ev.SCOPE_CLOSED,
+                parent.clock.wall(),
+                self.key,
+                self.pos,
+                self.name,
+                usage=usage,
+                spent=parent.fold.spent_after(usage),
+                data=data,
+            )
+            parent.act([record])
+        if journal in parent.children:
+            parent.children.remove(journal)
+
+    def end_span(self, journal: Journal, error: BaseException | None) -> None:
+        """End the run's span, with the head of its log."""
+        if journal.span is not None:
+            fold = journal.fold
+            journal.span.end(
+                error=error,
+                state=str(fold.state),
+                head=(fold.seq, fold.hash.hex()),
+                usage=fold.account.spent,
+                steps=fold.steps,
+            )
+
+    # --- control -------------------------------------------------------------------------------
+
+    def drain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.drain`."""
+        return drain.drain(self.runtime, journal, timeout)
+
+    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+        """See `Run.adrain`."""
+        return await drain.adrain(self.runtime, journal, timeout)
+
+
+def owner_of(components: Parts) -> dict[str, Any]:
+    """Return what a run's row says of this process as its owner."""
+    return identity() | {"monotonic_ns": components.clock.monotonic()}

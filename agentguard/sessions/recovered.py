@@ -1,0 +1,134 @@
+"""A crashed run, claimed by this process and carried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import structs
+
+from agentguard._process import is_alive
+from agentguard.errors import InvalidStateTransitionError, RunOwnedError
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.killswitch.model import GENERATION
+from agentguard.protocols import RunRow
+from agentguard.replay.origin import origin_log
+from agentguard.replay.stalls import STALL_TIMEOUT
+from agentguard.runs.current import Place
+from agentguard.runs.state import RunState
+from agentguard.runtime import Runtime
+from agentguard.sessions.loading import load_journal
+from agentguard.sessions.options import RunOptions
+from agentguard.sessions.owned import owner_of
+from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
+from agentguard.steps.journal import Journal
+
+#: Without a sign of life for so long, in nanoseconds, an owner that may live elsewhere counts as dead.
+STALE_NS = 30_000_000_000
+
+
+class RecoverySession(ResumedSession):
+    """A crashed run as a block: its prefix is served, the rest goes live.
+
+    `options` are those of the program that carries it on; what the run was created with stays.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        row: RunRow,
+        options: RunOptions | None = None,
+        *,
+        take_over: bool = False,
+        stall_timeout: float = STALL_TIMEOUT,
+        around: Place | None = None,
+        key: str = "",
+        pos: int = 0,
+    ) -> None:
+        super().__init__(
+            runtime,
+            options or RunOptions(name=row.name),
+            run_id=row.run_id,
+            tenant=row.tenant,
+            around=around,
+            key=key,
+            pos=pos,
+        )
+        self.name = row.name
+        self._row = row
+        self._take_over = take_over
+        self._stall_timeout = stall_timeout
+
+    def open(self) -> Journal:
+        """Claim the run and return its journal, with its log to answer for what is on record."""
+        components = self.components
+        self._check_state(self._row)
+        refuse_altered(components.store, self._row)
+        check_owner(self._row, components.clock.wall(), take_over=self._take_over)
+        journal = load_journal(components, self._row)
+        generation = components.switch.signal[GENERATION]
+        head = self._claim(journal)
+        journal.owner = True
+        journal.time.restart()
+        around = None if self.around is None else self.around.journal.player
+        carry_on(
+            journal,
+            origin_log(components.store, self.run_id, head),
+            stall_timeout=self._stall_timeout,
+            around=around,
+        )
+        if components.telemetry is not None:
+            journal.span = components.telemetry.start_run(
+                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=journal.fold.metadata
+            )
+        journal.seen = -1 if generation else 0
+        self.take_part(journal)
+        return journal
+
+    def _claim(self, journal: Journal) -> int:
+        """Become the run's owner under a new epoch; return the head of the log before that."""
+        components = self.components
+        with journal.deciding():
+            row = components.store.row(self.run_id)
+            assert row is not None  # noqa: S101 - it was there, and runs in flight are never pruned
+            self._check_state(row)
+            if row.epoch != self._row.epoch:
+                raise RunOwnedError(self.run_id, describe_owner(row.owner))
+            head = journal.fold.seq
+            now = components.clock.wall()
+            journal.row = structs.replace(row, owner=owner_of(components), heartbeat_ns=now)
+            data = {"epoch": row.epoch + 1, "running_ns": journal.fold.running_until_last_event()}
+            records = [Record(0, ev.RUN_RECOVERED, now, name=self.name, data=data)]
+            if journal.fold.state is RunState.CREATED:
+                records.append(Record(0, ev.RUN_STARTED, now, name=self.name))
+            journal.act(records)
+        return head
+
+    def _check_state(self, row: RunRow) -> None:
+        state = RunState(row.state)
+        if state.final:
+            error = InvalidStateTransitionError(self.run_id, state, RunState.RUNNING)
+            error.add_note("an ended run never recovers: fork it, with a new budget, to carry on")
+            raise error
+
+
+def check_owner(row: RunRow, wall_ns: int, *, take_over: bool) -> None:
+    """Refuse to claim a run whose owner lives, or may.
+
+    Raises:
+        RunOwnedError: it names the owner.
+    """
+    if take_over or not row.owner:
+        return
+    alive = is_alive(row.owner)
+    if alive is None:
+        alive = wall_ns - row.heartbeat_ns < STALE_NS
+    if alive:
+        raise RunOwnedError(row.run_id, describe_owner(row.owner))
+
+
+def describe_owner(owner: dict[str, Any]) -> str:
+    """Return an owner in words."""
+    if not owner:
+        return "another process, just now"
+    return f"process {owner.get('pid')} on {owner.get('host')}"

@@ -1,0 +1,87 @@
+"""Runs whose beginning is on record: that is served, the rest goes live."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from agentguard.audit.verify import verify
+from agentguard.errors import (
+    AgentGuardError,
+    LogIntegrityError,
+    ReplayDivergenceError,
+    RunStopped,
+    StepOutcomeUnknownError,
+)
+from agentguard.events import codec
+from agentguard.events.codec import Stored
+from agentguard.protocols import EventStore, RunRow
+from agentguard.replay.divergence import NOT_REPLAYABLE
+from agentguard.replay.player import Player
+from agentguard.replay.resolving import pause_for, settle_unknown
+from agentguard.sessions import drain
+from agentguard.sessions.owned import OwnedSession
+from agentguard.steps.generators import leave_served
+from agentguard.steps.journal import Journal
+
+
+class ResumedSession(OwnedSession):
+    """A run that is carried on: recovered, or forked."""
+
+    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+        """End the run, unless it cannot be carried on: then it is given back as it is."""
+        player: Any = journal.player
+        live = journal.owner and journal.stop is None and journal.draining is None
+        if isinstance(player, Player) and live:
+            reason = _in_the_way(journal, player, error)
+            if reason is not None:
+                if isinstance(reason, ReplayDivergenceError) and reason.kind == NOT_REPLAYABLE and reason.key:
+                    pause_for(journal, reason.key, f"the result of {reason.key} cannot be handed out")
+                self.give_back(journal)
+                if reason is not error and (error is None or isinstance(error, Exception)):
+                    raise reason.with_traceback(None) from error
+                return None
+        return super().close(journal, error)
+
+    def give_back(self, journal: Journal) -> None:
+        """Leave the run without an owner, for an operator or another program to go on."""
+        drain.give_back(self.runtime, journal)
+        self.end_span(journal, None)
+
+
+def carry_on(
+    journal: Journal, log: Iterator[Stored], *, stall_timeout: float, around: Player | None = None
+) -> None:
+    """Let a log answer for what is on record in it; calls beyond it go live."""
+    journal.player = Player(journal, log, unknown=settle_unknown, stall_timeout=stall_timeout, around=around)
+
+
+def _in_the_way(journal: Journal, player: Player, error: BaseException | None) -> AgentGuardError | None:
+    """Return why this program cannot carry its run on, even where it swallowed that; None if it can."""
+    if player.divergence is not None:
+        return player.divergence
+    if isinstance(error, StepOutcomeUnknownError | LogIntegrityError):
+        return error
+    try:
+        player.check_doubt()
+        if error is None:
+            leave_served(journal)
+            player.finish()
+    except (ReplayDivergenceError, StepOutcomeUnknownError) as reason:
+        return reason
+    return None
+
+
+def refuse_altered(store: EventStore, row: RunRow) -> None:
+    """Refuse to run an agent on a log that is not what was written, nor on one forked from such.
+
+    Raises:
+        LogIntegrityError: it names the first fault.
+    """
+    faults = verify(store, [row], {}).faults
+    if faults:
+        raise LogIntegrityError(*faults[0])
+    origin = codec.origin(itertools.islice(store.read(row.run_id), 3))
+    if origin is not None and (row_of_origin := store.row(origin)) is not None:
+        refuse_altered(store, row_of_origin)

@@ -1,0 +1,47 @@
+"""What the heartbeat of a process does: for the runs that live in it, and for those without a process."""
+
+from __future__ import annotations
+
+import contextlib
+
+from msgspec import structs
+
+from agentguard.errors import AgentGuardError
+from agentguard.runtime import Runtime
+from agentguard.sessions.dead import close_dead_runs
+from agentguard.steps.flow import check
+
+
+def check_bodies(runtime: Runtime) -> None:
+    """Stop bodies in flight that no step of theirs tells of a stop.
+
+    Another process may have stopped their run; and the time of a run may be up, for which async bodies
+    have timers of their own, and threads that may be interrupted have not.
+    """
+    components = runtime.opened
+    file = None if components is None else components.abilities.file
+    if file is not None:  # once a second, and not at each step
+        with contextlib.suppress(AgentGuardError):  # the next step is told
+            file.check_file()
+    for journal in runtime.journals():
+        if journal.bodies and runtime.opened is not None:
+            with contextlib.suppress(AgentGuardError):
+                journal.refresh()
+            for body in tuple(journal.bodies):
+                with contextlib.suppress(AgentGuardError):
+                    check(journal, body.scope)
+
+
+def beat(runtime: Runtime) -> None:
+    """Write one sign of life for every run that this process owns, and close dead runs that are killed."""
+    components = runtime.opened
+    if components is None:  # closed since: a sign of life must not open it again
+        return
+    now = components.clock.wall()
+    for journal in runtime.journals():
+        if journal.owner and not journal.fold.state.final:
+            row = structs.replace(journal.row, heartbeat_ns=now)
+            with contextlib.suppress(AgentGuardError):
+                components.store.update_row(row)
+    with contextlib.suppress(AgentGuardError):
+        close_dead_runs(components)
