@@ -132,23 +132,29 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def empty_postgres(postgres_server: str) -> Iterator[str]:
+def empty_postgres(postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty database of the test's own."""
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")
     with postgres.database(postgres_server) as url:
         yield url
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of a database of the test's own, with our schema in it."""
+def postgres_url(postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a database of the test's own, with our schema in it.
+
+    A guard on it keeps its kills in the page, which needs no relay, unless the test says otherwise.
+    """
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")
     template = postgres.template(postgres_server)
     with postgres.database(postgres_server, template) as url:
         yield url
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[postgres.Postgres]:
+def own_postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[postgres.Postgres]:
     """A server of the test's own, which it may stop; every commit is on its disk."""
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")
     with postgres.postgres(*postgres.DURABLE) as server:
         yield server
 

@@ -70,6 +70,8 @@ class PostgresEventStore:
         if connections < 1:
             raise ValueError(f"connections must be at least 1, not {connections!r}")
         self.url = public_url(url)
+        #: Where the kills of those who share this store lie, if nobody says otherwise.
+        self.kill_switch_url = url
         #: By which the windows of tenants are cut.
         self.clock = clock
         self._tenant = tenant
@@ -294,6 +296,16 @@ class PostgresEventStore:
         """
         found = self._select("tail", {"after": after, "tenant": tenant, "limit": limit})
         return [(columns[0], Stored(*columns[1:])) for columns in found]
+
+    def position(self, reader: str) -> int:
+        """How far a reader of `tail` has come; 0 where none was saved."""
+        found = self._select("position", (reader,))
+        return found[0][0] if found else 0
+
+    def save_position(self, reader: str, position: int) -> None:
+        """Save how far a reader has come, durably; a lower position changes nothing."""
+        with self._errors(), self._transaction() as link:
+            link.execute(self._sql["save_position"], (reader, position))
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""

@@ -33,3 +33,11 @@ class TestRedisKillSwitch(KillSwitchContract):
         made = NetworkKillSwitch(redis_url, home, clock)
         yield made
         made.close()
+
+
+class TestPostgresKillSwitch(KillSwitchContract):
+    @pytest.fixture
+    def switch(self, postgres_url: str, home: Path, clock: Clock) -> Iterator[KillSwitch]:
+        made = NetworkKillSwitch(postgres_url, home, clock)
+        yield made
+        made.close()

@@ -181,3 +181,12 @@ WHERE id IN ('run:' || %(run_id)s, 'attach:' || %(run_id)s)
         WHERE starts_with(other.run_id, %(run_id)s || '/')
             AND (account.id = 'run:' || other.run_id OR starts_with(account.id, 'run:' || other.run_id || '/'))
     );
+
+-- name: position
+-- How far a reader has come.
+SELECT position FROM agentguard.reader_position WHERE reader = %s;
+
+-- name: save_position
+-- A reader goes on, and never back.
+INSERT INTO agentguard.reader_position (reader, position) VALUES (%s, %s)
+ON CONFLICT (reader) DO UPDATE SET position = greatest(reader_position.position, excluded.position);
