@@ -1,30 +1,82 @@
-"""Values as JSON text, by msgspec: arguments before a call, results after it.  Never pickle."""
+"""Values as JSON text: arguments before a call, results after it.  Never pickle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from agentguard._secrets import MASK
+from agentguard._values.fingerprint import OPAQUE, ArgumentPacker
+from agentguard._values.names import clean_text, type_name
+from agentguard._values.packing import encode
+from agentguard._values.plain import PREFIX, is_plain
 
-#: What encoding a stranger's object can raise.
-_FAILURES = (
-    TypeError,
-    ValueError,
-    OverflowError,
-    RecursionError,
-    UnicodeError,
-    msgspec.MsgspecError,
-)
-#: How an argument that cannot be encoded is recorded: by its type.
-OPAQUE = "agentguard:unencodable"
+__all__ = [
+    "OPAQUE",
+    "VALUE_SCHEME",
+    "clean_text",
+    "decode",
+    "encode_argument",
+    "encode_call",
+    "encode_call_of_scheme_1",
+    "type_name",
+]
+
+#: How arguments and results are encoded; a run says which scheme it was recorded with.
+VALUE_SCHEME: Final = 2
+
+decode = msgspec.json.Decoder().decode
+_TAG: Final = f'"{PREFIX}'.encode()
+_PACKER: Final = ArgumentPacker()
+#: What most arguments are: no look inside is needed.
+_SIMPLE: Final = frozenset((type(None), bool, int, str))
+
+
+def encode_argument(value: Any, packer: ArgumentPacker = _PACKER) -> bytes:
+    """Return an argument as JSON; what JSON does not know is tagged, or recorded by its type."""
+    if (payload := _as_it_is(value)) is not None:
+        return payload
+    return encode(_packed(value, packer))
+
+
+def encode_call(args: Sequence[Any], kwargs: Mapping[str, Any], packer: ArgumentPacker = _PACKER) -> bytes:
+    """Return the arguments of a call as JSON `[[...], {...}]`."""
+    if _SIMPLE.issuperset(map(type, args)) and _SIMPLE.issuperset(map(type, kwargs.values())):
+        try:
+            return encode((args, kwargs))
+        except (UnicodeError, ValueError):  # a lone surrogate, an int of thousands of digits
+            pass
+    elif (payload := _as_it_is([list(args), kwargs])) is not None:
+        return payload
+    positional = [_packed(value, packer) for value in args]
+    named = {clean_text(str(name)): _packed(value, packer) for name, value in kwargs.items()}
+    return encode((positional, named))
+
+
+def _as_it_is(value: Any) -> bytes | None:
+    """Return a value as JSON where it is nothing else, and has no key that looks like a tag."""
+    try:
+        if is_plain(value) and _TAG not in (payload := encode(value)):
+            return payload
+    except (RecursionError, UnicodeError, ValueError):
+        pass
+    return None
+
+
+def _packed(value: Any, packer: ArgumentPacker) -> Any:
+    try:
+        return msgspec.Raw(encode(packer.pack(value)))
+    except Exception:  # noqa: BLE001 - a stranger's object may raise anything; a deep one RecursionError
+        return {OPAQUE: type_name(type(value))}
+
+
+# --- logs of before ------------------------------------------------------------------------------
 
 
 def _foreign(value: Any) -> Any:
-    """What msgspec does not know: secrets masked, pydantic models by their own dump, and no more."""
-    if hasattr(type(value), "get_secret_value"):  # pydantic's SecretStr, SecretBytes and Secret
+    if hasattr(type(value), "get_secret_value"):
         return MASK
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
@@ -34,65 +86,22 @@ def _foreign(value: Any) -> Any:
     raise TypeError(f"{type_name(type(value))} cannot be encoded")
 
 
-_encode = msgspec.json.Encoder(enc_hook=_foreign).encode
-decode = msgspec.json.Decoder().decode
+_encode_of_scheme_1 = msgspec.json.Encoder(enc_hook=_foreign).encode
 
 
-def type_name(cls: type) -> str:
-    """`module.QualifiedName`, plain for builtins."""
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    return clean_text(name)
-
-
-def encode_value(value: Any) -> bytes | None:
-    """A value as JSON, or None where it cannot be encoded."""
+def encode_call_of_scheme_1(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Return the arguments of a call as runs of value scheme 1 have them, to be compared with theirs."""
     try:
-        return _encode(value)
-    except _FAILURES:
-        return None
-    except Exception:  # noqa: BLE001 - a stranger's model_dump may raise anything
-        return None
+        return _encode_of_scheme_1((args, kwargs))
+    except Exception:  # noqa: BLE001, S110 - a stranger's object; the slow way below names it
+        pass
+    positional = [_or_type_of(value) for value in args]
+    named = {clean_text(str(name)): _or_type_of(value) for name, value in kwargs.items()}
+    return encode((positional, named))
 
 
-def encode_one(value: Any) -> bytes:
-    """A value as JSON, one that cannot be encoded by its type, as an argument is."""
-    return _encode(_or_opaque(value))
-
-
-def encode_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Arguments as JSON `[[...], {...}]`; those that cannot be encoded are recorded by type."""
+def _or_type_of(value: Any) -> Any:
     try:
-        return _encode((args, kwargs))
-    except _FAILURES:
-        pass
-    except Exception:  # noqa: BLE001, S110 - as above; the slow way below names the culprit
-        pass
-    positional = [_or_opaque(value) for value in args]
-    named = {clean_text(str(name)): _or_opaque(value) for name, value in kwargs.items()}
-    return _encode((positional, named))
-
-
-def encode_inputs(value: Any) -> bytes | None:
-    """A run's inputs as JSON: of mappings and lists, what cannot be encoded is recorded by type."""
-    return encode_value(value) or encode_value(_parts(value, 2))
-
-
-def _parts(value: Any, depth: int) -> Any:
-    """A value by its parts, so deep as the `args` and `kwargs` of a call lie."""
-    if depth and isinstance(value, Mapping):
-        return {clean_text(str(name)): _parts(item, depth - 1) for name, item in value.items()}
-    if depth and isinstance(value, list | tuple):
-        return [_parts(item, depth - 1) for item in value]
-    return _or_opaque(value)
-
-
-def _or_opaque(value: Any) -> Any:
-    encoded = encode_value(value)
-    return {OPAQUE: type_name(type(value))} if encoded is None else msgspec.Raw(encoded)
-
-
-def clean_text(text: str, limit: int = 2000) -> str:
-    """Text that can be encoded: lone surrogates escaped, at most `limit` characters."""
-    if len(text) > limit:
-        text = text[:limit] + f"… ({len(text)} characters)"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return msgspec.Raw(_encode_of_scheme_1(value))
+    except Exception:  # noqa: BLE001 - as above
+        return {OPAQUE: type_name(type(value))}

@@ -14,6 +14,7 @@ from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore
 from agentguard.runs.fold import RunFold, ScopeFold
+from agentguard.steps.inputs import RecordedInputs
 
 _ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED, ev.SCOPE_CLOSED)
 _RETRY = "retry"
@@ -108,7 +109,7 @@ class Shared:
     def __init__(self, store: EventStore, run_id: str, at: int, budget: Budget | None) -> None:
         self._origin, self._at = run_id, at
         self._pin = b""
-        self.inputs: bytes | None = None
+        self.inputs: RecordedInputs | None = None
         #: The origin as it stands now.
         self.whole = RunFold(run_id)
         self._fold = RunFold(run_id)
@@ -119,7 +120,7 @@ class Shared:
             if stored.seq == at:
                 self._pin = stored.hash
             if record.type == ev.RUN_CREATED:
-                self.inputs = stored.payload
+                self.inputs = None if stored.payload is None else RecordedInputs.of(stored)
                 record = _under(budget, record)
             if cut.takes(record):
                 self._take(store, record, stored)

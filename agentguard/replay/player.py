@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from agentguard._encoding import decode, type_name
+from agentguard._values.names import type_name
 from agentguard.budget.account import Amounts
 from agentguard.errors import (
     ApprovalDeniedError,
@@ -340,7 +340,9 @@ class Player:
             self._not_replayable(call, f"it does not decode{how}: {type_name(type(error))}: {error}")
 
     def _not_replayable(self, call: Call, reason: str) -> NoReturn:
-        expected = f"a result that can be handed out again: {reason}"
+        """Say that a recorded outcome cannot be handed out: what there was, and why it did not come back."""
+        what = "an exception" if call.failed else "a result"
+        expected = f"{what} that cannot be handed out again: {reason}"
         self._raise(ReplayDivergenceError(d.NOT_REPLAYABLE, call.start.key, expected))
 
     def _replayable(self, call: Call) -> None:
@@ -358,7 +360,9 @@ class Player:
         return self.recorded_stop() or StepOutcomeUnknownError(self._journal.run_id, call.start.key or "")
 
     def _error(self, call: Call) -> BaseException:
-        """The recorded exception; a stop is the run's own, so that it is one object everywhere."""
+        """Return the recorded exception; a stop is the run's own, so that it is one object everywhere."""
+        if (reason := call.end_data.get("unreplayable")) is not None:
+            self._not_replayable(call, reason)
         return exceptions.restore(call.end_data["error"], self._own_stop)
 
     def _own_stop(self, error: RunStopped) -> RunStopped:
@@ -398,7 +402,7 @@ class Player:
                 raise
             if call is None:
                 return None
-            if "error" in call.data:
+            if "error" in call.data and "unreplayable" not in call.data:
                 self.consume(call)
                 return Served(error=exceptions.restore(call.data["error"], self._own_stop))
             reason = call.data.get("unreplayable")
@@ -407,7 +411,10 @@ class Player:
             if reason is not None:
                 self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {reason}")
             self.consume(call)
-            return Served(decode(call.payload or b"null"))
+            try:
+                return Served(values.restore(call.payload or b"null", by_name=True))
+            except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
+                self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {error}")
 
     def open_scope(self, scope: Any) -> bool:
         """See `agentguard.steps.served.Player`."""
@@ -493,6 +500,8 @@ class Player:
 def _result(spec: StepSpec, call: Call) -> Any:
     """What a step gave, brought back."""
     payload = call.end_payload or b"null"
+    if call.end is not None and call.end.type == ev.STEP_RESOLVED:
+        return values.restore(payload, spec.returns, by_name=True)
     if spec.codec is not None:
         return spec.codec.decode(payload)
     return values.restore(payload, None if call.end_data.get("plain") else spec.returns)

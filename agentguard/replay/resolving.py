@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from agentguard._encoding import clean_text, encode_value
+from agentguard._values.names import clean_text
 from agentguard.budget.account import Amounts
 from agentguard.errors import AgentGuardError, StepOutcomeUnknownError
 from agentguard.events import codec
@@ -100,6 +100,8 @@ def resolve(journal: Journal, key: str, outcome: str, *, result: Any, actor: str
             raise AgentGuardError(
                 f"step {key!r} of run {journal.run_id} has an outcome, or never started; in doubt: {doubtful}"
             )
+        if outcome == COMPLETED and (reason := values.capture(result, by_name=True).reason) is not None:
+            raise ValueError(f"the result of {key} would not come back in a replay: {reason}")
         _put(journal, key, outcome, doubt.held, by=actor, result=result)
         paused_for = journal.fold.pause.get("unknown")
         if journal.fold.state is RunState.PAUSED and paused_for == key:
@@ -127,7 +129,8 @@ def _doubt(journal: Journal, key: str) -> _Doubt | None:
             doubt = _Doubt(data.get("reserve", ONE_STEP))
         elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED):
             gave = record.type == ev.STEP_COMPLETED or data.get("as") == COMPLETED
-            doubt = _Doubt(None) if gave and ("unreplayable" in data or stored.payload is None) else None
+            missing = gave and stored.payload is None
+            doubt = _Doubt(None) if missing or "unreplayable" in data else None
     return doubt
 
 
@@ -144,11 +147,10 @@ def _put(
     data: dict[str, Any] = {"as": outcome, "by": by}
     payload = None
     if outcome == COMPLETED:
-        payload = encode_value(result)
-        if payload is None:
-            raise ValueError(f"the result of {key} cannot be encoded")
-        data["result"] = payload_digest(journal.salt, payload)
-        if (reason := values.loss(result, payload)) is not None:
+        payload, _, reason = values.capture(result, by_name=True)
+        if payload is not None:
+            data["result"] = payload_digest(journal.salt, payload)
+        if reason is not None:
             data["unreplayable"] = reason
     elif outcome == FAILED:
         data["error"] = _failure(result)

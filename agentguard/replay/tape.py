@@ -63,9 +63,11 @@ class Call:
 
     @property
     def spoiled(self) -> bool:
-        """Whether it completed with a result that cannot be handed out."""
-        done = self.end is not None and self.end.type == ev.STEP_COMPLETED
-        return done and (self.end_payload is None or "unreplayable" in self.end_data)
+        """Whether it ended with a result, or an exception, that cannot be handed out."""
+        if self.end is None:
+            return False
+        missing = self.end.type == ev.STEP_COMPLETED and self.end_payload is None
+        return missing or "unreplayable" in self.end_data
 
     @property
     def cancelled(self) -> bool:

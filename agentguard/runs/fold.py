@@ -89,6 +89,8 @@ class RunFold:
         self.warned: set[tuple[str, str]] = set()
         #: Steps that wait, or waited, for an approval, by key.
         self.approvals: dict[str, dict[str, Any]] = {}
+        #: How values are encoded; logs that do not say are of the first scheme.
+        self.value_scheme = 1
         #: Whether payloads were erased: none is taken after that.
         self.erased = False
         #: The kill switch's generation when the run was created.
@@ -244,6 +246,7 @@ class RunFold:
         self.metadata = data.get("metadata", {})
         self.generation = data.get("generation", 0)
         self.seed = data.get("seed", "")
+        self.value_scheme = data.get("values", 1)
         self.created_ns = record.at_ns
         self._set_budget(Budget.from_fields(data.get("budget", {})))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from agentguard._encoding import decode
 from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.model import Record
@@ -16,6 +15,7 @@ from agentguard.runs.state import RunState, check_move
 from agentguard.runtime import Runtime
 from agentguard.sessions.dead import close_dead_runs
 from agentguard.sessions.loading import load_journal
+from agentguard.steps.inputs import RecordedInputs
 from agentguard.steps.journal import Journal
 from agentguard.steps.parts import Parts
 
@@ -44,7 +44,7 @@ class Session(abc.ABC):
     def inputs(self) -> Any:
         """What the run was given, by its first event."""
         first = next(self.components.store.read(self.run_id))
-        return None if first.payload is None else decode(first.payload)
+        return RecordedInputs.of(first).value()
 
     def branch(self) -> Branch:
         """Return the branch that the block is in."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from agentguard._encoding import decode
 from agentguard.budget.model import Budget, check_budget
 from agentguard.events import model as ev
 from agentguard.events.model import Record
@@ -51,7 +50,7 @@ class ForkSession(ResumedSession, LiveSession):
             budget=fork.budget or shared.whole.budget,
             tenant=row.tenant,
             run_id=fork.run_id,
-            inputs=None if shared.inputs is None else decode(shared.inputs),
+            inputs=shared.inputs,
             metadata=shared.whole.metadata,
             detached=True,
         )
@@ -63,6 +62,9 @@ class ForkSession(ResumedSession, LiveSession):
 
     def _seed(self) -> str:
         return self._shared.whole.seed
+
+    def _value_scheme(self) -> int:
+        return self._shared.whole.value_scheme
 
     def _prefix(self, now: int) -> list[Record]:
         shared = self._shared

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from agentguard._encoding import encode_inputs
+from agentguard._encoding import VALUE_SCHEME
 from agentguard.budget.model import Budget
 from agentguard.errors import RunExistsError
 from agentguard.events import codec
@@ -26,6 +26,7 @@ from agentguard.sessions import drain
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import OwnedSession, owner_of
 from agentguard.steps.flow import check
+from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
 from agentguard.steps.journal import Journal, row_of
 from agentguard.steps.levels import Outer
 from agentguard.tenancy import DEFAULT_TENANT
@@ -62,7 +63,8 @@ class LiveSession(OwnedSession):
     @property
     def inputs(self) -> Any:
         """What the run is given."""
-        return self.options.inputs
+        inputs = self.options.inputs
+        return inputs.value() if isinstance(inputs, RecordedInputs) else inputs
 
     def open(self) -> Journal:
         """Put the run on record and return its journal.
@@ -126,10 +128,12 @@ class LiveSession(OwnedSession):
     def _create(self, generation: int, outer: list[Outer], span: Any, *, started: bool) -> Journal:
         components = self.runtime.components
         salt = self._salt()
-        inputs = self._captured_inputs()
+        recorded = self._recorded_inputs()
+        inputs = recorded.payload
         data = self._first_facts(generation)
         if inputs is not None:
             data["inputs"] = payload_digest(salt, inputs)
+            data |= recorded.facts()
             if components.capture == "digest":
                 data["digest_only"] = True
                 inputs = None
@@ -166,12 +170,15 @@ class LiveSession(OwnedSession):
         journal.time.count()
         return journal
 
-    def _captured_inputs(self) -> bytes | None:
+    def _recorded_inputs(self) -> RecordedInputs:
         components = self.runtime.components
         if self.options.inputs is None or components.capture == "none":
-            return None
-        inputs = encode_inputs(self.options.inputs)
-        return components.redact.value(inputs) if components.redact and inputs is not None else inputs
+            return NO_INPUTS
+        return record_inputs(self.options.inputs, components.redact or None)
+
+    def _value_scheme(self) -> int:
+        """Return how values are encoded; a fork goes on as its origin began."""
+        return VALUE_SCHEME
 
     def _first_facts(self, generation: int) -> dict[str, Any]:
         """Return what `run_created` says, but for the inputs."""
@@ -180,6 +187,7 @@ class LiveSession(OwnedSession):
             "budget": self.budget.to_fields(),
             "generation": generation,
             "keys": KEY_SCHEME,
+            "values": self._value_scheme(),
             "python": platform.python_version(),
             "seed": self._seed(),
         }

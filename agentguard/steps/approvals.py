@@ -32,7 +32,7 @@ def require(step: Step) -> None:
     if not step.needs_approval:
         return
     decision = journal.fold.approvals.get(step.key)
-    if decision is None or decision["args"] != step.digest:
+    if decision is None or (decision["args"], decision.get("unknown")) != (step.digest, step.unknown):
         _ask(step)
         raise WaitingError
     if decision["state"] == ev.APPROVAL_REQUESTED:
@@ -53,7 +53,7 @@ def _ask(step: Step) -> None:
             step.spec.name,
             step.spec.kind,
             step.attempt,
-            data={"args": step.digest},
+            data={"args": step.digest} | ({} if step.unknown is None else {"unknown": step.unknown}),
         )
         journal.act([record], [step.payload])
 
@@ -72,7 +72,8 @@ def decide(journal: Journal, key: str, *, granted: bool, reason: str | None, act
                 f"no step {key!r} of run {journal.run_id} waits for an approval"
                 + (f"; waiting are {', '.join(waiting)}" if waiting else "")
             )
-        data: dict[str, Any] = {"args": asked["args"], "actor": actor}
+        data: dict[str, Any] = {name: asked[name] for name in ("args", "unknown") if name in asked}
+        data["actor"] = actor
         if reason:
             data["reason"] = reason
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED

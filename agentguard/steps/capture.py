@@ -1,58 +1,76 @@
-"""What is kept of a call: its arguments before the body, its result after it, and their digests.
+"""What is captured of a call: its arguments before the body, its result after it, and their digests.
 
-A payload lies beside its event and can be erased; the event keeps a digest under the run's own salt,
+A payload lies beside its event and can be erased; the event holds a digest under the run's own salt,
 so equal arguments are seen to be equal within a run and cannot be guessed once the salt is gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from agentguard._encoding import encode_call, encode_value, type_name
+from agentguard._encoding import encode_call, encode_call_of_scheme_1
+from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
+from agentguard._values.names import type_name
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.steps import values
+from agentguard.steps.fragments import FragmentEncoder
 from agentguard.steps.model import LLM, Capture, Step, StepSpec
-from agentguard.steps.pieces import Joiner
 from agentguard.steps.redaction import Redactor
 
+#: What an outcome has on record: its payload, and what its event says of it.
+Recorded = tuple[bytes | None, dict[str, Any]]
+
 _NOT_CAPTURED = "not captured"
+_REDACTED = "redacted"
 
 
-class Keeper:
-    """What is kept of the calls of one step in one run: the options of both, looked up once."""
+class Capturing(NamedTuple):
+    """How the calls of one run are captured: the run's part of a recorder's options."""
+
+    level: Capture
+    redactor: Redactor | None
+    digest: Callable[[bytes], str]
+    #: The value scheme of the run: arguments are encoded as the run's log has them.
+    scheme: int
+
+
+class PayloadRecorder:
+    """Captures the calls of one step in one run: the options of both, looked up once."""
 
     __slots__ = (
         "_cut",
         "_digest",
+        "_fragments",
         "_full",
-        "_joiner",
-        "_kept",
         "_level",
+        "_packer",
         "_parameters",
+        "_raw_fragments",
         "_redact_call",
         "_redact_result",
+        "_scheme",
         "_spec",
+        "_trusted",
         "redactor",
     )
 
-    def __init__(
-        self, spec: StepSpec, level: Capture, redactor: Redactor | None, digest: Callable[[bytes], str]
-    ) -> None:
+    def __init__(self, spec: StepSpec, capturing: Capturing) -> None:
         self._spec = spec
-        self._level = level
-        self._full = level == "full"
-        self._digest = digest
+        self._level, redactor, self._digest, self._scheme = capturing
+        self._full = self._level == "full"
         #: The types of results that need no second look.
-        self._kept = values.kept_by(spec.returns)
+        self._trusted = values.captured_by(spec.returns)
         self._parameters = spec.parameters[1:] if spec.skip_first else spec.parameters
         #: Whether some arguments stay out of the log.
         self._cut = spec.skip_first or bool(spec.ignore)
         self.redactor = redactor
         self._redact_call = None if redactor is None else redactor.of_calls(self._parameters)
         self._redact_result = None if redactor is None else redactor.value
+        self._packer = ArgumentPacker(self._redact_result)
         #: Only conversations are long, and come again.
-        self._joiner = Joiner(redactor, self._parameters) if spec.kind == LLM else None
+        self._fragments = FragmentEncoder(redactor, self._parameters) if spec.kind == LLM else None
+        self._raw_fragments = FragmentEncoder(None, self._parameters) if spec.kind == LLM else None
 
     def arguments(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Take the snapshot of a call's arguments."""
@@ -63,17 +81,9 @@ class Keeper:
         if self._full:
             step.payload = payload
 
-    def digest_of(
-        self,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        digest: Callable[[bytes], str] | None = None,
-    ) -> str:
-        """The digest of a call's arguments, whatever is captured: what counts repeats.
-
-        `digest` is that of another run, for what is counted over several.
-        """
-        return (digest or self._digest)(self._encoded(args, kwargs))
+    def digest_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Return the digest of a call's arguments, whatever is captured."""
+        return self._digest(self._encoded(args, kwargs))
 
     def repeat_of(
         self,
@@ -81,18 +91,50 @@ class Keeper:
         kwargs: Mapping[str, Any],
         digest: Callable[[bytes], str] | None = None,
     ) -> str:
-        """The digest by which calls are the same: what is given by name, and in what order, is all one."""
+        """Return the digest by which calls are repeats: what is given by name, and in what order, is all one.
+
+        Arguments that are masked, left out or of an unknown kind have a part in it that only this process
+        can make, so that different calls never count as one.  `digest` is that of another run, for what is
+        counted over several.
+        """
+        digest = digest or self._digest
         if kwargs:
             args, kwargs = _by_position(self._spec.positional, args, kwargs)
-        return self.digest_of(args, kwargs, digest)
+        payload = self._encoded(args, kwargs)
+        if self._scheme == 1:
+            return digest(payload)
+        apart = self._told_apart(args, kwargs)
+        return digest(payload if apart == payload else payload + concealed(apart))
+
+    def unknown(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return a digest that binds an approval to these very objects; None where all arguments are known.
+
+        Another process can never make it: there the step is asked for again.
+        """
+        if self._cut:
+            args, kwargs = self._without(args, kwargs)
+        packer = TellingApartPacker()
+        payload = encode_call(args, kwargs, packer)
+        return self._digest(concealed(payload)) if packer.unknown else None
 
     def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         if self._cut:
             args, kwargs = self._without(args, kwargs)
-        if self._joiner is not None and (joined := self._joiner.join(args, kwargs)) is not None:
+        if self._fragments is not None and (joined := self._fragments.join(args, kwargs)) is not None:
             return joined
-        payload = encode_call(args, kwargs)
+        if self._scheme == 1:
+            payload = encode_call_of_scheme_1(args, kwargs)
+        else:
+            payload = encode_call(args, kwargs, self._packer)
         return payload if self._redact_call is None else self._redact_call(payload)
+
+    def _told_apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+        """Return all arguments as JSON: none masked, none left out, no two unknown ones equal."""
+        if self._spec.skip_first:
+            args = args[1:]
+        if self._raw_fragments is not None and (joined := self._raw_fragments.join(args, kwargs)) is not None:
+            return joined
+        return encode_call(args, kwargs, TellingApartPacker())
 
     def _without(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -100,63 +142,58 @@ class Keeper:
         ignore, names = self._spec.ignore, self._parameters
         if self._spec.skip_first:
             args = args[1:]
-        kept = [
+        captured = [
             None if position < len(names) and names[position] in ignore else value
             for position, value in enumerate(args)
         ]
-        return kept, {name: value for name, value in kwargs.items() if name not in ignore}
+        return captured, {name: value for name, value in kwargs.items() if name not in ignore}
 
-    def result(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
-        """The payload of an outcome, and what its event says of it.
+    def result(self, value: Any) -> Recorded:
+        """Return the payload of an outcome, and what its event says of it.
 
-        `unreplayable` gives the reason why a replay could not hand the same value out again.
+        `unreplayable` gives the reason why a replay could not hand the same value out again.  A stranger's
+        type that raises anything while it is looked at is such a reason.
         """
         if self._level == "none":
             return None, {"unreplayable": _NOT_CAPTURED}
         if self._spec.codec is not None:
             return self._by_codec(value)
-        payload = encode_value(value)
-        if payload is None:
-            return None, {"unreplayable": f"{type_name(type(value))} cannot be encoded"}
-        cls = type(value)
-        if cls in self._kept and (cls is not float or payload != b"null"):  # as which nan and inf go
-            return self.encoded(payload, None)
-        if not values.is_scalar(value):
-            return self.encoded(payload, values.loss(value, payload, self._spec.returns))
-        encoded, data = self.encoded(payload, None)
-        data["plain"] = True  # to be brought back without the annotation, which would change or refuse it
-        return encoded, data
+        try:
+            if type(value) in self._trusted and (payload := values.scalar(value)) is not None:
+                return self.encoded(payload, None)
+            captured = values.capture(value, self._spec.returns)
+        except Exception as error:  # noqa: BLE001 - MemoryError too: the body has run, and must be settled
+            return None, {"unreplayable": f"capturing it raised {type_name(type(error))}"}
+        payload, data = self.encoded(captured.payload, captured.reason)
+        if captured.plain:
+            data["plain"] = True  # to be brought back without the annotation, which would change or refuse it
+        return payload, data
 
-    def note(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
-        """The same of a result that only tells what happened: no replay will hand it out."""
-        payload = encode_value(value)
-        if payload is None:
-            return None, {}
-        return self.encoded(payload, None)
+    def note(self, value: Any) -> Recorded:
+        """Return the same of a result that only tells what happened: no replay will hand it out."""
+        payload = values.readable(value)
+        return (None, {}) if payload is None else self.encoded(payload, None)
 
-    def _by_codec(self, value: Any) -> tuple[bytes | None, dict[str, Any]]:
+    def _by_codec(self, value: Any) -> Recorded:
         try:
             payload = values.by_codec(self._spec.codec, value)
         except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
             return None, {"unreplayable": f"its codec failed: {type_name(type(error))}"}
         return self.encoded(payload, None)
 
-    def encoded(self, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
-        """Redact an encoded result and say what its event keeps of it."""
-        if self._level == "none":
-            return None, {"unreplayable": _NOT_CAPTURED}
-        if self._redact_result is not None:
-            redacted = self._redact_result(payload)
-            if redacted is not payload:
-                payload, reason = redacted, "redacted"
-        return self.kept(payload, reason)
+    def encoded(self, payload: bytes | None, reason: str | None) -> Recorded:
+        """Redact an encoded result and say what its event holds of it."""
+        if payload is None:
+            return None, {"unreplayable": reason or _NOT_CAPTURED}
+        redacted = self.redacted(payload)
+        return self.captured(redacted, reason if redacted is payload else _REDACTED)
 
     def redacted(self, payload: bytes) -> bytes:
-        """An encoded value without its secrets; the same object where there are none."""
+        """Return an encoded value without its secrets; the same object where there are none."""
         return payload if self._redact_result is None else self._redact_result(payload)
 
-    def kept(self, payload: bytes, reason: str | None) -> tuple[bytes | None, dict[str, Any]]:
-        """What an outcome keeps of a payload without secrets, and what its event says of it."""
+    def captured(self, payload: bytes, reason: str | None) -> Recorded:
+        """Return what an outcome holds of a payload without secrets, and what its event says of it."""
         if self._level == "none":
             return None, {"unreplayable": _NOT_CAPTURED}
         if self._full:
@@ -169,7 +206,7 @@ class Keeper:
 def _by_position(
     names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The same call with as much as can be given by position, and the rest in the order of the names."""
+    """Return the same call with as much as can be by position, and the rest in the order of the names."""
     positional, named = list(args), dict(kwargs)
     for name in names[len(args) :]:
         if name not in named:

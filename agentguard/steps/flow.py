@@ -81,8 +81,9 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         return  # nothing depends on the call
     if callable(spec.approval):
         step.needs_approval = bool(spec.approval(*args, **kwargs))
-    if step.needs_approval and step.digest is None:
-        step.digest = step.keeper.digest_of(args, kwargs)
+    if step.needs_approval:
+        step.digest = step.digest or step.keeper.digest_of(args, kwargs)
+        step.unknown = step.keeper.unknown(args, kwargs)
     if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
@@ -90,7 +91,7 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if counts_repeats:
         # On record, so that every reader counts alike.
         step.digest = step.digest or step.keeper.digest_of(args, kwargs)
-        repeat = repeat_id(spec.name, step.keeper.repeat_of(args, kwargs) if kwargs else step.digest)
+        repeat = repeat_id(spec.name, step.keeper.repeat_of(args, kwargs))
         if levels.outer:
             digest = step.keeper.repeat_of(args, kwargs, levels.outer[-1].journal.digest)
             around = repeat_id(spec.name, digest)
@@ -160,7 +161,7 @@ def confirm_start(step: Step) -> None:
     except LedgerRefusedError as error:
         raise _refused_by_ledger(step, error) from None
     except BaseException as error:  # it may be on record all the same
-        journal.doubt(step, exceptions.keep(error))
+        journal.doubt(step, exceptions.capture(error))
         raise
     else:
         if needs_care(journal, step.request.reserve, accounts):

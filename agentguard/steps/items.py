@@ -1,4 +1,4 @@
-"""What is kept of a generator: its items in order, what was sent in, and what it returned, up to a size.
+"""What is captured of a generator: its items in order, what was sent in, and what it returned, up to a size.
 
 The payload of its outcome is the list of its items, or what its codec makes of them.  Where there is
 more to keep, it is an object that holds that beside them.
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agentguard._encoding import decode, encode_one, encode_value, type_name
+from agentguard._encoding import decode, encode_argument, type_name
+from agentguard._values.packing import EXACT, encode
 from agentguard.steps import exceptions, values
-from agentguard.steps.capture import Keeper
+from agentguard.steps.capture import PayloadRecorder
+from agentguard.steps.capture import Recorded as Outcome
 from agentguard.steps.model import StepSpec
 
-_encode = msgspec.json.Encoder().encode
 _TOO_LARGE = "more than max_items_bytes="
 
 
@@ -39,6 +40,8 @@ class _Whole(msgspec.Struct):
 
 
 _whole = msgspec.json.Decoder(_Whole).decode
+_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_EXACT_KEY = f'"{EXACT}"'.encode()
 
 
 class Items:
@@ -46,12 +49,12 @@ class Items:
 
     __slots__ = (
         "_annotated",
-        "_keeper",
-        "_kept",
+        "_given",
         "_limit",
         "_parts",
         "_plain",
         "_reason",
+        "_recorder",
         "_returned",
         "_sent",
         "_size",
@@ -61,19 +64,20 @@ class Items:
         "count",
     )
 
-    def __init__(self, spec: StepSpec, keeper: Keeper) -> None:
+    def __init__(self, spec: StepSpec, recorder: PayloadRecorder) -> None:
         self._spec = spec
-        self._keeper = keeper
+        self._recorder = recorder
         self._yields = values.item_type(spec.returns)
-        self._trusted = values.kept_by(self._yields)
+        self._trusted = values.captured_by(self._yields)
         #: A codec gets all items at once and may keep less of them, such as the last one.
-        self._kept: list[Any] = []
+        self._given: list[Any] = []
         self._parts: list[bytes] = []
         self._limit = spec.max_items_bytes
         self._size = 2
         self._reason: str | None = None
-        #: Whether some items come back only without the annotation, and whether some may need it.
-        self._plain = self._annotated = False
+        #: Which items come back only without the annotation, and whether some may need it.
+        self._plain: list[int] = []
+        self._annotated = False
         self._sent: list[tuple[int, str, msgspec.Raw]] = []
         self._returned: tuple[bytes, str] | None = None
         self.count = 0
@@ -82,30 +86,25 @@ class Items:
         """Take one item."""
         self.count += 1
         if self._spec.codec is not None:
-            self._kept.append(item)
+            self._given.append(item)
             return
         if self._reason is not None:
             return
-        part = encode_value(item)
-        if part is None:
-            self._lose(f"an item of type {type(item).__name__} cannot be encoded")
-        elif (lost := self._loss(item, part)) is not None:
-            self._lose(lost)
-        elif self._fits(part):
-            self._parts.append(part)
-
-    def _loss(self, item: Any, part: bytes) -> str | None:
-        if type(item) in self._trusted and part != b"null":
-            return None
-        lost = values.loss(item, part, self._yields)
-        if lost is None:
-            self._annotated = True
-        elif values.is_scalar(item):
-            self._plain = True
-            lost = None
-        if self._plain and self._annotated:
-            return "some items come back only through the annotation, and some only without it"
-        return lost
+        try:
+            if type(item) in self._trusted and (payload := values.scalar(item)) is not None:
+                captured = values.Captured(payload)
+            else:
+                captured = values.capture(item, self._yields)
+        except Exception as error:  # noqa: BLE001 - a stranger's type; the body goes on
+            captured = values.Captured(None, reason=f"capturing an item raised {type_name(type(error))}")
+        if captured.payload is None or captured.reason is not None:
+            self._lose(f"an item: {captured.reason}")
+        elif self._fits(captured.payload):
+            self._parts.append(captured.payload)
+            if captured.plain:
+                self._plain.append(len(self._parts) - 1)
+            elif type(item) not in self._trusted:
+                self._annotated = True
 
     def sent(self, sent: Sent) -> None:
         """Take what is sent in to get the next item, before the body sees it."""
@@ -116,19 +115,11 @@ class Items:
         """Take what the generator returned."""
         if value is None or self._reason is not None:
             return
-        part = encode_value(value)
-        if part is None:
-            self._lose(f"what it returned, of type {type_name(type(value))}, cannot be encoded")
-        elif values.is_scalar(value):
-            self._keep_returned(part, "plain")
-        elif (lost := values.loss(value, part, values.return_type(self._spec.returns))) is not None:
-            self._lose(f"what it returned: {lost}")
-        else:
-            self._keep_returned(part, "annotated")
-
-    def _keep_returned(self, part: bytes, how: str) -> None:
-        if self._fits(part):
-            self._returned = part, how
+        captured = values.capture(value, values.return_type(self._spec.returns))
+        if captured.payload is None or captured.reason is not None:
+            self._lose(f"what it returned: {captured.reason}")
+        elif self._fits(captured.payload):
+            self._returned = captured.payload, "plain" if captured.plain else "annotated"
 
     def _fits(self, part: bytes) -> bool:
         self._size += len(part) + 1
@@ -139,34 +130,38 @@ class Items:
     def _lose(self, reason: str) -> None:
         self._reason = reason
         self._parts.clear()
+        self._plain.clear()
         self._sent.clear()
 
-    def outcome(self) -> tuple[bytes | None, dict[str, Any]]:
-        """The payload of the generator's outcome, and what its event says of it."""
+    def outcome(self) -> Outcome:
+        """Return the payload of the generator's outcome, and what its event says of it."""
         made = self._items()
         facts: dict[str, Any] = {"items": self.count, "sent": len(self._sent)}
-        whole = self._keeper.redacted(made)
+        whole = self._recorder.redacted(made)
         clean = whole is made
-        if self._plain:
+        if self._plain and not self._annotated:
             facts["plain"] = True
         if self._sent or self._returned is not None:
             coded = self._spec.codec is not None
-            parts = _Whole(msgspec.Raw(_encode(whole) if coded else whole), self._sent)
+            parts = _Whole(msgspec.Raw(encode(whole) if coded else whole), self._sent)
             if self._returned is not None:
-                returned = self._keeper.redacted(self._returned[0])
+                returned = self._recorder.redacted(self._returned[0])
                 clean = clean and returned is self._returned[0]
                 parts.returned = msgspec.Raw(returned)
                 facts["returned"] = self._returned[1]
-            whole = _encode(parts)
-        kept, data = self._keeper.kept(whole, self._reason if clean else "redacted")
-        return kept, data | facts
+            whole = encode(parts)
+        payload, data = self._recorder.captured(whole, self._reason if clean else "redacted")
+        return payload, data | facts
 
     def _items(self) -> bytes:
         """The items as JSON, or as the codec puts them."""
         if self._spec.codec is None:
+            if self._annotated:
+                for at in self._plain:
+                    self._parts[at] = encode({EXACT: msgspec.Raw(self._parts[at])})
             return b"[" + b",".join(self._parts) + b"]"
         try:
-            encoded = values.by_codec(self._spec.codec, self._kept)
+            encoded = values.by_codec(self._spec.codec, self._given)
         except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
             self._lose(f"its codec failed: {type_name(type(error))}")
             return b"[]"
@@ -179,17 +174,17 @@ class Items:
 NOTHING = Sent()
 
 
-def sent_value(keeper: Keeper, value: Any) -> Sent:
-    """What `send(value)` puts on record."""
-    return NOTHING if value is None else Sent("send", keeper.redacted(encode_one(value)))
+def sent_value(recorder: PayloadRecorder, value: Any) -> Sent:
+    """Return what `send(value)` puts on record."""
+    return NOTHING if value is None else Sent("send", recorder.redacted(encode_argument(value)))
 
 
-def thrown(keeper: Keeper, error: Any) -> Sent:
-    """What `throw(error)` puts on record: an exception, or a class of them, by type and message."""
+def thrown(recorder: PayloadRecorder, error: Any) -> Sent:
+    """Return what `throw(error)` puts on record: an exception, or a class of them, by type and message."""
     if isinstance(error, type):
-        return Sent("throw", encode_one({"type": type_name(error)}))
-    kept = exceptions.keep(error, keeper.redactor)
-    return Sent("throw", encode_one({name: kept[name] for name in ("type", "message")}))
+        return Sent("throw", encode_argument({"type": type_name(error)}))
+    data = exceptions.capture(error, recorder.redactor)
+    return Sent("throw", encode_argument({name: data[name] for name in ("type", "message")}))
 
 
 class Recorded(NamedTuple):
@@ -219,6 +214,8 @@ def _restored(spec: StepSpec, payload: bytes, data: dict[str, Any]) -> list[Any]
     if spec.codec is not None:
         return list(spec.codec.decode(payload))
     kind = None if data.get("plain") else values.item_type(spec.returns)
+    if _EXACT_KEY in payload:
+        return [values.restore(bytes(item), kind) for item in _raw_items(payload)]
     if kind is None:
         return list(decode(payload))
     return list(values.restore(payload, list[kind]))  # type: ignore[valid-type]

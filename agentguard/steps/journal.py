@@ -39,7 +39,7 @@ from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
-from agentguard.steps.capture import Keeper
+from agentguard.steps.capture import Capturing, PayloadRecorder
 from agentguard.steps.draining import Draining
 from agentguard.steps.gate import Gate
 from agentguard.steps.interrupt import spared
@@ -114,7 +114,7 @@ class Journal:
         self.salt = row.salt or b""
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
-        self.keepers: dict[StepSpec, Keeper] = {}
+        self.keepers: dict[StepSpec, PayloadRecorder] = {}
         self.levels = Levels(self, outer, parts.tenants)
         #: Whether this process opened or claimed the run, and so writes its end.
         self.owner = True
@@ -474,11 +474,13 @@ class Journal:
         chosen = spec.redact if spec.redact is not None else self.parts.redact
         return chosen or None
 
-    def keeper(self, spec: StepSpec) -> Keeper:
-        """What keeps the calls of a step in this run, made at its first call."""
+    def keeper(self, spec: StepSpec) -> PayloadRecorder:
+        """Return what captures the calls of a step in this run, made at its first call."""
         if len(self.keepers) >= _MOST_KEEPERS:  # options that are made anew for each call
             self.keepers.clear()
-        keeper = Keeper(spec, spec.capture or self.parts.capture, self.redactor(spec), self.digest)
+        level = spec.capture or self.parts.capture
+        capturing = Capturing(level, self.redactor(spec), self.digest, self.fold.value_scheme)
+        keeper = PayloadRecorder(spec, capturing)
         self.keepers[spec] = keeper
         return keeper
 

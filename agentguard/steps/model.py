@@ -15,7 +15,7 @@ from agentguard.runs.fold import ONE_STEP
 
 if TYPE_CHECKING:
     from agentguard.protocols import Commit
-    from agentguard.steps.capture import Keeper
+    from agentguard.steps.capture import PayloadRecorder
     from agentguard.steps.journal import Journal
 
 Effect = Literal["read", "idempotent", "once"]
@@ -176,6 +176,7 @@ class Step:
         "span",
         "spec",
         "started_ns",
+        "unknown",
         "unpriced",
     )
 
@@ -189,7 +190,7 @@ class Step:
         self.parent: Step | None = place.step
         self.journal: Journal = place.journal
         #: What is kept of its arguments and its result.
-        self.keeper: Keeper = self.journal.keepers.get(spec) or self.journal.keeper(spec)
+        self.keeper: PayloadRecorder = self.journal.keepers.get(spec) or self.journal.keeper(spec)
         self.key = key
         self.attempt = 1
         #: What it asks for; set by `prepare` where calls differ.
@@ -201,6 +202,8 @@ class Step:
         self.digest: str | None = None
         #: Its start, or its outcome, where that was accepted and is not known to be committed.
         self.commit: Commit | None = None
+        #: What binds its approval to arguments that no digest tells apart; set where one is needed.
+        self.unknown: str | None
         #: The sequence of its outcome.
         self.seq = 0
         self.settled: Amounts | None = None

@@ -36,7 +36,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 def unentered(error: BaseException) -> Outcome:
     """The outcome of a step that started and whose body never ran: it gives everything back."""
-    data = {"error": exceptions.keep(error), "body_ran": False}
+    data = {"error": exceptions.capture(error), "body_ran": False}
     return Outcome(ev.STEP_FAILED, None, data=data, error=error)
 
 
@@ -55,7 +55,7 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
         usage = charged(step, step.settled)
     else:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
-    data: dict[str, Any] = {"error": exceptions.keep(error, step.journal.redactor(step.spec))}
+    data = exceptions.on_record(error, step.journal.redactor(step.spec))
     if how is None and isinstance(error, asyncio.CancelledError):
         how = "cancelled"
     if how is not None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from agentguard._encoding import encode_value, type_name
+from agentguard._values.names import type_name
 from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
@@ -63,7 +63,7 @@ def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> An
         return _record_async(place, (key, pos), name, fn)
     with _body(place, (key, pos), name):
         value = fn()
-    _keep(place, (key, pos), name, value)
+    _capture(place, (key, pos), name, value)
     return value
 
 
@@ -83,7 +83,7 @@ def _body(place: Any, call: tuple[str, int], name: str) -> Iterator[None]:
     except (StepOutcomeUnknownError, ReplayDivergenceError):
         raise
     except Exception as error:
-        _put(place, call, name, {"error": exceptions.keep(error, journal.parts.redact or None)})
+        _put(place, call, name, exceptions.on_record(error, journal.parts.redact or None))
         raise
 
 
@@ -94,25 +94,25 @@ async def _ready(served: Served) -> Any:
 async def _record_async(place: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
     with _body(place, call, name):
         value = await fn()
-    _keep(place, call, name, value)
+    _capture(place, call, name, value)
     return value
 
 
-def _keep(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
+def _capture(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
     journal: Journal = place.run.journal
-    payload = encode_value(value)
+    try:
+        payload, _, reason = values.capture(value, by_name=True)
+    except Exception as error:  # noqa: BLE001 - a stranger's type; its function has run
+        payload, reason = None, f"capturing it raised {type_name(type(error))}"
     data: dict[str, Any] = {}
-    if payload is None:
-        data["unreplayable"] = f"{type_name(type(value))} cannot be encoded"
-    else:
-        reason = values.loss(value, payload)
+    if payload is not None:
         if journal.parts.redact:
             redacted = journal.parts.redact.value(payload)
             if redacted is not payload:
                 payload, reason = redacted, "redacted"
         data["value"] = payload_digest(journal.salt, payload)
-        if reason is not None:
-            data["unreplayable"] = reason
+    if reason is not None:
+        data["unreplayable"] = reason
     _put(place, call, name, data, payload)
 
 

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agentguard._values.names import type_name
 from agentguard.errors import AgentGuardError, BudgetExceededError, UnknownCostError
 from agentguard.events.model import STEP_COMPLETED
 from agentguard.runs.current import CURRENT
@@ -110,7 +111,12 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
     except BaseException as error:
         close(step, outcome.failed(step, error))
         raise
-    payload, data = step.keeper.result(result)
+    try:
+        payload, data = step.keeper.result(result)
+    except BaseException as error:  # a signal, or a `redact=` that ends the program: the body has run
+        data = {"unreplayable": f"capturing it raised {type_name(type(error))}"}
+        close(step, outcome.Outcome(STEP_COMPLETED, usage, None, data))
+        raise
     return outcome.Outcome(STEP_COMPLETED, usage, payload, data)
 
 

@@ -1,32 +1,61 @@
-"""Whether a value comes back from its stored form as it went in, and how it is brought back."""
+"""Whether a value comes back from its stored form as it went in, and how it is brought back.
+
+There are three forms: plain JSON; JSON that the return annotation makes the value of; and JSON whose tags
+say what JSON does not know (`agentguard._values`).  What none of them brings back is recorded to be read,
+with the reason why it cannot be handed out again.
+"""
 
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import functools
-import math
 import sys
 import types
-from datetime import datetime, time
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Final, NamedTuple, Protocol, Union, get_args, get_origin
 
 import msgspec
 
-from agentguard._encoding import decode, type_name
+from agentguard._encoding import decode, encode_argument
+from agentguard._values.fingerprint import OPAQUE, ArgumentPacker
+from agentguard._values.kinds import NotExactError, advice
+from agentguard._values.names import type_name
+from agentguard._values.packing import EXACT, ByNamePacker, Packer, encode
+from agentguard._values.plain import PREFIX, is_plain
+from agentguard._values.sameness import same
+from agentguard._values.unpacking import Finder, finder_of, imported, unpack
 
 #: These always come back as they were, where no annotation has a say.
 _SCALARS = frozenset((type(None), bool, int, str))
+_EXACT_HEAD: Final = b'{"%s":' % EXACT.encode()
+_TAG: Final = f'"{PREFIX}'.encode()
 
 
-def is_scalar(value: Any) -> bool:
-    """Whether JSON by itself gives a value back, with its type."""
-    cls = type(value)
-    return cls in _SCALARS or (cls is float and math.isfinite(value))
+class Captured(NamedTuple):
+    """A value as it is stored.
+
+    `plain`: it comes back without its annotation, which would change or refuse it.  `reason`: why it does
+    not come back at all.
+    """
+
+    payload: bytes | None
+    plain: bool = False
+    reason: str | None = None
 
 
-def kept_by(returns: Any) -> frozenset[type]:
-    """The types whose scalars come back through an annotation as they do without it.
+class Codec(Protocol):
+    """A user's `codec=`: how a step's results become bytes, and come back."""
+
+    def encode(self, value: Any, /) -> bytes:
+        """Return the value as bytes."""
+        ...
+
+    def decode(self, data: bytes, /) -> Any:
+        """Return the value of `encode`."""
+        ...
+
+
+def captured_by(returns: Any) -> frozenset[type]:
+    """Return the types whose scalars come back through an annotation as they do without it.
 
     `float` would make 3.0 of 3, and an enum its member of a text: those are brought back without.
     """
@@ -42,27 +71,106 @@ def kept_by(returns: Any) -> frozenset[type]:
     return members - {float} if int in members else members
 
 
-def loss(value: Any, payload: bytes, returns: Any = None) -> str | None:
-    """Why `payload` would not give the same type and value back; None if it would."""
-    cls = type(value)
-    if returns is None and cls in _SCALARS:
-        return None
+def scalar(value: Any) -> bytes | None:
+    """Return a scalar as JSON, where JSON gives it back."""
     try:
-        restored = restore(payload, returns)
+        payload = encode(value)
+    except (UnicodeError, ValueError):  # a lone surrogate, an int of thousands of digits
+        return None
+    return None if payload == b"null" and value is not None else payload  # as which nan and inf go
+
+
+def capture(value: Any, returns: Any = None, *, by_name: bool = False) -> Captured:
+    """Return a value in the first form that brings it back as it was, else one to be read, and the reason.
+
+    `by_name`: no annotation can be given, so objects of imported classes come back by the names of these.
+    """
+    try:
+        if is_plain(value):
+            payload = encode(value)
+            if _TAG not in payload:
+                return Captured(payload, plain=returns is not None)
+        elif returns is not None and (annotated := _annotated(value, returns)) is not None:
+            return Captured(annotated)
+    except (RecursionError, UnicodeError, ValueError):  # a lone surrogate, an int of thousands of digits
+        pass
+    return _tagged(value, returns, by_name=by_name)
+
+
+def _annotated(value: Any, returns: Any) -> bytes | None:
+    """Return a value as JSON that its annotation makes the same value of; None if it makes another."""
+    try:
+        payload = _encode_native(value)
+        return payload if _TAG not in payload and same(value, _through(payload, returns)) else None
+    except Exception:  # noqa: BLE001 - a stranger's types may raise anything
+        return None
+
+
+def _model(value: Any) -> Any:
+    """Return what msgspec does not know: a pydantic model, by its fields."""
+    dump = getattr(value, "model_dump", None)
+    if not callable(dump) or isinstance(value, type) or hasattr(type(value), "get_secret_value"):
+        raise TypeError(f"{type_name(type(value))} cannot be encoded")
+    return dump(mode="json")
+
+
+_encode_native: Final = msgspec.json.Encoder(enc_hook=_model).encode
+
+
+def _tagged(value: Any, returns: Any, *, by_name: bool) -> Captured:
+    packer = ByNamePacker() if by_name else Packer()
+    try:
+        payload = _EXACT_HEAD + encode(packer.pack(value)) + b"}"
+        if same(value, restore(payload, returns, by_name=by_name)):
+            return Captured(payload)
+        reason = f"{type_name(type(value))} does not come back as it was; {advice(type(value))}"
+    except NotExactError as error:
+        reason = str(error)
+    except RecursionError:
+        reason = "it is nested too deeply, or holds itself"
     except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
-        return f"it does not decode as {returns!r}: {type(error).__name__}"
-    if not _same(value, restored):
-        return (
-            f"{type_name(cls)} does not come back as it was; annotate the result, with the types that its "
-            "fields have, or give a codec"
-        )
-    return None
+        reason = f"{type_name(type(value))} cannot be recorded: {type_name(type(error))}"
+    return Captured(readable(value), reason=reason)
 
 
-def restore(payload: bytes, returns: Any = None) -> Any:
-    """The value of a payload, through a return annotation where there is one."""
-    if returns is None:
-        return decode(payload)
+class _ReadablePacker(ArgumentPacker):
+    """Packs what is only to be read: a stranger's object by its type, without a look at its state."""
+
+    def opaque(self, value: Any) -> Any:
+        return {OPAQUE: type_name(type(value))}
+
+
+_READABLE: Final = _ReadablePacker()
+
+
+def readable(value: Any) -> bytes | None:
+    """Return JSON for people to read; None where even that fails."""
+    try:
+        return encode_argument(value, _READABLE)
+    except Exception:  # noqa: BLE001 - as above
+        return None
+
+
+def restore(payload: bytes, returns: Any = None, *, by_name: bool = False) -> Any:
+    """Return the value of a payload, through a return annotation where there is one.
+
+    Raises:
+        NotExactError: it does not come back; the message says why.
+        Exception: whatever the types of the value raise.
+    """
+    if payload.startswith(_EXACT_HEAD):
+        return unpack(decode(payload)[EXACT], imported if by_name else _finder(returns))
+    return decode(payload) if returns is None else _through(payload, returns)
+
+
+def _finder(returns: Any) -> Finder:
+    try:
+        return finder_of(returns)
+    except TypeError:  # an annotation that cannot be hashed
+        return finder_of.__wrapped__(returns)
+
+
+def _through(payload: bytes, returns: Any) -> Any:
     validate = getattr(returns, "model_validate_json", None)
     if callable(validate):
         return validate(payload)
@@ -81,57 +189,26 @@ def _adapter(returns: Any) -> Any:
     return TypeAdapter(returns)
 
 
-def by_codec(codec: Any, value: Any) -> bytes:
-    """A value through a user's codec: an object with `encode(value) -> bytes` and `decode(bytes)`."""
+def by_codec(codec: Codec, value: Any) -> bytes:
+    """Return a value through a user's codec.
+
+    Raises:
+        TypeError: the codec gave no bytes.
+    """
     encoded = codec.encode(value)
     if not isinstance(encoded, bytes):
         raise TypeError(f"codec.encode must give bytes, not {type(encoded).__name__}")
     return encoded
 
 
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return (
-            list(a) == list(b)
-            and all(_same(k, j) for k, j in zip(a, b, strict=True))
-            and all(_same(a[key], b[key]) for key in a)
-        )
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, float):
-        return a == b and math.copysign(1, a) == math.copysign(1, b)
-    if isinstance(a, datetime | time) and a.fold != b.fold:  # which `==` overlooks
-        return False
-    try:
-        if not a == b:  # noqa: SIM201 - a stranger's `!=` need not be its opposite
-            return False
-    except Exception:  # noqa: BLE001 - a stranger's __eq__ may raise anything
-        return False
-    # 1 == 1.0: a field annotated float that holds an int comes back as another type.
-    return all(_same(getattr(a, name, None), getattr(b, name, None)) for name in _fields(type(a)))
-
-
-def _fields(cls: type) -> tuple[str, ...]:
-    """The fields of a dataclass, msgspec Struct, attrs class or pydantic model that `==` looks at."""
-    if dataclasses.is_dataclass(cls):
-        return tuple(field.name for field in dataclasses.fields(cls) if field.compare)
-    if (struct := getattr(cls, "__struct_fields__", None)) is not None:
-        return tuple(struct)
-    if (attributes := getattr(cls, "__attrs_attrs__", None)) is not None:
-        return tuple(attribute.name for attribute in attributes if attribute.eq)
-    return tuple(getattr(cls, "__pydantic_fields__", ()))
-
-
 def item_type(returns: Any) -> Any:
-    """What a generator annotated with `returns` yields: `Iterator[T]` and its like give T."""
+    """Return what a generator annotated with `returns` yields: `Iterator[T]` and its like give T."""
     arguments = get_args(returns)
     return arguments[0] if arguments else None
 
 
 def return_type(returns: Any) -> Any:
-    """What a generator annotated with `returns` returns: `Generator[T, S, R]` gives R."""
+    """Return what a generator annotated with `returns` returns: `Generator[T, S, R]` gives R."""
     if get_origin(returns) is not collections.abc.Generator:
         return None
     arguments = get_args(returns)

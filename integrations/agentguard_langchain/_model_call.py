@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import HumanMessage
 
 from agentguard import Run, UnknownCostError, Usage
-from agentguard.pieces import Piece
+from agentguard.fragments import JsonFragment
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
 from agentguard_langchain._costs import Costs, Model, limited
@@ -26,7 +26,7 @@ class Asked:
         self._of = request.model
         self.settings = dict(request.model_settings)
         #: What goes on record of every call, after the messages.
-        self.told = Piece(self.settings)
+        self.told = JsonFragment(self.settings)
         self.tools = Tools(request.tools)
         params = _params(request)
         self.model = Model(m.model_name({**params, **self.settings}, params), params.get("ls_provider"))
@@ -93,7 +93,7 @@ class ModelCall:
 
     def arguments(self) -> tuple[Any, ...]:
         """What is asked, for the log; the bound is our own doing, and lies in the reservation."""
-        return (self._prompt.pieces, self._tools.names, self.asked.told)
+        return (self._prompt.fragments, self._tools.names, self.asked.told)
 
     def begun(self) -> None:
         """Nothing to do."""

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
 
 from agentguard.cost.usage import estimated_tokens
-from agentguard.pieces import Piece, Pieces
+from agentguard.fragments import JsonFragment, JsonFragments
 from agentguard_langchain import _mapping as m
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Prompt(NamedTuple):
     """A conversation."""
 
     #: As it goes on record: what `message_data` gives.
-    pieces: Pieces
+    fragments: JsonFragments
     #: About how many tokens it has.  An estimate: it may be too low by some.
     tokens: int
 
@@ -35,11 +35,11 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
     Example:
         >>> from langchain_core.messages import HumanMessage
         >>> found = prompt([HumanMessage("How many tokens is this?")])
-        >>> found.tokens, found.pieces[0].json
+        >>> found.tokens, found.fragments[0].json
         (10, b'{"type":"human","content":"How many tokens is this?"}')
     """
     numbers: dict[Any, int] = {}
-    pieces = Pieces()
+    fragments = JsonFragments()
     tokens = 0
     for message in messages:
         known, fields = _known.get(id(message)), message.__dict__
@@ -50,7 +50,7 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
             or known.tool_calls is not fields.get("tool_calls")
             or known.name is not fields["name"]
             or known.status is not fields.get("status")
-            or (known.blocks is not None and known.blocks != Piece(known.content).json)
+            or (known.blocks is not None and known.blocks != JsonFragment(known.content).json)
         ):
             known = _Known(message, numbers)
         elif known.numbered:
@@ -58,8 +58,8 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
             if given != known.numbered:
                 known = _Known(message, numbers)  # not changed: another thread may be reading it
         tokens += known.tokens
-        pieces.append(known.piece)
-    return Prompt(pieces, tokens)
+        fragments.append(known.fragment)
+    return Prompt(fragments, tokens)
 
 
 class _Known:
@@ -73,9 +73,9 @@ class _Known:
         "_of",
         "blocks",
         "content",
+        "fragment",
         "name",
         "numbered",
-        "piece",
         "status",
         "tokens",
         "tool_calls",
@@ -88,11 +88,11 @@ class _Known:
         self.status = fields.get("status")
         self.tool_calls = fields.get("tool_calls")
         #: The parts of a content that has several, which may change in place.
-        self.blocks = None if isinstance(self.content, str) else Piece(self.content).json
+        self.blocks = None if isinstance(self.content, str) else JsonFragment(self.content).json
         self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
         self.numbered = {call: numbers.setdefault(call, len(numbers) + 1) for call in m.call_ids(message)}
-        self.piece = Piece(m.message_of(message, numbers))
+        self.fragment = JsonFragment(m.message_of(message, numbers))
         key = id(message)
         self._of = weakref.ref(message, lambda _: _known.pop(key, None))
         _known[key] = self
@@ -126,7 +126,7 @@ class Tools:
         # Dicts, as providers take them, may change in place.
         self._ids = None if dict in map(type, offered) else list(map(id, offered))
         #: Their names, for the log.
-        self.names = Piece(m.tool_names(offered))
+        self.names = JsonFragment(m.tool_names(offered))
         self.tokens = tool_tokens(offered)
 
     def are(self, offered: Sequence[Any]) -> bool:

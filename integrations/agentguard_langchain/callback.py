@@ -253,7 +253,7 @@ class GuardCallbackHandler(Guarding):
 def _chat(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], int]:
     """What goes on record of a prompt, and about how many tokens it has."""
     found = prompt(messages)
-    return {"messages": found.pieces}, found.tokens
+    return {"messages": found.fragments}, found.tokens
 
 
 def _completion(prompts: Sequence[str]) -> tuple[dict[str, Any], int]:

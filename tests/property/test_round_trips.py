@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard import Budget, LogIntegrityError, RunState, RunSummary, Usage
-from agentguard._encoding import clean_text, encode_call, encode_value
+from agentguard._encoding import clean_text, encode_call
 from agentguard.budget import resources
 from agentguard.events import codec
 from agentguard.events import model as ev
@@ -21,7 +20,6 @@ from agentguard.events.model import Head, Record
 from agentguard.runs.branch import MAIN, Branch, key_part
 from agentguard.runs.summary import from_data
 from agentguard.runs.termination import stop_from, termination
-from agentguard.steps import values
 
 settings.register_profile("round_trips", deadline=None, max_examples=80)
 SETTINGS = settings(settings.get_profile("round_trips"))
@@ -283,30 +281,6 @@ def test_a_kill_comes_back_from_the_log(scope, reason, actor, at, run_id):
 
 
 # --- values and names ------------------------------------------------------------------------------
-
-
-@SETTINGS
-@given(finite)
-def test_a_plain_value_comes_back_or_is_said_not_to(value):
-    payload = encode_value(value)
-    if payload is None:
-        return
-    reason = values.loss(value, payload)
-    if reason is None:
-        again = values.restore(payload)
-        assert same(again, value)
-
-
-def same(a: object, b: object) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, float):
-        return a == b and math.copysign(1, a) == math.copysign(1, b)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    return a == b
 
 
 @SETTINGS

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import pytest
 
-from agentguard import Budget, Guard, RunState, Usage, current_run, guarded_step
+from agentguard import Budget, Guard, ReplayDivergenceError, RunState, Usage, current_run, guarded_step
 
 
 def named(value: object) -> str:
@@ -267,10 +267,13 @@ def test_one_input_that_cannot_be_encoded_loses_no_other(guard):
 
     run_id = agent(1, object(), folder="/tmp", client=object())
     with guard.attach(run_id) as run:
-        assert run.inputs == {
-            "args": [1, {"agentguard:unencodable": "object"}],
-            "kwargs": {"folder": "/tmp", "client": {"agentguard:unencodable": "object"}},
-        }
+        given, named = run.inputs["args"], run.inputs["kwargs"]
+    assert (given[0], named["folder"]) == (1, "/tmp")
+    for lost in (given[1], named["client"]):
+        assert "not on record: object does not come back" in repr(lost)
+        for use in (bool, str, len, iter, hash, lambda it: it(), lambda it: it.get, lambda it: it == 1):
+            with pytest.raises(ReplayDivergenceError, match=r"run.inputs\['(args|kwargs)'\]"):
+                use(lost)
 
 
 @pytest.mark.parametrize(

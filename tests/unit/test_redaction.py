@@ -268,6 +268,10 @@ def everything(guard: Guard) -> Iterator[list[str]]:
             assert secret.encode() not in stored.body + (stored.payload or b"")
 
 
+def tagged(name: str, /, **fields: Any) -> dict[str, Any]:
+    return {"agentguard:object": f"{__name__}.{name}", "fields": fields}
+
+
 def test_secrets_are_not_stored(guard: Guard, everything: list[str]) -> None:
     everything += ["hunter2", "sk-abcdef0123456789", "swordfish", "openses4me"]
     with guard.run("r", inputs={"api_key": "hunter2"}, metadata={"token": "hunter2", "team": "a"}) as run:
@@ -279,9 +283,9 @@ def test_secrets_are_not_stored(guard: Guard, everything: list[str]) -> None:
         {"api_key": MASK},
         [["ann", MASK], {}],
         "in as ann",
-        [[{"user": "ann", "password": MASK}], {"note": MASK}],
-        {"user": "ann", "password": MASK},
-        [[MASK, MASK, {"name": "n", "key": MASK}], {}],
+        [[tagged("Login", user="ann", password=MASK)], {"note": MASK}],
+        tagged("Login", user="ann", password=MASK),
+        [[MASK, MASK, tagged("Settings", name="n", key=MASK)], {}],
         MASK,
         {"secret": MASK},
     ]

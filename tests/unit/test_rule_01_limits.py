@@ -317,12 +317,14 @@ def test_rule_01_repeats_do_not_depend_on_what_is_captured(guard, capture):
     assert run.spent.steps == 4
 
 
-def test_rule_01_repeats_ignore_what_is_ignored(guard):
-    f = guarded_step(ignore=("session",))(lambda session, q: None)
+def test_rule_01_repeats_tell_calls_apart_by_what_is_left_out_of_the_log(guard):
+    f = guarded_step(ignore=("body",))(lambda body, q: None)
     with suppress(RunStopped), guard.run("r", budget=Budget(repeats=2)) as run:
-        f(object(), "q")
-        f(object(), "q")
-    assert run.spent.steps == 1
+        for body in ("one", "two", "three"):
+            f(body, "q")
+        f("two", "q")
+    assert run.spent.steps == 3
+    assert not any(b"two" in (stored.payload or b"") for stored in guard.parts.store.read(run.id))
 
 
 class Tool:

@@ -162,7 +162,7 @@ def test_rule_21_no_code_of_an_exception_runs_when_it_comes_back() -> None:
             ran.append(args)
             super().__init__("loud")
 
-    data = exceptions.keep(ExceptionGroup("g", [Loud()]))
+    data = exceptions.capture(ExceptionGroup("g", [Loud()]))
     data["exceptions"][0]["type"] = f"{__name__}.Loud"
     globals()["Loud"] = Loud
     ran.clear()
@@ -178,7 +178,7 @@ def test_rule_21_no_code_of_an_exception_runs_when_it_comes_back() -> None:
 def test_rule_21_a_stop_in_a_group_is_the_run_s_own() -> None:
     stop = BudgetExceededError("steps", 1, 0, 1, 1)
     own = BudgetExceededError("steps", 1, 0, 1, 1)
-    error = exceptions.restore(exceptions.keep(ExceptionGroup("g", [stop])), lambda _: own)
+    error = exceptions.restore(exceptions.capture(ExceptionGroup("g", [stop])), lambda _: own)
     assert isinstance(error, ExceptionGroup)
     assert error.exceptions == (own,)
 
@@ -188,7 +188,7 @@ def test_rule_21_a_group_too_large_to_keep_comes_back_as_recorded() -> None:
     for _ in range(10):
         deep = ExceptionGroup("g", [deep])
     for group in (deep, ExceptionGroup("g", [ValueError(n) for n in range(1000)])):
-        data = exceptions.keep(group)
+        data = exceptions.capture(group)
         assert len(json.dumps(data)) < 10_000
         assert isinstance(exceptions.restore(data), RecordedError)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -119,14 +118,13 @@ def test_rule_21_a_result_is_rebuilt_through_its_annotation(guard: Guard, return
     ("value", "reason"),
     [
         (Point(1), "does not come back as it was; annotate the result, with the types that its fields have"),
-        ((1, 2), "does not come back as it was"),
-        ({1: "x"}, "does not come back as it was"),
-        (OrderedDict(a=1), "does not come back as it was"),
-        (float("nan"), "does not come back as it was"),
+        (memoryview(b"x"), "return bytes(view)"),
+        ({}.keys(), "return a list of it"),
+        ([Point(1)], "does not come back as it was; annotate the result"),
         (object(), "object"),
         (lambda: 1, "function"),
     ],
-    ids=["dataclass", "tuple", "number as a key", "a dict's child", "nan", "object", "function"],
+    ids=["dataclass", "view", "keys", "dataclass inside", "object", "function"],
 )
 def test_rule_21_what_would_not_come_back_says_so_when_recorded_and_is_never_substituted(
     guard: Guard, value: Any, reason: str
@@ -156,26 +154,24 @@ class Loose(pydantic.BaseModel):
 
 
 @pytest.mark.parametrize(
-    ("value", "returns", "comes_back"),
+    ("value", "returns"),
     [
-        (Point(1, 2), Point, False),
-        (Point(1, 2.0), Point, True),
-        ([Point(1, 2)], list[Point], False),
-        (Weight(3), Weight, False),
-        (Weight(3.0), Weight, True),
-        (Price(3), Price, False),
-        (Loose(ratio=3), Loose, True),  # pydantic makes a float of it in the first place
-        (Loose.model_construct(ratio=3), Loose, False),
+        (Point(1, 2), Point),
+        (Point(1, 2.0), Point),
+        ([Point(1, 2)], list[Point]),
+        (Weight(3), Weight),
+        (Price(3), Price),
+        (Loose(ratio=3), Loose),
+        (Loose.model_construct(ratio=3), Loose),
     ],
     ids=repr,
 )
-def test_rule_21_a_field_of_another_type_than_its_annotation_says_would_not_come_back(
-    guard: Guard, value: Any, returns: Any, comes_back: bool
+def test_rule_21_a_field_of_another_type_than_its_annotation_says_comes_back_as_it_was(
+    guard: Guard, value: Any, returns: Any
 ) -> None:
     """1 == 1.0, and yet a step called with the one has other arguments than with the other."""
-    run_id = recorded(guard, giving(value, returns))
-    (completed,) = [event for event in guard.history(run_id) if event.type == "step_completed"]
-    assert ("unreplayable" not in (completed.data or {})) is comes_back
+    step = giving(value, returns)
+    assert repr(replayed(guard, recorded(guard, step), step)) == repr(value)
 
 
 def test_rule_21_a_codec_brings_back_what_no_annotation_could(guard: Guard) -> None:
@@ -384,22 +380,6 @@ def test_rule_21_a_scalar_comes_back_as_it_was_whatever_the_annotation_makes_of_
     step = giving(value, returns)
     again = replayed(guard, recorded(guard, step), step)
     assert (type(again), repr(again)) == (type(value), repr(value))
-
-
-def test_rule_21_a_float_that_json_has_no_word_for_is_refused(guard: Guard) -> None:
-    step = giving(float("inf"), float)
-    run_id = recorded(guard, step)
-    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run_id):
-        step()
-    assert caught.value.kind == "not_replayable"
-
-
-def test_rule_21_the_second_two_o_clock_of_a_night_is_not_taken_for_the_first(guard: Guard) -> None:
-    step = giving(datetime(2026, 10, 25, 2, 30, fold=1), datetime)  # noqa: DTZ001 - the clock of a wall
-    run_id = recorded(guard, step)
-    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run_id):
-        step()
-    assert caught.value.kind == "not_replayable"
 
 
 def test_rule_21_a_result_that_the_program_no_longer_decodes_is_a_difference(guard: Guard) -> None:

@@ -425,11 +425,11 @@ def test_rule_22_what_if_of_a_deadline() -> None:
     assert (answer.key, answer.resource, answer.limit) == ("main/work#2", "seconds", 5)
 
 
-@pytest.mark.parametrize("result", [object(), (1, 2)], ids=["no data", "a tuple"])
+@pytest.mark.parametrize("result", [object(), [memoryview(b"x")]], ids=["no data", "deep inside"])
 def test_rule_21_what_an_operator_says_must_come_back(
     guard: Guard, result: Any, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
-    """What cannot be kept is refused; what would come back as something else is marked."""
+    """What would not come back is refused, and the run is left as it was."""
 
     @guarded_step(capture="none", approval=True)
     def secret() -> Any:
@@ -443,10 +443,6 @@ def test_rule_21_what_an_operator_says_must_come_back(
         guard.approve("r", asked.key)
         worker.join(10)
     (key,) = {event.key for event in guard.history("r") if event.type == "step_completed"}
-    if isinstance(result, tuple):
+    with pytest.raises(ValueError, match="would not come back in a replay"):
         guard.resolve("r", key, "completed", result=result)
-        assert "unreplayable" in guard.history("r")[-1].data
-    else:
-        with pytest.raises(ValueError, match="cannot be encoded"):
-            guard.resolve("r", key, "completed", result=result)
-        assert guard.history("r")[-1].type == "run_completed"
+    assert guard.history("r")[-1].type == "run_completed"

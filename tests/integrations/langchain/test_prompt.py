@@ -37,7 +37,7 @@ def conversation() -> list[BaseMessage]:
 
 def check(messages: list[BaseMessage]) -> None:
     found = prompt(messages)
-    assert [msgspec.json.decode(piece.json) for piece in found.pieces] == m.message_data(messages)
+    assert [msgspec.json.decode(piece.json) for piece in found.fragments] == m.message_data(messages)
     assert found.tokens == count_tokens_approximately(messages)
 
 
@@ -46,7 +46,7 @@ def test_a_growing_conversation_is_told_as_a_whole_one() -> None:
     for end in range(len(messages) + 1):
         check(messages[:end])
     again = prompt(messages)
-    assert all(one is other for one, other in zip(again.pieces, prompt(messages).pieces, strict=True))
+    assert all(one is other for one, other in zip(again.fragments, prompt(messages).fragments, strict=True))
 
 
 def test_the_numbers_of_calls_are_those_of_the_conversation_at_hand() -> None:

@@ -1,4 +1,4 @@
-"""Arguments in pieces go on record as they would whole, secrets or not."""
+"""Arguments in fragments go on record as they would whole, secrets or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentguard import Budget, Guard
-from agentguard.pieces import Piece, Pieces
+from agentguard.fragments import JsonFragment, JsonFragments
 
 KEY = "sk-proj-abcdefghijklmnopqrstuvwx"  # gitleaks:allow
 SETTINGS = {"api_key": "k", "temperature": 0}
@@ -22,7 +22,7 @@ REDACTING = {
     "built in": True,
     "off": False,
     "names": ["ssn", "settings"],
-    "the pieces themselves": ["messages"],
+    "the fragments themselves": ["messages"],
     "rule": lambda name, value: "?" if value == "Hi" else value,
 }
 
@@ -50,27 +50,31 @@ def test_pieces_go_on_record_as_the_whole_would(redact: Any, named: bool) -> Non
         values = {"messages": messages, "tools": tools, "settings": SETTINGS}
         return ((), values) if named else (list(values.values()), {})
 
-    pieces = Pieces(map(Piece, MESSAGES))
+    fragments = JsonFragments(map(JsonFragment, MESSAGES))
     tools = ["search", "Hi"]
     whole, *others = recorded(
-        redact, call(MESSAGES, tools), call(pieces, Piece(tools)), call(pieces, tools), call(pieces, tools)
+        redact,
+        call(MESSAGES, tools),
+        call(fragments, JsonFragment(tools)),
+        call(fragments, tools),
+        call(fragments, tools),
     )
     assert others == [whole] * 3
     assert (KEY in str(whole)) == (redact is False)
 
 
 def test_a_piece_that_runs_share_is_searched_by_the_redactor_of_each() -> None:
-    pieces = Pieces([Piece({"ssn": "078-05-1120"})])
+    fragments = JsonFragments([JsonFragment({"ssn": "078-05-1120"})])
     for _ in range(2):
-        assert "1120" in str(recorded(True, ([pieces], {})))
-        assert "1120" not in str(recorded(["ssn"], ([pieces], {})))
+        assert "1120" in str(recorded(True, ([fragments], {})))
+        assert "1120" not in str(recorded(["ssn"], ([fragments], {})))
 
 
 def test_each_call_has_its_own_conversation_on_record() -> None:
     """Whether it grows, is cut, or is another one."""
-    pieces = list(map(Piece, range(6)))
+    fragments = list(map(JsonFragment, range(6)))
     asked = [[0], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3], [0, 1], [], [4, 1, 2, 3], [0, 1, 2, 3, 5]]
     calls: list[tuple[Sequence[Any], dict[str, Any]]] = [
-        ([Pieces(pieces[number] for number in numbers)], {}) for numbers in asked
+        ([JsonFragments(fragments[number] for number in numbers)], {}) for numbers in asked
     ]
     assert [args[0] for args, _ in recorded(True, *calls)] == asked

@@ -1,0 +1,219 @@
+"""Arguments taken apart for JSON: to be read by people, and told apart by their digests.
+
+Unlike a result, an argument never comes back.  So its text is the same in every process (sets are sorted),
+secrets are masked, and what cannot be stored is recorded by type, with a digest of its state where it has
+one that says all: that of a value whose class can be copied, down to parts that JSON knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import itertools
+import os
+import types
+import weakref
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from agentguard._secrets import MASK
+from agentguard._values import objects
+from agentguard._values.kinds import SETS, Kind, NotExactError
+from agentguard._values.names import find, type_name
+from agentguard._values.packing import OBJECT, Packer, encode
+from agentguard._values.plain import PREFIX
+
+#: How an argument that cannot be encoded is recorded: by its type.
+OPAQUE: Final = f"{PREFIX}unencodable"
+#: How code is recorded: by its name.
+NAMED: Final = f"{PREFIX}named"
+
+#: How many parts of a stranger's object are looked at, how deep, and how many bytes.
+_MOST_PARTS, _DEEPEST, _MOST_BYTES = 2_000, 30, 16 << 20
+_CODE: Final = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
+_VIEWS: Final[tuple[type, ...]] = (type({}.keys()), type({}.values()), type({}.items()))
+#: Their children hold such a value, and more.
+_BASES: Final[tuple[type, ...]] = (
+    str,
+    int,
+    float,
+    complex,
+    bytes,
+    bytearray,
+    list,
+    tuple,
+    set,
+    frozenset,
+    dict,
+)
+
+Cleaner = Callable[[bytes], bytes]
+
+
+class ArgumentPacker(Packer):
+    """Packs arguments as they go on record: never fails, but for what is nested too deeply.
+
+    `clean` takes the secrets out of what is only digested.
+    """
+
+    def __init__(self, clean: Cleaner | None = None) -> None:
+        self._clean = clean
+
+    def kind(self, kind: Kind, value: Any) -> Any:
+        """Return a value of the standard library; a set in an order that is the same in every process."""
+        if type(value) in SETS:
+            return {kind.tag: sorted((self.pack(item) for item in value), key=encode)}
+        try:
+            return super().kind(kind, value)
+        except NotExactError:  # a default factory that is code
+            return self.foreign(value)
+
+    def foreign(self, value: Any) -> Any:
+        """Return a value of any other type: secrets masked, code by its name, the rest by its state."""
+        cls = type(value)
+        name = type_name(cls)
+        if cls is msgspec.Raw:  # encoded already
+            return value
+        if hasattr(cls, "get_secret_value"):  # pydantic's SecretStr, SecretBytes and Secret
+            return self.secret(value)
+        if issubclass(cls, _VIEWS):
+            return {f"{PREFIX}{cls.__name__}": [self.pack(item) for item in value]}
+        if isinstance(value, _CODE):
+            return self._code(value)
+        base: Any = next((base for base in _BASES if issubclass(cls, base)), None)
+        if base is not None:
+            held = base.__str__(value) if base is str else base(value)
+            parts = {OBJECT: name, "value": self.pack(held)}
+            return parts | {"fields": self.mapping(state)} if (state := objects.state(value)) else parts
+        if "secret" in name.rpartition(".")[2].lower():
+            return MASK
+        return self.opaque(value)
+
+    def secret(self, value: Any) -> Any:
+        """Return what stands for a secret."""
+        return MASK
+
+    def opaque(self, value: Any) -> Any:
+        """Return what stands for a value that cannot be stored."""
+        digest = state_digest(value, self._clean)
+        named = {OPAQUE: type_name(type(value))}
+        return named if digest is None else named | {"state": digest}
+
+    def _code(self, value: Any) -> Any:
+        if isinstance(value, types.ModuleType):
+            return {NAMED: value.__name__}
+        name = type_name(value) if isinstance(value, type) else f"{value.__module__}.{value.__qualname__}"
+        return {NAMED: name} if find(name) is value else self.opaque(value)
+
+
+class TellingApartPacker(ArgumentPacker):
+    """Packs arguments to be digested and thrown away: secrets as they are, no two unknown objects equal.
+
+    An object whose state says nothing is equal to itself alone, as long as it lives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Whether there was such an object.
+        self.unknown = False
+
+    def secret(self, value: Any) -> Any:
+        """Return the secret itself."""
+        return {OPAQUE: type_name(type(value)), "secret": self.pack(value.get_secret_value())}
+
+    def opaque(self, value: Any) -> Any:
+        """Return what stands for this value and no other."""
+        packed = super().opaque(value)
+        if "state" in packed:
+            return packed
+        self.unknown = True
+        return packed | {"object": _token(value)}
+
+
+_PROCESS_KEY: Final = os.urandom(32)
+_tokens: Final = itertools.count(1)
+_living: Final[dict[int, tuple[weakref.ref[Any], int]]] = {}
+
+
+def concealed(payload: bytes) -> bytes:
+    """Return a digest that only this process can make: no reader of the log can guess its payload."""
+    return hmac.digest(_PROCESS_KEY, payload, sha256)
+
+
+def _token(value: Any) -> int:
+    """Return a number that this object has and no other one ever gets."""
+    known = _living.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    token = next(_tokens)
+    at = id(value)
+
+    def forget(reference: weakref.ref[Any]) -> None:
+        if (known := _living.get(at)) is not None and known[0] is reference:
+            del _living[at]
+
+    with contextlib.suppress(TypeError):  # where it takes no weak references, it is not even equal to itself
+        _living[at] = weakref.ref(value, forget), token
+    return token
+
+
+def state_digest(value: Any, clean: Cleaner | None = None) -> str | None:
+    """Return a digest of all that an object holds, the same in every process; None where there is none."""
+    try:
+        packed = encode(_StatePacker(clean).opaque(value))
+    except Exception:  # noqa: BLE001 - a stranger's state may raise anything, or say nothing
+        return None
+    return sha256(packed if clean is None else clean(packed)).hexdigest()
+
+
+class _StatePacker(ArgumentPacker):
+    """Packs an object by what `copy` would make a copy of, without making one."""
+
+    def __init__(self, clean: Cleaner | None) -> None:
+        super().__init__(clean)
+        self._left = _MOST_PARTS
+        self._bytes_left = _MOST_BYTES
+        self._depth = 0
+
+    def pack(self, value: Any) -> Any:
+        self._left -= 1
+        self._depth += 1
+        if self._left < 0 or self._depth > _DEEPEST:
+            raise NotExactError("too much")
+        try:
+            return super().pack(value)
+        finally:
+            self._depth -= 1
+
+    def opaque(self, value: Any) -> Any:
+        name = type_name(type(value))
+        if isinstance(value, _CODE):
+            raise NotExactError(name)  # code that has no name, such as a lambda
+        if (held := self._buffer(value)) is not None:
+            return {OPAQUE: name, "of": held}
+        reduced = value.__reduce_ex__(4)
+        if isinstance(reduced, str):
+            raise NotExactError(name)
+        make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        if getattr(make, "__module__", None) != "copyreg":
+            arguments = (make, *arguments)
+        elif len(arguments) == 1 and state is None and items is None and pairs is None:
+            raise NotExactError(f"{name} holds nothing that would tell one from another")
+        parts = (arguments, state, *(() if part is None else tuple(part) for part in (items, pairs)))
+        return {OPAQUE: name, "of": [self.pack(part) for part in parts]}
+
+    def _buffer(self, value: Any) -> Any:
+        """Return what numpy's arrays and scalars, and whatever else lies in memory, consist of."""
+        try:
+            view = memoryview(value)
+        except (TypeError, ValueError, BufferError):
+            return None
+        with view:
+            self._bytes_left -= view.nbytes
+            if "O" in view.format or self._bytes_left < 0:
+                return None
+            content = view if view.c_contiguous else view.tobytes()
+            return [view.format, list(view.shape or ()), sha256(content).hexdigest()]
