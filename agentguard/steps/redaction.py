@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from agentguard._encoding import decode, type_name
-from agentguard._secrets import MASK, SHAPES, Names, finders, mask_text
+from agentguard._secrets import MASK
+from agentguard._secrets.names import Names
+from agentguard._secrets.search import search_for
 
 Rule = Callable[[str, Any], Any]
 _log = logging.getLogger("agentguard")
@@ -37,15 +38,12 @@ class Redactor:
         b'[["ann","**********"],{}]'
     """
 
-    __slots__ = ("_find_name", "_find_shape", "_names", "_rule", "_shortest")
+    __slots__ = ("_names", "_rule", "_search", "_shortest")
 
     def __init__(self, names: Iterable[str] = (), rule: Rule | None = None) -> None:
         self._names = Names(names)
         self._rule = rule
-        by_name, by_shape = finders(self._names)
-        self._find_name = by_name.search
-        # A rule has to see everything.
-        self._find_shape = by_shape.search if rule is None else re.compile(b"").search
+        self._search = search_for(self._names, rule=rule is not None)
         #: Nothing shorter can hold a secret: `{"pwd":1}`.
         self._shortest = len('{"":1}') + self._names.shortest if rule is None else 0
 
@@ -58,10 +56,10 @@ class Redactor:
         mask = functools.partial(self._call, parameters=parameters)
         if any(map(self._names.match, parameters)):
             return lambda payload: _masked(payload, mask, [[MASK], {}])
-        find_name, find_shape, shortest = self._find_name, self._find_shape, self._shortest
+        search, shortest = self._search, self._shortest
 
         def of_call(payload: bytes) -> bytes:
-            if len(payload) < shortest or (find_shape(payload) is None and find_name(payload) is None):
+            if len(payload) < shortest or not search(payload):
                 return payload
             return _masked(payload, mask, [[MASK], {}])
 
@@ -70,14 +68,12 @@ class Redactor:
     def sees_values_alone(self, names: Iterable[str]) -> bool:
         """Whether arguments of these names may be looked at one by one: no rule, and no secret name."""
         return self._rule is None and not any(
-            self._names.match(name) or mask_text(name, self._names) is not name for name in names
+            self._names.match(name) or _mask_text(name, self._names) is not name for name in names
         )
 
     def value(self, payload: bytes) -> bytes:
         """A result without its secrets; bytes of a codec that are no JSON are masked as text."""
-        if len(payload) < self._shortest or (
-            self._find_shape(payload) is None and self._find_name(payload) is None
-        ):
+        if len(payload) < self._shortest or not self._search(payload):
             return payload
         return _masked(payload, functools.partial(self._value, name=""), MASK)
 
@@ -87,7 +83,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """A message without its secrets."""
-        return mask_text(text, self._names)
+        return _mask_text(text, self._names)
 
     # --- values --------------------------------------------------------------------------------
 
@@ -98,17 +94,15 @@ class Redactor:
         new_kwargs = self._mapping(kwargs)
         return value if new_args is args and new_kwargs is kwargs else [new_args, new_kwargs]
 
-    def _named(self, name: str, value: Any) -> Any:
-        """A value that has a name: masked whole, if the name is secret."""
-        if self._names.match(name) and value is not None and value != "" and not isinstance(value, bool):
-            return MASK
-        return self._value(value, name)
+    def _named(self, name: str, value: Any, beside: Mapping[Any, Any] | None = None) -> Any:
+        """Return a value that has a name: masked whole, if that makes it a secret."""
+        return MASK if self._names.hide(name, value, beside) else self._value(value, name)
 
     def _value(self, value: Any, name: str) -> Any:
         if self._rule is not None:
             value = self._by_rule(self._rule, name, value)
         if isinstance(value, str):
-            return mask_text(value, self._names)
+            return _mask_text(value, self._names)
         if isinstance(value, dict):
             return self._mapping(value)
         if isinstance(value, list):
@@ -116,11 +110,11 @@ class Redactor:
         return value
 
     def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
-        masked = {self._key(key): self._named(str(key), item) for key, item in value.items()}
+        masked = {self._key(key): self._named(str(key), item, value) for key, item in value.items()}
         return value if all(masked.get(key, _GONE) is item for key, item in value.items()) else masked
 
     def _key(self, key: Any) -> Any:
-        return mask_text(key, self._names) if isinstance(key, str) else key
+        return _mask_text(key, self._names) if isinstance(key, str) else key
 
     def _by_rule(self, rule: Rule, name: str, value: Any) -> Any:
         try:
@@ -142,7 +136,11 @@ def _list(old: list[Any], new: list[Any]) -> list[Any]:
     return old if all(a is b for a, b in zip(old, new, strict=True)) else new
 
 
-_SHAPES_IN_BYTES = re.compile("|".join(SHAPES.values()).encode(), re.DOTALL)
+def _mask_text(text: str, names: Names | None = None) -> str:
+    """Mask a text; what does it is loaded when there is something to mask."""
+    from agentguard._secrets.masking import mask_text  # noqa: PLC0415 - its expressions take milliseconds
+
+    return mask_text(text) if names is None else mask_text(text, names)
 
 
 def _masked(payload: bytes, mask: Callable[[Any], Any], instead: Any) -> bytes:
@@ -152,7 +150,7 @@ def _masked(payload: bytes, mask: Callable[[Any], Any], instead: Any) -> bytes:
         masked = mask(value)
         return payload if masked is value else _encode(masked)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _SHAPES_IN_BYTES.sub(MASK.encode(), payload)
+        return _mask_text(payload.decode("latin-1")).encode("latin-1")
     except RecursionError:
         return _encode(instead)
 

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 import msgspec
 
-from agentguard._secrets import SHAPES, mask_text
+from agentguard._secrets.masking import mask_text
+from agentguard._secrets.shapes import SHAPES
 from agentguard.audit._files import written
 from agentguard.errors import AgentGuardError
 from agentguard.events import codec
@@ -164,7 +165,7 @@ def _secret(line: str) -> str | None:
     """What kind of secret a line seems to hold."""
     if mask_text(line) == line:
         return None
-    return next((kind for kind, shape in SHAPES.items() if re.search(shape, line)), "by its name")
+    return next((kind for kind, shape in SHAPES.items() if re.search(shape.pattern, line)), "by its name")
 
 
 # --- reading -------------------------------------------------------------------------------------

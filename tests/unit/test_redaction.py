@@ -12,7 +12,11 @@ import pytest
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 from agentguard import Guard, ReplayDivergenceError, guarded_step
-from agentguard._secrets import MASK, SECRET_NAMES, SHAPES, Names, finders, mask_text
+from agentguard._secrets import MASK
+from agentguard._secrets.masking import mask_text
+from agentguard._secrets.names import SECRET_NAMES, Names
+from agentguard._secrets.search import Pure
+from agentguard._secrets.shapes import SHAPES
 from agentguard.steps.redaction import BUILT_IN, Redactor, redactor
 
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow+/\nIBAAK=\n-----END RSA PRIVATE KEY-----"
@@ -41,6 +45,40 @@ SECRETS = {
     "query": ("GET https://api.example.org/v1?user=ann&api_key=hunter2&page=3", "hunter2"),
     "json in a string": ('call({"user": "ann", "password": "hunter2"})', "hunter2"),
     "dict in a string": ("headers={'X-Api-Key': 'hunter2'}", "hunter2"),
+    "json in json in a string": (r"{\"password\": \"hunter2\"}", "hunter2"),
+    "groq": ("gsk_abcdefghijklmnopqrstuvwxyz0123", "abcdefghijklmnop"),
+    "xai": ("xai-abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnop"),
+    "langsmith": ("lsv2_pt_" + "0a" * 16 + "_0123456789", "0a0a0a0a"),
+    "basic": ("Authorization: Basic YW5uOmh1bnRlcjI=", "YW5uOmh1bnRlcjI"),
+    "azure blob": ("https://x.blob.core.windows.net/c?sv=1&sig=abcdefghijklmnop%3D&se=2", "abcdefghijklmnop"),
+    "s3": ("https://b.s3.amazonaws.com/k?X-Amz-Signature=" + "0a" * 32, "0a0a0a0a"),
+    "azure client secret": ("abc8Q~" + "a" * 34, "a" * 34),
+    "azure storage": ("AccountName=x;AccountKey=Zm9vYmFy+/==;EndpointSuffix=core", "Zm9vYmFy"),
+    "slack app": ("xapp-1-A0123456789-abcdef", "A0123456789"),
+    "slack webhook": ("https://hooks.slack.com/services/T0000/B0000/XXXXXXXXXXXXXXXXXXXX", "XXXXXXXX"),
+    "discord webhook": ("https://discord.com/api/webhooks/1234567890/abcdefghijklmnop", "abcdefghijklmnop"),
+    "google oauth": ("GOCSPX-abcdefghijklmnopqrstuv", "abcdefghijklmnop"),
+    "stripe webhook": ("whsec_abcdefghijklmnopqrstuv", "abcdefghijklmnop"),
+    "sendgrid": ("SG.abcdefghijklmnopqrst.abcdefghijklmnopqrst", "abcdefghijklmnop"),
+    "pypi": ("pypi-AgEIcHlwaS5vcmc" + "a" * 60, "aaaaaaaa"),
+    "vault": ("hvs.abcdefghijklmnopqrstuvwx", "abcdefghijklmnop"),
+    "twilio": ("SK" + "0a" * 16, "0a0a0a0a"),
+    "telegram": ("123456789:AA" + "b" * 33, "bbbbbbbb"),
+    "pgp": ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQOYB\n-----END PGP PRIVATE KEY BLOCK-----", "lQOYB"),
+    "url with a hard password": ("postgres://ann:p@ss!w0rd@db/app", "p@ss!w0rd"),
+    "env": ("# settings\nDB_PASSWORD=hunter2\nDEBUG=1", "hunter2"),
+    "env with export": ("export GITHUB_TOKEN='a b c d'", "a b c d"),
+    "env of words": ("MYSQL_PWD=swordfish", "swordfish"),
+    "properties": ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalrXUtnFEMI"),
+    "yaml": ("db:\n  user: ann\n  password: swordfish\n  port: 5", "swordfish"),
+    "connection string": ("Server=db;User Id=ann;Password=Sword!Fish;Encrypt=yes", "Sword!Fish"),
+    "connection string of words": ("Server=db;Pwd=swordfish;Encrypt=yes", "swordfish"),
+    "header in a command": ("curl -H 'X-Api-Key: abc123def' https://example.org", "abc123def"),
+    "cookies": ("GET / HTTP/1.1\nCookie: session=abc; theme=dark\n", "session=abc"),
+    "option": ("mysql -u ann --password hunter2 app", "hunter2"),
+    "option with a sign": ("deploy --api-key=hunter2", "hunter2"),
+    "xml": ("<user>ann</user><password>hunter2</password>", "hunter2"),
+    "code": ('client = Client(api_key="abc def")', "abc def"),
 }
 HARMLESS = [
     "risk-assessment-for-everyone-2024",
@@ -53,6 +91,14 @@ HARMLESS = [
     "-----BEGIN CERTIFICATE-----\nMIIE\n-----END CERTIFICATE-----",
     "a password is needed; the token: see below",
     "eyJust a word",
+    "basic knowledge of things",
+    "login(password=password, token=get_token(), key=keys[0])",
+    "token = tokens[0]; if token == other: pass",
+    "def f(token: str, password: str | None = None) -> None: ...",
+    "API_KEY=${API_KEY}\nTOKEN=<your token>\nSECRET=%s",
+    "Set password: minimum eight characters.",
+    "a merge key-value pair, a 24-7 service, and SKATE",
+    "| a | b |\n|---|---|\n--- and --- lines",
 ]
 
 
@@ -75,7 +121,7 @@ def test_what_only_looks_like_a_secret_stays(text: str) -> None:
 
 def test_every_shape_is_tried() -> None:
     for name, shape in SHAPES.items():
-        assert any(re.search(shape, text, re.DOTALL) for text, _ in SECRETS.values()), name
+        assert any(re.search(shape.pattern, text, re.DOTALL) for text, _ in SECRETS.values()), name
 
 
 SPELLINGS = ("{}", "my_{}", "X-{}", "main.{}", "the {}")
@@ -90,6 +136,30 @@ def test_a_secret_name_is_known_in_every_spelling(name: str) -> None:
             key = pattern.format(spelt)
             payload = json.dumps({"a": [{key: "hunter2"}]}, separators=(",", ":")).encode()
             assert json.loads(BUILT_IN.value(payload)) == {"a": [{key: MASK}]}, key
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"token": "ETH", "usd": 1},
+        {"token": "BTC-USD"},
+        {"token": " world"},
+        {"token": "0xdAC17F958D2ee523a2206206994597C13D831ec7"},
+        {"logprobs": {"content": [{"token": "Hello2you", "logprob": -0.1, "top_logprobs": []}]}},
+        {"pagination_token": "b26zg5j9iy8m0v7", "nextToken": "AAAAxyz123456789012345678901"},
+        {"NextContinuationToken": "1ueGcxLPRx1Tr/XYExHnhbYLgveDs2J/wm36Hy4vbOwM="},
+        {"cursor": "eyJpZCI6MTIzNDU2Nzg5MH0="},
+    ],
+    ids=str,
+)
+def test_a_token_that_is_no_credential_stays(value: Any) -> None:
+    payload = json.dumps(value, separators=(",", ":")).encode()
+    assert BUILT_IN.value(payload) is payload
+
+
+@pytest.mark.parametrize("value", ["hunter2", "a" * 20, "tok3n-abc", 123456, ["x"]])
+def test_a_token_that_looks_like_a_credential_is_masked(value: Any) -> None:
+    assert json.loads(BUILT_IN.value(json.dumps({"token": value}).encode())) == {"token": MASK}
 
 
 OTHER_NAMES = """
@@ -143,8 +213,8 @@ def test_what_is_nested_too_deeply_to_be_looked_through_is_masked_whole() -> Non
 
 
 def test_nothing_is_decoded_where_nothing_is_found() -> None:
-    for pattern in finders(Names()):
-        assert pattern.search(b'[["what is the weather"],{"limit":10,"max_tokens":5,"unit":"C"}]') is None
+    search = Pure(Names())
+    assert not search(b'[["what is the weather"],{"limit":10,"max_tokens":5,"unit":"C"}]')
 
 
 # --- own rules -----------------------------------------------------------------------------------
@@ -343,11 +413,11 @@ def test_rule_21_arguments_are_compared_after_redaction(guard: Guard) -> None:
 
 def test_rule_21_a_redacted_result_is_not_replayable_and_says_so(guard: Guard) -> None:
     with guard.run("r") as run:
-        assert use({"token": "abc"}) == {"token": "abc"}
+        assert use({"password": "abc"}) == {"password": "abc"}
     completed = next(event for event in guard.history(run.id) if event.type == "step_completed")
     assert completed.data["unreplayable"] == "redacted"
     with pytest.raises(ReplayDivergenceError, match="redacted") as caught, guard.replay(run.id):
-        use({"token": "abc"})
+        use({"password": "abc"})
     assert caught.value.kind == "not_replayable"
 
 
