@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import pickle
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentguard.errors import NoActiveRunError
-from agentguard.runs.current import CURRENT, outside_allowed
+from agentguard.runs import current
+from agentguard.runs.current import outside_allowed
 from agentguard.steps import aio, generators, sync
 from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
 from agentguard.steps.model import Step, StepSpec
@@ -121,10 +125,13 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
 
 
 def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
-    """A closure: the fastest wrapper there is, bound as a method and pickled like any function."""
+    """A closure: the fastest wrapper there is, bound as a method and pickled like any function.
+
+    It names modules, not what is in them: one that is pickled by value takes what it names along.
+    """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        place = CURRENT.get()
+        place = current.CURRENT.get()
         if place is None:
             return _outside(spec, fn)(*args, **kwargs)
         if running_loop() is not None:
@@ -147,6 +154,7 @@ class _FunctionLike:
         self._fn = fn
         self._spec = spec
         self._driver = driver
+        self._name = name
         bare = _bare(fn)
         self.__code__ = bare.__code__
         self.__defaults__ = bare.__defaults__
@@ -154,10 +162,12 @@ class _FunctionLike:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return types.FunctionType
+        # cloudpickle takes functions apart, and would lose the guard: it is to ask `__reduce__`.
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        return _FunctionLike if "cloudpickle" in asking else types.FunctionType
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        place = CURRENT.get()
+        place = current.CURRENT.get()
         if place is None:
             return _outside(self._spec, self._fn)(*args, **kwargs)
         meet_loop(place)
@@ -166,11 +176,36 @@ class _FunctionLike:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
-    def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[attr-defined, no-any-return]
+    def __reduce__(self) -> Any:
+        return _pickled(self, (self._fn, self._spec, self._driver, self._name))
 
     def __repr__(self) -> str:
         return f"<guarded step {self._spec.name}>"
+
+
+def _restored(module: str, qualname: str, library: str, by_value: bytes | None) -> Any:
+    """Return a guarded function that was pickled: the one of that name here, else the one that came along."""
+    found: Any = sys.modules.get(module) if by_value is not None else importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if type(found) is _FunctionLike or by_value is None:
+        return found
+    return _FunctionLike(*importlib.import_module(library).loads(by_value))
+
+
+#: Libraries that pickle the functions of `__main__`, of notebooks and of closures by value.
+_BY_VALUE = ("cloudpickle", "dill")
+
+
+def _pickled(guarded: _FunctionLike, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return how a guarded function is pickled: by name, and by value where that may not be known."""
+    module, qualname = guarded.__module__, str(guarded.__qualname__)  # type: ignore[attr-defined]
+    local = module == "__main__" or "<locals>" in qualname
+    library = next((name for name in _BY_VALUE if name in sys.modules), "") if local else ""
+    if local and not library and "<locals>" in qualname:
+        raise pickle.PicklingError(f"{qualname} is defined inside a function: pickle it with cloudpickle")
+    by_value = sys.modules[library].dumps(parts) if library else None
+    return _restored, (module, qualname, library, by_value)
 
 
 def _driver(fn: Callable[..., Any]) -> Any:
@@ -227,11 +262,11 @@ def current_run() -> Any:
         >>> current_run() is None
         True
     """
-    place = CURRENT.get()
+    place = current.CURRENT.get()
     return None if place is None else place.run
 
 
 def current_step() -> Step | None:
     """The step whose body runs here, or None; gives `.idempotency_key` and `.settle(usage)`."""
-    place = CURRENT.get()
+    place = current.CURRENT.get()
     return None if place is None else place.step

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from agentguard._encoding import encode_call, encode_call_of_scheme_1
 from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
+from agentguard._values.kinds import NotExactError
 from agentguard._values.names import type_name
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.steps import values
@@ -177,6 +178,8 @@ class PayloadRecorder:
     def _by_codec(self, value: Any) -> Recorded:
         try:
             payload = values.by_codec(self._spec.codec, value)
+        except NotExactError as error:  # a codec that knows why
+            return self.encoded(values.readable(value), str(error))
         except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
             return None, {"unreplayable": f"its codec failed: {type_name(type(error))}"}
         return self.encoded(payload, None)

@@ -165,9 +165,11 @@ def _comes_back(error: BaseException, data: dict[str, Any]) -> bool:
     if again is None or type(again) is not type(error):
         return False
     groups = isinstance(error, BaseExceptionGroup)
-    if not groups and not same(error.args, again.args):
+    if not groups and not same(error.args, again.args, sets_in_order=False):
         return False
-    return same(_attributes(error), _attributes(again)) and _message(error) == _message(again)
+    return same(_attributes(error), _attributes(again), sets_in_order=False) and _message(error) == _message(
+        again
+    )
 
 
 def restore(

@@ -121,7 +121,7 @@ def _tagged(value: Any, returns: Any, *, by_name: bool) -> Captured:
     packer = ByNamePacker() if by_name else Packer()
     try:
         payload = _EXACT_HEAD + encode(packer.pack(value)) + b"}"
-        if same(value, restore(payload, returns, by_name=by_name)):
+        if same(value, restore(payload, returns, by_name=by_name), sets_in_order=False):
             return Captured(payload)
         reason = f"{type_name(type(value))} does not come back as it was; {advice(type(value))}"
     except NotExactError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import Command, Interrupt, Send
 
 from agentguard import ReplayDivergenceError
+from agentguard.values import NotExactError, from_json, to_json
 
 #: Marks an object that is no plain JSON; a dict of the user's own that has it is wrapped too.
 _KEY = "$langchain"
@@ -44,10 +46,6 @@ class Paused:
         self.signal = signal
 
 
-class _LostError(Exception):
-    """A value that would not come back as it was."""
-
-
 class LangChainCodec:
     """Messages, commands, sends and plain data; whatever else marks a result as not replayable.
 
@@ -59,11 +57,12 @@ class LangChainCodec:
     """
 
     def encode(self, value: Any) -> bytes:
-        """The value as JSON.  Never raises: what cannot be kept is recorded with the reason."""
-        try:
-            return _encode(_packed(value))
-        except (_LostError, TypeError, ValueError, RecursionError) as error:
-            return _encode({_KEY: "lost", "why": str(error)})
+        """Return the value as JSON.
+
+        Raises:
+            NotExactError: it would not come back; the step is marked with the reason.
+        """
+        return _encode(_packed(value))
 
     def decode(self, data: bytes) -> Any:
         """The value of `encode`.
@@ -79,7 +78,7 @@ CODEC = LangChainCodec()
 
 def _packed(value: Any) -> Any:
     cls = type(value)
-    if cls in _NONE_LOST:
+    if cls in _NONE_LOST and not (cls is float and not math.isfinite(value)):
         return value
     if cls is list:
         return [_packed(item) for item in value]
@@ -90,28 +89,29 @@ def _packed(value: Any) -> Any:
     pack = _PACKERS.get(cls)
     if pack is not None:
         return pack(value)
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return {_KEY: "model", "of": [cls.__module__, cls.__qualname__], "data": dump(mode="json")}
-    raise _LostError(f"a {cls.__qualname__} cannot be kept")
+    return {_KEY: "value", "data": to_json(value)}
 
 
 def _packed_dict(value: dict[Any, Any]) -> Any:
     if not all(type(key) is str for key in value):
-        raise _LostError("a dict whose keys are not text cannot be kept")
+        return {_KEY: "value", "data": to_json(value)}
     packed = {key: _packed(item) for key, item in value.items()}
     return {_KEY: "dict", "data": packed} if _KEY in packed else packed
 
 
 def _fields(message: BaseMessage) -> dict[str, Any]:
-    artifact = message.__dict__.get("artifact")
-    if artifact is not None and type(artifact) not in (str, int, bool, list, dict):
-        raise _LostError(f"an artifact of type {type(artifact).__qualname__} cannot be kept")
-    fields = {name: value for name, value in message.__dict__.items() if value != _USUAL.get(name, _OTHER)}
+    found = {name: value for name, value in message.__dict__.items() if not _is_usual(name, value)}
+    fields = {name: to_json(value) for name, value in found.items()}
     del fields["type"]
     if (message.id or "").startswith(_MADE_UP):
         del fields["id"]
     return fields
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    """Return whether a field has what it has by itself; a stranger's artifact is not asked."""
+    usual = _USUAL.get(name, _OTHER)
+    return type(value) is type(usual) and bool(value == usual)
 
 
 def _response(value: ModelResponse[Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _command(value: Command[Any]) -> dict[str, Any]:
 
 def _paused(value: Paused) -> dict[str, Any]:
     if not isinstance(value.signal, GraphInterrupt):
-        raise _LostError(f"a {type(value.signal).__qualname__} cannot be kept")
+        raise NotExactError(f"a {type(value.signal).__qualname__} cannot be kept")
     found = [{"value": _packed(i.value), "id": i.id} for i in value.signal.args[0]]
     return {_KEY: "interrupt", "interrupts": found}
 
@@ -175,10 +175,16 @@ def _interrupt(value: dict[str, Any]) -> Paused:
     return Paused(GraphInterrupt(found))
 
 
+def _message(value: dict[str, Any]) -> BaseMessage:
+    fields = {name: from_json(part) for name, part in value["data"].items()}
+    return messages_from_dict([{"type": value["type"], "data": fields}])[0]
+
+
 _UNPACKERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lost": _lost,
     "dict": lambda value: {key: _unpacked(item) for key, item in value["data"].items()},
-    "message": lambda value: messages_from_dict([{"type": value["type"], "data": value["data"]}])[0],
+    "message": _message,
+    "value": lambda value: from_json(value["data"]),
     "model": _model,
     "response": lambda value: ModelResponse(_unpacked(value["result"]), _unpacked(value["structured"])),
     "command": lambda value: Command(**_unpacked(value["data"])),

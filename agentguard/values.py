@@ -1,0 +1,53 @@
+"""Values for the codecs of integrations: as JSON and back, with their own type and value, or not at all.
+
+What JSON knows stays as it is; everything else is tagged by its type (`docs/replay.md` lists them).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentguard._values.kinds import NotExactError
+from agentguard._values.packing import ByNamePacker
+from agentguard._values.sameness import same
+from agentguard._values.unpacking import imported, unpack
+
+__all__ = ["NotExactError", "from_json", "to_json"]
+
+
+def to_json(value: Any) -> Any:
+    """Return a value as nothing but JSON, from which `from_json` makes the same value again.
+
+    Objects of dataclasses, attrs, msgspec, NamedTuples, pydantic models and enums are recorded by the names
+    of their classes, which must be found in an imported module.
+
+    Raises:
+        NotExactError: it would not come back as it was; the message says why, and what to do.
+
+    Example:
+        >>> from datetime import date
+        >>> to_json({"due": date(2026, 1, 2), "tags": ("a", "b")})
+        {'due': {'agentguard:date': '2026-01-02'}, 'tags': {'agentguard:tuple': ['a', 'b']}}
+    """
+    try:
+        packed = ByNamePacker().pack(value)
+        if same(value, unpack(packed, imported), sets_in_order=False):
+            return packed
+    except NotExactError:
+        raise
+    except Exception as error:
+        raise NotExactError(f"{type(value).__name__} cannot be recorded: {error}") from error
+    raise NotExactError(f"{type(value).__name__} does not come back as it was")
+
+
+def from_json(packed: Any) -> Any:
+    """Return the value of `to_json`.  Nothing is imported, and no `__init__` of a class with fields runs.
+
+    Raises:
+        NotExactError: a class is not imported, or this is none of what `to_json` gives.
+
+    Example:
+        >>> from_json({"agentguard:Decimal": "0.10"})
+        Decimal('0.10')
+    """
+    return unpack(packed, imported)
