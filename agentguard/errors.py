@@ -64,6 +64,14 @@ class RunStopped(AgentGuardError):
 
     run_id: str | None = None
 
+    @property
+    def cancels(self) -> bool:
+        """Whether the stop cancels bodies in flight: a kill and a deadline do.
+
+        A refusal does not: what is in flight has its reservation, so it finishes and is charged.
+        """
+        return True
+
 
 class BudgetExceededError(RunStopped):
     """A step asked for more than a limit leaves.
@@ -98,6 +106,11 @@ class BudgetExceededError(RunStopped):
             f"{reserved} reserved by steps in flight, {requested} more requested"
             + (f" (run {run_id})" if run_id else "")
         )
+
+    @property
+    def cancels(self) -> bool:
+        """See `RunStopped.cancels`: of all limits, that of the running time alone."""
+        return self.resource == "seconds"
 
 
 class KillSwitchTriggeredError(RunStopped):
@@ -144,6 +157,11 @@ class UnknownCostError(RunStopped):
             f"and {detail or 'this llm step does not say how much it uses'}; "
             "name it in reserve= and usage= (Usage(usd=0) says free), or give the model a price"
         )
+
+    @property
+    def cancels(self) -> bool:
+        """See `RunStopped.cancels`: it refuses one call."""
+        return False
 
 
 class StepRefused(AgentGuardError):

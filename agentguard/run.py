@@ -10,7 +10,7 @@ import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.budget.resources import NANO_USD
@@ -26,7 +26,10 @@ from agentguard.steps.block import StepBlock
 from agentguard.steps.flow import check
 from agentguard.steps.journal import Journal
 from agentguard.steps.scope import Scope
+from agentguard.steps.shielding import shielded
 from agentguard.steps.verdict import raise_verdict
+
+T = TypeVar("T")
 
 #: How often, in seconds, a block that is left looks whether its run is drained.
 _MOMENT = 0.01
@@ -296,6 +299,14 @@ class Run:
     def check(self) -> None:
         """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""
         check(self.journal, self.here().scope_key)
+
+    async def shield(self, body: Awaitable[T]) -> T:
+        """Await a step's body, to its end where only a refusal beside it cancels the task: for integrations.
+
+        Frameworks that make tool calls side by side cancel the others when one is refused; those have
+        their reservations.  A kill, a deadline and a caller's own cancellation cancel the body.
+        """
+        return await shielded(self.check, body)
 
     def _at(self, branch: str | Branch | None) -> Any:
         place = self.here()

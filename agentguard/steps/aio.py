@@ -193,7 +193,7 @@ class Body:
         journal.bodies.add(self)
         if journal.levels.timed:
             self._watch_deadline()
-        if journal.stop is not None:  # it came between the last look and this line
+        if journal.stop is not None and journal.stop.cancels:  # it came between the last look and this line
             self.stop(journal.stop)
 
     def _watch_deadline(self) -> None:

@@ -504,7 +504,7 @@ class Journal:
     def cancel(self, stop: RunStopped, scope: str) -> None:
         """Stop what is in flight inside a scope, nested runs too; the empty one is the whole run."""
         inside = self.fold.inside(scope)
-        for body in tuple(self.bodies):
+        for body in tuple(self.bodies) if stop.cancels else ():
             if body.scope in inside:
                 body.stop(stop)
         for child in tuple(self.children):

@@ -14,15 +14,7 @@ from typing import Any, Protocol
 
 from langgraph.errors import GraphBubbleUp
 
-from agentguard import (
-    AgentGuardError,
-    BudgetExceededError,
-    Run,
-    RunStopped,
-    UnknownCostError,
-    Usage,
-    current_step,
-)
+from agentguard import Run, RunStopped, Usage, current_step
 from agentguard_langchain._calls import COVER, Cover
 from agentguard_langchain._codec import Paused
 from agentguard_langchain._hooks import WATCHING
@@ -95,38 +87,8 @@ def _carry_out(call: Carried) -> Any:
 async def _carry_out_async(call: Carried) -> Any:
     inside = _Inside(call)
     with inside:
-        return inside.done(await _to_its_end(call))
+        return inside.done(await call.run.shield(asyncio.ensure_future(call.handler(call.request))))
     return Paused(inside.signal)
-
-
-async def _to_its_end(call: Carried) -> Any:
-    """The physical call, which the refusal of another call does not cut off: it has its reservation.
-
-    The core cancels whatever is in flight once the run is stopped.  A kill and a deadline are meant so; a
-    refusal beside it is not, and a sync call would not be cut off either.
-    """
-    inner = asyncio.ensure_future(call.handler(call.request))
-    try:
-        return await asyncio.shield(inner)
-    except asyncio.CancelledError:
-        if not inner.done() and _only_refused(call.run):
-            return await inner
-        inner.cancel()
-        await asyncio.wait([inner])
-        if inner.cancelled():
-            raise
-        return inner.result()  # it had its own end before the cancellation reached it
-
-
-def _only_refused(run: Run) -> bool:
-    """Whether what is stopped here, run or scope, has been refused something, and is not killed or late."""
-    try:
-        run.check()
-    except BudgetExceededError as stop:
-        return stop.resource != "seconds"
-    except AgentGuardError as error:
-        return isinstance(error, UnknownCostError)
-    return False
 
 
 class _Inside:

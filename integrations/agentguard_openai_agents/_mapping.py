@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agents import Model, ModelResponse, ModelSettings, TResponseInputItem
 from agents.items import TResponseStreamEvent
 from pydantic import TypeAdapter
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import from_json, to_json, to_jsonable_python
 
 from agentguard.cost import ModelUsage, terms_and_cost, tool_calls
 from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 #: The events that a runner needs of a stream, besides the last.
 _ITEM_DONE: Final = "response.output_item.done"
+#: Marks an event that came as a dict, as those of some models do.
+_DICT: Final = "$dict"
 _MEDIA: Final = frozenset({"input_image", "input_file", "input_audio", "computer_screenshot"})
 
 
@@ -91,18 +93,18 @@ def tokens_of(usage: Any, answer: Any = None) -> ModelUsage | None:
 
     `answer` tells more where it is the API's: who answered, in which tier, with which tools.
     """
-    if usage is None or not (usage.input_tokens or usage.output_tokens):
+    if not (field(usage, "input_tokens") or field(usage, "output_tokens")):
         return None
-    given, made = usage.input_tokens_details, usage.output_tokens_details
+    given, made = field(usage, "input_tokens_details"), field(usage, "output_tokens_details")
     counts = {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cache_read_tokens": getattr(given, "cached_tokens", None),
-        "cache_write_tokens": getattr(given, "cache_write_tokens", None),
-        "output_reasoning_tokens": getattr(made, "reasoning_tokens", None),
+        "input_tokens": field(usage, "input_tokens") or 0,
+        "output_tokens": field(usage, "output_tokens") or 0,
+        "cache_read_tokens": field(given, "cached_tokens"),
+        "cache_write_tokens": field(given, "cache_write_tokens"),
+        "output_reasoning_tokens": field(made, "reasoning_tokens"),
     }
     terms, cost = terms_and_cost(answer)
-    model = getattr(answer, "model", None)
+    model = field(answer, "model")
     return ModelUsage(
         counts={name: n for name, n in counts.items() if n is not None} | tool_calls(answer),
         terms=terms,
@@ -113,12 +115,17 @@ def tokens_of(usage: Any, answer: Any = None) -> ModelUsage | None:
 
 def answer_in(event: TResponseStreamEvent) -> Any:
     """The whole answer, if the event is the last of a stream."""
-    return getattr(event, "response", None) if event.type in _LAST else None
+    return field(event, "response") if field(event, "type") in _LAST else None
+
+
+def finished_item(event: TResponseStreamEvent) -> Any:
+    """The item of an answer that the event finishes, if it does."""
+    return field(event, "item") if field(event, "type") == _ITEM_DONE else None
 
 
 def call_ids(output: Iterable[Any]) -> list[str]:
     """The ids of the tool calls of an answer, in order."""
-    ids = (_field(item, "call_id") for item in output if str(_field(item, "type")).endswith("_call"))
+    ids = (field(item, "call_id") for item in output if str(field(item, "type")).endswith("_call"))
     return [call_id for call_id in ids if call_id]
 
 
@@ -126,13 +133,14 @@ def answered_calls(input_items: Any) -> list[str]:
     """The ids of the tool calls whose outputs an input ends with."""
     ids: list[str] = []
     for item in reversed(input_items if isinstance(input_items, list) else []):
-        if not str(_field(item, "type")).endswith("_output"):
+        if not str(field(item, "type")).endswith("_output"):
             break
-        ids.append(_field(item, "call_id"))
+        ids.append(field(item, "call_id"))
     return ids
 
 
-def _field(item: Any, name: str) -> Any:
+def field(item: Any, name: str) -> Any:
+    """A field of an object of the SDK, which may come as a dict."""
     return item.get(name) if isinstance(item, dict) else getattr(item, name, None)
 
 
@@ -142,8 +150,8 @@ def _responses() -> TypeAdapter[ModelResponse]:
 
 
 @cache
-def _events() -> TypeAdapter[list[TResponseStreamEvent]]:
-    return TypeAdapter(list[TResponseStreamEvent])
+def _event() -> TypeAdapter[TResponseStreamEvent]:
+    return TypeAdapter(TResponseStreamEvent)
 
 
 class ResponseCodec:
@@ -162,13 +170,17 @@ class StreamCodec:
     """A streamed answer as bytes: the finished items and the last event, without the pieces."""
 
     def encode(self, value: list[TResponseStreamEvent]) -> bytes:
-        """The events that a runner needs, as JSON."""
-        kept = [event for event in value if event.type in _LAST or event.type == _ITEM_DONE]
-        return _events().dump_json(kept, exclude_unset=True)
+        """The events that a runner needs, as JSON; one that came as a dict is marked."""
+        kept = [event for event in value if field(event, "type") in {*_LAST, _ITEM_DONE}]
+        return to_json([{_DICT: event} if isinstance(event, dict) else _dumped(event) for event in kept])
 
     def decode(self, data: bytes) -> list[TResponseStreamEvent]:
         """Those events again."""
-        return _events().validate_json(data)
+        return [event[_DICT] if _DICT in event else _event().validate_python(event) for event in from_json(data)]
+
+
+def _dumped(event: TResponseStreamEvent) -> Any:
+    return _event().dump_python(event, mode="json", exclude_unset=True)
 
 
 # --- tool calls ----------------------------------------------------------------------------------

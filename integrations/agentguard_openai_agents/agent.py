@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents import Agent, ModelProvider
@@ -11,7 +12,7 @@ from agentguard_openai_agents.model import GuardedModel
 from agentguard_openai_agents.tools import guard_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from agentguard import Run
     from agentguard.cost.usage import Unpriced
@@ -33,13 +34,14 @@ def guard_agent(
 ) -> Agent[C]:
     """A copy of an agent, its model and function tools guarded, and so for the agents it hands over to.
 
-    Agents behind `handoff(...)` objects and `as_tool()` are out of reach: guard them before you pass
-    them there.
+    Tools and agents that are appended to the original's lists later are found, and guarded too.  Agents
+    behind `handoff(...)` objects and `as_tool()` are out of reach: guard them before you pass them there.
 
     Args:
         agent: the agent; it stays as it is.
         run: the run that pays; by default the one that is active when the agent is run.
-        provider: resolves the names of models; by default the SDK's own.
+        provider: resolves the names of models; by default the one of the run configuration, as without
+            the guard.
         prices: what models cost; by default genai-prices.
         unpriced: `"refuse"` (default) or `"allow"` calls of a model without a price where USD are limited.
         max_output_tokens: sent as `max_tokens` with calls that name none; without it, such a call is
@@ -67,27 +69,86 @@ def guard_agent(
         "max_output_tokens": max_output_tokens,
         "clamp": clamp,
     }
-    return _guard(agent, run, models, tool_options or {}, {})
+    return _Guarding(run, models, tool_options or {}).agent(agent)
 
 
-def _guard(
-    agent: Agent[Any],
-    run: Run | None,
-    models: dict[str, Any],
-    tool_options: Mapping[str, Mapping[str, Any]],
-    done: dict[int, Agent[Any]],
-) -> Agent[Any]:
-    if id(agent) in done:
-        return done[id(agent)]
-    copied = agent.clone(
-        model=GuardedModel(agent.model or get_default_model(), run, **models),
-        tools=guard_tools(agent.tools, run, tool_options=tool_options),
-    )
-    # Those that the SDK chose for the model's name; it takes them back where it sees no name.
-    copied.model_settings = agent.model_settings
-    done[id(agent)] = copied
-    copied.handoffs = [
-        _guard(other, run, models, tool_options, done) if isinstance(other, Agent) else other
-        for other in agent.handoffs
-    ]
-    return copied
+class _Guarding:
+    """How the agents of one `guard_agent` are guarded; each has one copy."""
+
+    def __init__(
+        self, run: Run | None, models: dict[str, Any], tool_options: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self._run = run
+        self._models = models
+        self._tool_options = tool_options
+        #: By the original's id; the original is held, so that no other gets its id.
+        self._copies: dict[int, tuple[Agent[Any], Agent[Any]]] = {}
+
+    def agent(self, original: Agent[Any]) -> Any:
+        """The guarded copy of an agent."""
+        if id(original) in self._copies:
+            return self._copies[id(original)][1]
+        model = GuardedModel(original.model or get_default_model(), self._run, **self._models)
+        copied = original.clone(model=model, tools=[], handoffs=[])
+        # Those that the SDK chose for the model's name; it takes them back where it sees no name.
+        copied.model_settings = original.model_settings
+        copied.__class__ = _guarded_class(type(copied))
+        self._copies[id(original)] = original, copied
+        for name, guarded in (("tools", self._tool), ("handoffs", self._handoff)):
+            vars(copied)[f"_guarded_{name}"] = _Followed(original, name, guarded)
+        return copied
+
+    def _tool(self, tool: Any) -> Any:
+        return guard_tools([tool], self._run, tool_options=self._tool_options)[0]
+
+    def _handoff(self, other: Any) -> Any:
+        return self.agent(other) if isinstance(other, Agent) else other
+
+
+class _Followed:
+    """A list of an agent, and the guarded form of what is in it."""
+
+    def __init__(self, original: Agent[Any], name: str, guarded: Callable[[Any], Any]) -> None:
+        self._original = original
+        self._name = name
+        self._guarded = guarded
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def update(self, held: list[Any]) -> None:
+        """Bring the copy's list in step: what the original has, then what was appended to the copy."""
+        before = {id(guarded) for _, guarded in self._known.values()}
+        wanted = [self._form(item) for item in getattr(self._original, self._name)]
+        wanted += [self._form(item) for item in held if id(item) not in before]
+        if [*map(id, held)] != [*map(id, wanted)]:
+            held[:] = wanted
+
+    def _form(self, item: Any) -> Any:
+        if id(item) not in self._known:
+            self._known[id(item)] = item, self._guarded(item)
+        return self._known[id(item)][1]
+
+
+class _FollowedList:
+    """The attribute of a guarded agent: brought in step when it is read; a list that is assigned is its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, agent: Any, owner: type | None = None) -> Any:
+        if agent is None:
+            raise AttributeError(self._name)  # it has no default on the class
+        held = vars(agent)[self._name]
+        followed: _Followed | None = vars(agent).get(f"_guarded_{self._name}")
+        if followed is not None:
+            followed.update(held)
+        return held
+
+    def __set__(self, agent: Any, value: Any) -> None:
+        vars(agent)[self._name] = value
+        vars(agent).pop(f"_guarded_{self._name}", None)
+
+
+@cache
+def _guarded_class(cls: type[Agent[Any]]) -> type[Agent[Any]]:
+    members = {name: _FollowedList(name) for name in ("tools", "handoffs")}
+    return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__, "__doc__": cls.__doc__})

@@ -13,6 +13,7 @@ from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
 from agentguard_openai_agents import _mapping as m
 from agentguard_openai_agents._calls import active_run, calls_of
+from agentguard_openai_agents._runner import RUNNER_CALL, RunnerCall, install
 from agentguard_openai_agents.stops import sdk_stops
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ _STREAMS = m.StreamCodec()
 class GuardedModel(Model):
     """A model whose every call is a guarded step of the active run, each attempt of the runner too.
 
+    For all else it is the model that it guards: the SDK finds its attributes, and `isinstance` its class.
+
     Args:
-        model: a model, or a name that `provider` resolves at the first call.
+        model: a model, or a name that `provider` resolves when the model is called.
         run: the run that pays; by default the one that is active when the model is called.
         name: what the model is called in log and price book; by default its own name.
-        provider: resolves names; by default the SDK's own.
+        provider: resolves names; by default the one of the run configuration, as without the guard.
         prices: what models cost; by default genai-prices.
         unpriced: `"refuse"` or `"allow"` calls of a model without a price where USD are limited.
         max_output_tokens: sent as `max_tokens` with calls that name none.
@@ -58,20 +61,49 @@ class GuardedModel(Model):
         max_output_tokens: int | None = None,
         clamp: bool = True,
     ) -> None:
-        self._inner: Model | str = model.inner if isinstance(model, GuardedModel) else model
-        self._provider = provider
+        guarded = vars(model)["_inner"] if type(model) is GuardedModel else model
+        self._inner: Model | str = guarded
+        #: Resolves the name without a call of the runner around it, as `provider` does.
+        self._alone: RunnerCall | None = None if provider is None else RunnerCall({"model_provider": provider})
+        self._given = provider is not None
         self.run = run
-        self.name = name or m.model_name(self._inner)
+        self.name = name or m.model_name(guarded)
         self.costs = ModelCosts(
             prices or ModelPrices(), unpriced=unpriced, max_output_tokens=max_output_tokens, clamp=clamp
         )
+        install()
 
     @property
     def inner(self) -> Model:
         """The model that is guarded."""
-        if isinstance(self._inner, str):
-            self._inner = (self._provider or MultiProvider()).get_model(self._inner)
-        return self._inner
+        if isinstance(self._inner, Model):
+            return self._inner
+        return self._call().model(self._inner)
+
+    def _call(self) -> RunnerCall:
+        """What resolves the name here."""
+        call = None if self._given else RUNNER_CALL.get()
+        if call is not None:
+            return call
+        if self._alone is None:
+            self._alone = RunnerCall()
+        return self._alone
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """The class of the guarded model where that is known: the SDK decides by it what is allowed."""
+        inner = self.__dict__.get("_inner")
+        if isinstance(inner, str) and not self._given and RUNNER_CALL.get() is not None:
+            return type(self.inner)
+        return GuardedModel if inner is None or isinstance(inner, str) else type(inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_inner" not in self.__dict__:
+            raise AttributeError(name)  # asked while it is copied, and has nothing yet
+        return getattr(self.inner, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _unpickled, (), self.__dict__
 
     async def get_response(  # noqa: PLR0917 - the interface's signature
         self,
@@ -127,23 +159,32 @@ class GuardedModel(Model):
                 async for event in events:
                     answer = m.answer_in(event)
                     if answer is not None:
-                        calls_of(call.run).answered(call.agent_run, answer.output or call.finished)
-                    elif event.type == "response.output_item.done":
-                        call.finished.append(event.item)
+                        output = m.field(answer, "output") or call.finished
+                        calls_of(call.run).answered(call.agent_run, output)
+                    elif (item := m.finished_item(event)) is not None:
+                        call.finished.append(item)
                     yield event
 
     async def close(self) -> None:
-        """Close the model that is guarded."""
+        """Close the model that is guarded, and the provider that was made for its name."""
         if isinstance(self._inner, Model):
             await self._inner.close()
+        if self._alone is not None:
+            await self._alone.close()
 
     def get_retry_advice(self, request: ModelRetryAdviceRequest) -> ModelRetryAdvice | None:
         """What the model that is guarded advises."""
         return self.inner.get_retry_advice(request)
 
     async def _cleanup_on_run_end(self, owner: object) -> None:
-        if isinstance(self._inner, Model):
-            await self._inner._cleanup_on_run_end(owner)  # noqa: SLF001 - what it overrides
+        await self.inner._cleanup_on_run_end(owner)  # noqa: SLF001 - what it overrides
+        if isinstance(self._inner, str):
+            await self._call().close()
+
+
+def _unpickled() -> GuardedModel:
+    """One without contents, for `copy` and `pickle`, which would make one of the guarded model's class."""
+    return GuardedModel.__new__(GuardedModel)
 
 
 class GuardedModelProvider(ModelProvider):
@@ -157,6 +198,11 @@ class GuardedModelProvider(ModelProvider):
     def __init__(self, provider: ModelProvider | None = None, **options: Any) -> None:
         self._provider = provider or MultiProvider()
         self._options = options
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_provider" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._provider, name)
 
     def get_model(self, model_name: str | None) -> Model:
         """The model of a name, guarded."""
@@ -243,6 +289,6 @@ class _Call:
 
     def _settle(self, step: Step | None, answer: Any) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved."""
-        tokens = None if answer is None else m.tokens_of(answer.usage, answer)
+        tokens = None if answer is None else m.tokens_of(m.field(answer, "usage"), answer)
         if step is not None and tokens is not None:
             step.settle(self._guarded.costs.priced(self._guarded.name, tokens))

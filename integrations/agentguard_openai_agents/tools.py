@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class _Invoker:
         call_id = getattr(ctx, "tool_call_id", None)
 
         async def tool(**arguments: Any) -> Any:
-            return await self._inner(ctx, input)
+            return await run.shield(self._inner(ctx, input))
 
         with sdk_stops():
             result = await run.apply(
@@ -95,6 +96,13 @@ class _Invoker:
                     **self._options,
                 },
             )
-            # What the tool ran into may have been a stop, which the SDK has made a text of.
-            run.check()
+            # What the tool ran into may have been a stop, which the SDK has made a text of.  The runner has
+            # cancelled a call beside one that was refused: there the refusal is what it reports.
+            if not _is_cancelled():
+                run.check()
         return result
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
