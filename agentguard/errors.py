@@ -55,6 +55,12 @@ class AgentGuardError(Exception):
         return (_rebuild, (type(self), self.facts()))
 
 
+def _with_message(cls: type[AgentGuardError], message: str) -> AgentGuardError:
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    return error
+
+
 def _rebuild(cls: type[AgentGuardError], facts: dict[str, Any]) -> AgentGuardError:
     return cls(**facts)
 
@@ -166,6 +172,20 @@ class UnknownCostError(RunStopped):
 
 class StepRefused(AgentGuardError):
     """This one call was not made; the run itself goes on."""
+
+
+class EventLoopUnsupportedError(StepRefused):
+    """An async step was called under an event loop that is not asyncio's, such as trio's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name}: async steps run under asyncio, and no asyncio event loop runs here; call a sync "
+            "step in a thread (trio.to_thread.run_sync), or run the program with asyncio "
+            "(anyio.run(main, backend='asyncio'))"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_with_message, (type(self), *self.args))
 
 
 class ApprovalDeniedError(StepRefused):

@@ -67,6 +67,18 @@ class Run:
         #: The thread that entered the block; others need names of their own to be told apart.
         self.thread = 0
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # a copy of what holds a run holds the same run
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"run {self.id} is alive in this process and cannot be pickled: send its id, and join it "
+            "there with guard.attach(run_id)"
+        )
+
     # --- what it is ----------------------------------------------------------------------------
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from agentguard.budget.account import Amounts
-from agentguard.errors import RunStopped
+from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, sync
@@ -42,6 +42,7 @@ async def _run(
     step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     if step.journal.player is not None:
+        require_asyncio(step)
         prepare(step, args, kwargs)
         if (served := await step.journal.player.serve_async(step)) is not None:
             return served.result()
@@ -69,6 +70,14 @@ async def _run(
     return result
 
 
+def require_asyncio(step: Step) -> None:
+    """Refuse a step under another library's event loop, before anything of it is on record."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise EventLoopUnsupportedError(step.spec.name) from None
+
+
 async def _with_timeout(timeout: float | None, body: Awaitable[Any]) -> Any:
     if timeout is None:
         return await body
@@ -78,6 +87,7 @@ async def _with_timeout(timeout: float | None, body: Awaitable[Any]) -> Any:
 
 async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Everything before the body; waits without blocking the loop."""
+    require_asyncio(step)
     prepare(step, args, kwargs)
     sync.start_span(step)
     try:
