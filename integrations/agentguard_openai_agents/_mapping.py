@@ -176,7 +176,9 @@ class StreamCodec:
 
     def decode(self, data: bytes) -> list[TResponseStreamEvent]:
         """Those events again."""
-        return [event[_DICT] if _DICT in event else _event().validate_python(event) for event in from_json(data)]
+        return [
+            event[_DICT] if _DICT in event else _event().validate_python(event) for event in from_json(data)
+        ]
 
 
 def _dumped(event: TResponseStreamEvent) -> Any:

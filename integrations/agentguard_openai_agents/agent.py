@@ -69,7 +69,8 @@ def guard_agent(
         "max_output_tokens": max_output_tokens,
         "clamp": clamp,
     }
-    return _Guarding(run, models, tool_options or {}).agent(agent)
+    guarded: Agent[C] = _Guarding(run, models, tool_options or {}).agent(agent)
+    return guarded
 
 
 class _Guarding:
@@ -92,7 +93,8 @@ class _Guarding:
         copied = original.clone(model=model, tools=[], handoffs=[])
         # Those that the SDK chose for the model's name; it takes them back where it sees no name.
         copied.model_settings = original.model_settings
-        copied.__class__ = _guarded_class(type(copied))
+        cls: Any = type(copied)
+        copied.__class__ = _guarded_class(cls)
         self._copies[id(original)] = original, copied
         for name, guarded in (("tools", self._tool), ("handoffs", self._handoff)):
             vars(copied)[f"_guarded_{name}"] = _Followed(original, name, guarded)
@@ -129,7 +131,7 @@ class _Followed:
 
 
 class _FollowedList:
-    """The attribute of a guarded agent: brought in step when it is read; a list that is assigned is its own."""
+    """An attribute of a guarded agent: brought in step when it is read.  An assigned list is its own."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -149,6 +151,6 @@ class _FollowedList:
 
 
 @cache
-def _guarded_class(cls: type[Agent[Any]]) -> type[Agent[Any]]:
+def _guarded_class(cls: Any) -> Any:
     members = {name: _FollowedList(name) for name in ("tools", "handoffs")}
     return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__, "__doc__": cls.__doc__})

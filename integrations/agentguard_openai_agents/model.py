@@ -64,7 +64,9 @@ class GuardedModel(Model):
         guarded = vars(model)["_inner"] if type(model) is GuardedModel else model
         self._inner: Model | str = guarded
         #: Resolves the name without a call of the runner around it, as `provider` does.
-        self._alone: RunnerCall | None = None if provider is None else RunnerCall({"model_provider": provider})
+        self._alone: RunnerCall | None = (
+            None if provider is None else RunnerCall({"model_provider": provider})
+        )
         self._given = provider is not None
         self.run = run
         self.name = name or m.model_name(guarded)
@@ -89,8 +91,8 @@ class GuardedModel(Model):
             self._alone = RunnerCall()
         return self._alone
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """The class of the guarded model where that is known: the SDK decides by it what is allowed."""
         inner = self.__dict__.get("_inner")
         if isinstance(inner, str) and not self._given and RUNNER_CALL.get() is not None:

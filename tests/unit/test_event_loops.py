@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 from collections.abc import AsyncIterator
@@ -52,8 +53,8 @@ def test_an_async_step_under_trio_is_refused_before_it_is_on_record(way) -> None
         with pytest.raises(EventLoopUnsupportedError, match="asyncio"):
             trio.run(way, *([run] if way in {by_block, by_call} else []))
         assert ran == []
-    assert not any(event.type.startswith("step_") for event in guard.history(run.id))
-    assert run.spent.steps == 0
+        assert not any(event.type.startswith("step_") for event in guard.history(run.id))
+        assert run.spent.steps == 0
 
 
 def test_sync_steps_run_under_trio() -> None:
@@ -72,8 +73,6 @@ def test_sync_steps_run_under_trio() -> None:
 
 
 def test_a_replay_under_trio_is_refused_too() -> None:
-    import asyncio
-
     with Guard.in_memory() as guard:
         with guard.run("r") as run:
             asyncio.run(by_step())
