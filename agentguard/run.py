@@ -312,6 +312,22 @@ class Run:
         """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""
         check(self.journal, self.here().scope_key)
 
+    @property
+    def replayed(self) -> bool:
+        """Whether this is a replay, which carries nothing out: for integrations."""
+        player = self.journal.player
+        return player is not None and not player.live
+
+    def skip(self, done: Callable[[str], bool]) -> int:
+        """In a recovery, take recorded calls as done that the program will not make again: for integrations.
+
+        For frameworks with checkpoints of their own, which have the results of those calls.  `done` is
+        asked for the branch of each call that has an outcome on record and was not made yet.  Return how many
+        were taken; outside a recovery, none.
+        """
+        player = self.journal.player
+        return 0 if player is None else player.skip(done)
+
     async def shield(self, body: Awaitable[T]) -> T:
         """Await a step's body, to its end where only a refusal beside it cancels the task: for integrations.
 

@@ -79,6 +79,9 @@ class GenaiPrices:
         self._lock = threading.Lock()
         self._loaded: Any = None
 
+    def __reduce__(self) -> Any:
+        return GenaiPrices, ()  # a copy loads them by itself: modules and locks cannot be pickled
+
     @property
     def installed(self) -> bool:
         """Whether there are prices at all."""

@@ -293,6 +293,17 @@ class Player:
         self.tape.take(call)
         self._apply(call)
 
+    def skip(self, done: Callable[[str], bool]) -> int:
+        """See `agentguard.steps.served.Player`.  What has no outcome on record is not done."""
+        if not self.live:
+            return 0
+        with self._lock:
+            calls = [call for call in self.tape.left() if call.settled and done(call.branch)]
+            for call in calls:
+                if self.tape.holds(call):  # not taken with one around it
+                    self.consume(call)
+            return len(calls)
+
     def _apply(self, call: Call) -> None:
         if self._ahead is not None:  # the journal has folded the whole log
             self._ahead.passed(call)

@@ -270,8 +270,16 @@ class Tape:
                 return self.outermost(outer)
         return call
 
-    def left_over(self) -> Call | None:
-        """The first recorded call that nobody asked for."""
+    def left(self) -> list[Call]:
+        """The recorded calls that nobody asked for, in log order."""
         self.read_until(lambda: False)
         left = [call for calls in self._calls.values() for call in calls]
-        return min(left, key=lambda call: call.start.seq, default=None)
+        return sorted(left, key=lambda call: call.start.seq)
+
+    def holds(self, call: Call) -> bool:
+        """Whether nobody has asked for a call that was read."""
+        return call in self._calls.get(call.start.key or "", ())
+
+    def left_over(self) -> Call | None:
+        """The first recorded call that nobody asked for."""
+        return next(iter(self.left()), None)

@@ -7,6 +7,7 @@ prefix); a pure replay never answers so.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentguard.budget.account import Amounts
@@ -76,6 +77,15 @@ class Player(Protocol):
 
     def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
         """Raise that a generator was left, or went on, after so many items, other than on record."""
+        ...
+
+    @property
+    def live(self) -> bool:
+        """Whether calls that are not on record go live: a recovery."""
+        ...
+
+    def skip(self, done: Callable[[str], bool]) -> int:
+        """Take recorded calls as done, by their branch, that the program will not come to."""
         ...
 
     def block(self, step: Step) -> None:

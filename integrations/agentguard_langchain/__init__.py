@@ -4,6 +4,7 @@
 `create_agent(..., middleware=[..., GuardMiddleware()])`, inside `with guard.run(...)` is all it takes.
 """
 
+from agentguard_langchain._checkpoints import CheckpointedReplayError
 from agentguard_langchain._hooks import install
 from agentguard_langchain.callback import GuardCallbackHandler
 from agentguard_langchain.middleware import GuardMiddleware
@@ -16,6 +17,7 @@ from agentguard_langchain.stops import (
 from agentguard_langchain.tools import guard_tools
 
 __all__ = [
+    "CheckpointedReplayError",
     "GraphBudgetExceededError",
     "GraphKillSwitchTriggeredError",
     "GraphRunStopped",

@@ -65,7 +65,7 @@ COVER: ContextVar[Cover | None] = ContextVar("agentguard_langchain_cover", defau
 class Call:
     """One call under way, and its step."""
 
-    __slots__ = ("block", "group", "model", "run", "task")
+    __slots__ = ("block", "group", "model", "reported", "run", "task")
 
     def __init__(self, run: Run, block: Any, model: Model | None = None, group: Any = None) -> None:
         self.run = run
@@ -73,6 +73,8 @@ class Call:
         self.model = model
         #: What the calls of one `generate([...])` share.
         self.group = group
+        #: Whether the usage of this call is in that of another of its group.
+        self.reported = False
         self.task: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
 
     def finish(
@@ -154,6 +156,11 @@ class Calls:
         for run_id, call in self._grouped(group):
             self.pop(run_id)
             call.finish(error)
+
+    def report(self, group: Any) -> None:
+        """One call of a group has told what all of them used: the others used nothing more."""
+        for _, call in self._grouped(group):
+            call.reported = True
 
     def _grouped(self, group: Any) -> list[tuple[UUID, Call]]:
         if group is None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from agentguard import Run, Usage
 from agentguard.cost import ModelUsage
 from agentguard.cost.prices import GENAI_PRICES
-from agentguard.cost.usage import USUAL_OUTPUT, Bound, ModelCosts, Unpriced
+from agentguard.cost.usage import LEAST_OUTPUT, USUAL_OUTPUT, Bound, ModelCosts, Unpriced
 from agentguard.protocols import PriceBook
 
 #: A call whose length nobody has bounded may take one of this many parts of what is left, so that calls
@@ -76,8 +76,14 @@ class Costs:
             for book in books
         ]
 
-    def bound(
-        self, run: Run, model: Model, given: int, stated: int | None, profile: int | None = None
+    def bound(  # noqa: PLR0917 - the last four are one line's worth, from one place
+        self,
+        run: Run,
+        model: Model,
+        given: int,
+        stated: int | None,
+        profile: int | None = None,
+        thinking: int = 0,
     ) -> Bound:
         """What the call may use, and the `max_tokens` to send with it.
 
@@ -87,36 +93,44 @@ class Costs:
             given: an estimate of the prompt.
             stated: the bound that the call or its model is set to.
             profile: the longest answer that the model can give.
+            thinking: how many tokens of the answer are set aside to think; fewer are never sent.
 
         Raises:
             UnknownCostError: money is limited, and the model has no price.
         """
         if not limited(run):
-            return self.unlimited(model, given, stated, profile)
+            return self.unlimited(model, given, stated, profile, thinking)
         money = run.limits("usd")
         here = Here(run)
 
         def bounded(costs: ModelCosts, tokens: int | None) -> Bound:
             return costs.bound(
-                here, model.name, input_tokens=given, max_tokens=tokens, provider=model.provider
+                here,
+                model.name,
+                input_tokens=given,
+                max_tokens=tokens,
+                provider=model.provider,
+                least_output=thinking + LEAST_OUTPUT,
             )
 
         if stated is not None or self._chosen is not None or not self._sends:
             found = bounded((self._open if stated is None else self._bounded)[money], stated)
             return found if self._sends or self._chosen else found._replace(max_tokens=None)
         room = bounded(self._bounded[money], _ENDLESS).reserve.output_tokens
-        share = USUAL_OUTPUT
+        share = thinking + USUAL_OUTPUT
         if profile is not None and room != _ENDLESS:
-            share = min(profile, max(room // _SHARES, USUAL_OUTPUT))
+            share = min(profile, max(room // _SHARES, share))
         found = bounded(self._bounded[money], share)
         return found._replace(max_tokens=found.max_tokens or share)
 
-    def unlimited(self, model: Model, given: int, stated: int | None, profile: int | None = None) -> Bound:
+    def unlimited(
+        self, model: Model, given: int, stated: int | None, profile: int | None = None, thinking: int = 0
+    ) -> Bound:
         """The same where nothing is limited of a model call, so that there is nothing to clamp to.
 
         The reservation is what a call is charged that never says what it used.
         """
-        made = stated or self._chosen or profile or USUAL_OUTPUT
+        made = stated or self._chosen or profile or thinking + USUAL_OUTPUT
         tokens = Usage.from_amounts({"input_tokens": given, "output_tokens": made, "tokens": given + made})
         reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
         return Bound(reserve, self._chosen if stated is None else None)

@@ -85,6 +85,12 @@ class SoftLimits:
         #: By run and resource.
         self.promised: Counter[tuple[str, str]] = Counter()
 
+    def __deepcopy__(self, memo: Any) -> SoftLimits:
+        return self  # copies of a middleware promise out of the same room
+
+    def __reduce__(self) -> Any:
+        return SoftLimits, ()
+
     def ask(self, run: Run, name: str, usage: Usage | None) -> Promise | str:
         """The promise, or the resource that has no room for the call."""
         wanted: dict[str, Any] = {f"calls:{name}": 1}

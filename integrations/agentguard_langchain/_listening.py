@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler
 
 from agentguard import NoActiveRunError, Run, UnknownCostError, Usage, guarded_step
 from agentguard_langchain._calls import CALLS, Call
+from agentguard_langchain._checkpoints import refuse_checkpoints
 from agentguard_langchain._tree import TREE
 
 Outside = Literal["refuse", "allow"]
@@ -17,14 +19,24 @@ Outside = Literal["refuse", "allow"]
 class Listener(BaseCallbackHandler):
     """Follows the tree, so that calls are known by their place in it; makes no steps."""
 
-    #: In the caller's own task.  LangChain gives text completions of async code to inline handlers alone
-    #: when there is one: a guard that is not inline would be passed by.
-    run_inline = True
+    raise_error = True
     # Who does not say what it does with messages is given them as text: all of them, for each call.
     ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = True
     run: Run | None = None
     #: Whether a call that no context and no parent explains belongs to the only run alive.
     by_table = False
+
+    @property
+    def run_inline(self) -> bool:  # type: ignore[override]
+        """Whether LangChain calls this in the caller's own task, as it must be: that one's context counts.
+
+        Where async text completions begin, LangChain tells the inline handlers alone, if there is one, and
+        the others nothing.  There it is inline only beside another one that is.
+        """
+        manager = _beginning_completions()
+        return manager is None or any(
+            handler.run_inline for handler in manager.handlers if not isinstance(handler, Listener)
+        )
 
     def _run_here(self, parent_id: UUID | None) -> Run | None:
         return self.run or TREE.run_here(parent_id, by_table=self.by_table)
@@ -42,6 +54,8 @@ class Listener(BaseCallbackHandler):
     ) -> None:
         """Note where it lies."""
         run = self._run_here(parent_run_id)
+        if run is not None and parent_run_id is None:
+            refuse_checkpoints(run, str(kwargs.get("name")))
         if run is not None and TREE.get(run_id) is None:
             TREE.begin(run_id, run, TREE.place(run, parent_run_id, tags, metadata, inputs))
 
@@ -54,10 +68,20 @@ class Listener(BaseCallbackHandler):
         close(run_id)
 
 
+_BEGIN = AsyncCallbackManager.on_llm_start.__code__
+
+
+def _beginning_completions() -> AsyncCallbackManager | None:
+    """The manager that asks who is inline, where it is about to tell that text completions begin."""
+    frame = sys._getframe(2)  # noqa: SLF001 - nothing else tells an attribute who reads it
+    if frame.f_code is not _BEGIN and frame.f_back is not None:
+        frame = frame.f_back  # the comprehension in it, which has a frame of its own before Python 3.12
+    return frame.f_locals.get("self") if frame.f_code is _BEGIN else None
+
+
 class Guarding(Listener):
     """Begins and ends calls as steps."""
 
-    raise_error = True
     ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = False
     _allowed = False
 

@@ -79,6 +79,22 @@ def output_bound(
     return next((n for n in stated if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
 
 
+def thinking_tokens(settings: Mapping[str, Any], model: Any = None) -> int:
+    """Return how many tokens of the answer are set aside to think, by the call's settings or its model's.
+
+    Example:
+        >>> thinking_tokens({"thinking": {"type": "enabled", "budget_tokens": 10_000}})
+        10000
+    """
+    for name in ("thinking", "thinking_budget", "additional_model_request_fields"):
+        found = settings.get(name, getattr(model, name, None))
+        if isinstance(found, Mapping):
+            found = found.get("budget_tokens") or thinking_tokens(found)
+        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
+            return found
+    return 0
+
+
 def limit_name(settings: Mapping[str, Any], fields: Iterable[str]) -> str:
     """What this model calls its output limit: as the settings do, else as its own fields do."""
     for names in (settings, frozenset(fields)):
@@ -294,6 +310,20 @@ def graph_part(metadata: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=1024)
 def _task_part(node: str, step: Any) -> str:
     return f"{escaped(node)}@{step}"
+
+
+def is_before(path: str, around: str, step: int) -> bool:
+    """Return whether a branch is of a graph's task before a step, or inside one; `around` is the graph's.
+
+    Example:
+        >>> is_before("tools@4.1/ask#1", "", 5), is_before("model@5", "", 5), is_before("x/a@1", "", 5)
+        (True, False, False)
+    """
+    below = path.removeprefix(f"{around}/") if around else path
+    if around and below == path:
+        return False
+    number = below.partition("/")[0].rpartition("@")[2].partition(".")[0].partition("#")[0]
+    return "@" in below.partition("/")[0] and number.isdigit() and int(number) < step
 
 
 def numbered(path: str, index: int) -> str:

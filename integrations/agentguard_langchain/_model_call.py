@@ -33,6 +33,7 @@ class Asked:
         self.name = f"chat {self.model.name}"
         self.attributes = m.model_attributes("chat", self.model.name, params)
         self.stated = m.output_bound(self.settings, params)
+        self.thinking = m.thinking_tokens(self.settings, self._of)
         self.profile = m.output_bound({}, {}, getattr(self._of, "profile", None))
         self.limit = m.limit_name(self.settings, getattr(type(self._of), "model_fields", ()))
 
@@ -70,7 +71,7 @@ class ModelCall:
         self._unpriced: UnknownCostError | None = None
         given = self._prompt.tokens + self._tools.tokens
         self._limited = limited(run)
-        bounded = (asked.model, given, asked.stated, asked.profile)
+        bounded = (asked.model, given, asked.stated, asked.profile, asked.thinking)
         try:
             bound = costs.bound(run, *bounded) if self._limited else costs.unlimited(*bounded)
         except UnknownCostError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard import AgentGuardError, Run, UnknownCostError
+from agentguard import AgentGuardError, Run, UnknownCostError, Usage
 from agentguard.cost import ModelUsage
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
@@ -161,6 +161,10 @@ class GuardCallbackHandler(Guarding):
                 self._charge(parent_run_id, tokens, message)
         elif call.model is not None:
             usage = None if tokens is None else self._costs.used(call.run, call.model, tokens)
+            if usage is None and call.reported:
+                usage = Usage(usd=0)
+            elif usage is not None and message is None:
+                CALLS.report(call.group)
             result = m.answer_data(message) if message is not None else getattr(answer, "text", None)
             call.finish(usage=usage, result=result)
 

@@ -14,6 +14,7 @@ from agentguard.cost.usage import Unpriced
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
 from agentguard_langchain import _steps
+from agentguard_langchain._checkpoints import resume
 from agentguard_langchain._codec import CODEC
 from agentguard_langchain._costs import Costs
 from agentguard_langchain._hooks import listen
@@ -87,6 +88,10 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         self._asked: Asked | None = None
         self._watch = GuardCallbackHandler(run, prices=prices, unpriced=unpriced, outside="allow")
         listen()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what is known of the last model, for `copy` and `pickle`: clients hold locks and sockets.
+        return {**self.__dict__, "_asked": None}
 
     # --- models --------------------------------------------------------------------------------
 
@@ -242,8 +247,11 @@ def _place(run: Run) -> Place:
         return graph_place(run, {})
     node = TREE.get(getattr(config.get("callbacks"), "parent_run_id", None))
     if node is not None and node.run is run:
-        return node.place
-    return graph_place(run, config.get("metadata") or {})
+        place = node.place
+    else:
+        place = graph_place(run, config.get("metadata") or {})
+    resume(run, place, config)
+    return place
 
 
 def _tool_place(run: Run, request: ToolCallRequest) -> Place:

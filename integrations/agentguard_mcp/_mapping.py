@@ -12,6 +12,11 @@ Effect = Literal["read", "idempotent", "once"]
 
 _NAMED = (BudgetExceededError, KillSwitchTriggeredError, UnknownCostError)
 _LONGEST_NAME = 128
+_PROTOCOL = (
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientInfo",
+    "io.modelcontextprotocol/clientCapabilities",
+)
 
 
 class ToolCall(NamedTuple):
@@ -40,6 +45,17 @@ def step_name(tool: str) -> str:
 def branch_name(request_id: Any) -> str:
     """The branch of a request, by the id that the client gave it."""
     return f"request-{quote(str(request_id), safe='')[:_LONGEST_NAME]}"
+
+
+def listing_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters of a `tools/list` request of our own, sent while another is served.
+
+    Of the other's `_meta` it takes what the protocol wants in each request, and nothing that is the caller's:
+    no progress token, no trace, no data of an application.
+    """
+    meta = (params or {}).get("_meta")
+    kept = {name: meta[name] for name in _PROTOCOL if name in meta} if isinstance(meta, Mapping) else {}
+    return {"_meta": kept} if kept else {}
 
 
 def effects(tools: Iterable[Any]) -> dict[str, Effect]:

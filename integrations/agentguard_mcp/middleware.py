@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
-from mcp.shared.exceptions import MCPError
-from pydantic import ValidationError
 
 from agentguard import AgentGuardError, NoActiveRunError, Run, current_run
 from agentguard_mcp import _mapping as m
 from agentguard_mcp.errors import GuardError
 
+_log = logging.getLogger("agentguard")
+#: How many unknown names of tools are asked for.
+_NAMES = 1000
 #: How many pages of `tools/list` are read for hints.
 _PAGES = 100
 
@@ -44,13 +46,15 @@ class GuardMiddleware(ServerMiddleware[Any]):
         self._run = run
         self._tool_options = tool_options or {}
         self._effects: dict[str, m.Effect] = {}
+        #: Tools that the server was asked about, whether it listed them or not.
+        self._asked: set[str] = set()
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         """Guard the request, if it is a tool call."""
         call = m.tool_call(ctx.params) if ctx.method == "tools/call" else None
         if call is None or ctx.request_id is None:
             return await call_next(ctx)
-        if call.name not in self._effects:
+        if self._is_new(call.name):
             await self._read_hints(ctx, call_next)
         try:
             return await self._step(ctx, call, call_next)
@@ -89,14 +93,21 @@ class GuardMiddleware(ServerMiddleware[Any]):
             )
         return run
 
+    def _is_new(self, tool: str) -> bool:
+        """Whether to ask for the hints of a tool: once, and not for ever, since clients choose the names."""
+        if tool in self._effects or tool in self._asked or len(self._asked) >= _NAMES:
+            return False
+        self._asked.add(tool)
+        return True
+
     async def _read_hints(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> None:
-        """Ask the server for its tools; one that does not say has no hints."""
-        meta = (ctx.params or {}).get("_meta")
-        params: dict[str, Any] = {} if meta is None else {"_meta": meta}
+        """Ask the server for its tools.  One that does not say, or fails, may have tools all the same."""
+        params: dict[str, Any] = m.listing_params(ctx.params)
         for _ in range(_PAGES):
             try:
                 listed: Any = await call_next(replace(ctx, method="tools/list", params=params))
-            except (MCPError, ValidationError):
+            except Exception:  # noqa: BLE001 - whatever it was, the call itself may be served
+                _log.debug("the tools could not be listed: no hints are known", exc_info=True)
                 return
             if not isinstance(listed, Mapping):
                 return

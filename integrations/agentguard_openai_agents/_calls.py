@@ -46,9 +46,7 @@ class Calls:
         if call is None or call.resumed:
             known = self._asker(m.answered_calls(input_items))
         if known is None:
-            with run.branch("agent") as branch:
-                pass
-            known = AgentRun(branch)
+            known = AgentRun(_new_branch(run, call))
             self._agent_runs.append(known)
         if call is not None:
             self._by_runner[call] = known
@@ -75,6 +73,13 @@ class Calls:
         """The newest agent run that asked for one of some tool calls."""
         wanted = set(call_ids)
         return next((one for one in reversed(self._agent_runs) if not wanted.isdisjoint(one.asked)), None)
+
+
+def _new_branch(run: Run, call: RunnerCall | None) -> Any:
+    if call is not None and call.run is run:
+        return call.branch
+    with run.branch("agent") as branch:
+        return branch
 
 
 _CALLS: WeakKeyDictionary[Run, Calls] = WeakKeyDictionary()

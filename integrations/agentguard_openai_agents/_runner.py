@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from agents import ModelProvider, MultiProvider, RunConfig, RunState
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 
+from agentguard import Run, current_run
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,6 +32,17 @@ class RunnerCall:
         self._models: dict[str, Model] = {}
         #: Whether it goes on from a `RunState`.
         self.resumed = resumed
+        #: The guarded run that it was made in, and its branch there: that of the code that made it, not of
+        #: whichever task of the SDK's first asks a model.
+        self.run: Run | None = None
+        self.branch: Any = None
+
+    def begin(self) -> None:
+        """Note where it is made."""
+        self.run = current_run()
+        if self.run is not None:
+            with self.run.branch("agent") as self.branch:
+                pass
 
     def model(self, name: str) -> Model:
         """The model of a name, by the provider of the run configuration; one for the whole call."""
@@ -85,6 +98,7 @@ def install() -> None:
 @contextmanager
 def _called(input: Any, options: dict[str, Any]) -> Iterator[None]:
     call = RunnerCall(options.get("run_config"), resumed=isinstance(input, RunState))
+    call.begin()
     token = RUNNER_CALL.set(call)
     try:
         yield

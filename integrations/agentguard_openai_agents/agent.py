@@ -114,20 +114,25 @@ class _Followed:
         self._original = original
         self._name = name
         self._guarded = guarded
-        self._known: dict[int, tuple[Any, Any]] = {}
+        #: What the original had, by its id, with the guarded form; both are held, so that ids stay theirs.
+        self._theirs: dict[int, tuple[Any, Any]] = {}
+        #: The guarded forms of what was appended to the copy itself.
+        self._own: list[Any] = []
 
     def update(self, held: list[Any]) -> None:
         """Bring the copy's list in step: what the original has, then what was appended to the copy."""
-        before = {id(guarded) for _, guarded in self._known.values()}
-        wanted = [self._form(item) for item in getattr(self._original, self._name)]
-        wanted += [self._form(item) for item in held if id(item) not in before]
+        theirs = {id(form) for _, form in self._theirs.values()}
+        known = {id(form) for form in self._own}
+        appended = [item for item in held if id(item) not in theirs]
+        self._own = [item if id(item) in known else self._guarded(item) for item in appended]
+        wanted = [*map(self._form, getattr(self._original, self._name)), *self._own]
         if [*map(id, held)] != [*map(id, wanted)]:
             held[:] = wanted
 
     def _form(self, item: Any) -> Any:
-        if id(item) not in self._known:
-            self._known[id(item)] = item, self._guarded(item)
-        return self._known[id(item)][1]
+        if id(item) not in self._theirs:
+            self._theirs[id(item)] = item, self._guarded(item)
+        return self._theirs[id(item)][1]
 
 
 class _FollowedList:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -56,6 +57,24 @@ def input_tokens(data: dict[str, Any], parameters: ModelRequestParameters) -> in
 def max_tokens(*layers: ModelSettings | None) -> int | None:
     """The bound on the answer that the first of some settings names."""
     return next((layer["max_tokens"] for layer in layers if layer and layer.get("max_tokens")), None)
+
+
+def thinking_tokens(*layers: ModelSettings | None) -> int:
+    """Return how many tokens of the answer the first of some settings sets aside to think.
+
+    Example:
+        >>> thinking_tokens({"anthropic_thinking": {"type": "enabled", "budget_tokens": 10_000}})
+        10000
+    """
+    for layer in layers:
+        for name, setting in (layer or {}).items():
+            whole = setting if isinstance(setting, Mapping) else {}
+            part = whole.get("thinking") if name == "bedrock_additional_model_requests_fields" else whole
+            part = part if isinstance(part, Mapping) else {}
+            found = part.get("budget_tokens") or part.get("thinking_budget")
+            if isinstance(found, int) and not isinstance(found, bool) and found > 0:
+                return found
+    return 0
 
 
 def with_max_tokens(settings: ModelSettings | None, limit: int) -> ModelSettings:

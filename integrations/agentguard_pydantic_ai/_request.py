@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 
 from agentguard import NoActiveRunError, Run, Step, Usage, current_run, current_step
-from agentguard.cost.usage import ModelCosts
+from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts
 from agentguard_pydantic_ai import _mapping as m
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Request:
             provider=self._model.system,
             input_tokens=m.input_tokens(self._data, self._parameters),
             max_tokens=m.max_tokens(self._settings, self._model.settings),
+            least_output=m.thinking_tokens(self._settings, self._model.settings) + LEAST_OUTPUT,
         )
         if bound.max_tokens is not None:
             self._settings = m.with_max_tokens(self._settings, bound.max_tokens)

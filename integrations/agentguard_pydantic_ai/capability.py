@@ -126,9 +126,10 @@ class GuardCapability(AbstractCapability[Any]):
     ) -> Any:
         """One tool call as one step, at its place in the answer that asked for it."""
         guarding = self._bound()
+        run = active_run(guarding.run)
 
         async def tool(**arguments: Any) -> Any:
-            return await handler(arguments)
+            return await run.shield(handler(arguments))
 
         options = {
             "kind": "tool",
@@ -139,4 +140,4 @@ class GuardCapability(AbstractCapability[Any]):
         if guarding.branch is not None:
             place = f"turn{ctx.run_step}.{m.place_of(ctx.messages, call)}"
             options["branch"] = guarding.branch.child(place)
-        return await active_run(guarding.run).apply(call.tool_name, tool, (), args, **options)
+        return await run.apply(call.tool_name, tool, (), args, **options)

@@ -220,6 +220,65 @@ def test_a_low_level_server_is_guarded_whatever_it_lists(guard: Guard, mode: Any
     assert (started.name, started.data.get("effect", "once")) == ("tool-2", "read" if lists else "once")
 
 
+@pytest.mark.parametrize("error", [ConnectionError("upstream is down"), PermissionError(), MCPError(1, "no")])
+def test_a_server_whose_listing_fails_has_tools_all_the_same(
+    guard: Guard, mode: Any, error: Exception
+) -> None:
+    called = []
+
+    async def listing(ctx: Any, params: Any) -> Any:
+        raise error
+
+    async def call(ctx: Any, params: Any) -> types.CallToolResult:
+        called.append(params.name)
+        return types.CallToolResult(content=[types.TextContent(text="ok")])
+
+    server: Server[Any] = Server("proxy", on_call_tool=call, on_list_tools=listing)
+    server.middleware.append(GuardMiddleware())
+
+    async def main() -> None:
+        async with Client(server, mode=mode) as client:
+            with contextlib.suppress(Exception):  # this client asks for the listing itself, afterwards
+                await client.call_tool("look", {})
+
+    with guard.run("server") as run:
+        asyncio.run(main())
+    assert called == ["look"]
+    assert [e.data["effect"] for e in guard.history(run.id) if e.type == "step_started"] == ["once"]
+
+
+def test_an_unlisted_tool_is_asked_for_once_and_by_none_of_the_callers_meta(guard: Guard, mode: Any) -> None:
+    asked: list[Any] = []
+
+    async def listing(ctx: Any, params: Any) -> types.ListToolsResult:
+        asked.append(ctx.params if hasattr(ctx, "params") else params)
+        return types.ListToolsResult(tools=[])
+
+    async def call(ctx: Any, params: Any) -> types.CallToolResult:
+        return types.CallToolResult(content=[types.TextContent(text="ok")])
+
+    seen: list[Any] = []
+
+    async def watch(ctx: Any, call_next: Any) -> Any:
+        if ctx.method == "tools/list":
+            seen.append(dict((ctx.params or {}).get("_meta") or {}))
+        return await call_next(ctx)
+
+    server: Server[Any] = Server("pages", on_call_tool=call, on_list_tools=listing)
+    server.middleware[:] = [GuardMiddleware(), watch]
+
+    async def main() -> None:
+        async with Client(server, mode=mode) as client:
+            for _ in range(5):
+                await client.call_tool("hidden", {}, meta={"tenant": "acme", "progressToken": 7})
+
+    with guard.run("server"):
+        asyncio.run(main())
+    ours = [meta for meta in seen if "io.modelcontextprotocol/clientInfo" in meta or not meta]
+    assert len(seen) <= 2  # ours, and one of the client's own
+    assert not any({"tenant", "progressToken"} & set(meta) for meta in ours)
+
+
 def test_options_of_a_tool_are_those_of_a_step(guard: Guard, mode: Any) -> None:
     options = {"put": {"usage": Usage(writes=1), "effect": "once"}}
     calculator = Calculator(GuardMiddleware(tool_options=options))
