@@ -1,4 +1,8 @@
-"""Which process this is, and whether another one is alive."""
+"""Which process this is, and whether another one is alive.
+
+A pid means something within its PID namespace alone.  Two containers may share a host name, a boot id and
+a state directory, and not see each other's processes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+#: The inode of a kernel's first PID namespace.
+INITIAL_NAMESPACE = 0xEFFFFFFC
 
 
 @cache
@@ -19,44 +26,66 @@ def _host() -> tuple[str, str]:
     return platform.node(), boot
 
 
+def pid_namespace() -> int:
+    """Return the number of this process's PID namespace; 0 where there are none, or it cannot be told."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 where it cannot be told.
+    """Return when a process of this PID namespace started, in clock ticks since boot; 0: it cannot be told.
 
     Raises:
         ProcessLookupError: there is no such process.
     """
-    if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_bytes().decode("utf-8", "replace")
-        except (FileNotFoundError, ProcessLookupError):
-            raise ProcessLookupError(pid) from None
-        except OSError:
-            return 0
-        fields = stat.rpartition(")")[2].split()
-        if fields[0] in ("Z", "X"):  # a zombie runs nothing any more
-            raise ProcessLookupError(pid)
-        return int(fields[19])
-    os.kill(pid, 0)
-    return 0
+    mine = pid == os.getpid()
+    if sys.platform != "linux" or not (mine or _proc_is_of_this_namespace()):
+        os.kill(pid, 0)
+        return 0
+    try:
+        stat = Path(f"/proc/{'self' if mine else pid}/stat").read_bytes().decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(pid) from None
+    except OSError:
+        return 0
+    fields = stat.rpartition(")")[2].split()
+    if fields[0] in ("Z", "X"):  # a zombie runs nothing any more
+        raise ProcessLookupError(pid)
+    return int(fields[19])
+
+
+def _proc_is_of_this_namespace() -> bool:
+    """Whether `/proc` lists the processes of this namespace, which a new one may have to mount for itself."""
+    try:
+        return Path("/proc/self").readlink().name == str(os.getpid())
+    except OSError:
+        return False
 
 
 def identity() -> dict[str, Any]:
-    """This process as a run's row names its owner."""
+    """Return this process as a run's row names its owner."""
     host, boot = _host()
     pid = os.getpid()
-    return {"host": host, "boot": boot, "pid": pid, "start": start_time(pid)}
+    return {"host": host, "boot": boot, "pid_ns": pid_namespace(), "pid": pid, "start": start_time(pid)}
 
 
 def is_alive(owner: dict[str, Any]) -> bool | None:
-    """Whether an owner lives: True, False, or None where this host cannot tell."""
-    host, boot = _host()
-    if owner.get("host") != host:
+    """Say whether an owner lives: True, False, or None where this process cannot tell.
+
+    Only a process that is missing from this PID namespace, and was of it, is provably dead.  Of every other
+    owner the heartbeat has to tell: on another host, in another container, from before a restart.
+    """
+    mine = identity()
+    if any(owner.get(name) != mine[name] for name in ("host", "boot", "pid_ns")):
         return None
-    if owner.get("boot") != boot:
-        return False  # the host was restarted since
     try:
-        return start_time(int(owner["pid"])) == int(owner.get("start", 0))
+        started = start_time(int(owner["pid"]))
     except ProcessLookupError:
         return False
-    except (PermissionError, KeyError, TypeError, ValueError):
+    except (PermissionError, KeyError, TypeError, ValueError, OverflowError):
         return None
+    if started == owner.get("start", 0):
+        return True
+    return None if started == 0 else False

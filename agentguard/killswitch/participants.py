@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch.acks import collect
-from agentguard.killswitch.waker import Waker, live_processes
+from agentguard.killswitch.waker import Waker, is_alive, live_processes
 
 if TYPE_CHECKING:
     from agentguard.killswitch.files import KillFiles
@@ -115,7 +115,7 @@ class Participants:
     def roster(self) -> set[Process]:
         """The live processes that take part."""
         table = self._files.current().table
-        roster = {entry.holder for entry in table.taken() if entry.holder.alive}
+        roster = {entry.holder for entry in table.taken() if is_alive(self._live, entry.holder)}
         # Where the page was made again, some may not have come to their new table yet.
         return roster if table.full else roster | live_processes(self._live)
 
@@ -130,7 +130,7 @@ class Participants:
         roster = self.roster()
 
         def count() -> tuple[int, int]:
-            late = {process: process.alive for process in self.missing(roster, generation)}
+            late = {process: is_alive(self._live, process) for process in self.missing(roster, generation)}
             roster.difference_update(process for process, alive in late.items() if not alive)
             return len(roster), len(roster) - sum(late.values())
 

@@ -1,7 +1,9 @@
 """A process that takes part: its entry in the page, and the thread that a killer can wake.
 
 A killer wakes participants through FIFOs, since nothing else that lives in a directory can be
-waited for without polling.  A FIFO is named `<pid>.<start>.<number>.fifo`.
+waited for without polling.  A FIFO is named `<pid>.<start>.<number>.fifo`, and, by a process of another
+PID namespace than the machine's first, `<pid>.<start>.<number>.<namespace>.fifo`.  It is open for as long
+as its process lives: that is how processes of other namespaces are told to be alive.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import select
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Seconds that the thread is given to end.
 _ENDING = 2.0
+
+#: How long, in seconds, a FIFO may be there before its process opens it.
+_BEING_MADE = 10.0
 
 _numbers = count(1)
 
@@ -48,7 +54,8 @@ class Waker:
         if live.is_symlink():
             raise OSError(errno.ELOOP, "is a link, and processes would be woken elsewhere", str(live))
         _sweep(live)
-        self.fifo = live / f"{self.process.pid}.{self.process.start}.{next(_numbers)}.fifo"
+        self._live = live
+        self.fifo = live / _name(self.process, next(_numbers))
         self.fifo.unlink(missing_ok=True)
         os.mkfifo(self.fifo, 0o600)
         # Open for writing as well, so that it never comes to an end.
@@ -85,7 +92,9 @@ class Waker:
 
     def claim_entry(self, page: Page, generation: int) -> None:
         """Claim an entry; with the table full, take part uncounted.  The home's lock is held."""
-        self._entry = page.table.claim(self.process, generation)
+        self._entry = page.table.claim(
+            self.process, generation, lambda process: is_alive(self._live, process)
+        )
         self.page = page
 
     def acknowledge(self, generation: int) -> None:
@@ -151,8 +160,33 @@ def wake(live: Path) -> None:
 
 
 def live_processes(live: Path) -> set[Process]:
-    """The live processes that can be woken."""
-    return {process for _, process in _fifos(live) if process.alive}
+    """Return the live processes that can be woken."""
+    return {
+        process for fifo, process in _fifos(live) if (process.alive if process.is_local else _is_open(fifo))
+    }
+
+
+def is_alive(live: Path, process: Process) -> bool:
+    """Say whether a participant lives; one of another PID namespace does while it has a FIFO open."""
+    if process.is_local:
+        return process.alive
+    return any(_is_open(fifo) for fifo, holder in _fifos(live) if holder == process)
+
+
+def _is_open(fifo: Path) -> bool:
+    """Whether some process has a FIFO open, or is about to."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.ENXIO and time.time() - _made_at(fifo) < _BEING_MADE
+    return True
+
+
+def _made_at(fifo: Path) -> float:
+    try:
+        return fifo.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _sweep(live: Path) -> None:
@@ -162,7 +196,7 @@ def _sweep(live: Path) -> None:
 
 
 def _remove_if_dead(fifo: Path, process: Process) -> None:
-    if not process.alive:
+    if not (process.alive if process.is_local else _is_open(fifo)):
         with suppress(OSError):
             fifo.unlink()
 
@@ -175,6 +209,12 @@ def _fifos(live: Path) -> Iterator[tuple[Path, Process]]:
     except OSError:
         return
     for name in names:
-        parts = name.split(".")
-        if len(parts) == 4 and parts[3] == "fifo" and parts[0].isdigit() and parts[1].isdigit():
-            yield live / name, Process(int(parts[0]), int(parts[1]))
+        *numbers, kind = name.split(".")
+        if kind == "fifo" and len(numbers) in (3, 4) and all(number.isdigit() for number in numbers):
+            pid, start, _, *namespace = map(int, numbers)
+            yield live / name, Process(pid, start, *namespace)
+
+
+def _name(process: Process, number: int) -> str:
+    numbers = [process.pid, process.start, number, *([process.namespace] if process.namespace else [])]
+    return ".".join(map(str, numbers)) + ".fifo"

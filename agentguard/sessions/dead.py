@@ -10,6 +10,7 @@ from agentguard.killswitch.model import Kill
 from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
 from agentguard.sessions.loading import load_journal
+from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.steps.parts import Parts
 
 _ALIVE = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
@@ -26,10 +27,13 @@ def close_dead_run(components: Parts, row: RunRow) -> RunRow:
         return row
     if not _any_covers(components.switch.kills(), row):
         return row
+    for child in components.store.children(row.run_id):
+        close_dead_run(components, child)
     journal = load_journal(components, row)
     kill = components.switch.find(row.tenant, row.run_id, journal.fold.generation)
     if kill is not None:
         with contextlib.suppress(StoreUnavailableError):
+            close_ended_nested_runs(journal)
             journal.end(kill.error(row.run_id))
     return components.store.row(row.run_id) or row
 

@@ -11,7 +11,6 @@ from uuid import UUID
 
 from agentguard._encoding import VALUE_SCHEME
 from agentguard.budget.model import Budget
-from agentguard.errors import RunExistsError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
@@ -37,6 +36,9 @@ KEY_SCHEME = 1
 
 class LiveSession(OwnedSession):
     """A new run: put on record when its block is entered."""
+
+    #: Whether the log of the run around it has this run already: an earlier version died between the two.
+    is_in_outer_log = False
 
     def __init__(self, runtime: Runtime, options: RunOptions) -> None:
         around = None if options.detached else _outer_position(runtime, options.name)
@@ -84,8 +86,7 @@ class LiveSession(OwnedSession):
                 name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=self._metadata
             )
         try:
-            outer = self._enter_outer_run()
-            journal = self._create(generation, outer, span, started=kill is None)
+            journal = self._put_on_record(generation, span, started=kill is None)
         except BaseException as error:
             if span is not None:
                 span.end(error=error, state="FAILED", head=None, usage={}, steps=0)
@@ -102,26 +103,31 @@ class LiveSession(OwnedSession):
             raise stop
         return journal
 
-    def _enter_outer_run(self) -> list[Outer]:
-        """Record this run in the run around it, whose levels now take charges from two logs."""
+    def _put_on_record(self, generation: int, span: Any, *, started: bool) -> Journal:
+        """Create the run; a nested one in one act with the event that the run around it has of it.
+
+        From there on the levels of the run around it take charges from two logs.
+        """
         if self.around is None:
-            return []
+            return self._create(generation, [], span, started=started)
         parent: Journal = self.around.journal
         scope = self.around.scope_key
         check(parent, scope)
-        if self.runtime.components.store.row(self.run_id) is not None:
-            raise RunExistsError(self.run_id)  # before the run around it has the nested one on record
         with parent.deciding():
             check(parent, scope)
             movements, outer = parent.levels.sharing(scope)
-            data: dict[str, Any] = {"run": self.run_id}
-            if scope:
-                data["scope"] = scope
-            if self.around.step is not None:
-                data["parent"] = self.around.step.key
-            record = Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.pos, self.name, data=data)
-            parent.act([record], movements=movements)
-        return outer
+            journal = self._create(generation, outer, span, started=started)  # first: its id may be taken
+            if not self.is_in_outer_log:
+                parent.act([self._opened(parent, self.around)], movements=movements)
+        return journal
+
+    def _opened(self, parent: Journal, around: Place) -> Record:
+        data: dict[str, Any] = {"run": self.run_id}
+        if around.scope_key:
+            data["scope"] = around.scope_key
+        if around.step is not None:
+            data["parent"] = around.step.key
+        return Record(0, ev.SCOPE_OPENED, parent.clock.wall(), self.key, self.pos, self.name, data=data)
 
     # --- the first events ----------------------------------------------------------------------
 

@@ -77,7 +77,8 @@ class NestedSession(LiveSession):
             if not player.live:
                 expected = f"the log of run {recorded}, which was opened here"
                 player.diverge(NOT_REPLAYABLE, self.key, expected, "it is not in this store")
-            return None  # the crash came between the two logs
+            self.is_in_outer_log = True
+            return None
         if not player.live or RunState(row.state).final:
             self.run_id = recorded  # of a fork's origin, where that is what it is served from
             return ReplaySession(self.runtime, row, components=components, around=player)

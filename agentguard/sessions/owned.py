@@ -17,6 +17,7 @@ from agentguard.runs.termination import COMPLETED, termination
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.base import Session
+from agentguard.sessions.nested_ends import closing
 from agentguard.sessions.options import RunOptions
 from agentguard.steps import sync
 from agentguard.steps.journal import Journal
@@ -47,6 +48,8 @@ class OwnedSession(Session):
         self.pos = pos
         #: What arrived when the block was left; a list, since that may be None.
         self._left: list[BaseException | None] = []
+        #: Whether the run around it has been charged what this one used.
+        self._charged = False
 
     # --- taking part ---------------------------------------------------------------------------
 
@@ -75,20 +78,21 @@ class OwnedSession(Session):
         if not journal.owner:  # a forked child leaves the block: its parent ends the run
             return journal.stop
         if self._left:  # the end could not be put on record, and is tried again
-            self._finish(journal, self._left[0])
+            self._end_in_outer_run(journal, self._left[0])
         else:
             self._left.append(error)
             self._settle_generators(journal)
             try:
-                self._finish(journal, error)
+                self._find_stop(journal, error)
+                self._end_in_outer_run(journal, error)
             finally:
                 self.leave_outer_run(journal)
                 drain.forget(self.runtime, journal)
                 self.end_span(journal, journal.stop or error)
         return None if journal.fold.state is RunState.COMPLETED else journal.stop
 
-    def _finish(self, journal: Journal, error: BaseException | None) -> None:
-        """Put the end on record.  That it cannot be is raised, unless something else is already."""
+    def _find_stop(self, journal: Journal, error: BaseException | None) -> None:
+        """Let a stop that the run has not met yet stop it: a kill, or what its own block raised."""
         if journal.stop is None and journal.signal[GENERATION] != journal.seen:
             with contextlib.suppress(AgentGuardError):
                 journal.look()  # a kill that no step has met is found here
@@ -98,6 +102,9 @@ class OwnedSession(Session):
             else:  # a stranger's, or of a run inside: an error like any other, unless a kill is for us
                 with contextlib.suppress(AgentGuardError):
                     journal.look()
+
+    def _record_end(self, journal: Journal, error: BaseException | None) -> None:
+        """Put the end on record.  That it cannot be is raised, unless something else is already."""
         if journal.stop is not None and journal.fold.state.final and not journal.stale:
             return
         try:
@@ -123,30 +130,44 @@ class OwnedSession(Session):
                 with contextlib.suppress(AgentGuardError):
                     sync.close(generator.step, abandoned)
 
+    # --- the end of a nested run ---------------------------------------------------------------
+
+    def _end_in_outer_run(self, journal: Journal, error: BaseException | None) -> None:
+        """Put the end on record; a nested run's in one act with what the run around it is charged."""
+        if self.around is None:
+            self._record_end(journal, error)
+            return
+        try:
+            with self.around.journal.deciding():
+                self._record_end(journal, error)
+                self._charge_outer_run(journal)
+        except AgentGuardError:  # the run around it cannot be written; what was done was taken back
+            self._charged = False
+            journal.stale = True
+            self._record_end(journal, error)
+
     def leave_outer_run(self, journal: Journal) -> None:
-        """Charge what the run has used to the run around it, whose levels have held it so far."""
+        """Charge what the run has used to the run around it, where that has not been done."""
         if self.around is None:
             return
         parent = self.around.journal
-        data: dict[str, Any] = {"run": self.run_id, "state": str(journal.fold.state)}
-        if self.around.scope_key:
-            data["scope"] = self.around.scope_key
-        usage = {k: n for k, n in journal.fold.account.spent.items() if n}
-        with contextlib.suppress(AgentGuardError), parent.deciding():
-            record = Record(
-                0,
-                ev.SCOPE_CLOSED,
-                parent.clock.wall(),
-                self.key,
-                self.pos,
-                self.name,
-                usage=usage,
-                spent=parent.fold.spent_after(usage),
-                data=data,
-            )
-            parent.act([record])
+        if journal.fold.state.final and not self._charged:
+            with contextlib.suppress(AgentGuardError), parent.deciding():
+                self._charge_outer_run(journal)
         if journal in parent.children:
             parent.children.remove(journal)
+
+    def _charge_outer_run(self, journal: Journal) -> None:
+        """Append the end of this run to the log of the run around it; inside its `deciding`."""
+        if self.around is None or not journal.fold.state.final:
+            return
+        parent: Journal = self.around.journal
+        data: dict[str, Any] = {"run": self.run_id}
+        if self.around.scope_key:
+            data["scope"] = self.around.scope_key
+        opened = Record(0, ev.SCOPE_OPENED, 0, self.key, self.pos, self.name, data=data)
+        parent.act([closing(parent, opened, journal.fold.state, journal.fold.account.spent)])
+        self._charged = True
 
     def end_span(self, journal: Journal, error: BaseException | None) -> None:
         """End the run's span, with the head of its log."""

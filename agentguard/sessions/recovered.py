@@ -18,6 +18,7 @@ from agentguard.runs.current import Place
 from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
 from agentguard.sessions.loading import load_journal
+from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import owner_of
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
@@ -83,6 +84,8 @@ class RecoverySession(ResumedSession):
             )
         journal.seen = -1 if generation else 0
         self.take_part(journal)
+        for warning in journal.fold.warnings:  # the program is run from its beginning, and so are they told
+            journal.warned(warning)
         return journal
 
     def _claim(self, journal: Journal) -> int:
@@ -94,10 +97,11 @@ class RecoverySession(ResumedSession):
             self._check_state(row)
             if row.epoch != self._row.epoch:
                 raise RunOwnedError(self.run_id, describe_owner(row.owner))
+            close_ended_nested_runs(journal)
             head = journal.fold.seq
             now = components.clock.wall()
-            journal.row = structs.replace(row, owner=owner_of(components), heartbeat_ns=now)
             data = {"epoch": row.epoch + 1, "running_ns": journal.fold.running_until_last_event()}
+            journal.row = structs.replace(row, owner=owner_of(components), heartbeat_ns=now)
             records = [Record(0, ev.RUN_RECOVERED, now, name=self.name, data=data)]
             if journal.fold.state is RunState.CREATED:
                 records.append(Record(0, ev.RUN_STARTED, now, name=self.name))

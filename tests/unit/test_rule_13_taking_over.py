@@ -23,7 +23,9 @@ from agentguard import (
     Usage,
     guarded_step,
 )
+from agentguard._process import identity, is_alive
 from agentguard.errors import RunOwnedError, StoreUnavailableError
+from agentguard.events.model import Record
 
 RAN: list[Any] = []
 Program = Callable[[Run], Any]
@@ -79,7 +81,7 @@ def hung(guard: Guard, eventually: Callable[[Callable[[], object]], None]) -> It
     """Run a program in a thread until the last event that its log has is of this type and key."""
     threads: list[threading.Thread] = []
 
-    def begin(program: Program, *last: str, **options: Any) -> None:
+    def begin(program: Program, *last: str | None, **options: Any) -> None:
         def first() -> None:
             with suppress(Exception), guard.run("program", run_id="r", **options) as run:
                 program(run)
@@ -425,10 +427,7 @@ def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_
     assert [guard.summary(run_id).state for run_id in ("r", inner_id)] == [RunState.KILLED] * 2
 
 
-def test_rule_13_a_run_inside_that_was_announced_and_never_began_is_opened_live(
-    guard: Guard, hung: Taken
-) -> None:
-    """The crash came between the two logs."""
+def test_a_nested_run_begins_in_both_logs_or_in_none(guard: Guard, hung: Taken) -> None:
     create = guard.parts.store.create
 
     def gone(row: Any, events: Any) -> int:
@@ -444,10 +443,33 @@ def test_rule_13_a_run_inside_that_was_announced_and_never_began_is_opened_live(
             raise
 
     guard.parts.store.create = gone  # type: ignore[method-assign]
-    hung(program, "scope_opened", "main/inner#1")
+    hung(program, "run_started", None)
     assert guard.parts.store.row("inner") is None
     assert take_over(guard, program) == [10, 20]
     assert RAN == [1, 2]
+    assert guard.summary("r").usage == guard.summary("inner").usage
+    holds_together(guard)
+
+
+def test_a_nested_run_that_an_earlier_version_announced_and_never_began_is_opened_once(
+    guard: Guard, hung: Taken
+) -> None:
+    """The crash came between the two logs, which were written one after the other."""
+
+    def program(run: Run) -> Any:
+        if HANGS.first:
+            key, pos = run.here().branch.next_call("inner")
+            journal = run.journal
+            with journal.deciding():
+                movements, _ = journal.levels.sharing("")
+                opened = Record(0, "scope_opened", 1, key, pos, "inner", data={"run": "inner"})
+                journal.act([opened], movements=movements)
+            HANGS.here()
+        return nested(guard, "inner")(run)
+
+    hung(program, "scope_opened", "main/inner#1")
+    assert take_over(guard, program) == [10, 20]
+    assert [event.type for event in guard.history("r")].count("scope_opened") == 1
     assert guard.summary("r").usage == guard.summary("inner").usage
     holds_together(guard)
 
@@ -567,13 +589,38 @@ def hangs_after_one(run: Run) -> int:
     return first
 
 
-def test_rule_13_an_owner_from_before_the_host_was_restarted_is_dead(guard: Guard, hung: Taken) -> None:
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"boot": "another"},
+        {"pid_ns": 1},
+        {"pid_ns": 1, "pid": 2**22 + 1},
+        {"host": "elsewhere", "pid": 2**22 + 1},
+    ],
+    ids=["after a restart", "in a container", "in a container, without a process here", "on a host"],
+)
+def test_of_an_owner_that_cannot_be_seen_from_here_the_heartbeat_decides(
+    guard: Guard, hung: Taken, owner: dict[str, object]
+) -> None:
     hung(hangs_after_one, "step_completed", "main/look#1")
+    owned_by(guard, **owner)
     with pytest.raises(RunOwnedError), guard.recover("r"):
         pass
-    owned_by(guard, boot="another")
+    owned_by(guard, **owner, heartbeat_ns=time.time_ns() - 60_000_000_000)
     with guard.recover("r") as run:
         assert hangs_after_one(run) == 10
+
+
+def test_only_a_missing_process_of_the_same_pid_namespace_is_provably_dead() -> None:
+    mine = identity()
+    assert is_alive(mine) is True
+    assert is_alive(mine | {"pid": 2**22 + 1}) is False
+    assert is_alive(mine | {"start": mine["start"] + 1}) is False
+    for unseen in ({"host": "elsewhere"}, {"boot": "another"}, {"pid_ns": 1}):
+        assert is_alive(mine | unseen) is None
+        assert is_alive(mine | unseen | {"pid": 2**22 + 1}) is None
+    before = {name: value for name, value in mine.items() if name != "pid_ns"}
+    assert is_alive(before) is None, "an earlier version did not say in which namespace it was"
 
 
 def test_rule_13_an_owner_on_another_host_is_dead_when_it_has_given_no_sign_of_life(

@@ -1,0 +1,60 @@
+"""The end of a nested run in the log of the run around it, which charges what it has used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentguard.budget.account import Amounts
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.model import Record
+from agentguard.protocols import RunRow
+from agentguard.runs.fold import RunFold
+from agentguard.runs.state import RunState
+from agentguard.steps.journal import Journal
+
+
+def closing(parent: Journal, opened: Record, state: RunState | str, usage: Amounts) -> Record:
+    """Return the event that says how a nested run ended, and charges what it has used."""
+    data: dict[str, Any] = {"run": (opened.data or {})["run"], "state": str(state)}
+    if scope := (opened.data or {}).get("scope"):
+        data["scope"] = scope
+    used = {resource: amount for resource, amount in usage.items() if amount}
+    return Record(
+        0,
+        ev.SCOPE_CLOSED,
+        parent.clock.wall(),
+        opened.key,
+        opened.pos,
+        opened.name,
+        usage=used,
+        spent=parent.fold.spent_after(used),
+        data=data,
+    )
+
+
+def close_ended_nested_runs(parent: Journal) -> None:
+    """Charge a run with the nested runs that ended without its log saying so.
+
+    Their process died between the two logs, as it could in earlier versions.
+    """
+    open_calls: dict[str | None, Record] = {}
+    for stored in parent.store.read(parent.run_id):
+        record = codec.decode(stored.body)
+        if record.type == ev.SCOPE_OPENED and "run" in (record.data or {}):
+            open_calls[record.key] = record
+        elif record.type == ev.SCOPE_CLOSED:
+            open_calls.pop(record.key, None)
+    for opened in open_calls.values():
+        row = parent.store.row((opened.data or {})["run"])
+        if row is not None and RunState(row.state).final and row.parent_id == parent.run_id:
+            with parent.deciding():
+                parent.act([closing(parent, opened, row.state, _spent(parent, row))])
+
+
+def _spent(parent: Journal, row: RunRow) -> Amounts:
+    """Return what an ended run has used, by its log: steps may have settled after its end."""
+    fold = RunFold(row.run_id)
+    for stored in parent.store.read(row.run_id):
+        fold.apply_stored(stored)
+    return fold.account.spent

@@ -1,0 +1,31 @@
+"""Whatever spans two logs is one act: a process may be killed at any act of its store.
+
+The program has nested runs, in scopes and in bodies, and a tenant's budget.  It is killed after each act in
+turn, carried on, and then everything has to add up: events, summaries and accounts, with nothing reserved.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "crashes" / "every_act.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("stride", [0, 5], ids=["once", "twice"])
+def test_a_crash_after_any_act_loses_and_doubles_nothing(tmp_path: Path, stride: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(PROGRAM), str(tmp_path / "homes"), str(stride)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    *problems, acts = ended.stdout.splitlines() or [""]
+    assert (problems, ended.stderr, ended.returncode) == ([], "", 0)
+    assert int(acts) > 50
