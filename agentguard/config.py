@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -12,6 +14,7 @@ from agentguard._clock import Clock
 from agentguard._home import default_home
 from agentguard._optional import require
 from agentguard._secrets import public_url
+from agentguard.budget.rules import BudgetRule, BudgetRules, budget_rules, parse_budget
 from agentguard.protocols import Durability, EventStore, KillSwitch, abilities_of
 
 
@@ -206,6 +209,66 @@ def check_ledger(setting: object) -> None:
             f"{named}, but there is no ledger apart from the store any more: the budgets of tenants lie in "
             "the store, in one act with each event; for many hosts, give them one store (postgresql://...)"
         )
+
+
+def outside_budgets() -> BudgetRules:
+    """Return the budgets of runs that name none, as they are set outside the code.
+
+    `AGENTGUARD_BUDGET` is for every run.  Without it they are in the first of these files that has any:
+    `agentguard.toml` in the state directory (`[budgets]`); then, from the current directory upwards,
+    `agentguard.toml` or `pyproject.toml` (`[tool.agentguard.budgets]`).
+
+    Raises:
+        ValueError: the variable or the file cannot be read, or says what cannot be right.
+    """
+    if text := os.environ.get("AGENTGUARD_BUDGET"):
+        budget = parse_budget(text, "AGENTGUARD_BUDGET")
+        return BudgetRules((BudgetRule("*", "*", "*", budget),), "AGENTGUARD_BUDGET")
+    for path in _settings_files():
+        table = _budgets_table(path)
+        if table is not None:
+            return budget_rules(table, str(path))
+    return BudgetRules((), "")
+
+
+def _settings_files() -> Iterator[Path]:
+    yield home() / "agentguard.toml"  # first: what works in the current directory might write the others
+    try:
+        here = Path.cwd()
+    except OSError:  # the directory is gone
+        return
+    for folder in (here, *here.parents):
+        yield folder / "agentguard.toml"
+        yield folder / "pyproject.toml"
+
+
+def _budgets_table(path: Path) -> Any:
+    """Return the table of budgets in a file, or None where it has none."""
+    project = path.name == "pyproject.toml"
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if project and isinstance(error, PermissionError):
+            return None  # of a directory further up, which is somebody else's
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if project and b"tool.agentguard" not in text:
+        return None  # most of them; reading it all takes time
+    # Imported here, since most programs have no such file, and some have to start fast.
+    loads = importlib.import_module("tomllib").loads
+    try:
+        settings: dict[str, Any] = loads(text.decode())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if project:
+        settings = settings.get("tool", {}).get("agentguard", {})
+    unknown = sorted(set(settings) - {"budgets"})
+    if unknown:
+        likely = difflib.get_close_matches(unknown[0], ["budgets"], n=1)
+        hint = f"did you mean {likely[0]!r}?" if likely else "known is budgets"
+        raise ValueError(f"{path}: there is no setting {unknown[0]!r}; {hint}")
+    return settings.get("budgets")
 
 
 def open_telemetry(setting: Any) -> Any:

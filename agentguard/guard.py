@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import date, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
@@ -13,6 +14,7 @@ from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._ids import new_run_id
 from agentguard.audit.compare import RunDiff
+from agentguard.audit.costs import CostKey, CostLine
 from agentguard.audit.export import Exported, Sink
 from agentguard.audit.verify import VerifyReport
 from agentguard.audit.whatif import WhatIf
@@ -92,7 +94,8 @@ class Guard:
             capture: `"full"`, `"digest"` or `"none"`: what is kept of arguments and results.
             redact: more than the built-in rules that take secrets out of what is captured: names, or
                 a callable `(name, value) -> value`; False switches all of it off.
-            default_budget: for runs that name none.
+            default_budget: for runs that name none; by default what is set outside the code, by run name and
+                tenant: `AGENTGUARD_BUDGET`, or a table of `agentguard.toml` or `pyproject.toml`.
             store_timeout: seconds that a call waits for other writers of a SQLite file (30) before it is
                 refused; in a URL, `sqlite:///path?store_timeout=5`.
             clock: where time comes from.
@@ -184,7 +187,7 @@ class Guard:
 
         Args:
             name: what the run is called.
-            budget: its limits; by default the guard's `default_budget`.
+            budget: its limits; by default the guard's `default_budget`, or what is set outside the code.
             tenant: whose run it is; by default the tenant of the run around it, or "default".
             run_id: an id of your own; by default a UUID.
             inputs: what the run was given, recorded.
@@ -473,6 +476,30 @@ class Guard:
             LogIntegrityError: its row or its log was altered, so that it cannot be told.
         """
         return self._queries.summary(run_id)
+
+    def costs(
+        self,
+        by: CostKey = "model",
+        *,
+        since: datetime | date | timedelta | None = None,
+        tenant: str | None = None,
+    ) -> list[CostLine]:
+        """Return where the money went, summed from the events of steps, the dearest first.
+
+        Each step counts once, in the run that it is in, also where that run is nested or a fork.  Runs whose
+        events are gone (pruned, evicted) are not in it.
+
+        Args:
+            by: what to sum by: `"model"`, `"step"` (its name), `"kind"`, `"tenant"`, `"name"` (of the run),
+                `"run"` or `"day"` (UTC, when the step ended).
+            since: only what ended from then on: a time, a day (UTC), or a span before now.
+            tenant: only what runs of this tenant were charged.
+
+        Raises:
+            ValueError: `by` is something else.
+            TypeError: `since` is no time.
+        """
+        return self._queries.costs(by, since, tenant)
 
     def history(self, run_id: str) -> list[Event]:
         """Return the run's events in order; `"control"` gives kills, revives and tenant budgets.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 from msgspec import structs
@@ -12,6 +13,7 @@ from agentguard._process import is_alive
 from agentguard.audit import checkpoint
 from agentguard.audit import verify as audit
 from agentguard.audit.compare import RunDiff, diff
+from agentguard.audit.costs import CostKey, CostLine, costs, since_ns
 from agentguard.audit.export import Exported, Sink, export
 from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.account import Account
@@ -84,6 +86,14 @@ class Queries:
         alive = is_alive(row.owner)
         seen = components.clock.wall() if alive else 0 if alive is False else row.heartbeat_ns
         return summarize(fold, fold.running_until(seen))
+
+    def costs(
+        self, by: CostKey, since: datetime | date | timedelta | None, tenant: str | None
+    ) -> list[CostLine]:
+        """See `Guard.costs`."""
+        components = self._runtime.components
+        start = since_ns(since, components.clock.wall())
+        return costs(components.store, components.store.rows(tenant=tenant, limit=_ALL), by, start)
 
     def history(self, run_id: str) -> list[Event]:
         """See `Guard.history`."""

@@ -7,8 +7,10 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 
+from agentguard import config
 from agentguard._ids import new_run_id
 from agentguard.budget.model import Budget
+from agentguard.budget.rules import BudgetRules
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.heartbeat import Heartbeat
 from agentguard.protocols import Participant, RunRow
@@ -38,12 +40,27 @@ class Runtime:
         self._participant: Participant | None = None
         #: Whether the guard was closed, so that using it again is an error.
         self.closed = False
-        self.default_budget = default_budget
+        self._default_budget = default_budget
+        #: The budgets that are set outside the code, once a run has asked for one.
+        self._outside_budgets: BudgetRules | None = None
         #: Return the id of a run that is given none.
         self.new_run_id = new_run_id
         #: The runs of this process by id.
         self.live: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
         self._heartbeat = Heartbeat(_weakly(self, check), _weakly(self, beat))
+
+    def budget_for(self, name: str, tenant: str) -> Budget:
+        """Return the budget of a run of this name and tenant whose code names none.
+
+        Raises:
+            ValueError: what is set outside the code cannot be right.
+        """
+        if self._default_budget is not None:
+            return self._default_budget
+        if self._outside_budgets is None:
+            self._outside_budgets = config.outside_budgets()
+        rule = self._outside_budgets.find(name, tenant)
+        return Budget() if rule is None else rule.budget
 
     # --- components ----------------------------------------------------------------------------
 

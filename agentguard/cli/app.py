@@ -29,6 +29,7 @@ COMMANDS = (
     "approve",
     "deny",
     "tenants",
+    "costs",
     "replay",
     "recover",
     "fork",

@@ -59,8 +59,9 @@ class LiveSession(OwnedSession):
         self.budget = options.budget or self._default_budget()
 
     def _default_budget(self) -> Budget:
-        default = self.runtime.default_budget
-        return default if default is not None and self.around is None else Budget()
+        if self.around is not None:
+            return Budget()
+        return self.runtime.budget_for(self.options.name, self.tenant)
 
     @property
     def inputs(self) -> Any:

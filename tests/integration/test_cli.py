@@ -34,7 +34,7 @@ COMMANDS = {
     "doctor",
     "kill",
     "revive",
-    *("export", "erase", "prune", "tenants", "top", "approvals", "approve", "deny"),
+    *("export", "erase", "prune", "tenants", "costs", "top", "approvals", "approve", "deny"),
     *("replay", "recover", "fork", "resolve", "diff", "what-if"),
 }
 
@@ -928,3 +928,47 @@ def test_budgets_are_said_in_words() -> None:
     others = Budget(repeats=2, calls={"f": 3}, warn_at=0.5, enforce=False)
     assert output.limits(others) == "3 calls of f, repeats 2, warning at 50%, not enforced"
     assert output.limits(Budget()) == "none"
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+
+def test_costs_shows_where_the_money_went(cli: Cli, data: Callable[..., Any], home: Path) -> None:
+    with Guard.open(telemetry=False) as guard, guard.run("mail", tenant="acme"):
+        send("ann")
+        ask("why?")
+
+    code, out, err = cli("costs", "--by", "step")
+    assert (code, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["step", "usd"],
+        ["send", "$0.25"],
+        ["ask", "$0.002"],
+        ["total", "$0.252"],
+    ]
+    found = data("costs", "--by", "tenant", "--since", "1h")
+    assert (found["total"], found["costs"][0]["key"]) == ({"usd": "0.252", "steps": 2}, "acme")
+    assert data("costs", "--tenant", "nobody")["costs"] == []
+
+    code, out, err = cli("costs", "--by", "name", "--csv")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "name,usd,steps,tokens,input_tokens,output_tokens,cached_tokens,unpriced",
+        "mail,0.252,2,70,60,10,0,0",
+    ]
+
+
+def test_costs_takes_no_name_for_a_formula(cli: Cli, home: Path) -> None:
+    with Guard.open(telemetry=False) as guard, guard.run("=cmd()"):
+        send("ann")
+
+    assert "\n'=cmd(),0.25," in cli("costs", "--by", "name", "--csv")[1]
+
+
+@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--by", "colour"], ["--csv", "--json"]])
+def test_costs_refuses_what_it_cannot_answer(cli: Cli, home: Path, arguments: list[str]) -> None:
+    assert cli("costs", *arguments)[0] == 2
+
+
+def test_costs_of_a_store_that_is_not_there_yet_are_nothing(cli: Cli, home: Path) -> None:
+    assert cli("costs")[:2] == (0, "nothing was charged here\n")

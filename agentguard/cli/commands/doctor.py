@@ -107,6 +107,7 @@ def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Find
     """
     yield from _python()
     yield from _environment()
+    yield _budgets()
     home = config.home()
     yield from _home(home)
     yield from _store()
@@ -129,6 +130,18 @@ def _environment() -> Iterator[Finding]:
     ours = {name: value for name, value in os.environ.items() if name.startswith("AGENTGUARD_")}
     said = ", ".join(f"{name}={value}" for name, value in sorted(ours.items()))
     yield Finding("environment", OK, said or "no AGENTGUARD_ variable is set")
+
+
+def _budgets() -> Finding:
+    """What runs may use whose code names no budget."""
+    try:
+        found = config.outside_budgets()
+    except ValueError as error:
+        return Finding("budgets", FAULT, f"{error}; runs that name no budget are refused")
+    if not found.rules:
+        return Finding("budgets", OK, "none is set outside the code: runs that name none have no limits")
+    said = "; ".join(f"{rule.key}: {output.limits(rule.budget)}" for rule in found.rules)
+    return Finding("budgets", OK, f"{said} (from {found.source}; for runs that name none)")
 
 
 def _home(home: Path) -> Iterator[Finding]:
