@@ -115,12 +115,16 @@ class Process:
         self._process.kill()
         self._process.wait()
 
+    def resume(self) -> None:
+        """Let it go on where it was paused."""
+        self.send(signal.SIGCONT)
+
     def stop(self) -> None:
         """End it; its data stays."""
-        process, self._process = self._process, None
+        process = self._process
         if process is None or process.poll() is not None:
             return
-        process.send_signal(signal.SIGCONT)
+        self.resume()
         process.send_signal(signal.SIGINT)  # "fast": it ends every session
         try:
             process.wait(20)
@@ -143,6 +147,21 @@ class Postgres(Process):
         options = [word for setting in chosen for word in ("-c", setting)]
         command = [found / "postgres", "-D", self.data, "-k", folder, "-h", "127.0.0.1", "-p", self.port]
         super().__init__(folder, data, [*command, *options], lambda: self.execute("SELECT 1"))
+
+    def everything(self, number: signal.Signals) -> None:
+        """Send a signal to the server and every process of it: SIGSTOP pauses it whole."""
+        children = [self.pid]
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                if int(stat.read_text().rpartition(")")[2].split()[1]) == self.pid:
+                    children.append(int(stat.parent.name))
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def resume(self) -> None:
+        """Let it go on where it was paused, whole or in part."""
+        self.everything(signal.SIGCONT)
 
     def run(self, program: str, *arguments: object) -> None:
         """Run one of PostgreSQL's programs to its end."""
