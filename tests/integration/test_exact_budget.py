@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -20,10 +22,22 @@ from agentguard.sessions.base import journal_of
 LIMIT = 100
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def any_guard(request, home):
-    """A guard on each embedded store."""
-    with Guard.open("memory://" if request.param == "memory" else None, telemetry=False) as guard:
+    """A guard on each store."""
+    url = {"memory": "memory://", "sqlite": None}.get(request.param)
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    with Guard.open(url, telemetry=False) as guard:
+        yield guard
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shared_guard(request, home, monkeypatch):
+    """A guard on each store that processes share, which the processes of the test open by themselves."""
+    if request.param == "postgres":
+        monkeypatch.setenv("AGENTGUARD_STORE", request.getfixturevalue("postgres_url"))
+    with Guard.open(telemetry=False) as guard:
         yield guard
 
 
@@ -176,11 +190,11 @@ with Guard.open(telemetry=False) as guard:
 """
 
 
-def test_4_processes_of_16_threads(sqlite_guard, tmp_path):
-    """Through `attach` on one SQLite run: exactly 100 bodies ran, and nobody starved."""
+def test_4_processes_of_16_threads(shared_guard, tmp_path):
+    """Through `attach` on one run: exactly 100 bodies ran, and nobody starved."""
     marks = tmp_path / "marks"
     marks.touch()
-    with pytest.raises(BudgetExceededError), sqlite_guard.run("r", budget=Budget(usd=1)) as run:
+    with pytest.raises(BudgetExceededError), shared_guard.run("r", budget=Budget(usd=1)) as run:
         workers = [
             subprocess.Popen(
                 [sys.executable, "-c", WORKER, run.id, str(marks)],
@@ -201,7 +215,64 @@ def test_4_processes_of_16_threads(sqlite_guard, tmp_path):
     assert len(bodies) == LIMIT
     assert sum(finished) == LIMIT
     assert run.state is RunState.FAILED
-    check_books(sqlite_guard, run.id, ran=len(bodies))
+    check_books(shared_guard, run.id, ran=len(bodies))
+
+
+TASKS_WORKER = """
+import asyncio, os, sys
+from contextlib import suppress
+from agentguard import Guard, RunStopped, Usage, guarded_step
+
+run_id, marks = sys.argv[1:]
+file = os.open(marks, os.O_WRONLY | os.O_APPEND)
+
+@guarded_step(usage=Usage(usd="0.01"))
+async def step():
+    os.write(file, b"%d\\n" % os.getpid())
+    await asyncio.sleep(0)
+
+async def agent():
+    with suppress(RunStopped):
+        while True:
+            await step()
+
+async def main():
+    with Guard.open(telemetry=False) as guard:
+        guard.summary(run_id)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        with suppress(RunStopped):
+            async with guard.attach(run_id, branch=f"{os.getpid()}"):
+                await asyncio.gather(*(asyncio.create_task(agent()) for _ in range(64)))
+
+asyncio.run(main())
+"""
+
+
+def test_4_processes_of_64_tasks(shared_guard, tmp_path):
+    marks = tmp_path / "marks"
+    marks.touch()
+    with pytest.raises(BudgetExceededError), shared_guard.run("r", budget=Budget(usd=1)) as run:
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", TASKS_WORKER, run.id, str(marks)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(4)
+        ]
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.communicate("go\n", timeout=120)
+        assert [worker.returncode for worker in workers] == [0] * 4
+    # A body that was admitted and then cancelled by the refusal of another counts as much as any.
+    types = [event.type for event in shared_guard.history(run.id)]
+    assert types.count("step_started") == LIMIT
+    assert len(marks.read_text().split()) <= LIMIT
+    assert shared_guard.summary(run.id).usage.steps == LIMIT
+    assert shared_guard.verify(run.id)
 
 
 TENANT_WORKER = """
@@ -224,9 +295,9 @@ print(done, flush=True)
 """
 
 
-def test_a_tenants_budget_over_processes(sqlite_guard):
+def test_a_tenants_budget_over_processes(shared_guard):
     """Runs of their own in several processes share one account."""
-    sqlite_guard.set_tenant_budget("acme", Budget(usd=1))
+    shared_guard.set_tenant_budget("acme", Budget(usd=1))
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", TENANT_WORKER],
@@ -243,10 +314,63 @@ def test_a_tenants_budget_over_processes(sqlite_guard):
         worker.stdin.flush()
     done = [int(worker.communicate(timeout=120)[0]) for worker in workers]
     assert sum(done) == LIMIT
-    account = sqlite_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
+    account = shared_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
     assert account.spent == {"nano_usd": 10**9, "steps": LIMIT}
     assert not any(account.reserved.values())
-    assert sqlite_guard.verify()
+    assert shared_guard.verify()
+
+
+KILLED_WORKER = """
+import os, sys
+from contextlib import suppress
+from agentguard import AgentGuardError, Guard, Usage, current_step, guarded_step
+
+run_id, marks = sys.argv[1:]
+file = os.open(marks, os.O_WRONLY | os.O_APPEND)
+
+@guarded_step(usage=Usage(usd="0.01"), effect="idempotent")
+def step():
+    os.write(file, f"{current_step().idempotency_key}\\n".encode())
+
+with Guard.open(telemetry=False) as guard, suppress(AgentGuardError):
+    with guard.run("r", tenant="acme", run_id=run_id, if_exists="recover"):
+        while True:
+            step()
+"""
+
+
+def test_a_tenants_budget_while_its_clients_are_killed_and_recover(shared_guard, tmp_path):
+    """Nothing is charged twice, nothing is lost, and nobody gets beyond the limit."""
+    shared_guard.set_tenant_budget("acme", Budget(usd=1))
+    marks = tmp_path / "marks"
+    marks.touch()
+
+    def start(run_id: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", KILLED_WORKER, run_id, str(marks)])
+
+    workers = {f"run-{number}": start(f"run-{number}") for number in range(3)}
+    kills = 0
+    while kills < 6:
+        reached = len(marks.read_text().splitlines()) + random.randint(1, 8)
+        while len(marks.read_text().splitlines()) < reached:
+            if all(worker.poll() is not None for worker in workers.values()):
+                break
+            time.sleep(0.002)
+        run_id = random.choice(sorted(workers))
+        workers[run_id].kill()
+        workers[run_id].wait()
+        workers[run_id] = start(run_id)
+        kills += 1
+    for worker in workers.values():
+        assert worker.wait(120) == 0
+    logs = [shared_guard.journal(row.run_id).fold.account for row in shared_guard.runs()]
+    books = shared_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
+    assert books.spent["steps"] == sum(account.spent["steps"] for account in logs)
+    assert books.spent["nano_usd"] <= 10**9
+    assert not any(books.reserved.values())
+    assert books.spent["steps"] == LIMIT, "and all of it could be used"
+    assert len(set(marks.read_text().split())) <= LIMIT
+    assert shared_guard.verify()
 
 
 ATTACHED = """

@@ -27,6 +27,7 @@ from agentguard import (
     current_step,
     guarded_step,
 )
+from tests import postgres
 from tests.scale import scaled
 
 
@@ -223,9 +224,9 @@ def say_what_became_of(guard: Guard, run_id: str, key: str, effects: Effects) ->
         guard.resolve(run_id, key, "retry")
 
 
-def check_recovery(ops: Any, crashes: list[int]) -> None:
+def check_recovery(ops: Any, crashes: list[int], url: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        url, result = f"sqlite:///{folder}/log.db", Path(folder, "result")
+        url, result = url or f"sqlite:///{folder}/log.db", Path(folder, "result")
         World.path, World.crash_at = None, None
         with Guard.in_memory(telemetry=False) as guard:
             plain_run = guard.run("program")
@@ -280,3 +281,23 @@ def test_rule_13_a_crashed_program_carries_on_until_done(ops: Any, crashes: list
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=scaled(2000))
 def test_rule_13_two_thousand_crashed_programs(ops: Any, crashes: list[int]) -> None:
     check_recovery(ops, crashes)
+
+
+@pytest.mark.timeout(1200)
+@given(ops=programs, crashes=st.lists(st.integers(1, 12), min_size=1, max_size=3))
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=10)
+def test_rule_13_a_crashed_program_carries_on_in_postgres(
+    postgres_server: str, ops: Any, crashes: list[int]
+) -> None:
+    with postgres.database(postgres_server, postgres.template(postgres_server)) as url:
+        check_recovery(ops, crashes, url)
+
+
+@pytest.mark.long
+@given(ops=programs, crashes=st.lists(st.integers(1, 20), min_size=1, max_size=4))
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=scaled(300))
+def test_rule_13_hundreds_of_crashed_programs_in_postgres(
+    postgres_server: str, ops: Any, crashes: list[int]
+) -> None:
+    with postgres.database(postgres_server, postgres.template(postgres_server)) as url:
+        check_recovery(ops, crashes, url)
