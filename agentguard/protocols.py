@@ -331,11 +331,20 @@ class SwitchedStore(Protocol):
     switch: KillSwitch
 
 
+@runtime_checkable
+class LiveStore(Protocol):
+    """A store that can tell when another process has appended something."""
+
+    def wait_for_news(self, timeout: float) -> None:
+        """Return when something may have been appended, at most after `timeout` seconds."""
+
+
 class Abilities(NamedTuple):
     """What a store can do beyond `EventStore`, None where it cannot; resolved once, by `abilities_of`."""
 
     quick: QuickStore | None
     group: GroupCommitStore | None
+    live: LiveStore | None
     scanning: ScanningStore | None
     durability: Durability | None
     file: FileStore | None
@@ -350,6 +359,7 @@ def abilities_of(store: EventStore) -> Abilities:
     return Abilities(
         quick=store if isinstance(store, QuickStore) else None,
         group=store if isinstance(store, GroupCommitStore) else None,
+        live=store if isinstance(store, LiveStore) else None,
         scanning=store if isinstance(store, ScanningStore) else None,
         durability=store.durability if isinstance(store, DurableStore) else None,
         file=store if isinstance(store, FileStore) else None,

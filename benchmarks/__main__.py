@@ -27,6 +27,7 @@ from benchmarks import (
     logs,
     overhead,
     overshoot,
+    postgres,
     replay,
     telemetry,
     wal,
@@ -42,6 +43,10 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "wal": (
         wal.measure,
         ("wal-1", "wal-2", "wal-4", "wal-8", "wal-slow", "wal-short-readers", "wal-reader"),
+    ),
+    "postgres": (
+        postgres.measure,
+        ("postgres-step", "postgres-tasks", "postgres-processes", "postgres-tenant"),
     ),
     "overshoot": (
         overshoot.measure,

@@ -43,6 +43,7 @@ _MOST = 500
 _ONE_TRY = 0.5
 #: How often, in seconds, other processes are told that there is something new.
 _NOTICE = 0.05
+CHANNEL = "agentguard_events"
 
 
 class Commits:
@@ -71,7 +72,9 @@ class Commits:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._noticed = 0.0
+        #: When others were told of something new, and whether there is something that they were not told of.
+        self._told = 0.0
+        self._untold = False
 
     # --- accepting and waiting -----------------------------------------------------------------
 
@@ -151,7 +154,10 @@ class Commits:
             while self._queue:
                 with self._writing:
                     self._commit()
-            self._tell()
+            if self._untold:
+                time.sleep(_NOTICE)
+                with self._writing:
+                    self._tell()
 
     def _commit(self) -> None:
         with self._mutex:
@@ -235,6 +241,7 @@ class Commits:
         other = [act for act in batch if act.number in mixed]
         self._append(link, plain)
         self._transact(link, other)
+        self._tell()
 
     def _append(self, link: Link, batch: list[Act]) -> None:
         if not batch:
@@ -295,4 +302,20 @@ class Commits:
             link.close()
 
     def _tell(self) -> None:
-        """Tell those who listen that there is something new; nothing depends on it."""
+        """Tell those who listen that there is something new, but not too often; nothing depends on it.
+
+        With every commit it would make the server's commits queue up: they take a lock for it.
+        """
+        now = time.monotonic()
+        if now - self._told < _NOTICE:
+            self._untold = True
+            self.start()
+            return
+        self._told, self._untold = now, False
+        try:
+            self._writer().execute(_TELL)
+        except (psycopg.Error, StoreUnavailableError):
+            self._drop_link()
+
+
+_TELL = f"BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}; COMMIT".encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from psycopg.sql import SQL, Identifier
+
 from agentguard._secrets import public_url
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores import _sql
@@ -76,6 +78,23 @@ def migrate(url: str, *, store_timeout: float = 30.0) -> list[str]:
     errors = Translation(url)
     with errors(), connect(url, store_timeout) as link, link.transaction():
         return _migrate(link, url)
+
+
+def bind_login(url: str, login: str, tenant: str) -> None:
+    """Let a login of the server read one tenant and nothing else.
+
+    Raises:
+        StoreUnavailableError: there is no such login, it is bound to another tenant, or this one may not.
+    """
+    errors = Translation(url)
+    queries = _sql.queries("postgres")
+    with errors(), connect(url, 30.0) as link, link.transaction():
+        bound = link.ask(queries["bind_login"], (login, tenant, login))
+        if bound != [(tenant,)]:
+            raise StoreUnavailableError(
+                f"login {login} is bound to another tenant already; make a login for each tenant"
+            )
+        link.execute(SQL("GRANT agentguard_tenant TO {}").format(Identifier(login)))
 
 
 def _migrate(link: Link, url: str) -> list[str]:

@@ -22,7 +22,7 @@ from agentguard.protocols import Commit, Durability, RunLock, RunRow, StoreBusyE
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores import _postgres_rows, _sql
 from agentguard.stores._postgres_acts import Act
-from agentguard.stores._postgres_commits import Commits
+from agentguard.stores._postgres_commits import CHANNEL, Commits
 from agentguard.stores._postgres_link import Link, Translation, rollback
 from agentguard.stores._postgres_pool import Pool
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: How many events are read at a time.
 _CHUNK: Final = 1000
 _NO_END: Final = 2**31 - 1
+#: After so many milliseconds the server ends a transaction whose client was paused in the middle of it.
+_PAUSED: Final = 10_000
+_ENTER: Final = "SELECT agentguard.enter()"
 
 _TABLES: Final = {"run": "agentguard.run", "account": "agentguard.account"}
 _FUNCTIONS: Final = {"run": "agentguard.tenant_runs()", "account": "agentguard.tenant_accounts()"}
@@ -87,6 +90,7 @@ class PostgresEventStore:
     def _reset(self) -> None:
         self._locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
         self._making = threading.Lock()
+        self._listener: Link | None = None
         #: The transaction that each thread is in.
         self._local = threading.local()
 
@@ -307,6 +311,19 @@ class PostgresEventStore:
         with self._errors(), self._transaction() as link:
             link.execute(self._sql["save_position"], (reader, position))
 
+    def wait_for_news(self, timeout: float) -> None:
+        """Return when something may have been appended, at most after `timeout` seconds.
+
+        It listens on a connection of its own; through a PgBouncer in transaction mode it hears nothing.
+        """
+        with self._errors():
+            if self._listener is None or self._listener.closed:
+                self._listener = self._pool.open()
+                self._listener.execute(f"LISTEN {CHANNEL}".encode())
+                return
+            for _ in self._listener.notifies(timeout=timeout, stop_after=1):
+                return
+
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""
         found = self._select("accounts", (list(ids),))
@@ -369,7 +386,7 @@ class PostgresEventStore:
             self._pool.give_back(link)
 
     def _begin(self, link: Link, mode: str) -> None:
-        enter = "" if mode else "; SELECT agentguard.enter()"
+        enter = "" if mode else f"; SET LOCAL idle_in_transaction_session_timeout = {_PAUSED}; {_ENTER}"
         link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {self._patience}{enter}".encode())
         link.placed = 0
         if self._tenant is not None:
@@ -381,6 +398,9 @@ class PostgresEventStore:
             self._commits.close()
         finally:
             self._pool.close()
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.close()
 
     def _abandon(self) -> None:
         """Begin anew in a forked child."""

@@ -115,6 +115,20 @@ def test_a_database_restored_into_another_server_goes_on_after_a_migration(
     again.close()
 
 
+def test_a_listener_hears_of_what_another_process_appends(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    number = store.create(a_row("r1"), log_of("r1", 1))
+    other = PostgresEventStore(postgres_url)
+    other.wait_for_news(0)  # it listens from here on
+    heard = threading.Thread(target=lambda: other.wait_for_news(60))
+    heard.start()
+    store.append(number, log_of("r1", 2)[1:])
+    heard.join(30)
+    assert not heard.is_alive()
+    other.close()
+
+
 # --- appends that share a commit -----------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -218,3 +219,31 @@ def test_the_commands_for_tenants_set_limits_and_show_what_was_spent(
     out = capsys.readouterr().out
     assert "7 steps" in out
     assert "1 step" in out
+    assert main(["tenants", "c", "--usd", "2.50", "--counter", "emails=3", "--per", "day", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["tenant"], row["per"], row["budget"]) == ("c", "day", {"usd": "2.5", "emails": 3})
+    assert main(["tenants", "c", "--lift", "--per", "day"]) == 0
+    assert "no tenant has a budget" in capsys.readouterr().out
+    assert main(["tenants", "--usd", "1"]) == 2
+    assert main(["tenants", "c", "--usd", "1", "--per", "week"]) == 2
+
+
+def test_a_login_is_bound_to_one_tenant_by_command(
+    roles: dict[str, str],
+    filled: dict[str, str],
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    name = postgres_url.rpartition("/")[2] + "_reader"
+    execute(postgres_url, f"CREATE ROLE {name} LOGIN")
+    try:
+        monkeypatch.setenv("AGENTGUARD_STORE", postgres_url)
+        assert main(["tenants", "a", "--login", name]) == 0
+        assert main(["tenants", "a", "--login", name]) == 0
+        assert main(["tenants", "b", "--login", name]) == 5
+        assert "another tenant" in capsys.readouterr().err
+        with Guard.open(login(postgres_url, name), telemetry=False) as guard:
+            assert [row.tenant for row in guard.runs()] == ["a"]
+    finally:
+        execute(postgres_url, f"DROP OWNED BY {name}; DROP ROLE {name}")

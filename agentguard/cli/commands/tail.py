@@ -23,12 +23,14 @@ from agentguard.cli.options import (
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import Event
-from agentguard.protocols import EventStore
+from agentguard.protocols import EventStore, abilities_of
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import moment
 
 #: How often, in seconds, the store is asked for more.
 _POLL = 0.2
+#: How long a store that tells of news is waited for, which it may fail to do.
+_LONGEST_PAUSE = 1.0
 
 
 _PAGE = 1000
@@ -141,7 +143,7 @@ def _follow(store: EventStore, after: int, tenant: str | None) -> Iterator[Numbe
         for run_id, stored in _from(store, after, tenant):
             after = stored.position
             yield run_id, stored
-        time.sleep(_POLL)
+        _pause(store)
 
 
 def _follow_run(store: EventStore, run_id: str, after: int) -> Iterator[Numbered]:
@@ -154,7 +156,7 @@ def _follow_run(store: EventStore, run_id: str, after: int) -> Iterator[Numbered
             yield run_id, stored
         if row is None or row.state not in _LIVE:
             return
-        time.sleep(_POLL)
+        _pause(store)
 
 
 def json_printer() -> Callable[[Numbered], None]:
@@ -188,3 +190,12 @@ def _line(event: Event) -> Text:
 def _entry(numbered: Numbered) -> timeline.Entry:
     run_id, stored = numbered
     return timeline.Entry(codec.to_event(run_id, stored, b""), stored.payload)
+
+
+def _pause(store: EventStore) -> None:
+    """Wait a moment, or until the store says that there is something new."""
+    live = abilities_of(store).live
+    if live is None:
+        time.sleep(_POLL)
+    else:
+        live.wait_for_news(_LONGEST_PAUSE)

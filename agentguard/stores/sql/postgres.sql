@@ -190,3 +190,11 @@ SELECT position FROM agentguard.reader_position WHERE reader = %s;
 -- A reader goes on, and never back.
 INSERT INTO agentguard.reader_position (reader, position) VALUES (%s, %s)
 ON CONFLICT (reader) DO UPDATE SET position = greatest(reader_position.position, excluded.position);
+
+-- name: bind_login
+-- Bind a login to a tenant; gives the tenant that it is bound to.
+WITH bound AS (
+    INSERT INTO agentguard.tenant_login (login, tenant) VALUES (%s, %s)
+    ON CONFLICT (login) DO NOTHING RETURNING tenant
+)
+SELECT tenant FROM bound UNION ALL SELECT tenant FROM agentguard.tenant_login WHERE login = %s;

@@ -17,8 +17,12 @@ BEGIN
             END;
         END IF;
     END LOOP;
-    IF NOT pg_has_role('agentguard_owner', 'SET') THEN
-        EXECUTE format('GRANT agentguard_owner TO %I', current_user);
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        BEGIN
+            EXECUTE format('GRANT agentguard_owner TO %I', current_user);
+        EXCEPTION WHEN insufficient_privilege THEN
+            NULL; -- whether it is a member already, the next statements tell
+        END;
     END IF;
 END;
 $$;
