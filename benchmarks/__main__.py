@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import (
     breakdown,
+    clients,
     durable,
     growth,
     kill,
@@ -71,6 +72,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
             "langchain-kill",
         ),
     ),
+    "clients": (clients.measure, ("client", "client-disk")),
     "breakdown": (breakdown.measure, ()),
 }
 
