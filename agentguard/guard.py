@@ -406,6 +406,16 @@ class Guard:
         """Wait, at most `timeout` seconds, until every live process has acted on a kill."""
         return self._operations.acknowledged(generation, timeout)
 
+    def set_budget(self, run_id: str, budget: Budget, *, actor: str | None = None) -> None:
+        """Give a live run another budget, from any process: see `Run.set_budget`.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            TypeError: it is no Budget.
+            AgentGuardError: the run has ended.
+        """
+        self._operations.set_budget(run_id, budget, actor=actor)
+
     def set_tenant_budget(
         self,
         tenant: str,

@@ -46,6 +46,10 @@ class Operations:
         """See `Guard.resume`."""
         base.resume(self._runtime, run_id)
 
+    def set_budget(self, run_id: str, budget: Budget, *, actor: str | None) -> None:
+        """See `Guard.set_budget`."""
+        base.set_budget(self._runtime, run_id, budget, actor)
+
     def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:
         """See `Guard.approve` and `Guard.deny`."""
         journal = base.journal_of(self._runtime, run_id)

@@ -401,6 +401,32 @@ class Run:
         """Lift a pause."""
         self._session.resume()
 
+    def set_budget(self, budget: Budget, *, actor: str | None = None) -> None:
+        """Give the run another budget from now on, in every process; on record as `run_budget_set`.
+
+        The new budget takes the place of the whole old one, and what was spent and reserved counts
+        against it: where a limit is met already, the next step that would use more is refused and stops
+        the run.  Calls and repeats that were not limited before count from now on.
+
+        Args:
+            budget: all limits of the run; `Budget()` has none.
+            actor: who says so; by default `user@host`.
+
+        Raises:
+            TypeError: it is no Budget.
+            AgentGuardError: the run has ended.
+
+        Example:
+            >>> from agentguard import Budget, Guard
+            >>> with Guard.in_memory() as guard, guard.run("r", budget=Budget(steps=1)) as run:
+            ...     first = run.call("a", int)
+            ...     run.set_budget(Budget(steps=3))
+            ...     second = run.call("b", int)
+            ...     run.remaining.steps
+            1
+        """
+        self._session.set_budget(budget, actor)
+
     def drain(self, timeout: float | None = None) -> bool:
         """Let go of the run, so that another process can carry it on: for a worker that is told to leave.
 

@@ -83,13 +83,7 @@ class Account:
 
     def __init__(self, path: str, budget: Budget | None) -> None:
         self.path = path
-        self.budget = budget or _NO_LIMITS
-        self.limits = {k: v for k, v in self.budget.limits.items() if k != r.SECONDS}
-        #: From where on a limit is near: what `warn_at` means in numbers.
-        warn_at = self.budget.warn_at
-        self.alarms = {k: max(1, math.ceil(limit * warn_at)) for k, limit in self.limits.items()}
-        #: Whether calls or repeats are limited too: else a step skips the question.
-        self.by_call = bool(self.budget.calls) or self.budget.repeats is not None
+        self.limit_by(budget or _NO_LIMITS)
         self.spent: Amounts = {}
         self.reserved: Amounts = {}
         self.excess: Amounts = {}
@@ -99,6 +93,19 @@ class Account:
         self.repeats: Amounts = {}
         #: Whether its run has ended, so that the runs inside it must stop too.
         self.closed = False
+
+    def limit_by(self, budget: Budget) -> None:
+        """Take another budget; what is spent and reserved stays.
+
+        Calls and repeats that were not limited before have not been counted: they count from now on.
+        """
+        self.budget = budget
+        self.limits = {k: v for k, v in self.budget.limits.items() if k != r.SECONDS}
+        #: From where on a limit is near: what `warn_at` means in numbers.
+        warn_at = self.budget.warn_at
+        self.alarms = {k: max(1, math.ceil(limit * warn_at)) for k, limit in self.limits.items()}
+        #: Whether calls or repeats are limited too: else a step skips the question.
+        self.by_call = bool(self.budget.calls) or self.budget.repeats is not None
 
     def refusal(self, request: Request) -> Refusal | None:
         """The rule at the limit (SEMANTICS rule 1): None if the step may run here."""

@@ -35,6 +35,7 @@ COMMANDS = (
     "fork",
     "resolve",
     "diff",
+    "set_budget",
     "what_if",
     "export",
     "erase",

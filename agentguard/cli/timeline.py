@@ -228,6 +228,11 @@ def _paused(event: Event) -> str:
     return "run paused" + (f": {reason}" if reason else "")
 
 
+def _budget_set(event: Event) -> str:
+    limits = _json(event.data.get("budget") or {})
+    return f"budget set to {limits} by {event.data.get('actor', 'nobody')}"
+
+
 def _other(event: Event) -> str:
     named = f" {_step(event)}" if event.key else ""
     data = f": {_json(event.data)}" if event.data else ""
@@ -251,6 +256,7 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.RUN_CREATED: _created,
     ev.RUN_STARTED: _plain,
     ev.RUN_PAUSED: _paused,
+    ev.RUN_BUDGET_SET: _budget_set,
     ev.RUN_RESUMED: _plain,
     ev.RUN_COMPLETED: _ended,
     ev.RUN_FAILED: _ended,

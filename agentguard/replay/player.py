@@ -308,6 +308,7 @@ class Player:
         if self._ahead is not None:  # the journal has folded the whole log
             self._ahead.passed(call)
         else:
+            self._copy_budgets(call.start.seq)
             for record in self._records(call):
                 self._fold(record)
         self._count_late()
@@ -320,6 +321,22 @@ class Player:
                 self._fold(record)
             else:
                 self._ahead.ended(call)
+
+    def take_budget(self) -> bool:
+        """The program gives its run another budget: take the one on record; False if there is none."""
+        with self._lock:
+            self.tape.read_until(lambda: bool(self.tape.budgets))
+            if not self.tape.budgets:
+                return False
+            record = self.tape.budgets.popleft()
+            if self._ahead is None:  # else the journal has folded the whole log
+                self._fold(record)
+            return True
+
+    def _copy_budgets(self, until: int) -> None:
+        """Take the budgets that the run was given before an event of its log."""
+        while self.tape.budgets and self.tape.budgets[0].seq < until:
+            self._fold(self.tape.budgets.popleft())
 
     def _fold(self, record: Record) -> None:
         self._journal.fold.apply(record, self._journal.fold.hash)

@@ -94,6 +94,8 @@ class Tape:
         self.scope_stops: dict[str, dict[str, Any]] = {}
         #: What was last said of the approval of a step, by its key.
         self.decisions: dict[str, Record] = {}
+        #: Budgets that the run was given while it ran, and that were not copied yet.
+        self.budgets: collections.deque[Record] = collections.deque()
         self.terminal: Record | None = None
         self.created: Record | None = None
         self.last: Stored | None = None
@@ -130,6 +132,8 @@ class Tape:
             self.terminal = record
         elif record.type == ev.RUN_CREATED:
             self.created = record
+        elif record.type == ev.RUN_BUDGET_SET:
+            self.budgets.append(record)
 
     def _begin(self, record: Record, payload: bytes | None) -> None:
         call = Call(record, payload)

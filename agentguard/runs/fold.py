@@ -250,6 +250,12 @@ class RunFold:
         self.created_ns = record.at_ns
         self._set_budget(Budget.from_fields(data.get("budget", {})))
 
+    def _budget_set(self, record: Record, data: dict[str, Any]) -> None:
+        self.budget = Budget.from_fields(data["budget"])
+        self.account.limit_by(self.budget)
+        self.warned = {(level, resource) for level, resource in self.warned if level != RUN_PATH}
+        self._budgets_changed()
+
     def _run_started(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.RUNNING)
         self.started_ns = self._running_from_ns = record.at_ns
@@ -352,6 +358,7 @@ _TERMINAL = {
 _HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
     ev.RUN_CREATED: RunFold._created,
     ev.RUN_STARTED: RunFold._run_started,
+    ev.RUN_BUDGET_SET: RunFold._budget_set,
     ev.RUN_FORKED: RunFold._forked,
     ev.RUN_PAUSED: RunFold._paused,
     ev.RUN_RESUMED: RunFold._resumed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -12,9 +12,6 @@ from agentguard.errors import LogIntegrityError
 from agentguard.events.model import Head
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
-
-if TYPE_CHECKING:
-    from agentguard.protocols import RunRow
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +156,26 @@ def from_data(data: dict[str, Any]) -> RunSummary:
     )
 
 
-def from_row(row: RunRow) -> RunSummary:
+class SummaryRow(Protocol):
+    """What of a run's row holds its summary."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """The name of its state."""
+        ...
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `RunSummary.to_data` gave."""
+        ...
+
+
+def from_row(row: SummaryRow) -> RunSummary:
     """The summary in a run's row, as of the last change of its state.
 
     Raises:

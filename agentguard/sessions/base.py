@@ -5,6 +5,9 @@ from __future__ import annotations
 import abc
 from typing import Any
 
+from agentguard.budget.account import Account
+from agentguard.budget.ledger import Movement
+from agentguard.budget.model import Budget, check_budget
 from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.model import Record
@@ -72,6 +75,10 @@ class Session(abc.ABC):
         """See `Run.resume`."""
         resume(self.runtime, self.run_id)
 
+    def set_budget(self, budget: Budget, actor: str | None) -> None:
+        """See `Run.set_budget`."""
+        set_budget(self.runtime, self.run_id, budget, actor)
+
     def drain(self, journal: Journal, timeout: float | None) -> bool:
         """See `Run.drain`."""
         raise AgentGuardError(f"run {self.run_id} was not opened here: only its owner can drain it")
@@ -116,3 +123,22 @@ def resume(runtime: Runtime, run_id: str) -> None:
             raise InvalidStateTransitionError(run_id, journal.fold.state, RunState.RUNNING)
         data = {"running_ns": journal.time.elapsed()}
         journal.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data=data)])
+
+
+def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None) -> None:
+    """See `Guard.set_budget`."""
+    check_budget(budget)
+    journal = journal_of(runtime, run_id)
+    data = {"budget": budget.to_fields(), "actor": actor or kill_requests.default_actor()}
+    with journal.deciding():
+        fold = journal.fold
+        if fold.state.final:
+            raise AgentGuardError(
+                f"run {run_id} is {fold.state} and spends no more: fork it with another budget"
+            )
+        movements = []
+        if fold.scopes[""].shared:  # runs inside it are held against the account that the store has
+            account = Account.from_data(fold.account.to_data())
+            account.limit_by(budget)
+            movements.append(Movement(journal.levels.account_name(""), opening=account))
+        journal.act([Record(0, ev.RUN_BUDGET_SET, journal.clock.wall(), data=data)], movements=movements)

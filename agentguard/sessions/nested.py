@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentguard.budget.model import Budget
 from agentguard.errors import RunStopped, StepOutcomeUnknownError
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.player import Player
@@ -57,6 +58,13 @@ class NestedSession(LiveSession):
             super().resume()
         else:
             self._recorded.resume()
+
+    def set_budget(self, budget: Budget, actor: str | None) -> None:
+        """See `Run.set_budget`."""
+        if self._recorded is None:
+            super().set_budget(budget, actor)
+        else:
+            self._recorded.set_budget(budget, actor)
 
     def drain(self, journal: Journal, timeout: float | None) -> bool:
         """See `Run.drain`."""

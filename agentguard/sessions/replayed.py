@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from agentguard.budget.model import Budget
 from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
@@ -125,3 +126,8 @@ class ReplaySession(Session):
 
     def resume(self) -> None:
         """See `pause`."""
+
+    def set_budget(self, budget: Budget, actor: str | None) -> None:
+        """Take the budget that the run was given here."""
+        if self._player is not None:
+            self._player.take_budget()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentguard.audit.verify import verify
+from agentguard.budget.model import Budget
 from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
@@ -43,6 +44,13 @@ class ResumedSession(OwnedSession):
                     raise reason.with_traceback(None) from error
                 return None
         return super().close(journal, error)
+
+    def set_budget(self, budget: Budget, actor: str | None) -> None:
+        """See `Run.set_budget`; what is on record is not done again."""
+        live = self.runtime.live.get(self.run_id)
+        player = None if live is None else live.player
+        if not (isinstance(player, Player) and player.take_budget()):
+            super().set_budget(budget, actor)
 
     def give_back(self, journal: Journal) -> None:
         """Leave the run without an owner, for an operator or another program to go on."""

@@ -374,7 +374,7 @@ class Journal:
                 self._condition.notify_all()
         if record.type == ev.RUN_RECOVERED:
             self.epoch = fold.epoch
-        elif record.type == ev.SCOPE_OPENED:
+        elif record.type in (ev.SCOPE_OPENED, ev.RUN_BUDGET_SET):
             self.levels.changed()
         elif record.type == ev.STEP_REFUSED:
             self._take_scope_stop(record.data or {})

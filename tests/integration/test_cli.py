@@ -35,7 +35,7 @@ COMMANDS = {
     "kill",
     "revive",
     *("export", "erase", "prune", "tenants", "costs", "top", "approvals", "approve", "deny"),
-    *("replay", "recover", "fork", "resolve", "diff", "what-if"),
+    *("replay", "recover", "fork", "resolve", "diff", "what-if", "set-budget"),
 }
 
 

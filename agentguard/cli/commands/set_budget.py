@@ -1,0 +1,59 @@
+"""`agentguard set-budget`: another budget for a live run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from agentguard.budget.model import Budget
+from agentguard.cli import exit_codes, lookup, output
+from agentguard.cli.app import app
+from agentguard.cli.limits import (
+    CounterOption,
+    SecondsOption,
+    StepsOption,
+    TokensOption,
+    UsdOption,
+    limits_of,
+)
+from agentguard.cli.options import (
+    HomeOption,
+    JsonOption,
+    RunArgument,
+    StoreOption,
+)
+
+
+@app.command("set-budget", epilog="--json: {run_id, state}.")
+def set_budget(
+    *,
+    run_id: RunArgument,
+    usd: UsdOption = None,
+    tokens: TokensOption = None,
+    steps: StepsOption = None,
+    seconds: SecondsOption = None,
+    counter: CounterOption = None,
+    actor: Annotated[
+        str | None, typer.Option("--actor", metavar="A", help="Who says so; by default user@host.")
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change limits of a live run from now on; those that are not named stay as they are."""
+    lookup.use(store, home)
+    limits = limits_of(usd, tokens, steps, seconds, counter or [])
+    _set_budget(run_id, limits, actor, as_json=as_json)
+
+
+def _set_budget(typed: str, limits: dict[str, Any], actor: str | None, *, as_json: bool) -> None:
+    """Put the new budget on record."""
+    if not limits:
+        raise exit_codes.UsageError("name a limit: --usd, --tokens, --steps, --seconds or --counter NAME=N")
+    with lookup.acting() as guard:
+        run_id = lookup.find_run(guard, typed)
+        before = guard.reconstruct(run_id).budget.to_fields()
+        budget = Budget.from_fields(before | Budget(**limits).to_fields())
+        guard.set_budget(run_id, budget, actor=actor)
+        output.say_state(guard, run_id, f"has the budget {budget}", as_json=as_json)
