@@ -8,6 +8,7 @@ import pty
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_kill_says_what_it_hit(
 ) -> None:
     attach()
     attach()
-    result = run("kill", *target, "--reason", "why", "--timeout", "20")
+    result = run("kill", *target, "--yes", "--reason", "why", "--timeout", "20")
     assert result.code == 0
     start, _, end = result.out.partition(" in ")
     assert start == f"killed {name} (generation 1): 2 live, 2 acknowledged"
@@ -147,12 +148,12 @@ def test_kill_exits_4_and_names_those_who_have_not_acted(
     stuck = attach("stuck")
     assert switch.record(*kill_data("first", run="r0")) == 1
     assert switch.acknowledgements(1, timeout=DEADLINE / 100).live == 2
-    result = run("kill", "--reason", "why", "--timeout", "0.3", "--json")
+    result = run("kill", "--yes", "--reason", "why", "--timeout", "0.3", "--json")
     assert result.code == 4
     facts = json.loads(result.out)
     assert facts["live"] == 2
     assert stuck.pid in facts["unacknowledged_pids"]
-    result = run("kill", "--reason", "why", "--timeout", "0.3")
+    result = run("kill", "--yes", "--reason", "why", "--timeout", "0.3")
     assert result.code == 4
     assert f"still to act: pid {stuck.pid}" in result.out
 
@@ -181,7 +182,7 @@ def test_json_is_one_object_with_the_facts(
 
 def test_revive_clears_its_target_and_says_what(run: Callable[..., Result], switch: PageKillSwitch) -> None:
     run("kill", "--run", "r1", "--reason", "why", "--actor", "ann")
-    run("kill", "--reason", "all", "--actor", "ann")
+    run("kill", "--yes", "--reason", "all", "--actor", "ann")
     result = run("revive", "--run", "r1", "--reason", "fixed")
     assert result == (0, "revived run r1 (generation 3): cleared 'why' by ann\n", "")
     assert [kill.cleared for kill in switch.kills()] == [True, False]
@@ -208,7 +209,7 @@ def test_revive_exits_3_and_records_nothing_where_there_is_nothing_to_revive(
         (("kill", "--reason", "why", "--timeout", "nan"), "--timeout"),
         (("kill", "--reason", "why", "--timeout", "-1"), "--timeout"),
         (("kill", "--rea", "why"), "unrecognized arguments"),
-        (("kill", "r1", "--reason", "why"), "unrecognized arguments"),
+        (("kill", "r1", "--tenant", "acme", "--reason", "why"), "name runs or a tenant, not both"),
         (("maim", "--reason", "why"), "invalid choice"),
     ],
 )
@@ -228,7 +229,7 @@ def test_help_exits_0(run: Callable[..., Result]) -> None:
 
 def test_a_switch_that_cannot_be_used_exits_5_and_is_named(home: Path, run: Callable[..., Result]) -> None:
     home.write_text("in the way")
-    result = run("kill", "--reason", "why")
+    result = run("kill", "--yes", "--reason", "why")
     assert result.code == 5
     assert result.err.startswith(f"agentguard kill: the kill could not be recorded in {home}/control.log")
     assert result.out == ""
@@ -298,7 +299,7 @@ def test_kill_imports_nothing_optional(home: Path) -> None:
     program = (
         "import sys\n"
         "from agentguard.cli.commands.kill import main\n"
-        "main(['kill', '--reason', 'why'])\n"
+        "main(['kill', '--yes', '--reason', 'why'])\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     process = subprocess.run(
@@ -424,7 +425,7 @@ def dead(home: Path) -> str:
 def test_rule_11_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
     home: Path, run: Callable[..., Result], dead: str, target: tuple[str, ...]
 ) -> None:
-    result = run("kill", *target, "--reason", "why", "--actor", "ann")
+    result = run("kill", *target, "--yes", "--reason", "why", "--actor", "ann")
     assert "; ended 1 whose process had died" in result.out
     with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
         row = guard.parts.store.row(dead)
@@ -496,3 +497,115 @@ def test_revive_needs_no_reason(run: Callable[..., Result], switch: PageKillSwit
     assert run("revive", "--tenant", "acme").code == 0
     (kill,) = switch.kills()
     assert kill.cleared
+
+
+# --- what was named, and what goes on ------------------------------------------------------------
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from agentguard import Guard, guarded_step
+
+@guarded_step
+def crunch():
+    print("in the body", flush=True)
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.01)
+
+with Guard.open(telemetry=False) as guard, guard.run(sys.argv[2], run_id=sys.argv[3]):
+    crunch()
+"""
+
+
+class Holder(NamedTuple):
+    """A process whose run is inside a sync body until `let_go`."""
+
+    process: subprocess.Popen[str]
+    release: Path
+
+    def let_go(self) -> None:
+        self.release.touch()
+
+
+@pytest.fixture
+def hold(home: Path, tmp_path: Path) -> Iterator[Callable[[str, str], Holder]]:
+    held: list[Holder] = []
+
+    def start(name: str, run_id: str) -> Holder:
+        release = tmp_path / f"release-{run_id}"
+        command = [sys.executable, "-c", HOLDS, str(release), name, run_id]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(home)
+        )
+        held.append(Holder(process, release))
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in the body\n"
+        return held[-1]
+
+    yield start
+    for holder in held:
+        holder.let_go()
+        holder.process.communicate(timeout=DEADLINE)
+
+
+def test_a_body_that_goes_on_is_named_and_the_kill_exits_4(
+    run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    holder = hold("wild", "wild-run-1")
+    result = run("kill", "wild-run-1", "--reason", "why")
+    assert result.code == 4
+    assert f"run wild-run-1 wild, pid {holder.process.pid} on " in result.out
+    assert "main/crunch#1 goes on" in result.out
+    assert "--wait waits for it, --hard ends its process" in result.out
+
+
+def test_wait_returns_once_nothing_goes_on(
+    run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    holder = hold("wild", "wild-run-1")
+    timer = threading.Timer(1.5, holder.let_go)  # beyond what is waited for anyhow
+    timer.start()
+    result = run("kill", "wild-run-1", "--reason", "why", "--wait", "--timeout", "30", "--json")
+    timer.join()
+    facts = json.loads(result.out)
+    assert (result.code, facts["runs"][0]["in_flight"]) == (0, [])
+
+
+def test_several_runs_are_killed_by_one_command(
+    run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    holders = [hold("one", "run-number-1"), hold("two", "run-number-2")]
+    for holder in holders:
+        holder.let_go()
+        holder.process.wait(DEADLINE)
+    result = run("kill", "run-number-1", "run-number-2", "--reason", "why")
+    assert [line.split(" (")[0] for line in result.out.splitlines() if line.startswith("killed")] == [
+        "killed run run-number-1",
+        "killed run run-number-2",
+    ]
+
+
+def test_runs_are_killed_by_name_once_that_is_confirmed(
+    home: Path, run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    hold("wild", "wild-run-1")
+    hold("wild", "wild-run-2")
+    refused = run("kill", "wild", "--reason", "why")
+    assert refused.code == 2
+    assert "2 live runs are named 'wild': wild-run-" in refused.err
+    assert "say --yes" in refused.err
+    asked = type_at_terminal(home, "no\n", "kill", "wild", "--reason", "why")
+    assert (asked.code, "Type 'kill 2'" in asked.err) == (1, True)
+    result = run("kill", "wild", "--reason", "why", "--yes", "--json")
+    assert sorted(json.loads(line)["target"] for line in result.out.splitlines()) == [
+        "wild-run-1",
+        "wild-run-2",
+    ]
+
+
+def test_a_global_kill_where_nobody_can_be_asked_wants_yes(home: Path, run: Callable[..., Result]) -> None:
+    result = run("kill", "--reason", "why")
+    assert result.code == 1
+    assert "stops every run of every tenant" in result.err
+    assert "say --yes, or name runs or a tenant" in result.err
+    assert not home.exists()

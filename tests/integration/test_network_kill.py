@@ -283,7 +283,7 @@ def test_the_command_line_kills_on_every_host_and_names_each(
     monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", url)
 
     def kill(*options: str) -> Any:
-        words = [sys.executable, "-m", "agentguard.cli", "kill", "--reason", "stop", "--home"]
+        words = [sys.executable, "-m", "agentguard.cli", "kill", "--yes", "--reason", "stop", "--home"]
         return subprocess.run(
             [*words, str(tmp_path / "c"), *options], check=False, capture_output=True, text=True
         )

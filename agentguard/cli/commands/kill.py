@@ -1,16 +1,19 @@
 """`agentguard kill` and `agentguard revive`: what has to work when nothing else does.
 
-Standard library and the page alone, so that they start fast and no missing extra is in the way.  Only
-`kill --hard` needs more, the store, to know which processes it means; and a switch on a server, its driver.
+Standard library and the page alone, so that they start fast and no missing extra is in the way.  Only what
+comes after the kill is recorded needs more: the store, to say what goes on; and a switch on a server, its
+driver.
 
     exit code   kill                                        revive
-    0           recorded, and every live process acted      recorded
+    0           recorded, every live process acted, and     recorded
+                nothing goes on in the runs that were hit
     1           failed, or not confirmed                    failed
     2           usage                                       usage
     3           recorded, but no live process is attached,  there was nothing to revive
                 or the store has no such run, or no live
                 run of that tenant
-    4           recorded, but not all acted in time; with `--hard`, a process is still there
+    4           recorded, but not all acted in time, or a body of a killed run goes on;
+                with `--hard`, a process is still there
     5           the kill switch cannot be used              the same
 """
 
@@ -21,8 +24,9 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentguard._home import default_home
 from agentguard.cli import exit_codes
@@ -31,45 +35,105 @@ from agentguard.killswitch.kill_requests import UNSET, in_force, kill_data, revi
 from agentguard.killswitch.page import PageKillSwitch
 
 if TYPE_CHECKING:
+    from agentguard.cli import aftermath, kill_target
     from agentguard.killswitch.model import Acknowledgements
 
 _NOT_CONFIRMED = "not confirmed; nothing was recorded"
+#: How long, in seconds, bodies are given to end before it is said that they go on.
+_GRACE = 1.0
+#: How many runs the answer lists.
+_MOST_LINES = 20
 
 
 def main(argv: list[str]) -> int:
-    """Run `kill …` or `revive …`, and give the exit code."""
+    """Run `kill …` or `revive …`, and return the exit code."""
     parser = _parser()
     try:
         options = parser.parse_args(argv)
+        home = options.home or default_home()
         _complete(parser, options)
-        known = _find_run(parser, options)
-        make = kill_data if options.command == "kill" else revive_data
-        try:
-            event_type, data = make(
-                options.reason, tenant=options.tenant, run=options.run, actor=options.actor
-            )
-        except (TypeError, ValueError) as error:
-            parser.error(str(error))
+        requests = _requests(parser, options, home)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else exit_codes.USAGE
     try:
-        home = options.home or default_home()
-        hard = options.command == "kill" and options.hard
-        if options.command == "kill" and not hard and not _confirmed(data, home, sure=options.yes):
+        if not _confirmed(requests, options, home):
             print(_NOT_CONFIRMED, file=sys.stderr)
             return exit_codes.FAULT
         switch = _open_switch(home)
         try:
-            if hard:
-                return _kill_hard(switch, event_type, data, options, home)
-            if options.command == "revive":
-                return _revive(switch, event_type, data, options)
-            return _kill(switch, event_type, data, options, home, known=known)
+            return _worst(_carry_out(switch, request, options, home) for request in requests)
         finally:
             switch.close()
     except (AgentGuardError, OSError, RuntimeError) as error:
         print(f"agentguard {options.command}: {error}", file=sys.stderr)
         return exit_codes.UNAVAILABLE if isinstance(error, KillSwitchUnavailableError) else exit_codes.FAULT
+
+
+class _Request(NamedTuple):
+    """One kill or revive to record; `known`: whether the store has the run, None if nobody can tell."""
+
+    event_type: str
+    data: dict[str, Any]
+    known: bool | None = None
+
+
+def _requests(parser: argparse.ArgumentParser, options: argparse.Namespace, home: Path) -> list[_Request]:
+    """Return what was asked for: a request for each run that was named, else one for the tenant or all."""
+    make = kill_data if options.command == "kill" else revive_data
+    named = [options.run] if options.run is not UNSET else options.runs
+    if named and options.tenant is not UNSET:
+        parser.error("name runs or a tenant, not both")
+    try:
+        if not named:
+            return [_Request(*make(options.reason, tenant=options.tenant, actor=options.actor))]
+        targets = [target for typed in named for target in _targets(parser, typed, options, home)]
+        return [
+            _Request(*make(options.reason, run=target.run_id, actor=options.actor), target.known)
+            for target in targets
+        ]
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _targets(
+    parser: argparse.ArgumentParser, typed: str, options: argparse.Namespace, home: Path
+) -> list[kill_target.Target]:
+    """Return the run that `typed` is the id of, or begins the id of; else the live runs of that name."""
+    from agentguard.cli import kill_target
+
+    if not typed:
+        raise ValueError("run is ''; leave it out to mean everything")
+    try:
+        target = kill_target.find(typed, home)
+    except kill_target.AmbiguousError as error:
+        parser.error(str(error))
+    if target.known is not False or options.command != "kill":
+        return [target]
+    from agentguard.cli import aftermath
+
+    rows = aftermath.named(typed, home)
+    if rows and not options.yes:
+        some = ", ".join(row.run_id for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        said = f"{len(rows)} live {'run is' if len(rows) == 1 else 'runs are'} named {typed!r}: {some}"
+        if not sys.stdin.isatty():
+            parser.error(f"{said}; say --yes to kill by name where nobody can be asked")
+        if _ask(f"{said}.  Type 'kill {len(rows)}' to go on: ") != f"kill {len(rows)}":
+            parser.exit(exit_codes.FAULT, f"{_NOT_CONFIRMED}\n")
+    return [kill_target.Target(row.run_id, known=True) for row in rows] or [target]
+
+
+def _carry_out(switch: PageKillSwitch, request: _Request, options: argparse.Namespace, home: Path) -> int:
+    if options.command == "revive":
+        return _revive(switch, request.event_type, request.data, options)
+    if options.hard:
+        return _kill_hard(switch, request.event_type, request.data, options, home)
+    return _kill(switch, request.event_type, request.data, options, home, known=request.known)
+
+
+def _worst(codes: Iterable[int]) -> int:
+    """Return the exit code that says most: not acted, not found, failed, unavailable."""
+    order = (exit_codes.OK, exit_codes.NOT_FOUND, exit_codes.UNACKNOWLEDGED, exit_codes.FAULT)
+    return max(codes, key=lambda code: order.index(code) if code in order else len(order))
 
 
 def _open_switch(home: Path) -> PageKillSwitch:
@@ -87,20 +151,6 @@ def _open_switch(home: Path) -> PageKillSwitch:
         raise KillSwitchUnavailableError(f"AGENTGUARD_KILL_SWITCH: {error}") from error
 
 
-def _find_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool | None:
-    """Complete `--run`; gives whether the store has it, None where there is none to ask."""
-    if not isinstance(options.run, str) or not options.run:
-        return None
-    from agentguard.cli import kill_target
-
-    try:
-        target = kill_target.find(options.run, options.home or default_home())
-    except kill_target.AmbiguousError as error:
-        parser.error(str(error))
-    options.run = target.run_id
-    return target.known
-
-
 def _kill(
     switch: PageKillSwitch,
     event_type: str,
@@ -112,28 +162,31 @@ def _kill(
 ) -> int:
     from agentguard.cli import kill_target
 
-    covered: list[kill_target.LiveRun] | None = None
-    if data["scope"] == "tenant":  # asked first: afterwards they have ended
-        covered = kill_target.live_runs(data, home)
-    nobody = covered is not None and all(run.dead for run in covered)
+    # Asked first: afterwards they have ended.
+    covered = kill_target.live_runs(data, home)
+    nobody = data["scope"] == "tenant" and covered is not None and all(run.dead for run in covered)
     generation = switch.record(event_type, data)
     reached = switch.acknowledgements(generation, options.timeout)
     late = [process.pid for process in switch.unacknowledged(generation)]
-    buried = kill_target.bury(kill_target.live_runs(data, home) or [], home)
+    buried = kill_target.bury([run for run in covered or [] if run.dead], home)
     hosts = _hosts(switch, generation)
+    runs = _what_goes_on([run.run_id for run in covered or [] if not run.dead], options, home)
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
         if buried:
             facts["buried"] = buried
         if known is not None:
             facts["known"] = known
-        if covered is not None:
+        if data["scope"] == "tenant" and covered is not None:
             facts["live_runs"] = sum(not run.dead for run in covered)
+        if runs:
+            facts["runs"] = [run.to_data() for run in runs]
         _print_json(options, switch, data, generation, facts)
     else:
         ended = f"; ended {buried} whose process had died" if buried else ""
         print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}{ended}")
         _print_hosts(hosts)
+        _print_runs(runs)
     if known is False:
         print(f"agentguard kill: the store has no run {data['target']}; is the id right?", file=sys.stderr)
     if nobody and reached.live:
@@ -144,7 +197,36 @@ def _kill(
         )
     if not reached.live or known is False or nobody:
         return exit_codes.NOT_FOUND
-    return exit_codes.OK if reached.acknowledged == reached.live else exit_codes.UNACKNOWLEDGED
+    if reached.acknowledged < reached.live or any(run.in_flight for run in runs):
+        return exit_codes.UNACKNOWLEDGED
+    return exit_codes.OK
+
+
+def _what_goes_on(run_ids: Sequence[str], options: argparse.Namespace, home: Path) -> list[aftermath.Covered]:
+    """Return how the runs that were hit stand; nothing where the store cannot be asked."""
+    if not run_ids:
+        return []
+    from agentguard.cli import aftermath
+
+    try:
+        return aftermath.what_goes_on(run_ids, home, options.timeout if options.wait else _GRACE)
+    except (AgentGuardError, OSError, ValueError) as error:
+        print(f"agentguard kill: what goes on cannot be told: {error}", file=sys.stderr)
+        return []
+
+
+def _print_runs(runs: Sequence[aftermath.Covered]) -> None:
+    going_on = [run for run in runs if run.in_flight]
+    for run in (going_on + [run for run in runs if not run.in_flight])[:_MOST_LINES]:
+        print(f"  {_printable(str(run))}")
+    if len(runs) > _MOST_LINES:
+        print(f"  and {len(runs) - _MOST_LINES} more")
+    if going_on:
+        print("  a sync body ends at its next check: --wait waits for it, --hard ends its process")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _kill_hard(
@@ -233,11 +315,21 @@ def _print_json(
     print(json.dumps({**action, **data, **facts}))
 
 
-def _confirmed(data: dict[str, Any], home: Path, *, sure: bool) -> bool:
-    if sure or data["scope"] != "global" or not sys.stdin.isatty():
+def _confirmed(requests: Sequence[_Request], options: argparse.Namespace, home: Path) -> bool:
+    """Ask before everything is stopped; where nobody can be asked, `--yes` has to say so."""
+    everything = any(request.data["scope"] == "global" for request in requests)
+    if options.command != "kill" or options.hard or options.yes or not everything:
         return True
-    answer = _ask(f"This stops every run of every tenant under {home}.  Type 'kill all' to go on: ")
-    return answer == "kill all"
+    if not sys.stdin.isatty():
+        print(
+            f"agentguard kill: this stops every run of every tenant under {home}; say --yes, or name runs "
+            "or a tenant",
+            file=sys.stderr,
+        )
+        return False
+    return (
+        _ask(f"This stops every run of every tenant under {home}.  Type 'kill all' to go on: ") == "kill all"
+    )
 
 
 def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -282,6 +374,11 @@ def _parser() -> argparse.ArgumentParser:
         help="end the processes that own such runs and do not stop: SIGTERM, then SIGKILL",
     )
     kill.add_argument(
+        "--wait",
+        action="store_true",
+        help="wait, as long as --timeout says, until nothing goes on in the runs that were hit",
+    )
+    kill.add_argument(
         "--grace",
         type=_seconds,
         default=5.0,
@@ -308,6 +405,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "runs", nargs="*", metavar="RUN", help="these runs: an id, 8 characters of it or more, or a name"
+    )
     target = command.add_mutually_exclusive_group()
     target.add_argument(
         "--run", default=UNSET, metavar="ID", help="this run alone: its id, or 8 characters of it or more"
