@@ -16,8 +16,9 @@ from agentguard.runs import current
 from agentguard.runs.current import outside_allowed
 from agentguard.steps import aio, generators, sync
 from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
-from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.model import Step
 from agentguard.steps.options import StepOptions, step_spec
+from agentguard.steps.spec import StepSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -37,9 +37,9 @@ from agentguard.sessions.nested import new_session
 from agentguard.sessions.options import IfExists, OnWarning, RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
-from agentguard.steps.model import Capture
 from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import BUILT_IN, redactor
+from agentguard.steps.spec import Capture
 
 
 class Guard:

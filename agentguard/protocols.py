@@ -65,7 +65,7 @@ class RunLock(Protocol):
         ...
 
     def release(self) -> None:
-        """Give it back, once for each time that it was taken."""
+        """Give it back, once for each time that it was taken; RuntimeError if this thread has not got it."""
 
     def __enter__(self) -> bool: ...
 
@@ -295,6 +295,14 @@ class FileStore(Protocol):
 
 
 @runtime_checkable
+class InterruptibleStore(Protocol):
+    """A store whose acts a signal handler's exception may cut short between two lines."""
+
+    def mend(self) -> None:
+        """Take back what such an act has left open.  The lock is held, and no act is under way."""
+
+
+@runtime_checkable
 class RowlessLogs(Protocol):
     """A store that can find logs whose run has no row."""
 
@@ -348,6 +356,7 @@ class Abilities(NamedTuple):
     scanning: ScanningStore | None
     durability: Durability | None
     file: FileStore | None
+    interruptible: InterruptibleStore | None
     rowless: RowlessLogs | None
     damage: DamageReport | None
     positions: PositionStore | None
@@ -363,6 +372,7 @@ def abilities_of(store: EventStore) -> Abilities:
         scanning=store if isinstance(store, ScanningStore) else None,
         durability=store.durability if isinstance(store, DurableStore) else None,
         file=store if isinstance(store, FileStore) else None,
+        interruptible=store if isinstance(store, InterruptibleStore) else None,
         rowless=store if isinstance(store, RowlessLogs) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,

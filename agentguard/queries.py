@@ -29,7 +29,7 @@ from agentguard.replay.origin import origin_log
 from agentguard.runs.summary import RunSummary, from_row, summarize
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import journal_of
-from agentguard.steps.levels import check_no_ledger
+from agentguard.steps.budget_levels import check_no_ledger
 
 _ALL = 2**31
 

@@ -24,7 +24,7 @@ from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, recorded
 from agentguard.steps.block import StepBlock
 from agentguard.steps.flow import check
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.scope import Scope
 from agentguard.steps.shielding import shielded
 from agentguard.steps.verdict import raise_verdict
@@ -58,7 +58,7 @@ class Run:
     def __init__(self, session: Session, again: Callable[[dict[str, Any]], Run] | None = None) -> None:
         self._session = session
         self._again = again
-        self._journal: Journal | None = None
+        self._journal: LiveRun | None = None
         self._token: Any = None
         self._place: Any = None
         #: What was current before.
@@ -82,7 +82,7 @@ class Run:
     # --- what it is ----------------------------------------------------------------------------
 
     @property
-    def journal(self) -> Journal:
+    def journal(self) -> LiveRun:
         """The run's log in this process; for agentguard's own rooms."""
         if self._journal is None:
             raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
@@ -248,15 +248,15 @@ class Run:
     def meet(self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True) -> None:
         """See to it that tasks made in this loop get branches of their own."""
         journal = self.journal
-        if loop in journal.loops:
+        if loop in journal.in_flight.loops:
             return
-        journal.loops[loop] = tasks.meet(loop, id(journal))
+        journal.in_flight.loops[loop] = tasks.meet(loop, id(journal))
         if journal.player is not None:
             journal.player.meet(loop, early=early)
         if early:
             if branch.tasks is None:
                 branch.tasks = tasks.EarlyTasks()
-            journal.loops[loop].count(branch.tasks.add(branch, loop), journal)
+            journal.in_flight.loops[loop].count(branch.tasks.add(branch, loop), journal)
 
     # --- steps ---------------------------------------------------------------------------------
 

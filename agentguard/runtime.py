@@ -14,7 +14,7 @@ from agentguard.budget.rules import BudgetRules
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.heartbeat import Heartbeat
 from agentguard.protocols import Participant, RunRow
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.parts import Parts
 
 
@@ -46,7 +46,7 @@ class Runtime:
         #: Return the id of a run that is given none.
         self.new_run_id = new_run_id
         #: The runs of this process by id.
-        self.live: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
+        self.live: weakref.WeakValueDictionary[str, LiveRun] = weakref.WeakValueDictionary()
         self._heartbeat = Heartbeat(_weakly(self, check), _weakly(self, beat))
 
     def budget_for(self, name: str, tenant: str) -> Budget:
@@ -120,7 +120,7 @@ class Runtime:
 
     # --- runs ----------------------------------------------------------------------------------
 
-    def journals(self) -> Iterator[Journal]:
+    def journals(self) -> Iterator[LiveRun]:
         """Return the live runs of this process, while other threads open and end some."""
         for ref in self.live.valuerefs():
             if (journal := ref()) is not None:

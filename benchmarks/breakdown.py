@@ -13,7 +13,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
 from agentguard.events.model import Record
 from agentguard.runs.current import CURRENT
-from agentguard.steps import outcome, sync
+from agentguard.steps import outcome, phases
 from agentguard.steps.flow import admit, open_step, prepare
 from agentguard.steps.options import step_spec
 from benchmarks import _measure as m
@@ -65,9 +65,9 @@ def _phases(guard: Guard) -> dict[str, float]:
         steps = phase("open: key and step", lambda _: open_step(spec, place, _ARGS, _KWARGS))
         phase("prepare: arguments, digest", lambda step: prepare(step, _ARGS, _KWARGS))
         phase("admit: check, reserve, step_started", admit)
-        phase("last look", sync.look)
+        phase("last look", phases.look)
         phase("body in its place", _body)
-        steps = phase("result, digest", lambda step: (step, sync.settled(step, 1, _ARGS, _KWARGS)))
+        steps = phase("result, digest", lambda step: (step, phases.settled(step, 1, _ARGS, _KWARGS)))
         phase("leave: settle, step_completed", lambda pair: outcome.leave(*pair))
     return found
 

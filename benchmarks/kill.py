@@ -16,7 +16,8 @@ from agentguard import Guard, KillSwitchTriggeredError, guarded_step
 from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.layout import Page
 from agentguard.killswitch.page import PageKillSwitch
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
+from agentguard.steps.stops import Stops
 from benchmarks import _measure as m
 from benchmarks._rows import Row
 
@@ -92,8 +93,8 @@ class _Stamps:
     """When a kill is first noticed in this process, and when the run is stopped: nothing starts then."""
 
     def __init__(self) -> None:
-        self.looks = m.stamps(Journal, "look")
-        self.stops = m.stamps(Journal, "set_stop")
+        self.looks = m.stamps(LiveRun, "look")
+        self.stops = m.stamps(Stops, "set")
 
     def clear(self) -> None:
         self.looks.clear()

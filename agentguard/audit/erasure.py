@@ -18,13 +18,13 @@ from agentguard.events.model import PAYLOAD_ERASED, RUN_FORKED, Record
 from agentguard.protocols import EventStore, KillSwitch, RunRow
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import from_row
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 
 #: How many pruned runs one control record names.
 _BATCH = 200
 
 
-def erase(journal: Journal, switch: KillSwitch, actor: str) -> int:
+def erase(journal: LiveRun, switch: KillSwitch, actor: str) -> int:
     """Drop payloads and salt of an ended run; gives how many payloads there were.
 
     Doing it again does nothing, but finish what a crash had left undone.
@@ -32,16 +32,19 @@ def erase(journal: Journal, switch: KillSwitch, actor: str) -> int:
     Raises:
         AgentGuardError: the run has not ended.
     """
-    store, run_id = journal.store, journal.run_id
-    with journal.deciding():
-        state = journal.fold.state
+    log, store, run_id = journal.log, journal.log.store, journal.run_id
+
+    def drop() -> int:
+        state = log.fold.state
         if not state.final:
             raise AgentGuardError(
                 f"run {run_id} is {state} and goes on recording; end or kill it, then erase it"
             )
-        if not journal.fold.erased:
-            journal.act([Record(0, PAYLOAD_ERASED, journal.clock.wall(), data={"actor": actor})])
-        dropped = store.erase(run_id)
+        if not log.fold.erased:
+            log.act([Record(0, PAYLOAD_ERASED, journal.clock.wall(), data={"actor": actor})])
+        return store.erase(run_id)
+
+    dropped = log.decide(drop)
     store.erase(run_id)  # outside of the act, so that nothing lingers in a file beside the log
     if run_id not in _erased_runs(switch):
         switch.record(PAYLOAD_ERASED, {"run": run_id, "tenant": journal.fold.tenant, "actor": actor})

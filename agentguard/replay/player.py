@@ -33,9 +33,10 @@ from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
 from agentguard.steps.items import Recorded, recorded
-from agentguard.steps.journal import Journal
-from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.live import LiveRun
+from agentguard.steps.model import Step
 from agentguard.steps.served import Served, ServedItems
+from agentguard.steps.spec import StepSpec
 
 Unknown = Callable[[Step, Call], Served | None]
 _T = TypeVar("_T")
@@ -46,7 +47,7 @@ class Player:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: LiveRun,
         log: Iterator[Stored],
         *,
         unknown: Unknown | None = None,
@@ -58,7 +59,7 @@ class Player:
         self._lock = threading.RLock()
         self.tape = Tape(log)
         self._unknown = unknown
-        self._ahead = None if unknown is None else Ahead(journal.fold)
+        self._ahead = None if unknown is None else Ahead(journal.log.fold)
         self._scopes: dict[str, Call] = {}
         #: The last call served of each `key=`.
         self._keyed: dict[str, Call] = {}
@@ -175,7 +176,7 @@ class Player:
         if call is None:
             return None
         recorded = call.data.get("args")
-        known = recorded is not None and step.digest is not None and self._journal.salt
+        known = recorded is not None and step.digest is not None and self._journal.log.salt
         if known and recorded != step.digest:
             self._raise(d.arguments(step.key, call.payload, step.payload))
         if (call.start.kind, call.start.name) != (step.kind, step.name):
@@ -237,14 +238,14 @@ class Player:
 
     def _scope_stop(self, scope: str) -> RunStopped | None:
         """What stopped a scope, or one around it, by the log; the same object each time."""
-        for level in self._journal.fold.chain(scope):
+        for level in self._journal.log.fold.chain(scope):
             if level.key in self.tape.scope_stops:
                 return self._stop_of(level.key)
         return None
 
     def _stop_of(self, scope: str) -> RunStopped | None:
         stop = stop_from(self.tape.scope_stops[scope])
-        return self._journal.scope_stops.setdefault(scope, stop) if stop is not None else None
+        return self._journal.stops.scopes.setdefault(scope, stop) if stop is not None else None
 
     def check_doubt(self) -> None:
         """See `agentguard.steps.served.Player`: nothing goes live beside a step in doubt.
@@ -252,8 +253,8 @@ class Player:
         That may be one of an earlier recovery, for which the run is still paused and which this one may
         never come to: it must not wait for what only an operator can say.
         """
-        if self.in_doubt is None and self.live and self._journal.fold.state is RunState.PAUSED:
-            unknown = self._journal.fold.pause.get("unknown")
+        if self.in_doubt is None and self.live and self._journal.log.fold.state is RunState.PAUSED:
+            unknown = self._journal.log.fold.pause.get("unknown")
             if unknown is not None:
                 self.in_doubt = StepOutcomeUnknownError(self._journal.run_id, unknown)
         if self.in_doubt is not None:
@@ -261,16 +262,16 @@ class Player:
 
     def recorded_stop(self) -> RunStopped | None:
         """What stopped the recorded run, the same object each time."""
-        if self._journal.stop is None and self.tape.terminal is not None:
+        if self._journal.stops.stop is None and self.tape.terminal is not None:
             data = (self.tape.terminal.data or {})["termination"]
             stop = stop_from(data)
             if stop is not None:
-                self._journal.set_stop(stop)
-        return self._journal.stop
+                self._journal.stops.set(stop)
+        return self._journal.stops.stop
 
     def _without_outcome(self, step: Step, call: Call) -> Served | None:
         if self._unknown is not None and self._ahead is not None:
-            own = step.key in self._journal.fold.open
+            own = step.key in self._journal.log.fold.open
             try:
                 answer = self._unknown(step, call)
             except StepOutcomeUnknownError as doubt:
@@ -339,7 +340,7 @@ class Player:
             self._fold(self.tape.budgets.popleft())
 
     def _fold(self, record: Record) -> None:
-        self._journal.fold.apply(record, self._journal.fold.hash)
+        self._journal.log.fold.apply(record, self._journal.log.fold.hash)
 
     def _records(self, call: Call) -> Iterator[Record]:
         for earlier in call.before:
@@ -402,13 +403,13 @@ class Player:
 
     def recorded_stop_of(self, error: RunStopped) -> RunStopped | None:
         """The run's stop, where an exception stands for it."""
-        if self._journal.stop is None:
+        if self._journal.stops.stop is None:
             self.tape.read_until(lambda: self.tape.terminal is not None)
             if self.tape.terminal is not None:
                 stop = stop_from((self.tape.terminal.data or {})["termination"])
                 if stop is not None and stop.facts() == error.facts():
                     return self.recorded_stop()
-        return self._journal.stop
+        return self._journal.stops.stop
 
     # --- values and scopes ---------------------------------------------------------------------
 
@@ -456,7 +457,7 @@ class Player:
             self.tape.take(call)
             self._scopes[scope.key] = call
             if not self.live:
-                self._journal.apply(call.start, self._journal.fold.hash)
+                self._journal.log.apply(call.start, self._journal.log.fold.hash)
             return True
 
     def open_run(self, key: str, pos: int, scope: str) -> str | None:
@@ -513,9 +514,9 @@ class Player:
         """The recorded end: its stop to raise, or a difference where the program ended otherwise."""
         terminal = self.tape.terminal
         if terminal is None:
-            return self._journal.stop
+            return self._journal.stops.stop
         recorded = (terminal.data or {})["termination"]
-        self._journal.apply(terminal, self._journal.fold.hash)
+        self._journal.log.apply(terminal, self._journal.log.fold.hash)
         stop = self.recorded_stop()
         if stop is not None:
             return stop

@@ -16,7 +16,7 @@ from agentguard.replay.tape import Call
 from agentguard.runs.fold import ONE_STEP
 from agentguard.runs.state import RunState
 from agentguard.steps import exceptions, values
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
 from agentguard.steps.served import Served
 
@@ -76,36 +76,44 @@ def _by_probe(step: Step, call: Call, held: Amounts) -> Served | None:
     return Served(result)
 
 
-def _ask_operator(journal: Journal, key: str) -> NoReturn:
+def _ask_operator(journal: LiveRun, key: str) -> NoReturn:
     pause_for(journal, key, f"the outcome of {key} is unknown")
     raise StepOutcomeUnknownError(journal.run_id, key)
 
 
-def pause_for(journal: Journal, key: str, reason: str) -> None:
+def pause_for(journal: LiveRun, key: str, reason: str) -> None:
     """Pause a run until an operator has said what became of a step."""
-    with journal.deciding():
-        if journal.fold.state is RunState.RUNNING:
+    log = journal.log
+
+    def pause() -> None:
+        if log.fold.state is RunState.RUNNING:
             data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": journal.time.elapsed()}
-            journal.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+            log.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+
+    log.decide(pause)
 
 
-def resolve(journal: Journal, key: str, outcome: str, *, result: Any, actor: str) -> None:
+def resolve(journal: LiveRun, key: str, outcome: str, *, result: Any, actor: str) -> None:
     """See `Guard.resolve`."""
     if outcome not in OUTCOMES:
         raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, not {outcome!r}")
-    with journal.deciding():
+    log = journal.log
+
+    def put() -> None:
         doubt = _doubt(journal, key)
         if doubt is None:
-            doubtful = ", ".join(journal.fold.open) or "none"
+            doubtful = ", ".join(log.fold.open) or "none"
             raise AgentGuardError(
                 f"step {key!r} of run {journal.run_id} has an outcome, or never started; in doubt: {doubtful}"
             )
         if outcome == COMPLETED and (reason := values.capture(result, by_name=True).reason) is not None:
             raise ValueError(f"the result of {key} would not come back in a replay: {reason}")
         _put(journal, key, outcome, doubt.held, by=actor, result=result)
-        paused_for = journal.fold.pause.get("unknown")
-        if journal.fold.state is RunState.PAUSED and paused_for == key:
-            journal.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data={"actor": actor})])
+        paused_for = log.fold.pause.get("unknown")
+        if log.fold.state is RunState.PAUSED and paused_for == key:
+            log.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data={"actor": actor})])
+
+    log.decide(put)
 
 
 class _Doubt(NamedTuple):
@@ -114,13 +122,13 @@ class _Doubt(NamedTuple):
     held: Amounts | None
 
 
-def _doubt(journal: Journal, key: str) -> _Doubt | None:
+def _doubt(journal: LiveRun, key: str) -> _Doubt | None:
     """Whether a step has no outcome, or one that a replay cannot hand out.
 
     It may have started in the run that this one was forked from.
     """
     doubt: _Doubt | None = None
-    for stored in origin_log(journal.store, journal.run_id):
+    for stored in origin_log(journal.log.store, journal.run_id):
         record = codec.decode(stored.body)
         if record.key != key:
             continue
@@ -141,7 +149,7 @@ def _failure(said: Any) -> dict[str, Any]:
 
 
 def _put(
-    journal: Journal, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
+    journal: LiveRun, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
 ) -> None:
     """Append `step_resolved`; a step in doubt is charged what it `held`, since it may have happened."""
     data: dict[str, Any] = {"as": outcome, "by": by}
@@ -149,13 +157,15 @@ def _put(
     if outcome == COMPLETED:
         payload, _, reason = values.capture(result, by_name=True)
         if payload is not None:
-            data["result"] = payload_digest(journal.salt, payload)
+            data["result"] = payload_digest(journal.log.salt, payload)
         if reason is not None:
             data["unreplayable"] = reason
     elif outcome == FAILED:
         data["error"] = _failure(result)
-    with journal.deciding():
-        step = journal.fold.open.get(key)
+    log = journal.log
+
+    def put() -> None:
+        step = log.fold.open.get(key)
         movements = journal.levels.settling(key, held) if step is not None else ()
         record = Record(
             0,
@@ -165,7 +175,9 @@ def _put(
             attempt=step.attempt if step is not None else 0,
             usage=held,
             # A step of a fork's origin was charged when the fork was made.
-            spent=journal.fold.spent_after(held) if step is not None and held is not None else None,
+            spent=log.fold.spent_after(held) if step is not None and held is not None else None,
             data=data,
         )
-        journal.act([record], [payload], movements)
+        log.act([record], [payload], movements)
+
+    log.decide(put)

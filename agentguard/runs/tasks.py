@@ -61,7 +61,7 @@ class LoopBranches:
     def count(self, made: Iterable[asyncio.Future[Any]], journal: Any) -> None:
         """Tasks were made inside a run: outcomes of its steps may have to be delivered in turn."""
         for task in made:
-            journal.concurrent = True
+            journal.in_flight.concurrent = True
             self.alive += 1
             task.add_done_callback(self._done)
 

@@ -11,7 +11,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.base import Session
 from agentguard.sessions.loading import load_journal
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.tenancy import check_id
 
 
@@ -33,7 +33,7 @@ class AttachedSession(Session):
             raise NoActiveRunError(f"run {self.run_id} has not been attached to yet")
         return self._branch
 
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Share the journal that this process has, or fold the log."""
         journal = self.runtime.live.get(self.run_id)
         if journal is None:
@@ -49,7 +49,7 @@ class AttachedSession(Session):
         self.runtime.participate()
         return journal
 
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Detach; return the run's stop to raise."""
         with contextlib.suppress(AgentGuardError):
             journal.refresh()
@@ -58,6 +58,6 @@ class AttachedSession(Session):
             drain.forget(self.runtime, journal)
         return journal.stop
 
-    def drain(self, journal: Journal, timeout: float | None) -> bool:
+    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
         """Refuse: a run that was attached to is left by leaving the block."""
         raise AgentGuardError(f"run {self.run_id} was attached to: only its owner can drain it")

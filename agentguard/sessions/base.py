@@ -19,7 +19,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions.dead import close_dead_runs
 from agentguard.sessions.loading import load_journal
 from agentguard.steps.inputs import RecordedInputs
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.parts import Parts
 
 
@@ -54,11 +54,11 @@ class Session(abc.ABC):
         return Branch(MAIN)
 
     @abc.abstractmethod
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Enter the block: return the run's journal in this process."""
 
     @abc.abstractmethod
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Leave the block that `error` ended; return the stop to raise."""
 
     # --- control -------------------------------------------------------------------------------
@@ -79,16 +79,16 @@ class Session(abc.ABC):
         """See `Run.set_budget`."""
         set_budget(self.runtime, self.run_id, budget, actor)
 
-    def drain(self, journal: Journal, timeout: float | None) -> bool:
+    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
         raise AgentGuardError(f"run {self.run_id} was not opened here: only its owner can drain it")
 
-    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+    async def adrain(self, journal: LiveRun, timeout: float | None) -> bool:
         """See `Run.adrain`."""
         return self.drain(journal, timeout)
 
 
-def journal_of(runtime: Runtime, run_id: str) -> Journal:
+def journal_of(runtime: Runtime, run_id: str) -> LiveRun:
     """Return the run's journal in this process, read from the store if it is not live here.
 
     Raises:
@@ -109,20 +109,26 @@ def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
 def pause(runtime: Runtime, run_id: str, reason: str) -> None:
     """See `Guard.pause`."""
     journal = journal_of(runtime, run_id)
-    with journal.deciding():
+
+    def put() -> None:
         check_move(run_id, journal.fold.state, RunState.PAUSED)
         data = {"reason": reason, "running_ns": journal.time.elapsed()}
-        journal.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+        journal.log.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+
+    journal.log.decide(put)
 
 
 def resume(runtime: Runtime, run_id: str) -> None:
     """See `Guard.resume`."""
     journal = journal_of(runtime, run_id)
-    with journal.deciding():
+
+    def put() -> None:
         if journal.fold.state is not RunState.PAUSED:
             raise InvalidStateTransitionError(run_id, journal.fold.state, RunState.RUNNING)
         data = {"running_ns": journal.time.elapsed()}
-        journal.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data=data)])
+        journal.log.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data=data)])
+
+    journal.log.decide(put)
 
 
 def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None) -> None:
@@ -130,7 +136,8 @@ def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None)
     check_budget(budget)
     journal = journal_of(runtime, run_id)
     data = {"budget": budget.to_fields(), "actor": actor or kill_requests.default_actor()}
-    with journal.deciding():
+
+    def put() -> None:
         fold = journal.fold
         if fold.state.final:
             raise AgentGuardError(
@@ -141,4 +148,6 @@ def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None)
             account = Account.from_data(fold.account.to_data())
             account.limit_by(budget)
             movements.append(Movement(journal.levels.account_name(""), opening=account))
-        journal.act([Record(0, ev.RUN_BUDGET_SET, journal.clock.wall(), data=data)], movements=movements)
+        journal.log.act([Record(0, ev.RUN_BUDGET_SET, journal.clock.wall(), data=data)], movements=movements)
+
+    journal.log.decide(put)

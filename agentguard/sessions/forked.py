@@ -16,7 +16,7 @@ from agentguard.sessions.live import LiveSession
 from agentguard.sessions.loading import take_scope_stops
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class ForkSession(ResumedSession, LiveSession):
         facts: dict[str, Any] = shared.facts()
         return [Record(3, ev.RUN_FORKED, now, name=self.name, usage=shared.spent, data=facts)]
 
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Put the fork on record; the origin's prefix answers for what is in it."""
         journal = LiveSession.open(self)
         take_scope_stops(journal)

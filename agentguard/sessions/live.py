@@ -26,8 +26,8 @@ from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import OwnedSession, owner_of
 from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
-from agentguard.steps.journal import Journal, row_of
-from agentguard.steps.levels import Outer
+from agentguard.steps.live import Around, LiveRun
+from agentguard.steps.log import row_of
 from agentguard.tenancy import DEFAULT_TENANT
 
 #: How branches and keys are made; recorded, so that a replay knows.
@@ -69,7 +69,7 @@ class LiveSession(OwnedSession):
         inputs = self.options.inputs
         return inputs.value() if isinstance(inputs, RecordedInputs) else inputs
 
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Put the run on record and return its journal.
 
         Raises:
@@ -92,10 +92,10 @@ class LiveSession(OwnedSession):
             if span is not None:
                 span.end(error=error, state="FAILED", head=None, usage={}, steps=0)
             raise
-        journal.seen = generation
+        journal.stops.seen = generation
         self.take_part(journal)
         if kill is not None:
-            journal.seen = -1
+            journal.stops.seen = -1
             stop = kill.error(self.run_id)
             journal.end(stop)
             self.leave_outer_run(journal)
@@ -104,25 +104,29 @@ class LiveSession(OwnedSession):
             raise stop
         return journal
 
-    def _put_on_record(self, generation: int, span: Any, *, started: bool) -> Journal:
+    def _put_on_record(self, generation: int, span: Any, *, started: bool) -> LiveRun:
         """Create the run; a nested one in one act with the event that the run around it has of it.
 
         From there on the levels of the run around it take charges from two logs.
         """
-        if self.around is None:
+        around = self.around
+        if around is None:
             return self._create(generation, [], span, started=started)
-        parent: Journal = self.around.journal
-        scope = self.around.scope_key
+        parent: LiveRun = around.journal
+        scope = around.scope_key
         check(parent, scope)
-        with parent.deciding():
+
+        def create_inside() -> LiveRun:
             check(parent, scope)
-            movements, outer = parent.levels.sharing(scope)
+            movements, outer = parent.nest(scope)
             journal = self._create(generation, outer, span, started=started)  # first: its id may be taken
             if not self.is_in_outer_log:
-                parent.act([self._opened(parent, self.around)], movements=movements)
-        return journal
+                parent.log.act([self._opened(parent, around)], movements=movements)
+            return journal
 
-    def _opened(self, parent: Journal, around: Place) -> Record:
+        return parent.log.decide(create_inside)
+
+    def _opened(self, parent: LiveRun, around: Place) -> Record:
         data: dict[str, Any] = {"run": self.run_id}
         if around.scope_key:
             data["scope"] = around.scope_key
@@ -132,7 +136,7 @@ class LiveSession(OwnedSession):
 
     # --- the first events ----------------------------------------------------------------------
 
-    def _create(self, generation: int, outer: list[Outer], span: Any, *, started: bool) -> Journal:
+    def _create(self, generation: int, outer: list[Around], span: Any, *, started: bool) -> LiveRun:
         components = self.runtime.components
         salt = self._salt()
         recorded = self._recorded_inputs()
@@ -172,7 +176,7 @@ class LiveSession(OwnedSession):
         )
         row = row_of(row, fold)
         row.number = components.store.create(row, stored)
-        journal = Journal(components, row, fold, outer)
+        journal = LiveRun(components, row, fold, outer)
         journal.span = span
         journal.time.count()
         return journal

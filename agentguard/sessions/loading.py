@@ -9,12 +9,11 @@ from agentguard.protocols import RunRow
 from agentguard.runs.branch import Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.termination import stop_from
-from agentguard.steps.journal import Journal
-from agentguard.steps.levels import Outer
+from agentguard.steps.live import Around, LiveRun
 from agentguard.steps.parts import Parts
 
 
-def load_journal(components: Parts, row: RunRow, branch: Branch | None = None) -> Journal:
+def load_journal(components: Parts, row: RunRow, branch: Branch | None = None) -> LiveRun:
     """Return the journal of a run that another process owns, folded from its log.
 
     `branch` goes on with its numbering after the steps that the log has in it.
@@ -24,7 +23,7 @@ def load_journal(components: Parts, row: RunRow, branch: Branch | None = None) -
         record = fold.apply_stored(stored)
         if branch is not None and record.key is not None:
             branch.passed(record.key)
-    journal = Journal(components, row, fold, _outer_levels(components, row))
+    journal = LiveRun(components, row, fold, _outer_levels(components, row))
     journal.owner = False
     journal.time.count(_started_monotonic(components, row, fold))
     if fold.termination is not None:
@@ -33,14 +32,14 @@ def load_journal(components: Parts, row: RunRow, branch: Branch | None = None) -
     return journal
 
 
-def take_scope_stops(journal: Journal) -> None:
+def take_scope_stops(journal: LiveRun) -> None:
     """Let the stops of scopes that the fold has stop them in this process."""
     for key, scope in journal.fold.scopes.items():
         if scope.stop is not None and (stop := stop_from(scope.stop)) is not None:
             journal.scope_stops[key] = stop
 
 
-def _outer_levels(components: Parts, row: RunRow) -> list[Outer]:
+def _outer_levels(components: Parts, row: RunRow) -> list[Around]:
     """Return the levels around a nested run, from the logs of the runs around it."""
     if row.parent_id is None or (parent_row := components.store.row(row.parent_id)) is None:
         return []
@@ -49,8 +48,7 @@ def _outer_levels(components: Parts, row: RunRow) -> list[Outer]:
         record = codec.decode(stored.body)
         data = record.data or {}
         if record.type == ev.SCOPE_OPENED and data.get("run") == row.run_id:
-            _, outer = parent.levels.sharing(data.get("scope", ""))
-            return outer
+            return parent.nest(data.get("scope", ""))[1]
     return []
 
 

@@ -14,7 +14,7 @@ from agentguard.sessions.live import LiveSession
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 
 
 def new_session(runtime: Runtime, options: RunOptions) -> LiveSession:
@@ -30,12 +30,12 @@ class NestedSession(LiveSession):
 
     _recorded: Session | None = None
 
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Open the run that the log of the run around it has at this place, or a new one."""
         self._recorded = self._session_on_record()
         return super().open() if self._recorded is None else self._recorded.open()
 
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Leave the run as what it was opened as."""
         return (
             super().close(journal, error) if self._recorded is None else self._recorded.close(journal, error)
@@ -66,7 +66,7 @@ class NestedSession(LiveSession):
         else:
             self._recorded.set_budget(budget, actor)
 
-    def drain(self, journal: Journal, timeout: float | None) -> bool:
+    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
         recorded = self._recorded
         return super().drain(journal, timeout) if recorded is None else recorded.drain(journal, timeout)

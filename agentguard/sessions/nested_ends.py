@@ -11,10 +11,10 @@ from agentguard.events.model import Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 
 
-def closing(parent: Journal, opened: Record, state: RunState | str, usage: Amounts) -> Record:
+def closing(parent: LiveRun, opened: Record, state: RunState | str, usage: Amounts) -> Record:
     """Return the event that says how a nested run ended, and charges what it has used."""
     data: dict[str, Any] = {"run": (opened.data or {})["run"], "state": str(state)}
     if scope := (opened.data or {}).get("scope"):
@@ -33,7 +33,7 @@ def closing(parent: Journal, opened: Record, state: RunState | str, usage: Amoun
     )
 
 
-def close_ended_nested_runs(parent: Journal) -> None:
+def close_ended_nested_runs(parent: LiveRun) -> None:
     """Charge a run with the nested runs that ended without its log saying so.
 
     Their process died between the two logs, as it could in earlier versions.
@@ -48,11 +48,15 @@ def close_ended_nested_runs(parent: Journal) -> None:
     for opened in open_calls.values():
         row = parent.store.row((opened.data or {})["run"])
         if row is not None and RunState(row.state).final and row.parent_id == parent.run_id:
-            with parent.deciding():
-                parent.act([closing(parent, opened, row.state, _spent(parent, row))])
+            _close(parent, opened, row)
 
 
-def _spent(parent: Journal, row: RunRow) -> Amounts:
+def _close(parent: LiveRun, opened: Record, row: RunRow) -> None:
+    spent = _spent(parent, row)
+    parent.log.decide(lambda: parent.log.act([closing(parent, opened, row.state, spent)]))
+
+
+def _spent(parent: LiveRun, row: RunRow) -> Amounts:
     """Return what an ended run has used, by its log: steps may have settled after its end."""
     fold = RunFold(row.run_id)
     for stored in parent.store.read(row.run_id):

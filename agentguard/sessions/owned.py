@@ -19,8 +19,8 @@ from agentguard.sessions import drain
 from agentguard.sessions.base import Session
 from agentguard.sessions.nested_ends import closing
 from agentguard.sessions.options import RunOptions
-from agentguard.steps import sync
-from agentguard.steps.journal import Journal
+from agentguard.steps import phases
+from agentguard.steps.live import LiveRun
 from agentguard.steps.parts import Parts
 
 
@@ -53,21 +53,21 @@ class OwnedSession(Session):
 
     # --- taking part ---------------------------------------------------------------------------
 
-    def take_part(self, journal: Journal) -> None:
+    def take_part(self, journal: LiveRun) -> None:
         """Let the run be stopped, warned, drained and charged along with what is around it."""
-        journal.on_warning = self.options.on_warning
+        journal.in_flight.on_warning = self.options.on_warning
         journal.interrupt = self.options.interrupt_threads
         self.runtime.live[self.run_id] = journal
         if self.around is not None:
             parent = self.around.journal
-            parent.children.append(journal)
+            parent.in_flight.children.append(journal)
             if parent.draining is not None:  # inside a body that a drain lets finish
-                journal.drain_with(parent.draining)
+                journal.stops.drain_with(parent.draining)
         self.runtime.participate()
 
     # --- the end -------------------------------------------------------------------------------
 
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, and return the stop to raise, if it has one."""
         draining = journal.draining
         if draining is not None and (draining.unwinds(error) or not draining.lets_on()):
@@ -91,21 +91,21 @@ class OwnedSession(Session):
                 self.end_span(journal, journal.stop or error)
         return None if journal.fold.state is RunState.COMPLETED else journal.stop
 
-    def _find_stop(self, journal: Journal, error: BaseException | None) -> None:
+    def _find_stop(self, journal: LiveRun, error: BaseException | None) -> None:
         """Let a stop that the run has not met yet stop it: a kill, or what its own block raised."""
-        if journal.stop is None and journal.signal[GENERATION] != journal.seen:
+        if journal.stop is None and journal.stops.signal[GENERATION] != journal.stops.seen:
             with contextlib.suppress(AgentGuardError):
                 journal.look()  # a kill that no step has met is found here
         if isinstance(error, RunStopped) and journal.stop is None:
             if error.run_id in (None, journal.run_id):
-                journal.set_stop(error)
+                journal.stops.set(error)
             else:  # a stranger's, or of a run inside: an error like any other, unless a kill is for us
                 with contextlib.suppress(AgentGuardError):
                     journal.look()
 
-    def _record_end(self, journal: Journal, error: BaseException | None) -> None:
+    def _record_end(self, journal: LiveRun, error: BaseException | None) -> None:
         """Put the end on record.  That it cannot be is raised, unless something else is already."""
-        if journal.stop is not None and journal.fold.state.final and not journal.stale:
+        if journal.stop is not None and journal.fold.state.final and not journal.log.dirty:
             return
         try:
             journal.finish(COMPLETED if error is None else self._termination(journal, error))
@@ -115,61 +115,64 @@ class OwnedSession(Session):
                 raise
             told.add_note(f"agentguard could not record the end of the run: {failure}")
 
-    def _termination(self, journal: Journal, error: BaseException) -> dict[str, Any]:
+    def _termination(self, journal: LiveRun, error: BaseException) -> dict[str, Any]:
         redact = self.runtime.components.redact
         ended = termination(error, redact.text if redact and not isinstance(error, RunStopped) else None)
         if isinstance(error, RunStopped) and journal.stop is None:
             ended["type"] = type_name(type(error))  # it did not stop this run
         return ended
 
-    def _settle_generators(self, journal: Journal) -> None:
-        journal.drain()
+    def _settle_generators(self, journal: LiveRun) -> None:
+        journal.in_flight.settle_orphans()
         for generator in drain.still_open(journal):
             abandoned = generator.abandon()
             if abandoned is not None:
                 with contextlib.suppress(AgentGuardError):
-                    sync.close(generator.step, abandoned)
+                    phases.close(generator.step, abandoned)
 
     # --- the end of a nested run ---------------------------------------------------------------
 
-    def _end_in_outer_run(self, journal: Journal, error: BaseException | None) -> None:
+    def _end_in_outer_run(self, journal: LiveRun, error: BaseException | None) -> None:
         """Put the end on record; a nested run's in one act with what the run around it is charged."""
         if self.around is None:
             self._record_end(journal, error)
             return
+
+        def end_both() -> None:
+            self._record_end(journal, error)
+            self._charge_outer_run(journal)
+
         try:
-            with self.around.journal.deciding():
-                self._record_end(journal, error)
-                self._charge_outer_run(journal)
+            self.around.journal.log.decide(end_both)
         except AgentGuardError:  # the run around it cannot be written; what was done was taken back
             self._charged = False
-            journal.stale = True
+            journal.log.dirty = True
             self._record_end(journal, error)
 
-    def leave_outer_run(self, journal: Journal) -> None:
+    def leave_outer_run(self, journal: LiveRun) -> None:
         """Charge what the run has used to the run around it, where that has not been done."""
         if self.around is None:
             return
         parent = self.around.journal
         if journal.fold.state.final and not self._charged:
-            with contextlib.suppress(AgentGuardError), parent.deciding():
-                self._charge_outer_run(journal)
-        if journal in parent.children:
-            parent.children.remove(journal)
+            with contextlib.suppress(AgentGuardError):
+                parent.log.decide(lambda: self._charge_outer_run(journal))
+        if journal in parent.in_flight.children:
+            parent.in_flight.children.remove(journal)
 
-    def _charge_outer_run(self, journal: Journal) -> None:
-        """Append the end of this run to the log of the run around it; inside its `deciding`."""
+    def _charge_outer_run(self, journal: LiveRun) -> None:
+        """Append the end of this run to the log of the run around it; inside its `decide`."""
         if self.around is None or not journal.fold.state.final:
             return
-        parent: Journal = self.around.journal
+        parent: LiveRun = self.around.journal
         data: dict[str, Any] = {"run": self.run_id}
         if self.around.scope_key:
             data["scope"] = self.around.scope_key
         opened = Record(0, ev.SCOPE_OPENED, 0, self.key, self.pos, self.name, data=data)
-        parent.act([closing(parent, opened, journal.fold.state, journal.fold.account.spent)])
+        parent.log.act([closing(parent, opened, journal.fold.state, journal.fold.account.spent)])
         self._charged = True
 
-    def end_span(self, journal: Journal, error: BaseException | None) -> None:
+    def end_span(self, journal: LiveRun, error: BaseException | None) -> None:
         """End the run's span, with the head of its log."""
         if journal.span is not None:
             fold = journal.fold
@@ -183,11 +186,11 @@ class OwnedSession(Session):
 
     # --- control -------------------------------------------------------------------------------
 
-    def drain(self, journal: Journal, timeout: float | None) -> bool:
+    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
         return drain.drain(self.runtime, journal, timeout)
 
-    async def adrain(self, journal: Journal, timeout: float | None) -> bool:
+    async def adrain(self, journal: LiveRun, timeout: float | None) -> bool:
         """See `Run.adrain`."""
         return await drain.adrain(self.runtime, journal, timeout)
 

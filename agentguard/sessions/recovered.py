@@ -22,7 +22,7 @@ from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import owner_of
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 
 #: Without a sign of life for so long, in nanoseconds, an owner that may live elsewhere counts as dead.
 STALE_NS = 30_000_000_000
@@ -60,7 +60,7 @@ class RecoverySession(ResumedSession):
         self._take_over = take_over
         self._stall_timeout = stall_timeout
 
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Claim the run and return its journal, with its log to answer for what is on record."""
         components = self.components
         self._check_state(self._row)
@@ -82,16 +82,17 @@ class RecoverySession(ResumedSession):
             journal.span = components.telemetry.start_run(
                 name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=journal.fold.metadata
             )
-        journal.seen = -1 if generation else 0
+        journal.stops.seen = -1 if generation else 0
         self.take_part(journal)
         for warning in journal.fold.warnings:  # the program is run from its beginning, and so are they told
-            journal.warned(warning)
+            journal.in_flight.warned(warning)
         return journal
 
-    def _claim(self, journal: Journal) -> int:
+    def _claim(self, journal: LiveRun) -> int:
         """Become the run's owner under a new epoch; return the head of the log before that."""
         components = self.components
-        with journal.deciding():
+
+        def claim() -> int:
             row = components.store.row(self.run_id)
             assert row is not None  # noqa: S101 - it was there, and runs in flight are never pruned
             self._check_state(row)
@@ -105,8 +106,10 @@ class RecoverySession(ResumedSession):
             records = [Record(0, ev.RUN_RECOVERED, now, name=self.name, data=data)]
             if journal.fold.state is RunState.CREATED:
                 records.append(Record(0, ev.RUN_STARTED, now, name=self.name))
-            journal.act(records)
-        return head
+            journal.log.act(records)
+            return head
+
+        return journal.log.decide(claim)
 
     def _check_state(self, row: RunRow) -> None:
         state = RunState(row.state)

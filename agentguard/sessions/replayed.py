@@ -24,7 +24,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions.base import Session
 from agentguard.sessions.resumed import refuse_altered
 from agentguard.steps.generators import leave_served
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.parts import Parts
 
 
@@ -57,7 +57,7 @@ class ReplaySession(Session):
         """Where the log is read from."""
         return self.runtime.components if self._components is None else self._components
 
-    def open(self) -> Journal:
+    def open(self) -> LiveRun:
         """Return a journal on a sealed copy of the components, with the log to answer for it.
 
         Raises:
@@ -77,23 +77,23 @@ class ReplaySession(Session):
             capture=components.capture,
             redact=components.redact,
         )
-        journal = Journal(sealed, self._row, fold)
+        journal = LiveRun(sealed, self._row, fold)
         journal.owner = False
-        journal.seen = 0
+        journal.stops.seen = 0
         journal.time.count()
         log = origin_log(store, self.run_id)
         self._player = Player(journal, log, stall_timeout=self._stall_timeout, around=self._player_around)
         journal.player = self._player
         return journal
 
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Hold the program's end against the log's; return the recorded stop to raise.
 
         Raises:
             ReplayDivergenceError: the program did something else, whatever it swallowed.
             StepOutcomeUnknownError: the log ends inside a step.
         """
-        for factory in journal.loops.values():
+        for factory in journal.in_flight.loops.values():
             factory.leave(id(journal))
         player = self._player
         if player is None:
@@ -117,7 +117,7 @@ class ReplaySession(Session):
         """Do nothing: the recorded kill is delivered where it was."""
         return 0
 
-    def drain(self, journal: Journal, timeout: float | None) -> bool:
+    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
         """Refuse: a replay owns nothing that it could let go of."""
         raise AgentGuardError(f"run {self.run_id} is replayed here: there is nothing to drain")
 

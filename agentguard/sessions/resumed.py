@@ -24,13 +24,13 @@ from agentguard.replay.resolving import pause_for, settle_unknown
 from agentguard.sessions import drain
 from agentguard.sessions.owned import OwnedSession
 from agentguard.steps.generators import leave_served
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 
 
 class ResumedSession(OwnedSession):
     """A run that is carried on: recovered, or forked."""
 
-    def close(self, journal: Journal, error: BaseException | None) -> RunStopped | None:
+    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, unless it cannot be carried on: then it is given back as it is."""
         player: Any = journal.player
         live = journal.owner and journal.stop is None and journal.draining is None
@@ -52,20 +52,20 @@ class ResumedSession(OwnedSession):
         if not (isinstance(player, Player) and player.take_budget()):
             super().set_budget(budget, actor)
 
-    def give_back(self, journal: Journal) -> None:
+    def give_back(self, journal: LiveRun) -> None:
         """Leave the run without an owner, for an operator or another program to go on."""
         drain.give_back(self.runtime, journal)
         self.end_span(journal, None)
 
 
 def carry_on(
-    journal: Journal, log: Iterator[Stored], *, stall_timeout: float, around: Player | None = None
+    journal: LiveRun, log: Iterator[Stored], *, stall_timeout: float, around: Player | None = None
 ) -> None:
     """Let a log answer for what is on record in it; calls beyond it go live."""
     journal.player = Player(journal, log, unknown=settle_unknown, stall_timeout=stall_timeout, around=around)
 
 
-def _in_the_way(journal: Journal, player: Player, error: BaseException | None) -> AgentGuardError | None:
+def _in_the_way(journal: LiveRun, player: Player, error: BaseException | None) -> AgentGuardError | None:
     """Return why this program cannot carry its run on, even where it swallowed that; None if it can."""
     if player.divergence is not None:
         return player.divergence

@@ -24,10 +24,10 @@ def check_bodies(runtime: Runtime) -> None:
         with contextlib.suppress(AgentGuardError):  # the next step is told
             file.check_file()
     for journal in runtime.journals():
-        if journal.bodies and runtime.opened is not None:
+        if journal.in_flight.bodies and runtime.opened is not None:
             with contextlib.suppress(AgentGuardError):
                 journal.refresh()
-            for body in tuple(journal.bodies):
+            for body in tuple(journal.in_flight.bodies):
                 with contextlib.suppress(AgentGuardError):
                     check(journal, body.scope)
 

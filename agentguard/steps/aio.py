@@ -16,11 +16,12 @@ from agentguard.budget.account import Amounts
 from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import outcome, sync
+from agentguard.steps import outcome, phases
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, open_step, prepare
-from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.model import Step
+from agentguard.steps.spec import StepSpec
 
 
 def call(
@@ -46,27 +47,44 @@ async def _run(
         prepare(step, args, kwargs)
         if (served := await step.journal.player.serve_async(step)) is not None:
             return served.result()
-    await begin(step, args, kwargs)
-    token = CURRENT.set(step)
-    body = Body(step)
+    # Whatever raises, wherever: as in the sync driver.
     try:
-        result = await _with_timeout(step.spec.timeout, fn(*args, **kwargs))
-    except asyncio.CancelledError as error:
-        stop = body.close()
-        if stop is None:
-            await close(step, outcome.failed(step, error))
+        try:
+            await begin(step, args, kwargs)
+            result = await _in_body(step, fn, args, kwargs)
+            done = phases.settled(step, result, args, kwargs)
+        except BaseException as error:
+            if step.entered:
+                await close(step, outcome.failed(step, error))
             raise
-        await close(step, outcome.failed(step, stop))
-        raise stop.with_traceback(None) from None
+        await close(step, done)
     except BaseException as error:
-        body.close()
-        await close(step, outcome.failed(step, error))
+        phases.rescue(step, error)
         raise
-    else:
+    return result
+
+
+async def _in_body(
+    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Await the body, with the step as the current one; a stop that cancels it is raised itself."""
+    token = CURRENT.set(step)
+    try:
+        body = Body(step)
+        try:
+            step.entered = True
+            result = await _with_timeout(step.spec.timeout, fn(*args, **kwargs))
+        except asyncio.CancelledError:
+            stop = body.close()
+            if stop is None:
+                raise
+            raise stop.with_traceback(None) from None
+        except BaseException:
+            body.close()
+            raise
         body.close()
     finally:
         leave(token)
-    await close(step, sync.settled(step, result, args, kwargs))
     return result
 
 
@@ -89,16 +107,16 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     """Everything before the body; waits without blocking the loop."""
     require_asyncio(step)
     prepare(step, args, kwargs)
-    sync.start_span(step)
+    phases.start_span(step)
     try:
         try:
             await _admit(step)
         except WaitingError:
             await _admit_in_time(step)
     except BaseException as error:
-        sync.refuse_span(step, error)
+        phases.refuse_span(step, error)
         raise
-    sync.look(step)
+    phases.look(step)
 
 
 async def _admit_in_time(step: Step) -> None:
@@ -124,17 +142,17 @@ async def _admit(step: Step) -> None:
 
 async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None], *args: Any) -> None:
     """Wait until what was accepted is committed, or on disk; `confirm`, which may block, sees to the rest."""
-    journal = step.journal
-    commit, group = step.commit, journal.group
+    log = step.journal.log
+    commit, group = step.commit, log.group
     if commit is None or group is None:
-        if journal.shares_disk(step.spec.durability):
-            await on_disk(journal.store)
+        if log.shares_disk(step.spec.durability):
+            await on_disk(log.store)
         return
     if asyncio.current_task() is None:  # driven by hand: there is nothing that would wake it
         confirm(*args)
         return
     await committed(group, commit)
-    if commit.error is not None or needs_care(journal, amounts, commit.future.result()):
+    if commit.error is not None or needs_care(step.journal, amounts, commit.future.result()):
         await _in_thread(confirm, *args)
     else:
         step.commit = None
@@ -151,11 +169,12 @@ async def close(step: Step, done: outcome.Outcome) -> None:
         else:
             await _on_record(step, done.usage or {}, outcome.confirm_outcome, step, done)
     finally:
-        sync.end_span(step, done)
-    if journal.pending_warnings:
-        journal.tell_warnings()
-    if journal.concurrent and not isinstance(done.error, asyncio.CancelledError):
-        gate = journal.gate(asyncio.get_running_loop())
+        phases.end_span(step, done)
+    in_flight = journal.in_flight
+    if in_flight.pending_warnings:
+        in_flight.tell_warnings()
+    if in_flight.concurrent and not isinstance(done.error, asyncio.CancelledError):
+        gate = in_flight.gate(asyncio.get_running_loop())
         if gate is not None:
             await gate.turn(step.seq)
 
@@ -200,11 +219,12 @@ class Body:
         self._timer: asyncio.TimerHandle | None = None
         if self._task is not None:
             _bodies.setdefault(self._task, []).append(self)
-        journal.bodies.add(self)
-        if journal.levels.timed:
+        journal.in_flight.bodies.add(self)
+        if journal.levels.has_deadline:
             self._watch_deadline()
-        if journal.stop is not None and journal.stop.cancels:  # it came between the last look and this line
-            self.stop(journal.stop)
+        stop = journal.stops.stop
+        if stop is not None and stop.cancels:  # it came between the last look and this line
+            self.stop(stop)
 
     def _watch_deadline(self) -> None:
         nearest = self._journal.levels.deadline(self.scope)
@@ -226,7 +246,7 @@ class Body:
 
     def _cancel(self, stop: RunStopped) -> None:
         task = self._task
-        if task is None or self not in self._journal.bodies:
+        if task is None or self not in self._journal.in_flight.bodies:
             return
         # A task is cancelled once, however many bodies are nested in it, and the outermost that is
         # stopped turns that into the stop: what is inside it cannot swallow a CancelledError by accident.
@@ -241,12 +261,12 @@ class Body:
 
     def close(self) -> RunStopped | None:
         """The body is over; gives the stop that cancelled it, if nobody else wanted that too."""
-        self._journal.bodies.discard(self)
-        if self._task is not None:
-            nested = _bodies[self._task]
+        self._journal.in_flight.bodies.discard(self)
+        nested = _bodies.get(self._task) if self._task is not None else None
+        if nested is not None and self in nested:
             nested.remove(self)
             if not nested:
-                del _bodies[self._task]
+                _bodies.pop(self._task, None)  # type: ignore[arg-type]
         if self._timer is not None:
             self._timer.cancel()
         stop = self._stop

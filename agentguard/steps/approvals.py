@@ -13,7 +13,7 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 
 if TYPE_CHECKING:
-    from agentguard.steps.journal import Journal
+    from agentguard.steps.live import LiveRun
     from agentguard.steps.model import Step
 
 
@@ -31,7 +31,7 @@ def require(step: Step) -> None:
     journal = step.journal
     if not step.needs_approval:
         return
-    decision = journal.fold.approvals.get(step.key)
+    decision = journal.log.fold.approvals.get(step.key)
     if decision is None or (decision["args"], decision.get("unknown")) != (step.digest, step.unknown):
         _ask(step)
         raise WaitingError
@@ -43,31 +43,33 @@ def require(step: Step) -> None:
 
 def _ask(step: Step) -> None:
     journal = step.journal
-    with journal.deciding():
-        record = Record(
-            0,
-            ev.APPROVAL_REQUESTED,
-            journal.clock.wall(),
-            step.key,
-            step.pos,
-            step.spec.name,
-            step.spec.kind,
-            step.attempt,
-            data={"args": step.digest} | ({} if step.unknown is None else {"unknown": step.unknown}),
-        )
-        journal.act([record], [step.payload])
+    record = Record(
+        0,
+        ev.APPROVAL_REQUESTED,
+        journal.clock.wall(),
+        step.key,
+        step.pos,
+        step.spec.name,
+        step.spec.kind,
+        step.attempt,
+        data={"args": step.digest} | ({} if step.unknown is None else {"unknown": step.unknown}),
+    )
+    journal.log.decide(lambda: journal.log.act([record], [step.payload]))
 
 
-def decide(journal: Journal, key: str, *, granted: bool, reason: str | None, actor: str) -> None:
+def decide(journal: LiveRun, key: str, *, granted: bool, reason: str | None, actor: str) -> None:
     """Put an operator's decision on record.
 
     Raises:
         AgentGuardError: no step of that key waits.
     """
-    with journal.deciding():
-        asked = journal.fold.approvals.get(key)
+    log = journal.log
+
+    def put() -> None:
+        approvals = log.fold.approvals
+        asked = approvals.get(key)
         if asked is None or asked["state"] != ev.APPROVAL_REQUESTED:
-            waiting = [k for k, a in journal.fold.approvals.items() if a["state"] == ev.APPROVAL_REQUESTED]
+            waiting = [k for k, a in approvals.items() if a["state"] == ev.APPROVAL_REQUESTED]
             raise AgentGuardError(
                 f"no step {key!r} of run {journal.run_id} waits for an approval"
                 + (f"; waiting are {', '.join(waiting)}" if waiting else "")
@@ -77,4 +79,6 @@ def decide(journal: Journal, key: str, *, granted: bool, reason: str | None, act
         if reason:
             data["reason"] = reason
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
-        journal.act([Record(0, kind, journal.clock.wall(), key, name=asked["name"], data=data)])
+        log.act([Record(0, kind, journal.clock.wall(), key, name=asked["name"], data=data)])
+
+    log.decide(put)

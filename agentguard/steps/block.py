@@ -9,9 +9,10 @@ from typing import Any
 
 from agentguard.errors import AgentGuardError
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, outcome, sync
+from agentguard.steps import aio, outcome, phases
 from agentguard.steps.flow import open_step
-from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.model import Step
+from agentguard.steps.spec import StepSpec
 
 #: Why a block cannot be replayed: there is no function to leave out.
 NOT_REPLAYABLE = {"unreplayable": "a block, not a function"}
@@ -50,29 +51,37 @@ class StepBlock:
         `inputs` go on record as the step's arguments.
         """
         self._ask_player()
-        sync.begin(self._step, (), dict(inputs or {}))
+        self._begun(dict(inputs or {}))
         if self._step.span is not None:
             self._step.span.suspend()
-        self._step.journal.generators.add(self)
+        self._step.journal.in_flight.generators.add(self)
         return self._step
 
     def finish(self, error: BaseException | None = None, result: Any = None) -> None:
         """End what `start` began: completed, or failed with `error`.  A second time does nothing."""
-        self._step.journal.generators.discard(self)
-        sync.close(self._step, self._outcome(error, result))
+        self._step.journal.in_flight.generators.discard(self)
+        self._end(error, result)
 
     def revoke(self, error: BaseException) -> None:
         """End what `start` began where `error` kept the body from running: all is given back."""
-        self._step.journal.generators.discard(self)
-        sync.close(self._step, outcome.unentered(error))
+        self._step.journal.in_flight.generators.discard(self)
+        phases.close(self._step, outcome.unentered(error))
 
     def abandon(self) -> outcome.Outcome | None:
         """The run ends while this is open: its outcome, for the run's end to put on record."""
         return outcome.failed(self._step, BlockAbandonedError("open at the end of the run"), "abandoned")
 
+    def _begun(self, inputs: dict[str, Any]) -> None:
+        try:
+            phases.begin(self._step, (), inputs)
+        except BaseException as error:
+            phases.rescue(self._step, error)
+            raise
+        self._step.entered = True
+
     def __enter__(self) -> Step:
         self._ask_player()
-        sync.begin(self._step, (), {})
+        self._begun({})
         self._token = CURRENT.set(self._step)
         return self._step
 
@@ -83,11 +92,23 @@ class StepBlock:
         traceback: TracebackType | None,
     ) -> None:
         leave(self._token)
-        sync.close(self._step, self._outcome(error))
+        self._end(error)
+
+    def _end(self, error: BaseException | None, result: Any = None) -> None:
+        try:
+            phases.close(self._step, self._outcome(error, result))
+        except BaseException as raised:
+            phases.rescue(self._step, raised)
+            raise
 
     async def __aenter__(self) -> Step:
         self._ask_player()
-        await aio.begin(self._step, (), {})
+        try:
+            await aio.begin(self._step, (), {})
+        except BaseException as error:
+            phases.rescue(self._step, error)
+            raise
+        self._step.entered = True
         self._token = CURRENT.set(self._step)
         self._body = aio.Body(self._step)
         return self._step

@@ -10,8 +10,8 @@ from typing import Any
 
 from agentguard.steps import aio, generators, sync
 from agentguard.steps.block import StepBlock
-from agentguard.steps.model import StepSpec, checked_attributes
 from agentguard.steps.options import OPTION_NAMES, step_spec
+from agentguard.steps.spec import StepSpec, checked_attributes
 
 running_loop = asyncio._get_running_loop
 
@@ -19,7 +19,7 @@ running_loop = asyncio._get_running_loop
 def meet_loop(place: Any) -> None:
     """See to it that tasks of the loop that runs now, if one does, get branches."""
     loop = running_loop()
-    if loop is not None and loop not in place.journal.loops:
+    if loop is not None and loop not in place.journal.in_flight.loops:
         place.run.meet(loop, place.branch)
 
 

@@ -16,8 +16,9 @@ from agentguard._values.names import type_name
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.steps import values
 from agentguard.steps.fragments import FragmentEncoder
-from agentguard.steps.model import LLM, Capture, Step, StepSpec
+from agentguard.steps.model import Step
 from agentguard.steps.redaction import Redactor
+from agentguard.steps.spec import LLM, Capture, StepSpec
 
 #: What an outcome has on record: its payload, and what its event says of it.
 Recorded = tuple[bytes | None, dict[str, Any]]

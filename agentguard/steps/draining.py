@@ -29,7 +29,7 @@ class Draining:
             f"guard.recover({run_id!r}) carries it on"
         )
         self.stop.run_id = run_id
-        #: Whether the run is given up: nothing more is written to it.  Set under the store's lock.
+        #: Whether the run is given up: nothing more is written to it.  Set under the log's lock.
         self.released = False
         #: Set when the drain is over, also where the run ended instead.
         self.over = threading.Event()
@@ -44,8 +44,8 @@ class Draining:
             return False
         place: Any = CURRENT.get()
         while place is not None:
-            step = place.step
-            if step is not None and place.journal.draining is self and step.key in place.journal.fold.open:
+            step, live = place.step, place.journal
+            if step is not None and live.stops.draining is self and step.key in live.log.fold.open:
                 return True
             place = getattr(place.run.session, "around", None)
         return False

@@ -12,7 +12,7 @@ process appended first, they decide again with every other writer kept out, so n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,9 +38,10 @@ from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals, exceptions
 from agentguard.steps.approvals import WaitingError
-from agentguard.steps.journal import MOMENT, Journal
-from agentguard.steps.levels import Refused
-from agentguard.steps.model import Step, StepSpec, logged_attributes, with_step
+from agentguard.steps.budget_levels import Refused
+from agentguard.steps.live import LiveRun
+from agentguard.steps.model import Step, with_step
+from agentguard.steps.spec import StepSpec, logged_attributes
 from agentguard.steps.unknown_cost import unknown_cost
 
 _RUNNING = RunState.RUNNING
@@ -93,7 +94,7 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         step.digest = step.digest or step.keeper.digest_of(args, kwargs)
         repeat = repeat_id(spec.name, step.keeper.repeat_of(args, kwargs))
         if levels.outer:
-            digest = step.keeper.repeat_of(args, kwargs, levels.outer[-1].journal.digest)
+            digest = step.keeper.repeat_of(args, kwargs, levels.outer[-1].levels.log.digest)
             around = repeat_id(spec.name, digest)
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, around)
 
@@ -123,27 +124,26 @@ def admit(step: Step, *, wait: bool = True) -> None:
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
-    journal = step.journal
-    acquire = journal.acquire  # what an attribute holds is called faster by a name, here and below
-    if not acquire(wait) and not acquire(timeout=MOMENT):
-        raise StoreBusyError
-    release = journal.release
+    append_in_turn(step, _admit, wait, wait=wait)
+    if step.commit is not None and wait:
+        confirm_start(step)
+
+
+def append_in_turn(step: Step, decide: Callable[..., None], *given: object, wait: bool) -> None:
+    """Call `decide(step, *given)`, which appends an event of the step, under the log's lock.
+
+    Where another process appended first, it decides again with every other writer kept out.
+    """
+    log = step.journal.log
     try:
-        if journal.waiters:
-            journal.time.count_idle()
-        _admit(step, journal, wait)
+        log.hold(decide, step, *given, wait=wait)
     except HeadMovedError:
         if not wait:
             raise StoreBusyError from None
-        with journal.deciding():
-            _admit(step, journal, wait)
-    finally:
-        release()
-    if step.commit is not None:
-        if wait:
-            confirm_start(step)
-    elif (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
-        journal.store.settle()
+        log.decide(lambda: decide(step, *given))
+    durability = step.spec.durability
+    if (log.power or durability) and wait and step.commit is None and log.shares_disk(durability):
+        log.store.settle()
 
 
 def confirm_start(step: Step) -> None:
@@ -156,31 +156,29 @@ def confirm_start(step: Step) -> None:
     try:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
-        with journal.deciding():
-            _admit(step, journal, True)  # noqa: FBT003
+        journal.log.decide(lambda: _admit(step, True))  # noqa: FBT003
     except LedgerRefusedError as error:
-        raise _refused_by_ledger(step, error) from None
+        raise _refused_by_account(step, error) from None
     except BaseException as error:  # it may be on record all the same
-        journal.doubt(step, exceptions.capture(error))
+        journal.log.doubt(step, exceptions.capture(error))
         raise
     else:
         if needs_care(journal, step.request.reserve, accounts):
-            with journal.lock:
-                warn(journal, step.scope_key, step.request.reserve, accounts)
+            journal.log.hold(warn, journal, step.scope_key, step.request.reserve, accounts)
 
 
 def wait_for_commit(step: Step) -> Mapping[str, Account]:
     """Return the shared accounts as the commit left them that a step waits for, or raise its error."""
     commit, step.commit = step.commit, None
-    group = step.journal.group
+    group = step.journal.log.group
     if commit is None or group is None:
         return {}
     return group.wait_for(commit)
 
 
-def needs_care(journal: Journal, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
+def needs_care(journal: LiveRun, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
     """Whether something follows from where a commit left shared accounts: a warning, or a stop."""
-    warned = journal.fold.warned
+    warned = journal.log.fold.warned
     return any(
         account.overdrawn() is not None
         or any((level, r.public_name(name)) not in warned for name, _, _ in account.crossed(amounts))
@@ -188,21 +186,25 @@ def needs_care(journal: Journal, amounts: Amounts, accounts: Mapping[str, Accoun
     )
 
 
-def _check_start(step: Step, journal: Journal) -> None:
+def _check_start(step: Step, journal: LiveRun) -> None:
     """Whether the step may start, but for its budget."""
     check(journal, step.scope_key)
-    if journal.fold.state is not _RUNNING:
+    fold = journal.log.fold
+    if fold.state is not _RUNNING:
         raise WaitingError
     if step.spec.examined:
         _examine(step)
-    elif step.key in journal.fold.open:  # two lines of control in one branch: one name attached twice
+    elif step.key in fold.open:  # two lines of control in one branch: one name attached twice
         raise DuplicateKeyError(step.key, journal.run_id)
 
 
-def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001
-    spec = step.spec
-    fold = journal.fold
-    request = step.request
+def _admit(step: Step, wait: bool) -> None:  # noqa: FBT001
+    journal, spec, request = step.journal, step.spec, step.request
+    if journal.time.waiters:
+        journal.time.count_idle()
+    log = journal.log
+    fold = log.fold
+    seq = fold.seq + 1  # what comes before that is what is decided on
     _check_start(step, journal)
     shadow = None
     # Outside scopes there is one level to ask, the run's, which nearly always has room.
@@ -214,12 +216,12 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001
     now = wall()
     movements: Sequence[Any] = ()
     windows: tuple[str, ...] = ()
-    if not journal.levels.solo:
+    if not journal.levels.only_this_run:
         movements, windows = journal.levels.reserving(step.scope_key, request, now)
     span = step.span
     data = _started_data(step, request, windows, shadow)
     record = Record(
-        fold.seq + 1,
+        seq,
         ev.STEP_STARTED,
         now,
         step.key,
@@ -234,25 +236,26 @@ def _admit(step: Step, journal: Journal, wait: bool) -> None:  # noqa: FBT001
         None if span is None else span.trace_id,
         None if span is None else span.span_id,
     )
-    try:
-        digest = journal.write(record, step.payload, movements, spec.durability, wait)
-    except LedgerRefusedError as error:
-        raise _refused_by_ledger(step, error) from None
-    step.commit = journal.commit
-    near = fold.start(record, digest, request)
     step.at_ns = now
+    try:
+        digest = log.write(record, step.payload, movements, spec.durability, wait)
+    except LedgerRefusedError as error:
+        raise _refused_by_account(step, error) from None
+    step.commit = log.commit
+    near = fold.start(record, digest, request)
+    log.written(fold)
     step.started_ns = monotonic()
     if near or movements:
-        warn(journal, step.scope_key, request.reserve, journal.moved)
+        warn(journal, step.scope_key, request.reserve, log.moved)
 
 
-def _refused_by_ledger(step: Step, error: LedgerRefusedError) -> Exception:
+def _refused_by_account(step: Step, error: LedgerRefusedError) -> Exception:
     """What to raise where a shared level has no room, or is closed since its run has ended elsewhere."""
     journal = step.journal
     if error.refusal is not None:
         return _refuse(step, journal.levels.whose(error.account, error.path, error.refusal))
-    for outer in journal.levels.outer:
-        outer.journal.refresh()
+    for around in journal.around:
+        around.live.refresh()
     check(journal, step.scope_key)  # raises the stop, where it ended with one
     return NoActiveRunError(f"a run around {journal.run_id} has ended; open a new run")
 
@@ -266,7 +269,7 @@ def _examine(step: Step) -> None:
         _refuse_unknown_cost(step, unknown)
     if spec.key is not None:
         _next_attempt(step)
-    elif step.key in step.journal.fold.open:
+    elif step.key in step.journal.log.fold.open:
         raise DuplicateKeyError(step.key, step.journal.run_id)
 
 
@@ -305,34 +308,40 @@ def _put_request(data: dict[str, Any], request: Request, digest: str | None) -> 
         data["repeat"] = request.repeat.removeprefix(f"{request.name}:")
 
 
-def check(journal: Journal, scope: str = "") -> None:
+def check(journal: LiveRun, scope: str = "") -> None:
     """Raise the stop that covers this place, if there is one: kill, run, scope or deadline."""
-    if journal.signal[GENERATION] != journal.seen:
-        journal.look()
-    if journal.stop is not None:
-        raise journal.stop.with_traceback(None)
-    if journal.scope_stops:
-        for level in journal.fold.chain(scope):
-            if (stop := journal.scope_stops.get(level.key)) is not None:
-                raise stop.with_traceback(None)
-    if journal.fold.state is not _RUNNING and journal.fold.state.final:
-        raise ended_error(journal)
-    levels = journal.levels
-    if levels.outer:
-        for outer in levels.outer:
-            check(outer.journal, outer.scope)
-    if levels.timed:
+    _check_run(journal, scope)
+    if journal.around:
+        for around in journal.around:
+            _check_run(around.live, around.scope)
+    if journal.levels.has_deadline:
         check_deadline(journal, scope)
 
 
-def ended_error(journal: Journal) -> AgentGuardError:
+def _check_run(journal: LiveRun, scope: str) -> None:
+    """The same for one run alone: what is around it is not asked."""
+    stops = journal.stops
+    if stops.signal[GENERATION] != stops.seen:
+        journal.look()
+    if stops.stop is not None:
+        raise stops.stop.with_traceback(None)
+    fold = journal.log.fold
+    if stops.scopes:
+        for level in fold.chain(scope):
+            if (stop := stops.scopes.get(level.key)) is not None:
+                raise stop.with_traceback(None)
+    if fold.state is not _RUNNING and fold.state.final:
+        raise ended_error(journal)
+
+
+def ended_error(journal: LiveRun) -> AgentGuardError:
     """What a step of a run that has ended without a stop is told."""
     return NoActiveRunError(
-        f"run {journal.run_id} is {journal.fold.state}: it takes no further step; open a new run"
+        f"run {journal.run_id} is {journal.log.fold.state}: it takes no further step; open a new run"
     )
 
 
-def check_deadline(journal: Journal, scope: str) -> None:
+def check_deadline(journal: LiveRun, scope: str) -> None:
     """Stop the level whose `seconds` are used up."""
     nearest = journal.levels.deadline(scope)
     if nearest is not None and nearest[0] <= 0:
@@ -375,13 +384,13 @@ def _refused_data(step: Step) -> dict[str, Any] | None:
     return data or None
 
 
-def stop_level(journal: Journal, refused: Refused, record: Record | None) -> RunStopped:
+def stop_level(journal: LiveRun, refused: Refused, record: Record | None) -> RunStopped:
     """Make a level's stop stick: a scope's inside it, a run's or the tenant's in the whole run.
 
     `record` is the `step_refused` to log with it, in the journal of the step.
     """
     error: RunStopped = refused.refusal.error(_public_path(journal, refused), journal.run_id)
-    owner = refused.journal
+    owner = _owner_of(refused, journal)
     if owner is not None and owner is not journal:
         journal.end(error, record)
         if refused.scope:
@@ -395,16 +404,28 @@ def stop_level(journal: Journal, refused: Refused, record: Record | None) -> Run
     return error
 
 
-def _stop_scope(journal: Journal, scope: str, error: RunStopped, record: Record | None) -> None:
+def _owner_of(refused: Refused, journal: LiveRun) -> LiveRun | None:
+    """The run whose level refused: this one or one around it; None for a tenant's."""
+    runs = (journal, *(around.live for around in journal.around))
+    return next((live for live in runs if live.log is refused.log), None)
+
+
+def _stop_scope(journal: LiveRun, scope: str, error: RunStopped, record: Record | None) -> None:
     facts = termination(error)
     if record is None:
-        record = Record(0, ev.STEP_REFUSED, journal.clock.wall(), name=journal.fold.scopes[scope].path)
+        path = journal.log.fold.scopes[scope].path
+        record = Record(0, ev.STEP_REFUSED, journal.clock.wall(), name=path)
     data = dict(record.data or {}) | {"stops": scope, "termination": facts}
-    journal.scope_stops.setdefault(scope, error)
-    with journal.deciding():
-        if journal.fold.scopes[scope].stop is None and not journal.fold.state.final:
-            journal.act([replace_data(record, data)])
-    journal.cancel(error, scope)
+    journal.stops.scopes.setdefault(scope, error)
+    log = journal.log
+    refusal = replace_data(record, data)
+
+    def refuse() -> None:
+        if log.fold.scopes[scope].stop is None and not log.fold.state.final:
+            log.act([refusal])
+
+    log.decide(refuse)
+    journal.stops.cancel(error, scope)
 
 
 def replace_data(record: Record, data: dict[str, Any]) -> Record:
@@ -412,10 +433,10 @@ def replace_data(record: Record, data: dict[str, Any]) -> Record:
     return msgspec.structs.replace(record, data=data)
 
 
-def _public_path(journal: Journal, refused: Refused) -> str:
-    if refused.journal is None or refused.journal is journal:
+def _public_path(journal: LiveRun, refused: Refused) -> str:
+    if refused.log is None or refused.log is journal.log:
         return refused.path
-    outer = refused.journal.run_id
+    outer = refused.log.run_id
     return f"run:{outer}" if not refused.scope else f"run:{outer}/{refused.path}"
 
 
@@ -437,8 +458,8 @@ def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
 
 def _next_attempt(step: Step) -> None:
     """A `key=` may be called again only after a failure: the next attempt, with the same key."""
-    attempts, completed = step.journal.fold.keyed.get(step.key, (0, False))
-    if completed or step.key in step.journal.fold.open:
+    attempts, completed = step.journal.log.fold.keyed.get(step.key, (0, False))
+    if completed or step.key in step.journal.log.fold.open:
         raise DuplicateKeyError(step.key.removeprefix("key:"), step.journal.run_id)
     step.attempt = attempts + 1
 
@@ -446,13 +467,13 @@ def _next_attempt(step: Step) -> None:
 # --- soft limits ---------------------------------------------------------------------------------
 
 
-def warn(journal: Journal, scope: str, resources: Amounts, shared: Mapping[str, Account]) -> None:
+def warn(journal: LiveRun, scope: str, resources: Amounts, shared: Mapping[str, Account]) -> None:
     """Log one `budget_warning` for each level and resource that has just crossed `warn_at`."""
-    levels = [(level.key, level.accounts[0]) for level in journal.fold.chain(scope)]
+    levels = [(level.key, level.accounts[0]) for level in journal.log.fold.chain(scope)]
     for level, account in (*levels, *shared.items()):
         for resource, used, limit in account.crossed(resources):
             name = r.public_name(resource)
-            if (level, name) not in journal.fold.warned:
+            if (level, name) not in journal.log.fold.warned:
                 data = {
                     "level": level,
                     "path": account.path,
@@ -463,8 +484,12 @@ def warn(journal: Journal, scope: str, resources: Amounts, shared: Mapping[str, 
                 _log_warning(journal, data)
 
 
-def _log_warning(journal: Journal, data: dict[str, Any]) -> None:
-    with journal.deciding():
-        if (data["level"], data["resource"]) not in journal.fold.warned:
-            journal.act([Record(0, ev.BUDGET_WARNING, journal.clock.wall(), data=data)])
-            journal.warned(data)
+def _log_warning(journal: LiveRun, data: dict[str, Any]) -> None:
+    log = journal.log
+
+    def warn_once() -> None:
+        if (data["level"], data["resource"]) not in log.fold.warned:
+            log.act([Record(0, ev.BUDGET_WARNING, journal.clock.wall(), data=data)])
+            journal.in_flight.warned(data)
+
+    log.decide(warn_once)

@@ -18,12 +18,13 @@ from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, outcome, sync
+from agentguard.steps import aio, outcome, phases
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
-from agentguard.steps.journal import Journal
-from agentguard.steps.model import Step, StepSpec
+from agentguard.steps.live import LiveRun
+from agentguard.steps.model import Step
 from agentguard.steps.served import Served, ServedItems
+from agentguard.steps.spec import StepSpec
 
 #: On the way out with one of these, a program is not held against its log.
 _ENDS_PROGRAMS = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
@@ -91,7 +92,7 @@ class _Guarded:
         if served is None:
             return False
         self.state = "served"
-        self._step.journal.generators.add(self)
+        self._step.journal.in_flight.generators.add(self)
         self._served = served
         self._recorded = _recorded(served)
         return True
@@ -129,9 +130,10 @@ class _Guarded:
         return thrown(keeper, value) if how in ("throw", "athrow") else sent_value(keeper, value)
 
     def _opened(self) -> None:
+        self._step.entered = True
         self._inner = self._fn(*self._args, **self._kwargs)
+        self._step.journal.in_flight.generators.add(self)  # first, so that the run's end finds it
         self.state = "open"
-        self._step.journal.generators.add(self)
         if self._step.span is not None:
             self._step.span.suspend()
 
@@ -139,8 +141,15 @@ class _Guarded:
         """Mark it closed; False if it was already."""
         was_open = self.state == "open"
         self.state = "closed"
-        self._step.journal.generators.discard(self)
+        self._step.journal.in_flight.generators.discard(self)
         return was_open
+
+    def _rescued(self, before: Any, error: BaseException) -> None:
+        """Leave nothing behind where something was raised between two lines of this driver."""
+        if CURRENT.get() is self._step:
+            CURRENT.set(before)
+        if self.state in ("new", "closed"):
+            phases.rescue(self._step, error)
 
     def _enter(self) -> Any:
         if self._step.span is not None:
@@ -160,7 +169,7 @@ class _Guarded:
 
     def _check(self) -> None:
         if self.state == "abandoned":
-            stop = self._step.journal.stop
+            stop = self._step.journal.stops.stop
             raise stop or GeneratorAbandonedError(
                 f"run {self._step.journal.run_id} has ended; {self._step.key} yields no more"
             )
@@ -168,7 +177,7 @@ class _Guarded:
         try:
             check(journal, self._step.scope_key)
         except RunStopped as stop:
-            draining = journal.draining
+            draining = journal.stops.draining
             if draining is None or draining.released or stop is not draining.stop:
                 raise  # a drain lets what is in flight finish
 
@@ -194,13 +203,13 @@ class _Guarded:
         # A finaliser may run anywhere, also inside our own locks: it only enqueues.
         state = getattr(self, "state", "new")
         if state == "open" or (state == "served" and self._served.differs(self._items.count)):
-            self._step.journal.orphans.append(self)
+            self._step.journal.in_flight.orphans.append(self)
 
     def forgotten(self) -> None:
         """Settle the step of a generator that its consumer dropped; the inner one closes itself."""
         self.leave_served()
         if self._ended():
-            sync.close(self._step, self._completed(early=True))
+            phases.close(self._step, self._completed(early=True))
 
     def abandon(self) -> outcome.Outcome | None:
         """The run ends while this is open: its outcome, for the run's end to put on record."""
@@ -230,6 +239,14 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
 
     def close(self) -> None:
         """Close early: the step completes with the items so far."""
+        before = CURRENT.get()
+        try:
+            self._close()
+        except BaseException as error:
+            self._rescued(before, error)
+            raise
+
+    def _close(self) -> None:
         if not isinstance(sys.exception(), _ENDS_PROGRAMS):
             self.leave_served()
         abandoned = self.state == "abandoned"
@@ -241,7 +258,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
         try:
             self._inner.close()
         except BaseException as error:
-            sync.close(self._step, self._failed(error))
+            phases.close(self._step, self._failed(error))
             raise
         finally:
             self._exit(token)
@@ -249,18 +266,26 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
 
     def _complete(self, *, early: bool) -> None:
         done = self._completed(early=early)
-        sync.close(self._step, done)
+        phases.close(self._step, done)
         if done.error is not None:
             raise done.error from None
 
     def _advance(self, how: str, value: Any) -> Any:
         if self.state == "closed":
             raise StopIteration
+        before = CURRENT.get()
+        try:
+            return self._next(how, value)
+        except BaseException as error:
+            self._rescued(before, error)
+            raise
+
+    def _next(self, how: str, value: Any) -> Any:
         if self.state == "new":
             if value is not None:
                 raise TypeError("can't send non-None value to a just-started generator")
             if not self._serve():
-                sync.begin(self._step, self._args, self._kwargs)
+                phases.begin(self._step, self._args, self._kwargs)
                 self._opened()
         if self.state == "served":
             return self._next_recorded(how, value)
@@ -289,7 +314,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
 
     def _fail(self, error: BaseException) -> None:
         if self._ended():
-            sync.close(self._step, self._failed(error))
+            phases.close(self._step, self._failed(error))
 
     def _close_inner(self) -> None:
         """Let the body of a stopped generator give back what it holds."""
@@ -326,6 +351,14 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
 
     async def aclose(self) -> None:
         """Close early: the step completes with the items so far."""
+        before = CURRENT.get()
+        try:
+            await self._aclose()
+        except BaseException as error:
+            self._rescued(before, error)
+            raise
+
+    async def _aclose(self) -> None:
         if not isinstance(sys.exception(), _ENDS_PROGRAMS):
             self.leave_served()
         abandoned = self.state == "abandoned"
@@ -359,6 +392,14 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
     async def _advance(self, how: str, value: Any) -> Any:
         if self.state == "closed":
             raise StopAsyncIteration
+        before = CURRENT.get()
+        try:
+            return await self._next(how, value)
+        except BaseException as error:
+            self._rescued(before, error)
+            raise
+
+    async def _next(self, how: str, value: Any) -> Any:
         if self.state == "new":
             await self._start(value)
         if self.state == "served":
@@ -413,14 +454,14 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             self._exit(token)
 
 
-def leave_served(journal: Journal) -> None:
+def leave_served(journal: LiveRun) -> None:
     """The program is done: generators that are served from the log are left where they are.
 
     Raises:
         ReplayDivergenceError: that is not where they were left live.
     """
-    journal.drain()
-    for generator in list(journal.generators):
+    journal.in_flight.settle_orphans()
+    for generator in list(journal.in_flight.generators):
         if isinstance(generator, _Guarded):
             generator.leave_served()
 

@@ -39,7 +39,7 @@ def in_a_body() -> bool:
 
 
 @contextlib.contextmanager
-def spared() -> Iterator[None]:
+def uninterruptible() -> Iterator[None]:
     """Code of the guard's own, called in a body: it is not interrupted; the body is when it goes on."""
     body: SyncBody | None = getattr(_threads, "body", None)
     if body is None or not body.inside:
@@ -108,14 +108,14 @@ class SyncBody:
     def _enter(self) -> None:
         self._around = getattr(_threads, "body", None)
         _threads.body = self
-        self._journal.bodies.add(self)
+        self._journal.in_flight.bodies.add(self)
         with self._lock:
             self.inside = True
-        if self._journal.stop is not None:
-            raise self._journal.stop.with_traceback(None)
+        if self._journal.stops.stop is not None:
+            raise self._journal.stops.stop.with_traceback(None)
 
     def _leave(self) -> None:
-        self._journal.bodies.discard(self)
+        self._journal.in_flight.bodies.discard(self)
         with self._lock:
             self.inside = False
         _threads.body = self._around

@@ -15,7 +15,7 @@ from agentguard._values.packing import EXACT, encode
 from agentguard.steps import exceptions, values
 from agentguard.steps.capture import PayloadRecorder
 from agentguard.steps.capture import Recorded as Outcome
-from agentguard.steps.model import StepSpec
+from agentguard.steps.spec import StepSpec
 
 _TOO_LARGE = "more than max_items_bytes="
 

@@ -1,148 +1,22 @@
-"""What a step is: its options, fixed at decoration, and one call of it."""
+"""One call of a guarded step, and the place its body runs in."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from agentguard.budget.account import Amounts, Request
 from agentguard.budget.model import Usage
 from agentguard.errors import UnknownCostError
-from agentguard.runs.branch import Branch, key_part
-from agentguard.runs.fold import ONE_STEP
+from agentguard.runs.branch import Branch
+from agentguard.steps.spec import StepSpec
 
 if TYPE_CHECKING:
     from agentguard.protocols import Commit
     from agentguard.steps.capture import PayloadRecorder
-    from agentguard.steps.journal import Journal
-
-Effect = Literal["read", "idempotent", "once"]
-Capture = Literal["full", "digest", "none"]
-Outside = Literal["refuse", "allow"]
-
-TOOL = "tool"
-LLM = "llm"
-STEP = "step"
-
-
-class StepSpec:
-    """The options of a guarded step, validated, with all that can be worked out beforehand.
-
-    Build one with `agentguard.steps.options.step_spec`, which checks what a user wrote.
-    """
-
-    __slots__ = (
-        "approval",
-        "attributes",
-        "capture",
-        "codec",
-        "durability",
-        "effect",
-        "examined",
-        "facts",
-        "free_on",
-        "ignore",
-        "is_async",
-        "key",
-        "kind",
-        "max_items_bytes",
-        "name",
-        "outside",
-        "parameters",
-        "part",
-        "plain",
-        "positional",
-        "postpaid",
-        "probe",
-        "redact",
-        "request",
-        "reserve",
-        "returns",
-        "skip_first",
-        "timeout",
-        "unbounded",
-        "usage",
-        "usage_takes_arguments",
-    )
-
-    def __init__(self, name: str, kind: str) -> None:
-        self.name = name
-        self.part = key_part(name)
-        self.kind = kind
-        self.key: str | Callable[..., str] | None = None
-        self.reserve: Usage | Callable[..., Usage] | None = None
-        self.usage: Usage | Callable[..., Usage] | None = None
-        self.usage_takes_arguments = False
-        self.free_on: tuple[type[BaseException], ...] = ()
-        self.capture: Capture | None = None
-        #: A `Redactor`; False: off; None: as the guard says.
-        self.redact: Any = None
-        self.ignore: tuple[str, ...] = ()
-        self.codec: Any = None
-        self.effect: Effect = "once"
-        self.probe: Callable[..., Any] | None = None
-        self.durability: Any = None
-        self.approval: Any = None
-        self.timeout: float | None = None
-        self.outside: Outside = "refuse"
-        #: Names of the parameters that take positional arguments, `self` included.
-        self.parameters: tuple[str, ...] = ()
-        #: Of these, what a position may be given by name as well; empty where it may not.
-        self.positional: tuple[str, ...] = ()
-        self.skip_first = False
-        self.is_async = False
-        self.returns: Any = None
-        self.max_items_bytes = 1_000_000
-        #: The request of every call, where calls do not differ; None where each needs its own.
-        self.plain = Request(ONE_STEP, name, kind)
-        self.request: Request | None = self.plain
-        #: Facts for the span and the log, where all calls have the same; `Step.attributes` for others.
-        self.attributes: dict[str, Any] | None = None
-        self.postpaid = False
-        self.unbounded = False
-        self.settle_options()
-
-    def settle_options(self) -> None:
-        """Work out what follows from the options; to be called when they are set."""
-        #: Whether `admit` has more to ask than the budget: an approval, a price, an attempt's number.
-        self.examined = (
-            self.approval is not None or self.key is not None or self.kind == LLM or self.request is None
-        )
-        #: What every `step_started` says of it.
-        self.facts: dict[str, Any] = {}
-        if self.effect != "once":
-            self.facts["effect"] = self.effect
-        if self.is_async:
-            self.facts["async"] = True
-        if self.key is not None:
-            self.facts["keyed"] = True
-        if self.unbounded:
-            self.facts["unbounded"] = True
-        if self.attributes:
-            self.facts["attributes"] = logged_attributes(self.attributes)
-
-
-def logged_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the log says of attributes: what a span would not take either (None, objects) it does not."""
-    return {name: value for name, value in attributes.items() if type(value) in _SCALARS or _is_plain(value)}
-
-
-def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
-    """The option `attributes`."""
-    if attributes is not None and not isinstance(attributes, Mapping):
-        raise TypeError(f"{name}: attributes must be a mapping, not {attributes!r}")
-    return None if attributes is None else dict(attributes)
-
-
-_SCALARS = (str, bool, int, float)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(isinstance(item, _SCALARS) for item in value)
-    return isinstance(value, _SCALARS)
+    from agentguard.steps.live import LiveRun
 
 
 class Step:
@@ -159,6 +33,7 @@ class Step:
         "attributes",
         "commit",
         "digest",
+        "entered",
         "journal",
         "keeper",
         "key",
@@ -188,7 +63,7 @@ class Step:
         self.scope_key: str = place.scope_key
         self._branch: Branch | None = None
         self.parent: Step | None = place.step
-        self.journal: Journal = place.journal
+        self.journal: LiveRun = place.journal
         #: What is kept of its arguments and its result.
         self.keeper: PayloadRecorder = self.journal.keepers.get(spec) or self.journal.keeper(spec)
         self.key = key
@@ -212,8 +87,11 @@ class Step:
         #: Facts of this call alone, for the span and the log: the id of a tool call.
         self.attributes: Mapping[str, Any] | None = None
         self.span: Any = None
+        #: When its start was put on record, or was about to be.
         self.at_ns = 0
         self.started_ns = 0
+        #: Whether its body has begun.
+        self.entered = False
 
     @property
     def branch(self) -> Branch:
@@ -245,7 +123,7 @@ class Step:
     def idempotency_key(self) -> str:
         """A key for the outside world: the same for every attempt at this step."""
         origin = self.journal.origin
-        text = f"{self.journal.fold.tenant}\x00{origin}\x00{self.key}"
+        text = f"{self.journal.log.fold.tenant}\x00{origin}\x00{self.key}"
         return base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
     def settle(self, usage: Usage) -> None:
@@ -259,7 +137,7 @@ class Step:
         self.settled = with_step(usage)
 
     def __repr__(self) -> str:
-        return f"<Step {self.key} attempt {self.attempt} of run {self.journal.fold.run_id}>"
+        return f"<Step {self.key} attempt {self.attempt} of run {self.journal.log.fold.run_id}>"
 
 
 def with_step(usage: Usage) -> Amounts:

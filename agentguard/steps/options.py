@@ -12,8 +12,9 @@ from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds
 from agentguard.protocols import Durability
-from agentguard.steps.model import LLM, Capture, Effect, Outside, StepSpec, checked_attributes, with_step
+from agentguard.steps.model import with_step
 from agentguard.steps.redaction import redactor
+from agentguard.steps.spec import LLM, Capture, Effect, Outside, StepSpec, checked_attributes
 from agentguard.tenancy import check_id
 
 

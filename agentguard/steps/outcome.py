@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from agentguard._values.names import type_name
 from agentguard.budget.account import Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
@@ -17,9 +18,9 @@ from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import exceptions
-from agentguard.steps.flow import needs_care, stop_level, wait_for_commit, warn
-from agentguard.steps.journal import MOMENT, Journal
-from agentguard.steps.levels import Refused
+from agentguard.steps.budget_levels import Refused
+from agentguard.steps.flow import append_in_turn, needs_care, stop_level, wait_for_commit, warn
+from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step, with_step
 from agentguard.steps.unknown_cost import charged
 
@@ -63,6 +64,17 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     return Outcome(ev.STEP_FAILED, usage, data=data, error=error)
 
 
+def untold(step: Step, error: BaseException) -> Outcome:
+    """The outcome of a step of whose error nothing can be put on record but its type."""
+    usage = step.request.reserve if step.entered else None
+    data: dict[str, Any] = {
+        "error": {"type": type_name(type(error)), "message": "(it could not be recorded)"}
+    }
+    if not step.entered:
+        data["body_ran"] = False
+    return Outcome(ev.STEP_FAILED, usage, data=data, error=error)
+
+
 def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
     """What a body that returned has used: settled, else by `usage=`, else its reservation.
 
@@ -92,27 +104,11 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
         StoreUnavailableError: the outcome could not be recorded; the start is on record.
     """
-    journal = step.journal
-    if (outcome.error is not None or journal.draining is not None) and _stays_open(step, outcome):
+    if (outcome.error is not None or step.journal.stops.draining is not None) and _stays_open(step, outcome):
         return
-    acquire = journal.acquire
-    if not acquire(wait) and not acquire(timeout=MOMENT):
-        raise StoreBusyError
-    release = journal.release
-    try:
-        _leave(step, journal, outcome, wait)
-    except HeadMovedError:
-        if not wait:
-            raise StoreBusyError from None
-        with journal.deciding():
-            _leave(step, journal, outcome, wait)
-    finally:
-        release()
-    if step.commit is not None:
-        if wait:
-            confirm_outcome(step, outcome)
-    elif (journal.power or step.spec.durability) and wait and journal.shares_disk(step.spec.durability):
-        journal.store.settle()
+    append_in_turn(step, _leave, outcome, wait, wait=wait)
+    if step.commit is not None and wait:
+        confirm_outcome(step, outcome)
 
 
 def confirm_outcome(step: Step, outcome: Outcome) -> None:
@@ -121,29 +117,37 @@ def confirm_outcome(step: Step, outcome: Outcome) -> None:
     Raises:
         StoreUnavailableError: it could not be recorded, or nobody knows; the start is on record.
     """
-    journal = step.journal
+    log = step.journal.log
     try:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
-        with journal.deciding():
-            _leave(step, journal, outcome, True)  # noqa: FBT003
+        log.decide(lambda: _leave(step, outcome, True))  # noqa: FBT003
     else:
-        if outcome.usage is not None and needs_care(journal, outcome.usage, accounts):
-            with journal.lock:
-                warn(journal, step.scope_key, outcome.usage, accounts)
-                _stop_overdrawn(journal, accounts)
+        if outcome.usage is not None and needs_care(step.journal, outcome.usage, accounts):
+            log.hold(_care, step, outcome.usage, accounts)
+
+
+def _care(step: Step, usage: Amounts, accounts: Mapping[str, Account]) -> None:
+    warn(step.journal, step.scope_key, usage, accounts)
+    _stop_overdrawn(step.journal, accounts)
 
 
 def _stays_open(step: Step, outcome: Outcome) -> bool:
     """Whether what the step came to is for the next process to say: this one's program goes no further."""
     journal = step.journal
-    if journal.draining is not None and journal.draining.cuts_off(step, outcome.error, outcome.data):
+    draining = journal.stops.draining
+    if draining is not None and draining.cuts_off(step, outcome.error, outcome.data):
         return True
     return isinstance(outcome.error, _IN_DOUBT) and journal.player is not None
 
 
-def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001 - as above
-    fold = journal.fold
+def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
+    journal = step.journal
+    log = journal.log
+    fold = log.fold
+    seq = fold.seq + 1
+    if journal.time.waiters:
+        journal.time.count_idle()
     if step.key not in fold.open:
         _too_late(journal, outcome)
         return
@@ -151,12 +155,12 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
     over, data = None, outcome.data
     if usage is not None and usage is not step.request.reserve:
         over, data = _excess(step, journal, usage, data)
-    movements = () if journal.levels.solo else journal.levels.settling(step.key, usage)
+    movements = () if journal.levels.only_this_run else journal.levels.settling(step.key, usage)
     spec, span = step.spec, step.span
     monotonic = journal.clock.monotonic
     took = monotonic() - step.started_ns
     record = Record(
-        fold.seq + 1,
+        seq,
         outcome.type,
         step.at_ns + took,
         step.key,
@@ -175,48 +179,50 @@ def _leave(step: Step, journal: Journal, outcome: Outcome, wait: bool) -> None: 
     if fold.ended_ns is not None:
         _settle_late(step, journal, record, outcome.payload, movements)
         return
-    digest = journal.write(record, outcome.payload, movements, spec.durability, wait)
-    step.commit = journal.commit
-    if journal.waiters:
-        journal.time.count_idle()
+    digest = log.write(record, outcome.payload, movements, spec.durability, wait)
+    step.commit = log.commit
     fold.close(record, digest)
+    log.written(fold)
     if usage is not None and data is not outcome.data:
         # What was reserved has been warned of already.
-        warn(journal, step.scope_key, usage, journal.moved)
+        warn(journal, step.scope_key, usage, log.moved)
     if over is not None or step.unpriced is not None:
         _stop(step, journal, over)
     if movements:
-        _stop_overdrawn(journal, journal.moved)
+        _stop_overdrawn(journal, log.moved)
 
 
-def _stop(step: Step, journal: Journal, over: Refused | None) -> None:
+def _stop(step: Step, journal: LiveRun, over: Refused | None) -> None:
     """Stop the level that an excess took over its limit, or the run whose spending nobody knows now."""
-    if journal.stop is None and over is not None:
+    if journal.stops.stop is None and over is not None:
         stop_level(journal, over, None)
-    if journal.stop is None and step.unpriced is not None:
+    if journal.stops.stop is None and step.unpriced is not None:
         journal.end(step.unpriced)
 
 
-def _too_late(journal: Journal, outcome: Outcome) -> None:
+def _too_late(journal: LiveRun, outcome: Outcome) -> None:
     """The step is settled already: abandoned at the run's end, fenced by another owner, or let go."""
-    draining = journal.draining
+    draining = journal.stops.draining
     if draining is not None and draining.released and outcome.error is None:
         raise draining.stop.with_traceback(None)  # a result that is on no record is not handed out
 
 
 def _settle_late(
-    step: Step, journal: Journal, record: Record, payload: bytes | None, movements: Sequence[Movement]
+    step: Step, journal: LiveRun, record: Record, payload: bytes | None, movements: Sequence[Movement]
 ) -> None:
     """Settle a step after its run has ended: the run's row takes the spending in."""
-    with journal.deciding():
-        if step.key in journal.fold.open:
-            if record.usage is not None:
-                record = msgspec.structs.replace(record, spent=journal.fold.spent_after(record.usage))
-            journal.act([record], [payload], movements)
+    log = journal.log
+
+    def settle() -> None:
+        if step.key in log.fold.open:
+            spent = None if record.usage is None else log.fold.spent_after(record.usage)
+            log.act([msgspec.structs.replace(record, spent=spent)], [payload], movements)
+
+    log.decide(settle)
 
 
 def _excess(
-    step: Step, journal: Journal, usage: Amounts, data: dict[str, Any] | None
+    step: Step, journal: LiveRun, usage: Amounts, data: dict[str, Any] | None
 ) -> tuple[Refused | None, dict[str, Any] | None]:
     """What goes beyond the reservation: logged, charged, and a stop where it passes a limit."""
     reserve = step.request.reserve
@@ -227,9 +233,9 @@ def _excess(
     return over, dict(data or {}) | {"excess": excess}
 
 
-def _stop_overdrawn(journal: Journal, shared: Mapping[str, Account]) -> None:
+def _stop_overdrawn(journal: LiveRun, shared: Mapping[str, Account]) -> None:
     """Stop the shared levels that an excess took over their limits."""
     for name, account in shared.items():
         refusal = account.overdrawn()
-        if refusal is not None and account.budget.enforce and journal.stop is None:
+        if refusal is not None and account.budget.enforce and journal.stops.stop is None:
             stop_level(journal, journal.levels.whose(name, account.path, refusal), None)

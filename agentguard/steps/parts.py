@@ -11,8 +11,8 @@ from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.protocols import Abilities, EventStore, KillSwitch, abilities_of
-from agentguard.steps.model import Capture
 from agentguard.steps.redaction import BUILT_IN
+from agentguard.steps.spec import Capture
 
 
 @dataclass(slots=True, kw_only=True)

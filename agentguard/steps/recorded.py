@@ -23,35 +23,35 @@ from agentguard.runs.branch import Branch, key_part
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps import exceptions, values
 from agentguard.steps.flow import check
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.served import Served
 
 
-def seeded(journal: Journal, key: str) -> bytes:
+def seeded(journal: LiveRun, key: str) -> bytes:
     """32 bytes that follow from the run's seed and a logical key, the same in every replay."""
-    return hmac.digest(journal.fold.seed.encode(), key.encode(), sha256)
+    return hmac.digest(journal.log.fold.seed.encode(), key.encode(), sha256)
 
 
-def seeded_uuid(journal: Journal, place: Any) -> uuid.UUID:
+def seeded_uuid(journal: LiveRun, place: Any) -> uuid.UUID:
     """A random-looking UUID (version 8, RFC 9562) that replays."""
     number = int.from_bytes(seeded(journal, place.branch.next_key("run.uuid"))[:16], "big")
     number = number & ~(0xF << 76) | (8 << 76)
     return uuid.UUID(int=number & ~(0x3 << 62) | (2 << 62))
 
 
-def seeded_random(journal: Journal, place: Any) -> float:
+def seeded_random(journal: LiveRun, place: Any) -> float:
     """A number in [0, 1), 53 bits, that replays."""
     digest = seeded(journal, place.branch.next_key("run.random"))
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
-def now(journal: Journal, place: Any) -> datetime:
+def now(journal: LiveRun, place: Any) -> datetime:
     """The wall clock, recorded."""
     stamp = record(journal, place, "run.now", journal.clock.wall)
     return datetime.fromtimestamp(stamp / 1e9, UTC)
 
 
-def record(journal: Journal, place: Any, name: str, fn: Callable[[], Any]) -> Any:
+def record(journal: LiveRun, place: Any, name: str, fn: Callable[[], Any]) -> Any:
     """What `fn()` gives or raises, recorded; awaitable for a coroutine function."""
     key, pos = place.branch.next_call(key_part(name))
     if journal.player is not None:
@@ -73,7 +73,7 @@ def _body(place: Any, call: tuple[str, int], name: str) -> Iterator[None]:
 
     What it raises is on record too, for a replay to raise; not what ends a program or a recovery.
     """
-    journal: Journal = place.run.journal
+    journal: LiveRun = place.run.journal
     try:
         token = CURRENT.set(Place(place.run, place.scope, Branch(call[0]), place.step))
         try:
@@ -99,7 +99,7 @@ async def _record_async(place: Any, call: tuple[str, int], name: str, fn: Callab
 
 
 def _capture(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
-    journal: Journal = place.run.journal
+    journal: LiveRun = place.run.journal
     try:
         payload, _, reason = values.capture(value, by_name=True)
     except Exception as error:  # noqa: BLE001 - a stranger's type; its function has run
@@ -110,7 +110,7 @@ def _capture(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
             redacted = journal.parts.redact.value(payload)
             if redacted is not payload:
                 payload, reason = redacted, "redacted"
-        data["value"] = payload_digest(journal.salt, payload)
+        data["value"] = payload_digest(journal.log.salt, payload)
     if reason is not None:
         data["unreplayable"] = reason
     _put(place, call, name, data, payload)
@@ -119,11 +119,14 @@ def _capture(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
 def _put(
     place: Any, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
 ) -> None:
-    journal: Journal = place.run.journal
+    journal: LiveRun = place.run.journal
     key, pos = call
     if place.step is not None:
         data["parent"] = place.step.key
-    with journal.deciding():
+    record = Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)
+
+    def decide() -> None:
         check(journal, place.scope_key)
-        record = Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)
-        journal.act([record], [payload])
+        journal.log.act([record], [payload])
+
+    journal.log.decide(decide)

@@ -13,7 +13,7 @@ from agentguard.events.model import Record
 from agentguard.runs.branch import key_part, scope_part
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps.flow import check
-from agentguard.steps.journal import Journal
+from agentguard.steps.live import LiveRun
 from agentguard.steps.verdict import raise_verdict
 from agentguard.tenancy import check_id
 
@@ -29,7 +29,7 @@ class Scope:
     """
 
     def __init__(self, run: Any, place: Any, name: str, budget: Budget | None) -> None:
-        self._journal: Journal = run.journal
+        self._journal: LiveRun = run.journal
         self._place = place
         self._token: Any = None
         self._span: Any = None
@@ -47,7 +47,7 @@ class Scope:
     @property
     def stop(self) -> RunStopped | None:
         """What stopped this scope, if anything did."""
-        return self._journal.scope_stops.get(self.key)
+        return self._journal.stops.scopes.get(self.key)
 
     @property
     def spent(self) -> Usage:
@@ -60,7 +60,7 @@ class Scope:
         return Remaining(self._account().remaining())
 
     def _account(self) -> Any:
-        if self.key not in self._journal.fold.scopes:
+        if self.key not in self._journal.log.fold.scopes:
             raise RuntimeError(f"scope {self.path} is not open yet: use it as `with run.scope(...)`")
         return self._journal.account(self.key)
 
@@ -76,7 +76,7 @@ class Scope:
         self._token = CURRENT.set(Place(self.run, self, place.branch, place.step))
         return self
 
-    def _open(self, journal: Journal, around: str) -> None:
+    def _open(self, journal: LiveRun, around: str) -> None:
         check(journal, around)
         data: dict[str, Any] = {"running_ns": journal.time.elapsed()}
         if around:
@@ -85,11 +85,13 @@ class Scope:
             data["parent"] = self._place.step.key
         if not self.budget.unlimited:
             data["budget"] = self.budget.to_fields()
-        with journal.deciding():
+        opened = Record(0, ev.SCOPE_OPENED, journal.clock.wall(), self.key, self.pos, self.name, data=data)
+
+        def decide() -> None:
             check(journal, around)
-            journal.act(
-                [Record(0, ev.SCOPE_OPENED, journal.clock.wall(), self.key, self.pos, self.name, data=data)]
-            )
+            journal.log.act([opened])
+
+        journal.log.decide(decide)
 
     def __exit__(
         self,
@@ -103,15 +105,17 @@ class Scope:
             self._span.end(self.stop or error)
         if journal.player is None or not journal.player.close_scope(self):
             self._close(journal, self.stop)
-        if journal.stop is None:
+        if journal.stops.stop is None:
             raise_verdict(self.stop, error)
 
-    def _close(self, journal: Journal, stop: RunStopped | None) -> None:
-        if journal.draining is not None and not journal.draining.lets_on():
+    def _close(self, journal: LiveRun, stop: RunStopped | None) -> None:
+        draining = journal.stops.draining
+        if draining is not None and not draining.lets_on():
             return  # what the agent does on its way out is not on record: whoever recovers closes it
         data = {"stopped": True} if stop is not None else None
-        with contextlib.suppress(AgentGuardError), journal.deciding():
-            spent = dict(journal.fold.account.spent)
+
+        def decide() -> None:
+            spent = dict(journal.log.fold.account.spent)
             record = Record(
                 0,
                 ev.SCOPE_CLOSED,
@@ -122,7 +126,10 @@ class Scope:
                 spent=spent,
                 data=data,
             )
-            journal.act([record])
+            journal.log.act([record])
+
+        with contextlib.suppress(AgentGuardError):
+            journal.log.decide(decide)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

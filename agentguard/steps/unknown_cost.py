@@ -12,7 +12,7 @@ from agentguard.budget import resources as r
 from agentguard.budget.account import Amounts
 from agentguard.errors import UnknownCostError
 from agentguard.runs.fold import ONE_STEP
-from agentguard.steps.model import LLM
+from agentguard.steps.spec import LLM
 
 if TYPE_CHECKING:
     from agentguard.steps.model import Step

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import time_ns
+from types import FrameType
 from typing import Any
 
+from agentguard._reentry import standing
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
@@ -59,6 +62,8 @@ class Database:
         #: Device and inode of the file that the writer has opened.
         self._file: tuple[int, int] | None = None
         self._depth = 0
+        #: The frames whose blocks the transactions are, the outermost first.
+        self._users: list[FrameType] = []
         self._staged = False
         self._writing_thread: int | None = None
         self._sync_at_commit = False
@@ -147,6 +152,8 @@ class Database:
 
         Outside `transaction` this is the commit too: twice per step, so it is kept short.
         """
+        if self._depth:
+            self.mend()
         writer = self._writer
         if writer is None or writer.in_transaction is not (self._depth > 0):
             with self.errors:
@@ -158,7 +165,7 @@ class Database:
     ) -> None:
         """`insert` of an event that is not one of several, under the lock: the hot path."""
         writer = self._writer
-        if writer is None or writer.in_transaction is not (self._depth > 0):
+        if writer is None or writer.in_transaction:
             self.insert(number, Stored(seq, body, digest, payload), wait)
             return
         columns = (number << 32 | seq, time_ns(), body, digest, payload)
@@ -253,21 +260,24 @@ class Database:
         return True
 
     @contextmanager
-    def transaction(self, wait: Wait, *, durable: bool = False, deferred: bool = False) -> Iterator[None]:
+    def transaction(
+        self, wait: Wait, *, durable: bool = False, deferred: bool = False, user: FrameType | None = None
+    ) -> Iterator[None]:
         """One act: committed at the end, undone by an exception.
 
-        Inside another one of the same thread it is a part of that.
+        Inside another one of the same thread it is a part of that.  `user` is the frame whose block this is.
         """
+        user = user or sys._getframe(2)
         self.acquire(wait)
+        level = self._depth
         try:
-            with self.errors:
-                self._begin(wait)
             try:
+                level = self._begin(user, wait)
                 yield
                 with self.errors:
-                    due = self._commit(wait, durable=durable)
+                    due = self._commit(level, wait, durable=durable)
             except BaseException:
-                self._undo()
+                self._undo(level)
                 raise
         finally:
             self.lock.release()
@@ -277,30 +287,51 @@ class Database:
     @contextmanager
     def exclusive(self, wait: Wait, *, durable: bool) -> Iterator[None]:
         """A transaction after which the threads that wait for the lock go first."""
-        with self.transaction(wait, durable=durable):
+        with self.transaction(wait, durable=durable, user=sys._getframe(2)):
             yield
         # Locks are not fair: a thread in a loop would have it again before another one wakes up.
         if self._queue and not self._depth:
             time.sleep(_patience.jitter(2 * _patience.FIRST_PAUSE))
 
-    def _begin(self, wait: Wait) -> None:
+    def _begin(self, user: FrameType, wait: Wait) -> int:
+        """Begin a transaction, or a part of one; return how many are around it."""
         if self._depth:
-            self.run(f"SAVEPOINT level_{self._depth}", wait=wait)
-        else:
-            self.check_file()
-            self.run("BEGIN IMMEDIATE", wait=wait)
+            self.mend()
+        level = self._depth
+        with self.errors:
+            if not level:
+                self.check_file()
+                writer = self._ready(wait)
+            elif self._writer is None or not self._writer.in_transaction:
+                writer = self._ready(wait)
+            else:
+                writer = self._writer
+            # First: a signal handler may come in from here on, and its acts are parts of this one.
+            self._users.append(user)
+            self._depth = level + 1
+            sql = f"SAVEPOINT level_{level}" if level else "BEGIN IMMEDIATE"
+            _patience.execute(writer, self.path, sql, (), wait)
+        if not level:
             self._writing_thread = threading.get_ident()
             self._sync_at_commit = False
-        self._depth += 1
+        return level
 
-    def _commit(self, wait: Wait, *, durable: bool) -> bool:
+    def mend(self) -> None:
+        """Roll back the transaction of a block that an exception has cut short; under the lock.
+
+        Raised between two lines by a signal handler, it may have come before the block could do that.
+        """
+        if not self._users or standing(lambda frame: frame is self._users[0]) == "left":
+            self._undo(0)
+
+    def _commit(self, level: int, wait: Wait, *, durable: bool) -> bool:
         if not self._depth:
             raise StoreUnavailableError(
                 f"{self.path}: this process was forked inside a transaction, which is its parent's"
             )
-        level = self._depth - 1
         self.run(f"RELEASE level_{level}" if level else "COMMIT", wait=wait)
         self._depth = level
+        del self._users[level:]
         if level:
             self._sync_at_commit |= durable
             return False
@@ -308,10 +339,12 @@ class Database:
         self._writing_thread = None
         return self.committed(durable=durable or self._sync_at_commit)
 
-    def _undo(self) -> None:
-        if not self._depth:
+    def _undo(self, level: int) -> None:
+        """Roll back to where `level` transactions were under way."""
+        if self._depth <= level:
             return
-        self._depth = level = self._depth - 1
+        self._depth = level
+        del self._users[level:]
         if not level:
             self._writing_thread = None
         # SQLite has rolled back by itself after some errors, and `_ready` clears what is left.

@@ -6,7 +6,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -30,7 +29,6 @@ _CLOSING = re.compile(
 #: The fields of a `Stored` as a plain tuple, which is made faster, and which the garbage collector
 #: need not look at again and again.
 Entry = tuple[int, bytes, bytes, bytes | None, int]
-_position = itemgetter(4)
 _to_stored: Any = partial(tuple.__new__, Stored)
 
 
@@ -46,7 +44,8 @@ class Log:
         self.number = number
         self.run_id = row.run_id
         self.tenant = row.tenant
-        self.events: list[Entry] = []
+        #: By sequence: to append is one act of the interpreter, which nothing comes into.
+        self.events: dict[int, Entry] = {}
         self.evicted = False
         self.row = msgspec.structs.replace(row, number=number)
 
@@ -100,18 +99,22 @@ class Log:
 
     def after(self, seq: int, limit: int | None = None) -> Iterator[Stored]:
         """The first `limit` events above a sequence, as of now."""
-        return map(_to_stored, self.events[max(seq, 0) : None if limit is None else max(seq, 0) + limit])
+        events = self.events
+        end = len(events) if limit is None else min(max(seq, 0) + limit, len(events))
+        return map(_to_stored, map(events.__getitem__, range(max(seq, 0) + 1, end + 1)))
 
     def placed_after(self, position: int, limit: int) -> Iterator[tuple[int, Log, Stored]]:
         """The first `limit` events above a position, each with its position and this log."""
-        start = bisect_right(self.events, position, key=_position)
+        events = self.events
+        start = bisect_right(range(1, len(events) + 1), position, key=lambda seq: events[seq][4])
         return ((event.position, self, event) for event in self.after(start, limit))
 
     def erase(self) -> int:
         """Drop payloads and salt; gives how many payloads there were."""
-        dropped = sum(payload is not None for _, _, _, payload, _ in self.events)
-        # A new list: readers and `exclusive` may hold the old one.
-        self.events = [(seq, body, digest, None, position) for seq, body, digest, _, position in self.events]
+        events = self.events.values()
+        dropped = sum(payload is not None for _, _, _, payload, _ in events)
+        # New ones: readers and `exclusive` may hold the old ones.
+        self.events = {seq: (seq, body, digest, None, at) for seq, body, digest, _, at in events}
         row = self.row
         row.salt = None
         self.row = row
@@ -120,7 +123,7 @@ class Log:
     def drop(self) -> int:
         """Let go of the events; gives how many there were."""
         dropped = len(self.events)
-        self.events, self.evicted = [], True
+        self.events, self.evicted = {}, True
         return dropped
 
 

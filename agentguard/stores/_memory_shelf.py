@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
@@ -39,17 +39,20 @@ class Shelf:
         del self.logs[log.number], self.by_id[log.run_id]
         self.ended.pop(log.number, None)
 
-    def add(self, log: Log, events: Sequence[Stored]) -> None:
-        """Add the next events of a run."""
-        for event in events:
-            self.position += 1
-            log.events.append((*event[:4], self.position))
+    def add(self, log: Log, event: Stored) -> bool:
+        """Add the next event of a run; return whether nobody else was first, such as a signal handler."""
+        self.position += 1
+        entry = (*event[:4], self.position)
+        if log.events.setdefault(event.seq, entry) is entry:
+            return True
+        self.full_at += 1  # the position is not given again
+        return False
 
-    def take_back(self, log: Log, events: int) -> None:
-        """Undo `add`; the positions are not given again."""
-        if events and not log.evicted:
-            del log.events[-events:]
-            self.full_at += events
+    def take_back(self, log: Log, seq: int) -> None:
+        """Drop the events from a sequence on; their positions are not given again."""
+        while not log.evicted and len(log.events) >= seq:
+            log.events.popitem()
+            self.full_at += 1
 
     def make_room(self, events: int, *, needed: bool) -> None:
         """Evict ended runs; where that is not enough, let in only what is `needed`.

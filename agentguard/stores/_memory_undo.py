@@ -22,6 +22,12 @@ class Undo:
         if self.active:
             self._steps.append(partial(function, *arguments))
 
+    def mend(self) -> None:
+        """Take back everything that was noted, of a block that is gone."""
+        while self._steps:
+            self._steps.pop()()
+        self.active = False
+
     @contextmanager
     def block(self) -> Iterator[None]:
         """Take back what was noted inside if an exception leaves it; blocks nest."""

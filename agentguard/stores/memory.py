@@ -115,7 +115,12 @@ class MemoryEventStore:
                 raise HeadMovedError(number)
             if shelf.position + len(events) > shelf.full_at:
                 shelf.make_room(len(events), needed=row is not None or closes_something(events))
-            return self._append(log, events, movements, row)
+            if self._undo.active or (row is None and not movements and len(events) == 1):
+                return self._append(log, events, movements, row)
+            with self._undo.block():  # what is cut short in the middle is taken back
+                moved = self._append(log, events, movements, row)
+            self._note_ends()
+            return moved
         finally:
             self._release()
 
@@ -136,10 +141,12 @@ class MemoryEventStore:
             self.append(number, (Stored(seq, body, digest, payload),))
             return
         entries = log.events
-        if seq != len(entries) + 1:
+        if seq - 1 and seq - 1 not in entries:
             log.refuse(seq)
-        entries.append((seq, body, digest, payload, position))
         shelf.position = position
+        entry = (seq, body, digest, payload, position)
+        if entries.setdefault(seq, entry) is not entry:
+            log.refuse(seq)
 
     def _append(
         self, log: Log, events: Sequence[Stored], movements: Sequence[Movement], row: RunRow | None
@@ -147,8 +154,9 @@ class MemoryEventStore:
         log.check_next(events)
         if row is not None and row.epoch < log.row.epoch:
             raise HeadMovedError(log.number, row.epoch)
-        moved = self._move(movements)
+        found, moved = self._moved(movements)
         self._add(log, events)
+        self._keep(found, moved)
         if row is not None:
             self._undo.note(setattr, log, "row", log.row)
             log.change(row)
@@ -156,8 +164,11 @@ class MemoryEventStore:
         return moved
 
     def _add(self, log: Log, events: Sequence[Stored]) -> None:
-        self._undo.note(self._shelf.take_back, log, len(events))
-        self._shelf.add(log, events)
+        for added, event in enumerate(events):
+            if not self._shelf.add(log, event):
+                log.refuse(event.seq)
+            if not added:
+                self._undo.note(self._shelf.take_back, log, event.seq)
 
     def _note_end(self, log: Log, row: RunRow) -> None:
         if is_final(row.state) and log.number not in self._shelf.ended:
@@ -167,14 +178,25 @@ class MemoryEventStore:
             self._undo.note(ended.pop, log.number, None)
 
     def _move(self, movements: Sequence[Movement]) -> dict[str, Account]:
+        found, moved = self._moved(movements)
+        self._keep(found, moved)
+        return moved
+
+    def _moved(self, movements: Sequence[Movement]) -> tuple[dict[str, Account], dict[str, Account]]:
+        """Return the accounts as they are, and as the movements would leave them."""
         # An account in the store is replaced and never changed, so that it can be given away.
         names = {movement.account for movement in movements} & self._accounts.keys()
-        moved = {name: copy_account(self._accounts[name]) for name in names}
+        found = {name: self._accounts[name] for name in names}
+        moved = {name: copy_account(account) for name, account in found.items()}
         ledger.apply(movements, moved)
+        return found, moved
+
+    def _keep(self, found: dict[str, Account], moved: dict[str, Account]) -> None:
         for name, account in moved.items():
-            self._undo.note(self._put_back, name, self._accounts.get(name))
+            if self._accounts.get(name) is not found.get(name):  # a signal handler has moved it meanwhile
+                raise HeadMovedError(name)
+            self._undo.note(self._put_back, name, found.get(name))
             self._accounts[name] = account
-        return moved
 
     @contextmanager
     def exclusive(self, run_id: str) -> Iterator[None]:
@@ -183,9 +205,12 @@ class MemoryEventStore:
             self._check()
             with self._undo.block():
                 yield
-            if not self._undo.active:
-                self._shelf.ended |= self._ending
-                self._ending.clear()
+            self._note_ends()
+
+    def _note_ends(self) -> None:
+        if not self._undo.active:
+            self._shelf.ended |= self._ending
+            self._ending.clear()
 
     def update_row(self, row: RunRow) -> bool:
         """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
@@ -243,6 +268,11 @@ class MemoryEventStore:
                 gone.add(name)
         for name in gone:
             self._accounts.pop(name, None)
+
+    def mend(self) -> None:
+        """Take back what an interrupted `exclusive` has left; the lock is held, and nobody is inside."""
+        self._undo.mend()
+        self._ending.clear()
 
     def settle(self) -> None:
         """Return at once: nothing here can be made durable."""

@@ -226,6 +226,11 @@ class SQLiteEventStore:
         """
         return self._database().sync.durable()
 
+    def mend(self) -> None:
+        """Roll back what an interrupted act has left open; the lock is held, and nobody is inside."""
+        if self._shared is not None:
+            self._shared.mend()
+
     def check_file(self) -> None:
         """Refuse everything from here on if the file was deleted, moved or replaced meanwhile.
 

@@ -32,7 +32,7 @@ from agentguard.events.codec import Stored, payload_digest
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
-from agentguard.steps.journal import row_of
+from agentguard.steps.log import row_of
 
 FORMAT: Final = 1
 #: A cassette keeps no secrets, so nothing is to be guessed from its digests.

@@ -29,7 +29,7 @@ from agentguard.audit.checkpoint import (
 from agentguard.audit.verify import reconstruct
 from agentguard.errors import RunNotFoundError
 from agentguard.events.model import Head
-from agentguard.steps.journal import row_of
+from agentguard.steps.log import row_of
 from agentguard.stores.sqlite import SQLiteEventStore
 from agentguard.testing import FakeClock, FakeIds
 

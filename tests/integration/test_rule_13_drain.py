@@ -560,7 +560,7 @@ def test_rule_13_a_paused_run_is_drained_and_stays_paused(guard, bodies):
         run.pause("look at it first")
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(run.bind(bodies.quick), "a")
-            when(lambda: run.journal.waiters, lambda: None).join()
+            when(lambda: run.journal.time.waiters, lambda: None).join()
             assert run.drain()
             assert waiting.exception(20) is run.stop
     assert is_let_go(guard, state=RunState.PAUSED)

@@ -529,7 +529,7 @@ def test_rule_08_no_body_is_left_behind(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(steps=3)) as run:
         for _ in range(4):
             asyncio.run(quick())
-    assert not run.journal.bodies
+    assert not run.journal.in_flight.bodies
     assert not aio._bodies
 
 
@@ -593,4 +593,4 @@ def test_rule_08_a_step_that_is_driven_by_no_task_is_counted_and_refused_like_an
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(steps=1)) as run:
         assert asyncio.run(main()) == [1]
     assert run.spent.steps == 1
-    assert run.journal.bodies == set()
+    assert run.journal.in_flight.bodies == set()

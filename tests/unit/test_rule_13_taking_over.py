@@ -460,10 +460,9 @@ def test_a_nested_run_that_an_earlier_version_announced_and_never_began_is_opene
         if HANGS.first:
             key, pos = run.here().branch.next_call("inner")
             journal = run.journal
-            with journal.deciding():
-                movements, _ = journal.levels.sharing("")
-                opened = Record(0, "scope_opened", 1, key, pos, "inner", data={"run": "inner"})
-                journal.act([opened], movements=movements)
+            movements, _ = journal.nest("")
+            opened = Record(0, "scope_opened", 1, key, pos, "inner", data={"run": "inner"})
+            journal.log.decide(lambda: journal.log.act([opened], movements=movements))
             HANGS.here()
         return nested(guard, "inner")(run)
 

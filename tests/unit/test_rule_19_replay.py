@@ -701,7 +701,7 @@ def test_rule_19_a_step_without_an_outcome(guard: Guard) -> None:
             return append(*args, **options)
 
         journal.store.append = gone  # type: ignore[method-assign]
-        journal._append_one = None
+        journal.log._append_one = None
         try:
             dies()
         finally:

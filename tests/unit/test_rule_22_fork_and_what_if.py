@@ -143,7 +143,7 @@ def died_inside(guard: Guard, effect: str) -> Iterator[tuple[Run, Callable[[], i
         with suppress(SystemExit):
             run.__enter__()
             guard.parts.store.append = gone  # type: ignore[method-assign]
-            run.journal._append_one = None
+            run.journal.log._append_one = None
             dies()
 
     with ThreadPoolExecutor(1) as pool:

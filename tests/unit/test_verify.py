@@ -15,7 +15,7 @@ from agentguard import Budget, Guard, LogIntegrityError, RunStopped, Usage, guar
 from agentguard.audit.verify import reconstruct
 from agentguard.events import codec
 from agentguard.events.model import Head
-from agentguard.steps.journal import row_of
+from agentguard.steps.log import row_of
 
 
 @guarded_step(usage=Usage(usd="0.1"))

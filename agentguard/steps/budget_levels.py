@@ -1,7 +1,7 @@
 """The levels that a step is charged to: scopes, run, the runs around it, and the tenant.
 
-Levels inside the run's log are checked in the fold.  Levels that other logs charge too lie in the
-shared ledger; here they become movements that the store carries out with the event.
+Levels inside the run's log are checked in the fold.  Levels that other logs charge too are shared
+accounts of the store; here they become movements that the store carries out with the event.
 """
 
 from __future__ import annotations
@@ -15,40 +15,42 @@ from agentguard.budget.ledger import Movement
 from agentguard.budget.tenant import TenantBudgets
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import EventStore
-from agentguard.runs.fold import ScopeFold
 
 if TYPE_CHECKING:
-    from agentguard.steps.journal import Journal
+    from agentguard.steps.log import RunLog
+    from agentguard.steps.run_clock import RunClock
 
 
-class Outer(NamedTuple):
-    """A level of a run around this one."""
+class Level(NamedTuple):
+    """A level of a run around this one: the levels of that run, and the scope."""
 
-    journal: Journal
+    levels: BudgetLevels
     scope: str
 
 
 class Refused(NamedTuple):
-    """A level said no.  `journal` is the run it belongs to; None for a tenant's."""
+    """A level said no.  `log` is that of the run it belongs to; None for a tenant's."""
 
     refusal: Refusal
     path: str
-    journal: Journal | None
+    log: RunLog | None
     scope: str
 
 
-class Levels:
-    """The levels of one run.  Used under the store's lock."""
+class BudgetLevels:
+    """The levels of one run.  Used under the log's lock."""
 
-    def __init__(self, journal: Journal, outer: Sequence[Outer], tenants: TenantBudgets) -> None:
-        self._journal = journal
+    def __init__(self, log: RunLog, clock: RunClock, outer: Sequence[Level], tenants: TenantBudgets) -> None:
+        self.log = log
+        self.clock = clock
         self._tenants = tenants
         #: Whether it is known that the tenants' accounts are in the store.
         self._accounts_here = False
+        #: Every level of every run around this one, the innermost first.
         self.outer = tuple(outer)
         #: Whether no level is shared, and whether one limits `seconds`: which slow ways are needed.
-        self.solo = True
-        self.timed = False
+        self.only_this_run = True
+        self.has_deadline = False
         #: Whether a level counts equal calls.
         self.counts_repeats = False
         #: What is limited and enforced at a scope or around it, by scope.
@@ -57,20 +59,20 @@ class Levels:
 
     def changed(self) -> None:
         """Work out again which slow ways a step must take."""
-        fold = self._journal.fold
+        fold = self.log.fold
         tenant = bool(self._tenants.budgets(fold.tenant))
-        self.solo = not (self.outer or tenant or any(scope.shared for scope in fold.scopes.values()))
-        self.timed = any(
-            r.SECONDS in scope.accounts[0].budget.limits for scope in fold.scopes.values()
-        ) or any(level.journal.levels.timed for level in self.outer)
-
+        shared = any(scope.shared for scope in fold.scopes.values())
+        self.only_this_run = not (self.outer or tenant or shared)
+        budgets = [scope.accounts[0].budget for scope in fold.scopes.values()]
+        timed = any(r.SECONDS in budget.limits for budget in budgets)
+        self.has_deadline = timed or any(level.levels.has_deadline for level in self.outer)
         self.counts_repeats = fold.counts_repeats or any(
-            level.journal.fold.counts_repeats for level in self.outer
+            level.levels.log.fold.counts_repeats for level in self.outer
         )
         self._limiting = {}
 
     def limited(self, resources: Sequence[str], scope: str) -> list[str]:
-        """Which of `resources` some level that a step of this scope is charged to limits, and enforces."""
+        """Return which of `resources` some level that a step of this scope is charged to limits."""
         known = self._limiting
         limiting = known.get(scope)
         if limiting is None:
@@ -78,29 +80,29 @@ class Levels:
         return [name for name in resources if name in limiting]
 
     def _limits_of(self, scope: str) -> frozenset[str]:
-        fold = self._journal.fold
+        fold = self.log.fold
         levels = fold.chain(scope)
-        levels += [level.journal.fold.scopes[level.scope] for level in self.outer]
+        levels += [level.levels.log.fold.scopes[level.scope] for level in self.outer]
         budgets = [level.accounts[0].budget for level in levels]
         budgets += self._tenants.budgets(fold.tenant).values()
         return frozenset(name for budget in budgets if budget.enforce for name in budget.limits)
 
     def refused(self, scope: str, request: Request) -> tuple[Refused | None, Refused | None]:
-        """The first level of this log without room: one that stops, and one that only would."""
+        """Return the first level of this log without room: one that stops, and one that only would."""
         shadow = None
-        for level in self._journal.fold.chain(scope):
+        for level in self.log.fold.chain(scope):
             account = level.accounts[0]
             refusal = account.refusal(request)
             if refusal is not None:
-                found = Refused(refusal, account.path, self._journal, level.key)
+                found = Refused(refusal, account.path, self.log, level.key)
                 if account.budget.enforce:
                     return found, shadow
                 shadow = shadow or found
         return None, shadow
 
     def overdrawn(self, scope: str, usage: Amounts, reserve: Amounts) -> Refused | None:
-        """The first level of this log that this usage, beyond its reservation, takes over a limit."""
-        for level in self._journal.fold.chain(scope):
+        """Return the first level of this log that usage, beyond its reservation, takes over a limit."""
+        for level in self.log.fold.chain(scope):
             account = level.accounts[0]
             for resource, amount in usage.items():
                 limit = account.limits.get(resource)
@@ -110,84 +112,86 @@ class Levels:
                 if spent > limit and account.budget.enforce:
                     reserved = account.reserved.get(resource, 0) - reserve.get(resource, 0)
                     refusal = Refusal(resource, spent, reserved, 0, limit)
-                    return Refused(refusal, account.path, self._journal, level.key)
+                    return Refused(refusal, account.path, self.log, level.key)
         return None
 
-    # --- the shared ledger ---------------------------------------------------------------------
+    # --- shared accounts -----------------------------------------------------------------------
 
     def account_name(self, scope: str) -> str:
-        """The name in the shared ledger of a level of this run."""
-        run_id = self._journal.fold.run_id
+        """Return the name of the shared account of a level of this run."""
+        run_id = self.log.run_id
         return f"run:{run_id}/{scope}" if scope else f"run:{run_id}"
 
     def _shared(self, scope: str) -> list[str]:
-        own = [self.account_name(level.key) for level in self._journal.fold.chain(scope) if level.shared]
-        return own + [level.journal.levels.account_name(level.scope) for level in self.outer]
+        own = [self.account_name(level.key) for level in self.log.fold.chain(scope) if level.shared]
+        return own + [level.levels.account_name(level.scope) for level in self.outer]
 
     def reserving(self, scope: str, request: Request, wall_ns: int) -> tuple[list[Movement], tuple[str, ...]]:
         """Return the movements that reserve on shared accounts, and the tenant windows that are charged."""
         request = request.shared()
         moves = [Movement(name, request) for name in self._shared(scope)]
-        windows = self._tenants.accounts(self._journal.fold.tenant, wall_ns)
+        windows = self._tenants.accounts(self.log.fold.tenant, wall_ns)
         if windows and not self._accounts_here:
-            check_no_ledger(self._journal.store)
+            check_no_ledger(self.log.store)
             self._accounts_here = True
         moves += [Movement(name, request, opening=account) for name, account in windows]
         return moves, tuple(name for name, _ in windows)
 
     def settling(self, key: str, usage: Amounts | None) -> list[Movement]:
-        """The movements that settle a step in flight on shared accounts; None releases it."""
-        step = self._journal.fold.open[key]
+        """Return the movements that settle a step in flight on shared accounts; None releases it."""
+        step = self.log.fold.open[key]
         names = [*self._shared(step.scope), *step.windows]
         if usage is None:
             return [Movement(name, step.request.shared(), undo=True) for name in names]
         return [Movement(name, settle=(step.request.reserve, usage)) for name in names]
 
-    def sharing(self, scope: str) -> tuple[list[Movement], list[Outer]]:
-        """What makes the levels around a nested run shared, and the levels that it charges."""
-        chain = self._journal.fold.chain(scope)
-        moves = [
+    def sharing(self, scope: str) -> list[Movement]:
+        """Return what makes the levels around a nested run shared."""
+        return [
             Movement(self.account_name(level.key), opening=_copy(level.accounts[0]))
-            for level in chain
+            for level in self.log.fold.chain(scope)
             if not level.shared
         ]
-        return moves, [*(Outer(self._journal, level.key) for level in chain), *self.outer]
+
+    def from_inside(self, scope: str) -> list[Level]:
+        """Return the levels of this run that a run nested in a scope of it charges."""
+        return [Level(self, level.key) for level in self.log.fold.chain(scope)]
 
     def closing(self) -> list[Movement]:
-        """What keeps the runs inside this one, in whatever process, from going on after its end."""
-        return [Movement(self.account_name(""), close=True)] if self._journal.fold.scopes[""].shared else []
+        """Return what keeps the runs inside this one, in whatever process, from going on after its end."""
+        return [Movement(self.account_name(""), close=True)] if self.log.fold.scopes[""].shared else []
 
     def whose(self, account: str, path: str, refusal: Refusal) -> Refused:
-        """Which level an account of the shared ledger belongs to."""
-        for scope in self._journal.fold.scopes.values():
+        """Return which level a shared account belongs to."""
+        for scope in self.log.fold.scopes.values():
             if self.account_name(scope.key) == account:
-                return Refused(refusal, path, self._journal, scope.key)
+                return Refused(refusal, path, self.log, scope.key)
         for outer in self.outer:
-            if outer.journal.levels.account_name(outer.scope) == account:
-                return Refused(refusal, path, outer.journal, outer.scope)
+            if outer.levels.account_name(outer.scope) == account:
+                return Refused(refusal, path, outer.levels.log, outer.scope)
         return Refused(refusal, path, None, "")
 
     # --- time ----------------------------------------------------------------------------------
 
     def deadline(self, scope: str) -> tuple[int, Refused] | None:
-        """The nearest deadline: nanoseconds left, and the level that sets it."""
+        """Return the nearest deadline: nanoseconds left, and the level that sets it."""
         nearest: tuple[int, Refused] | None = None
-        for journal, level in self._timed_levels(scope):
-            budget = level.accounts[0].budget
+        for level in self._all_levels(scope):
+            log = level.levels.log
+            found = log.fold.scopes[level.scope]
+            budget = found.accounts[0].budget
             limit = budget.limits.get(r.SECONDS)
             if limit is None or not budget.enforce:
                 continue
-            used = journal.time.elapsed() - level.opened_ns
+            used = level.levels.clock.elapsed() - found.opened_ns
             if nearest is None or limit - used < nearest[0]:
                 refusal = Refusal(r.SECONDS, used, 0, 0, limit)
-                nearest = limit - used, Refused(refusal, level.path, journal, level.key)
+                nearest = limit - used, Refused(refusal, found.path, log, found.key)
         return nearest
 
-    def _timed_levels(self, scope: str) -> Iterator[tuple[Journal, ScopeFold]]:
-        for level in self._journal.fold.chain(scope):
-            yield self._journal, level
-        for outer in self.outer:
-            yield outer.journal, outer.journal.fold.scopes[outer.scope]
+    def _all_levels(self, scope: str) -> Iterator[Level]:
+        yield from self.from_inside(scope)
+        yield from self.outer
 
 
 def check_no_ledger(store: EventStore) -> None:

@@ -1,0 +1,137 @@
+"""What is under way in this process inside a run: bodies, generators, nested runs, loops, warnings.
+
+It has no lock of its own that could be held with the log's: its sets are changed in one step each, and
+copied before they are walked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import weakref
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentguard.runs.tasks import LoopBranches
+from agentguard.steps.gate import Gate
+
+if TYPE_CHECKING:
+    from agentguard.errors import RunStopped
+    from agentguard.steps.model import Step
+    from agentguard.steps.outcome import Outcome
+
+_log = logging.getLogger("agentguard")
+
+Warned = dict[str, Any]
+OnWarning = Callable[[Warned], None]
+
+
+class Body(Protocol):
+    """A body in flight, which a stop cancels or interrupts."""
+
+    scope: str
+
+    def stop(self, stop: RunStopped) -> None:
+        """Cancel it; called from any thread."""
+
+
+class Generator(Protocol):
+    """A generator or a block that is open between the calls of its consumer."""
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        ...
+
+    def abandon(self) -> Outcome | None:
+        """Return the outcome of one that is open at the end of the run."""
+        ...
+
+
+class Orphan(Protocol):
+    """A generator that its consumer dropped."""
+
+    def forgotten(self) -> None:
+        """Settle its step."""
+
+
+class Nested(Protocol):
+    """A run that was opened inside this one, and stops with it."""
+
+    @property
+    def scope_around(self) -> str:
+        """The scope of this run that it lies in."""
+        ...
+
+    def end(self, stop: RunStopped) -> None:
+        """Stop it."""
+
+
+class InFlight:
+    """What one run has under way in this process."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self.bodies: set[Body] = set()
+        #: Generators and blocks that are open, and generators that were dropped while they were.
+        self.generators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.orphans: collections.deque[Orphan] = collections.deque()
+        #: Runs opened inside this one.
+        self.children: list[Any] = []
+        #: The event loops that this run has met, and the task factories it uses there.
+        self.loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBranches]
+        self.loops = weakref.WeakKeyDictionary()
+        self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gate] = weakref.WeakKeyDictionary()
+        #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
+        self.concurrent = False
+        self.on_warning: OnWarning | None = None
+        #: Warnings on record that `on_warning` has not been told of: it is called without the lock.
+        self.pending_warnings: list[Warned] = []
+
+    def stop(self, stop: RunStopped, scopes: Collection[str]) -> None:
+        """Stop the bodies and the nested runs in some scopes."""
+        for body in tuple(self.bodies) if stop.cancels else ():
+            if body.scope in scopes:
+                body.stop(stop)
+        for child in tuple(self.children):
+            if child.scope_around in scopes:
+                child.end(stop)
+
+    def settle_orphans(self) -> None:
+        """Settle the generators that were dropped; the log's lock is not held."""
+        while self.orphans:
+            self.orphans.popleft().forgotten()
+
+    def gate(self, loop: asyncio.AbstractEventLoop) -> Gate | None:
+        """Return the delivery gate of a loop, where more than one task of a run is under way in it."""
+        factory = self.loops.get(loop)
+        if factory is None or not factory.alive:
+            return None
+        gate = self._gates.get(loop)
+        if gate is None:
+            gate = self._gates[loop] = Gate(loop)
+        return gate
+
+    def warned(self, data: Warned) -> None:
+        """Keep a warning for the run's owner, who is told of it once the lock is free."""
+        if self.on_warning is not None:
+            self.pending_warnings.append(data)
+
+    def tell_warnings(self) -> None:
+        """Call `on_warning` for what is pending; the log's lock is not held."""
+        while self.pending_warnings and self.on_warning is not None:
+            try:
+                data = self.pending_warnings.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            try:
+                self.on_warning(data)
+            except Exception:  # noqa: BLE001 - a stranger's callback must not harm the step
+                _log.exception("on_warning= of run %s failed", self._run_id)
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: all of this is the parent's."""
+        self.bodies.clear()
+        self.children.clear()
+        self.generators.clear()

@@ -1,0 +1,143 @@
+"""What every driver does around a body: the beginning, the last look, the outcome, the end.
+
+Written for code that may block; `aio` waits in its own way and uses the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from agentguard._values.names import type_name
+from agentguard.errors import AgentGuardError, BudgetExceededError, UnknownCostError
+from agentguard.events.model import STEP_COMPLETED
+from agentguard.steps import outcome
+from agentguard.steps.approvals import WaitingError
+from agentguard.steps.flow import admit, check, prepare
+from agentguard.steps.interrupt import in_a_body, uninterruptible
+from agentguard.steps.model import Step
+
+_REFUSALS = (BudgetExceededError, UnknownCostError)
+
+
+def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Everything before the body, waiting out a pause."""
+    journal = step.journal
+    if journal.interrupt and in_a_body():
+        with uninterruptible():
+            begin(step, args, kwargs)
+        return
+    if journal.in_flight.orphans:
+        journal.in_flight.settle_orphans()
+    prepare(step, args, kwargs)
+    if journal.span is not None:
+        start_span(step)
+    try:
+        try:
+            admit(step)
+        except WaitingError:
+            _admit_in_time(step)
+    except BaseException as error:
+        refuse_span(step, error)
+        raise
+    look(step)
+
+
+def _admit_in_time(step: Step) -> None:
+    """Let the step start once the run is resumed, or the step approved."""
+    with step.journal.time.waiting(step):
+        while True:
+            step.journal.wait_for_change()
+            with contextlib.suppress(WaitingError):
+                return admit(step)
+
+
+def look(step: Step) -> None:
+    """The last look at the stop, immediately before the body and after any wait."""
+    journal = step.journal
+    if journal.in_flight.pending_warnings:
+        journal.in_flight.tell_warnings()
+    try:
+        check(journal, step.scope_key)
+    except AgentGuardError as error:
+        stops = journal.stops
+        if isinstance(error, _REFUSALS) and not stops.killed:
+            return  # of another step, since this one was admitted: what was granted is used up to the limit
+        if stops.draining is not None and not stops.draining.released and error is stops.draining.stop:
+            return  # a drain that began since: it lets what is in flight finish
+        close(step, outcome.unentered(error))
+        raise
+
+
+def rescue(step: Step, error: BaseException) -> None:
+    """Settle a step that is still in flight though its driver is on the way out with an error.
+
+    What `error` is may have come between two lines of the driver, also of what settles steps, and capture
+    may fail: then the outcome says no more than what raised.
+    """
+    if not step.at_ns or not is_open(step):
+        return
+    try:
+        done = outcome.failed(step, error) if step.entered else outcome.unentered(error)
+    except BaseException:  # noqa: BLE001 - of a stranger's redact= or metaclass; the step must not stay open
+        done = outcome.untold(step, error)
+    close(step, done)
+
+
+def is_open(step: Step) -> bool:
+    """Whether the step is in flight in this process, as far as the log is known."""
+    log = step.journal.log
+    return log.dirty or step.key in log.fold.open
+
+
+def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> outcome.Outcome:
+    """The outcome of a body that returned.
+
+    Raises:
+        BaseException: what `usage=` and capture raise; it fails the step.
+    """
+    usage = outcome.usage_of(step, result, args, kwargs)
+    try:
+        payload, data = step.keeper.result(result)
+    except BaseException as error:  # a signal, or a `redact=` that ends the program: the body has run
+        data = {"unreplayable": f"capturing it raised {type_name(type(error))}"}
+        close(step, outcome.Outcome(STEP_COMPLETED, usage, None, data))
+        raise
+    return outcome.Outcome(STEP_COMPLETED, usage, payload, data)
+
+
+def close(step: Step, done: outcome.Outcome) -> None:
+    """Put an outcome on record and end the span."""
+    if step.journal.interrupt and in_a_body():
+        with uninterruptible():
+            close(step, done)
+        return
+    try:
+        outcome.leave(step, done)
+    finally:
+        if step.span is not None:
+            end_span(step, done)
+    if step.journal.in_flight.pending_warnings:
+        step.journal.in_flight.tell_warnings()
+
+
+def start_span(step: Step) -> None:
+    """Start the step's span, where telemetry is on."""
+    span = step.journal.span
+    if span is not None:
+        spec = step.spec
+        attributes = step.attributes or spec.attributes
+        step.span = span.start_step(spec.name, spec.kind, step.key, step.attempt, attributes)
+
+
+def refuse_span(step: Step, error: BaseException) -> None:
+    """End the span of a step that never started."""
+    if step.span is not None:
+        step.span.refused(error)
+
+
+def end_span(step: Step, done: outcome.Outcome) -> None:
+    """End the step's span with what the log says."""
+    if step.span is not None:
+        took = step.journal.clock.monotonic() - step.started_ns
+        step.span.end(done.error, done.usage, took)

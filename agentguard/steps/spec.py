@@ -1,0 +1,137 @@
+"""The options of a guarded step, fixed at decoration, with all that can be worked out beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from agentguard.budget.account import Request
+from agentguard.budget.model import Usage
+from agentguard.runs.branch import key_part
+from agentguard.runs.fold import ONE_STEP
+
+Effect = Literal["read", "idempotent", "once"]
+Capture = Literal["full", "digest", "none"]
+Outside = Literal["refuse", "allow"]
+
+TOOL = "tool"
+LLM = "llm"
+STEP = "step"
+
+
+class StepSpec:
+    """The options of a guarded step, validated, with all that can be worked out beforehand.
+
+    Build one with `agentguard.steps.options.step_spec`, which checks what a user wrote.
+    """
+
+    __slots__ = (
+        "approval",
+        "attributes",
+        "capture",
+        "codec",
+        "durability",
+        "effect",
+        "examined",
+        "facts",
+        "free_on",
+        "ignore",
+        "is_async",
+        "key",
+        "kind",
+        "max_items_bytes",
+        "name",
+        "outside",
+        "parameters",
+        "part",
+        "plain",
+        "positional",
+        "postpaid",
+        "probe",
+        "redact",
+        "request",
+        "reserve",
+        "returns",
+        "skip_first",
+        "timeout",
+        "unbounded",
+        "usage",
+        "usage_takes_arguments",
+    )
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.part = key_part(name)
+        self.kind = kind
+        self.key: str | Callable[..., str] | None = None
+        self.reserve: Usage | Callable[..., Usage] | None = None
+        self.usage: Usage | Callable[..., Usage] | None = None
+        self.usage_takes_arguments = False
+        self.free_on: tuple[type[BaseException], ...] = ()
+        self.capture: Capture | None = None
+        #: A `Redactor`; False: off; None: as the guard says.
+        self.redact: Any = None
+        self.ignore: tuple[str, ...] = ()
+        self.codec: Any = None
+        self.effect: Effect = "once"
+        self.probe: Callable[..., Any] | None = None
+        self.durability: Any = None
+        self.approval: Any = None
+        self.timeout: float | None = None
+        self.outside: Outside = "refuse"
+        #: Names of the parameters that take positional arguments, `self` included.
+        self.parameters: tuple[str, ...] = ()
+        #: Of these, what a position may be given by name as well; empty where it may not.
+        self.positional: tuple[str, ...] = ()
+        self.skip_first = False
+        self.is_async = False
+        self.returns: Any = None
+        self.max_items_bytes = 1_000_000
+        #: The request of every call, where calls do not differ; None where each needs its own.
+        self.plain = Request(ONE_STEP, name, kind)
+        self.request: Request | None = self.plain
+        #: Facts for the span and the log, where all calls have the same; `Step.attributes` for others.
+        self.attributes: dict[str, Any] | None = None
+        self.postpaid = False
+        self.unbounded = False
+        self.settle_options()
+
+    def settle_options(self) -> None:
+        """Work out what follows from the options; to be called when they are set."""
+        #: Whether `admit` has more to ask than the budget: an approval, a price, an attempt's number.
+        self.examined = (
+            self.approval is not None or self.key is not None or self.kind == LLM or self.request is None
+        )
+        #: What every `step_started` says of it.
+        self.facts: dict[str, Any] = {}
+        if self.effect != "once":
+            self.facts["effect"] = self.effect
+        if self.is_async:
+            self.facts["async"] = True
+        if self.key is not None:
+            self.facts["keyed"] = True
+        if self.unbounded:
+            self.facts["unbounded"] = True
+        if self.attributes:
+            self.facts["attributes"] = logged_attributes(self.attributes)
+
+
+def logged_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the log says of attributes: what a span would not take either (None, objects) it does not."""
+    return {name: value for name, value in attributes.items() if type(value) in _SCALARS or _is_plain(value)}
+
+
+def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
+    """The option `attributes`."""
+    if attributes is not None and not isinstance(attributes, Mapping):
+        raise TypeError(f"{name}: attributes must be a mapping, not {attributes!r}")
+    return None if attributes is None else dict(attributes)
+
+
+_SCALARS = (str, bool, int, float)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, _SCALARS) for item in value)
+    return isinstance(value, _SCALARS)

@@ -1,0 +1,90 @@
+"""What stops a run in this process: the stop on record, the stops of scopes, and the kill signal.
+
+Written under the log's lock, but for the signal's own generation, and read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.killswitch.model import GENERATION
+from agentguard.runs.termination import stop_from
+
+if TYPE_CHECKING:
+    from agentguard.protocols import KillSwitch
+    from agentguard.steps.draining import Draining
+    from agentguard.steps.in_flight import InFlight
+    from agentguard.steps.log import RunLog
+
+
+class Stops:
+    """The stops of one run, and whom they cancel."""
+
+    def __init__(self, log: RunLog, in_flight: InFlight, switch: KillSwitch) -> None:
+        self._log = log
+        self._in_flight = in_flight
+        self._switch = switch
+        #: The stop on record; once set it stays.
+        self.stop: RunStopped | None = None
+        #: The stops of scopes, by their keys.
+        self.scopes: dict[str, RunStopped] = {}
+        #: How this process is letting go of the run, or has, without ending it.
+        self.draining: Draining | None = None
+        #: Whether a kill covers the run, be it what stopped it or not.
+        self.killed = False
+        self.signal = switch.signal
+        #: The generation that `look` has seen; -1 makes every check look.
+        self.seen = -1
+
+    def set(self, stop: RunStopped) -> None:
+        """Make a stop stick in this process and in the runs inside, and cancel what is in flight."""
+        if self.stop is None:
+            self.stop = stop
+            self.cancel(stop, "")
+
+    def take_scope(self, data: Mapping[str, object]) -> None:
+        """Make a scope's stop stick, as its `step_refused` tells it."""
+        key = data.get("stops")
+        if isinstance(key, str) and key not in self.scopes:
+            stop = stop_from(data["termination"])  # type: ignore[arg-type]
+            if stop is not None:
+                self.scopes[key] = stop
+
+    def cancel(self, stop: RunStopped, scope: str) -> None:
+        """Stop what is in flight inside a scope, nested runs too; the empty one is the whole run."""
+        self._in_flight.stop(stop, self._log.fold.inside(scope))
+
+    def look(self, end: Callable[[RunStopped], None], refresh: Callable[[], None]) -> None:
+        """See exactly whether a kill covers this run, after the switch has signalled a change.
+
+        `end` ends the run with the kill; `refresh` takes in the tenants' budgets, which the control log
+        has too.
+
+        Raises:
+            KillSwitchUnavailableError: nobody can tell.
+            RunStopped: this process is letting go of the run.
+        """
+        generation = self.signal[GENERATION]
+        fold = self._log.fold
+        try:
+            # A kill that is known stops the run also where the page is damaged: it is asked for first.
+            kill = self._switch.find(fold.tenant, fold.run_id, fold.generation)
+            self.killed = kill is not None
+            if kill is not None and self.stop is None and not fold.state.final:
+                end(kill.error(fold.run_id))
+            self.signal = self._switch.signal
+            refresh()
+        except AgentGuardError:
+            self.seen = -1
+            raise
+        draining = self.draining
+        self.seen = generation if draining is None else -1
+        if draining is not None and self.stop is None and not draining.lets_on():
+            raise draining.stop.with_traceback(None)
+
+    def drain_with(self, draining: Draining | None) -> None:
+        """Take part in a drain: every check asks it from now on."""
+        self.draining = draining
+        self.seen = -1

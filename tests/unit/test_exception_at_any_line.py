@@ -1,0 +1,232 @@
+"""An exception at any line of the guard's own code: a signal handler raises it, or calls the guard itself.
+
+A tracer raises at each line in turn.  Whatever the line, log, fold, row and accounts agree afterwards, no
+reservation is held by nobody, no transaction stays open, no lock is held, and the next step works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import agentguard
+from agentguard import Budget, Guard, RunState, Usage, guarded_step
+from agentguard.audit.verify import reconstruct
+
+PACKAGE = str(Path(agentguard.__file__).parent)
+COIN = Usage(coins=1)
+
+
+@guarded_step(usage=COIN)
+def work(n: int = 0) -> int:
+    return n
+
+
+@guarded_step(usage=COIN)
+def fails() -> None:
+    raise OSError("the body's own")
+
+
+@guarded_step(usage=COIN)
+async def awaited() -> int:
+    await asyncio.sleep(0)
+    return 1
+
+
+@guarded_step(usage=COIN)
+def items() -> Iterator[int]:
+    yield from range(2)
+
+
+@guarded_step(usage=COIN)
+async def async_items() -> AsyncIterator[int]:
+    for n in range(2):
+        yield n
+
+
+def call_async() -> None:
+    asyncio.run(awaited())  # type: ignore[arg-type]
+
+
+def exhaust() -> None:
+    list(items())
+
+
+def leave_early() -> None:
+    opened = items()
+    next(opened)
+    opened.close()
+
+
+def exhaust_async() -> None:
+    async def main() -> list[int]:
+        return [item async for item in async_items()]
+
+    asyncio.run(main())
+
+
+DRIVERS = {
+    "sync": work,
+    "failing": fails,
+    "async": call_async,
+    "generator": exhaust,
+    "left generator": leave_early,
+    "async generator": exhaust_async,
+}
+
+
+class AtLine:
+    """Acts at the n-th line of the guard's own code that runs in this thread."""
+
+    def __init__(self, line: int, act: Callable[[], None]) -> None:
+        self.left = line
+        self.act = act
+        self.acted = False
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line" and not self.acted:
+            self.left -= 1
+            if self.left < 0:
+                self.acted = True
+                sys.settrace(None)
+                self.act()
+        return self
+
+
+def traced(line: int, act: Callable[[], None], program: Callable[[], object]) -> bool:
+    """Run a program, and act at one line of it; False if it has not so many lines."""
+    tracer = AtLine(line, act)
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        program()
+    except (OSError, KeyboardInterrupt):
+        pass
+    finally:
+        sys.settrace(before)
+    return tracer.acted
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guard]:
+    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'events.db'}"
+    with warnings.catch_warnings(), Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+        # asyncio's own clean-up is cut short too, which it warns of.
+        warnings.simplefilter("ignore")
+        yield guard
+
+
+def stride(guard: Guard) -> int:
+    """Each line in memory; of the many of a store in a file, one in seven."""
+    return 1 if guard.parts.store.url == "memory://" else 7
+
+
+def others_can_write(guard: Guard, run_id: str) -> None:
+    """Another process and another thread find nothing locked."""
+    store = guard.parts.store
+    if path := getattr(store, "path", None):
+        with closing(sqlite3.connect(path, timeout=0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+    lock, taken = store.lock_for(run_id), []
+
+    def take() -> None:
+        if lock.acquire(False):
+            taken.append(True)
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    assert taken, "the lock is held by a block that is gone"
+
+
+def agrees(guard: Guard, run: Any) -> None:
+    """Log, row and live state say the same, and nothing is reserved."""
+    row = guard.parts.store.row(run.id)
+    assert row is not None
+    assert guard.verify(run.id)
+    fold = reconstruct(guard.parts.store, row)
+    assert fold.open == {}
+    assert not any(fold.account.reserved.values())
+    assert guard.reconstruct(run.id) == guard.summary(run.id) == run.summary()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_interruption_at_any_line_of_a_step_leaves_nothing_behind(guard: Guard, driver: str) -> None:
+    line, more = 0, True
+    while more:
+        with guard.run("r", budget=Budget(coins=100)) as run:
+            work(0)
+            more = traced(line, interrupt, DRIVERS[driver])
+            others_can_write(guard, run.id)
+            assert agentguard.current_step() is None
+            assert work(1) == 1  # which settles what was dropped, too
+            spent = run.spent["coins"]
+            assert work(1) == 1
+            assert run.spent["coins"] == spent + 1
+        assert run.state is RunState.COMPLETED
+        agrees(guard, run)
+        line += stride(guard)
+    assert line > 50
+
+
+def handlers(run: Any) -> dict[str, Callable[[], object]]:
+    def pause() -> None:
+        run.pause()
+        run.resume()
+
+    return {
+        "pause": pause,
+        "now": run.now,
+        "step": lambda: work(9),
+        "remaining": lambda: run.remaining["coins"],
+        "summary": run.summary,
+    }
+
+
+@pytest.mark.parametrize("what", ["pause", "now", "step", "remaining", "summary"])
+def test_a_handler_may_call_the_guard_at_any_line_of_a_step(guard: Guard, what: str) -> None:
+    """The decision that is under way is made again."""
+    line, more = 0, True
+    while more:
+        with guard.run("r", budget=Budget(coins=100)) as run:
+            work(0)
+            more = traced(line, lambda: handlers(run)[what](), work)
+            assert work(1) == 1
+            assert run.spent["coins"] == 3 + (what == "step" and more)
+        assert run.state is RunState.COMPLETED
+        agrees(guard, run)
+        line += stride(guard)
+
+
+def test_a_handler_s_step_counts_against_the_limit_of_the_decision_under_way(guard: Guard) -> None:
+    """One coin is left: the step that is being admitted and the handler's cannot both have it."""
+    line, more = 0, True
+    while more:
+        with suppress(agentguard.RunStopped), guard.run("r", budget=Budget(coins=1)) as run:
+            more = traced(line, lambda: suppressed(work), lambda: suppressed(work))
+        assert guard.summary(run.id).usage["coins"] <= 1
+        assert guard.verify(run.id)
+        line += stride(guard)
+
+
+def suppressed(fn: Callable[[], object]) -> None:
+    with suppress(agentguard.RunStopped):
+        fn()
