@@ -74,6 +74,8 @@ class Stops:
             self.killed = kill is not None
             if kill is not None and self.stop is None and not fold.state.final:
                 end(kill.error(fold.run_id))
+            elif kill is not None and self.stop is not None and not self.stop.cancels:
+                self.cancel(kill.error(fold.run_id), "")  # what the refusal has let go on
             self.signal = self._switch.signal
             refresh()
         except AgentGuardError:
