@@ -58,7 +58,7 @@ demo: $(STAMP)
 	@$(BIN)/agentguard demo
 
 test: $(STAMP)
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --durations=15
 
 test-long: $(STAMP)
 	AGENTGUARD_LONG=$(SCALE) $(PY) -m pytest -n $(WORKERS) -m long --timeout 1800
