@@ -149,15 +149,16 @@ class Commits:
 
     def _work(self) -> None:
         while self._thread is threading.current_thread():
-            self._wake.wait()
+            due = self._told + _NOTICE - time.monotonic()
+            self._wake.wait(max(due, 0.0) if self._untold else None)
             self._wake.clear()
+            if self._untold and time.monotonic() - self._told >= _NOTICE:
+                with self._writing:
+                    self._tell()
+            # Last, since who found the writer at work leaves what it has accepted to it.
             while self._queue:
                 with self._writing:
                     self._commit()
-            if self._untold:
-                time.sleep(_NOTICE)
-                with self._writing:
-                    self._tell()
 
     def _commit(self) -> None:
         with self._mutex:
@@ -241,7 +242,9 @@ class Commits:
         other = [act for act in batch if act.number in mixed]
         self._append(link, plain)
         self._transact(link, other)
-        self._tell()
+        if not self._untold:
+            self._untold = True
+            self.start()
 
     def _append(self, link: Link, batch: list[Act]) -> None:
         if not batch:
@@ -302,16 +305,12 @@ class Commits:
             link.close()
 
     def _tell(self) -> None:
-        """Tell those who listen that there is something new, but not too often; nothing depends on it.
+        """Tell those who listen that there is something new; nothing depends on it.
 
-        With every commit it would make the server's commits queue up: they take a lock for it.
+        Not with every commit, and not by who waits for one: a commit that tells takes a lock of the whole
+        server, so that they would queue up.
         """
-        now = time.monotonic()
-        if now - self._told < _NOTICE:
-            self._untold = True
-            self.start()
-            return
-        self._told, self._untold = now, False
+        self._told, self._untold = time.monotonic(), False
         try:
             self._writer().execute(_TELL)
         except (psycopg.Error, StoreUnavailableError):

@@ -303,3 +303,27 @@ def test_it_works_through_pgbouncer_in_transaction_mode(own_postgres: Postgres) 
         wait_until(lambda: len(store.tail()) == 30)
         store.close()
         narrow.close()
+
+
+def test_an_append_that_comes_while_others_are_told_of_news_is_committed(store: PostgresEventStore) -> None:
+    """Who finds the writer at work leaves its append to it, whatever the writer is at."""
+    number = store.create(a_row("r1"), [])
+    telling, go_on = threading.Event(), threading.Event()
+    tell = store._commits._tell
+
+    def slowly() -> None:
+        telling.set()
+        assert go_on.wait(30)
+        tell()
+
+    store._commits._tell = slowly  # type: ignore[method-assign]
+    events = log_of("r1", 2)
+    store.append(number, events[:1])
+    assert telling.wait(30)
+    append = threading.Thread(target=store.append, args=(number, events[1:]))
+    append.start()
+    append.join(0.05)
+    go_on.set()
+    append.join(30)
+    assert not append.is_alive()
+    assert unplaced(store.read("r1")) == events
