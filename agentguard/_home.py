@@ -6,11 +6,26 @@ import os
 import sys
 from pathlib import Path
 
+from agentguard.errors import StoreUnavailableError
+
 VARIABLE = "AGENTGUARD_HOME"
 
 
 def default_home() -> Path:
-    """The state directory: `AGENTGUARD_HOME`, else the platform's place for a user's state."""
+    """Return the state directory: `AGENTGUARD_HOME`, else the platform's place for a user's state.
+
+    Raises:
+        StoreUnavailableError: the user has no home directory, and `AGENTGUARD_HOME` is not set.
+    """
+    try:
+        return _default_home()
+    except RuntimeError as error:
+        raise StoreUnavailableError(
+            f"there is no state directory ({str(error).rstrip('.')}): set {VARIABLE} to one of your own"
+        ) from error
+
+
+def _default_home() -> Path:
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser()
     if sys.platform == "win32":

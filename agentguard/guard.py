@@ -18,7 +18,7 @@ from agentguard.audit.costs import CostKey, CostLine
 from agentguard.audit.export import Exported, Sink
 from agentguard.audit.verify import VerifyReport
 from agentguard.audit.whatif import WhatIf
-from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.model import Budget, Usage, check_budget
 from agentguard.events.model import Event, Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements, Kill
@@ -330,6 +330,7 @@ class Guard:
         outcome: Resolution,
         *,
         result: Any = None,
+        usage: Usage | None = None,
         actor: str | None = None,
     ) -> None:
         """Say what became of a step whose outcome is unknown, or cannot be handed out again.
@@ -340,13 +341,15 @@ class Guard:
             outcome: `"retry"` (it did not happen), `"completed"` (with `result`) or `"failed"` (with a
                 message as `result`).
             result: what the step gave.
+            usage: what it used; by default what it had reserved, since it may have happened.  `Usage()` says
+                that it cost nothing, as for a first try that never left the process.
             actor: who says so; by default `user@host`.
 
         Raises:
             ValueError: another outcome, or a result that cannot be encoded.
             AgentGuardError: the step is not in doubt.
         """
-        self._operations.resolve(run_id, key, outcome, result=result, actor=actor)
+        self._operations.resolve(run_id, key, outcome, result=result, usage=usage, actor=actor)
 
     # --- operating -----------------------------------------------------------------------------
 
@@ -633,7 +636,8 @@ class Guard:
         nested in a live run, and the origin of a live fork, stay: it may have to be recovered.
 
         Args:
-            older_than: an age (a timedelta, or seconds) or a time (a datetime with a time zone).
+            older_than: an age (a timedelta, or text such as `"90d"` or `"12h"`) or a time (a datetime
+                with a time zone); a plain number means seconds.
             actor: who says so; by default `user@host`.
         """
         return self._operations.prune(older_than, actor=actor)

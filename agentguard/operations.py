@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentguard.audit import erasure
-from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.model import Budget, Usage, check_budget
 from agentguard.budget.tenant import PERIODS
 from agentguard.events import model as ev
 from agentguard.killswitch import kill_requests
@@ -55,10 +55,12 @@ class Operations:
         journal = base.journal_of(self._runtime, run_id)
         approvals.decide(journal, key, granted=granted, reason=reason, actor=_who(actor))
 
-    def resolve(self, run_id: str, key: str, outcome: str, *, result: Any, actor: str | None) -> None:
+    def resolve(
+        self, run_id: str, key: str, outcome: str, *, result: Any, usage: Usage | None, actor: str | None
+    ) -> None:
         """See `Guard.resolve`."""
         journal = base.journal_of(self._runtime, run_id)
-        resolving.resolve(journal, key, outcome, result=result, actor=_who(actor))
+        resolving.resolve(journal, key, outcome, result=result, usage=usage, actor=_who(actor))
 
     def set_tenant_budget(self, tenant: str, budget: Budget, *, per: str | None, actor: str | None) -> None:
         """See `Guard.set_tenant_budget`."""

@@ -16,7 +16,7 @@ from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.budget.resources import NANO_USD
 from agentguard.errors import NoActiveRunError, RunStopped
 from agentguard.runs import tasks
-from agentguard.runs.branch import MAIN, Branch
+from agentguard.runs.branch import MAIN, Branch, check_branch
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
@@ -345,7 +345,7 @@ class Run:
         )  # by where the code is, so that tasks it has made are not looked for in `branch`
         if isinstance(branch, str):
             branches = self.journal.branches
-            path = branch
+            path = check_branch(branch)
             branch = branches.get(path) or branches.setdefault(path, Branch(f"{MAIN}/{path}"))
         return Place(self, place.scope, branch, place.step)
 

@@ -38,6 +38,8 @@ class Runtime:
         self._components: Parts | None = None
         self._opening: dict[int, Parts] = {}
         self._participant: Participant | None = None
+        #: Whether runs of other guards that are opened inside one of its runs become its own.
+        self.adopts = False
         #: Whether the guard was closed, so that using it again is an error.
         self.closed = False
         self._default_budget = default_budget

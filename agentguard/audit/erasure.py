@@ -7,6 +7,7 @@ events themselves (names, keys, amounts, error messages, metadata) stays.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -22,6 +23,9 @@ from agentguard.steps.live import LiveRun
 
 #: How many pruned runs one control record names.
 _BATCH = 200
+#: An age as text.
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def erase(journal: LiveRun, switch: KillSwitch, actor: str) -> int:
@@ -75,13 +79,15 @@ def cut_off(older_than: Any, now_ns: int) -> int:
     """The wall-clock nanoseconds that an age or a time stands for.
 
     Raises:
-        TypeError: it is no timedelta, datetime or number.
+        TypeError: it is no timedelta, text, datetime or number.
         ValueError: it is negative or not finite, or a datetime without a time zone.
     """
     if isinstance(older_than, datetime):
         if older_than.tzinfo is None:
             raise ValueError(f"older_than needs a time zone, as in datetime.now(UTC), not {older_than!r}")
         return int(older_than.timestamp() * 1_000_000_000)
+    if isinstance(older_than, str):
+        older_than = _age(older_than)
     if isinstance(older_than, timedelta):
         older_than = older_than.total_seconds()
     if isinstance(older_than, bool) or not isinstance(older_than, int | float):
@@ -91,6 +97,13 @@ def cut_off(older_than: Any, now_ns: int) -> int:
     if not 0 <= older_than < math.inf:
         raise ValueError(f"older_than must be 0 or more, not {older_than!r}")
     return now_ns - int(older_than * 1_000_000_000)
+
+
+def _age(text: str) -> timedelta:
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"older_than must be an age such as '90d', '12h' or '30m', not {text!r}")
+    return timedelta(**{_UNITS[match[2]]: float(match[1])})
 
 
 def _ended_before(store: EventStore, ended_before_ns: int) -> Iterator[RunRow]:

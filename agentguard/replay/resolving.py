@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from agentguard._values.names import clean_text
 from agentguard.budget.account import Amounts
+from agentguard.budget.model import Usage
 from agentguard.errors import AgentGuardError, StepOutcomeUnknownError
 from agentguard.events import codec
 from agentguard.events import model as ev
@@ -93,10 +94,14 @@ def pause_for(journal: LiveRun, key: str, reason: str) -> None:
     log.decide(pause)
 
 
-def resolve(journal: LiveRun, key: str, outcome: str, *, result: Any, actor: str) -> None:
+def resolve(
+    journal: LiveRun, key: str, outcome: str, *, result: Any, actor: str, usage: Usage | None = None
+) -> None:
     """See `Guard.resolve`."""
     if outcome not in OUTCOMES:
         raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, not {outcome!r}")
+    if usage is not None and not isinstance(usage, Usage):
+        raise TypeError(f"usage must be a Usage, not {type(usage).__name__}")
     log = journal.log
 
     def put() -> None:
@@ -108,7 +113,12 @@ def resolve(journal: LiveRun, key: str, outcome: str, *, result: Any, actor: str
             )
         if outcome == COMPLETED and (reason := values.capture(result, by_name=True).reason) is not None:
             raise ValueError(f"the result of {key} would not come back in a replay: {reason}")
-        _put(journal, key, outcome, doubt.held, by=actor, result=result)
+        held = doubt.held
+        if usage is not None:
+            if held is None:
+                raise AgentGuardError(f"step {key!r} has an outcome on record, which says what it used")
+            held = usage.amounts()
+        _put(journal, key, outcome, held, by=actor, result=result)
         paused_for = log.fold.pause.get("unknown")
         if log.fold.state is RunState.PAUSED and paused_for == key:
             log.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data={"actor": actor})])

@@ -20,6 +20,20 @@ def key_part(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
 
 
+def check_branch(name: object) -> str:
+    """Return the name or path of a branch, or say what is wrong with it.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is empty, or has control characters.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"branch must be a str, not {type(name).__name__}")
+    if not name or not name.isprintable():
+        raise ValueError(f"branch must have at least one character and no control characters: {name!r}")
+    return name
+
+
 def scope_part(name: str) -> str:
     """A scope's name as part of its path, which no other scope and no other level can have.
 

@@ -20,6 +20,8 @@ from agentguard.steps.live import LiveRun
 def new_session(runtime: Runtime, options: RunOptions) -> LiveSession:
     """Return the session of a new run, by what is around it."""
     place = None if options.detached else CURRENT.get()
+    if place is not None and place.run.session.runtime.adopts:
+        runtime = place.run.session.runtime
     if place is not None and place.journal.player is not None:
         return NestedSession(runtime, options)
     return LiveSession(runtime, options)

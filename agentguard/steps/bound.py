@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from agentguard.runs.branch import Branch
+from agentguard.runs.branch import Branch, check_branch
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps.call import is_coroutine_function
 
@@ -55,7 +55,7 @@ class BranchBlock:
 
     def __init__(self, place: Any, name: str) -> None:
         self._place = place
-        self._branch: Branch = place.branch.child(name)
+        self._branch: Branch = place.branch.child(check_branch(name))
         self._token: Any = None
 
     def __enter__(self) -> Branch:

@@ -60,7 +60,8 @@ class Draining:
         A generator that the agent leaves on its way out would be closed early, which it was not.
         """
         closed_early = error is None and step.parent is None and bool(data) and "closed_early" in (data or {})
-        if not closed_early and not self.unwinds(error):
+        # A nested run inside a body that may finish closes its own generators.
+        if not (closed_early and not self.lets_on()) and not self.unwinds(error):
             return False
         self.cut_off.add((step.journal.run_id, step.key))
         return True

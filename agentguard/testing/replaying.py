@@ -69,6 +69,7 @@ class Cassette:
         self.recording = record
         self._options = options
         self.guard = Guard.in_memory(telemetry=False, redact=options.pop("redact", None))
+        self.guard.runtime.adopts = True  # what the test opens with a guard of its own is in the cassette too
         self.run = self._recorded(label) if record else self._replayed()
 
     def _recorded(self, label: str) -> Run:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentguard.budget.model import Usage
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import (
@@ -45,6 +46,9 @@ def resolve(
         str | None,
         typer.Option("--result", metavar="JSON", help="What it gave; of a failed step, a message."),
     ] = None,
+    free: Annotated[
+        bool, typer.Option("--free", help="It cost nothing; else it is charged what it had reserved.")
+    ] = False,
     actor: Annotated[
         str | None, typer.Option("--actor", metavar="A", help="Who says so; by default user@host.")
     ] = None,
@@ -54,17 +58,24 @@ def resolve(
 ) -> None:
     """Say what became of a step that started and left no outcome, or whose result cannot be read back."""
     lookup.use(store, home)
-    _resolve(run_id, key, outcome.value, result, actor, as_json=as_json)
+    _resolve(run_id, key, outcome.value, result, actor, free=free, as_json=as_json)
 
 
 def _resolve(
-    typed: str, key: str, outcome: Resolution, result: str | None, actor: str | None, *, as_json: bool
+    typed: str,
+    key: str,
+    outcome: Resolution,
+    result: str | None,
+    actor: str | None,
+    *,
+    free: bool,
+    as_json: bool,
 ) -> None:
     """Put on record what became of a step."""
     given = _result(outcome, result)
     with lookup.acting() as guard:
         run_id = lookup.find_run(guard, typed)
-        guard.resolve(run_id, key, outcome, result=given, actor=actor)
+        guard.resolve(run_id, key, outcome, result=given, usage=Usage() if free else None, actor=actor)
         state = guard.reconstruct(run_id).state
     if as_json:
         output.print_json({"run_id": run_id, "key": key, "outcome": outcome, "state": str(state)})
