@@ -9,7 +9,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentguard.errors import NoActiveRunError
 from agentguard.runs import current
@@ -19,6 +19,9 @@ from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
 from agentguard.steps.model import Step
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
+
+if TYPE_CHECKING:
+    from agentguard.run import Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -255,8 +258,8 @@ def _outside(spec: StepSpec, fn: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def current_run() -> Any:
-    """The run that is active here, or None.
+def current_run() -> Run | None:
+    """Return the run that is active here, or None.
 
     Example:
         >>> from agentguard import current_run
@@ -264,7 +267,8 @@ def current_run() -> Any:
         True
     """
     place = current.CURRENT.get()
-    return None if place is None else place.run
+    run: Run | None = None if place is None else place.run
+    return run
 
 
 def current_step() -> Step | None:

@@ -174,6 +174,7 @@ class Player:
         path = branch_of(step.key) if step.spec.key is None else step.path
         call = self._call(step.key, step.pos, step.scope_key, path)
         if call is None:
+            self._begin_again(step)
             return None
         recorded = call.data.get("args")
         known = recorded is not None and step.digest is not None and self._journal.log.salt
@@ -189,6 +190,18 @@ class Player:
         if step.spec.key is not None:
             self._keyed[step.key] = call
         return call
+
+    def _begin_again(self, step: Step) -> None:
+        """Let a step that an operator had tried again go on with its next attempt."""
+        before = self.tape.retried(step.key)
+        if not before or self._ahead is None:
+            return
+        last = before[-1]
+        step.attempt = last.start.attempt + 1
+        # The body that runs again is the one that crashed: what it had called is served to it.
+        step.begin_branch(last.start.attempt - len(last.before))
+        for attempt in before:
+            self._ahead.ended(attempt)
 
     def _call(self, key: str, pos: int, scope: str, path: str | None = None) -> Call | None:
         if self.divergence is not None:

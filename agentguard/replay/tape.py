@@ -260,6 +260,10 @@ class Tape:
             if child.start.key is not None and child in self._calls.get(child.start.key, ()):
                 self.take(child)
 
+    def retried(self, key: str) -> list[Call]:
+        """Take the attempts at a step that were resolved to be tried again, and not tried yet."""
+        return self._retried.pop(key, [])
+
     def at(self, branch: str, pos: int) -> Call | None:
         """What the log has, and nobody has asked for, at a place of a branch or after it."""
         places = self._places.get(branch, {})

@@ -100,8 +100,14 @@ def test_without_it_a_first_try_is_charged_what_it_had_reserved(guard: Guard) ->
     with pytest.raises(TypeError, match="usage must be a Usage"):
         guard.resolve("r-00000001", key, "retry", usage=0)  # type: ignore[arg-type]
     guard.resolve("r-00000001", key, "retry")
-    with guard.recover("r-00000001"):
+    with guard.recover("r-00000001") as run:
         assert charge(1) == 1
+        assert run.spent.steps == 2
+    attempts = [e.attempt for e in guard.history("r-00000001") if e.type == "step_started"]
+    assert attempts == [1, 2], "the try after an operator's word is the second"
+    with guard.replay("r-00000001") as replayed:
+        assert charge(1) == 1
+        assert replayed.spent.steps == 2
     usage = guard.summary("r-00000001").usage
     assert (usage.usd, usage.steps) == (Usage(usd="0.50").usd, 2)
 
