@@ -13,7 +13,7 @@ process appended first, they decide again with every other writer kept out, so n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,6 +43,8 @@ from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step, with_step
 from agentguard.steps.spec import StepSpec, logged_attributes
 from agentguard.steps.unknown_cost import unknown_cost
+
+T = TypeVar("T")
 
 _RUNNING = RunState.RUNNING
 
@@ -124,23 +126,28 @@ def admit(step: Step, *, wait: bool = True) -> None:
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
         StoreUnavailableError, KillSwitchUnavailableError: refused, fail closed.
     """
-    append_in_turn(step, _admit, wait, wait=wait)
+    append_in_turn(step, _admit, None, wait)
     if step.commit is not None and wait:
         confirm_start(step)
 
 
-def append_in_turn(step: Step, decide: Callable[..., None], *given: object, wait: bool) -> None:
-    """Call `decide(step, *given)`, which appends an event of the step, under the log's lock.
+def append_in_turn(
+    step: Step,
+    decide: Callable[[Step, T, bool], None],
+    given: T,
+    wait: bool,  # noqa: FBT001 - called twice for each step, and keywords cost
+) -> None:
+    """Call `decide(step, given, wait)`, which appends an event of the step, under the log's lock.
 
     Where another process appended first, it decides again with every other writer kept out.
     """
     log = step.journal.log
     try:
-        log.hold(decide, step, *given, wait=wait)
+        log.enter(decide, step, given, wait)
     except HeadMovedError:
         if not wait:
             raise StoreBusyError from None
-        log.decide(lambda: decide(step, *given))
+        log.decide(lambda: decide(step, given, True))  # noqa: FBT003
     durability = step.spec.durability
     if (log.power or durability) and wait and step.commit is None and log.shares_disk(durability):
         log.store.settle()
@@ -156,7 +163,7 @@ def confirm_start(step: Step) -> None:
     try:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
-        journal.log.decide(lambda: _admit(step, True))  # noqa: FBT003
+        journal.log.decide(lambda: _admit(step, None, True))  # noqa: FBT003
     except LedgerRefusedError as error:
         raise _refused_by_account(step, error) from None
     except BaseException as error:  # it may be on record all the same
@@ -198,7 +205,7 @@ def _check_start(step: Step, journal: LiveRun) -> None:
         raise DuplicateKeyError(step.key, journal.run_id)
 
 
-def _admit(step: Step, wait: bool) -> None:  # noqa: FBT001
+def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
     journal, spec, request = step.journal, step.spec, step.request
     if journal.time.waiters:
         journal.time.count_idle()

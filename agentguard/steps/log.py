@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 #: Handing the wait to a thread costs more, and tears apart the tasks that could share a commit.
 MOMENT = 0.002
 
+A = TypeVar("A")
+B = TypeVar("B")
 T = TypeVar("T")
 
 
@@ -114,11 +116,16 @@ class RunLog:
 
     # --- the way in ----------------------------------------------------------------------------
 
-    def hold(self, decide: Callable[..., T], *given: object, wait: bool = True) -> T:
+    def hold(self, decide: Callable[..., T], *given: object) -> T:
         """Return `decide(*given)`, called under the lock, on a fold that knows what this process wrote.
 
         A signal handler may call this inside a decision that is under way: then that one finds the head
         moved, and is made again.
+        """
+        return self.enter(_called, decide, given, True)  # noqa: FBT003
+
+    def enter(self, decide: Callable[[A, B, bool], T], a: A, b: B, wait: bool) -> T:  # noqa: FBT001
+        """Return `decide(a, b, wait)` likewise: called twice for each step, so that it is kept short.
 
         Raises:
             StoreBusyError: with `wait` False, another thread has the lock for more than a moment.
@@ -126,13 +133,14 @@ class RunLog:
         lock = self.lock
         again = self._owned() and self._is_nested()
         try:
-            if not lock.acquire(wait) and not lock.acquire(timeout=MOMENT):
+            if not wait and not lock.acquire(False) and not lock.acquire(timeout=MOMENT):  # noqa: FBT003
                 raise StoreBusyError  # noqa: TRY301
             with lock:  # which no exception can leave held, whereas one may come before a `try`
-                lock.release()
+                if not wait:
+                    lock.release()
                 if self.dirty and not again:
                     self.reload()
-                return decide(*given)
+                return decide(a, b, wait)
         except BaseException:
             if standing(self._is_hold, 1) == "left":
                 self.heal()
@@ -376,7 +384,7 @@ class RunLog:
         self.on_reload()
 
 
-_HOLD = RunLog.hold.__code__
+_HOLD = RunLog.enter.__code__
 #: What says for sure that nothing was written.
 _NOTHING_WRITTEN = (HeadMovedError, StoreBusyError, AgentGuardError, LedgerRefusedError)
 
@@ -390,6 +398,10 @@ def row_of(row: RunRow, fold: RunFold) -> RunRow:
         epoch=fold.epoch,
         summary=summarize(fold).to_data(),
     )
+
+
+def _called(decide: Callable[..., T], given: tuple[object, ...], _wait: bool) -> T:  # noqa: FBT001
+    return decide(*given)
 
 
 def _ignore(record: Record) -> None:

@@ -106,7 +106,7 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     """
     if (outcome.error is not None or step.journal.stops.draining is not None) and _stays_open(step, outcome):
         return
-    append_in_turn(step, _leave, outcome, wait, wait=wait)
+    append_in_turn(step, _leave, outcome, wait)
     if step.commit is not None and wait:
         confirm_outcome(step, outcome)
 
