@@ -353,21 +353,25 @@ class Guard:
 
     # --- operating -----------------------------------------------------------------------------
 
-    def pause(self, run_id: str, *, reason: str = "") -> None:
+    def pause(self, run_id: str, *, reason: str = "", actor: str | None = None) -> None:
         """Admit no further step of a run until it is resumed; durable, from any process.
+
+        The run's log names the `actor`, if one is given.
 
         Raises:
             InvalidStateTransitionError: the run is not RUNNING.
         """
-        self._operations.pause(run_id, reason=reason)
+        self._operations.pause(run_id, reason=reason, actor=actor)
 
-    def resume(self, run_id: str) -> None:
+    def resume(self, run_id: str, *, actor: str | None = None) -> None:
         """Lift a pause, and nothing else.
+
+        The run's log names the `actor`, if one is given.
 
         Raises:
             InvalidStateTransitionError: the run is not PAUSED.
         """
-        self._operations.resume(run_id)
+        self._operations.resume(run_id, actor=actor)
 
     def kill(
         self,

@@ -38,13 +38,13 @@ class Operations:
         """See `Guard.acknowledged`."""
         return self._runtime.components.switch.acknowledgements(generation, timeout)
 
-    def pause(self, run_id: str, *, reason: str) -> None:
+    def pause(self, run_id: str, *, reason: str, actor: str | None) -> None:
         """See `Guard.pause`."""
-        base.pause(self._runtime, run_id, reason)
+        base.pause(self._runtime, run_id, reason, actor)
 
-    def resume(self, run_id: str) -> None:
+    def resume(self, run_id: str, *, actor: str | None) -> None:
         """See `Guard.resume`."""
-        base.resume(self._runtime, run_id)
+        base.resume(self._runtime, run_id, actor)
 
     def set_budget(self, run_id: str, budget: Budget, *, actor: str | None) -> None:
         """See `Guard.set_budget`."""

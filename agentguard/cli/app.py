@@ -42,6 +42,8 @@ COMMANDS = (
     "prune",
     "migrate",
     "relay",
+    "serve",
+    "token",
     "doctor",
 )
 

@@ -106,29 +106,33 @@ def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
     return generation
 
 
-def pause(runtime: Runtime, run_id: str, reason: str) -> None:
+def pause(runtime: Runtime, run_id: str, reason: str, actor: str | None = None) -> None:
     """See `Guard.pause`."""
     journal = journal_of(runtime, run_id)
 
     def put() -> None:
         check_move(run_id, journal.fold.state, RunState.PAUSED)
-        data = {"reason": reason, "running_ns": journal.time.elapsed()}
+        data = {"reason": reason, "running_ns": journal.time.elapsed()} | _by(actor)
         journal.log.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
 
     journal.log.decide(put)
 
 
-def resume(runtime: Runtime, run_id: str) -> None:
+def resume(runtime: Runtime, run_id: str, actor: str | None = None) -> None:
     """See `Guard.resume`."""
     journal = journal_of(runtime, run_id)
 
     def put() -> None:
         if journal.fold.state is not RunState.PAUSED:
             raise InvalidStateTransitionError(run_id, journal.fold.state, RunState.RUNNING)
-        data = {"running_ns": journal.time.elapsed()}
+        data = {"running_ns": journal.time.elapsed()} | _by(actor)
         journal.log.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data=data)])
 
     journal.log.decide(put)
+
+
+def _by(actor: str | None) -> dict[str, str]:
+    return {} if actor is None else {"actor": actor}
 
 
 def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None) -> None:

@@ -1,0 +1,96 @@
+"""`agentguard serve`: the web console."""
+
+from __future__ import annotations
+
+import ipaddress
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentguard import _optional
+from agentguard.cli import lookup
+from agentguard.cli.app import app
+from agentguard.cli.commands.token import tokens as kept_tokens
+from agentguard.cli.exit_codes import UsageError
+from agentguard.cli.options import HomeOption, StoreOption
+from agentguard.console.tokens import FILE, Role, Tokens
+
+#: How long, in seconds, open pages are waited for at the end.
+_GRACE_SECONDS = 2
+
+
+@app.command(epilog="It runs until SIGTERM or Ctrl-C.")
+def serve(
+    *,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="On which port.")] = 8642,
+    certificate: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="The certificate, for HTTPS.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option("--behind-proxy", metavar="ADDRESS", help="Whose X-Forwarded headers are believed."),
+    ] = None,
+    hide_payloads: Annotated[
+        bool, typer.Option("--hide-payloads", help="Hide arguments and results from viewers.")
+    ] = False,
+    store: StoreOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Show the runs in a browser, and stop them from there."""
+    _optional.check("starlette", extra="console", feature="agentguard serve")
+    _optional.check("jinja2", extra="console", feature="agentguard serve")
+    _optional.check("uvicorn", extra="console", feature="agentguard serve")
+    import uvicorn
+
+    from agentguard.console.app import create_app
+
+    lookup.use(store, home)
+    if (certificate is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key are given together, or neither")
+    tokens = kept_tokens()
+    with tempfile.TemporaryDirectory(prefix="agentguard-") as folder, lookup.acting() as guard:
+        if not tokens.working():
+            tokens = _own_token(host, Path(folder))
+        uvicorn.run(
+            create_app(guard, tokens, hide_payloads=hide_payloads),
+            host=host,
+            port=port,
+            ssl_certfile=certificate,
+            ssl_keyfile=None if key is None else str(key),
+            proxy_headers=proxy is not None,
+            forwarded_allow_ips=proxy,
+            server_header=False,
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            limit_concurrency=1000,
+        )
+
+
+def _own_token(host: str, folder: Path) -> Tokens:
+    """A token for this process alone, where none was made.
+
+    Raises:
+        UsageError: other hosts could come in.
+    """
+    if not _is_loopback(host):
+        raise UsageError(
+            f"{host} can be reached from elsewhere: make a token first, by "
+            "agentguard token add NAME --role admin"
+        )
+    tokens = Tokens(folder / FILE)
+    secret = tokens.add("local", Role.ADMIN)
+    print(f"there are no tokens yet; log in with this one, until this program ends: {secret}", flush=True)
+    return tokens
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,286 @@
+"""What the console shows, as values, for its pages and its API, cut down to what a token sees."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any, NamedTuple
+
+from agentguard import _encoding
+from agentguard.console.auth import Auth, Identity
+from agentguard.console.tokens import Role, Tokens
+from agentguard.errors import AgentGuardError, RunNotFoundError
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.events.model import CONTROL_RUN_ID, Event
+from agentguard.guard import Guard
+from agentguard.killswitch.model import Acknowledgements, Kill
+from agentguard.killswitch.page import PageKillSwitch
+from agentguard.monitoring import LiveRuns, RunStatus, status_of
+from agentguard.protocols import RunRow
+from agentguard.queries import Approval, TenantAccount
+from agentguard.runs.state import RunState
+from agentguard.runs.summary import from_row, usage_data
+
+#: How long, in seconds, what was read of the live runs is shown to others too.
+_FRESH_SECONDS = 0.5
+#: How many runs are looked through for one page of them, before the reader is asked to go on.
+_LOOKED_THROUGH = 5000
+PAGE = 50
+EVENTS = 200
+
+
+class Waiting(NamedTuple):
+    """A step that waits for an operator; `arguments` is None where they are not shown or not kept."""
+
+    approval: Approval
+    tenant: str
+    arguments: Any
+
+
+class Snapshot(NamedTuple):
+    """The present: live runs, steps that wait, kills in force, tenants' budgets."""
+
+    live: list[RunStatus]
+    waiting: list[Waiting]
+    kills: list[Kill]
+    tenants: list[TenantAccount]
+
+
+class RunPage(NamedTuple):
+    """Runs, newest first, and the id after which the next page begins; None at the end."""
+
+    rows: list[RunRow]
+    after: str | None
+
+
+class TimelineEntry(NamedTuple):
+    """An event, how deep it lies, and what was captured with it."""
+
+    event: Event
+    depth: int
+    payload: Any
+
+
+class Hit(NamedTuple):
+    """A kill that was given, whom it was to hit, and how those stand now."""
+
+    kill: Kill
+    reached: Acknowledgements
+    late_pids: list[int]
+    runs: list[RunStatus]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every process acted and every run ended."""
+        ended = all(run.summary.state.final for run in self.runs)
+        return ended and self.reached.acknowledged >= self.reached.live
+
+
+class Console:
+    """The guard as the console sees it; safe between threads."""
+
+    def __init__(self, guard: Guard, tokens: Tokens, *, hide_payloads: bool) -> None:
+        self.guard = guard
+        self.auth = Auth(tokens)
+        self._hide_payloads = hide_payloads
+        self._lock = threading.Lock()
+        self._followed = LiveRuns(guard.parts.store, guard.parts.clock)
+        self._snapshot: tuple[float, Snapshot] | None = None
+        #: By generation: the runs that each kill of this console covered when it was given.
+        self._covered: dict[int, list[str]] = {}
+
+    def shows_payloads(self, who: Identity) -> bool:
+        """Return whether arguments and results are shown to a token."""
+        return not self._hide_payloads or who.role > Role.VIEWER
+
+    # --- the present -----------------------------------------------------------------------------
+
+    def now(self, who: Identity) -> Snapshot:
+        """Return the present as a token sees it."""
+        whole = self._read()
+        waiting = [asked for asked in whole.waiting if who.sees(asked.tenant)]
+        if not self.shows_payloads(who):
+            waiting = [asked._replace(arguments=None) for asked in waiting]
+        return Snapshot(
+            [status for status in whole.live if who.sees(status.summary.tenant)],
+            waiting,
+            [kill for kill in whole.kills if self._sees_kill(who, kill)],
+            [account for account in whole.tenants if who.sees(account.tenant)],
+        )
+
+    def changed(self) -> None:
+        """Forget what was read: something was done."""
+        with self._lock:
+            self._snapshot = None
+
+    def _read(self) -> Snapshot:
+        with self._lock:
+            if self._snapshot is None or self._snapshot[0] < time.monotonic() - _FRESH_SECONDS:
+                self._snapshot = (time.monotonic(), self._read_anew())
+            return self._snapshot[1]
+
+    def _read_anew(self) -> Snapshot:
+        live = sorted(self._followed.read(), key=lambda run: (-run.usd_per_minute, -run.summary.usage.usd))
+        tenant_of = {status.summary.run_id: status.summary.tenant for status in live}
+        waiting = [
+            Waiting(asked, tenant_of[asked.run_id], self._arguments(asked))
+            for asked in self.guard.approvals()
+            if asked.run_id in tenant_of
+        ]
+        kills = [kill for kill in self.guard.kills() if not kill.cleared]
+        return Snapshot(live, waiting, kills, self.guard.tenants())
+
+    def _arguments(self, asked: Approval) -> Any:
+        found = None
+        for stored in self.guard.parts.store.read(asked.run_id):
+            if stored.payload is not None and ev.APPROVAL_REQUESTED.encode() in stored.body[:64]:
+                found = stored.payload if codec.decode(stored.body).key == asked.key else found
+        return None if found is None else _decoded(found)
+
+    def _sees_kill(self, who: Identity, kill: Kill) -> bool:
+        if kill.scope == "global" or who.tenant is None:
+            return True
+        if kill.scope == "tenant":
+            return who.sees(kill.target)
+        row = self.guard.parts.store.row(kill.target)
+        return row is not None and who.sees(row.tenant)
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def row(self, who: Identity, run_id: str) -> RunRow:
+        """Return a run's row.
+
+        Raises:
+            RunNotFoundError: there is no such run, or it is another tenant's: a token cannot tell.
+        """
+        row = None if run_id == CONTROL_RUN_ID else self.guard.parts.store.row(run_id)
+        if row is None or not who.sees(row.tenant):
+            raise RunNotFoundError(run_id)
+        return row
+
+    def status(self, row: RunRow) -> RunStatus:
+        """Return how a run stands now."""
+        return status_of(self.guard.parts.store, row, self.guard.parts.clock)
+
+    def runs(self, who: Identity, *, tenant: str, state: str, name: str, after: str) -> RunPage:
+        """Return a page of runs; an empty filter lets all through, `name` may have `*` and `?`.
+
+        Raises:
+            ValueError: there is no such state.
+        """
+        wanted = RunState(state) if state else None
+        own = who.tenant if who.tenant is not None else tenant or None
+        if tenant and not who.sees(tenant):
+            return RunPage([], None)
+        found: list[RunRow] = []
+        last: str | None = None
+        for row in islice(self._older(own, wanted, after), _LOOKED_THROUGH):
+            if len(found) == PAGE:
+                return RunPage(found, last)
+            last = row.run_id
+            if not name or fnmatchcase(row.name, name):
+                found.append(row)
+        return RunPage(found, None if last is None or self._is_oldest(own, wanted, last) else last)
+
+    def _older(self, tenant: str | None, state: RunState | None, after: str) -> Iterator[RunRow]:
+        """The rows from after a run on; the store is asked for more only as they are needed."""
+        count, given = PAGE * 2, 0
+        started = not after
+        while True:
+            rows = self.guard.parts.store.rows(tenant=tenant, state=state and str(state), limit=count)
+            for row in rows[given:]:
+                if started:
+                    yield row
+                started = started or row.run_id == after
+            if len(rows) < count:
+                return
+            given, count = len(rows), count * 4
+
+    def _is_oldest(self, tenant: str | None, state: RunState | None, run_id: str) -> bool:
+        return next(self._older(tenant, state, run_id), None) is None
+
+    def timeline(self, who: Identity, row: RunRow, after: int) -> tuple[list[TimelineEntry], int | None]:
+        """Return the events of a run above a sequence, and the one after which the next page begins."""
+        depths: dict[str, int] = {}
+        shown = self.shows_payloads(who)
+        found: list[TimelineEntry] = []
+        for stored in self.guard.parts.store.read(row.run_id):
+            event = codec.to_event(row.run_id, stored, b"")
+            depth = _depth(event, depths)
+            if event.seq <= after:
+                continue
+            if len(found) == EVENTS:
+                return found, found[-1].event.seq
+            payload = _decoded(stored.payload) if shown and stored.payload is not None else None
+            found.append(TimelineEntry(event, depth, payload))
+        return found, None
+
+    # --- kills -----------------------------------------------------------------------------------
+
+    def covered(self, who: Identity, scope: str, target: str) -> list[RunStatus]:
+        """Return the live runs that a kill would hit, as a token sees them."""
+        found = self.now(who).live
+        if scope == "global":
+            return found
+        of = "tenant" if scope == "tenant" else "run_id"
+        return [status for status in found if getattr(status.summary, of) == target]
+
+    def remember(self, generation: int, covered: list[RunStatus]) -> None:
+        """Keep whom a kill was to hit, to show later how they stand."""
+        self._covered[generation] = [status.summary.run_id for status in covered]
+        while len(self._covered) > PAGE:
+            self._covered.pop(next(iter(self._covered)))
+
+    def hit(self, who: Identity, generation: int, *, wait: float = 0.0) -> Hit:
+        """Return whom a kill has reached.
+
+        Raises:
+            AgentGuardError: there is no such kill for this token.
+        """
+        kills = [kill for kill in self.guard.kills() if kill.generation == generation]
+        if not kills or not self._sees_kill(who, kills[0]):
+            raise AgentGuardError(f"there is no kill of generation {generation}")
+        switch = self.guard.parts.switch
+        late = switch.unacknowledged(generation) if isinstance(switch, PageKillSwitch) else []
+        store = self.guard.parts.store
+        rows = [store.row(run_id) for run_id in self._covered.get(generation, [])]
+        return Hit(
+            kills[0],
+            self.guard.acknowledged(generation, wait),
+            [process.pid for process in late],
+            [self.status(row) for row in rows if row is not None and who.sees(row.tenant)],
+        )
+
+
+def row_data(row: RunRow) -> dict[str, Any]:
+    """Return a row as plain data for JSON."""
+    return from_row(row).to_data()
+
+
+def entry_data(entry: TimelineEntry) -> dict[str, Any]:
+    """Return an event as plain data for JSON."""
+    event = entry.event
+    data = {name: getattr(event, name) for name in event.__struct_fields__}
+    data["usage"] = None if event.usage is None else usage_data(event.usage)
+    data["spent"] = None if event.spent is None else usage_data(event.spent)
+    return data | {"payload": entry.payload}
+
+
+def _depth(event: Event, depths: dict[str, int]) -> int:
+    key = event.key or ""
+    if event.type in (ev.STEP_STARTED, ev.SCOPE_OPENED):
+        around = event.data.get("parent") or event.data.get("scope") or ""
+        depths[key] = depths.get(around, 0) + 1
+    return depths.get(key, 1 if key else 0)
+
+
+def _decoded(payload: bytes) -> Any:
+    try:
+        return _encoding.decode(payload)
+    except ValueError:  # the bytes of a codec
+        return {"base64": base64.b64encode(payload).decode()}

@@ -1,0 +1,88 @@
+"""What holds for every request: a small body that arrives in time, and headers that forbid scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_BYTES = 64 * 1024
+#: How long, in seconds, a body may take to arrive.
+_BODY_SECONDS = 10.0
+
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class Limits:
+    """Reads the whole body first, so that nothing below waits for a slow client or holds a large body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 or 408 where the body is too large or too slow; else pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        try:
+            body = await asyncio.wait_for(_read(receive), _BODY_SECONDS)
+        except TimeoutError:
+            await PlainTextResponse("the body took too long", 408)(scope, receive, send_safely)
+            return
+        if body is None:
+            text = f"the body is larger than {MOST_BYTES} bytes"
+            response = PlainTextResponse(text, 413, headers={"connection": "close"})
+            await response(scope, receive, send_safely)
+            return
+        await self._app(scope, _replayed(body, receive), send_safely)
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return the body; None where it is too large."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return body
+        body += bytes(message.get("body", b""))
+        if len(body) > MOST_BYTES:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,62 @@
+"""From values to HTML: the templates, which escape all that they are given, and how amounts are written."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+
+from agentguard.budget.model import Budget
+from agentguard.console.actions import confirmation
+from agentguard.console.auth import Identity
+from agentguard.console.tokens import Role
+
+_LONGEST_PAYLOAD = 4000
+
+templates = Environment(
+    loader=PackageLoader("agentguard.console"),
+    autoescape=True,  # for every template, whatever its name
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def page(template: str, who: Identity | None, /, *, code: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page of one template."""
+    return HTMLResponse(fragment(template, who, code=code, **values), code)
+
+
+def fragment(template: str, who: Identity | None, /, **values: Any) -> str:
+    """Return what a template renders to."""
+    return templates.get_template(template).render(who=who, Role=Role, confirmation=confirmation, **values)
+
+
+def _usd(amount: Decimal) -> str:
+    return f"${amount:,.4f}" if amount < 1 else f"${amount:,.2f}"
+
+
+def _when(at: datetime | int | None) -> str:
+    """A time in UTC, from a datetime or from nanoseconds since the epoch."""
+    if at is None:
+        return ""
+    moment = datetime.fromtimestamp(at / 1e9, UTC) if isinstance(at, int) else at.astimezone(UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _payload(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    if len(text) <= _LONGEST_PAYLOAD:
+        return text
+    return f"{text[:_LONGEST_PAYLOAD]}… ({len(text):,} characters; the download has all)"
+
+
+def _limits(budget: Budget) -> str:
+    return ", ".join(f"{name} {value}" for name, value in budget.to_fields().items() if value is not None)
+
+
+templates.filters |= {"usd": _usd, "when": _when, "payload": _payload, "limits": _limits}

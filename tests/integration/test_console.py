@@ -1,0 +1,431 @@
+"""The console: who may see and do what, and what an attacker must not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("jinja2")
+
+from typing import TYPE_CHECKING
+
+from agentguard import Budget, Guard
+from agentguard.console.app import create_app
+from agentguard.console.middleware import MOST_BYTES
+from agentguard.console.tokens import Role, TokenError, Tokens
+from agentguard.runs.state import RunState
+
+if TYPE_CHECKING:
+    import httpx
+
+XSS = "<script>alert(1)</script>"
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+
+
+class Site:
+    """A console over a guard in memory, spoken to as a browser and as a program do."""
+
+    def __init__(self, folder: Path, *, hide_payloads: bool = False) -> None:
+        self.guard = Guard.in_memory(telemetry=False)
+        self.tokens = Tokens(folder / "tokens.json")
+        self.app = create_app(self.guard, self.tokens, hide_payloads=hide_payloads)
+
+    def token(self, role: Role, tenant: str | None = None) -> str:
+        return self.tokens.add(f"{role.name.lower()}-{tenant or 'all'}", role, tenant=tenant)
+
+    def client(self, secret: str | None = None) -> Client:
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        return Client(self.app, headers)
+
+    def browser(self, role: Role = Role.OPERATOR, tenant: str | None = None) -> Client:
+        client = self.client()
+        answer = client.log_in(self.token(role, tenant))
+        assert answer.status_code == 303
+        return client
+
+
+class Client:
+    """A synchronous client of an ASGI application, with the cookies of one browser."""
+
+    def __init__(self, app: object, headers: dict[str, str]) -> None:
+        from starlette.testclient import TestClient
+
+        self.http = TestClient(app, headers=headers, follow_redirects=False, raise_server_exceptions=True)  # type: ignore[arg-type]
+
+    def get(self, path: str) -> httpx.Response:
+        return self.http.get(path)
+
+    def csrf(self, path: str) -> str:
+        found = re.search(r'name="csrf" value="([^"]+)"', self.get(path).text)
+        assert found is not None
+        return found[1]
+
+    def post(self, path: str, *, csrf: str | None = None, **fields: str) -> httpx.Response:
+        token = self.csrf("/") if csrf is None else csrf
+        return self.http.post(path, data={"csrf": token, **fields})
+
+    def log_in(self, secret: str) -> httpx.Response:
+        return self.post("/login", csrf=self.csrf("/login"), token=secret)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    with made.guard:
+        yield made
+
+
+# --- tokens ----------------------------------------------------------------------------------------
+
+
+def test_the_file_of_tokens_has_no_secret_and_only_its_user_reads_it(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "deep" / "tokens.json")
+    secret = tokens.add("on-call", Role.OPERATOR)
+    assert secret.rpartition("_")[2] not in tokens.path.read_text()
+    assert tokens.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_token_of_a_taken_name_is_refused_until_the_first_is_revoked(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    first = tokens.add("on-call", Role.VIEWER)
+    with pytest.raises(TokenError, match="already"):
+        tokens.add("on-call", Role.ADMIN)
+    tokens.revoke("on-call")
+    assert tokens.check(first) is None
+    assert tokens.check(tokens.add("on-call", Role.ADMIN)) is not None
+
+
+@pytest.mark.parametrize("secret", ["", "_", "agt", "agt_", "agt__", "agt_x_y", "é\ud800", "a" * 10_000])
+def test_what_is_no_token_opens_nothing(tmp_path: Path, secret: str) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    right = tokens.add("on-call", Role.VIEWER)
+    assert tokens.check(secret) is None
+    assert tokens.check(right.rpartition("_")[0] + "_") is None
+
+
+@pytest.mark.parametrize("name", ["", " x", "a\nb", "\x1b[31m", "x" * 65])
+def test_a_name_that_could_forge_a_record_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        Tokens(tmp_path / "tokens.json").add(name, Role.VIEWER)
+
+
+def test_a_file_of_tokens_that_is_damaged_opens_nothing(site: Site) -> None:
+    secret = site.token(Role.ADMIN)
+    site.tokens.path.write_text("{")
+    assert site.client(secret).get("/api/now").status_code == 409
+
+
+# --- log-in ----------------------------------------------------------------------------------------
+
+PAGES = ["/", "/runs", "/runs/x", "/costs", "/control", "/kill", "/kills/1", "/runs/x/run.jsonl"]
+PROGRAMS = ["/api/now", "/api/runs", "/api/runs/x", "/api/openapi.json", "/metrics", "/live"]
+
+
+@pytest.mark.parametrize("path", PAGES + PROGRAMS)
+def test_nothing_is_shown_without_a_token(site: Site, path: str) -> None:
+    answer = site.client().get(path)
+    assert answer.status_code in (303, 401)
+    assert answer.headers.get("location", "/login") == "/login"
+
+
+@pytest.mark.parametrize("path", PAGES + PROGRAMS)
+def test_nothing_is_shown_for_a_wrong_token(site: Site, path: str) -> None:
+    assert site.client("agt_00_wrong").get(path).status_code == 401
+
+
+def test_the_cookie_of_a_session_is_out_of_reach_of_scripts_and_other_sites(site: Site) -> None:
+    cookie = site.client().log_in(site.token(Role.VIEWER)).headers.get_list("set-cookie")
+    [session] = [each for each in cookie if each.startswith("agentguard_session=")]
+    assert "HttpOnly" in session
+    assert "SameSite=strict" in session
+
+
+def test_a_session_that_was_planted_before_the_log_in_is_not_taken_over(site: Site) -> None:
+    client = site.client()
+    client.http.cookies.set("agentguard_session", "planted")
+    client.log_in(site.token(Role.VIEWER))
+    other = site.client()
+    other.http.cookies.set("agentguard_session", "planted")
+    assert other.get("/").status_code == 303
+
+
+def test_a_log_in_that_another_site_sends_is_refused(site: Site) -> None:
+    answer = site.client().http.post("/login", data={"csrf": "", "token": site.token(Role.VIEWER)})
+    assert answer.status_code == 403
+    assert "agentguard_session" not in answer.cookies
+
+
+def test_guessing_is_slowed_down_for_the_right_token_too(site: Site) -> None:
+    secret, client = site.token(Role.ADMIN), site.client()
+    statuses = [client.log_in("agt_00_guess").status_code for _ in range(11)]
+    assert statuses == [401] * 10 + [429]
+    assert client.log_in(secret).status_code == 429
+    assert site.client(secret).get("/api/now").status_code == 429
+
+
+def test_right_tokens_are_never_counted_as_guesses(site: Site) -> None:
+    client = site.client(site.token(Role.VIEWER))
+    assert {client.get("/api/now").status_code for _ in range(15)} == {200}
+
+
+def test_a_session_ends_with_its_token(site: Site) -> None:
+    browser = site.browser(Role.OPERATOR)
+    assert browser.get("/").status_code == 200
+    site.tokens.revoke("operator-all")
+    assert browser.get("/").status_code == 303
+
+
+def test_an_expired_token_opens_nothing(site: Site) -> None:
+    secret = site.tokens.add("brief", Role.ADMIN, lifetime=timedelta(microseconds=1))
+    assert site.client(secret).get("/api/now").status_code == 401
+
+
+def test_logging_out_ends_the_session_on_the_server(site: Site) -> None:
+    browser = site.browser()
+    cookie = browser.http.cookies["agentguard_session"]
+    assert browser.post("/logout").status_code == 303
+    browser.http.cookies.set("agentguard_session", cookie)
+    assert browser.get("/").status_code == 303
+
+
+# --- what is sent ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/kill", "/revive", "/logout", "/runs/x/pause", "/runs/x/resume", "/runs/x/decide"]
+)
+@pytest.mark.parametrize("csrf", ["", "wrong", "é"])
+def test_a_form_without_the_token_of_its_session_does_nothing(site: Site, path: str, csrf: str) -> None:
+    browser = site.browser(Role.ADMIN)
+    fields = {"scope": "global", "target": "", "reason": "x", "confirm": "kill all"}
+    assert browser.post(path, csrf=csrf, **fields).status_code == 403
+    assert site.guard.kills() == []
+
+
+def test_a_form_with_the_token_of_another_session_does_nothing(site: Site) -> None:
+    other = site.browser(Role.VIEWER).csrf("/")
+    assert site.browser(Role.ADMIN).post("/logout", csrf=other).status_code == 403
+
+
+def test_the_api_takes_no_action_from_a_cookie(site: Site) -> None:
+    body = {"scope": "global", "target": "", "reason": "x", "confirm": "kill all"}
+    assert site.browser(Role.ADMIN).http.post("/api/kill", json=body).status_code == 401
+    assert site.guard.kills() == []
+
+
+def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
+    answer = site.client().http.post("/login", content=b"x" * (MOST_BYTES + 1), headers=FORM)
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"[", b"[]", b'{"reason": 1}', b"[" * 60_000, b"\xff"])
+def test_a_body_that_is_no_object_of_strings_is_refused(site: Site, body: bytes) -> None:
+    answer = site.client(site.token(Role.ADMIN)).http.post("/api/kill", content=body)
+    assert answer.status_code == 400
+
+
+def test_a_form_of_too_many_fields_is_refused(site: Site) -> None:
+    answer = site.client().http.post("/login", content="a=1&" * 100, headers=FORM)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("name", ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "console.css/../../app.py"])
+def test_no_path_leads_out_of_the_assets(site: Site, name: str) -> None:
+    assert site.client().get(f"/static/{name}").status_code in (303, 404)
+
+
+@pytest.mark.parametrize("path", ["/login", "/static/console.js", "/nowhere", "/api/now"])
+def test_every_answer_forbids_scripts_of_others_and_frames(site: Site, path: str) -> None:
+    policy = site.client().get(path).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("query", ["state=NOWHERE", "state=%3Cscript%3E"])
+def test_a_filter_that_cannot_be_meant_is_named(site: Site, query: str) -> None:
+    answer = site.browser().get(f"/runs?{query}")
+    assert answer.status_code == 400
+    assert "<script>" not in answer.text
+
+
+@pytest.mark.parametrize("query", ["by=x", "since=yesterday", "since=0001-01-01&by=day"])
+def test_costs_refuse_what_cannot_be_meant(site: Site, query: str) -> None:
+    assert site.browser().get(f"/costs?{query}").status_code in (200, 400)
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def test_no_name_reason_argument_or_result_becomes_markup(site: Site) -> None:
+    browser = site.browser(Role.ADMIN)
+    with site.guard.run(XSS, budget=Budget(steps=9), metadata={"x": XSS}) as run:
+        run.call("echo", lambda value: value, XSS)
+        browser.post(f"/runs/{run.id}/pause", reason=XSS)
+        shown = [
+            browser.get(path).text
+            for path in ("/", "/runs", f"/runs/{run.id}", f"/kill?scope=run&target={run.id}")
+        ]
+        browser.post(f"/runs/{run.id}/resume")
+    site.guard.kill(reason=XSS, tenant="other")
+    shown += [browser.get(path).text for path in ("/", "/control", "/kills/1", "/costs?by=name")]
+    assert all("&lt;script&gt;" in text for text in shown)
+    assert not any(XSS in text for text in shown)
+
+
+def test_a_cell_of_the_csv_is_never_a_formula(site: Site) -> None:
+    with site.guard.run("=cmd()") as run:
+        run.call("x", lambda: 1)
+    assert "'=cmd()" in site.browser().get("/costs?by=name&format=csv").text
+
+
+def test_arguments_and_results_are_hidden_from_viewers_where_that_is_set(tmp_path: Path) -> None:
+    site = Site(tmp_path, hide_payloads=True)
+    with site.guard:
+        with site.guard.run("a") as run:
+            run.call("echo", lambda value: value, "the-secret")
+        paths = [f"/runs/{run.id}", f"/api/runs/{run.id}/events", f"/runs/{run.id}/run.jsonl"]
+        viewer, operator = (site.client(site.token(role)) for role in (Role.VIEWER, Role.OPERATOR))
+        assert not any("the-secret" in viewer.get(path).text for path in paths)
+        assert viewer.get(paths[2]).status_code == 403
+        assert all("the-secret" in operator.get(path).text for path in paths)
+
+
+def test_metrics_name_the_live_runs_of_each_tenant_and_escape_them(site: Site) -> None:
+    with site.guard.run("a", tenant="acme"):
+        text = site.client(site.token(Role.VIEWER)).get("/metrics").text
+    assert 'agentguard_runs_live{tenant="acme",state="RUNNING"} 1' in text
+
+
+def test_runs_are_paged_without_gap_or_repetition(site: Site) -> None:
+    made = []
+    for _ in range(120):
+        with site.guard.run("a") as run:
+            made.append(run.id)
+    client, seen, after = site.client(site.token(Role.VIEWER)), [], ""
+    while after is not None:
+        page = client.get(f"/api/runs?after={after}").json()
+        seen += [each["run_id"] for each in page["runs"]]
+        after = page["after"]
+    assert seen == made[::-1]
+
+
+def test_events_are_paged_without_gap_or_repetition(site: Site) -> None:
+    with site.guard.run("a") as run:
+        for number in range(150):
+            run.call("x", lambda n: n, number)
+    client, seen, after = site.client(site.token(Role.VIEWER)), [], 0
+    while after is not None:
+        page = client.get(f"/api/runs/{run.id}/events?after={after}").json()
+        seen += [event["seq"] for event in page["events"]]
+        after = page["after"]
+    assert seen == list(range(1, site.guard.summary(run.id).head.seq + 1))
+
+
+def test_a_download_is_what_export_writes_and_can_be_verified(site: Site, tmp_path: Path) -> None:
+    with site.guard.run("a") as run:
+        run.call("x", lambda: 1)
+    file = tmp_path / "run.jsonl"
+    file.write_bytes(site.browser().get(f"/runs/{run.id}/run.jsonl").content)
+    with Guard.open(f"file://{file}", telemetry=False) as copy:
+        assert copy.verify(run.id)
+    assert "intact" in site.browser(Role.VIEWER).get(f"/runs/{run.id}?verify=1").text
+
+
+# --- who may do what -------------------------------------------------------------------------------
+
+KILL = {"scope": "global", "target": "", "reason": "burns", "confirm": "kill all"}
+
+
+def test_a_viewer_changes_nothing(site: Site) -> None:
+    client = site.client(site.token(Role.VIEWER))
+    with site.guard.run("a") as run:
+        for path in ("/api/kill", "/api/revive", f"/api/runs/{run.id}/pause", f"/api/runs/{run.id}/resume"):
+            assert client.http.post(path, json=KILL).status_code == 403, path
+        body = {"key": "x", "decision": "approve"}
+        assert client.http.post(f"/api/runs/{run.id}/decide", json=body).status_code == 403
+        assert client.get("/kill").status_code == 403
+        assert site.guard.summary(run.id).state is RunState.RUNNING
+    assert site.guard.kills() == []
+
+
+def test_an_operator_does_not_revive(site: Site) -> None:
+    site.guard.kill(reason="x")
+    assert site.client(site.token(Role.OPERATOR)).http.post("/api/revive", json=KILL).status_code == 403
+    assert not site.guard.kills()[0].cleared
+    assert site.client(site.token(Role.ADMIN)).http.post("/api/revive", json=KILL).status_code == 200
+    assert site.guard.kills()[0].cleared
+
+
+def test_a_token_of_one_tenant_sees_and_stops_nothing_of_another(site: Site) -> None:
+    client, browser = site.client(site.token(Role.ADMIN, "mine")), site.browser(Role.OPERATOR, "mine")
+    site.guard.set_tenant_budget("theirs", Budget(usd=1))
+    site.guard.kill(reason="private", tenant="theirs-too")
+    with site.guard.run("secret-name", tenant="theirs") as run:
+        run.call("secret-step", lambda: 1)
+        paths = [f"/runs/{run.id}{rest}" for rest in ("", "/run.jsonl")]
+        paths += [f"/api/runs/{run.id}{rest}" for rest in ("", "/events", "/verify")]
+        paths += [f"/kill?scope=run&target={run.id}", "/kills/2", "/control"]
+        shown = [
+            "/",
+            "/runs?tenant=theirs",
+            "/runs",
+            "/costs?by=name",
+            "/api/now",
+            "/metrics",
+            "/kill?scope=tenant&target=mine",
+        ]
+        assert [path for path in paths if client.get(path).status_code < 400] == []
+        texts = [each.get(path).text for path in shown for each in (client, browser)]
+        assert not any(word in text for word in ("secret-name", "theirs-too", "private") for text in texts)
+        orders = [
+            {"scope": "global", "target": ""},
+            {"scope": "tenant", "target": "theirs"},
+            {"scope": "run", "target": run.id},
+        ]
+        for order in orders:
+            words = {"reason": "x", "confirm": "kill all"}
+            assert client.http.post("/api/kill", json=order | words).status_code in (403, 404)
+            assert client.http.post("/api/revive", json=order | words).status_code in (403, 404)
+        for act in ("pause", "resume", "decide"):
+            body = {"reason": "x", "key": "x", "decision": "deny"}
+            assert client.http.post(f"/api/runs/{run.id}/{act}", json=body).status_code == 404
+        assert site.guard.summary(run.id).state is RunState.RUNNING
+    assert [kill.target for kill in site.guard.kills()] == ["theirs-too"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reason": " "},
+        {"confirm": ""},
+        {"confirm": "kill"},
+        {"scope": "all"},
+        {"target": "x"},
+        {"reason": "x" * 501},
+    ],
+)
+def test_a_kill_wants_a_reason_a_scope_and_its_own_confirmation(site: Site, change: dict[str, str]) -> None:
+    assert site.browser().post("/kill", **KILL | change).status_code in (400, 403)
+    assert site.guard.kills() == []
+
+
+def test_a_reason_cannot_forge_lines_of_a_record(site: Site) -> None:
+    site.browser().post("/kill", **KILL | {"reason": "a\r\n\x1b[2Jb"})
+    assert site.guard.kills()[0].reason == "a   [2Jb"
+
+
+def test_pause_and_resume_are_on_record_with_their_actor(site: Site) -> None:
+    browser = site.browser()
+    with site.guard.run("a") as run:
+        assert browser.post(f"/runs/{run.id}/pause", reason="wait").status_code == 303
+        assert site.guard.summary(run.id).state is RunState.PAUSED
+        assert browser.post(f"/runs/{run.id}/pause", reason="again").status_code == 409
+        browser.post(f"/runs/{run.id}/resume")
+    actors = [e.data["actor"] for e in site.guard.history(run.id) if e.type in ("run_paused", "run_resumed")]
+    assert actors == ["console:operator-all"] * 2
