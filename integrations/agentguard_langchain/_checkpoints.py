@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 
-from agentguard import AgentGuardError, ReplayDivergenceError, Run
+from agentguard import ReplayDivergenceError, Run
 from agentguard_langchain import _mapping as m
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _CHECKPOINTER = "__pregel_checkpointer"
 
 
-class CheckpointedReplayError(AgentGuardError):
+class CheckpointedReplayError(ReplayDivergenceError):
     """A replay would have written into a thread of a checkpointer."""
 
 
@@ -94,8 +94,10 @@ def refuse_checkpoints(run: Run, name: str) -> None:
     saver = _checkpointer_here()
     if isinstance(saver, BaseCheckpointSaver) and not isinstance(saver, InMemorySaver):
         raise CheckpointedReplayError(
-            f"{name} has a {type(saver).__name__}: a replay would write into its threads; give the graph "
-            "an InMemorySaver for the replay (see docs/integrations/langgraph-checkpoints.md)"
+            "not_replayable",
+            None,
+            expected="a graph with an InMemorySaver (see docs/integrations/langgraph-checkpoints.md)",
+            found=f"{name} with a {type(saver).__name__}, into whose threads a replay would write",
         )
 
 

@@ -22,6 +22,8 @@ from agentguard_pydantic_ai import GuardCapability
 from agentguard_pydantic_ai import _mapping as pydantic_mapping
 
 THINKING = {"type": "enabled", "budget_tokens": 10_000}
+#: A model that takes a thinking budget may be near its end of life, which its client warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:The model:DeprecationWarning")
 MODEL = "claude-sonnet-4-5"
 USAGE = {"input_tokens": 5, "output_tokens": 5}
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from agentguard import Guard, guarded_step
+from agentguard import Guard, ReplayDivergenceError, guarded_step
 from agentguard.errors import EventLoopUnsupportedError
 
 ran: list[str] = []
@@ -76,8 +76,9 @@ def test_a_replay_under_trio_is_refused_too() -> None:
     with Guard.in_memory() as guard:
         with guard.run("r") as run:
             asyncio.run(by_step())
-        with pytest.raises(EventLoopUnsupportedError), guard.replay(run.id):
-            trio.run(by_step)
+        with pytest.raises(ReplayDivergenceError, match="left_over"), guard.replay(run.id):
+            with pytest.raises(EventLoopUnsupportedError):
+                trio.run(by_step)
 
 
 def test_the_error_survives_pickling() -> None:
