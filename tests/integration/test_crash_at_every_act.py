@@ -17,7 +17,9 @@ PROGRAM = Path(__file__).parent / "crashes" / "every_act.py"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.parametrize("stride", [0, 5], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(0, id="once"), pytest.param(5, id="twice", marks=pytest.mark.long)]
+)
 def test_a_crash_after_any_act_loses_and_doubles_nothing(tmp_path: Path, stride: int) -> None:
     ended = subprocess.run(
         [sys.executable, str(PROGRAM), str(tmp_path / "homes"), str(stride)],
