@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+#: Without a sign of life for so long, in nanoseconds, an owner that may live elsewhere counts as dead.
+STALE_NS = 30_000_000_000
 #: The inode of a kernel's first PID namespace.
 INITIAL_NAMESPACE = 0xEFFFFFFC
 
@@ -89,3 +91,9 @@ def is_alive(owner: dict[str, Any]) -> bool | None:
     if started == owner.get("start", 0):
         return True
     return None if started == 0 else False
+
+
+def counts_as_alive(owner: dict[str, Any], heartbeat_ns: int, now_ns: int) -> bool:
+    """Say whether an owner has to be taken to live: by its process, or else by its last sign of life."""
+    alive = is_alive(owner)
+    return now_ns - heartbeat_ns < STALE_NS if alive is None else alive

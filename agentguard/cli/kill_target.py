@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from agentguard._process import is_alive
+from agentguard._process import counts_as_alive
 
 if TYPE_CHECKING:
     import sqlite3
@@ -75,19 +76,19 @@ def live_runs(data: Mapping[str, Any], home: Path) -> list[LiveRun] | None:
         return None
     import sqlite3
 
-    query = "SELECT run_id, owner FROM run WHERE state IN ('CREATED', 'RUNNING', 'PAUSED')"
+    query = "SELECT run_id, owner, heartbeat_ns FROM run WHERE state IN ('CREATED', 'RUNNING', 'PAUSED')"
     column = {"run": " AND run_id = ?", "tenant": " AND tenant = ?"}.get(data["scope"], "")
     try:
         with closing(_connected(file)) as connection:
             found = connection.execute(query + column, [data["target"]] if column else []).fetchall()
     except sqlite3.Error:
         return None
-    return [LiveRun(run_id, _is_dead(owner)) for run_id, owner in found]
+    return [LiveRun(run_id, _is_dead(owner, heartbeat)) for run_id, owner, heartbeat in found]
 
 
-def _is_dead(owner: Any) -> bool:
+def _is_dead(owner: Any, heartbeat_ns: Any) -> bool:
     try:
-        return is_alive(dict(json.loads(owner))) is False
+        return not counts_as_alive(dict(json.loads(owner)), int(heartbeat_ns), time.time_ns())
     except (TypeError, ValueError):
         return False
 

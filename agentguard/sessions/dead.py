@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from agentguard._process import is_alive
+from agentguard._process import counts_as_alive
 from agentguard.errors import AgentGuardError, StoreUnavailableError
 from agentguard.killswitch.model import Kill
 from agentguard.protocols import RunRow
@@ -23,7 +23,8 @@ def close_dead_run(components: Parts, row: RunRow) -> RunRow:
     A run without an owner is treated alike, as after a drain.  One that no kill covers stays as it is: it
     can be recovered.  Where the store cannot be written, the run stays as it is too.
     """
-    if RunState(row.state).final or (row.owner and is_alive(row.owner) is not False):
+    now = components.clock.wall()
+    if RunState(row.state).final or (row.owner and counts_as_alive(row.owner, row.heartbeat_ns, now)):
         return row
     if not _any_covers(components.switch.kills(), row):
         return row

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import structs
 
-from agentguard._process import is_alive
+from agentguard._process import counts_as_alive
 from agentguard.errors import InvalidStateTransitionError, RunOwnedError
 from agentguard.events import model as ev
 from agentguard.events.model import Record
@@ -23,9 +23,6 @@ from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import owner_of
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
 from agentguard.steps.live import LiveRun
-
-#: Without a sign of life for so long, in nanoseconds, an owner that may live elsewhere counts as dead.
-STALE_NS = 30_000_000_000
 
 
 class RecoverySession(ResumedSession):
@@ -127,10 +124,7 @@ def check_owner(row: RunRow, wall_ns: int, *, take_over: bool) -> None:
     """
     if take_over or not row.owner:
         return
-    alive = is_alive(row.owner)
-    if alive is None:
-        alive = wall_ns - row.heartbeat_ns < STALE_NS
-    if alive:
+    if counts_as_alive(row.owner, row.heartbeat_ns, wall_ns):
         raise RunOwnedError(row.run_id, describe_owner(row.owner))
 
 
