@@ -56,7 +56,7 @@ class Comparing(MemoryEventStore):
 
     def compare(self, number: int) -> None:
         log = self._shelf.logs.get(number)
-        live = None if log is None else self.guard.live.get(log.run_id)
+        live = None if log is None else self.guard.runtime.live.get(log.run_id)
         # An act takes its records in before it is written, and is looked at before the next one.
         if log is not None and live is not None and live.fold.seq == len(log.events):
             self.compared += 1
