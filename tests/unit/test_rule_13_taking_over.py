@@ -427,7 +427,9 @@ def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_
     assert [guard.summary(run_id).state for run_id in ("r", inner_id)] == [RunState.KILLED] * 2
 
 
-def test_a_nested_run_begins_in_both_logs_or_in_none(guard: Guard, hung: Taken) -> None:
+def test_a_nested_run_begins_in_both_logs_or_in_none(
+    guard: Guard, hung: Taken, eventually: Callable[[Callable[[], object]], None]
+) -> None:
     create = guard.parts.store.create
 
     def gone(row: Any, events: Any) -> int:
@@ -444,6 +446,7 @@ def test_a_nested_run_begins_in_both_logs_or_in_none(guard: Guard, hung: Taken) 
 
     guard.parts.store.create = gone  # type: ignore[method-assign]
     hung(program, "run_started", None)
+    eventually(lambda: not HANGS.first)
     assert guard.parts.store.row("inner") is None
     assert take_over(guard, program) == [10, 20]
     assert RAN == [1, 2]
