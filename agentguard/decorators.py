@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from agentguard.errors import NoActiveRunError
 from agentguard.runs import current
 from agentguard.runs.current import outside_allowed
-from agentguard.steps import aio, generators, sync
+from agentguard.steps import coroutines, generators, sync
 from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
 from agentguard.steps.model import Step
 from agentguard.steps.options import StepOptions, step_spec
@@ -219,7 +219,7 @@ def _driver(fn: Callable[..., Any]) -> Any:
         return generators.GuardedAsyncGenerator
     if inspect.isgeneratorfunction(bare):
         return generators.GuardedGenerator
-    return aio.call if is_coroutine_function(bare) else None
+    return coroutines.call if is_coroutine_function(bare) else None
 
 
 def _bare(fn: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import threading
@@ -24,6 +25,7 @@ from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, recorded
 from agentguard.steps.block import StepBlock
 from agentguard.steps.flow import check
+from agentguard.steps.kinds import check_followed
 from agentguard.steps.live import LiveRun
 from agentguard.steps.scope import Scope
 from agentguard.steps.shielding import shielded
@@ -224,11 +226,34 @@ class Run:
 
         @functools.wraps(fn)
         def run_sync(*args: Any, **kwargs: Any) -> Any:
-            with again({"args": list(args), "kwargs": kwargs}):
-                return fn(*args, **kwargs)
+            opened = again({"args": list(args), "kwargs": kwargs})
+            with contextlib.ExitStack() as stack:
+                stack.push(opened)
+                opened.__enter__()
+                result = fn(*args, **kwargs)
+                check_followed(result, opened.name)
+                if not inspect.isawaitable(result):
+                    return result
+                stack.pop_all()
+            opened._step_out()
+            return opened._awaited(result)
 
         vars(run_sync)[DECORATED] = self
         return run_sync
+
+    def _step_out(self) -> None:
+        """Leave the context in which the run was entered; it goes on elsewhere."""
+        token, self._token = self._token, None
+        leave(token, self)
+        self._skip_what_was_left()
+
+    async def _awaited(self, result: Awaitable[Any]) -> Any:
+        """Go on with the run where what its function returned is awaited, and end it there."""
+        self._token = CURRENT.set(self._place)
+        self._meet_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_exit(self)
+            return await result
 
     def close(self) -> None:
         """End a run that `guard.start` opened; raises its stop, like leaving a block."""

@@ -98,6 +98,12 @@ class Player:
 
     # --- steps ---------------------------------------------------------------------------------
 
+    def came(self, step: Step) -> tuple[str, ...]:
+        """See `agentguard.steps.served.Player`."""
+        with self._lock:
+            call = self._find(step)
+            return () if call is None else tuple(call.end_data.get("came", ()))
+
     def serve(self, step: Step) -> Served | None:
         """See `agentguard.steps.served.Player`."""
         with self._lock:

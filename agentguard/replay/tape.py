@@ -16,6 +16,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of
+from agentguard.steps.kinds import AWAITED
 
 _STARTS = (ev.STEP_STARTED, ev.STEP_REFUSED, ev.VALUE, ev.SCOPE_OPENED)
 _ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.SCOPE_CLOSED)
@@ -68,6 +69,11 @@ class Call:
             return False
         missing = self.end.type == ev.STEP_COMPLETED and self.end_payload is None
         return missing or "unreplayable" in self.end_data
+
+    @property
+    def awaited(self) -> bool:
+        """Whether its outcome was delivered to code that awaited it."""
+        return bool(self.data.get("async")) or self.end_data.get("came", ("",))[-1] in AWAITED
 
     @property
     def cancelled(self) -> bool:
@@ -195,7 +201,7 @@ class Tape:
             self._finish_beside(record)
             return
         call.end, call.end_payload = record, payload
-        if call.start.type == ev.STEP_STARTED and call.data.get("async") and not call.cancelled:
+        if call.start.type == ev.STEP_STARTED and call.awaited and not call.cancelled:
             self.deliveries.append(call)
 
     def _finish_beside(self, record: Record) -> None:

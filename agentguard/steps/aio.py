@@ -1,4 +1,4 @@
-"""The async driver: the same flow, where waiting must not block the event loop, and a stop cancels.
+"""The beginning, the body and the end of an async step, where waiting must not block the event loop.
 
 A stop cancels the task inside the body once; the CancelledError becomes the stop only if nobody
 else wanted the task cancelled (SEMANTICS rule 8).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agentguard.budget.account import Amounts
@@ -19,52 +19,11 @@ from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, phases
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.disk import committed, on_disk
-from agentguard.steps.flow import admit, check, confirm_start, needs_care, open_step, prepare
+from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
 from agentguard.steps.model import Step
-from agentguard.steps.spec import StepSpec
 
 
-def call(
-    spec: StepSpec,
-    place: Any,
-    fn: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    attributes: Mapping[str, Any] | None = None,
-) -> Awaitable[Any]:
-    """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
-    step = open_step(spec, place, args, kwargs)
-    step.attributes = attributes
-    return _run(step, fn, args, kwargs)
-
-
-async def _run(
-    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if step.journal.player is not None:
-        require_asyncio(step)
-        prepare(step, args, kwargs)
-        if (served := await step.journal.player.serve_async(step)) is not None:
-            return served.result()
-    # Whatever raises, wherever: as in the sync driver.
-    try:
-        try:
-            await begin(step, args, kwargs)
-            result = await _in_body(step, fn, args, kwargs)
-            done = phases.settled(step, result, args, kwargs)
-        except BaseException as error:
-            if step.entered:
-                await close(step, outcome.failed(step, error))
-            raise
-        await close(step, done)
-    except BaseException as error:
-        phases.rescue(step, error)
-        raise
-    return result
-
-
-async def _in_body(
+async def in_body(
     step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Await the body, with the step as the current one; a stop that cancels it is raised itself."""

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from agentguard.steps import aio, generators, sync
+from agentguard.steps import coroutines, generators, sync
 from agentguard.steps.block import StepBlock
 from agentguard.steps.options import OPTION_NAMES, step_spec
 from agentguard.steps.spec import StepSpec, checked_attributes
@@ -87,4 +87,4 @@ def _cached(
 
 
 def _driver(fn: Callable[..., Any]) -> Any:
-    return generators.driver_of(fn) or (aio.call if is_coroutine_function(fn) else sync.call)
+    return generators.driver_of(fn) or (coroutines.call if is_coroutine_function(fn) else sync.call)

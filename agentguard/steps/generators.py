@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from msgspec import structs
 
@@ -51,6 +51,7 @@ class _Guarded:
         "_items",
         "_kwargs",
         "_recorded",
+        "_result",
         "_served",
         "_step",
         "state",
@@ -66,16 +67,41 @@ class _Guarded:
         *,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        self._step: Step = open_step(spec, place, args, kwargs)
-        self._step.attributes = attributes
+        step = open_step(spec, place, args, kwargs)
+        step.attributes = attributes
+        self._set_up(step, fn, args, kwargs)
+
+    def _set_up(
+        self, step: Step, fn: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._step = step
         self._fn = fn
         self._args = args
         self._kwargs = kwargs
         self._inner: Any = None
+        self._result: Any = None
         self._recorded: Iterator[Any] = iter(())
         self._served = ServedItems([], Served())
-        self._items = Items(spec, self._step.keeper)
+        self._items = Items(step.spec, step.keeper)
         self.state = "new"  # then open, then closed
+
+    @classmethod
+    def around(
+        cls, step: Step, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> Self:
+        """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
+        guarded = cls.recorded(step, args, kwargs)
+        guarded._inner, guarded._result = inner, result
+        step.journal.in_flight.generators.add(guarded)
+        guarded.state = "open"
+        return guarded
+
+    @classmethod
+    def recorded(cls, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+        """Return a generator whose items are on record."""
+        guarded = cls.__new__(cls)
+        guarded._set_up(step, None, args, kwargs)
+        return guarded
 
     @property
     def step(self) -> Step:
@@ -131,6 +157,7 @@ class _Guarded:
 
     def _opened(self) -> None:
         self._step.entered = True
+        assert self._fn is not None  # noqa: S101 - without it, the items are on record
         self._inner = self._fn(*self._args, **self._kwargs)
         self._step.journal.in_flight.generators.add(self)  # first, so that the run's end finds it
         self.state = "open"
@@ -184,7 +211,7 @@ class _Guarded:
     def _completed(self, *, early: bool) -> outcome.Outcome:
         step = self._step
         try:
-            usage = outcome.usage_of(step, None, self._args, self._kwargs)
+            usage = outcome.usage_of(step, self._result, self._args, self._kwargs)
         except BaseException as error:  # noqa: BLE001 - of a bad `usage=`; raised once it is on record
             return self._failed(error)
         payload, data = self._items.outcome()

@@ -31,6 +31,7 @@ class Step:
         "at_ns",
         "attempt",
         "attributes",
+        "came",
         "commit",
         "digest",
         "entered",
@@ -87,6 +88,8 @@ class Step:
         #: Facts of this call alone, for the span and the log: the id of a tool call.
         self.attributes: Mapping[str, Any] | None = None
         self.span: Any = None
+        #: How its result went on after its function had returned, in the words of `steps.following`.
+        self.came: tuple[str, ...] = ()
         #: When its start was put on record, or was about to be.
         self.at_ns = 0
         self.started_ns = 0

@@ -104,6 +104,8 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
         StoreUnavailableError: the outcome could not be recorded; the start is on record.
     """
+    if step.came:
+        outcome = msgspec.structs.replace(outcome, data={**(outcome.data or {}), "came": step.came})
     if (outcome.error is not None or step.journal.stops.draining is not None) and _stays_open(step, outcome):
         return
     append_in_turn(step, _leave, outcome, wait)

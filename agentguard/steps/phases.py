@@ -65,7 +65,7 @@ def look(step: Step) -> None:
             return  # of another step, since this one was admitted: what was granted is used up to the limit
         if stops.draining is not None and not stops.draining.released and error is stops.draining.stop:
             return  # a drain that began since: it lets what is in flight finish
-        close(step, outcome.unentered(error))
+        close(step, outcome.failed(step, error) if step.entered else outcome.unentered(error))
         raise
 
 

@@ -59,6 +59,10 @@ class Player(Protocol):
         """The program runs in this event loop; `early`: which began inside the run's block."""
         ...
 
+    def came(self, step: Step) -> tuple[str, ...]:
+        """How a recorded result went on after its function had returned; empty where it was there."""
+        ...
+
     def serve(self, step: Step) -> Served | None:
         """The outcome of a sync step."""
         ...

@@ -8,7 +8,9 @@ from typing import Any
 from agentguard.runs.current import CURRENT
 from agentguard.steps import outcome
 from agentguard.steps.flow import open_step, prepare
+from agentguard.steps.following import follow, recorded
 from agentguard.steps.interrupt import SyncBody, in_a_body, uninterruptible
+from agentguard.steps.kinds import is_value, kind_of
 from agentguard.steps.phases import begin, close, rescue, settled
 from agentguard.steps.spec import StepSpec
 
@@ -32,6 +34,8 @@ def call(
     journal = step.journal
     if journal.player is not None:
         prepare(step, args, kwargs)
+        if came := journal.player.came(step):
+            return recorded(step, came, args, kwargs)
         if (served := journal.player.serve(step)) is not None:
             return served.result()
     before = CURRENT.get()
@@ -44,6 +48,8 @@ def call(
             step.entered = True
             result = SyncBody(step).run(fn, args, kwargs) if journal.interrupt else fn(*args, **kwargs)
             CURRENT.set(before)
+            if kind_of(type(result)) is not None and not is_value(result, spec.kind):
+                return follow(step, result, args, kwargs)
             done = settled(step, result, args, kwargs)
         except BaseException as error:
             CURRENT.set(before)

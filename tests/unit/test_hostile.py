@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import math
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 
@@ -229,7 +230,9 @@ HOSTILE = {
 def test_values_pass_through_a_step_unharmed(make, capture):
     """As argument, keyword, result, item and recorded value, whether or not they can be stored."""
     value = make()
-    keep = guarded_step(lambda v, *, k: v)
+    goes_on = isinstance(value, Iterator)  # as a result it is followed, and not handed out itself
+    keep = guarded_step(lambda v, *, k: None if goes_on else v)
+    expected = None if goes_on else value
 
     @guarded_step
     def items(v):
@@ -237,14 +240,14 @@ def test_values_pass_through_a_step_unharmed(make, capture):
 
     @guarded_step
     async def later(v):
-        return v
+        return None if goes_on else v
 
     with Guard.in_memory(telemetry=False, capture=capture) as guard:
         with guard.run("r", budget=Budget(steps=20, repeats=9)) as run:
-            assert keep(value, k=value) is value
+            assert keep(value, k=value) is expected
             assert next(iter(list(items(value)))) is value
-            assert asyncio.run(later(value)) is value
-            assert run.call("f", lambda v: v, value) is value
+            assert asyncio.run(later(value)) is expected
+            assert run.call("f", lambda v: expected, value) is expected
             assert run.record("v", lambda: value) is value
         assert run.state is RunState.COMPLETED
         assert run.spent.steps == 4

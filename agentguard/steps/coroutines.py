@@ -1,0 +1,41 @@
+"""The async driver: a coroutine function as a guarded step."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from agentguard.steps.aio import require_asyncio
+from agentguard.steps.flow import open_step, prepare
+from agentguard.steps.following import finish, recorded
+from agentguard.steps.model import Step
+from agentguard.steps.spec import StepSpec
+
+
+def call(
+    spec: StepSpec,
+    place: Any,
+    fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    attributes: Mapping[str, Any] | None = None,
+) -> Awaitable[Any]:
+    """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
+    step = open_step(spec, place, args, kwargs)
+    step.attributes = attributes
+    return _run(step, fn, args, kwargs)
+
+
+async def _run(
+    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    player = step.journal.player
+    if player is not None:
+        require_asyncio(step)
+        prepare(step, args, kwargs)
+        if came := player.came(step):
+            return recorded(step, came, args, kwargs)
+        if (served := await player.serve_async(step)) is not None:
+            return served.result()
+    return await finish(step, fn, args, kwargs)

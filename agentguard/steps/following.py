@@ -1,0 +1,505 @@
+"""A result that is not there yet: the step goes on until what its function returned is done.
+
+A plain function may return a coroutine, a future, an iterator, an SDK's stream, or the block that opens
+one.  The driver is chosen by what comes back: an awaitable goes on until it is awaited to its end, an
+iterator item by item until it is exhausted or closed, a block until it is left.  What the caller gets in
+place of an object keeps the object's own attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from typing import Any, NoReturn
+
+import wrapt
+
+from agentguard.runs.current import CURRENT, leave
+from agentguard.steps import aio, outcome, phases
+from agentguard.steps.generators import GeneratorAbandonedError, GuardedAsyncGenerator, GuardedGenerator
+from agentguard.steps.kinds import AWAITED, Kind, is_value, kind_of
+from agentguard.steps.model import Step
+
+#: Of these modules, iterators have no attributes that anybody asks for.
+_BARE_ITERATORS = frozenset({"builtins", "itertools"})
+#: The result was dropped, or open at the run's end.
+_UNUSED = "unused"
+
+
+def follow(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what goes on in place of a result; its step stays open until that is done.
+
+    Raises:
+        TypeError: it cannot be followed; the step failed, and the message says how to write it.
+    """
+    kind = kind_of(type(result))
+    going = Going(step, result, args, kwargs)
+    if kind is Kind.COROUTINE:
+        return going.awaited("coroutine")
+    if kind is Kind.FUTURE and result.get_loop() is asyncio._get_running_loop():
+        return _task(going.awaited("future"), result)
+    if kind is Kind.FUTURE or kind is Kind.FOREIGN:
+        going.refuse()
+    if type(result).__module__ in _BARE_ITERATORS:
+        return going.items() if hasattr(result, "__next__") else going.async_items()
+    return _proxy_class(type(result))(result, going)
+
+
+async def finish(
+    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an async step to its end, or what is left of one that has begun; its result may go on."""
+    # Whatever raises, wherever: as in the sync driver.
+    try:
+        try:
+            if not step.entered:
+                await aio.begin(step, args, kwargs)
+            result = await aio.in_body(step, fn, args, kwargs)
+            if kind_of(type(result)) is not None and not is_value(result, step.spec.kind):
+                return follow(step, result, args, kwargs)
+            done = phases.settled(step, result, args, kwargs)
+        except BaseException as error:
+            if step.entered:
+                await aio.close(step, outcome.failed(step, error))
+            raise
+        await aio.close(step, done)
+    except BaseException as error:
+        phases.rescue(step, error)
+        raise
+    return result
+
+
+def _task(going: Coroutine[Any, Any, Any], future: object = None) -> asyncio.Task[Any]:
+    """Return a task in place of a future, since code asks futures for more than to be awaited."""
+    name = future.get_name() if isinstance(future, asyncio.Task) else None
+    return asyncio.get_running_loop().create_task(going, name=name)
+
+
+class Going:
+    """One result under way, and its step.
+
+    It stands among the run's open generators until it is awaited, iterated or entered, so that the run's
+    end settles the step of one that never is.
+    """
+
+    __slots__ = ("__weakref__", "_args", "_kwargs", "_result", "_step", "state")
+
+    def __init__(self, step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._step = step
+        self._result = result
+        self._args = args
+        self._kwargs = kwargs
+        self.state = "open"
+        step.journal.in_flight.generators.add(self)
+        if step.span is not None:
+            step.span.suspend()
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        return self._step
+
+    def _take(self, how: str) -> bool:
+        """Begin to go on, once; return False where that was done already, or the run has ended."""
+        if self.state != "open":
+            return False
+        self.state = "taken"
+        self._step.came = (*self._step.came, how)
+        self._step.journal.in_flight.generators.discard(self)
+        return True
+
+    # --- ways to go on -------------------------------------------------------------------------
+
+    async def awaited(self, how: str = "awaited") -> Any:
+        """Await the result to its end."""
+        if not self._take(how):
+            raise self._abandoned("awaited")
+        phases.look(self._step)
+        return await finish(self._step, self._awaitable, self._args, self._kwargs)
+
+    def _awaitable(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        return self._result  # type: ignore[no-any-return]
+
+    def items(self, iterator: Any = None) -> GuardedGenerator:
+        """Go on item by item."""
+        if not self._take("items"):
+            raise self._abandoned("iterated")
+        inner = _Items(self._result if iterator is None else iterator)
+        return GuardedGenerator.around(self._step, inner, self._args, self._kwargs, self._result)
+
+    def async_items(self, iterator: Any = None) -> GuardedAsyncGenerator:
+        """Go on item by item, each awaited."""
+        if not self._take("async items"):
+            raise self._abandoned("iterated")
+        inner = _AsyncItems(self._result if iterator is None else iterator)
+        return GuardedAsyncGenerator.around(self._step, inner, self._args, self._kwargs, self._result)
+
+    def entered(self) -> Block:
+        """Go on as a block."""
+        if not self._take("block"):
+            raise self._abandoned("entered")
+        return Block(self._step, self._args, self._kwargs)
+
+    def refuse(self) -> NoReturn:
+        """Fail the step of a result that cannot be followed."""
+        self._take("refused")
+        self._result.cancel()
+        raise TypeError(
+            f"{self._step.name} returned a {type(self._result).__name__} of another thread or event loop, "
+            "where nothing can follow it: guard the function that runs there, and hand it over by "
+            "run.bind(...)"
+        )
+
+    # --- as an open generator of the run -------------------------------------------------------
+
+    def _abandoned(self, how: str) -> BaseException:
+        stop = self._step.journal.stop if self.state == "abandoned" else None
+        what = f"what {self._step.key} returned"
+        return stop or GeneratorAbandonedError(f"{what} can be {how} once, in its run")
+
+    def abandon(self) -> outcome.Outcome | None:
+        """The run ends while nobody has awaited, iterated or entered it."""
+        if self.state != "open":
+            return None
+        self._take(_UNUSED)
+        self.state = "abandoned"
+        error = GeneratorAbandonedError(f"what {self._step.key} returned was never awaited or read")
+        return outcome.failed(self._step, error, "abandoned")
+
+    def forgotten(self) -> None:
+        """Settle the step of a result that its caller dropped."""
+        done = self.abandon()
+        if done is not None:
+            phases.close(self._step, done)
+
+    def __del__(self) -> None:
+        # A finaliser may run anywhere, also inside our own locks: it only enqueues.
+        if getattr(self, "state", "") == "open":
+            self._step.journal.in_flight.orphans.append(self)
+
+
+class Block:
+    """A step that goes on while a block is open, and perhaps the stream that the block opened."""
+
+    __slots__ = ("_args", "_kwargs", "_step", "_stream", "_value")
+
+    def __init__(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._step = step
+        self._args = args
+        self._kwargs = kwargs
+        self._value: Any = None
+        self._stream: Any = None
+
+    def opened(self, value: Any) -> Any:
+        """Return what the block hands out, followed where it is a stream."""
+        self._value = value
+        if kind_of(type(value)) is not Kind.OBJECT:
+            return value
+        self._stream = _proxy_class(type(value))(value, Going(self._step, value, self._args, self._kwargs))
+        return self._stream
+
+    def enter(self, manager: Any) -> Any:
+        """Enter a block as the step's body."""
+        phases.look(self._step)
+        token = CURRENT.set(self._step)
+        try:
+            value = manager.__enter__()
+        except BaseException as error:
+            phases.close(self._step, outcome.failed(self._step, error))
+            raise
+        finally:
+            leave(token)
+        return self.opened(value)
+
+    async def aenter(self, manager: Any) -> Any:
+        """Enter an async block as the step's body."""
+        phases.look(self._step)
+        return self.opened(await self._opening(manager))
+
+    async def _opening(self, manager: Any) -> Any:
+        try:
+            return await aio.in_body(self._step, manager.__aenter__, (), {})
+        except BaseException as error:
+            await aio.close(self._step, outcome.failed(self._step, error))
+            raise
+
+    def left(self) -> None:
+        """The block is over, and so is the step, unless its stream was read to the end before."""
+        if self._step.key not in self._step.journal.log.fold.open:
+            return
+        if self._stream is not None and self._stream._self_items is not None:
+            self._stream._self_items.forgotten()
+            return
+        done = phases.settled(self._step, self._value, self._args, self._kwargs)
+        data = {"unreplayable": "a block, not a function"}
+        phases.close(self._step, outcome.completed(done.usage or {}, None, data))
+
+
+# --- iterators as generators ---------------------------------------------------------------------
+
+
+class _Items:
+    """An iterator with the methods of a generator."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def send(self, value: Any) -> Any:
+        return next(self._iterator) if value is None else self._iterator.send(value)
+
+    def throw(self, error: BaseException) -> Any:
+        if hasattr(self._iterator, "throw"):
+            return self._iterator.throw(error)
+        raise error
+
+    def close(self) -> None:
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+
+
+class _AsyncItems:
+    """An async iterator with the methods of an async generator."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    async def asend(self, value: Any) -> Any:
+        return await (anext(self._iterator) if value is None else self._iterator.asend(value))
+
+    async def athrow(self, error: BaseException) -> Any:
+        if hasattr(self._iterator, "athrow"):
+            return await self._iterator.athrow(error)
+        raise error
+
+    async def aclose(self) -> None:
+        close = getattr(self._iterator, "aclose", None) or getattr(self._iterator, "close", None)
+        if close is not None and inspect.isawaitable(closed := close()):
+            await closed
+
+
+def _async_iterator(value: Any) -> Any:
+    """Return what gives the items: the object itself, or what it gives (a page that fetches the next)."""
+    return value if hasattr(type(value), "__anext__") else aiter(value)
+
+
+# --- what stands for an object that goes on ------------------------------------------------------
+
+
+class _Proxy(wrapt.BaseObjectProxy[Any]):
+    """An object that goes on: itself, but for the ways in which it does."""
+
+    def __init__(self, wrapped: Any, going: Going) -> None:
+        super().__init__(wrapped)
+        self._self_going = going
+        self._self_items: Any = None
+        self._self_block: Any = None
+
+    def _self_has_step(self) -> bool:
+        """Return whether the step is still this object's to end."""
+        return self._self_items is not None or self._self_going.state == "open"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"what {self._self_going.step.key} returned goes on here, and cannot be pickled")
+
+
+class _Awaits(_Proxy):
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._self_going.awaited().__await__()
+
+
+class _Iterates(_Proxy):
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._self_items is None:
+            self._self_items = self._self_going.items(self.__wrapped__)
+        return next(self._self_items)
+
+
+class _IteratesAsync(_Proxy):
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._self_items is None:
+            self._self_items = self._self_going.async_items(_async_iterator(self.__wrapped__))
+        return await anext(self._self_items)
+
+
+class _Closes(_Iterates):
+    def close(self) -> Any:
+        """Close the object, and with it the step."""
+        return self._self_close() if self._self_has_step() else self.__wrapped__.close()
+
+    def _self_close(self) -> None:
+        if self._self_items is None:
+            self._self_items = self._self_going.items(self.__wrapped__)
+        self._self_items.close()
+
+
+class _ClosesAsync(_IteratesAsync):
+    async def close(self) -> Any:
+        """Close the object, and with it the step."""
+        if not self._self_has_step():
+            return await self.__wrapped__.close()
+        return await self._self_close()
+
+    aclose = close
+
+    async def _self_close(self) -> None:
+        if self._self_items is None:
+            self._self_items = self._self_going.async_items(_async_iterator(self.__wrapped__))
+        await self._self_items.aclose()
+
+
+class _EntersStream(_Closes):
+    """A stream is closed where its block is left."""
+
+    def __enter__(self) -> Any:
+        self.__wrapped__.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> Any:
+        if self._self_has_step():
+            self._self_close()
+        return self.__wrapped__.__exit__(*exc)
+
+
+class _EntersStreamAsync(_ClosesAsync):
+    async def __aenter__(self) -> Any:
+        await self.__wrapped__.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> Any:
+        if self._self_has_step():
+            await self._self_close()
+        return await self.__wrapped__.__aexit__(*exc)
+
+
+class _EntersBlock(_Proxy):
+    """A block that opens something: the step goes on until it is left."""
+
+    def __enter__(self) -> Any:
+        self._self_block = self._self_going.entered()
+        return self._self_block.enter(self.__wrapped__)
+
+    def __exit__(self, *exc: object) -> Any:
+        try:
+            return self.__wrapped__.__exit__(*exc)
+        finally:
+            self._self_block.left()
+
+
+class _EntersBlockAsync(_Proxy):
+    async def __aenter__(self) -> Any:
+        self._self_block = self._self_going.entered()
+        return await self._self_block.aenter(self.__wrapped__)
+
+    async def __aexit__(self, *exc: object) -> Any:
+        try:
+            return await self.__wrapped__.__aexit__(*exc)
+        finally:
+            self._self_block.left()
+
+
+def _make_proxy_class(cls: type) -> type[_Proxy]:
+    streams = hasattr(cls, "__next__") or hasattr(cls, "__anext__")
+    closes_async = inspect.iscoroutinefunction(getattr(cls, "close", None))
+    chosen = {  # what is built on others first, as Python wants base classes
+        _EntersBlock: not streams and hasattr(cls, "__enter__"),
+        _EntersBlockAsync: not streams and hasattr(cls, "__aenter__"),
+        _EntersStream: hasattr(cls, "__next__") and hasattr(cls, "__enter__"),
+        _EntersStreamAsync: hasattr(cls, "__anext__") and hasattr(cls, "__aenter__"),
+        _Closes: hasattr(cls, "__next__") and hasattr(cls, "close") and not closes_async,
+        _ClosesAsync: hasattr(cls, "__anext__") and closes_async,
+        _Iterates: hasattr(cls, "__next__"),
+        _IteratesAsync: hasattr(cls, "__aiter__"),
+        _Awaits: hasattr(cls, "__await__"),
+    }
+    return type(cls.__name__, tuple(mixin for mixin, is_so in chosen.items() if is_so), {})
+
+
+#: The class of what stands for objects of a class: it goes on in the ways that they do.
+_proxy_class: Callable[[type], type[_Proxy]] = functools.lru_cache(maxsize=256)(_make_proxy_class)
+
+
+# --- from the log --------------------------------------------------------------------------------
+
+
+def recorded(step: Step, came: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what stands for a recorded result that went on, as `came` says.
+
+    Raises:
+        ReplayDivergenceError: it was a block, which no log can serve.
+    """
+    player: Any = step.journal.player
+    if "block" in came:
+        player.block(step)
+    if came[-1] == _UNUSED:
+        player.serve(step)
+        stream = RecordedStream(step, iter(()))
+        return _nothing(step) if came[0] in AWAITED else stream
+    if came[0] not in AWAITED:
+        driver = GuardedGenerator if came[0] == "items" else GuardedAsyncGenerator
+        return RecordedStream(step, driver.recorded(step, args, kwargs))
+    going = _recorded_later(step, came[1:], args, kwargs)
+    return _task(going) if came[0] == "future" else going
+
+
+async def _recorded_later(
+    step: Step, rest: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if rest:
+        return recorded(step, rest, args, kwargs)
+    player: Any = step.journal.player
+    return (await player.serve_async(step)).result()
+
+
+async def _nothing(step: Step) -> NoReturn:
+    raise GeneratorAbandonedError(f"what {step.key} returned was never awaited, by the log")
+
+
+class RecordedStream:
+    """The items of an object that went on, from the log: the object itself is not there."""
+
+    def __init__(self, step: Step, items: Any) -> None:
+        self._step = step
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await anext(self._items)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._items.close()
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._items.aclose()
+
+    def close(self) -> Any:
+        """Leave the items that are left; awaitable where they are."""
+        return self._items.aclose() if hasattr(self._items, "aclose") else self._items.close()
+
+    aclose = close
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"what {self._step.key} returned is served from the log, which has its items and not .{name}"
+        )
