@@ -155,12 +155,16 @@ class Queries:
     def approvals(self) -> list[Approval]:
         """See `Guard.approvals`."""
         rows = self._runtime.components.store.rows(state="RUNNING", limit=_ALL)
-        return [
-            Approval(row.run_id, key, asked["name"])
-            for row in rows
-            for key, asked in journal_of(self._runtime, row.run_id).fold.approvals.items()
-            if asked["state"] == ev.APPROVAL_REQUESTED
-        ]
+        return [asked for row in rows for asked in self._waiting(row.run_id)]
+
+    def _waiting(self, run_id: str) -> Iterator[Approval]:
+        try:
+            approvals = journal_of(self._runtime, run_id).fold.approvals
+        except LogIntegrityError:  # a log that was altered takes no decision, and hides no other run's
+            return
+        for key, asked in approvals.items():
+            if asked["state"] == ev.APPROVAL_REQUESTED:
+                yield Approval(run_id, key, asked["name"])
 
     def kills(self) -> list[Kill]:
         """See `Guard.kills`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from agentguard.budget.model import Budget
 from agentguard.console.auth import ConsoleError, Identity
 from agentguard.console.data import Console, Hit
 from agentguard.console.tokens import Role
@@ -103,6 +104,23 @@ def resume(console: Console, who: Identity, run_id: str) -> None:
     who.require(Role.OPERATOR)
     console.guard.resume(console.row(who, run_id).run_id, actor=_actor(who))
     _done(console, who, "resume", run_id)
+
+
+def set_limit(console: Console, who: Identity, run_id: str, *, usd: str) -> None:
+    """Give a live run another limit of money, in USD; its other limits stay.
+
+    Raises:
+        ConsoleError: `usd` is no amount.
+    """
+    who.require(Role.OPERATOR)
+    row = console.row(who, run_id)
+    fields = console.status(row).summary.budget.to_fields()
+    try:
+        budget = Budget.from_fields(fields | {"usd": usd.strip()})
+    except (TypeError, ValueError) as error:
+        raise ConsoleError(400, str(error)) from error
+    console.guard.set_budget(row.run_id, budget, actor=_actor(who))
+    _done(console, who, "limit", f"{run_id} usd {budget.usd}")
 
 
 def _reason(reason: str, *, needed: bool = False) -> str:

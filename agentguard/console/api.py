@@ -91,6 +91,12 @@ def resume(call: Call) -> Response:
     return run(call)
 
 
+def set_limit(call: Call) -> Response:
+    """Give a live run another limit of money, in USD."""
+    actions.set_limit(call.console, call.who, call.path("run_id"), usd=call.field("usd"))
+    return run(call)
+
+
 def read_metrics(call: Call) -> Response:
     """Return the metrics for Prometheus."""
     return Response(metrics.text(call.console.now(call.who)), media_type=metrics.CONTENT_TYPE)
@@ -110,12 +116,13 @@ def _hit_data(hit: Hit) -> dict[str, Any]:
 OPERATIONS = (
     ("GET", "/api/now", present, ()),
     ("GET", "/api/runs", runs, ("tenant", "state", "name", "after")),
-    ("GET", "/api/runs/{run_id}", run, ()),
     ("GET", "/api/runs/{run_id}/events", events, ("after",)),
     ("GET", "/api/runs/{run_id}/verify", verify, ()),
     ("POST", "/api/runs/{run_id}/pause", pause, ("reason",)),
     ("POST", "/api/runs/{run_id}/resume", resume, ()),
     ("POST", "/api/runs/{run_id}/decide", decide, ("key", "decision", "reason")),
+    ("POST", "/api/runs/{run_id}/limit", set_limit, ("usd",)),
+    ("GET", "/api/runs/{run_id}", run, ()),  # after those that have more behind it: an id may have slashes
     ("POST", "/api/kill", kill, ("scope", "target", "reason", "confirm")),
     ("GET", "/api/kills/{generation}", killed, ()),
     ("POST", "/api/revive", revive, ("scope", "target", "reason")),

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from agentguard.console import api, pages
+from agentguard.console.actions import logger
 from agentguard.console.auth import (
     LOGIN_COOKIE,
     SESSION_COOKIE,
@@ -31,7 +32,12 @@ from agentguard.console.middleware import Limits
 from agentguard.console.pages import Call, Handler
 from agentguard.console.rendering import fragment, page
 from agentguard.console.tokens import Tokens
-from agentguard.errors import AgentGuardError, RunNotFoundError
+from agentguard.errors import (
+    AgentGuardError,
+    KillSwitchUnavailableError,
+    RunNotFoundError,
+    StoreUnavailableError,
+)
 from agentguard.guard import Guard
 
 if TYPE_CHECKING:
@@ -42,6 +48,9 @@ _MOST_FIELDS = 20
 #: How often, in seconds, open pages are told what is new, and how many may be open.
 _TICK_SECONDS = 1.0
 _MOST_STREAMS = 200
+
+#: An id may have slashes.
+_RUN = "/runs/{run_id:path}"
 
 _ASSETS = {"console.css": "text/css", "console.js": "text/javascript"}
 
@@ -73,11 +82,12 @@ class _App:
             Route("/", read(pages.overview)),
             Route("/live", self._live),
             Route("/runs", read(pages.runs)),
-            Route("/runs/{run_id}", read(pages.run)),
-            Route("/runs/{run_id}/run.jsonl", read(pages.download)),
-            Route("/runs/{run_id}/pause", act(pages.pause), methods=["POST"]),
-            Route("/runs/{run_id}/resume", act(pages.resume), methods=["POST"]),
-            Route("/runs/{run_id}/decide", act(pages.decide), methods=["POST"]),
+            Route(f"{_RUN}/run.jsonl", read(pages.download)),
+            Route(f"{_RUN}/pause", act(pages.pause), methods=["POST"]),
+            Route(f"{_RUN}/resume", act(pages.resume), methods=["POST"]),
+            Route(f"{_RUN}/limit", act(pages.set_limit), methods=["POST"]),
+            Route(f"{_RUN}/decide", act(pages.decide), methods=["POST"]),
+            Route(_RUN, read(pages.run)),
             Route("/costs", read(pages.costs)),
             Route("/control", read(pages.control)),
             Route("/kill", read(pages.ask_kill), methods=["GET"]),
@@ -87,7 +97,8 @@ class _App:
             Route("/api/openapi.json", self._api(api.openapi, "GET")),
         ]
         for method, path, handler, _ in api.OPERATIONS:
-            routes.append(Route(path, self._api(handler, method), methods=[method]))
+            own = path.replace("{run_id}", "{run_id:path}")
+            routes.append(Route(own, self._api(handler, method), methods=[method]))
         kinds = (AgentGuardError, ConsoleError, HTTPException, ValueError)
         handlers = dict.fromkeys(kinds, self._refuse)
         return Starlette(routes=routes, middleware=[Middleware(Limits)], exception_handlers=handlers)
@@ -175,6 +186,8 @@ class _App:
                 else:
                     yield ": nothing new\n\n"
                 await asyncio.sleep(_TICK_SECONDS)
+        except (AgentGuardError, ConsoleError) as error:
+            logger.warning("an open page is told no more: %s", error)  # it asks again by itself
         finally:
             self._streams -= 1
 
@@ -202,6 +215,8 @@ def _status(error: Exception) -> tuple[int, str]:
             return error.status_code, error.detail
         case RunNotFoundError():
             return 404, str(error)
+        case StoreUnavailableError() | KillSwitchUnavailableError():
+            return 503, str(error)
         case ValueError():
             return 400, str(error)
         case _:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from starlette.responses import RedirectResponse, Response
 
@@ -172,8 +172,14 @@ def resume(call: Call) -> Response:
     return _to_run(call)
 
 
+def set_limit(call: Call) -> Response:
+    """Give a live run another limit of money."""
+    actions.set_limit(call.console, call.who, call.path("run_id"), usd=call.field("usd"))
+    return _to_run(call)
+
+
 def _to_run(call: Call) -> Response:
-    return RedirectResponse(call.request.url.path.rpartition("/")[0], 303)
+    return RedirectResponse(f"/runs/{quote(call.path('run_id'))}", 303)
 
 
 def _granted(decision: str) -> bool:

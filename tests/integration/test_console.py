@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
+
 from typing import TYPE_CHECKING
 
 from agentguard import Budget, Guard
@@ -429,3 +430,26 @@ def test_pause_and_resume_are_on_record_with_their_actor(site: Site) -> None:
         browser.post(f"/runs/{run.id}/resume")
     actors = [e.data["actor"] for e in site.guard.history(run.id) if e.type in ("run_paused", "run_resumed")]
     assert actors == ["console:operator-all"] * 2
+
+
+def test_a_limit_that_is_raised_is_on_record_and_holds(site: Site) -> None:
+    client = site.client(site.token(Role.OPERATOR))
+    with site.guard.run("a", budget=Budget(usd=1, steps=7)) as run:
+        assert client.http.post(f"/api/runs/{run.id}/limit", json={"usd": "5"}).status_code == 200
+        assert site.guard.summary(run.id).budget == Budget(usd=5, steps=7)
+        for usd in ("", "-1", "nan", "x", "1e999999"):
+            assert client.http.post(f"/api/runs/{run.id}/limit", json={"usd": usd}).status_code == 400, usd
+    [event] = [each for each in site.guard.history(run.id) if each.type == "run_budget_set"]
+    assert event.data["actor"] == "console:operator-all"
+    assert client.http.post(f"/api/runs/{run.id}/limit", json={"usd": "9"}).status_code == 409
+
+
+@pytest.mark.parametrize("run_id", ["a/b", "a/pause", "é %?#&", "<b>"])
+def test_a_run_of_any_id_is_shown_and_paused(site: Site, run_id: str) -> None:
+    browser = site.browser()
+    with site.guard.run("a", run_id=run_id) as run:
+        [link] = re.findall(r'href="(/runs/[^"]+)"', browser.get("/").text)
+        assert browser.get(link).status_code == 200
+        assert browser.post(f"{link}/pause", reason="x").headers["location"] == link
+        assert site.guard.summary(run.id).state is RunState.PAUSED
+        browser.post(f"{link}/resume")
