@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agentguard._clock import Clock
-from agentguard._process import is_alive
+from agentguard._process import counts_as_alive
 from agentguard.audit.verify import take
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account
@@ -28,8 +28,6 @@ from agentguard.runs.summary import RunSummary, from_row, moment, summarize
 
 #: Over how many nanoseconds the rate of spending is taken: the last minute.
 RATE_WINDOW_NS = 60_000_000_000
-#: Without a heartbeat for so long, in nanoseconds, an owner that cannot be looked up counts as gone.
-SILENT_NS = 30_000_000_000
 
 _LIVE = tuple(str(state) for state in RunState if not state.final)
 
@@ -188,7 +186,4 @@ def nearest_limit(account: Account) -> LimitUse | None:
 
 def owner_lives(row: RunRow, now: int) -> bool | None:
     """Return whether a run's owner lives, by its process or else by its heartbeat; None without an owner."""
-    if not row.owner:
-        return None
-    alive = is_alive(row.owner)
-    return now - row.heartbeat_ns < SILENT_NS if alive is None else alive
+    return counts_as_alive(row.owner, row.heartbeat_ns, now) if row.owner else None

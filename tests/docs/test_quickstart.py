@@ -17,11 +17,12 @@ pytest.importorskip("typer")
 PAGE = Path(__file__).parents[2] / "docs" / "quickstart.md"
 BLOCK = re.compile(r"(?:<!-- ([\w.]+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]+)*\b")
+PROCESS = re.compile(r"pid \d+ on [\w.-]+")
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d|\d+(\.\d+)? ?(s|ms|µs)\b")
 
 
 def words(line: str) -> list[str]:
-    return TIME.sub("T", ID.sub("ID", line)).split()
+    return PROCESS.sub("P", TIME.sub("T", ID.sub("ID", line))).split()
 
 
 def contains(line: str, shown: str) -> bool:
