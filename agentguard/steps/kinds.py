@@ -36,6 +36,13 @@ _BLOCKS = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContex
 _BARE_ITERATORS = frozenset({"builtins", "itertools"})
 
 
+def _guarded_kind_of(cls: type) -> Kind | None:
+    try:
+        return _kind_of(cls)
+    except Exception:  # noqa: BLE001 - of a stranger's metaclass, which may refuse to be looked at
+        return None
+
+
 def _kind_of(cls: type) -> Kind | None:
     if issubclass(cls, _VALUES) or any(base.__module__ == "unittest.mock" for base in cls.__mro__):
         return None  # a mock has every method, and does nothing
@@ -53,7 +60,7 @@ def _kind_of(cls: type) -> Kind | None:
 
 
 #: How results of a class go on; None for values, which are there at once.
-kind_of: Callable[[type], Kind | None] = functools.lru_cache(maxsize=1024)(_kind_of)
+kind_of: Callable[[type], Kind | None] = functools.lru_cache(maxsize=1024)(_guarded_kind_of)
 
 
 def is_value(result: Any, step_kind: str) -> bool:

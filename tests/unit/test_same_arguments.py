@@ -232,7 +232,7 @@ def test_a_grant_holds_for_the_arguments_that_it_was_given_for(
     with ThreadPoolExecutor(3) as pool:
         pool.submit(lambda: (run.__enter__(), delete(granted)))
         eventually(guard.approvals)
-        guard.live.pop("tidy", None)
+        guard.runtime.live.pop("tidy", None)
         recovered = pool.submit(asks, asked)  # the old process is fenced from here on
         eventually(lambda: len(requests(guard)) == 2)
         guard.approve("tidy", "main/delete#1", actor="ann")

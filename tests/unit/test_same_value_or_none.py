@@ -210,7 +210,7 @@ def crashed(guard: Guard, program: Callable[[], Any], **options: Any) -> str:
     run = guard.run("r", **options)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: (run.__enter__(), program())).result()
-    guard.live.pop(run.id, None)
+    guard.runtime.live.pop(run.id, None)
     return run.id
 
 
@@ -275,7 +275,7 @@ def test_what_a_probe_supplies_comes_back_as_given(guard: Guard) -> None:
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(lambda: (run.__enter__(), visit()))
         assert entered.wait(10)
-        guard.live.pop(run.id, None)
+        guard.runtime.live.pop(run.id, None)
         with guard.recover(run.id, take_over=True):
             assert shown(visit()) == shown(Visit(NOON, 3))
         leave.set()
