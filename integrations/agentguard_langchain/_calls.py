@@ -15,6 +15,8 @@ from agentguard_langchain.stops import core_error, is_control_flow
 
 _log = logging.getLogger("agentguard")
 _MANY = 1024
+#: What a model call used that used nothing: money and tokens are named, else its reservation is charged.
+FREE = Usage(usd=0, tokens=0)
 
 
 class CallAbandonedError(AgentGuardError):
@@ -84,7 +86,7 @@ class Call:
         if self.task is not None:
             self.task[0].remove_done_callback(self.task[1])
         if error is not None and is_control_flow(error):
-            error, usage = None, Usage()  # paused, to be called again: no error, and nothing used yet
+            error, usage = None, FREE  # paused, to be called again: no error, and nothing used yet
         if usage is not None:
             self.block.step.settle(usage)
         try:

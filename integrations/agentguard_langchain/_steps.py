@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from langgraph.errors import GraphBubbleUp
 
 from agentguard import Run, RunStopped, Usage, current_step
-from agentguard_langchain._calls import COVER, Cover
+from agentguard_langchain._calls import COVER, FREE, Cover
 from agentguard_langchain._codec import Paused
 from agentguard_langchain._hooks import WATCHING
 from agentguard_langchain.stops import GraphStop, core_error, graph_stop, is_control_flow
@@ -116,7 +116,7 @@ class _Inside:
             raise core_error(error) from None
         if isinstance(error, GraphBubbleUp) and is_control_flow(error):
             self.signal = error
-            _settle(Usage())  # paused, to be called again: nothing used yet
+            _settle(FREE)  # paused, to be called again: nothing used yet
             return True
         return False
 

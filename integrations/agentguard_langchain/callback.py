@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard import AgentGuardError, Run, UnknownCostError, Usage
+from agentguard import AgentGuardError, Run, UnknownCostError
 from agentguard.cost import ModelUsage
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
-from agentguard_langchain._calls import CALLS, Call, Cover
+from agentguard_langchain._calls import CALLS, FREE, Call, Cover
 from agentguard_langchain._costs import Costs, Model
 from agentguard_langchain._listening import (
     Guarding,
@@ -162,7 +162,7 @@ class GuardCallbackHandler(Guarding):
         elif call.model is not None:
             usage = None if tokens is None else self._costs.used(call.run, call.model, tokens)
             if usage is None and call.reported:
-                usage = Usage(usd=0)
+                usage = FREE
             elif usage is not None and message is None:
                 CALLS.report(call.group)
             result = m.answer_data(message) if message is not None else getattr(answer, "text", None)
