@@ -32,8 +32,9 @@ _HEADERS = {
 class Limits:
     """Reads the whole body first, so that nothing below waits for a slow client or holds a large body."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, body_seconds: float = _BODY_SECONDS) -> None:
         self._app = app
+        self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 413 or 408 where the body is too large or too slow; else pass the request on."""
@@ -49,7 +50,7 @@ class Limits:
             await send(message)
 
         try:
-            body = await asyncio.wait_for(_read(receive), _BODY_SECONDS)
+            body = await asyncio.wait_for(_read(receive), self._body_seconds)
         except TimeoutError:
             await PlainTextResponse("the body took too long", 408)(scope, receive, send_safely)
             return

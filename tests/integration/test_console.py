@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from agentguard import Budget, Guard
 from agentguard.console.app import create_app
-from agentguard.console.middleware import MOST_BYTES
+from agentguard.console.middleware import MOST_BYTES, Limits
 from agentguard.console.tokens import Role, TokenError, Tokens
 from agentguard.runs.state import RunState
 
@@ -453,3 +457,38 @@ def test_a_run_of_any_id_is_shown_and_paused(site: Site, run_id: str) -> None:
         assert browser.post(f"{link}/pause", reason="x").headers["location"] == link
         assert site.guard.summary(run.id).state is RunState.PAUSED
         browser.post(f"{link}/resume")
+
+
+def test_a_body_that_does_not_arrive_is_waited_for_no_longer_than_that() -> None:
+    sent: list[Any] = []
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
+    asyncio.run(Limits(never, body_seconds=0.01)(scope, never, send))
+    assert sent[0]["status"] == 408
+
+
+def test_a_live_run_whose_log_was_altered_hides_no_other(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    tokens = Tokens(tmp_path / "tokens.json")
+    secret = tokens.add("on-call", Role.OPERATOR)
+    with Guard.open(url, kill_switch="memory", telemetry=False) as owner, ExitStack() as runs:
+        for name in ("evil", "good"):
+            runs.enter_context(owner.run(name))
+        with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
+            triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+            for (trigger,) in triggers:
+                connection.execute(f"DROP TRIGGER {trigger}")
+            connection.execute("UPDATE event SET body = CAST(replace(body, 'evil', 'live') AS BLOB)")
+        with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+            client = Client(create_app(guard, tokens), {"authorization": f"Bearer {secret}"})
+            text = client.get("/").text
+            assert "log altered" in text
+            assert "good" in text
+            [evil] = [run for run in guard.runs() if run.damaged]
+            assert client.get(f"/runs/{evil.run_id}?verify=1").status_code == 200
