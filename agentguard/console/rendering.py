@@ -16,13 +16,13 @@ from agentguard.console.auth import Identity
 from agentguard.console.tokens import Role
 
 _LONGEST_PAYLOAD = 4000
+#: What is longer is not shown in one line.
+_LINE = 100
 
 templates = Environment(
     loader=PackageLoader("agentguard.console"),
     autoescape=True,  # for every template, whatever its name
     undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
 )
 
 
@@ -49,7 +49,9 @@ def _when(at: datetime | int | None) -> str:
 
 
 def _payload(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) > _LINE:
+        text = json.dumps(value, ensure_ascii=False, default=str, indent=1)
     if len(text) <= _LONGEST_PAYLOAD:
         return text
     return f"{text[:_LONGEST_PAYLOAD]}… ({len(text):,} characters; the download has all)"

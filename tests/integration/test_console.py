@@ -425,6 +425,12 @@ def test_a_reason_cannot_forge_lines_of_a_record(site: Site) -> None:
     assert site.guard.kills()[0].reason == "a   [2Jb"
 
 
+def test_a_key_and_the_time_behind_it_stay_apart(site: Site) -> None:
+    with site.guard.run("a") as run:
+        run.call("x", lambda: 1)
+    assert re.search(r"main/x#1</small>\s+<small>\d{4}-", site.browser().get(f"/runs/{run.id}").text)
+
+
 def test_pause_and_resume_are_on_record_with_their_actor(site: Site) -> None:
     browser = site.browser()
     with site.guard.run("a") as run:
