@@ -24,11 +24,11 @@ from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, recorded
 from agentguard.steps.block import StepBlock
-from agentguard.steps.flow import check
 from agentguard.steps.kinds import check_followed
 from agentguard.steps.live import LiveRun
 from agentguard.steps.scope import Scope
 from agentguard.steps.shielding import shielded
+from agentguard.steps.spinning import check_place
 from agentguard.steps.verdict import raise_verdict
 
 T = TypeVar("T")
@@ -335,7 +335,8 @@ class Run:
 
     def check(self) -> None:
         """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""
-        check(self.journal, self.here().scope_key)
+        here = self.here()
+        check_place(self.journal, here.scope_key, here.branch.path)
 
     @property
     def replayed(self) -> bool:

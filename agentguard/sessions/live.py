@@ -17,7 +17,7 @@ from agentguard.events.codec import Stored, payload_digest
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
-from agentguard.runs.branch import key_part
+from agentguard.runs.branch import branch_of, key_part
 from agentguard.runs.current import CURRENT, Place
 from agentguard.runs.fold import RunFold
 from agentguard.runtime import Runtime
@@ -28,6 +28,7 @@ from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
 from agentguard.steps.live import Around, LiveRun
 from agentguard.steps.log import row_of
+from agentguard.steps.spinning import check_place
 from agentguard.tenancy import DEFAULT_TENANT
 
 #: How branches and keys are made; recorded, so that a replay knows.
@@ -114,7 +115,7 @@ class LiveSession(OwnedSession):
             return self._create(generation, [], span, started=started)
         parent: LiveRun = around.journal
         scope = around.scope_key
-        check(parent, scope)
+        check_place(parent, scope, branch_of(self.key), self.pos)
 
         def create_inside() -> LiveRun:
             check(parent, scope)

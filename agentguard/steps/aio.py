@@ -16,7 +16,7 @@ from agentguard.budget.account import Amounts
 from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import outcome, phases
+from agentguard.steps import outcome, phases, spinning
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
@@ -74,6 +74,8 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
             await _admit_in_time(step)
     except BaseException as error:
         phases.refuse_span(step, error)
+        if isinstance(error, RunStopped):
+            await spinning.refused_async(step, error)
         raise
     phases.look(step)
 

@@ -9,9 +9,9 @@ import contextlib
 from typing import Any
 
 from agentguard._values.names import type_name
-from agentguard.errors import AgentGuardError, BudgetExceededError, UnknownCostError
+from agentguard.errors import AgentGuardError, BudgetExceededError, RunStopped, UnknownCostError
 from agentguard.events.model import STEP_COMPLETED
-from agentguard.steps import outcome
+from agentguard.steps import outcome, spinning
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, prepare
 from agentguard.steps.interrupt import in_a_body, uninterruptible
@@ -39,6 +39,8 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             _admit_in_time(step)
     except BaseException as error:
         refuse_span(step, error)
+        if isinstance(error, RunStopped):
+            spinning.refused(step, error)
         raise
     look(step)
 

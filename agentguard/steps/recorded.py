@@ -19,12 +19,13 @@ from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
-from agentguard.runs.branch import Branch, key_part
+from agentguard.runs.branch import Branch, branch_of, key_part
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps import exceptions, values
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
 from agentguard.steps.served import Served
+from agentguard.steps.spinning import check_place
 
 
 def seeded(journal: LiveRun, key: str) -> bytes:
@@ -58,7 +59,7 @@ def record(journal: LiveRun, place: Any, name: str, fn: Callable[[], Any]) -> An
         served = journal.player.value(key, pos, name, place.scope_key)
         if served is not None:
             return _ready(served) if inspect.iscoroutinefunction(fn) else served.result()
-    check(journal, place.scope_key)
+    check_place(journal, place.scope_key, branch_of(key), pos)
     if inspect.iscoroutinefunction(fn):
         return _record_async(place, (key, pos), name, fn)
     with _body(place, (key, pos), name):

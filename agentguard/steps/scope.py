@@ -10,10 +10,11 @@ from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.model import Record
-from agentguard.runs.branch import key_part, scope_part
+from agentguard.runs.branch import branch_of, key_part, scope_part
 from agentguard.runs.current import CURRENT, Place, leave
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
+from agentguard.steps.spinning import check_place
 from agentguard.steps.verdict import raise_verdict
 from agentguard.tenancy import check_id
 
@@ -77,7 +78,7 @@ class Scope:
         return self
 
     def _open(self, journal: LiveRun, around: str) -> None:
-        check(journal, around)
+        check_place(journal, around, branch_of(self.key), self.pos)
         data: dict[str, Any] = {"running_ns": journal.time.elapsed()}
         if around:
             data["scope"] = around

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agentguard.steps.draining import Draining
     from agentguard.steps.in_flight import InFlight
     from agentguard.steps.log import RunLog
+    from agentguard.steps.spinning import Refusals
 
 
 class Stops:
@@ -30,6 +31,8 @@ class Stops:
         self.stop: RunStopped | None = None
         #: The stops of scopes, by their keys.
         self.scopes: dict[str, RunStopped] = {}
+        #: How often in a row each branch was refused with a stop, by the branches' paths.
+        self.refusals: dict[str, Refusals] = {}
         #: How this process is letting go of the run, or has, without ending it.
         self.draining: Draining | None = None
         #: Whether a kill covers the run, be it what stopped it or not.

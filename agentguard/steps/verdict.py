@@ -10,17 +10,30 @@ from agentguard.errors import RunStopped
 PASSES = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 
 
+class StopSwallowedError(asyncio.CancelledError):
+    """The code went on after its stop, and is cancelled.
+
+    A CancelledError, since frameworks let that pass where they retry or collect errors.  A run's or a
+    scope's block turns it into the stop.
+    """
+
+
 def raise_verdict(stop: RunStopped | None, arrived: BaseException | None) -> None:
     """Raise the stop itself, `from` whatever arrived at the block's end.
 
     Returns, so that what arrived goes on, where nothing is stopped, where the stop itself arrived,
     and for exceptions that must pass.
     """
-    if stop is None or arrived is stop or isinstance(arrived, PASSES) or _wants_out(arrived):
+    if stop is None or arrived is stop or _passes(arrived) or _wants_out(arrived):
         return
     if arrived is not None:
         _unlink(arrived, stop)
     raise stop.with_traceback(None) from arrived
+
+
+def _passes(arrived: BaseException | None) -> bool:
+    """Whether an exception goes on as itself: the caller's cancellation does, the guard's own does not."""
+    return isinstance(arrived, PASSES) and not isinstance(arrived, StopSwallowedError)
 
 
 def _wants_out(arrived: BaseException | None) -> bool:

@@ -1,0 +1,133 @@
+"""What a program is told that swallows its stop and calls again, and again (SEMANTICS rule 28).
+
+Refusing costs next to nothing, so a loop that retries every error for ever would take a whole core, and
+in an event loop the turn of every other task.  A branch that was refused `PATIENCE` times in a row is
+slowed down, a little more each time; from `LAST` on it is cancelled as well, by an exception that no
+`except Exception` takes.  All of this lies behind a refusal: a run that is not stopped never comes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from agentguard.errors import RunStopped
+from agentguard.steps.flow import check
+from agentguard.steps.verdict import StopSwallowedError
+
+if TYPE_CHECKING:
+    from agentguard.steps.live import LiveRun
+    from agentguard.steps.model import Step
+
+#: So many refusals in a row are free: a fan-out or a bounded retry meets its stop without delay.
+PATIENCE = 50
+#: From this refusal in a row on, each cancels; those before were slowed by a quarter of a second together.
+LAST = PATIENCE + 8
+#: Seconds: the first delay, which doubles, and the longest.
+_FIRST, _LONGEST = 0.001, 0.1
+#: The same for sync code inside an event loop, where a delay holds up every other task.
+_LONGEST_IN_LOOP = 0.001
+_MOST_BRANCHES = 10_000
+
+_log = logging.getLogger("agentguard")
+
+
+class Refusals(NamedTuple):
+    """How often a branch was refused in a row, and where: its last call, and the head of the log."""
+
+    number: int
+    pos: int
+    seq: int
+
+
+_NONE = Refusals(0, 0, -1)
+
+
+def refused(step: Step, stop: RunStopped) -> None:
+    """Take note that a step was refused with a stop; slow its caller down where it spins.
+
+    Raises:
+        StopSwallowedError: it went on spinning.
+    """
+    _refused(step.journal, _branch_of(step), stop, step.pos)
+
+
+async def refused_async(step: Step, stop: RunStopped) -> None:
+    """The same for an async step, without blocking the event loop."""
+    # Calls that one branch made at once are awaited in tasks of their own: each of those is asked apart.
+    branch = f"{_branch_of(step)} in task {id(asyncio.current_task()):#x}"
+    count = _count(step.journal, branch, stop, step.pos)
+    if count >= PATIENCE:
+        await asyncio.sleep(_delay(count))
+    _cancel(branch, count, stop)
+
+
+def check_place(journal: LiveRun, scope: str, branch: str, pos: int | None = None) -> None:
+    """Raise the stop that covers a place that is no step's, if there is one; slow it down where it spins.
+
+    Raises:
+        RunStopped: the stop.
+        StopSwallowedError: the code went on spinning.
+    """
+    try:
+        check(journal, scope)
+    except RunStopped as stop:
+        _refused(journal, branch, stop, pos)
+        raise
+
+
+def _refused(journal: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> None:
+    count = _count(journal, branch, stop, pos)
+    if count >= PATIENCE:
+        in_loop = asyncio._get_running_loop() is not None
+        time.sleep(min(_delay(count), _LONGEST_IN_LOOP) if in_loop else _delay(count))
+    _cancel(branch, count, stop)
+
+
+def _branch_of(step: Step) -> str:
+    """The path of the branch that a step was called in."""
+    return step.path if step.spec.key is not None else step.key.rpartition("/")[0]
+
+
+def _count(journal: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> int:
+    """Return how many refusals in a row this one makes for a branch.
+
+    A run that is stopped admits nothing any more.  After a scope's stop other calls may have succeeded in
+    between: then something was put on record, and the branch has made other calls than the refused ones.
+    """
+    stops = journal.stops
+    seq = journal.log.fold.seq
+    last = stops.refusals.get(branch, _NONE)
+    in_a_row = stops.stop is not None or seq == last.seq or pos == last.pos + 1
+    count = last.number + 1 if in_a_row else 1
+    if len(stops.refusals) >= _MOST_BRANCHES:  # of a wide fan-out, each refused once
+        stops.refusals.clear()
+    stops.refusals[branch] = Refusals(count, last.pos if pos is None else pos, seq)
+    if count == PATIENCE:
+        _tell(journal, branch, stop)
+    return count
+
+
+def _delay(count: int) -> float:
+    """Seconds to wait after so many refusals."""
+    return min(_FIRST * (1 << min(count - PATIENCE, 16)), _LONGEST)
+
+
+def _tell(journal: LiveRun, branch: str, stop: RunStopped) -> None:
+    """Say it once for each branch: in the program's own log, since the run's takes no event after its end."""
+    said = (
+        f"{branch} was refused {PATIENCE} times in a row after this stop: its code swallows RunStopped and "
+        "calls again; it is slowed down, then cancelled"
+    )
+    stop.add_note(said)
+    _log.warning("run %s: %s", journal.run_id, said)
+
+
+def _cancel(branch: str, count: int, stop: RunStopped) -> None:
+    if count >= LAST:
+        raise StopSwallowedError(
+            f"{branch} was refused {count} times in a row after its run was stopped; "
+            "let RunStopped pass, or leave it out of what is retried"
+        ) from stop

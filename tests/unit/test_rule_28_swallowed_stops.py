@@ -1,0 +1,260 @@
+"""Rule 28: a program that swallows its stop and calls again is slowed down, then cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import suppress
+
+import pytest
+
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    KillSwitchTriggeredError,
+    RunStopped,
+    current_run,
+    guarded_step,
+)
+from agentguard.steps import spinning
+from agentguard.steps.verdict import StopSwallowedError
+
+#: More than any place here is refused before it is cancelled; a loop that comes so far was not.
+FAR = 10 * spinning.LAST
+
+
+@guarded_step
+def tool() -> str:
+    return "done"
+
+
+@guarded_step
+async def async_tool() -> str:
+    return "done"
+
+
+@guarded_step(key="mine")
+def keyed() -> str:
+    return "done"
+
+
+def open_scope() -> None:
+    with current_run().scope("inner"):
+        pass
+
+
+def open_run(guard) -> None:
+    with guard.run("inner"):
+        pass
+
+
+PLACES = {
+    "a step": lambda guard: tool(),
+    "a step with a key": lambda guard: keyed(),
+    "a check": lambda guard: current_run().check(),
+    "a scope": lambda guard: open_scope(),
+    "a recorded value": lambda guard: current_run().now(),
+    "a nested run": open_run,
+}
+
+
+def spin(call, *args) -> None:
+    """Retry for ever what raises an Exception, as a bare `@retry` does."""
+    for _ in range(FAR):
+        with suppress(Exception):
+            call(*args)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_sync_loop_that_swallows_the_kill_ends(guard, place):
+    with pytest.raises(KillSwitchTriggeredError) as raised, guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        spin(PLACES[place], guard)
+        pytest.fail("the loop was never cancelled")
+    assert isinstance(raised.value.__cause__, StopSwallowedError)
+
+
+def test_each_delay_is_longer_than_the_one_before_up_to_the_longest(guard, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(spinning.time, "sleep", slept.append)
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        for _ in range(spinning.LAST + 10):
+            with suppress(RunStopped, StopSwallowedError):
+                tool()
+    assert len(slept) == 11 + spinning.LAST - spinning.PATIENCE
+    assert slept == sorted(slept)
+    assert slept[0] < slept[-1] == 0.1
+
+
+def test_fewer_refusals_than_the_patience_cost_nothing_and_raise_the_stop(guard, monkeypatch):
+    monkeypatch.setattr(spinning.time, "sleep", lambda _: pytest.fail("slowed down"))
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        for _ in range(spinning.PATIENCE - 1):
+            with pytest.raises(KillSwitchTriggeredError):
+                tool()
+
+
+def test_a_run_that_is_not_stopped_is_never_slowed(guard, monkeypatch):
+    monkeypatch.setattr(spinning.time, "sleep", lambda _: pytest.fail("slowed down"))
+
+    @guarded_step
+    def fails() -> None:
+        raise OSError("again")
+
+    with guard.run("r") as run:
+        for _ in range(3 * spinning.LAST):
+            with suppress(OSError):
+                fails()
+            tool()
+        assert run.journal.stops.refusals == {}
+
+
+def test_a_scope_that_refuses_among_calls_that_succeed_is_never_slowed(guard, monkeypatch):
+    monkeypatch.setattr(spinning.time, "sleep", lambda _: pytest.fail("slowed down"))
+    with guard.run("r") as run:
+        with suppress(BudgetExceededError), run.scope("s", budget=Budget(steps=0)):
+            refuse = run.bind(tool)
+            tool()
+        for _ in range(2 * spinning.LAST):
+            with pytest.raises(BudgetExceededError):
+                refuse()
+            tool()
+
+
+def test_a_loop_inside_a_stopped_scope_ends_and_the_run_goes_on(guard):
+    with guard.run("r") as run:
+        with pytest.raises(BudgetExceededError), run.scope("s", budget=Budget(steps=1)):
+            spin(tool)
+            pytest.fail("the loop was never cancelled")
+        assert tool() == "done"
+    assert run.state == "COMPLETED"
+
+
+def test_an_async_loop_ends_while_its_neighbour_goes_on(guard):
+    async def neighbour(turns: list[int]) -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    async def spinner() -> None:
+        for _ in range(FAR):
+            with suppress(Exception):
+                await async_tool()
+        pytest.fail("the loop was never cancelled")
+
+    async def main() -> None:
+        turns: list[int] = []
+        beside = asyncio.create_task(neighbour(turns))
+        try:
+            async with guard.run("r") as run:
+                guard.kill(run=run.id, reason="stop")
+                before = len(turns)
+                try:
+                    await spinner()
+                finally:
+                    assert len(turns) - before >= spinning.LAST - spinning.PATIENCE
+        finally:
+            beside.cancel()
+
+    with pytest.raises(KillSwitchTriggeredError):
+        asyncio.run(main())
+
+
+def test_a_task_that_swallows_the_kill_is_cancelled(guard):
+    async def spinner() -> None:
+        for _ in range(FAR):
+            with suppress(Exception):
+                await async_tool()
+
+    async def main() -> None:
+        async with guard.run("r") as run:
+            task = asyncio.create_task(spinner())
+            guard.kill(run=run.id, reason="stop")
+            await asyncio.wait({task})
+            assert task.cancelled()
+
+    with pytest.raises(KillSwitchTriggeredError):
+        asyncio.run(main())
+
+
+def test_sync_code_in_an_event_loop_is_cancelled_and_not_put_to_sleep_for_long(guard, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(spinning.time, "sleep", slept.append)
+
+    async def main() -> None:
+        async with guard.run("r") as run:
+            guard.kill(run=run.id, reason="stop")
+            spin(tool)
+            pytest.fail("the loop was never cancelled")
+
+    with pytest.raises(KillSwitchTriggeredError):
+        asyncio.run(main())
+    assert max(slept) <= 0.001
+
+
+def test_an_async_body_that_swallows_both_its_cancellation_and_its_stop_ends_as_the_stop(guard):
+    @guarded_step
+    async def body() -> None:
+        guard.kill(run=current_run().id, reason="stop")
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        for _ in range(FAR):
+            with suppress(Exception):
+                await async_tool()
+        pytest.fail("the loop was never cancelled")
+
+    async def main() -> None:
+        async with guard.run("r"):
+            with pytest.raises(KillSwitchTriggeredError):
+                await body()
+
+    with pytest.raises(KillSwitchTriggeredError):
+        asyncio.run(main())
+
+
+def test_each_thread_that_spins_ends(guard):
+    ended: list[BaseException] = []
+
+    def worker() -> None:
+        try:
+            spin(tool)
+        except StopSwallowedError as error:
+            ended.append(error)
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        threads = [threading.Thread(target=run.bind(worker)) for _ in range(3)]
+        guard.kill(run=run.id, reason="stop")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(ended) == 3
+
+
+def test_a_wide_fan_out_meets_the_stop_itself_in_each_branch(guard):
+    calls = 3 * spinning.LAST
+
+    async def main() -> None:
+        async with guard.run("r", budget=Budget(steps=0)):
+            got = await asyncio.gather(*(async_tool() for _ in range(calls)), return_exceptions=True)
+            assert [type(error) for error in got] == [BudgetExceededError] * calls
+
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(main())
+
+
+def test_it_is_told_once_in_the_program_s_log_and_on_the_stop(guard, caplog):
+    with caplog.at_level(logging.WARNING, "agentguard"), suppress(RunStopped), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        with suppress(StopSwallowedError):
+            spin(tool)
+        with suppress(StopSwallowedError):
+            spin(tool)
+    told = [record for record in caplog.records if "in a row" in record.getMessage()]
+    assert len(told) == 1
+    assert run.id in told[0].getMessage()
+    assert sum("in a row" in note for note in run.stop.__notes__) == 1
+    assert guard.summary(run.id).state == "KILLED"
