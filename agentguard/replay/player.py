@@ -227,7 +227,7 @@ class Player:
     def _absent(self, key: str, scope: str, there: Call | None, pos: int, found: str) -> None:
         """A call that is not on record: it was refused there too, or is past the end, or a difference."""
         if there is None or there.start.pos != pos:
-            refused = self._left_no_event(key, scope)
+            refused = self._left_no_event(key, scope, there)
             if refused is not None:
                 raise refused.with_traceback(None)
         if there is not None:
@@ -241,13 +241,17 @@ class Player:
             self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
         raise stop.with_traceback(None)
 
-    def _left_no_event(self, key: str, scope: str) -> BaseException | None:
+    def _left_no_event(self, key: str, scope: str, there: Call | None) -> BaseException | None:
         """What a call raised live that left nothing on record at its place in its branch, if it did."""
-        stop = self._scope_stop(scope)
+        decision = self.tape.decisions.get(key)
+        denied = decision is not None and decision.type == ev.APPROVAL_DENIED
+        known = [there.start.seq] if there is not None else []
+        if decision is not None and denied:
+            known.append(decision.seq)
+        stop = self._scope_stop(scope, min(known, default=None))
         if stop is not None:
             return stop
-        decision = self.tape.decisions.get(key)
-        if decision is not None and decision.type == ev.APPROVAL_DENIED:
+        if decision is not None and denied:
             data = decision.data or {}
             return ApprovalDeniedError(key, data.get("reason"), data.get("actor"), self._journal.run_id)
         earlier = self._keyed.get(key)
@@ -255,15 +259,20 @@ class Player:
             return DuplicateKeyError(key.removeprefix("key:"), self._journal.run_id)
         return None
 
-    def _scope_stop(self, scope: str) -> RunStopped | None:
-        """What stopped a scope, or one around it, by the log; the same object each time."""
+    def _scope_stop(self, scope: str, after: int | None) -> RunStopped | None:
+        """What stopped a scope, or one around it, by the log; the same object each time.
+
+        `after` is the first event known to be later than the call, or its denial: a stop that came later
+        still is not what the call raised.
+        """
         for level in self._journal.log.fold.chain(scope):
-            if level.key in self.tape.scope_stops:
+            stopped = self.tape.scope_stops.get(level.key)
+            if stopped is not None and (after is None or stopped.seq < after):
                 return self._stop_of(level.key)
         return None
 
     def _stop_of(self, scope: str) -> RunStopped | None:
-        stop = stop_from(self.tape.scope_stops[scope])
+        stop = stop_from((self.tape.scope_stops[scope].data or {})["termination"])
         return self._journal.stops.scopes.setdefault(scope, stop) if stop is not None else None
 
     def check_doubt(self) -> None:
@@ -290,6 +299,7 @@ class Player:
 
     def _without_outcome(self, step: Step, call: Call) -> Served | None:
         if self._unknown is not None and self._ahead is not None:
+            self._keyed.pop(step.key, None)  # what becomes of it now is for the run's own account to say
             own = step.key in self._journal.log.fold.open
             try:
                 answer = self._unknown(step, call)

@@ -96,8 +96,8 @@ class Tape:
         self.late: collections.deque[tuple[Call, Record]] = collections.deque()
         #: Outcomes of async steps in log order, for delivery.
         self.deliveries: collections.deque[Call] = collections.deque()
-        #: What stopped scopes, by their keys.
-        self.scope_stops: dict[str, dict[str, Any]] = {}
+        #: The refusals that stopped scopes, by the scopes' keys.
+        self.scope_stops: dict[str, Record] = {}
         #: What was last said of the approval of a step, by its key.
         self.decisions: dict[str, Record] = {}
         #: Budgets that the run was given while it ran, and that were not copied yet.
@@ -145,7 +145,7 @@ class Tape:
         call = Call(record, payload)
         key = record.key
         if record.type == ev.STEP_REFUSED and (scope := call.data.get("stops")):
-            self.scope_stops[scope] = call.data["termination"]
+            self.scope_stops[scope] = record
         if key is None:
             return  # a scope's deadline, which no call carries: see `stop_of`
         parent = self._parent(call)

@@ -134,7 +134,7 @@ async def close(step: Step, done: outcome.Outcome) -> None:
     in_flight = journal.in_flight
     if in_flight.pending_warnings:
         in_flight.tell_warnings()
-    if in_flight.concurrent and not isinstance(done.error, asyncio.CancelledError):
+    if in_flight.concurrent and not done.cancelled:
         gate = in_flight.gate(asyncio.get_running_loop())
         if gate is not None:
             await gate.turn(step.seq)

@@ -24,6 +24,9 @@ from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step, with_step
 from agentguard.steps.unknown_cost import charged
 
+#: What the log calls the outcome of a step that somebody cancelled.
+CANCELLED = "cancelled"
+
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """How a step ended.  `usage` is None where the body never ran: everything is given back."""
@@ -34,10 +37,32 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     data: dict[str, Any] | None = None
     error: BaseException | None = None
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled the step."""
+        return self.data is not None and self.data.get("outcome") == CANCELLED
+
+
+def _cancelled(error: BaseException) -> bool:
+    """Whether an exception is there because somebody cancelled the task that runs here.
+
+    A CancelledError that nobody asked for, of a task inside the body or of an executor's future, is an
+    error of the step like any other: a replay must raise it by itself.
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False  # no event loop runs here
+    return task is None or task.cancelling() > 0  # without a task, what drives the step has thrown it in
+
 
 def unentered(error: BaseException) -> Outcome:
     """The outcome of a step that started and whose body never ran: it gives everything back."""
     data = {"error": exceptions.capture(error), "body_ran": False}
+    if _cancelled(error):
+        data["outcome"] = CANCELLED
     return Outcome(ev.STEP_FAILED, None, data=data, error=error)
 
 
@@ -57,8 +82,8 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     else:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
     data = exceptions.on_record(error, step.journal.redactor(step.spec))
-    if how is None and isinstance(error, asyncio.CancelledError):
-        how = "cancelled"
+    if how is None and _cancelled(error):
+        how = CANCELLED
     if how is not None:
         data["outcome"] = how
     return Outcome(ev.STEP_FAILED, usage, data=data, error=error)
