@@ -75,6 +75,11 @@ class Player:
         """Whether calls that are not on record go live."""
         return self._unknown is not None
 
+    @property
+    def halted(self) -> bool:
+        """See `agentguard.steps.served.Player`."""
+        return self.in_doubt is not None or self.divergence is not None
+
     def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
         """See `agentguard.steps.served.Player`."""
         if self._around is None and not self.live:

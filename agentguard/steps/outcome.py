@@ -165,7 +165,11 @@ def _stays_open(step: Step, outcome: Outcome) -> bool:
     draining = journal.stops.draining
     if draining is not None and draining.cuts_off(step, outcome.error, outcome.data):
         return True
-    return isinstance(outcome.error, _IN_DOUBT) and journal.player is not None
+    player = journal.player
+    if player is None:
+        return False
+    # Who waits for a step in doubt cancels what runs beside it: that is not what the program did.
+    return isinstance(outcome.error, _IN_DOUBT) or (outcome.cancelled and player.halted)
 
 
 def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001

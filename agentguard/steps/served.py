@@ -88,6 +88,11 @@ class Player(Protocol):
         """Whether calls that are not on record go live: a recovery."""
         ...
 
+    @property
+    def halted(self) -> bool:
+        """Whether the program goes no further here: a step is in doubt, or it differs from its log."""
+        ...
+
     def skip(self, done: Callable[[str], bool]) -> int:
         """Take recorded calls as done, by their branch, that the program will not come to."""
         ...

@@ -1,7 +1,7 @@
 """Programs that go the same way again, in a replay and in a recovery, after what left little on record.
 
-A CancelledError that nobody asked for, a refusal before the stop of its scope, and further attempts at a
-`key=` whose first one crashed.
+A CancelledError that nobody asked for, a refusal before the stop of its scope, further attempts at a
+`key=` whose first one crashed; and what a recovery cancels because it can go no further.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agentguard import (
     current_step,
     guarded_step,
 )
-from agentguard.errors import DuplicateKeyError
+from agentguard.errors import DuplicateKeyError, ReplayDivergenceError, StepOutcomeUnknownError
 
 Program = Callable[[], Awaitable[Any]]
 
@@ -346,3 +346,84 @@ def test_a_key_that_a_probe_says_failed_is_tried_again(guard: Guard) -> None:
     assert attempts == [1, 2]
     with guard.replay(run_id):
         assert program() == said
+
+
+# --- what a recovery cancels that goes no further ------------------------------------------------
+
+
+class Pair:
+    """A step that waits beside one that pays, whose process dies with both in flight."""
+
+    def __init__(self, *, doubt: bool) -> None:
+        self.dies = self.waits = True
+        self.doubt = doubt
+        self.looked: list[int] = []
+
+        @guarded_step(effect="read")
+        async def look() -> str:
+            self.looked.append(current_step().attempt)
+            if self.waits:
+                await asyncio.Event().wait()
+            return "looked"
+
+        @guarded_step
+        async def pay(amount: int) -> int:
+            if self.dies and doubt:
+                raise KeyboardInterrupt
+            return amount
+
+        self.look, self.pay = look, pay
+
+    async def paid(self, amount: int) -> int:
+        paid = await self.pay(amount)
+        if self.dies:
+            raise KeyboardInterrupt
+        return paid
+
+    async def in_a_task_group(self, amount: int) -> tuple[str, int]:
+        async with asyncio.TaskGroup() as group:
+            looked, paid = group.create_task(self.look()), group.create_task(self.paid(amount))
+        return looked.result(), paid.result()
+
+    async def in_a_gather(self, amount: int) -> Any:
+        return tuple(await asyncio.gather(self.look(), self.paid(amount)))
+
+    async def in_time(self, amount: int) -> tuple[str, int]:
+        looking = asyncio.ensure_future(self.look())
+        await asyncio.sleep(0)
+        try:
+            paid = await self.paid(amount)
+        except Exception:
+            looking.cancel()
+            raise
+        return await looking, paid
+
+
+@pytest.mark.parametrize("doubt", [True, False], ids=["in doubt", "other arguments"])
+@pytest.mark.parametrize("place", [Pair.in_a_task_group, Pair.in_a_gather, Pair.in_time])
+def test_what_a_recovery_cancels_that_goes_no_further_runs_again_in_the_next(
+    guard: Guard, place: Callable[[Pair, int], Any], doubt: bool
+) -> None:
+    pair = Pair(doubt=doubt)
+    run_id = without_outcome(guard, lambda: asyncio.run(place(pair, 1)))
+    pair.dies = False
+    with (
+        pytest.raises((StepOutcomeUnknownError, ReplayDivergenceError, ExceptionGroup)) as caught,
+        guard.recover(run_id, take_over=True),
+    ):
+        asyncio.run(place(pair, 1 if doubt else 2))
+    ended = [event.key for event in guard.history(run_id) if event.type == "step_failed"]
+    assert ended == [], caught.value
+    if doubt:
+        guard.resolve(run_id, key_of(guard, run_id, "pay"), "completed", result=1)
+    pair.waits = False
+    with guard.recover(run_id, take_over=True):
+        assert asyncio.run(place(pair, 1)) == ("looked", 1)
+    assert pair.looked == [1, 2, 3]
+    with guard.replay(run_id):
+        assert asyncio.run(place(pair, 1)) == ("looked", 1)
+
+
+def key_of(guard: Guard, run_id: str, name: str) -> str:
+    started = (event for event in guard.history(run_id) if event.type == "step_started")
+    return next(event.key for event in started if event.key and f"{name}#" in event.key)
