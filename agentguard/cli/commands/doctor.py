@@ -27,8 +27,9 @@ from agentguard.cli.options import (
 )
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.guard import Guard
-from agentguard.killswitch import waker
+from agentguard.killswitch import kill_requests, waker
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.sessions.abandoned import AbandonedStep, charge_abandoned, find_abandoned
 from agentguard.stores._checkpointer import wal_size
 
 OK = "ok"
@@ -61,7 +62,8 @@ class Finding(NamedTuple):
 @app.command(epilog="--json: {ok, checks: [{check, status, detail}]}; status is ok, note or FAULT.")
 def doctor(  # noqa: PLR0917 - Typer's options
     repair: Annotated[
-        bool, typer.Option("--repair", help="Rebuild the kill page from the control log.")
+        bool,
+        typer.Option("--repair", help="Rebuild the kill page from the control log; charge abandoned steps."),
     ] = False,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="With --repair: even where control records were lost.")
@@ -102,7 +104,7 @@ def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Find
     """Look at everything; nothing is made that is not there.
 
     Args:
-        repair: rebuild a kill page that is damaged, and remove what dead processes left.
+        repair: rebuild a kill page that is damaged, and charge steps that dead processes left in ended runs.
         accept_loss: with `repair`, also where the page shows that control records were lost.
     """
     yield from _python()
@@ -110,9 +112,10 @@ def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Find
     yield _budgets()
     home = config.home()
     yield from _home(home)
-    yield from _store()
     if repair:
         yield from _repair(home, accept_loss=accept_loss)
+        yield from _charge_abandoned()
+    yield from _store()
     yield from _kill_switch(home)
     yield from _live_files(home)
     yield from _extras()
@@ -187,6 +190,7 @@ def _store() -> Iterator[Finding]:
             yield from _file_rights(file)
             yield from _wal(file)
             yield from _abandoned(guard)
+            yield from _abandoned_steps(guard)
     except (AgentGuardError, sqlite3.Error) as error:
         yield Finding("store", FAULT, str(error))
 
@@ -223,6 +227,44 @@ def _abandoned(guard: Guard) -> Iterator[Finding]:
     if dead:
         some = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
         yield Finding("runs", NOTE, f"{len(dead)} not ended though their process is gone: {some}")
+
+
+def _abandoned_steps(guard: Guard) -> Iterator[Finding]:
+    """Steps of ended runs whose reservations nobody will settle."""
+    steps = list(find_abandoned(guard.parts))
+    proven = [step for step in steps if step.proven]
+    unseen = [step for step in steps if not step.proven]
+    way_out = "agentguard resolve RUN KEY failed, with --free if it cost nothing"
+    if proven:
+        said = (
+            f"{_named(proven)}, though the process is gone; charge them with doctor --repair, or: {way_out}"
+        )
+        yield Finding("steps", FAULT, said)
+    if unseen:
+        said = f"{_named(unseen)}, and whether the process lives cannot be told from here; if not: {way_out}"
+        yield Finding("steps", NOTE, said)
+
+
+def _named(steps: list[AbandonedStep]) -> str:
+    some = ", ".join(f"{step.run_id} {step.key}" for step in steps[:3]) + (", ..." if len(steps) > 3 else "")
+    return f"{len(steps)} of ended runs still hold what they reserved ({some})"
+
+
+def _charge_abandoned() -> Iterator[Finding]:
+    try:
+        if not lookup.store_is_there():
+            return
+        with lookup.reading() as guard:
+            if not any(step.proven for step in find_abandoned(guard.parts)):
+                return
+        with lookup.acting() as guard:
+            charged = charge_abandoned(guard.parts, f"{kill_requests.default_actor()} (doctor)")
+    except (AgentGuardError, sqlite3.Error) as error:
+        yield Finding("repair", FAULT, f"abandoned steps could not be charged: {error}")
+        return
+    if charged:
+        some = ", ".join(f"{step.run_id} {step.key}" for step in charged[:3])
+        yield Finding("repair", OK, f"{len(charged)} abandoned steps were charged what they reserved: {some}")
 
 
 def _repair(home: Path, *, accept_loss: bool) -> Iterator[Finding]:
