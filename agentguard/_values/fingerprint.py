@@ -22,7 +22,7 @@ import msgspec
 from agentguard._secrets import MASK
 from agentguard._values import objects
 from agentguard._values.kinds import SETS, Kind, NotExactError
-from agentguard._values.names import find, type_name
+from agentguard._values.names import find, home_name, type_name
 from agentguard._values.packing import OBJECT, Packer, encode
 from agentguard._values.plain import PREFIX
 
@@ -74,7 +74,7 @@ class ArgumentPacker(Packer):
     def foreign(self, value: Any) -> Any:
         """Return a value of any other type: secrets masked, code by its name, the rest by its state."""
         cls = type(value)
-        name = type_name(cls)
+        name = home_name(cls)
         if cls is msgspec.Raw:  # encoded already
             return value
         if hasattr(cls, "get_secret_value"):  # pydantic's SecretStr, SecretBytes and Secret
@@ -189,7 +189,7 @@ class _StatePacker(ArgumentPacker):
             self._depth -= 1
 
     def opaque(self, value: Any) -> Any:
-        name = type_name(type(value))
+        name = home_name(type(value))
         if isinstance(value, _CODE):
             raise NotExactError(name)  # code that has no name, such as a lambda
         if (held := self._buffer(value)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def clean_text(text: str, limit: int = 2000) -> str:
@@ -16,6 +17,21 @@ def type_name(cls: type) -> str:
     """Return `module.QualifiedName`, plain for builtins.  Never runs code of a metaclass."""
     module, name = (type.__getattribute__(cls, attribute) for attribute in ("__module__", "__qualname__"))
     return clean_text(str(name) if module == "builtins" else f"{module}.{name}")
+
+
+def home_name(cls: type) -> str:
+    """Return `type_name`, where a script's classes have the name that importing the script gives them.
+
+    So that the arguments of a script's run are the same when a replay imports it.
+    """
+    name = type_name(cls)
+    if not name.startswith("__main__."):
+        return name
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:  # python -m package.module
+        return clean_text(f"{spec.name.removesuffix('.__main__')}{name.removeprefix('__main__')}")
+    return clean_text(f"{Path(file).stem}{name.removeprefix('__main__')}") if file else name
 
 
 def find(name: str) -> object:

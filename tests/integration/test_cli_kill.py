@@ -386,6 +386,7 @@ def test_a_store_on_another_host_is_not_asked(
     home: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENTGUARD_STORE", "postgresql://db/agentguard")
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")  # else it lies where the store is
     result = run("kill", "--run", "r1", "--reason", "why", "--json")
     assert "known" not in json.loads(result.out)
 

@@ -223,8 +223,9 @@ def test_replay_calls_a_decorated_function_with_the_recorded_arguments(
 
 
 def test_replay_of_a_file_finds_exceptions_that_a_script_had_raised(cli: Cli, agent: Path) -> None:
-    run = [sys.executable, "-c", AGENT + "\nmail_all([Mail('nobody', 'x'), Mail('ann', 'y')])"]
-    subprocess.run(run, check=True)
+    call = "if __name__ == '__main__':\n    mail_all([Mail('nobody', 'x'), Mail('ann', 'y')])\n"
+    agent.write_text(f"{AGENT}\n{call}")
+    subprocess.run([sys.executable, agent], check=True)
     assert told(agent)
     code, out, _ = cli("replay", last("mail"), "-m", agent)
     assert code == 2
