@@ -55,8 +55,8 @@ class Program:
 
     def run_in(self, run: Run) -> Any:
         """Enter a run, call the function, and give its result."""
-        args, kwargs = self._arguments(run)
         with _as_main(self.module):
+            args, kwargs = self._arguments(run)
             if inspect.iscoroutinefunction(self._fn):
                 return asyncio.run(_awaited(run, self._fn, args, kwargs))
             with run:
