@@ -143,7 +143,7 @@ class Postgres(Process):
         self.programs = found
         self.port = free_port()
         self.data = folder / data
-        chosen = ["wal_level=logical", "shared_buffers=32MB", "max_connections=200", *settings]
+        chosen = ["wal_level=logical", "shared_buffers=32MB", "max_connections=300", *settings]
         options = [word for setting in chosen for word in ("-c", setting)]
         command = [found / "postgres", "-D", self.data, "-k", folder, "-h", "127.0.0.1", "-p", self.port]
         super().__init__(folder, data, [*command, *options], lambda: self.execute("SELECT 1"))

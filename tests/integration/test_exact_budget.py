@@ -363,7 +363,7 @@ def test_a_tenants_budget_while_its_clients_are_killed_and_recover(shared_guard,
         kills += 1
     for worker in workers.values():
         assert worker.wait(120) == 0
-    logs = [shared_guard.journal(row.run_id).fold.account for row in shared_guard.runs()]
+    logs = [journal_of(shared_guard.runtime, row.run_id).fold.account for row in shared_guard.runs()]
     books = shared_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
     assert books.spent["steps"] == sum(account.spent["steps"] for account in logs)
     assert books.spent["nano_usd"] <= 10**9

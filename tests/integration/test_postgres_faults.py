@@ -15,7 +15,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from agentguard import Budget, Guard, RunStopped, StoreUnavailableError, Usage, guarded_step
+from agentguard import (
+    Budget,
+    Guard,
+    KillSwitchUnavailableError,
+    RunStopped,
+    StoreUnavailableError,
+    Usage,
+    guarded_step,
+)
+from agentguard.sessions.base import journal_of
 from agentguard.stores._postgres_schema import migrate
 from tests import postgres
 from tests.postgres import Postgres, execute
@@ -131,7 +140,7 @@ class Agents:
             assert len(completed) >= self.reported[run_id], "a result that was handed out is on record"
             assert sum(event.type == "step_started" for event in events) >= self.ran[run_id]
             assert guard.verify(run_id)
-            fold = guard.journal(run_id).fold
+            fold = journal_of(guard.runtime, run_id).fold
             assert guard.reconstruct(run_id).usage == guard.summary(run_id).usage
             spent += fold.account.spent.get("steps", 0) + fold.account.reserved.get("steps", 0)
         [account] = [found for found in guard.tenants() if found.tenant == self.tenant]
@@ -228,7 +237,10 @@ def test_without_a_connection_to_be_had_steps_wait_and_then_are_refused(home: An
         with suppress(psycopg.OperationalError):
             while True:
                 taken.append(psycopg.connect(url))
-        with Guard.open(url, telemetry=False, store_timeout=TIMEOUT) as guard:
+        with Guard.open(url, telemetry=False) as guard:  # with the kill switch on the same server
+            with pytest.raises(KillSwitchUnavailableError, match=r"connection slots|too many"):
+                guard.start("r")
+        with Guard.open(url, kill_switch="page", telemetry=False, store_timeout=TIMEOUT) as guard:
             with pytest.raises(StoreUnavailableError, match=r"connection slots|too many"):
                 with guard.run("r"):
                     pass
