@@ -53,6 +53,7 @@ CASES = [
         {"run_id": "r1", "from_state": "KILLED", "to_state": "RUNNING"},
         ["r1", "KILLED", "RUNNING"],
     ),
+    (errors.EventLoopUnsupportedError("ask"), {}, ["ask", "asyncio", "trio.to_thread.run_sync"]),
     (errors.RunExistsError("r1"), {"run_id": "r1"}, ["r1", "attach", "if_exists='recover'"]),
     (errors.RunNotFoundError("r1"), {"run_id": "r1"}, ["r1", "agentguard runs"]),
     (errors.DuplicateKeyError("k", "r1"), {"key": "k", "run_id": "r1"}, ["'k'", "r1", "failure"]),
