@@ -7,6 +7,7 @@
     │   └── UnknownCostError             money or tokens are limited and the call has no price
     ├── StepRefused                      this one call did not run; the run goes on
     │   ├── ApprovalDeniedError
+    │   ├── EventLoopUnsupportedError    async, and no asyncio event loop runs
     │   ├── StoreUnavailableError        the log cannot be written: fail closed
     │   │   └── EventsEvictedError       memory:// has made room
     │   └── KillSwitchUnavailableError   the switch cannot be read: fail closed
