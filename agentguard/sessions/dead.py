@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from agentguard._process import counts_as_alive
-from agentguard.errors import AgentGuardError, StoreUnavailableError
+from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, StoreUnavailableError
 from agentguard.killswitch.model import Kill
 from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
@@ -40,8 +40,16 @@ def close_dead_run(components: Parts, row: RunRow) -> RunRow:
 
 
 def close_dead_runs(components: Parts) -> None:
-    """Do so for every run."""
-    if not components.switch.kills():
+    """Do so for every run.
+
+    Where an earlier kill could not be recorded, nobody knows which kills there are, and every run stays as it
+    is until the next kill or sign of life.
+    """
+    try:
+        kills = components.switch.kills()
+    except KillSwitchUnavailableError:
+        return
+    if not kills:
         return
     for state in _ALIVE:
         for row in components.store.rows(state=str(state), limit=_ALL):

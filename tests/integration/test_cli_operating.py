@@ -388,6 +388,7 @@ def waiting(guard: Guard, eventually: Callable[..., None]) -> Iterator[list[Any]
     worker = threading.Thread(target=work)
     worker.start()
     eventually(guard.approvals)
+    eventually(lambda: any(e.type == "approval_requested" for e in guard.history("support-1")))
     yield ended
     if not ended:
         guard.deny("support-1", "main/refund#1")

@@ -233,7 +233,7 @@ def test_more_runs_than_one_record_takes_are_all_on_record(
         (timedelta(seconds=-1), ValueError),
         (datetime(2026, 1, 1), ValueError),  # noqa: DTZ001 - that is the point
         (True, TypeError),
-        ("1d", TypeError),
+        ("yesterday", ValueError),
         (None, TypeError),
     ],
 )

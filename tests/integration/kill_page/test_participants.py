@@ -107,7 +107,7 @@ def test_a_full_table_leaves_a_process_uncounted_but_not_untold(
     places = range(TABLE, len(words) - WORDS_EACH + 1, WORDS_EACH)
     other = current()
     for place in places:
-        words[place], words[place + 1], words[place + 2] = *other, 9
+        words[place], words[place + 1], words[place + 2] = other.word, other.start, 9
     child = attach()
     generation = switch.record(*kill_data("why"))
     child.expect("told 1")
@@ -121,7 +121,7 @@ def test_a_full_table_leaves_a_process_uncounted_but_not_untold(
 
 def test_places_of_the_dead_are_given_away(switch: PageKillSwitch) -> None:
     places = switch._files.current().table
-    dead = Process(2**40, 1)
+    dead = Process(2**31, 1, current().namespace)
     while places.claim(dead, 0) is not None and not places.held(511, dead):
         pass
     assert len(list(places.taken())) == 512
