@@ -100,7 +100,12 @@ class MirrorFiles(KillFiles):
         """Leave word for those who are refused, or take it back."""
         path = self.home / relay_process.COMPLAINT_NAME
         with suppress(OSError):
-            path.unlink(missing_ok=True) if problem is None else path.write_text(problem, "utf-8")
+            if problem is None:
+                path.unlink(missing_ok=True)
+                return
+            draft = path.with_suffix(".draft")  # a reader never finds half of it
+            draft.write_text(problem, "utf-8")
+            draft.replace(path)
 
     def _complaint(self) -> str:
         with suppress(OSError, UnicodeDecodeError):

@@ -238,7 +238,7 @@ def test_a_server_with_another_history_is_not_believed_until_somebody_decides(
     server.command("FLUSHALL")
     host("b").record(*kill_data("another", run="r2"))
     switch.join(lambda generation: None)
-    wait_for(lambda: refused(switch))
+    wait_for(lambda: (switch.home / relay_process.COMPLAINT_NAME).exists() and refused(switch))
     with pytest.raises(KillSwitchUnavailableError, match="another record than this host has seen"):
         switch.find("acme", "r9", since=0)
     assert switch.find("acme", "r1", since=0) is not None, "what is known stays in force"
