@@ -10,6 +10,7 @@ from typing import Any
 from agentguard import AgentGuardError, Run, Step, UnknownCostError, Usage, current_step
 from agentguard.cost import ModelRequest, ModelUsage
 from agentguard_clients.endpoints import Body, Endpoint
+from agentguard_clients.errors import ProviderStatusError, status_error
 from agentguard_clients.guarding import Guarding
 from agentguard_clients.sse import Events, event_data
 from agentguard_clients.stops import let_through
@@ -23,12 +24,14 @@ class ModelCall:
         body: what the SDK asks, as it goes on record.
         sent: what is really sent: bounded by what the budget leaves, and a stream asked for its usage.
         send: sends it; set when the SDK does.
+        refusal: the answer with an error status that came, for the SDK to judge; None in a replay.
     """
 
     def __init__(self, guarding: Guarding, run: Run, path: str, content: bytes) -> None:
         self.run = run
         self.body: Body = _json(content)
         self.send: Any = None
+        self.refusal: Any = None
         self._guarding = guarding
         self._path = path
         self._endpoint = guarding.api.endpoint(path)
@@ -105,6 +108,11 @@ class ModelCall:
         """Charge what a whole answer says that it used."""
         self.read(content)
         self.settle(current_step())
+
+    def refused_by(self, response: Any) -> ProviderStatusError:
+        """Return the error of an answer with an error status, which has been read."""
+        self.refusal = response
+        return status_error(response)
 
     def read(self, content: bytes) -> None:
         """Take in a whole answer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from agentguard_clients.exchange import Head, as_response, text_of
@@ -21,18 +23,15 @@ class ProviderStatusError(Exception):
     """
 
     def __init__(self, response: Any) -> None:
+        # Plain data only: the log keeps it whole, and a replay brings it back.
         self.status: int = response.status_code
         self.headers = [list(pair) for pair in Head.of(response).headers]
         self.body = text_of(response)[:_LONGEST]
-        self._response: Any = response
         super().__init__(f"the provider answered {self.status}: {self.body[:300]}")
 
-    def response(self, http: Any) -> Any:
-        """Return the answer that the SDK is to judge: the one that came, or the recorded one."""
-        response = getattr(self, "_response", None)
-        if response is not None:
-            return response
-        # Of the log: the SDK need not wait again before it tries again.
+    def recorded_response(self, http: Any) -> Any:
+        """Return the answer on record, for the SDK to judge again."""
+        # The SDK need not wait again before it tries again.
         headers = [*self.headers, ["retry-after-ms", "1"]]
         return as_response(http, Head(self.status, headers), self.body.encode())
 
@@ -45,3 +44,17 @@ def status_error(response: Any) -> ProviderStatusError:
     """Return the error of an answer with an error status, which has been read."""
     free = response.status_code not in _TIMEOUTS
     return (FreeProviderStatusError if free else ProviderStatusError)(response)
+
+
+@contextmanager
+def errors_without_request() -> Iterator[None]:
+    """Take the request out of the HTTP library's errors: the log cannot bring it back.
+
+    The caller who has the request puts it in again, live and in a replay.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "_request", None) is not None:
+            error.request = None  # type: ignore[attr-defined]
+        raise

@@ -18,7 +18,7 @@ import wrapt
 from agentguard import Usage, current_step
 from agentguard_clients.call import ModelCall, Parts
 from agentguard_clients.endpoints import Body
-from agentguard_clients.errors import FreeProviderStatusError, ProviderStatusError, status_error
+from agentguard_clients.errors import FreeProviderStatusError, ProviderStatusError, errors_without_request
 from agentguard_clients.exchange import (
     AnswerCodec,
     Head,
@@ -41,17 +41,19 @@ def _reserve(body: Body, call: ModelCall) -> Usage:
 
 def _exchange(body: Body, call: ModelCall) -> Any:
     """Send a request and read its answer."""
-    response = call.send(stream=False)
+    with errors_without_request():
+        response = call.send(stream=False)
     if response.is_error:
-        raise status_error(response)
+        raise call.refused_by(response)
     call.answered(response.content)
     return response
 
 
 async def _exchange_async(body: Body, call: ModelCall) -> Any:
-    response = await call.send(stream=False)
+    with errors_without_request():
+        response = await call.send(stream=False)
     if response.is_error:
-        raise status_error(response)
+        raise call.refused_by(response)
     call.answered(response.content)
     return response
 
@@ -59,18 +61,20 @@ async def _exchange_async(body: Body, call: ModelCall) -> Any:
 def _stream(body: Body, call: ModelCall) -> Iterator[Any]:
     """Send a request and yield the head of its answer, then the answer part by part."""
     step = current_step()
-    response = call.send(stream=True)
+    with errors_without_request():
+        response = call.send(stream=True)
     try:
-        if response.is_error:
-            response.read()
-            raise status_error(response)
-        yield Head.of(response)
-        parts = Parts(call, response.headers.get("content-type", ""))
-        for chunk in response.iter_bytes():
-            for part in parts.of(chunk):
+        with errors_without_request():
+            if response.is_error:
+                response.read()
+                raise call.refused_by(response)
+            yield Head.of(response)
+            parts = Parts(call, response.headers.get("content-type", ""))
+            for chunk in response.iter_bytes():
+                for part in parts.of(chunk):
+                    yield part
+            for part in parts.rest():
                 yield part
-        for part in parts.rest():
-            yield part
     finally:
         call.settle(step)
         response.close()
@@ -78,18 +82,20 @@ def _stream(body: Body, call: ModelCall) -> Iterator[Any]:
 
 async def _stream_async(body: Body, call: ModelCall) -> AsyncIterator[Any]:
     step = current_step()
-    response = await call.send(stream=True)
+    with errors_without_request():
+        response = await call.send(stream=True)
     try:
-        if response.is_error:
-            await response.aread()
-            raise status_error(response)
-        yield Head.of(response)
-        parts = Parts(call, response.headers.get("content-type", ""))
-        async for chunk in response.aiter_bytes():
-            for part in parts.of(chunk):
+        with errors_without_request():
+            if response.is_error:
+                await response.aread()
+                raise call.refused_by(response)
+            yield Head.of(response)
+            parts = Parts(call, response.headers.get("content-type", ""))
+            async for chunk in response.aiter_bytes():
+                for part in parts.of(chunk):
+                    yield part
+            for part in parts.rest():
                 yield part
-        for part in parts.rest():
-            yield part
     finally:
         call.settle(step)
         await response.aclose()
@@ -138,6 +144,7 @@ class _Guarded(wrapt.ObjectProxy[Any]):
         """Return the call of a request that was built here; one that was not is seen here first."""
         call: ModelCall | None = request.extensions.get(_EXTENSION) or self._self_seen(request)
         if call is not None:
+            call.refusal = None
             call.send = functools.partial(self.__wrapped__.send, request, **options)
         return call
 
@@ -170,7 +177,10 @@ class GuardedClient(_Guarded):
                     return self._self_streamed(call, request, http)
                 answer = self._self_apply(call, _exchange, _ANSWER)
             except ProviderStatusError as error:
-                answer = error.response(http)
+                answer = call.refusal or error.recorded_response(http)
+            except http.RequestError as error:
+                error.request = request
+                raise
         return _received(answer, request, http)
 
     def _self_streamed(self, call: ModelCall, request: Any, http: Any) -> Any:
@@ -193,7 +203,10 @@ class GuardedAsyncClient(_Guarded):
                     return await self._self_streamed(call, request, http)
                 answer = await self._self_apply(call, _exchange_async, _ANSWER)
             except ProviderStatusError as error:
-                answer = error.response(http)
+                answer = call.refusal or error.recorded_response(http)
+            except http.RequestError as error:
+                error.request = request
+                raise
         return _received(answer, request, http)
 
     async def _self_streamed(self, call: ModelCall, request: Any, http: Any) -> Any:
