@@ -197,13 +197,14 @@ class _StatePacker(ArgumentPacker):
         reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):
             raise NotExactError(name)
-        make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        reduction: list[Any] = [*reduced, None, None, None]
+        make, arguments, state, items, pairs = reduction[:5]
         if getattr(make, "__module__", None) != "copyreg":
             arguments = (make, *arguments)
         elif len(arguments) == 1 and state is None and items is None and pairs is None:
             raise NotExactError(f"{name} holds nothing that would tell one from another")
-        parts = (arguments, state, *(() if part is None else tuple(part) for part in (items, pairs)))
-        return {OPAQUE: name, "of": [self.pack(part) for part in parts]}
+        held = (arguments, state, *(() if part is None else tuple(part) for part in (items, pairs)))
+        return {OPAQUE: name, "of": [self.pack(part) for part in held]}
 
     def _buffer(self, value: Any) -> Any:
         """Return what numpy's arrays and scalars, and whatever else lies in memory, consist of."""

@@ -56,13 +56,17 @@ def _moment_parts(value: dt.datetime | dt.time) -> list[Any]:
     return [wall, value.tzinfo, value.fold] if value.fold else [wall, value.tzinfo]
 
 
+#: What is not written where it is 0.
+_NO_FOLD: list[Any] = [0]
+
+
 def _datetime(parts: list[Any]) -> dt.datetime:
-    text, zone, fold = (*parts, 0)[:3]
+    text, zone, fold = [*parts, *_NO_FOLD][:3]
     return dt.datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold)
 
 
 def _time(parts: list[Any]) -> dt.time:
-    text, zone, fold = (*parts, 0)[:3]
+    text, zone, fold = [*parts, *_NO_FOLD][:3]
     return dt.time.fromisoformat(text).replace(tzinfo=zone, fold=fold)
 
 

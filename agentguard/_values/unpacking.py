@@ -76,7 +76,8 @@ def _object(packed: dict[str, Any], finder: Finder) -> Any:
 
 
 def _member(packed: dict[str, Any], finder: Finder) -> enum.Enum:
-    name, member, value = (*packed[ENUM], None)[:3]
+    parts: list[Any] = [*packed[ENUM], None]
+    name, member, value = parts[:3]
     cls = finder(name)
     if not issubclass(cls, enum.Enum):
         raise NotExactError(f"{type_name(cls)} is no enum")

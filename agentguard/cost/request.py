@@ -115,8 +115,8 @@ def _parts(value: object) -> Iterator[str | None]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)
-    elif hasattr(value, "model_dump"):  # an SDK's own message
-        yield from _parts(value.model_dump(exclude_none=True, warnings=False))
+    elif callable(dump := getattr(value, "model_dump", None)):  # an SDK's own message
+        yield from _parts(dump(exclude_none=True, warnings=False))
 
 
 def _ttls(value: object) -> Iterator[CacheTtl]:

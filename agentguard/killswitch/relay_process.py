@@ -11,10 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-try:
+if sys.platform != "win32":  # which has no page to relay to
     import fcntl
-except ImportError:  # Windows has no page to relay to
-    fcntl = None  # type: ignore[assignment]
 
 #: Names the server to the process, where other users cannot read it.
 URL_VARIABLE = "AGENTGUARD_RELAY_URL"

@@ -200,7 +200,7 @@ class RunLog:
             raise
         if decision is not None:
             raise decision
-        return result
+        return result  # pyright: ignore[reportPossiblyUnboundVariable, reportReturnType] - or `decision` is set
 
     def _acted(self, act: Callable[[], T]) -> T:
         """`act()`, again where a signal handler has appended in the middle of it."""

@@ -309,7 +309,7 @@ class PostgresEventStore:
     def save_position(self, reader: str, position: int) -> None:
         """Save how far a reader has come, durably; a lower position changes nothing."""
         with self._errors(), self._transaction() as link:
-            link.execute(self._sql["save_position"], (reader, position))
+            link.execute(self._sql["save_position"].encode(), (reader, position))
 
     def wait_for_news(self, timeout: float) -> None:
         """Return when something may have been appended, at most after `timeout` seconds.
