@@ -83,9 +83,10 @@ def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Host) -> None:
     told: dict[str, list[int]] = {"a": [], "b": []}
     for name, generations in told.items():
         host(name).join(generations.append)
-    wait_for(lambda: len(host("c").hosts()) == 2)  # only who has reported is waited for
-    generation = host("c").record(*kill_data("stop", run="r1"))
-    assert host("c").acknowledgements(generation, timeout=20)[:2] == (2, 2)
+    outside = host("c")
+    wait_for(lambda: len(outside.hosts()) == 2)  # only who has reported is waited for
+    generation = outside.record(*kill_data("stop", run="r1"))
+    assert outside.acknowledgements(generation, timeout=20)[:2] == (2, 2)
     assert told == {"a": [1], "b": [1]}
     assert [report.count(generation) for report in host("c").hosts()] == [(1, 1), (1, 1)]
     for name in ("a", "b", "c"):
