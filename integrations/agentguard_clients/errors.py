@@ -31,8 +31,9 @@ class ProviderStatusError(Exception):
 
     def recorded_response(self, http: Any) -> Any:
         """Return the answer on record, for the SDK to judge again."""
-        # The SDK need not wait again before it tries again.
-        headers = [*self.headers, ["retry-after-ms", "1"]]
+        # The SDK need not wait again before it tries again; a header twice is one that it cannot read.
+        kept = [pair for pair in self.headers if pair[0].lower() not in ("retry-after", "retry-after-ms")]
+        headers = [*kept, ["retry-after-ms", "1"]]
         return as_response(http, Head(self.status, headers), self.body.encode())
 
 
