@@ -22,7 +22,11 @@ from agentguard.killswitch.mirror import MirrorFiles
 from agentguard.killswitch.network import NetworkKillSwitch
 from tests.servers import Valkey, wait_for
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs"),
+    # Relays and stopped servers: on a loaded machine, what they have to say comes late.
+    pytest.mark.long,
+]
 
 Host = Callable[[str], NetworkKillSwitch]
 

@@ -23,7 +23,11 @@ from agentguard.stores._postgres_schema import migrate
 from tests.postgres import Postgres
 from tests.servers import wait_for as wait_for_seconds
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs"),
+    # Relays and stopped servers: on a loaded machine, what they have to say comes late.
+    pytest.mark.long,
+]
 
 
 def wait_for(condition: Callable[[], object]) -> None:
