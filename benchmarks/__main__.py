@@ -72,7 +72,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
             "langchain-kill",
         ),
     ),
-    "clients": (clients.measure, ("client", "client-disk")),
+    "clients": (clients.measure, ("client", "client-disk", "client-at-once")),
     "breakdown": (breakdown.measure, ()),
 }
 

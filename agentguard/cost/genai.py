@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
 import threading
@@ -92,7 +93,7 @@ class GenaiPrices:
             with self._lock:
                 try:  # takes 0.6 s, and is an extra
                     importlib.import_module("genai_prices")
-                    self._loaded = importlib.import_module("genai_prices.data_snapshot")
+                    self._loaded = _module("data_snapshot")
                 except ImportError:
                     self._loaded = False
         return self._loaded
@@ -117,7 +118,7 @@ class GenaiPrices:
 
 def provider_named(name: str) -> Provider | None:
     """Return genai-prices' provider of a name, be it that of an SDK or of OpenTelemetry."""
-    data = importlib.import_module("genai_prices.data_snapshot")
+    data = _module("data_snapshot")
     found: Provider | None = data.find_provider_by_id(data.get_snapshot().providers, _ALIASES.get(name, name))
     return found
 
@@ -131,7 +132,7 @@ def _total(provider: Provider, model: ModelInfo, usage: ModelUsage) -> Decimal |
     priced = dataclasses.replace(model, prices=rates, price_variants=None)
 
     def price(counts: dict[str, Number]) -> Decimal:
-        used = importlib.import_module("genai_prices.types").Usage(**counts)
+        used = _module("types").Usage(**counts)
         return priced.calc_price(used, provider, genai_request_timestamp=at).total_price
 
     total = _calculated(price, rates, usage)
@@ -167,13 +168,16 @@ def _times(price: Any, by: Decimal) -> Any:
 
 
 def _token_rates(rates: Rates, direction: str) -> list[Any]:
-    units = _units().values()
-    keys = [
+    return [price for key in _token_keys(direction) if (price := rates.__dict__.get(key)) is not None]
+
+
+@functools.cache
+def _token_keys(direction: str) -> tuple[str, ...]:
+    return tuple(
         unit["price_key"]
-        for unit in units
+        for unit in _units().values()
         if unit["dimensions"]["family"] == "tokens" and unit["dimensions"]["direction"] == direction
-    ]
-    return [price for key in keys if (price := rates.__dict__.get(key)) is not None]
+    )
 
 
 def _covers(rates: Rates, usage: ModelUsage) -> bool:
@@ -224,8 +228,14 @@ def _dearest(rates: Rates, counts: dict[str, Number]) -> Decimal:
 
 
 def _units() -> dict[str, Any]:
-    units: dict[str, Any] = importlib.import_module("genai_prices.data_units").unit_data
+    units: dict[str, Any] = _module("data_units").unit_data
     return units
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    """Return a module of genai-prices, which is an extra."""
+    return importlib.import_module(f"genai_prices.{name}")
 
 
 def _guesses(models: list[str], provider: str | None) -> list[tuple[str, str | None]]:

@@ -5,7 +5,8 @@ Every integration goes through `ModelCosts`, so that the rule for models without
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from agentguard.budget.model import Usage
@@ -118,12 +119,13 @@ class ModelCosts:
         Raises:
             UnknownCostError: the run limits USD and nobody knows what the model costs.
         """
-        ask = _Asked(model, provider, input_tokens, dict(terms or {}), cache_writes)
         asked = self.max_output_tokens if max_tokens is None else max_tokens
         wanted = USUAL_OUTPUT if asked is None else asked
-        self._check_price(run, ask, wanted)
-        output = self._clamped(run, ask, wanted, least_output) if self.clamp else wanted
-        reserve = self.priced(model, ask.using(output), provider=provider)
+        ask = _Asked(input_tokens, dict(terms or {}), cache_writes, partial(self._nano, model, provider))
+        if ask.nano(wanted) is None and self.unpriced == "refuse" and run.limits("usd"):
+            raise UnknownCostError(model, ("usd",), run.id, no_price(model))
+        output = _clamped(run.remaining, ask, wanted, least_output) if self.clamp else wanted
+        reserve = self._with_cost(ask.using(output).usage(), ask.nano(output))
         chosen = asked is not None and max_tokens is None
         return Bound(reserve, output if output < wanted or chosen else None)
 
@@ -140,7 +142,9 @@ class ModelCosts:
         """
         usage = used if isinstance(used, ModelUsage) else ModelUsage.of(used)
         tokens = used if isinstance(used, Usage) else usage.usage()
-        nano = self._nano(model, provider, usage)
+        return self._with_cost(tokens, self._nano(model, provider, usage))
+
+    def _with_cost(self, tokens: Usage, nano: int | None) -> Usage:
         if nano is None and self.unpriced == "allow":
             nano = 0
         return tokens if nano is None else tokens + Usage.from_amounts({NANO_USD: nano})
@@ -151,49 +155,59 @@ class ModelCosts:
         price = None if self.prices is None else self.prices.price(model, usage, provider=provider)
         return None if price is None else price.nano_usd
 
-    def _check_price(self, run: Limited, ask: _Asked, output: int) -> None:
-        if self.unpriced == "allow" or not run.limits("usd"):
-            return
-        if self._nano(ask.model, ask.provider, ask.using(output)) is None:
-            raise UnknownCostError(ask.model, ("usd",), run.id, no_price(ask.model))
 
-    def _clamped(self, run: Limited, ask: _Asked, output: int, least_output: int) -> int:
-        """Return `output`, or what the budget leaves for it if that is less and worth a call."""
-        left = run.remaining
-        room = [output]
-        if left.output_tokens is not None:
-            room.append(left.output_tokens)
-        if left.tokens is not None:
-            room.append(left.tokens - ask.input_tokens)
-        if left.usd is not None:
-            room.append(self._affordable(ask, output, int(left.usd * NANO)))
-        least = min(room)
-        return least if least >= min(least_output, output) else output
+class _Asked:
+    """What is known of a call before it is made.  The book is asked once for each amount of output."""
 
-    def _affordable(self, ask: _Asked, output: int, nano: int) -> int:
-        """Return how many tokens of output the money buys, at most `output`."""
-        prompt = self._nano(ask.model, ask.provider, ask.using(0))
-        whole = self._nano(ask.model, ask.provider, ask.using(output))
-        if prompt is None or whole is None or whole <= nano or whole <= prompt:
-            return output
-        return max(0, (nano - prompt) * output // (whole - prompt))
-
-
-class _Asked(NamedTuple):
-    """What is known of a call before it is made."""
-
-    model: str
-    provider: str | None
-    input_tokens: int
-    terms: dict[str, str]
-    cache_writes: CacheTtl | None
+    def __init__(
+        self,
+        input_tokens: int,
+        terms: dict[str, str],
+        cache_writes: CacheTtl | None,
+        price: Callable[[ModelUsage], int | None],
+    ) -> None:
+        self.input_tokens = input_tokens
+        self._terms = terms
+        self._cache_writes = cache_writes
+        self._price = price
+        self._priced: dict[int, int | None] = {}
 
     def using(self, output: int) -> ModelUsage:
         """Return the most that it can use, with so much output."""
         counts: dict[str, Number] = {"input_tokens": self.input_tokens, "output_tokens": output}
-        if self.cache_writes is not None:
-            counts[f"cache_write_{self.cache_writes}_tokens"] = self.input_tokens
-        return ModelUsage(counts=counts, terms=self.terms)
+        if self._cache_writes is not None:
+            counts[f"cache_write_{self._cache_writes}_tokens"] = self.input_tokens
+        return ModelUsage(counts=counts, terms=self._terms)
+
+    def nano(self, output: int) -> int | None:
+        """Return what that costs, in 1e-9 USD; None where nobody knows."""
+        if output not in self._priced:
+            self._priced[output] = self._price(self.using(output))
+        return self._priced[output]
+
+
+def _clamped(left: Any, ask: _Asked, output: int, least_output: int) -> int:
+    """Return `output`, or what the budget leaves for it if that is less and worth a call."""
+    room = [output]
+    if left.output_tokens is not None:
+        room.append(left.output_tokens)
+    if left.tokens is not None:
+        room.append(left.tokens - ask.input_tokens)
+    if left.usd is not None:
+        room.append(_affordable(ask, output, int(left.usd * NANO)))
+    least = min(room)
+    return least if least >= min(least_output, output) else output
+
+
+def _affordable(ask: _Asked, output: int, nano: int) -> int:
+    """Return how many tokens of output the money buys, at most `output`."""
+    whole = ask.nano(output)
+    if whole is None or whole <= nano:
+        return output
+    prompt = ask.nano(0)
+    if prompt is None or whole <= prompt:
+        return output
+    return max(0, (nano - prompt) * output // (whole - prompt))
 
 
 def no_price(model: str) -> str:

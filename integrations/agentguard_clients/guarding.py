@@ -114,7 +114,7 @@ class Guarding:
 
     def counted(self, told: Any) -> ModelUsage | None:
         """Return what an answer, or an event of one, says of its usage."""
-        return model_usage(told, provider=self._provider)
+        return model_usage(told, provider=self._provider or self.api.name)  # whoever serves it
 
     def used(self, model: str, counted: ModelUsage) -> Usage:
         """Return what a call has used, and what that costs."""

@@ -231,6 +231,29 @@ def test_a_call_is_bounded_by_what_the_budget_leaves(
     assert bound.reserve.usd == Decimal(100 + 4 * reserved) / 1_000_000
 
 
+class CountingBook:
+    """A book that counts its questions; it asks `HOUSE`."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
+        self.asked += 1
+        return HOUSE.price(model, usage, provider=provider)
+
+
+@pytest.mark.parametrize(
+    ("limit", "questions"),
+    [pytest.param("1", 1, id="it-fits"), pytest.param("0.0003", 3, id="it-is-lowered")],
+)
+def test_a_call_that_fits_is_priced_once_before_it_is_made(guard: Guard, limit: str, questions: int) -> None:
+    book = CountingBook()
+    with guard.run("run", budget=Budget(usd=limit)) as run:
+        ModelCosts(book).bound(run, "house", input_tokens=100, max_tokens=USUAL_OUTPUT)
+
+    assert book.asked == questions
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [({"unpriced": "maybe"}, ValueError), ({"max_output_tokens": 0}, ValueError)],

@@ -45,6 +45,8 @@ class Providers:
     url: str = ""
     #: Whether answers are as long as they may be.
     uses_all: bool = False
+    #: Seconds that a model takes to answer.
+    answers_after: float = 0
     requests: list[Json] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -281,6 +283,7 @@ _ANSWERS: dict[str, Callable[[Json], Reply]] = {
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: else the client's delayed ACK adds 40 ms
     providers: Providers
 
     def log_message(self, *args: Any) -> None:
@@ -298,6 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
         providers.raw.append(raw)
         providers.headers.append({k.lower(): v for k, v in self.headers.items()})
         providers.paths.append(path)
+        time.sleep(providers.answers_after)
         reply = providers.next.pop(0) if providers.next else providers.usual(path, body)
         if isinstance(reply, Pause):
             if self._waits(reply):
@@ -328,6 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
+        self.wfile.flush()
         for event in events:
             if isinstance(event, Break):
                 self._hang_up()
@@ -366,9 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(*, uses_all: bool = False) -> Iterator[Providers]:
+def serve(*, uses_all: bool = False, answers_after: float = 0) -> Iterator[Providers]:
     """Serve until the block is left."""
-    providers = Providers(uses_all=uses_all)
+    providers = Providers(uses_all=uses_all, answers_after=answers_after)
     handler = type("Handler", (_Handler,), {"providers": providers})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
