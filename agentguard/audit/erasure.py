@@ -6,7 +6,6 @@ events themselves (names, keys, amounts, error messages, metadata) stays.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -79,8 +78,8 @@ def cut_off(older_than: Any, now_ns: int) -> int:
     """The wall-clock nanoseconds that an age or a time stands for.
 
     Raises:
-        TypeError: it is no timedelta, text, datetime or number.
-        ValueError: it is negative or not finite, or a datetime without a time zone.
+        TypeError: it is no timedelta, text or datetime.
+        ValueError: it is negative, a number without a unit, or a datetime without a time zone.
     """
     if isinstance(older_than, datetime):
         if older_than.tzinfo is None:
@@ -88,15 +87,20 @@ def cut_off(older_than: Any, now_ns: int) -> int:
         return int(older_than.timestamp() * 1_000_000_000)
     if isinstance(older_than, str):
         older_than = _age(older_than)
-    if isinstance(older_than, timedelta):
-        older_than = older_than.total_seconds()
-    if isinstance(older_than, bool) or not isinstance(older_than, int | float):
+    if isinstance(older_than, int | float) and not isinstance(older_than, bool):
+        if older_than:  # days to one reader, seconds to another, and what it drops is gone for good
+            raise ValueError(
+                f"older_than={older_than!r} has no unit: write an age such as '90d' or a timedelta"
+            )
+        older_than = timedelta(0)
+    if not isinstance(older_than, timedelta):
         raise TypeError(
-            f"older_than must be a timedelta, a datetime or seconds, not {type(older_than).__name__}"
+            "older_than must be an age such as '90d', a timedelta or a datetime, "
+            f"not {type(older_than).__name__}"
         )
-    if not 0 <= older_than < math.inf:
+    if older_than < timedelta(0):
         raise ValueError(f"older_than must be 0 or more, not {older_than!r}")
-    return now_ns - int(older_than * 1_000_000_000)
+    return now_ns - older_than // timedelta(microseconds=1) * 1000
 
 
 def _age(text: str) -> timedelta:

@@ -16,6 +16,16 @@ from agentguard.events.codec import Stored
 FORMAT = 1
 _EVENT = b',"event":'
 _SEQ = re.compile(rb'\{"seq":(\d{1,18}),')
+_CRLF = b"\r\n"
+#: What editors and shells put before a text; the longer marks first, since one begins like another.
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "UTF-8"),
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_AGAIN = "copy the file again as binary, as `agentguard export` wrote it"
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -66,12 +76,26 @@ class Header(msgspec.Struct):
     agentguard_export: int
 
 
+def rewritten(first_line: bytes) -> str | None:
+    """Return how a program has rewritten a whole export as a text of its own, if the first line shows it."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if first_line.startswith(mark):
+            return f"begins with a byte order mark ({encoding}), which is no part of an export; {_AGAIN}"
+    if first_line.endswith(_CRLF):
+        return f"has CRLF line endings, and the lines of an export end in LF; {_AGAIN}"
+    return None
+
+
 def event(line: bytes, run_id: str, number: int, position: int) -> Stored:
     """The event in a line of a log: its body is taken as it stands, and never encoded again.
 
     Raises:
         LogIntegrityError: there is none; `number` counts the lines of the log.
     """
+    if line.endswith(_CRLF):
+        raise LogIntegrityError(
+            run_id, number, f"its line ends in CRLF, and those of an export in LF; {_AGAIN}"
+        )
     head, mark, rest = line.removesuffix(b"\n").partition(_EVENT)
     seq = _SEQ.match(rest)
     try:

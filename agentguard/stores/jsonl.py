@@ -19,7 +19,7 @@ from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 from agentguard.protocols import RunLock, RunRow
 from agentguard.runs.summary import from_data
-from agentguard.stores._jsonl_lines import FORMAT, End, EndLine, Header, Run, RunLine, event
+from agentguard.stores._jsonl_lines import FORMAT, End, EndLine, Header, Run, RunLine, event, rewritten
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -100,6 +100,8 @@ class JsonlEventStore:
         return logs
 
     def _check_header(self, line: bytes) -> None:
+        if (problem := rewritten(line)) is not None:
+            raise StoreUnavailableError(f"{self.url} {problem}")
         try:
             version = msgspec.json.decode(line, type=Header).agentguard_export
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -147,8 +147,8 @@ def test_nothing_of_an_erased_payload_is_left_on_the_disk(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "older_than",
-    [3600, 3600.0, timedelta(hours=1), datetime(2026, 1, 1, 4, tzinfo=UTC)],
-    ids=["int", "float", "timedelta", "datetime"],
+    ["1h", "60m", timedelta(hours=1), datetime(2026, 1, 1, 4, tzinfo=UTC)],
+    ids=["hours", "minutes", "timedelta", "datetime"],
 )
 def test_prune_drops_runs_that_ended_before_then_and_nothing_else(
     guard: Guard, clock: FakeClock, older_than: object
@@ -168,9 +168,9 @@ def test_prune_drops_runs_that_ended_before_then_and_nothing_else(
 def test_a_long_run_is_judged_by_its_end(guard: Guard, clock: FakeClock) -> None:
     with guard.run("long") as run:
         clock.advance(7200)
-    assert guard.prune(3600) == []
+    assert guard.prune("1h") == []
     clock.advance(3601)
-    assert guard.prune(3600) == [run.id]
+    assert guard.prune("1h") == [run.id]
 
 
 def test_pruned_runs_are_on_record_and_no_fault_against_their_anchors(guard: Guard) -> None:
@@ -208,7 +208,7 @@ def test_what_a_live_run_may_be_recovered_from_stays(guard: Guard, clock: FakeCl
 
 def test_pruning_nothing_records_nothing(guard: Guard) -> None:
     a_run(guard)
-    assert guard.prune(3600) == []
+    assert guard.prune("1h") == []
     assert guard.history("control") == []
 
 
@@ -228,6 +228,8 @@ def test_more_runs_than_one_record_takes_are_all_on_record(
     ("older_than", "error"),
     [
         (-1, ValueError),
+        (90, ValueError),
+        (0.5, ValueError),
         (float("nan"), ValueError),
         (float("inf"), ValueError),
         (timedelta(seconds=-1), ValueError),

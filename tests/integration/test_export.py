@@ -346,6 +346,48 @@ def test_what_is_no_export_is_refused(tmp_path: Path, content: bytes) -> None:
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rewrite", "named"),
+    [
+        (lambda text: text.replace(b"\n", b"\r\n"), "CRLF"),
+        (lambda text: text.replace(b"\n", b"\r\n", 1), "CRLF"),
+        (lambda text: b"\xef\xbb\xbf" + text, r"byte order mark \(UTF-8\)"),
+        (lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"), r"byte order mark \(UTF-8\)"),
+        (lambda text: text.decode().encode("utf-16"), r"byte order mark \(UTF-16\)"),
+        (lambda text: text.decode().encode("utf-32"), r"byte order mark \(UTF-32\)"),
+    ],
+    ids=["crlf", "one crlf", "bom", "bom and crlf", "utf-16", "utf-32"],
+)
+def test_what_a_text_tool_did_to_an_export_is_named(
+    guard: Guard,
+    runs: list[str],
+    tmp_path: Path,
+    rewrite: Callable[[bytes], bytes],
+    named: str,
+) -> None:
+    file = tmp_path / "run.jsonl"
+    guard.export(runs[0], file)
+    file.write_bytes(rewrite(file.read_bytes()))
+    with (
+        Guard.open(f"file://{file}", telemetry=False) as opened,
+        pytest.raises(StoreUnavailableError, match=named),
+    ):
+        opened.verify()
+
+
+def test_a_crlf_in_the_middle_of_an_export_is_named_with_its_event(
+    guard: Guard, runs: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.jsonl"
+    guard.export(runs[0], file)
+    head, mark, rest = file.read_bytes().partition(b'"seq":2,')
+    file.write_bytes(head + mark + rest.replace(b"\n", b"\r\n", 1))
+    with Guard.open(f"file://{file}", telemetry=False) as opened:
+        (fault,) = opened.verify().faults
+    assert fault.seq == 2
+    assert "CRLF" in fault.problem
+
+
 # --- reading it back -----------------------------------------------------------------------------
 
 
