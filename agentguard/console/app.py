@@ -52,6 +52,9 @@ _MOST_STREAMS = 200
 #: An id may have slashes.
 _RUN = "/runs/{run_id:path}"
 
+#: The parts of the overview that move, by the ids of their elements.
+_LIVE_PARTS = {"waiting": "_waiting.html", "live": "_live.html"}
+
 _ASSETS = {"console.css": "text/css", "console.js": "text/javascript"}
 
 
@@ -171,18 +174,18 @@ class _App:
         return StreamingResponse(self._ticks(request), media_type="text/event-stream")
 
     async def _ticks(self, request: Request) -> AsyncIterator[str]:
-        """The live part of the overview whenever it changed, for as long as the token works."""
+        """The live parts of the overview whenever one changed, for as long as the token works."""
         self._streams += 1
-        said = ""
+        said: dict[str, str] = {}
         try:
             while not await request.is_disconnected():
                 who = await run_in_threadpool(self._console.auth.identify, request)
                 if who is None:
                     return
-                html = await run_in_threadpool(self._fragment, who)
-                if html != said:
-                    said = html
-                    yield f"data: {json.dumps(html)}\n\n"
+                parts = await run_in_threadpool(self._live_parts, who)
+                if parts != said:
+                    said = parts
+                    yield f"data: {json.dumps(parts)}\n\n"
                 else:
                     yield ": nothing new\n\n"
                 await asyncio.sleep(_TICK_SECONDS)
@@ -191,8 +194,9 @@ class _App:
         finally:
             self._streams -= 1
 
-    def _fragment(self, who: Identity) -> str:
-        return fragment("_live.html", who, now=self._console.now(who))
+    def _live_parts(self, who: Identity) -> dict[str, str]:
+        now = self._console.now(who)
+        return {name: fragment(template, who, now=now) for name, template in _LIVE_PARTS.items()}
 
     # --- what goes wrong -------------------------------------------------------------------------
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -18,89 +15,26 @@ pytest.importorskip("jinja2")
 pytest.importorskip("uvicorn")
 pytest.importorskip("typer")
 
-import httpx
-
 from agentguard import Guard
-from agentguard.console.tokens import Role, Tokens
-from tests.servers import free_port, wait_for
-
-WORKER = """
-import sys, time
-from agentguard import Budget, Guard, KillSwitchTriggeredError, Usage
-
-with Guard.open(telemetry=False) as guard:
-    try:
-        with guard.run(sys.argv[1], tenant=sys.argv[2], budget=Budget(usd=1000)) as run:
-            print(run.id, flush=True)
-            if len(sys.argv) > 3:
-                print(run.call("pay", lambda usd: usd, 500, approval=True), flush=True)
-            while True:
-                run.call("spin", time.sleep, 0.02, usage=Usage(usd="0.01"))
-    except KillSwitchTriggeredError as error:
-        print(f"stopped: {error.reason}", flush=True)
-"""
-
-
-class Served(NamedTuple):
-    """A console in a process of its own, and what starts workers beside it."""
-
-    url: str
-    token: str
-    worker: Callable[..., subprocess.Popen[str]]
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.token}"}, timeout=60)
+from agentguard.console.tokens import Tokens
+from tests.consoles import Served, line, serving
+from tests.servers import wait_for
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    started: list[subprocess.Popen[str]] = []
-    environment = {**os.environ, "AGENTGUARD_HOME": str(tmp_path)}
-    environment.pop("AGENTGUARD_STORE", None)
-
-    def start(*command: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process
-
-    def worker(*arguments: str) -> subprocess.Popen[str]:
-        return start("-c", WORKER, *arguments)
-
-    token = Tokens(tmp_path / "console-tokens.json").add("on-call", Role.OPERATOR)
-    first = worker("first", "quiet")  # so that there is a store
-    _line(first)
-    port = free_port()
-    start("-m", "agentguard.cli", "serve", "--port", str(port))
-    try:
-        wait_for(lambda: _answers(port), 60)
-        yield Served(f"http://127.0.0.1:{port}", token, worker)
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            try:
-                process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    with serving(tmp_path) as served:
+        yield served
 
 
 def test_a_kill_from_the_console_stops_the_runs_of_other_processes_and_says_so(served: Served) -> None:
-    workers = [served.worker("wild", "acme"), served.worker("wild", "acme"), served.worker("tame", "other")]
-    wild = {_line(process) for process in workers[:2]}
-    tame = _line(workers[2])
+    workers = [
+        served.agent("spend", "wild", "acme"),
+        served.agent("spend", "wild", "acme"),
+        served.agent("spend", "tame", "other"),
+    ]
+    wild = {line(process) for process in workers[:2]}
+    tame = line(workers[2])
     with served.client() as client:
         question = client.get("/kill?scope=tenant&target=acme").text
         assert "stops <b>2</b> live runs" in question
@@ -114,36 +48,36 @@ def test_a_kill_from_the_console_stops_the_runs_of_other_processes_and_says_so(s
         assert (hit["live"], hit["late_pids"]) == (hit["acknowledged"], [])
         assert hit["actor"] == "console:on-call"
         assert client.get(f"/api/runs/{tame}").json()["state"] == "RUNNING"
-    assert [_line(process) for process in workers[:2]] == ["stopped: burns money"] * 2
+    assert [line(process) for process in workers[:2]] == ["stopped: burns money"] * 2
 
 
 def test_a_step_of_another_process_runs_once_it_was_approved_and_only_one_answer_counts(
     served: Served,
 ) -> None:
-    worker = served.worker("pays", "acme", "ask")
-    run_id = _line(worker)
+    worker = served.agent("ask", "pays", "acme", "500")
+    run_id = line(worker)
     with served.client() as client:
         wait_for(lambda: client.get("/api/now").json()["approvals"], 60)
         [asked] = client.get("/api/now").json()["approvals"]
-        assert asked["arguments"] == [[500], {}]
+        assert asked["arguments"] == [["500"], {}]
         path, key = f"/api/runs/{run_id}/decide", asked["key"]
         answers = [
             client.post(path, json={"key": key, "decision": decision}).status_code
             for decision in ("approve", "deny")
         ]
         assert answers == [200, 409]
-    assert _line(worker) == "500"
+    assert line(worker) == "paid 500"
 
 
 def test_an_open_page_is_told_what_a_run_spends_until_its_token_is_revoked(
     served: Served, tmp_path: Path
 ) -> None:
-    _line(served.worker("spends", "acme"))
+    line(served.agent("spend", "spends", "acme"))
     seen: set[str] = set()
     tokens = Tokens(tmp_path / "console-tokens.json")
     with served.client() as client, client.stream("GET", "/live") as stream:
-        for line in stream.iter_lines():  # it ends, or the test does not
-            seen |= set(re.findall(r"\$\d+\.\d+", line))
+        for text in stream.iter_lines():  # it ends, or the test does not
+            seen |= set(re.findall(r"\$\d+\.\d+", text))
             if len(seen) > 5 and tokens.working():
                 tokens.revoke("on-call")
     with served.client() as client:

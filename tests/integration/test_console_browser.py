@@ -1,0 +1,140 @@
+"""The console as an operator has it: in a browser, over agents that run in processes of their own.
+
+With `AGENTGUARD_TEST_PICTURES=docs/console`, pictures of the pages are written there: docs/how-to/console.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("jinja2")
+pytest.importorskip("uvicorn")
+pytest.importorskip("typer")
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser import DESKTOP, PATIENCE, PHONE, chromium, log_in, window
+from tests.consoles import Served, line, serving
+
+#: Where pictures go, if they are asked for; read before the tests' own settings are cleared.
+PICTURES = os.environ.get("AGENTGUARD_TEST_PICTURES")
+
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with serving(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def run_ids(agents: list[subprocess.Popen[str]], each: int) -> list[str]:
+    return [line(agent) for agent in agents for _ in range(each)]
+
+
+def usd_of(page: Page, name: str) -> float:
+    row = page.locator("#live tr", has_text=name).first.inner_text()
+    found = re.search(r"\$([\d,.]+)", row)
+    assert found is not None, row
+    return float(found[1].replace(",", ""))
+
+
+def test_runs_in_three_processes_are_killed_from_the_page_that_shows_what_they_spend(
+    served: Served, browser: Browser
+) -> None:
+    agents = [served.agent("spend_in_threads", name, "acme", "6") for name in ("mail", "search", "wild")]
+    ids = run_ids(agents, 6)
+    with window(browser, served.url) as opened:
+        log_in(opened, served.token)
+        page = opened.page
+        expect(page.locator("#live")).to_contain_text("wild-5")
+        before = usd_of(page, "wild-5")
+        page.wait_for_function(
+            "before => [...document.querySelectorAll('#live tr')].some(row => row.innerText.includes('wild-5')"
+            " && Number((row.innerText.match(/\\$([\\d.]+)/) || [0, 0])[1]) > before)",
+            arg=before,
+        )  # without a load of the page
+        page.get_by_label("What").select_option("tenant")
+        page.get_by_label("Tenant or run").fill("acme")
+        page.get_by_role("button", name="KILL …").click()
+        expect(page.get_by_role("alert")).to_contain_text("stops 18 live runs")
+        page.get_by_label("Reason").fill("burns money")
+        page.get_by_label("Type kill acme").fill("kill all")
+        page.get_by_role("button", name="KILL", exact=True).click()
+        expect(page.get_by_role("alert")).to_contain_text("not confirmed, nothing was done")
+        [complaint] = opened.complaints
+        assert "400 (Bad Request)" in complaint
+        opened.complaints.clear()
+        page.go_back()
+        page.get_by_label("Reason").fill("burns money")
+        page.get_by_label("Type kill acme").fill("kill acme")
+        page.get_by_role("button", name="KILL", exact=True).click()
+        expect(page.get_by_role("status")).to_have_class("good")
+        # Agents that have ended since are counted no more.
+        expect(page.get_by_role("status")).to_contain_text(re.compile(r"(\d) of \1 processes have acted"))
+        expect(page.locator("td", has_text="KILLED")).to_have_count(18)
+    assert {line(agent) for agent in agents for _ in range(6)} == {"stopped: burns money"}
+    assert len(set(ids)) == 18
+
+
+def test_a_payment_is_approved_and_another_denied_with_a_reason(served: Served, browser: Browser) -> None:
+    agent = served.agent("ask", "pays", "acme", "500", "900")
+    line(agent)
+    with window(browser, served.url) as opened:
+        log_in(opened, served.token)
+        page = opened.page
+        for usd, choice in (("500", "Approve"), ("900", "Deny")):
+            expect(page.locator("#waiting")).to_contain_text(usd)
+            page.locator("#waiting").get_by_label("Reason").fill("as agreed")
+            page.get_by_role("button", name=choice).click()
+            assert line(agent) == ("paid 500" if choice == "Approve" else "denied 900: as agreed")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[int, int], dark: bool) -> None:
+    agents = [
+        served.agent("spend_in_threads", "mail-for-the-customers-of-the-northern-region", "acme", "3"),
+        served.agent("ask", "refund", "shop", "120"),
+    ]
+    run_id = run_ids(agents, 1)[0]
+    with window(browser, served.url, size, dark=dark) as opened:
+        log_in(opened, served.token)
+        page = opened.page
+        expect(page.locator("#waiting")).to_contain_text("120")
+        expect(page.locator("#live tr", has_text="northern-region-2")).to_contain_text("$0.")
+        faults = {}
+        pages = {
+            "overview": "/",
+            "runs": "/runs",
+            "run": f"/runs/{run_id}",
+            "costs": "/costs?by=step",
+            "kill": "/kill?scope=tenant&target=acme",
+            "login": "/login",
+        }
+        for name, path in pages.items():
+            page.goto(path)
+            if found := opened.faults():
+                faults[name] = found
+            picture(page, name, size, dark=dark)
+        assert faults == {}
+
+
+def picture(page: Page, name: str, size: tuple[int, int], *, dark: bool) -> None:
+    if PICTURES:
+        where = f"{name}-{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}.png"
+        page.screenshot(path=Path(PICTURES) / where, full_page=size == PHONE)
