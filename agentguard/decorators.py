@@ -15,7 +15,7 @@ from agentguard.errors import NoActiveRunError
 from agentguard.runs import current
 from agentguard.runs.current import outside_allowed
 from agentguard.steps import coroutines, generators, sync
-from agentguard.steps.call import is_coroutine_function, meet_loop, running_loop
+from agentguard.steps.call import ensure_task_factory, is_coroutine_function, running_loop
 from agentguard.steps.model import Step
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
@@ -135,12 +135,12 @@ def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., A
     """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        place = current.CURRENT.get()
-        if place is None:
+        position = current.CURRENT.get()
+        if position is None:
             return _outside(spec, fn)(*args, **kwargs)
         if running_loop() is not None:
-            meet_loop(place)
-        return sync.call(spec, place, fn, args, kwargs)
+            ensure_task_factory(position)
+        return sync.call(spec, position, fn, args, kwargs)
 
     _dressed(wrapper, fn, name)
     return wrapper
@@ -171,11 +171,11 @@ class _FunctionLike:
         return _FunctionLike if "cloudpickle" in asking else types.FunctionType
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        place = current.CURRENT.get()
-        if place is None:
+        position = current.CURRENT.get()
+        if position is None:
             return _outside(self._spec, self._fn)(*args, **kwargs)
-        meet_loop(place)
-        return self._driver(self._spec, place, self._fn, args, kwargs)
+        ensure_task_factory(position)
+        return self._driver(self._spec, position, self._fn, args, kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -266,12 +266,12 @@ def current_run() -> Run | None:
         >>> current_run() is None
         True
     """
-    place = current.CURRENT.get()
-    run: Run | None = None if place is None else place.run
+    position = current.CURRENT.get()
+    run: Run | None = None if position is None else position.run
     return run
 
 
 def current_step() -> Step | None:
     """The step whose body runs here, or None; gives `.idempotency_key` and `.settle(usage)`."""
-    place = current.CURRENT.get()
-    return None if place is None else place.step
+    position = current.CURRENT.get()
+    return None if position is None else position.step

@@ -37,7 +37,7 @@ from agentguard.sessions.nested import new_session
 from agentguard.sessions.options import IfExists, OnWarning, RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
-from agentguard.steps.parts import Parts
+from agentguard.steps.components import Components
 from agentguard.steps.redaction import BUILT_IN, redactor
 from agentguard.steps.spec import Capture
 
@@ -112,9 +112,9 @@ class Guard:
             raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         rules = redactor(redact)
 
-        def open_components() -> Parts:
+        def open_components() -> Components:
             store = config.open_store(url, durability, clock, store_timeout)
-            return Parts(
+            return Components(
                 store=store,
                 switch=config.open_switch(kill_switch, clock, store),
                 telemetry=config.open_telemetry(telemetry),
@@ -160,7 +160,7 @@ class Guard:
         self.close()
 
     @property
-    def parts(self) -> Parts:
+    def components(self) -> Components:
         """The components, opened at first use; for agentguard's own rooms."""
         return self.runtime.components
 

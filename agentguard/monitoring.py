@@ -79,7 +79,7 @@ class LiveRuns:
         >>> guard = Guard.in_memory()
         >>> with guard.run("billing") as run:
         ...     pay()
-        ...     [status] = LiveRuns(guard.parts.store, guard.parts.clock).read()
+        ...     [status] = LiveRuns(guard.components.store, guard.components.clock).read()
         >>> status.summary.name, status.last_step, status.usd_per_minute
         ('billing', 'pay', Decimal('0.25'))
     """

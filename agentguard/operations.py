@@ -52,15 +52,15 @@ class Operations:
 
     def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:
         """See `Guard.approve` and `Guard.deny`."""
-        journal = base.journal_of(self._runtime, run_id)
-        approvals.decide(journal, key, granted=granted, reason=reason, actor=_who(actor))
+        live_run = base.live_run_of(self._runtime, run_id)
+        approvals.decide(live_run, key, granted=granted, reason=reason, actor=_who(actor))
 
     def resolve(
         self, run_id: str, key: str, outcome: str, *, result: Any, usage: Usage | None, actor: str | None
     ) -> None:
         """See `Guard.resolve`."""
-        journal = base.journal_of(self._runtime, run_id)
-        resolving.resolve(journal, key, outcome, result=result, usage=usage, actor=_who(actor))
+        live_run = base.live_run_of(self._runtime, run_id)
+        resolving.resolve(live_run, key, outcome, result=result, usage=usage, actor=_who(actor))
 
     def set_tenant_budget(self, tenant: str, budget: Budget, *, per: str | None, actor: str | None) -> None:
         """See `Guard.set_tenant_budget`."""
@@ -80,8 +80,8 @@ class Operations:
 
     def erase(self, run_id: str, *, actor: str | None) -> int:
         """See `Guard.erase`."""
-        journal = base.journal_of(self._runtime, run_id)
-        return erasure.erase(journal, self._runtime.components.switch, _who(actor))
+        live_run = base.live_run_of(self._runtime, run_id)
+        return erasure.erase(live_run, self._runtime.components.switch, _who(actor))
 
     def prune(self, older_than: Any, *, actor: str | None) -> list[str]:
         """See `Guard.prune`."""

@@ -28,7 +28,7 @@ from agentguard.protocols import RunRow
 from agentguard.replay.origin import origin_log
 from agentguard.runs.summary import RunSummary, from_row, summarize
 from agentguard.runtime import Runtime
-from agentguard.sessions.base import journal_of
+from agentguard.sessions.base import live_run_of
 from agentguard.steps.budget_levels import check_no_ledger
 
 _ALL = 2**31
@@ -159,7 +159,7 @@ class Queries:
 
     def _waiting(self, run_id: str) -> Iterator[Approval]:
         try:
-            approvals = journal_of(self._runtime, run_id).fold.approvals
+            approvals = live_run_of(self._runtime, run_id).fold.approvals
         except LogIntegrityError:  # a log that was altered takes no decision, and hides no other run's
             return
         for key, asked in approvals.items():

@@ -18,18 +18,18 @@ from agentguard.budget.resources import NANO_USD
 from agentguard.errors import NoActiveRunError, RunStopped
 from agentguard.runs import tasks
 from agentguard.runs.branch import MAIN, Branch, check_branch
-from agentguard.runs.current import CURRENT, Place, leave
+from agentguard.runs.current import CURRENT, Position, leave
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, recorded
 from agentguard.steps.block import StepBlock
+from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.kinds import check_followed
 from agentguard.steps.live import LiveRun
 from agentguard.steps.scope import Scope
 from agentguard.steps.shielding import shielded
 from agentguard.steps.spinning import check_place
-from agentguard.steps.verdict import raise_verdict
 
 T = TypeVar("T")
 
@@ -60,9 +60,9 @@ class Run:
     def __init__(self, session: Session, again: Callable[[dict[str, Any]], Run] | None = None) -> None:
         self._session = session
         self._again = again
-        self._journal: LiveRun | None = None
+        self._live_run: LiveRun | None = None
         self._token: Any = None
-        self._place: Any = None
+        self._position: Any = None
         #: What was current before.
         self._before: Any = None
         self._branch: Branch | None = None
@@ -84,11 +84,11 @@ class Run:
     # --- what it is ----------------------------------------------------------------------------
 
     @property
-    def journal(self) -> LiveRun:
+    def live_run(self) -> LiveRun:
         """The run's log in this process; for agentguard's own rooms."""
-        if self._journal is None:
+        if self._live_run is None:
             raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
-        return self._journal
+        return self._live_run
 
     @property
     def session(self) -> Session:
@@ -118,46 +118,46 @@ class Run:
     @property
     def state(self) -> RunState:
         """Where the run is in its life, as far as this process knows."""
-        return RunState.CREATED if self._journal is None else self._journal.fold.state
+        return RunState.CREATED if self._live_run is None else self._live_run.fold.state
 
     @property
     def stop(self) -> RunStopped | None:
         """What stopped the run, if anything did; after a drain, what its code is told."""
-        journal = self._journal
-        if journal is None or journal.stop is not None or journal.draining is None:
-            return None if journal is None else journal.stop
-        return journal.draining.stop
+        live_run = self._live_run
+        if live_run is None or live_run.stop is not None or live_run.draining is None:
+            return None if live_run is None else live_run.stop
+        return live_run.draining.stop
 
     @property
     def spent(self) -> Usage:
         """What the run has used, nested runs included."""
-        return Usage.from_amounts(self.journal.spent())
+        return Usage.from_amounts(self.live_run.spent())
 
     @property
     def remaining(self) -> Remaining:
         """What its own budget leaves, reservations in flight taken off; None without a limit."""
-        return Remaining(self.journal.remaining())
+        return Remaining(self.live_run.remaining())
 
     @property
     def warnings(self) -> tuple[dict[str, Any], ...]:
         """The budget warnings given so far."""
-        return () if self._journal is None else tuple(self._journal.fold.warnings)
+        return () if self._live_run is None else tuple(self._live_run.fold.warnings)
 
     def summary(self) -> RunSummary:
         """The run in a few lines; its `head` is an anchor for `verify`."""
-        return self.journal.summary()
+        return self.live_run.summary()
 
     # --- the block -----------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._journal is not None:
+        if self._live_run is not None:
             raise RuntimeError(f"run {self.id} was entered before; open a new one")
-        self._journal = self._session.open()
+        self._live_run = self._session.open()
         self.thread = threading.get_ident()
         self._branch = self._session.branch()
-        self._place = Place(self, None, self._branch)
+        self._position = Position(self, None, self._branch)
         self._before = CURRENT.get()
-        self._token = CURRENT.set(self._place)
+        self._token = CURRENT.set(self._position)
         self._meet_running_loop()
         return self
 
@@ -167,22 +167,22 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        journal = self.journal
+        live_run = self.live_run
         if self._token is None:  # closed before, perhaps without its end on record
-            again = journal.owner and not journal.fold.state.final
-            raise_verdict(self._session.close(journal, error) if again else self.stop, error)
+            again = live_run.owner and not live_run.fold.state.final
+            raise_on_exit(self._session.close(live_run, error) if again else self.stop, error)
             return
         token, self._token = self._token, None
         leave(token, self)
         self._skip_what_was_left()
-        raise_verdict(self._session.close(journal, error), error)
+        raise_on_exit(self._session.close(live_run, error), error)
 
     def _skip_what_was_left(self) -> None:
         """Runs may be left in another order than they were entered in (`guard.start`)."""
-        place = CURRENT.get()
-        while place is not None and place.run._journal is not None and place.run._token is None:
-            place = place.run._before
-            CURRENT.set(place)
+        position = CURRENT.get()
+        while position is not None and position.run._live_run is not None and position.run._token is None:
+            position = position.run._before
+            CURRENT.set(position)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -202,7 +202,7 @@ class Run:
 
     async def _drained(self) -> None:
         """Return when a drain of this run is over, if one is under way."""
-        draining = self.journal.draining
+        draining = self.live_run.draining
         if draining is not None and draining.run_id == self.id:
             while not draining.over.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(_MOMENT)
@@ -249,7 +249,7 @@ class Run:
 
     async def _awaited(self, result: Awaitable[Any]) -> Any:
         """Go on with the run where what its function returned is awaited, and end it there."""
-        self._token = CURRENT.set(self._place)
+        self._token = CURRENT.set(self._position)
         self._meet_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_exit(self)
@@ -268,33 +268,39 @@ class Run:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        self.meet(loop, self._place.branch, early=False)
+        self.install_task_factory(loop, self._position.branch, early=False)
 
-    def meet(self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True) -> None:
+    def install_task_factory(
+        self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True
+    ) -> None:
         """See to it that tasks made in this loop get branches of their own."""
-        journal = self.journal
-        if loop in journal.in_flight.loops:
+        live_run = self.live_run
+        if loop in live_run.in_flight.loops:
             return
-        journal.in_flight.loops[loop] = tasks.meet(loop, id(journal))
-        if journal.player is not None:
-            journal.player.meet(loop, early=early)
+        live_run.in_flight.loops[loop] = tasks.install_task_factory(loop, id(live_run))
+        if live_run.player is not None:
+            live_run.player.meet(loop, early=early)
         if early:
             if branch.tasks is None:
                 branch.tasks = tasks.EarlyTasks()
-            journal.in_flight.loops[loop].count(branch.tasks.add(branch, loop), journal)
+            live_run.in_flight.loops[loop].count(branch.tasks.add(branch, loop), live_run)
 
     # --- steps ---------------------------------------------------------------------------------
 
     def here(self) -> Any:
         """The place of the code that runs now, in this run."""
-        place = CURRENT.get()
-        if place is not None and place.run is self:
-            call.meet_loop(place)
-            branch = place.branch.here()
-            return place if branch is place.branch else Place(self, place.scope, branch, place.step)
-        if self._place is None:
+        position = CURRENT.get()
+        if position is not None and position.run is self:
+            call.ensure_task_factory(position)
+            branch = position.branch.here()
+            return (
+                position
+                if branch is position.branch
+                else Position(self, position.scope, branch, position.step)
+            )
+        if self._position is None:
             raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
-        return self._place
+        return self._position
 
     def call(self, name: str, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Run `fn(*args, **kwargs)` as a guarded step; awaitable for a coroutine function.
@@ -322,7 +328,7 @@ class Run:
     def limits(self, *resources: str) -> bool:
         """Whether some level that a step here is charged to limits one of these ("usd", "tokens")."""
         names = [NANO_USD if resource == "usd" else resource for resource in resources]
-        return bool(self.journal.levels.limited(names, self.here().scope_key))
+        return bool(self.live_run.levels.limited(names, self.here().scope_key))
 
     def step(self, name: str, *, branch: str | Branch | None = None, **options: Any) -> StepBlock:
         """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.
@@ -336,12 +342,12 @@ class Run:
     def check(self) -> None:
         """Raise the stop of this place, if there is one: for loops that run no step, such as streams."""
         here = self.here()
-        check_place(self.journal, here.scope_key, here.branch.path)
+        check_place(self.live_run, here.scope_key, here.branch.path)
 
     @property
     def replayed(self) -> bool:
         """Whether this is a replay, which carries nothing out: for integrations."""
-        player = self.journal.player
+        player = self.live_run.player
         return player is not None and not player.live
 
     def skip(self, done: Callable[[str], bool]) -> int:
@@ -351,7 +357,7 @@ class Run:
         asked for the branch of each call that has an outcome on record and was not made yet.  Return how many
         were taken; outside a recovery, none.
         """
-        player = self.journal.player
+        player = self.live_run.player
         return 0 if player is None else player.skip(done)
 
     async def shield(self, body: Awaitable[T]) -> T:
@@ -363,17 +369,17 @@ class Run:
         return await shielded(self.check, body)
 
     def _at(self, branch: str | Branch | None) -> Any:
-        place = self.here()
+        position = self.here()
         if branch is None:
-            return place
-        call.meet_loop(
-            place
+            return position
+        call.ensure_task_factory(
+            position
         )  # by where the code is, so that tasks it has made are not looked for in `branch`
         if isinstance(branch, str):
-            branches = self.journal.branches
+            branches = self.live_run.branches
             path = check_branch(branch)
             branch = branches.get(path) or branches.setdefault(path, Branch(f"{MAIN}/{path}"))
-        return Place(self, place.scope, branch, place.step)
+        return Position(self, position.scope, branch, position.step)
 
     def scope(self, name: str, budget: Budget | None = None) -> Scope:
         """A part of the run with a budget of its own."""
@@ -389,29 +395,29 @@ class Run:
 
     async def gather(self, *awaitables: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
         """`asyncio.gather`, each awaitable in a branch of its own, in the order given."""
-        self.meet(asyncio.get_running_loop(), self.here().branch)
+        self.install_task_factory(asyncio.get_running_loop(), self.here().branch)
         return await asyncio.gather(*awaitables, return_exceptions=return_exceptions)
 
     # --- recorded values -----------------------------------------------------------------------
 
     def now(self) -> datetime:
         """The time (UTC), on record, so that a replay sees the same."""
-        return recorded.now(self.journal, self.here())
+        return recorded.now(self.live_run, self.here())
 
     def uuid(self) -> uuid_module.UUID:
         """A UUID that follows from the run's seed: the same in a replay."""
-        return recorded.seeded_uuid(self.journal, self.here())
+        return recorded.seeded_uuid(self.live_run, self.here())
 
     def random(self) -> float:
         """A number in [0, 1) that follows from the run's seed: the same in a replay."""
-        return recorded.seeded_random(self.journal, self.here())
+        return recorded.seeded_random(self.live_run, self.here())
 
     def record(self, name: str, fn: Callable[[], Any], *, branch: str | Branch | None = None) -> Any:
         """What `fn()` gives or raises, on record; for values that are no step.
 
         Awaitable for a coroutine function.
         """
-        return recorded.record(self.journal, self._at(branch), name, fn)
+        return recorded.record(self.live_run, self._at(branch), name, fn)
 
     # --- control -------------------------------------------------------------------------------
 
@@ -492,11 +498,11 @@ class Run:
             ...     agent()
             3
         """
-        return self._session.drain(self.journal, timeout)
+        return self._session.drain(self.live_run, timeout)
 
     async def adrain(self, timeout: float | None = None) -> bool:
         """The async form of `drain`: it waits without blocking the event loop."""
-        return await self._session.adrain(self.journal, timeout)
+        return await self._session.adrain(self.live_run, timeout)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} {self.id} {self.state}>"

@@ -14,8 +14,8 @@ from agentguard.budget.rules import BudgetRules
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.heartbeat import Heartbeat
 from agentguard.protocols import Participant, RunRow
+from agentguard.steps.components import Components
 from agentguard.steps.live import LiveRun
-from agentguard.steps.parts import Parts
 
 
 class Runtime:
@@ -27,7 +27,7 @@ class Runtime:
 
     def __init__(
         self,
-        open_components: Callable[[], Parts],
+        open_components: Callable[[], Components],
         *,
         default_budget: Budget | None = None,
         new_run_id: Callable[[], str] = new_run_id,
@@ -35,8 +35,8 @@ class Runtime:
         beat: Callable[[Runtime], None],
     ) -> None:
         self._open_components = open_components
-        self._components: Parts | None = None
-        self._opening: dict[int, Parts] = {}
+        self._components: Components | None = None
+        self._opening: dict[int, Components] = {}
         self._participant: Participant | None = None
         #: Whether runs of other guards that are opened inside one of its runs become its own.
         self.adopts = False
@@ -67,7 +67,7 @@ class Runtime:
     # --- components ----------------------------------------------------------------------------
 
     @property
-    def components(self) -> Parts:
+    def components(self) -> Components:
         """The components, opened at first use.
 
         Raises:
@@ -85,7 +85,7 @@ class Runtime:
         return self._components
 
     @property
-    def opened(self) -> Parts | None:
+    def opened(self) -> Components | None:
         """The components, if they are open."""
         return self._components
 
@@ -116,17 +116,17 @@ class Runtime:
 
     def observe(self) -> None:
         """Hold every live run of this process against the kill switch."""
-        for journal in self.journals():
+        for live_run in self.live_runs():
             with contextlib.suppress(AgentGuardError):
-                journal.look()
+                live_run.look()
 
     # --- runs ----------------------------------------------------------------------------------
 
-    def journals(self) -> Iterator[LiveRun]:
+    def live_runs(self) -> Iterator[LiveRun]:
         """Return the live runs of this process, while other threads open and end some."""
         for ref in self.live.valuerefs():
-            if (journal := ref()) is not None:
-                yield journal
+            if (live_run := ref()) is not None:
+                yield live_run
 
     def row(self, run_id: str) -> RunRow:
         """Return the row of a run.

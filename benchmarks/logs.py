@@ -68,7 +68,7 @@ def _fill(path: Path, runs: int, steps: int) -> None:
         with Guard.in_memory(telemetry=False) as guard:
             with guard.run("benchmark") as run:
                 m.calls(step, steps)
-            memory = guard.parts.store
+            memory = guard.components.store
             row = memory.row(run.id)
             assert row is not None
             store.create(row, list(memory.read(run.id)))

@@ -83,7 +83,7 @@ def _record(path: Path, steps: int, program: Callable[[int], None]) -> None:
     with Guard.in_memory(telemetry=False) as guard:
         with guard.run("benchmark", run_id="recorded"):
             program(steps)
-        memory = guard.parts.store
+        memory = guard.components.store
         row = memory.row("recorded")
         assert row is not None
         store.create(row, list(memory.read("recorded")))

@@ -15,7 +15,7 @@ import pytest
 
 from agentguard import Guard, RunStopped
 from agentguard.runs.current import CURRENT
-from agentguard.steps.verdict import raise_verdict
+from agentguard.steps.exit_rule import raise_on_exit
 from tests import postgres, servers
 
 
@@ -45,12 +45,12 @@ def failures_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
     Otherwise it would be the cause of the stop, which most tests of stops expect, and would go unseen.
     """
 
-    def verdict(stop: RunStopped | None, arrived: BaseException | None) -> None:
+    def exit_rule(stop: RunStopped | None, arrived: BaseException | None) -> None:
         if not isinstance(arrived, AssertionError | pytest.fail.Exception):
-            raise_verdict(stop, arrived)
+            raise_on_exit(stop, arrived)
 
-    monkeypatch.setattr("agentguard.run.raise_verdict", verdict)
-    monkeypatch.setattr("agentguard.steps.scope.raise_verdict", verdict)
+    monkeypatch.setattr("agentguard.run.raise_on_exit", exit_rule)
+    monkeypatch.setattr("agentguard.steps.scope.raise_on_exit", exit_rule)
 
 
 @pytest.fixture

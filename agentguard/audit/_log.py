@@ -42,7 +42,7 @@ _OF_STEPS = ("bounded", "needs_branch_names")
 _MARKS = [b'"%s":"' % name.encode() for name in sorted(set(_DIGESTS.values()))]
 
 
-class Examination:
+class LogVerifier:
     """What is found out about one log; a fault ends it, since what follows cannot be judged."""
 
     def __init__(

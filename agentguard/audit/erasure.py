@@ -27,7 +27,7 @@ _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def erase(journal: LiveRun, switch: KillSwitch, actor: str) -> int:
+def erase(live_run: LiveRun, switch: KillSwitch, actor: str) -> int:
     """Drop payloads and salt of an ended run; gives how many payloads there were.
 
     Doing it again does nothing, but finish what a crash had left undone.
@@ -35,7 +35,7 @@ def erase(journal: LiveRun, switch: KillSwitch, actor: str) -> int:
     Raises:
         AgentGuardError: the run has not ended.
     """
-    log, store, run_id = journal.log, journal.log.store, journal.run_id
+    log, store, run_id = live_run.log, live_run.log.store, live_run.run_id
 
     def drop() -> int:
         state = log.fold.state
@@ -44,13 +44,13 @@ def erase(journal: LiveRun, switch: KillSwitch, actor: str) -> int:
                 f"run {run_id} is {state} and goes on recording; end or kill it, then erase it"
             )
         if not log.fold.erased:
-            log.act([Record(0, PAYLOAD_ERASED, journal.clock.wall(), data={"actor": actor})])
+            log.act([Record(0, PAYLOAD_ERASED, live_run.clock.wall(), data={"actor": actor})])
         return store.erase(run_id)
 
     dropped = log.decide(drop)
     store.erase(run_id)  # outside of the act, so that nothing lingers in a file beside the log
     if run_id not in _erased_runs(switch):
-        switch.record(PAYLOAD_ERASED, {"run": run_id, "tenant": journal.fold.tenant, "actor": actor})
+        switch.record(PAYLOAD_ERASED, {"run": run_id, "tenant": live_run.fold.tenant, "actor": actor})
     return dropped
 
 

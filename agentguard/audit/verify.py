@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agentguard.audit._log import Examination
+from agentguard.audit._log import LogVerifier
 from agentguard.errors import EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
@@ -142,7 +142,7 @@ def _verify_run(
             anchors[head.seq] = head.hash
         if anchor is not None:
             anchors[anchor.seq] = anchor.hash
-        log = Examination(run_id, row.salt, anchors, head.seq)
+        log = LogVerifier(run_id, row.salt, anchors, head.seq)
         found = _examined(log, read(run_id))
         if not found and (problem := log.row_problem(row)) is not None:
             found = [Fault(run_id, log.seq, problem)]
@@ -158,11 +158,11 @@ def _row_head(row: RunRow) -> Head:
 
 
 def _verify_control(log: Iterable[Stored], anchor: Head | None) -> tuple[list[Fault], int]:
-    control = Examination(CONTROL_RUN_ID, None, {} if anchor is None else {anchor.seq: anchor.hash})
+    control = LogVerifier(CONTROL_RUN_ID, None, {} if anchor is None else {anchor.seq: anchor.hash})
     return _examined(control, log), control.seq
 
 
-def _examined(log: Examination, events: Iterable[Any]) -> list[Fault]:
+def _examined(log: LogVerifier, events: Iterable[Any]) -> list[Fault]:
     try:
         problem = log.problem(events)
     except LogIntegrityError as error:

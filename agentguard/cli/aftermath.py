@@ -49,7 +49,7 @@ class Covered(NamedTuple):
 @contextmanager
 def _store(home: Path) -> Iterator[EventStore]:
     with Guard.open(hard_kill.store_url(home), kill_switch="memory", telemetry=False) as guard:
-        yield guard.parts.store
+        yield guard.components.store
 
 
 def named(name: str, home: Path) -> list[RunRow]:

@@ -41,7 +41,7 @@ def _around(guard: Guard, run_id: str, key: str | None) -> Iterator[Text]:
     """The events up to the one that began `key`."""
     lines = timeline.Timeline()
     shown: deque[Text] = deque(maxlen=_CONTEXT + 1)
-    for entry in timeline.entries(run_id, guard.parts.store.read(run_id)):
+    for entry in timeline.entries(run_id, guard.components.store.read(run_id)):
         shown.extend(lines.lines([entry]))
         if entry.event.key == key and entry.event.type in _BEGUN:
             yield from shown

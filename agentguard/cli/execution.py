@@ -41,7 +41,7 @@ class Ending:
 
 def execute(guard: Guard, program: Program, run: Run, *, as_json: bool) -> Ending:
     """Run a program, what it prints kept out of the JSON."""
-    last = guard.parts.store.last(run.id)
+    last = guard.components.store.last(run.id)
     with _printing_aside() if as_json else progress.of_run(run, 0 if last is None else last.seq):
         try:
             return Ending(program.run_in(run))
@@ -100,7 +100,7 @@ def print_carried_on(guard: Guard, run_id: str, ending: Ending) -> None:
     """Print the same as JSON."""
     error = ending.error
     data = {
-        "run": guard.summary(run_id).to_data() if guard.parts.store.row(run_id) is not None else None,
+        "run": guard.summary(run_id).to_data() if guard.components.store.row(run_id) is not None else None,
         "result": plain(ending.result),
         "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
         "divergence": error.facts() if isinstance(error, ReplayDivergenceError) else None,

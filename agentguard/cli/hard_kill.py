@@ -101,11 +101,11 @@ class HardKill:
             signalled[name] = [process for process in sorted(held) if _send(process, signal.Signals[name])]
             _until(lambda held=held: not any(process.alive for process in held), grace)  # type: ignore[misc]
         with self._noting("the store"):
-            close_dead_runs(self._guard.parts)
+            close_dead_runs(self._guard.components)
         return Hard(signalled, sorted(self.holding(generation)))
 
     def _rows(self) -> Iterator[RunRow]:
-        store = self._guard.parts.store
+        store = self._guard.components.store
         if self._meant.scope == RUN:
             row = store.row(self._meant.target)
             yield from () if row is None else self._with_nested(row)
@@ -116,7 +116,7 @@ class HardKill:
 
     def _with_nested(self, row: RunRow) -> Iterator[RunRow]:
         yield row
-        for child in self._guard.parts.store.children(row.run_id):
+        for child in self._guard.components.store.children(row.run_id):
             yield from self._with_nested(child)
 
     def _covers(self, row: RunRow) -> bool:
@@ -124,7 +124,7 @@ class HardKill:
 
     def _goes_on(self, row: RunRow) -> bool:
         """Whether the run has not ended, or a body is still in flight."""
-        return not RunState(row.state).final or bool(reconstruct(self._guard.parts.store, row).open)
+        return not RunState(row.state).final or bool(reconstruct(self._guard.components.store, row).open)
 
     def _record(self, generation: int, name: str, held: Holders) -> None:
         processes = [{"pid": p.pid, "start": p.start, "runs": runs} for p, runs in sorted(held.items())]

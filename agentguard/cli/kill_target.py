@@ -93,13 +93,13 @@ def _is_dead(owner: Any, heartbeat_ns: Any) -> bool:
         return False
 
 
-def bury(runs: Sequence[LiveRun], home: Path) -> int:
+def close_dead(runs: Sequence[LiveRun], home: Path) -> int:
     """Write the end of runs whose processes are dead, which cannot do it; gives how many now have one.
 
     What of it fails is left to whoever looks next.
     """
     dead = [run.run_id for run in runs if run.dead]
-    buried = 0
+    closed = 0
     if dead:  # and only then are store and rules needed
         from agentguard.errors import AgentGuardError
         from agentguard.guard import Guard
@@ -113,10 +113,10 @@ def bury(runs: Sequence[LiveRun], home: Path) -> int:
             )
             with Guard.open(store, kill_switch=PageKillSwitch(home), telemetry=False) as guard:
                 for run_id in dead:
-                    row = guard.parts.store.row(run_id)
+                    row = guard.components.store.row(run_id)
                     if row is not None:
-                        buried += RunState(close_dead_run(guard.parts, row).state).final
-    return buried
+                        closed += RunState(close_dead_run(guard.components, row).state).final
+    return closed
 
 
 def _store_file(home: Path) -> Path | None:

@@ -123,7 +123,7 @@ def acting() -> Iterator[Guard]:
 def _opened(kill_switch: str | KillSwitch | None) -> Iterator[Guard]:
     with Guard.open(kill_switch=kill_switch, telemetry=False) as guard:
         try:
-            _ = guard.parts
+            _ = guard.components
         except ValueError as error:
             raise UsageError(str(error)) from error
         yield guard
@@ -131,7 +131,7 @@ def _opened(kill_switch: str | KillSwitch | None) -> Iterator[Guard]:
 
 def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
     """The control log to look at: an export's own, else that of the home, from the file alone."""
-    own = None if guard is None else getattr(guard.parts.store, "switch", None)
+    own = None if guard is None else getattr(guard.components.store, "switch", None)
     if isinstance(own, ReadOnlyKillSwitch):
         return own
     home = config.home()
@@ -159,7 +159,7 @@ def find_log(guard: Guard, typed: str) -> str:
         AmbiguousRunError: several do.
     """
     checked_id(typed, "RUN")
-    store = guard.parts.store
+    store = guard.components.store
     if typed == CONTROL_RUN_ID or store.row(typed) is not None:
         return typed
     found = [row.run_id for row in store.rows(limit=_ALL) if row.run_id.startswith(typed)]

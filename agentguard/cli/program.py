@@ -51,7 +51,7 @@ class Program:
         if self._decorated is not None:
             runtime = self._decorated.session.runtime
             own.insert(0, next((guard for guard in own if guard.runtime is runtime), Guard(runtime)))
-        return next((guard for guard in own if guard.parts.store.url == url), None)
+        return next((guard for guard in own if guard.components.store.url == url), None)
 
     def run_in(self, run: Run) -> Any:
         """Enter a run, call the function, and give its result."""

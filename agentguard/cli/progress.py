@@ -44,7 +44,7 @@ class _Following(Progress):
         """The bar, as far as the log has been read by now."""
         # Its first drawing comes before the task, and the run may not have been entered.
         with contextlib.suppress(NoActiveRunError):
-            player = self._run.journal.player if self.tasks else None
+            player = self._run.live_run.player if self.tasks else None
             if isinstance(player, Player) and player.tape.last is not None:
                 self.update(self._task, completed=player.tape.last.seq)
         yield from super().get_renderables()

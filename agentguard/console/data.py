@@ -89,7 +89,7 @@ class Console:
         self.auth = Auth(tokens)
         self._hide_payloads = hide_payloads
         self._lock = threading.Lock()
-        self._followed = LiveRuns(guard.parts.store, guard.parts.clock)
+        self._followed = LiveRuns(guard.components.store, guard.components.clock)
         self._snapshot: tuple[float, Snapshot] | None = None
         #: By generation: the runs that each kill of this console covered when it was given.
         self._covered: dict[int, list[str]] = {}
@@ -137,7 +137,7 @@ class Console:
 
     def _arguments(self, asked: Approval) -> Any:
         found = None
-        for stored in self.guard.parts.store.read(asked.run_id):
+        for stored in self.guard.components.store.read(asked.run_id):
             if stored.payload is not None and ev.APPROVAL_REQUESTED.encode() in stored.body[:64]:
                 found = stored.payload if codec.decode(stored.body).key == asked.key else found
         return None if found is None else _decoded(found)
@@ -147,7 +147,7 @@ class Console:
             return True
         if kill.scope == "tenant":
             return who.sees(kill.target)
-        row = self.guard.parts.store.row(kill.target)
+        row = self.guard.components.store.row(kill.target)
         return row is not None and who.sees(row.tenant)
 
     # --- runs ------------------------------------------------------------------------------------
@@ -158,14 +158,14 @@ class Console:
         Raises:
             RunNotFoundError: there is no such run, or it is another tenant's: a token cannot tell.
         """
-        row = None if run_id == CONTROL_RUN_ID else self.guard.parts.store.row(run_id)
+        row = None if run_id == CONTROL_RUN_ID else self.guard.components.store.row(run_id)
         if row is None or not who.sees(row.tenant):
             raise RunNotFoundError(run_id)
         return row
 
     def status(self, row: RunRow) -> RunStatus:
         """Return how a run stands now."""
-        return status_of(self.guard.parts.store, row, self.guard.parts.clock)
+        return status_of(self.guard.components.store, row, self.guard.components.clock)
 
     def runs(self, who: Identity, *, tenant: str, state: str, name: str, after: str) -> RunPage:
         """Return a page of runs; an empty filter lets all through, `name` may have `*` and `?`.
@@ -192,7 +192,7 @@ class Console:
         count, given = PAGE * 2, 0
         started = not after
         while True:
-            rows = self.guard.parts.store.rows(tenant=tenant, state=state and str(state), limit=count)
+            rows = self.guard.components.store.rows(tenant=tenant, state=state and str(state), limit=count)
             for row in rows[given:]:
                 if started:
                     yield row
@@ -209,7 +209,7 @@ class Console:
         depths: dict[str, int] = {}
         shown = self.shows_payloads(who)
         found: list[TimelineEntry] = []
-        for stored in self.guard.parts.store.read(row.run_id):
+        for stored in self.guard.components.store.read(row.run_id):
             event = codec.to_event(row.run_id, stored, b"")
             depth = _depth(event, depths)
             if event.seq <= after:
@@ -245,9 +245,9 @@ class Console:
         kills = [kill for kill in self.guard.kills() if kill.generation == generation]
         if not kills or not self._sees_kill(who, kills[0]):
             raise AgentGuardError(f"there is no kill of generation {generation}")
-        switch = self.guard.parts.switch
+        switch = self.guard.components.switch
         late = switch.unacknowledged(generation) if isinstance(switch, PageKillSwitch) else []
-        store = self.guard.parts.store
+        store = self.guard.components.store
         rows = [store.row(run_id) for run_id in self._covered.get(generation, [])]
         return Hit(
             kills[0],

@@ -30,7 +30,7 @@ def _read_back(guard: Guard, runs: list[RunSummary], script: Script) -> None:
     )
     for run in runs:
         script.stage.summary(run)
-        script.stage.log(run, list(guard.parts.store.read(run.run_id)))
+        script.stage.log(run, list(guard.components.store.read(run.run_id)))
         script.holds(f"{run.name}: the log adds up to this summary", guard.reconstruct(run.run_id) == run)
 
 
@@ -46,7 +46,7 @@ def _verify(guard: Guard, runs: list[RunSummary], script: Script) -> None:
 
 
 def _middle_of(guard: Guard, run_id: str) -> int:
-    log = guard.parts.store.read(run_id)
+    log = guard.components.store.read(run_id)
     return forgery.middle_outcome([(s.seq, codec.decode(s.body).type) for s in log])
 
 

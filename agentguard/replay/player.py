@@ -1,4 +1,4 @@
-"""The player: answers for a journal from its log.  No step body runs for what is on record.
+"""The player: answers for a live run from its log.  No step body runs for what is on record.
 
 A replay answers everything, and a call that is not on record is a divergence.  A recovery answers its
 prefix and lets the rest go live; there, a step that started and has no outcome is handed to `unknown`.
@@ -24,7 +24,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
 from agentguard.replay import divergence as d
-from agentguard.replay.ahead import Ahead
+from agentguard.replay.not_yet_replayed import NotYetReplayed
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.stalls import STALL_TIMEOUT, Stalls
 from agentguard.replay.tape import Call, Tape
@@ -35,10 +35,10 @@ from agentguard.steps import exceptions, values
 from agentguard.steps.items import Recorded, recorded
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
-from agentguard.steps.served import Served, ServedItems
+from agentguard.steps.served import RecordedOutcome, ServedItems
 from agentguard.steps.spec import StepSpec
 
-Unknown = Callable[[Step, Call], Served | None]
+Unknown = Callable[[Step, Call], RecordedOutcome | None]
 _T = TypeVar("_T")
 
 
@@ -47,19 +47,19 @@ class Player:
 
     def __init__(
         self,
-        journal: LiveRun,
+        live_run: LiveRun,
         log: Iterator[Stored],
         *,
         unknown: Unknown | None = None,
         stall_timeout: float = STALL_TIMEOUT,
         around: Player | None = None,
     ) -> None:
-        self._journal = journal
+        self._live_run = live_run
         self._around = around
         self._lock = threading.RLock()
         self.tape = Tape(log)
         self._unknown = unknown
-        self._ahead = None if unknown is None else Ahead(journal.log.fold)
+        self._not_yet = None if unknown is None else NotYetReplayed(live_run.log.fold)
         self._scopes: dict[str, Call] = {}
         #: The last call served of each `key=`.
         self._keyed: dict[str, Call] = {}
@@ -77,11 +77,11 @@ class Player:
 
     @property
     def halted(self) -> bool:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         return self.in_doubt is not None or self.divergence is not None
 
     def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         if self._around is None and not self.live:
             self._stalls.attend(loop, early=early)
 
@@ -104,13 +104,13 @@ class Player:
     # --- steps ---------------------------------------------------------------------------------
 
     def came(self, step: Step) -> tuple[str, ...]:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
             return () if call is None else tuple(call.end_data.get("came", ()))
 
-    def serve(self, step: Step) -> Served | None:
-        """See `agentguard.steps.served.Player`."""
+    def serve(self, step: Step) -> RecordedOutcome | None:
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
             if call is None:
@@ -120,8 +120,8 @@ class Player:
             self.consume(call)
             return self.outcome(step.spec, call)
 
-    async def serve_async(self, step: Step) -> Served | None:
-        """See `agentguard.steps.served.Player`."""
+    async def serve_async(self, step: Step) -> RecordedOutcome | None:
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
             if call is None:
@@ -136,7 +136,7 @@ class Player:
             return self.outcome(step.spec, call)
 
     def serve_items(self, step: Step) -> ServedItems | None:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
             if call is None:
@@ -151,17 +151,17 @@ class Player:
             self._replayable(call)
             made = self._restored(call, step.spec, _items)
             failed = call.end is not None and call.end.type == ev.STEP_FAILED
-            end = Served(error=self._error(call)) if failed else Served(made.returned)
+            end = RecordedOutcome(error=self._error(call)) if failed else RecordedOutcome(made.returned)
             left = "closed_early" in call.end_data or call.end_data.get("outcome") == "abandoned"
             return ServedItems(made.items, end, made.sent, left)
 
     def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             self.diverge(d.ARGUMENTS, step.key, recorded, found)
 
     def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         total = len(served.items)
         with self._lock:
             if count > total:
@@ -171,7 +171,7 @@ class Player:
             self.diverge(d.OUTCOME, step.key, f"its end, after {total} items", "it was left before that")
 
     def block(self, step: Step) -> None:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
             if call is None:
@@ -188,7 +188,7 @@ class Player:
             self._begin_again(step)
             return None
         recorded = call.data.get("args")
-        known = recorded is not None and step.digest is not None and self._journal.log.salt
+        known = recorded is not None and step.digest is not None and self._live_run.log.salt
         if known and recorded != step.digest:
             self._raise(d.arguments(step.key, call.payload, step.payload))
         if (call.start.kind, call.start.name) != (step.kind, step.name):
@@ -205,14 +205,14 @@ class Player:
     def _begin_again(self, step: Step) -> None:
         """Let a step that an operator had tried again go on with its next attempt."""
         before = self.tape.retried(step.key)
-        if not before or self._ahead is None:
+        if not before or self._not_yet is None:
             return
         last = before[-1]
         step.attempt = last.start.attempt + 1
         # The body that runs again is the one that crashed: what it had called is served to it.
         step.begin_branch(last.start.attempt - len(last.before))
         for attempt in before:
-            self._ahead.ended(attempt)
+            self._not_yet.ended(attempt)
 
     def _call(self, key: str, pos: int, scope: str, path: str | None = None) -> Call | None:
         if self.divergence is not None:
@@ -258,10 +258,10 @@ class Player:
             return stop
         if decision is not None and denied:
             data = decision.data or {}
-            return ApprovalDeniedError(key, data.get("reason"), data.get("actor"), self._journal.run_id)
+            return ApprovalDeniedError(key, data.get("reason"), data.get("actor"), self._live_run.run_id)
         earlier = self._keyed.get(key)
         if earlier is not None and not earlier.failed:
-            return DuplicateKeyError(key.removeprefix("key:"), self._journal.run_id)
+            return DuplicateKeyError(key.removeprefix("key:"), self._live_run.run_id)
         return None
 
     def _scope_stop(self, scope: str, after: int | None) -> RunStopped | None:
@@ -270,7 +270,7 @@ class Player:
         `after` is the first event known to be later than the call, or its denial: a stop that came later
         still is not what the call raised.
         """
-        for level in self._journal.log.fold.chain(scope):
+        for level in self._live_run.log.fold.chain(scope):
             stopped = self.tape.scope_stops.get(level.key)
             if stopped is not None and (after is None or stopped.seq < after):
                 return self._stop_of(level.key)
@@ -278,45 +278,45 @@ class Player:
 
     def _stop_of(self, scope: str) -> RunStopped | None:
         stop = stop_from((self.tape.scope_stops[scope].data or {})["termination"])
-        return self._journal.stops.scopes.setdefault(scope, stop) if stop is not None else None
+        return self._live_run.stops.scopes.setdefault(scope, stop) if stop is not None else None
 
     def check_doubt(self) -> None:
-        """See `agentguard.steps.served.Player`: nothing goes live beside a step in doubt.
+        """See `agentguard.steps.served.ReplaySource`: nothing goes live beside a step in doubt.
 
         That may be one of an earlier recovery, for which the run is still paused and which this one may
         never come to: it must not wait for what only an operator can say.
         """
-        if self.in_doubt is None and self.live and self._journal.log.fold.state is RunState.PAUSED:
-            unknown = self._journal.log.fold.pause.get("unknown")
+        if self.in_doubt is None and self.live and self._live_run.log.fold.state is RunState.PAUSED:
+            unknown = self._live_run.log.fold.pause.get("unknown")
             if unknown is not None:
-                self.in_doubt = StepOutcomeUnknownError(self._journal.run_id, unknown)
+                self.in_doubt = StepOutcomeUnknownError(self._live_run.run_id, unknown)
         if self.in_doubt is not None:
             raise self.in_doubt.with_traceback(None)
 
     def recorded_stop(self) -> RunStopped | None:
         """What stopped the recorded run, the same object each time."""
-        if self._journal.stops.stop is None and self.tape.terminal is not None:
+        if self._live_run.stops.stop is None and self.tape.terminal is not None:
             data = (self.tape.terminal.data or {})["termination"]
             stop = stop_from(data)
             if stop is not None:
-                self._journal.stops.set(stop)
-        return self._journal.stops.stop
+                self._live_run.stops.set(stop)
+        return self._live_run.stops.stop
 
-    def _without_outcome(self, step: Step, call: Call) -> Served | None:
-        if self._unknown is not None and self._ahead is not None:
+    def _without_outcome(self, step: Step, call: Call) -> RecordedOutcome | None:
+        if self._unknown is not None and self._not_yet is not None:
             self._keyed.pop(step.key, None)  # what becomes of it now is for the run's own account to say
-            own = step.key in self._journal.log.fold.open
+            own = step.key in self._live_run.log.fold.open
             try:
                 answer = self._unknown(step, call)
             except StepOutcomeUnknownError as doubt:
                 self.in_doubt = doubt
                 raise
-            self._ahead.doubted(call, own=own)
+            self._not_yet.doubted(call, own=own)
             self.tape.take(call, with_children=answer is not None)
             return answer
         self.tape.read_until(lambda: False)
         self.tape.take(call)
-        unknown = StepOutcomeUnknownError(self._journal.run_id, step.key)
+        unknown = StepOutcomeUnknownError(self._live_run.run_id, step.key)
         if self.tape.terminal is None:  # the run's process died here: no replay goes further
             self.in_doubt = unknown
         raise unknown
@@ -329,7 +329,7 @@ class Player:
         self._apply(call)
 
     def skip(self, done: Callable[[str], bool]) -> int:
-        """See `agentguard.steps.served.Player`.  What has no outcome on record is not done."""
+        """See `agentguard.steps.served.ReplaySource`.  What has no outcome on record is not done."""
         if not self.live:
             return 0
         with self._lock:
@@ -340,8 +340,8 @@ class Player:
             return len(calls)
 
     def _apply(self, call: Call) -> None:
-        if self._ahead is not None:  # the journal has folded the whole log
-            self._ahead.passed(call)
+        if self._not_yet is not None:  # the live run has folded the whole log
+            self._not_yet.passed(call)
         else:
             self._copy_budgets(call.start.seq)
             for record in self._records(call):
@@ -352,10 +352,10 @@ class Player:
         """Fold what calls came to that outlived the body around them, which was served."""
         while self.tape.late:
             call, record = self.tape.late.popleft()
-            if self._ahead is None:
+            if self._not_yet is None:
                 self._fold(record)
             else:
-                self._ahead.ended(call)
+                self._not_yet.ended(call)
 
     def take_budget(self) -> bool:
         """The program gives its run another budget: take the one on record; False if there is none."""
@@ -364,7 +364,7 @@ class Player:
             if not self.tape.budgets:
                 return False
             record = self.tape.budgets.popleft()
-            if self._ahead is None:  # else the journal has folded the whole log
+            if self._not_yet is None:  # else the live run has folded the whole log
                 self._fold(record)
             return True
 
@@ -374,7 +374,7 @@ class Player:
             self._fold(self.tape.budgets.popleft())
 
     def _fold(self, record: Record) -> None:
-        self._journal.log.fold.apply(record, self._journal.log.fold.hash)
+        self._live_run.log.fold.apply(record, self._live_run.log.fold.hash)
 
     def _records(self, call: Call) -> Iterator[Record]:
         for earlier in call.before:
@@ -385,14 +385,14 @@ class Player:
         if call.end is not None:
             yield call.end
 
-    def outcome(self, spec: StepSpec, call: Call) -> Served:
+    def outcome(self, spec: StepSpec, call: Call) -> RecordedOutcome:
         """A recorded outcome, brought back."""
         if call.start.type == ev.STEP_REFUSED:
-            return Served(error=self._refusal(call))
+            return RecordedOutcome(error=self._refusal(call))
         if call.failed:
-            return Served(error=self._error(call))
+            return RecordedOutcome(error=self._error(call))
         self._replayable(call)
-        return Served(self._restored(call, spec, _result))
+        return RecordedOutcome(self._restored(call, spec, _result))
 
     def _restored(self, call: Call, spec: StepSpec, restore: Callable[[StepSpec, Call], _T]) -> _T:
         """What a call gave, by `restore`; a difference where that cannot make anything of it."""
@@ -420,7 +420,7 @@ class Player:
         if scope and (stop := self._stop_of(scope)) is not None:
             return stop
         self.tape.read_until(lambda: self.tape.terminal is not None)
-        return self.recorded_stop() or StepOutcomeUnknownError(self._journal.run_id, call.start.key or "")
+        return self.recorded_stop() or StepOutcomeUnknownError(self._live_run.run_id, call.start.key or "")
 
     def _error(self, call: Call) -> BaseException:
         """Return the recorded exception; a stop is the run's own, so that it is one object everywhere."""
@@ -437,25 +437,25 @@ class Player:
 
     def recorded_stop_of(self, error: RunStopped) -> RunStopped | None:
         """The run's stop, where an exception stands for it."""
-        if self._journal.stops.stop is None:
+        if self._live_run.stops.stop is None:
             self.tape.read_until(lambda: self.tape.terminal is not None)
             if self.tape.terminal is not None:
                 stop = stop_from((self.tape.terminal.data or {})["termination"])
                 if stop is not None and stop.facts() == error.facts():
                     return self.recorded_stop()
-        return self._journal.stops.stop
+        return self._live_run.stops.stop
 
     # --- values and scopes ---------------------------------------------------------------------
 
     def ahead(self, scope: str) -> tuple[Amounts, Amounts] | None:
-        """See `agentguard.steps.served.Player`."""
-        if self._ahead is None:
+        """See `agentguard.steps.served.ReplaySource`."""
+        if self._not_yet is None:
             return None
         with self._lock:
-            return self._ahead.of(scope)
+            return self._not_yet.of(scope)
 
-    def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
-        """See `agentguard.steps.served.Player`."""
+    def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             try:
                 call = self._call(key, pos, scope)
@@ -467,7 +467,7 @@ class Player:
                 return None
             if "error" in call.data and "unreplayable" not in call.data:
                 self.consume(call)
-                return Served(error=exceptions.restore(call.data["error"], self._own_stop))
+                return RecordedOutcome(error=exceptions.restore(call.data["error"], self._own_stop))
             reason = call.data.get("unreplayable")
             if reason is None and call.payload is None:
                 reason = "its payload was erased, or not captured"
@@ -475,12 +475,12 @@ class Player:
                 self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {reason}")
             self.consume(call)
             try:
-                return Served(values.restore(call.payload or b"null", by_name=True))
+                return RecordedOutcome(values.restore(call.payload or b"null", by_name=True))
             except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
                 self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {error}")
 
     def open_scope(self, scope: Any) -> bool:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._call(scope.key, scope.pos, scope.around)
             if call is None:
@@ -491,7 +491,7 @@ class Player:
             self.tape.take(call)
             self._scopes[scope.key] = call
             if not self.live:
-                self._journal.log.apply(call.start, self._journal.log.fold.hash)
+                self._live_run.log.apply(call.start, self._live_run.log.fold.hash)
             return True
 
     def open_run(self, key: str, pos: int, scope: str) -> str | None:
@@ -505,7 +505,7 @@ class Player:
             return str(call.data["run"])
 
     def close_scope(self, scope: Any) -> bool:
-        """See `agentguard.steps.served.Player`."""
+        """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._scopes.pop(scope.key, None)
             if call is None:
@@ -548,9 +548,9 @@ class Player:
         """The recorded end: its stop to raise, or a difference where the program ended otherwise."""
         terminal = self.tape.terminal
         if terminal is None:
-            return self._journal.stops.stop
+            return self._live_run.stops.stop
         recorded = (terminal.data or {})["termination"]
-        self._journal.log.apply(terminal, self._journal.log.fold.hash)
+        self._live_run.log.apply(terminal, self._live_run.log.fold.hash)
         stop = self.recorded_stop()
         if stop is not None:
             return stop

@@ -19,7 +19,7 @@ from agentguard.runs.state import RunState
 from agentguard.steps import exceptions, values
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
-from agentguard.steps.served import Served
+from agentguard.steps.served import RecordedOutcome
 
 RETRY = "retry"
 COMPLETED = "completed"
@@ -28,32 +28,32 @@ OUTCOMES = (RETRY, COMPLETED, FAILED)
 Resolution = Literal["retry", "completed", "failed"]
 
 
-def settle_unknown(step: Step, call: Call) -> Served | None:
+def settle_unknown(step: Step, call: Call) -> RecordedOutcome | None:
     """What a recovery does about a step that started and has no outcome: None lets it run again.
 
     Raises:
         StepOutcomeUnknownError: nobody but an operator can tell; the run is PAUSED.
     """
-    journal = step.journal
+    live_run = step.live_run
     spec = step.spec
     held = call.data.get("reserve", ONE_STEP)
     if spec.probe is not None:
         return _by_probe(step, call, held)
     if spec.effect == "once":
-        _ask_operator(journal, step.key)
+        _ask_operator(live_run, step.key)
     _retry(step, call, held, by=f"effect {spec.effect}")
     return None
 
 
 def _retry(step: Step, call: Call, held: Amounts, *, by: str) -> None:
     """The step runs again, as another attempt under the same idempotency key."""
-    _put(step.journal, step.key, RETRY, held, by=by)
+    _put(step.live_run, step.key, RETRY, held, by=by)
     step.attempt = call.start.attempt + 1
     # The body that runs again is the one that crashed: what it had called is served to it.
     step.begin_branch(call.start.attempt - len(call.before))
 
 
-def _by_probe(step: Step, call: Call, held: Amounts) -> Served | None:
+def _by_probe(step: Step, call: Call, held: Amounts) -> RecordedOutcome | None:
     """Ask the user's probe, with the step's idempotency key.
 
     It answers `"retry"`, `("completed", result)`, `("failed", message)`, or None: it cannot tell.
@@ -64,52 +64,53 @@ def _by_probe(step: Step, call: Call, held: Amounts) -> Served | None:
         _retry(step, call, held, by="probe")
         return None
     if answer is None:
-        _ask_operator(step.journal, step.key)
+        _ask_operator(step.live_run, step.key)
     if not (isinstance(answer, tuple) and len(answer) == 2 and answer[0] in (COMPLETED, FAILED)):
         raise TypeError(
             f"{step.name}: probe must give 'retry', ('completed', result), ('failed', message) or None, "
             f"not {answer!r}"
         )
     outcome, result = answer
-    _put(step.journal, step.key, outcome, held, by="probe", result=result)
+    _put(step.live_run, step.key, outcome, held, by="probe", result=result)
     if outcome == FAILED:
-        return Served(error=exceptions.restore(_failure(result)))  # as a replay will raise it
-    return Served(result)
+        return RecordedOutcome(error=exceptions.restore(_failure(result)))  # as a replay will raise it
+    return RecordedOutcome(result)
 
 
-def _ask_operator(journal: LiveRun, key: str) -> NoReturn:
-    pause_for(journal, key, f"the outcome of {key} is unknown")
-    raise StepOutcomeUnknownError(journal.run_id, key)
+def _ask_operator(live_run: LiveRun, key: str) -> NoReturn:
+    pause_for(live_run, key, f"the outcome of {key} is unknown")
+    raise StepOutcomeUnknownError(live_run.run_id, key)
 
 
-def pause_for(journal: LiveRun, key: str, reason: str) -> None:
+def pause_for(live_run: LiveRun, key: str, reason: str) -> None:
     """Pause a run until an operator has said what became of a step."""
-    log = journal.log
+    log = live_run.log
 
     def pause() -> None:
         if log.fold.state is RunState.RUNNING:
-            data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": journal.time.elapsed()}
-            log.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+            data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": live_run.time.elapsed()}
+            log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
 
     log.decide(pause)
 
 
 def resolve(
-    journal: LiveRun, key: str, outcome: str, *, result: Any, actor: str, usage: Usage | None = None
+    live_run: LiveRun, key: str, outcome: str, *, result: Any, actor: str, usage: Usage | None = None
 ) -> None:
     """See `Guard.resolve`."""
     if outcome not in OUTCOMES:
         raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, not {outcome!r}")
     if usage is not None and not isinstance(usage, Usage):
         raise TypeError(f"usage must be a Usage, not {type(usage).__name__}")
-    log = journal.log
+    log = live_run.log
 
     def put() -> None:
-        doubt = _doubt(journal, key)
+        doubt = _doubt(live_run, key)
         if doubt is None:
             doubtful = ", ".join(log.fold.open) or "none"
             raise AgentGuardError(
-                f"step {key!r} of run {journal.run_id} has an outcome, or never started; in doubt: {doubtful}"
+                f"step {key!r} of run {live_run.run_id} has an outcome, or never started; "
+                f"in doubt: {doubtful}"
             )
         if outcome == COMPLETED and (reason := values.capture(result, by_name=True).reason) is not None:
             raise ValueError(f"the result of {key} would not come back in a replay: {reason}")
@@ -118,10 +119,10 @@ def resolve(
             if held is None:
                 raise AgentGuardError(f"step {key!r} has an outcome on record, which says what it used")
             held = usage.amounts()
-        _put(journal, key, outcome, held, by=actor, result=result)
+        _put(live_run, key, outcome, held, by=actor, result=result)
         paused_for = log.fold.pause.get("unknown")
         if log.fold.state is RunState.PAUSED and paused_for == key:
-            log.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data={"actor": actor})])
+            log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data={"actor": actor})])
 
     log.decide(put)
 
@@ -132,13 +133,13 @@ class _Doubt(NamedTuple):
     held: Amounts | None
 
 
-def _doubt(journal: LiveRun, key: str) -> _Doubt | None:
+def _doubt(live_run: LiveRun, key: str) -> _Doubt | None:
     """Whether a step has no outcome, or one that a replay cannot hand out.
 
     It may have started in the run that this one was forked from.
     """
     doubt: _Doubt | None = None
-    for stored in origin_log(journal.log.store, journal.run_id):
+    for stored in origin_log(live_run.log.store, live_run.run_id):
         record = codec.decode(stored.body)
         if record.key != key:
             continue
@@ -159,7 +160,7 @@ def _failure(said: Any) -> dict[str, Any]:
 
 
 def _put(
-    journal: LiveRun, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
+    live_run: LiveRun, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
 ) -> None:
     """Append `step_resolved`; a step in doubt is charged what it `held`, since it may have happened."""
     data: dict[str, Any] = {"as": outcome, "by": by}
@@ -167,20 +168,20 @@ def _put(
     if outcome == COMPLETED:
         payload, _, reason = values.capture(result, by_name=True)
         if payload is not None:
-            data["result"] = payload_digest(journal.log.salt, payload)
+            data["result"] = payload_digest(live_run.log.salt, payload)
         if reason is not None:
             data["unreplayable"] = reason
     elif outcome == FAILED:
         data["error"] = _failure(result)
-    log = journal.log
+    log = live_run.log
 
     def put() -> None:
         step = log.fold.open.get(key)
-        movements = journal.levels.settling(key, held) if step is not None else ()
+        movements = live_run.levels.settling(key, held) if step is not None else ()
         record = Record(
             0,
             ev.STEP_RESOLVED,
-            journal.clock.wall(),
+            live_run.clock.wall(),
             key,
             attempt=step.attempt if step is not None else 0,
             usage=held,

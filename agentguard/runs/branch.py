@@ -15,7 +15,7 @@ MAIN = "main"
 UNNAMED = "attach#"
 
 
-def key_part(name: str) -> str:
+def key_segment(name: str) -> str:
     """A name as part of a key, with the key's own separators escaped."""
     return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
 
@@ -75,7 +75,7 @@ class Branch:
         return self  # a copy would hand out the same keys
 
     def next_key(self, part: str) -> str:
-        """The key of the next call; `part` is a name that `key_part` gave."""
+        """The key of the next call; `part` is a name that `key_segment` gave."""
         counter = self._counts.get(part)
         if counter is None:
             counter = self._counts.setdefault(part, count(1))
@@ -94,7 +94,7 @@ class Branch:
 
     def child(self, label: str) -> Branch:
         """A new line of control that begins here."""
-        return Branch(self.next_key(key_part(label)))
+        return Branch(self.next_key(key_segment(label)))
 
     def here(self) -> Branch:
         """The branch of the code that runs now; tasks made before the run met their loop have their own."""

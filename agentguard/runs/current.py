@@ -8,14 +8,14 @@ from typing import Any
 from agentguard.runs.branch import Branch
 
 
-class Place:
+class Position:
     """A position inside a run.  `run`, `scope` and `step` are the public objects, or None."""
 
-    __slots__ = ("branch", "journal", "run", "scope", "scope_key", "step")
+    __slots__ = ("branch", "live_run", "run", "scope", "scope_key", "step")
 
     def __init__(self, run: Any, scope: Any, branch: Branch, step: Any = None) -> None:
         self.run = run
-        self.journal = run.journal
+        self.live_run = run.live_run
         self.scope = scope
         self.scope_key: str = scope.key if scope is not None else ""
         self.branch = branch
@@ -36,8 +36,8 @@ def leave(token: Token[Any], run: Any = None) -> None:
     except ValueError:
         # Entered in one context and left in another (ASGI streaming, notebooks), which may have
         # got the run by copy.
-        place = CURRENT.get()
-        if place is not None and run in (None, place.run):
+        position = CURRENT.get()
+        if position is not None and run in (None, position.run):
             CURRENT.set(None if token.old_value is Token.MISSING else token.old_value)
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from agentguard.runs.branch import Branch
-from agentguard.runs.current import CURRENT, Place
+from agentguard.runs.current import CURRENT, Position
 
 _LABEL = "task"
 
@@ -44,37 +44,39 @@ class LoopBranches:
         """Make a task, in a branch of its own where the context has a run."""
         if context is None:
             context = copy_context()
-            place = CURRENT.get()
+            position = CURRENT.get()
         else:
-            place = context.get(CURRENT)
-        if place is not None and not _inside_wait_for():
-            child = Place(place.run, place.scope, place.branch.here().child(_LABEL), place.step)
+            position = context.get(CURRENT)
+        if position is not None and not _inside_wait_for():
+            child = Position(
+                position.run, position.scope, position.branch.here().child(_LABEL), position.step
+            )
             context.run(CURRENT.set, child)
         if self._wrapped is None:
             task: Any = asyncio.Task(coro, loop=loop, context=context, **options)
         else:
             task = self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
-        if place is not None:
-            self.count((task,), place.run.journal)
+        if position is not None:
+            self.count((task,), position.run.live_run)
         return task
 
-    def count(self, made: Iterable[asyncio.Future[Any]], journal: Any) -> None:
+    def count(self, made: Iterable[asyncio.Future[Any]], live_run: Any) -> None:
         """Tasks were made inside a run: outcomes of its steps may have to be delivered in turn."""
         for task in made:
-            journal.in_flight.concurrent = True
+            live_run.in_flight.concurrent = True
             self.alive += 1
             task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Future[Any]) -> None:
         self.alive -= 1
 
-    def use(self, journal_id: int) -> None:
+    def use(self, live_run_id: int) -> None:
         """A run uses this loop."""
-        self._users.add(journal_id)
+        self._users.add(live_run_id)
 
-    def leave(self, journal_id: int) -> None:
+    def leave(self, live_run_id: int) -> None:
         """A run is over; the factory goes with the last one, unless another was put over it."""
-        self._users.discard(journal_id)
+        self._users.discard(live_run_id)
         loop = self._loop()
         if self._users or loop is None:
             return
@@ -136,11 +138,11 @@ def _creation(task: asyncio.Task[Any]) -> tuple[int, str]:
     return (int(number), name) if number.isdigit() else (sys.maxsize, name)
 
 
-def meet(loop: asyncio.AbstractEventLoop, journal_id: int) -> LoopBranches:
+def install_task_factory(loop: asyncio.AbstractEventLoop, live_run_id: int) -> LoopBranches:
     """The task factory of a loop, installed if a run is the first to meet it."""
     installed: Any = loop.get_task_factory()
     factory = installed if isinstance(installed, LoopBranches) else LoopBranches(loop)
-    factory.use(journal_id)
+    factory.use(live_run_id)
     return factory
 
 

@@ -11,8 +11,8 @@ from agentguard.errors import AgentGuardError
 from agentguard.protocols import RunRow
 from agentguard.replay import resolving
 from agentguard.runs.state import RunState
-from agentguard.sessions.loading import load_journal
-from agentguard.steps.parts import Parts
+from agentguard.sessions.loading import load_live_run
+from agentguard.steps.components import Components
 
 _ALL = 2**31
 _SAID = "abandoned: its process died after its run had ended"
@@ -30,7 +30,7 @@ class AbandonedStep(NamedTuple):
     proven: bool
 
 
-def find_abandoned(components: Parts) -> Iterator[AbandonedStep]:
+def find_abandoned(components: Components) -> Iterator[AbandonedStep]:
     """Find the steps whose reservations nobody is known to hold; this reads the logs of ended runs."""
     for row in components.store.rows(limit=_ALL):
         if not RunState(row.state).final:
@@ -42,7 +42,7 @@ def find_abandoned(components: Parts) -> Iterator[AbandonedStep]:
             yield AbandonedStep(row.run_id, key, alive is False)
 
 
-def charge_abandoned(components: Parts, actor: str) -> list[AbandonedStep]:
+def charge_abandoned(components: Components, actor: str) -> list[AbandonedStep]:
     """Charge what such steps had reserved, where their owner is provably dead; return those that were.
 
     They may have happened, so the account of their tenant is charged, as that of a step that fails is.
@@ -51,15 +51,15 @@ def charge_abandoned(components: Parts, actor: str) -> list[AbandonedStep]:
     for step in list(find_abandoned(components)):
         row = components.store.row(step.run_id)
         if step.proven and row is not None:
-            journal = load_journal(components, row)
+            live_run = load_live_run(components, row)
             with contextlib.suppress(AgentGuardError):  # somebody else settled it just now
-                resolving.resolve(journal, step.key, resolving.FAILED, result=_SAID, actor=actor)
+                resolving.resolve(live_run, step.key, resolving.FAILED, result=_SAID, actor=actor)
                 charged.append(step)
     return charged
 
 
-def _open_keys(components: Parts, row: RunRow) -> list[str]:
+def _open_keys(components: Components, row: RunRow) -> list[str]:
     """Return the keys of a run's steps without an outcome; of a log that was altered `verify` has to tell."""
     with contextlib.suppress(AgentGuardError):
-        return list(load_journal(components, row).fold.open)
+        return list(load_live_run(components, row).fold.open)
     return []

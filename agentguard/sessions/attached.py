@@ -6,11 +6,11 @@ import contextlib
 
 from agentguard.errors import AgentGuardError, NoActiveRunError, RunStopped
 from agentguard.events import codec
-from agentguard.runs.branch import MAIN, Branch, key_part
+from agentguard.runs.branch import MAIN, Branch, key_segment
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.base import Session
-from agentguard.sessions.loading import load_journal
+from agentguard.sessions.loading import load_live_run
 from agentguard.steps.live import LiveRun
 from agentguard.tenancy import check_id
 
@@ -25,7 +25,7 @@ class AttachedSession(Session):
         self._row = row = runtime.row(run_id)
         super().__init__(runtime, run_id=run_id, name=row.name, tenant=row.tenant)
         #: A branch without a name of its own is numbered when it is entered.
-        self._branch = None if branch is None else Branch(f"{MAIN}/{key_part(branch)}")
+        self._branch = None if branch is None else Branch(f"{MAIN}/{key_segment(branch)}")
 
     def branch(self) -> Branch:
         """Return the branch that this attachment is in."""
@@ -34,30 +34,30 @@ class AttachedSession(Session):
         return self._branch
 
     def open(self) -> LiveRun:
-        """Share the journal that this process has, or fold the log."""
-        journal = self.runtime.live.get(self.run_id)
-        if journal is None:
-            journal = load_journal(self.components, self._row, self._branch)
-            self.runtime.live[self.run_id] = journal
+        """Share the live run that this process has, or fold the log."""
+        live_run = self.runtime.live.get(self.run_id)
+        if live_run is None:
+            live_run = load_live_run(self.components, self._row, self._branch)
+            self.runtime.live[self.run_id] = live_run
         elif self._branch is not None:
             for stored in self.components.store.read(self.run_id):
                 if (key := codec.decode(stored.body).key) is not None:
                     self._branch.passed(key)
         if self._branch is None:
-            self._branch = journal.unnamed_branch()
-        journal.attached += 1
+            self._branch = live_run.unnamed_branch()
+        live_run.attached += 1
         self.runtime.participate()
-        return journal
+        return live_run
 
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Detach; return the run's stop to raise."""
         with contextlib.suppress(AgentGuardError):
-            journal.refresh()
-        journal.attached -= 1
-        if not journal.attached and not journal.owner:
-            drain.forget(self.runtime, journal)
-        return journal.stop
+            live_run.refresh()
+        live_run.attached -= 1
+        if not live_run.attached and not live_run.owner:
+            drain.forget(self.runtime, live_run)
+        return live_run.stop
 
-    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
+    def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """Refuse: a run that was attached to is left by leaving the block."""
         raise AgentGuardError(f"run {self.run_id} was attached to: only its owner can drain it")

@@ -13,14 +13,14 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch import kill_requests
 from agentguard.runs.branch import MAIN, Branch
-from agentguard.runs.current import Place
+from agentguard.runs.current import Position
 from agentguard.runs.state import RunState, check_move
 from agentguard.runtime import Runtime
 from agentguard.sessions.dead import close_dead_runs
-from agentguard.sessions.loading import load_journal
+from agentguard.sessions.loading import load_live_run
+from agentguard.steps.components import Components
 from agentguard.steps.inputs import RecordedInputs
 from agentguard.steps.live import LiveRun
-from agentguard.steps.parts import Parts
 
 
 class Session(abc.ABC):
@@ -30,7 +30,7 @@ class Session(abc.ABC):
     """
 
     #: Where in the run around it this run is opened; None for a run that is in no other.
-    around: Place | None = None
+    around: Position | None = None
 
     def __init__(self, runtime: Runtime, *, run_id: str, name: str, tenant: str) -> None:
         self.runtime = runtime
@@ -39,7 +39,7 @@ class Session(abc.ABC):
         self.tenant = tenant
 
     @property
-    def components(self) -> Parts:
+    def components(self) -> Components:
         """What the run uses."""
         return self.runtime.components
 
@@ -55,10 +55,10 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> LiveRun:
-        """Enter the block: return the run's journal in this process."""
+        """Enter the block: return the run's live run in this process."""
 
     @abc.abstractmethod
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Leave the block that `error` ended; return the stop to raise."""
 
     # --- control -------------------------------------------------------------------------------
@@ -79,23 +79,23 @@ class Session(abc.ABC):
         """See `Run.set_budget`."""
         set_budget(self.runtime, self.run_id, budget, actor)
 
-    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
+    def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
         raise AgentGuardError(f"run {self.run_id} was not opened here: only its owner can drain it")
 
-    async def adrain(self, journal: LiveRun, timeout: float | None) -> bool:
+    async def adrain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.adrain`."""
-        return self.drain(journal, timeout)
+        return self.drain(live_run, timeout)
 
 
-def journal_of(runtime: Runtime, run_id: str) -> LiveRun:
-    """Return the run's journal in this process, read from the store if it is not live here.
+def live_run_of(runtime: Runtime, run_id: str) -> LiveRun:
+    """Return the live run of this process, read from the store if it is not live here.
 
     Raises:
         RunNotFoundError: there is no such run.
     """
     live = runtime.live.get(run_id)
-    return live if live is not None else load_journal(runtime.components, runtime.row(run_id))
+    return live if live is not None else load_live_run(runtime.components, runtime.row(run_id))
 
 
 def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
@@ -108,27 +108,27 @@ def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
 
 def pause(runtime: Runtime, run_id: str, reason: str, actor: str | None = None) -> None:
     """See `Guard.pause`."""
-    journal = journal_of(runtime, run_id)
+    live_run = live_run_of(runtime, run_id)
 
     def put() -> None:
-        check_move(run_id, journal.fold.state, RunState.PAUSED)
-        data = {"reason": reason, "running_ns": journal.time.elapsed()} | _by(actor)
-        journal.log.act([Record(0, ev.RUN_PAUSED, journal.clock.wall(), data=data)])
+        check_move(run_id, live_run.fold.state, RunState.PAUSED)
+        data = {"reason": reason, "running_ns": live_run.time.elapsed()} | _by(actor)
+        live_run.log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
 
-    journal.log.decide(put)
+    live_run.log.decide(put)
 
 
 def resume(runtime: Runtime, run_id: str, actor: str | None = None) -> None:
     """See `Guard.resume`."""
-    journal = journal_of(runtime, run_id)
+    live_run = live_run_of(runtime, run_id)
 
     def put() -> None:
-        if journal.fold.state is not RunState.PAUSED:
-            raise InvalidStateTransitionError(run_id, journal.fold.state, RunState.RUNNING)
-        data = {"running_ns": journal.time.elapsed()} | _by(actor)
-        journal.log.act([Record(0, ev.RUN_RESUMED, journal.clock.wall(), data=data)])
+        if live_run.fold.state is not RunState.PAUSED:
+            raise InvalidStateTransitionError(run_id, live_run.fold.state, RunState.RUNNING)
+        data = {"running_ns": live_run.time.elapsed()} | _by(actor)
+        live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
 
-    journal.log.decide(put)
+    live_run.log.decide(put)
 
 
 def _by(actor: str | None) -> dict[str, str]:
@@ -138,11 +138,11 @@ def _by(actor: str | None) -> dict[str, str]:
 def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None) -> None:
     """See `Guard.set_budget`."""
     check_budget(budget)
-    journal = journal_of(runtime, run_id)
+    live_run = live_run_of(runtime, run_id)
     data = {"budget": budget.to_fields(), "actor": actor or kill_requests.default_actor()}
 
     def put() -> None:
-        fold = journal.fold
+        fold = live_run.fold
         if fold.state.final:
             raise AgentGuardError(
                 f"run {run_id} is {fold.state} and spends no more: fork it with another budget"
@@ -151,7 +151,9 @@ def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None)
         if fold.scopes[""].shared:  # runs inside it are held against the account that the store has
             account = Account.from_data(fold.account.to_data())
             account.limit_by(budget)
-            movements.append(Movement(journal.levels.account_name(""), opening=account))
-        journal.log.act([Record(0, ev.RUN_BUDGET_SET, journal.clock.wall(), data=data)], movements=movements)
+            movements.append(Movement(live_run.levels.account_name(""), opening=account))
+        live_run.log.act(
+            [Record(0, ev.RUN_BUDGET_SET, live_run.clock.wall(), data=data)], movements=movements
+        )
 
-    journal.log.decide(put)
+    live_run.log.decide(put)

@@ -9,15 +9,15 @@ from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, Store
 from agentguard.killswitch.model import Kill
 from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
-from agentguard.sessions.loading import load_journal
+from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
-from agentguard.steps.parts import Parts
+from agentguard.steps.components import Components
 
 _ALIVE = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
 _ALL = 2**31
 
 
-def close_dead_run(components: Parts, row: RunRow) -> RunRow:
+def close_dead_run(components: Components, row: RunRow) -> RunRow:
     """Write `run_killed` for a run that a kill covers and whose owner is dead; return its row as it is then.
 
     A run without an owner is treated alike, as after a drain.  One that no kill covers stays as it is: it
@@ -30,16 +30,16 @@ def close_dead_run(components: Parts, row: RunRow) -> RunRow:
         return row
     for child in components.store.children(row.run_id):
         close_dead_run(components, child)
-    journal = load_journal(components, row)
-    kill = components.switch.find(row.tenant, row.run_id, journal.fold.generation)
+    live_run = load_live_run(components, row)
+    kill = components.switch.find(row.tenant, row.run_id, live_run.fold.generation)
     if kill is not None:
         with contextlib.suppress(StoreUnavailableError):
-            close_ended_nested_runs(journal)
-            journal.end(kill.error(row.run_id))
+            close_ended_nested_runs(live_run)
+            live_run.end(kill.error(row.run_id))
     return components.store.row(row.run_id) or row
 
 
-def close_dead_runs(components: Parts) -> None:
+def close_dead_runs(components: Components) -> None:
     """Do so for every run.
 
     Where an earlier kill could not be recorded, nobody knows which kills there are, and every run stays as it

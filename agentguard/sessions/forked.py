@@ -73,8 +73,8 @@ class ForkSession(ResumedSession, LiveSession):
 
     def open(self) -> LiveRun:
         """Put the fork on record; the origin's prefix answers for what is in it."""
-        journal = LiveSession.open(self)
-        take_scope_stops(journal)
-        log = origin_log(self.components.store, self.run_id, journal.fold.seq)
-        carry_on(journal, log, stall_timeout=self._stall_timeout)
-        return journal
+        live_run = LiveSession.open(self)
+        take_scope_stops(live_run)
+        log = origin_log(self.components.store, self.run_id, live_run.fold.seq)
+        carry_on(live_run, log, stall_timeout=self._stall_timeout)
+        return live_run

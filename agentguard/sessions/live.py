@@ -17,8 +17,8 @@ from agentguard.events.codec import Stored, payload_digest
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
-from agentguard.runs.branch import branch_of, key_part
-from agentguard.runs.current import CURRENT, Place
+from agentguard.runs.branch import branch_of, key_segment
+from agentguard.runs.current import CURRENT, Position
 from agentguard.runs.fold import RunFold
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
@@ -26,7 +26,7 @@ from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import OwnedSession, owner_of
 from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
-from agentguard.steps.live import Around, LiveRun
+from agentguard.steps.live import EnclosingRun, LiveRun
 from agentguard.steps.log import row_of
 from agentguard.steps.spinning import check_place
 from agentguard.tenancy import DEFAULT_TENANT
@@ -45,7 +45,7 @@ class LiveSession(OwnedSession):
         around = None if options.detached else _outer_position(runtime, options.name)
         key, pos = "", 0
         if around is not None:
-            key, pos = around.branch.next_call(key_part(options.name))
+            key, pos = around.branch.next_call(key_segment(options.name))
         self._metadata = options.plain_metadata()
         parent_tenant = around.run.tenant if around is not None else DEFAULT_TENANT
         super().__init__(
@@ -71,7 +71,7 @@ class LiveSession(OwnedSession):
         return inputs.value() if isinstance(inputs, RecordedInputs) else inputs
 
     def open(self) -> LiveRun:
-        """Put the run on record and return its journal.
+        """Put the run on record and return its live run.
 
         Raises:
             RunExistsError: the id is taken.
@@ -88,22 +88,22 @@ class LiveSession(OwnedSession):
                 name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=self._metadata
             )
         try:
-            journal = self._put_on_record(generation, span, started=kill is None)
+            live_run = self._put_on_record(generation, span, started=kill is None)
         except BaseException as error:
             if span is not None:
                 span.end(error=error, state="FAILED", head=None, usage={}, steps=0)
             raise
-        journal.stops.seen = generation
-        self.take_part(journal)
+        live_run.stops.seen = generation
+        self.take_part(live_run)
         if kill is not None:
-            journal.stops.seen = -1
+            live_run.stops.seen = -1
             stop = kill.error(self.run_id)
-            journal.end(stop)
-            self.leave_outer_run(journal)
-            drain.forget(self.runtime, journal)
-            self.end_span(journal, stop)
+            live_run.end(stop)
+            self.leave_outer_run(live_run)
+            drain.forget(self.runtime, live_run)
+            self.end_span(live_run, stop)
             raise stop
-        return journal
+        return live_run
 
     def _put_on_record(self, generation: int, span: Any, *, started: bool) -> LiveRun:
         """Create the run; a nested one in one act with the event that the run around it has of it.
@@ -113,21 +113,21 @@ class LiveSession(OwnedSession):
         around = self.around
         if around is None:
             return self._create(generation, [], span, started=started)
-        parent: LiveRun = around.journal
+        parent: LiveRun = around.live_run
         scope = around.scope_key
         check_place(parent, scope, branch_of(self.key), self.pos)
 
         def create_inside() -> LiveRun:
             check(parent, scope)
             movements, outer = parent.nest(scope)
-            journal = self._create(generation, outer, span, started=started)  # first: its id may be taken
+            live_run = self._create(generation, outer, span, started=started)  # first: its id may be taken
             if not self.is_in_outer_log:
                 parent.log.act([self._opened(parent, around)], movements=movements)
-            return journal
+            return live_run
 
         return parent.log.decide(create_inside)
 
-    def _opened(self, parent: LiveRun, around: Place) -> Record:
+    def _opened(self, parent: LiveRun, around: Position) -> Record:
         data: dict[str, Any] = {"run": self.run_id}
         if around.scope_key:
             data["scope"] = around.scope_key
@@ -137,7 +137,7 @@ class LiveSession(OwnedSession):
 
     # --- the first events ----------------------------------------------------------------------
 
-    def _create(self, generation: int, outer: list[Around], span: Any, *, started: bool) -> LiveRun:
+    def _create(self, generation: int, outer: list[EnclosingRun], span: Any, *, started: bool) -> LiveRun:
         components = self.runtime.components
         salt = self._salt()
         recorded = self._recorded_inputs()
@@ -177,10 +177,10 @@ class LiveSession(OwnedSession):
         )
         row = row_of(row, fold)
         row.number = components.store.create(row, stored)
-        journal = LiveRun(components, row, fold, outer)
-        journal.span = span
-        journal.time.count()
-        return journal
+        live_run = LiveRun(components, row, fold, outer)
+        live_run.span = span
+        live_run.time.count()
+        return live_run
 
     def _recorded_inputs(self) -> RecordedInputs:
         components = self.runtime.components
@@ -214,7 +214,7 @@ class LiveSession(OwnedSession):
         """Return what `run.uuid` and `run.random` follow from; inside another run, from that one's."""
         if self.around is None:
             return os.urandom(16).hex()
-        outer = self.around.journal.fold.seed
+        outer = self.around.live_run.fold.seed
         return sha256(f"{outer}/{self.key}".encode()).hexdigest()[:32]
 
     def _salt(self) -> bytes:
@@ -225,26 +225,26 @@ class LiveSession(OwnedSession):
         return []
 
 
-def _outer_position(runtime: Runtime, name: str) -> Place | None:
+def _outer_position(runtime: Runtime, name: str) -> Position | None:
     """Return where in the run around it a new run is opened.
 
     Raises:
         ValueError: that run belongs to another guard.
     """
-    place: Place | None = CURRENT.get()
-    if place is None:
+    position: Position | None = CURRENT.get()
+    if position is None:
         return None
-    store = place.journal.parts.store
+    store = position.live_run.components.store
     if not hasattr(store, "sealed") and store is not runtime.components.store:  # a replay charges nobody
         raise ValueError(
-            f"run {name!r} is opened inside run {place.run.id} of another guard, whose budget "
+            f"run {name!r} is opened inside run {position.run.id} of another guard, whose budget "
             "it could not be charged to; use that guard, or pass detached=True"
         )
-    here: Place = place.run.here()
+    here: Position = position.run.here()
     return here
 
 
-def _nested_id(around: Place, key: str) -> str:
+def _nested_id(around: Position, key: str) -> str:
     """Return the id of a nested run, which follows from its place in the run around it."""
     digest = sha256(f"{around.run.id}/{key}".encode()).digest()[:16]
     number = int.from_bytes(digest, "big") & ~(0xF << 76) | (8 << 76)

@@ -1,4 +1,4 @@
-"""The journal of a run that is on record, folded from its log."""
+"""The live run of a run that is on record, folded from its log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from agentguard.protocols import RunRow
 from agentguard.runs.branch import Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.termination import stop_from
-from agentguard.steps.live import Around, LiveRun
-from agentguard.steps.parts import Parts
+from agentguard.steps.components import Components
+from agentguard.steps.live import EnclosingRun, LiveRun
 
 
-def load_journal(components: Parts, row: RunRow, branch: Branch | None = None) -> LiveRun:
-    """Return the journal of a run that another process owns, folded from its log.
+def load_live_run(components: Components, row: RunRow, branch: Branch | None = None) -> LiveRun:
+    """Return the live run of a run that another process owns, folded from its log.
 
     `branch` goes on with its numbering after the steps that the log has in it.
     """
@@ -23,27 +23,27 @@ def load_journal(components: Parts, row: RunRow, branch: Branch | None = None) -
         record = fold.apply_stored(stored)
         if branch is not None and record.key is not None:
             branch.passed(record.key)
-    journal = LiveRun(components, row, fold, _outer_levels(components, row))
-    journal.owner = False
-    journal.time.count(_started_monotonic(components, row, fold))
+    live_run = LiveRun(components, row, fold, _outer_levels(components, row))
+    live_run.owner = False
+    live_run.time.count(_started_monotonic(components, row, fold))
     if fold.termination is not None:
-        journal.stop = stop_from(fold.termination)
-    take_scope_stops(journal)
-    return journal
+        live_run.stop = stop_from(fold.termination)
+    take_scope_stops(live_run)
+    return live_run
 
 
-def take_scope_stops(journal: LiveRun) -> None:
+def take_scope_stops(live_run: LiveRun) -> None:
     """Let the stops of scopes that the fold has stop them in this process."""
-    for key, scope in journal.fold.scopes.items():
+    for key, scope in live_run.fold.scopes.items():
         if scope.stop is not None and (stop := stop_from(scope.stop)) is not None:
-            journal.scope_stops[key] = stop
+            live_run.scope_stops[key] = stop
 
 
-def _outer_levels(components: Parts, row: RunRow) -> list[Around]:
+def _outer_levels(components: Components, row: RunRow) -> list[EnclosingRun]:
     """Return the levels around a nested run, from the logs of the runs around it."""
     if row.parent_id is None or (parent_row := components.store.row(row.parent_id)) is None:
         return []
-    parent = load_journal(components, parent_row)
+    parent = load_live_run(components, parent_row)
     for stored in components.store.read(row.parent_id):
         record = codec.decode(stored.body)
         data = record.data or {}
@@ -52,7 +52,7 @@ def _outer_levels(components: Parts, row: RunRow) -> list[Around]:
     return []
 
 
-def _started_monotonic(components: Parts, row: RunRow, fold: RunFold) -> int | None:
+def _started_monotonic(components: Components, row: RunRow, fold: RunFold) -> int | None:
     """Return when the run would have started by this host's monotonic clock, had it never stopped."""
     now = components.clock.monotonic()
     owner = row.owner

@@ -19,10 +19,10 @@ from agentguard.steps.live import LiveRun
 
 def new_session(runtime: Runtime, options: RunOptions) -> LiveSession:
     """Return the session of a new run, by what is around it."""
-    place = None if options.detached else CURRENT.get()
-    if place is not None and place.run.session.runtime.adopts:
-        runtime = place.run.session.runtime
-    if place is not None and place.journal.player is not None:
+    position = None if options.detached else CURRENT.get()
+    if position is not None and position.run.session.runtime.adopts:
+        runtime = position.run.session.runtime
+    if position is not None and position.live_run.player is not None:
         return NestedSession(runtime, options)
     return LiveSession(runtime, options)
 
@@ -37,10 +37,12 @@ class NestedSession(LiveSession):
         self._recorded = self._session_on_record()
         return super().open() if self._recorded is None else self._recorded.open()
 
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Leave the run as what it was opened as."""
         return (
-            super().close(journal, error) if self._recorded is None else self._recorded.close(journal, error)
+            super().close(live_run, error)
+            if self._recorded is None
+            else self._recorded.close(live_run, error)
         )
 
     def kill(self, reason: str, actor: str | None) -> int:
@@ -68,20 +70,20 @@ class NestedSession(LiveSession):
         else:
             self._recorded.set_budget(budget, actor)
 
-    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
+    def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
         recorded = self._recorded
-        return super().drain(journal, timeout) if recorded is None else recorded.drain(journal, timeout)
+        return super().drain(live_run, timeout) if recorded is None else recorded.drain(live_run, timeout)
 
     def _session_on_record(self) -> Session | None:
         around = self.around
-        player = None if around is None else around.journal.player
+        player = None if around is None else around.live_run.player
         if around is None or not isinstance(player, Player):
             return None
         recorded = player.open_run(self.key, self.pos, around.scope_key)
         if recorded is None:
             return None
-        components = around.journal.parts
+        components = around.live_run.components
         row = components.store.row(recorded)
         if row is None:
             if not player.live:
@@ -92,8 +94,10 @@ class NestedSession(LiveSession):
         if not player.live or RunState(row.state).final:
             self.run_id = recorded  # of a fork's origin, where that is what it is served from
             return ReplaySession(self.runtime, row, components=components, around=player)
-        if recorded != self.run_id or row.parent_id != around.journal.run_id:  # it goes on in a fork's origin
-            error = StepOutcomeUnknownError(around.journal.origin, self.key)
+        if (
+            recorded != self.run_id or row.parent_id != around.live_run.run_id
+        ):  # it goes on in a fork's origin
+            error = StepOutcomeUnknownError(around.live_run.origin, self.key)
             error.add_note(f"it is run {recorded}, which has not ended: recover it, and then fork again")
             raise error
         return RecoverySession(

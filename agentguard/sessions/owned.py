@@ -11,7 +11,7 @@ from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.runs.current import Place
+from agentguard.runs.current import Position
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import COMPLETED, termination
 from agentguard.runtime import Runtime
@@ -20,8 +20,8 @@ from agentguard.sessions.base import Session
 from agentguard.sessions.nested_ends import closing
 from agentguard.sessions.options import RunOptions
 from agentguard.steps import phases
+from agentguard.steps.components import Components
 from agentguard.steps.live import LiveRun
-from agentguard.steps.parts import Parts
 
 
 class OwnedSession(Session):
@@ -37,7 +37,7 @@ class OwnedSession(Session):
         *,
         run_id: str,
         tenant: str,
-        around: Place | None = None,
+        around: Position | None = None,
         key: str = "",
         pos: int = 0,
     ) -> None:
@@ -53,78 +53,78 @@ class OwnedSession(Session):
 
     # --- taking part ---------------------------------------------------------------------------
 
-    def take_part(self, journal: LiveRun) -> None:
+    def take_part(self, live_run: LiveRun) -> None:
         """Let the run be stopped, warned, drained and charged along with what is around it."""
-        journal.in_flight.on_warning = self.options.on_warning
-        journal.interrupt = self.options.interrupt_threads
-        self.runtime.live[self.run_id] = journal
+        live_run.in_flight.on_warning = self.options.on_warning
+        live_run.interrupt = self.options.interrupt_threads
+        self.runtime.live[self.run_id] = live_run
         if self.around is not None:
-            parent = self.around.journal
-            parent.in_flight.children.append(journal)
+            parent = self.around.live_run
+            parent.in_flight.children.append(live_run)
             if parent.draining is not None:  # inside a body that a drain lets finish
-                journal.stops.drain_with(parent.draining)
+                live_run.stops.drain_with(parent.draining)
         self.runtime.participate()
 
     # --- the end -------------------------------------------------------------------------------
 
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, and return the stop to raise, if it has one."""
-        draining = journal.draining
-        if draining is not None and (draining.unwinds(error) or not draining.lets_on()):
-            drain.finish(self.runtime, journal)
-            if not journal.fold.state.final:
-                self.end_span(journal, None)
-                return journal.stop or draining.stop
-        if not journal.owner:  # a forked child leaves the block: its parent ends the run
-            return journal.stop
+        draining = live_run.draining
+        if draining is not None and (draining.is_unwinding(error) or not draining.allows()):
+            drain.finish(self.runtime, live_run)
+            if not live_run.fold.state.final:
+                self.end_span(live_run, None)
+                return live_run.stop or draining.stop
+        if not live_run.owner:  # a forked child leaves the block: its parent ends the run
+            return live_run.stop
         if self._left:  # the end could not be put on record, and is tried again
-            self._end_in_outer_run(journal, self._left[0])
+            self._end_in_outer_run(live_run, self._left[0])
         else:
             self._left.append(error)
-            self._settle_generators(journal)
+            self._settle_generators(live_run)
             try:
-                self._find_stop(journal, error)
-                self._end_in_outer_run(journal, error)
+                self._find_stop(live_run, error)
+                self._end_in_outer_run(live_run, error)
             finally:
-                self.leave_outer_run(journal)
-                drain.forget(self.runtime, journal)
-                self.end_span(journal, journal.stop or error)
-        return None if journal.fold.state is RunState.COMPLETED else journal.stop
+                self.leave_outer_run(live_run)
+                drain.forget(self.runtime, live_run)
+                self.end_span(live_run, live_run.stop or error)
+        return None if live_run.fold.state is RunState.COMPLETED else live_run.stop
 
-    def _find_stop(self, journal: LiveRun, error: BaseException | None) -> None:
+    def _find_stop(self, live_run: LiveRun, error: BaseException | None) -> None:
         """Let a stop that the run has not met yet stop it: a kill, or what its own block raised."""
-        if journal.stop is None and journal.stops.signal[GENERATION] != journal.stops.seen:
+        if live_run.stop is None and live_run.stops.signal[GENERATION] != live_run.stops.seen:
             with contextlib.suppress(AgentGuardError):
-                journal.look()  # a kill that no step has met is found here
-        if isinstance(error, RunStopped) and journal.stop is None:
-            if error.run_id in (None, journal.run_id):
-                journal.stops.set(error)
+                live_run.look()  # a kill that no step has met is found here
+        if isinstance(error, RunStopped) and live_run.stop is None:
+            if error.run_id in (None, live_run.run_id):
+                live_run.stops.set(error)
             else:  # a stranger's, or of a run inside: an error like any other, unless a kill is for us
                 with contextlib.suppress(AgentGuardError):
-                    journal.look()
+                    live_run.look()
 
-    def _record_end(self, journal: LiveRun, error: BaseException | None) -> None:
+    def _record_end(self, live_run: LiveRun, error: BaseException | None) -> None:
         """Put the end on record.  That it cannot be is raised, unless something else is already."""
-        if journal.stop is not None and journal.fold.state.final and not journal.log.dirty:
+        if live_run.stop is not None and live_run.fold.state.final and not live_run.log.dirty:
             return
         try:
-            journal.finish(COMPLETED if error is None else self._termination(journal, error))
+            live_run.finish(COMPLETED if error is None else self._termination(live_run, error))
         except AgentGuardError as failure:
-            told = journal.stop if error is None else error
+            told = live_run.stop if error is None else error
             if told is None:
                 raise
             told.add_note(f"agentguard could not record the end of the run: {failure}")
 
-    def _termination(self, journal: LiveRun, error: BaseException) -> dict[str, Any]:
+    def _termination(self, live_run: LiveRun, error: BaseException) -> dict[str, Any]:
         redact = self.runtime.components.redact
         ended = termination(error, redact.text if redact and not isinstance(error, RunStopped) else None)
-        if isinstance(error, RunStopped) and journal.stop is None:
+        if isinstance(error, RunStopped) and live_run.stop is None:
             ended["type"] = type_name(type(error))  # it did not stop this run
         return ended
 
-    def _settle_generators(self, journal: LiveRun) -> None:
-        journal.in_flight.settle_orphans()
-        for generator in drain.still_open(journal):
+    def _settle_generators(self, live_run: LiveRun) -> None:
+        live_run.in_flight.settle_orphans()
+        for generator in drain.still_open(live_run):
             abandoned = generator.abandon()
             if abandoned is not None:
                 with contextlib.suppress(AgentGuardError):
@@ -132,51 +132,51 @@ class OwnedSession(Session):
 
     # --- the end of a nested run ---------------------------------------------------------------
 
-    def _end_in_outer_run(self, journal: LiveRun, error: BaseException | None) -> None:
+    def _end_in_outer_run(self, live_run: LiveRun, error: BaseException | None) -> None:
         """Put the end on record; a nested run's in one act with what the run around it is charged."""
         if self.around is None:
-            self._record_end(journal, error)
+            self._record_end(live_run, error)
             return
 
         def end_both() -> None:
-            self._record_end(journal, error)
-            self._charge_outer_run(journal)
+            self._record_end(live_run, error)
+            self._charge_outer_run(live_run)
 
         try:
-            self.around.journal.log.decide(end_both)
+            self.around.live_run.log.decide(end_both)
         except AgentGuardError:  # the run around it cannot be written; what was done was taken back
             self._charged = False
-            journal.log.dirty = True
-            self._record_end(journal, error)
+            live_run.log.dirty = True
+            self._record_end(live_run, error)
 
-    def leave_outer_run(self, journal: LiveRun) -> None:
+    def leave_outer_run(self, live_run: LiveRun) -> None:
         """Charge what the run has used to the run around it, where that has not been done."""
         if self.around is None:
             return
-        parent = self.around.journal
-        if journal.fold.state.final and not self._charged:
+        parent = self.around.live_run
+        if live_run.fold.state.final and not self._charged:
             with contextlib.suppress(AgentGuardError):
-                parent.log.decide(lambda: self._charge_outer_run(journal))
-        if journal in parent.in_flight.children:
-            parent.in_flight.children.remove(journal)
+                parent.log.decide(lambda: self._charge_outer_run(live_run))
+        if live_run in parent.in_flight.children:
+            parent.in_flight.children.remove(live_run)
 
-    def _charge_outer_run(self, journal: LiveRun) -> None:
+    def _charge_outer_run(self, live_run: LiveRun) -> None:
         """Append the end of this run to the log of the run around it; inside its `decide`."""
-        if self.around is None or not journal.fold.state.final:
+        if self.around is None or not live_run.fold.state.final:
             return
-        parent: LiveRun = self.around.journal
+        parent: LiveRun = self.around.live_run
         data: dict[str, Any] = {"run": self.run_id}
         if self.around.scope_key:
             data["scope"] = self.around.scope_key
         opened = Record(0, ev.SCOPE_OPENED, 0, self.key, self.pos, self.name, data=data)
-        parent.log.act([closing(parent, opened, journal.fold.state, journal.fold.account.spent)])
+        parent.log.act([closing(parent, opened, live_run.fold.state, live_run.fold.account.spent)])
         self._charged = True
 
-    def end_span(self, journal: LiveRun, error: BaseException | None) -> None:
+    def end_span(self, live_run: LiveRun, error: BaseException | None) -> None:
         """End the run's span, with the head of its log."""
-        if journal.span is not None:
-            fold = journal.fold
-            journal.span.end(
+        if live_run.span is not None:
+            fold = live_run.fold
+            live_run.span.end(
                 error=error,
                 state=str(fold.state),
                 head=(fold.seq, fold.hash.hex()),
@@ -186,15 +186,15 @@ class OwnedSession(Session):
 
     # --- control -------------------------------------------------------------------------------
 
-    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
+    def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
-        return drain.drain(self.runtime, journal, timeout)
+        return drain.drain(self.runtime, live_run, timeout)
 
-    async def adrain(self, journal: LiveRun, timeout: float | None) -> bool:
+    async def adrain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.adrain`."""
-        return await drain.adrain(self.runtime, journal, timeout)
+        return await drain.adrain(self.runtime, live_run, timeout)
 
 
-def owner_of(components: Parts) -> dict[str, Any]:
+def owner_of(components: Components) -> dict[str, Any]:
     """Return what a run's row says of this process as its owner."""
     return identity() | {"monotonic_ns": components.clock.monotonic()}

@@ -14,10 +14,10 @@ from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
 from agentguard.replay.origin import origin_log
 from agentguard.replay.stalls import STALL_TIMEOUT
-from agentguard.runs.current import Place
+from agentguard.runs.current import Position
 from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
-from agentguard.sessions.loading import load_journal
+from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import owner_of
@@ -39,7 +39,7 @@ class RecoverySession(ResumedSession):
         *,
         take_over: bool = False,
         stall_timeout: float = STALL_TIMEOUT,
-        around: Place | None = None,
+        around: Position | None = None,
         key: str = "",
         pos: int = 0,
     ) -> None:
@@ -58,34 +58,34 @@ class RecoverySession(ResumedSession):
         self._stall_timeout = stall_timeout
 
     def open(self) -> LiveRun:
-        """Claim the run and return its journal, with its log to answer for what is on record."""
+        """Claim the run and return its live run, with its log to answer for what is on record."""
         components = self.components
         self._check_state(self._row)
         refuse_altered(components.store, self._row)
         check_owner(self._row, components.clock.wall(), take_over=self._take_over)
-        journal = load_journal(components, self._row)
+        live_run = load_live_run(components, self._row)
         generation = components.switch.signal[GENERATION]
-        head = self._claim(journal)
-        journal.owner = True
-        journal.time.restart()
-        around = None if self.around is None else self.around.journal.player
+        head = self._claim(live_run)
+        live_run.owner = True
+        live_run.time.restart()
+        around = None if self.around is None else self.around.live_run.player
         carry_on(
-            journal,
+            live_run,
             origin_log(components.store, self.run_id, head),
             stall_timeout=self._stall_timeout,
             around=around,
         )
         if components.telemetry is not None:
-            journal.span = components.telemetry.start_run(
-                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=journal.fold.metadata
+            live_run.span = components.telemetry.start_run(
+                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=live_run.fold.metadata
             )
-        journal.stops.seen = -1 if generation else 0
-        self.take_part(journal)
-        for warning in journal.fold.warnings:  # the program is run from its beginning, and so are they told
-            journal.in_flight.warned(warning)
-        return journal
+        live_run.stops.seen = -1 if generation else 0
+        self.take_part(live_run)
+        for warning in live_run.fold.warnings:  # the program is run from its beginning, and so are they told
+            live_run.in_flight.warned(warning)
+        return live_run
 
-    def _claim(self, journal: LiveRun) -> int:
+    def _claim(self, live_run: LiveRun) -> int:
         """Become the run's owner under a new epoch; return the head of the log before that."""
         components = self.components
 
@@ -95,18 +95,18 @@ class RecoverySession(ResumedSession):
             self._check_state(row)
             if row.epoch != self._row.epoch:
                 raise RunOwnedError(self.run_id, describe_owner(row.owner))
-            close_ended_nested_runs(journal)
-            head = journal.fold.seq
+            close_ended_nested_runs(live_run)
+            head = live_run.fold.seq
             now = components.clock.wall()
-            data = {"epoch": row.epoch + 1, "running_ns": journal.fold.running_until_last_event()}
-            journal.row = structs.replace(row, owner=owner_of(components), heartbeat_ns=now)
+            data = {"epoch": row.epoch + 1, "running_ns": live_run.fold.running_until_last_event()}
+            live_run.row = structs.replace(row, owner=owner_of(components), heartbeat_ns=now)
             records = [Record(0, ev.RUN_RECOVERED, now, name=self.name, data=data)]
-            if journal.fold.state is RunState.CREATED:
+            if live_run.fold.state is RunState.CREATED:
                 records.append(Record(0, ev.RUN_STARTED, now, name=self.name))
-            journal.log.act(records)
+            live_run.log.act(records)
             return head
 
-        return journal.log.decide(claim)
+        return live_run.log.decide(claim)
 
     def _check_state(self, row: RunRow) -> None:
         state = RunState(row.state)

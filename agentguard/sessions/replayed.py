@@ -23,9 +23,9 @@ from agentguard.runs.fold import RunFold
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import Session
 from agentguard.sessions.resumed import refuse_altered
+from agentguard.steps.components import Components
 from agentguard.steps.generators import leave_served
 from agentguard.steps.live import LiveRun
-from agentguard.steps.parts import Parts
 
 
 class ReplaySession(Session):
@@ -41,7 +41,7 @@ class ReplaySession(Session):
         *,
         stall_timeout: float = STALL_TIMEOUT,
         telemetry: Any = None,
-        components: Parts | None = None,
+        components: Components | None = None,
         around: Player | None = None,
     ) -> None:
         super().__init__(runtime, run_id=row.run_id, name=row.name, tenant=row.tenant)
@@ -53,12 +53,12 @@ class ReplaySession(Session):
         self._player: Player | None = None
 
     @property
-    def components(self) -> Parts:
+    def components(self) -> Components:
         """Where the log is read from."""
         return self.runtime.components if self._components is None else self._components
 
     def open(self) -> LiveRun:
-        """Return a journal on a sealed copy of the components, with the log to answer for it.
+        """Return a live run on a sealed copy of the components, with the log to answer for it.
 
         Raises:
             LogIntegrityError: the log was altered.
@@ -69,7 +69,7 @@ class ReplaySession(Session):
         fold = RunFold(self.run_id)
         for stored in itertools.islice(checked(store.read(self.run_id), self.run_id), 2):
             fold.apply(codec.decode(stored.body), stored.hash)
-        sealed = Parts(
+        sealed = Components(
             store=SealedStore(store),  # pyright: ignore[reportArgumentType]
             switch=StillSwitch(),
             telemetry=self._telemetry,
@@ -77,24 +77,24 @@ class ReplaySession(Session):
             capture=components.capture,
             redact=components.redact,
         )
-        journal = LiveRun(sealed, self._row, fold)
-        journal.owner = False
-        journal.stops.seen = 0
-        journal.time.count()
+        live_run = LiveRun(sealed, self._row, fold)
+        live_run.owner = False
+        live_run.stops.seen = 0
+        live_run.time.count()
         log = origin_log(store, self.run_id)
-        self._player = Player(journal, log, stall_timeout=self._stall_timeout, around=self._player_around)
-        journal.player = self._player
-        return journal
+        self._player = Player(live_run, log, stall_timeout=self._stall_timeout, around=self._player_around)
+        live_run.player = self._player
+        return live_run
 
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Hold the program's end against the log's; return the recorded stop to raise.
 
         Raises:
             ReplayDivergenceError: the program did something else, whatever it swallowed.
             StepOutcomeUnknownError: the log ends inside a step.
         """
-        for factory in journal.in_flight.loops.values():
-            factory.leave(id(journal))
+        for factory in live_run.in_flight.loops.values():
+            factory.leave(id(live_run))
         player = self._player
         if player is None:
             return None
@@ -107,7 +107,7 @@ class ReplaySession(Session):
             return None  # of a run inside or around, or of its log; or the process wants out
         try:
             player.check_doubt()
-            leave_served(journal)
+            leave_served(live_run)
             player.finish()
             return player.end(error)
         except ReplayDivergenceError as difference:
@@ -117,7 +117,7 @@ class ReplaySession(Session):
         """Do nothing: the recorded kill is delivered where it was."""
         return 0
 
-    def drain(self, journal: LiveRun, timeout: float | None) -> bool:
+    def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """Refuse: a replay owns nothing that it could let go of."""
         raise AgentGuardError(f"run {self.run_id} is replayed here: there is nothing to drain")
 

@@ -30,20 +30,20 @@ from agentguard.steps.live import LiveRun
 class ResumedSession(OwnedSession):
     """A run that is carried on: recovered, or forked."""
 
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, unless it cannot be carried on: then it is given back as it is."""
-        player: Any = journal.player
-        live = journal.owner and journal.stop is None and journal.draining is None
+        player: Any = live_run.player
+        live = live_run.owner and live_run.stop is None and live_run.draining is None
         if isinstance(player, Player) and live:
-            reason = _in_the_way(journal, player, error)
+            reason = _in_the_way(live_run, player, error)
             if reason is not None:
                 if isinstance(reason, ReplayDivergenceError) and reason.kind == NOT_REPLAYABLE and reason.key:
-                    pause_for(journal, reason.key, f"the result of {reason.key} cannot be handed out")
-                self.give_back(journal)
+                    pause_for(live_run, reason.key, f"the result of {reason.key} cannot be handed out")
+                self.give_back(live_run)
                 if reason is not error and (error is None or isinstance(error, Exception)):
                     raise reason.with_traceback(None) from error
                 return None
-        return super().close(journal, error)
+        return super().close(live_run, error)
 
     def set_budget(self, budget: Budget, actor: str | None) -> None:
         """See `Run.set_budget`; what is on record is not done again."""
@@ -52,20 +52,22 @@ class ResumedSession(OwnedSession):
         if not (isinstance(player, Player) and player.take_budget()):
             super().set_budget(budget, actor)
 
-    def give_back(self, journal: LiveRun) -> None:
+    def give_back(self, live_run: LiveRun) -> None:
         """Leave the run without an owner, for an operator or another program to go on."""
-        drain.give_back(self.runtime, journal)
-        self.end_span(journal, None)
+        drain.give_back(self.runtime, live_run)
+        self.end_span(live_run, None)
 
 
 def carry_on(
-    journal: LiveRun, log: Iterator[Stored], *, stall_timeout: float, around: Player | None = None
+    live_run: LiveRun, log: Iterator[Stored], *, stall_timeout: float, around: Player | None = None
 ) -> None:
     """Let a log answer for what is on record in it; calls beyond it go live."""
-    journal.player = Player(journal, log, unknown=settle_unknown, stall_timeout=stall_timeout, around=around)
+    live_run.player = Player(
+        live_run, log, unknown=settle_unknown, stall_timeout=stall_timeout, around=around
+    )
 
 
-def _in_the_way(journal: LiveRun, player: Player, error: BaseException | None) -> AgentGuardError | None:
+def _in_the_way(live_run: LiveRun, player: Player, error: BaseException | None) -> AgentGuardError | None:
     """Return why this program cannot carry its run on, even where it swallowed that; None if it can."""
     if player.divergence is not None:
         return player.divergence
@@ -74,7 +76,7 @@ def _in_the_way(journal: LiveRun, player: Player, error: BaseException | None) -
     try:
         player.check_doubt()
         if error is None:
-            leave_served(journal)
+            leave_served(live_run)
             player.finish()
     except (ReplayDivergenceError, StepOutcomeUnknownError) as reason:
         return reason

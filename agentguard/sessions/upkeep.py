@@ -23,13 +23,13 @@ def check_bodies(runtime: Runtime) -> None:
     if file is not None:  # once a second, and not at each step
         with contextlib.suppress(AgentGuardError):  # the next step is told
             file.check_file()
-    for journal in runtime.journals():
-        if journal.in_flight.bodies and runtime.opened is not None:
+    for live_run in runtime.live_runs():
+        if live_run.in_flight.bodies and runtime.opened is not None:
             with contextlib.suppress(AgentGuardError):
-                journal.refresh()
-            for body in tuple(journal.in_flight.bodies):
+                live_run.refresh()
+            for body in tuple(live_run.in_flight.bodies):
                 with contextlib.suppress(AgentGuardError):
-                    check(journal, body.scope)
+                    check(live_run, body.scope)
 
 
 def beat(runtime: Runtime) -> None:
@@ -38,9 +38,9 @@ def beat(runtime: Runtime) -> None:
     if components is None:  # closed since: a sign of life must not open it again
         return
     now = components.clock.wall()
-    for journal in runtime.journals():
-        if journal.owner and not journal.fold.state.final:
-            row = structs.replace(journal.row, heartbeat_ns=now)
+    for live_run in runtime.live_runs():
+        if live_run.owner and not live_run.fold.state.final:
+            row = structs.replace(live_run.row, heartbeat_ns=now)
             with contextlib.suppress(AgentGuardError):
                 components.store.update_row(row)
     with contextlib.suppress(AgentGuardError):

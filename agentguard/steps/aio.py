@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
+import weakref
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from agentguard.budget.account import Amounts
@@ -81,9 +82,9 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 async def _admit_in_time(step: Step) -> None:
-    with step.journal.time.waiting(step):
+    with step.live_run.time.waiting(step):
         while True:
-            await step.journal.changed()
+            await step.live_run.changed()
             with contextlib.suppress(WaitingError):
                 return await _admit(step)
 
@@ -103,7 +104,7 @@ async def _admit(step: Step) -> None:
 
 async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None], *args: Any) -> None:
     """Wait until what was accepted is committed, or on disk; `confirm`, which may block, sees to the rest."""
-    log = step.journal.log
+    log = step.live_run.log
     commit, group = step.commit, log.group
     if commit is None or group is None:
         if log.shares_disk(step.spec.durability):
@@ -113,7 +114,7 @@ async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None],
         confirm(*args)
         return
     await committed(group, commit)
-    if commit.error is not None or needs_care(step.journal, amounts, commit.future.result()):
+    if commit.error is not None or needs_care(step.live_run, amounts, commit.future.result()):
         await _in_thread(confirm, *args)
     else:
         step.commit = None
@@ -121,7 +122,7 @@ async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None],
 
 async def close(step: Step, done: outcome.Outcome) -> None:
     """Put an outcome on record, without blocking the loop, end the span, and wait for its turn."""
-    journal = step.journal
+    live_run = step.live_run
     try:
         try:
             outcome.leave(step, done, wait=False)
@@ -131,7 +132,7 @@ async def close(step: Step, done: outcome.Outcome) -> None:
             await _on_record(step, done.usage or {}, outcome.confirm_outcome, step, done)
     finally:
         phases.end_span(step, done)
-    in_flight = journal.in_flight
+    in_flight = live_run.in_flight
     if in_flight.pending_warnings:
         in_flight.tell_warnings()
     if in_flight.concurrent and not done.cancelled:
@@ -145,7 +146,7 @@ async def _in_thread(function: Callable[..., None], *args: Any) -> None:
 
     What it writes is written; a cancelled caller must know it before it goes on.
     """
-    here = contextvars.copy_context()  # where in the run this is, should the wait end in a drain
+    here = copy_context()  # where in the run this is, should the wait end in a drain
     future = asyncio.get_running_loop().run_in_executor(None, lambda: here.run(function, *args))
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -160,41 +161,60 @@ async def _in_thread(function: Callable[..., None], *args: Any) -> None:
         raise cancelled
 
 
-#: The bodies that are open in each task, of whatever run, the outermost first.
-_bodies: dict[asyncio.Task[Any], list[Body]] = {}
+class _TaskBodies:
+    """The bodies that are open in a task, of whatever run, the outermost first."""
+
+    __slots__ = ("open", "task")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = weakref.ref(task)  # contexts are copied to other tasks, which may live longer
+        self.open: list[Body] = []
+
+
+#: Those of the task that set it: in a task that got its context by copy, they are another's.  Nothing
+#: global holds them, so an exception at any line leaves none behind.
+_BODIES: ContextVar[_TaskBodies | None] = ContextVar("agentguard_bodies", default=None)
+
+
+def _bodies_of(task: asyncio.Task[Any]) -> list[Body]:
+    bodies = _BODIES.get()
+    if bodies is None or bodies.task() is not task:
+        bodies = _TaskBodies(task)
+        _BODIES.set(bodies)
+    return bodies.open
 
 
 class Body:
     """An async body in flight, so that a stop or a deadline can cancel it."""
 
-    __slots__ = ("_cancelling", "_journal", "_loop", "_stop", "_task", "_timer", "scope")
+    __slots__ = ("_cancelling", "_live_run", "_loop", "_nested", "_stop", "_task", "_timer", "scope")
 
     def __init__(self, step: Step) -> None:
-        journal = step.journal
+        live_run = step.live_run
         self.scope = step.scope_key
-        self._journal = journal
+        self._live_run = live_run
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(self._loop)
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._stop: RunStopped | None = None
         self._timer: asyncio.TimerHandle | None = None
-        if self._task is not None:
-            _bodies.setdefault(self._task, []).append(self)
-        journal.in_flight.bodies.add(self)
-        if journal.levels.has_deadline:
+        self._nested = [] if self._task is None else _bodies_of(self._task)
+        self._nested.append(self)
+        live_run.in_flight.bodies.add(self)
+        if live_run.levels.has_deadline:
             self._watch_deadline()
-        stop = journal.stops.stop
+        stop = live_run.stops.stop
         if stop is not None and stop.cancels:  # it came between the last look and this line
             self.stop(stop)
 
     def _watch_deadline(self) -> None:
-        nearest = self._journal.levels.deadline(self.scope)
+        nearest = self._live_run.levels.deadline(self.scope)
         if nearest is not None:
             self._timer = self._loop.call_later(max(nearest[0] / 1e9, 0), self._deadline)
 
     def _deadline(self) -> None:
         try:
-            check(self._journal, self.scope)  # a kill wins over a deadline
+            check(self._live_run, self.scope)  # a kill wins over a deadline
         except RunStopped as stop:
             self.stop(stop)  # after the bodies around this one, which have been told
         else:
@@ -207,14 +227,13 @@ class Body:
 
     def _cancel(self, stop: RunStopped) -> None:
         task = self._task
-        if task is None or self not in self._journal.in_flight.bodies:
+        if task is None or self not in self._live_run.in_flight.bodies:
             return
         # A task is cancelled once, however many bodies are nested in it, and the outermost that is
         # stopped turns that into the stop: what is inside it cannot swallow a CancelledError by accident.
-        nested = _bodies[task]
-        for depth, body in enumerate(nested):
+        for depth, body in enumerate(self._nested):
             if body._stop is not None:
-                if depth > nested.index(self):
+                if depth > self._nested.index(self):
                     body._stop, self._stop = None, stop
                 return
         self._stop = stop
@@ -222,12 +241,9 @@ class Body:
 
     def close(self) -> RunStopped | None:
         """The body is over; gives the stop that cancelled it, if nobody else wanted that too."""
-        self._journal.in_flight.bodies.discard(self)
-        nested = _bodies.get(self._task) if self._task is not None else None
-        if nested is not None and self in nested:
-            nested.remove(self)
-            if not nested:
-                _bodies.pop(self._task, None)  # type: ignore[arg-type]
+        self._live_run.in_flight.bodies.discard(self)
+        if self in self._nested:
+            self._nested.remove(self)
         if self._timer is not None:
             self._timer.cancel()
         stop = self._stop

@@ -28,25 +28,25 @@ def require(step: Step) -> None:
         WaitingError: nobody has decided yet.
         ApprovalDeniedError: it was denied.
     """
-    journal = step.journal
+    live_run = step.live_run
     if not step.needs_approval:
         return
-    decision = journal.log.fold.approvals.get(step.key)
+    decision = live_run.log.fold.approvals.get(step.key)
     if decision is None or (decision["args"], decision.get("unknown")) != (step.digest, step.unknown):
         _ask(step)
         raise WaitingError
     if decision["state"] == ev.APPROVAL_REQUESTED:
         raise WaitingError
     if decision["state"] == ev.APPROVAL_DENIED:
-        raise ApprovalDeniedError(step.key, decision.get("reason"), decision.get("actor"), journal.run_id)
+        raise ApprovalDeniedError(step.key, decision.get("reason"), decision.get("actor"), live_run.run_id)
 
 
 def _ask(step: Step) -> None:
-    journal = step.journal
+    live_run = step.live_run
     record = Record(
         0,
         ev.APPROVAL_REQUESTED,
-        journal.clock.wall(),
+        live_run.clock.wall(),
         step.key,
         step.pos,
         step.spec.name,
@@ -54,16 +54,16 @@ def _ask(step: Step) -> None:
         step.attempt,
         data={"args": step.digest} | ({} if step.unknown is None else {"unknown": step.unknown}),
     )
-    journal.log.decide(lambda: journal.log.act([record], [step.payload]))
+    live_run.log.decide(lambda: live_run.log.act([record], [step.payload]))
 
 
-def decide(journal: LiveRun, key: str, *, granted: bool, reason: str | None, actor: str) -> None:
+def decide(live_run: LiveRun, key: str, *, granted: bool, reason: str | None, actor: str) -> None:
     """Put an operator's decision on record.
 
     Raises:
         AgentGuardError: no step of that key waits.
     """
-    log = journal.log
+    log = live_run.log
 
     def put() -> None:
         approvals = log.fold.approvals
@@ -71,7 +71,7 @@ def decide(journal: LiveRun, key: str, *, granted: bool, reason: str | None, act
         if asked is None or asked["state"] != ev.APPROVAL_REQUESTED:
             waiting = [k for k, a in approvals.items() if a["state"] == ev.APPROVAL_REQUESTED]
             raise AgentGuardError(
-                f"no step {key!r} of run {journal.run_id} waits for an approval"
+                f"no step {key!r} of run {live_run.run_id} waits for an approval"
                 + (f"; waiting are {', '.join(waiting)}" if waiting else "")
             )
         data: dict[str, Any] = {name: asked[name] for name in ("args", "unknown") if name in asked}
@@ -79,6 +79,6 @@ def decide(journal: LiveRun, key: str, *, granted: bool, reason: str | None, act
         if reason:
             data["reason"] = reason
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
-        log.act([Record(0, kind, journal.clock.wall(), key, name=asked["name"], data=data)])
+        log.act([Record(0, kind, live_run.clock.wall(), key, name=asked["name"], data=data)])
 
     log.decide(put)

@@ -25,8 +25,8 @@ class BlockAbandonedError(AgentGuardError):
 class StepBlock:
     """A step around a block, sync or async; `as` gives its `Step`."""
 
-    def __init__(self, spec: StepSpec, place: Any, *, attributes: Mapping[str, Any] | None = None) -> None:
-        self._step = open_step(spec, place, (), {})
+    def __init__(self, spec: StepSpec, position: Any, *, attributes: Mapping[str, Any] | None = None) -> None:
+        self._step = open_step(spec, position, (), {})
         self._step.attributes = attributes
         self._token: Any = None
         self._body: aio.Body | None = None
@@ -36,7 +36,7 @@ class StepBlock:
         if self._entered:
             raise RuntimeError(f"step {self._step.key} was entered before; open a new one")
         self._entered = True
-        player = self._step.journal.player
+        player = self._step.live_run.player
         if player is not None:
             player.block(self._step)
 
@@ -54,17 +54,17 @@ class StepBlock:
         self._begun(dict(inputs or {}))
         if self._step.span is not None:
             self._step.span.suspend()
-        self._step.journal.in_flight.generators.add(self)
+        self._step.live_run.in_flight.generators.add(self)
         return self._step
 
     def finish(self, error: BaseException | None = None, result: Any = None) -> None:
         """End what `start` began: completed, or failed with `error`.  A second time does nothing."""
-        self._step.journal.in_flight.generators.discard(self)
+        self._step.live_run.in_flight.generators.discard(self)
         self._end(error, result)
 
     def revoke(self, error: BaseException) -> None:
         """End what `start` began where `error` kept the body from running: all is given back."""
-        self._step.journal.in_flight.generators.discard(self)
+        self._step.live_run.in_flight.generators.discard(self)
         phases.close(self._step, outcome.unentered(error))
 
     def abandon(self) -> outcome.Outcome | None:
@@ -130,5 +130,5 @@ class StepBlock:
         if error is not None:
             return outcome.failed(self._step, error)
         usage = outcome.usage_of(self._step, None, (), {})
-        payload, data = (None, {}) if result is None else self._step.keeper.note(result)
+        payload, data = (None, {}) if result is None else self._step.recorder.note(result)
         return outcome.completed(usage, payload, data | NOT_REPLAYABLE)

@@ -9,28 +9,28 @@ from itertools import count
 from typing import Any
 
 from agentguard.runs.branch import Branch, check_branch
-from agentguard.runs.current import CURRENT, Place, leave
+from agentguard.runs.current import CURRENT, Position, leave
 from agentguard.steps.call import is_coroutine_function
 
 
-def bind(place: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+def bind(position: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, which will run in a branch of its own that begins here, wherever it is called.
 
     Called more than once, each further call begins a branch under that one.
     """
-    branch = place.branch.child(getattr(fn, "__name__", type(fn).__name__))
+    branch = position.branch.child(getattr(fn, "__name__", type(fn).__name__))
     calls = count()
 
-    def place_of_call() -> Place:
+    def place_of_call() -> Position:
         where = branch if next(calls) == 0 else branch.child("call")
-        return Place(place.run, place.scope, where, place.step)
+        return Position(position.run, position.scope, where, position.step)
 
     if is_coroutine_function(fn):
 
         @functools.wraps(fn)
         async def bound_async(*args: Any, **kwargs: Any) -> Any:
             where = place_of_call()
-            where.run.meet(asyncio.get_running_loop(), where.branch, early=False)
+            where.run.install_task_factory(asyncio.get_running_loop(), where.branch, early=False)
             token = CURRENT.set(where)
             try:
                 return await fn(*args, **kwargs)
@@ -53,14 +53,14 @@ def bind(place: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
 class BranchBlock:
     """`with run.branch(name):` a line of control that the caller names."""
 
-    def __init__(self, place: Any, name: str) -> None:
-        self._place = place
-        self._branch: Branch = place.branch.child(check_branch(name))
+    def __init__(self, position: Any, name: str) -> None:
+        self._position = position
+        self._branch: Branch = position.branch.child(check_branch(name))
         self._token: Any = None
 
     def __enter__(self) -> Branch:
-        place = self._place
-        self._token = CURRENT.set(Place(place.run, place.scope, self._branch, place.step))
+        position = self._position
+        self._token = CURRENT.set(Position(position.run, position.scope, self._branch, position.step))
         return self._branch
 
     def __exit__(self, *exc: object) -> None:

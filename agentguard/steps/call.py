@@ -16,23 +16,23 @@ from agentguard.steps.spec import StepSpec, checked_attributes
 running_loop = asyncio._get_running_loop
 
 
-def meet_loop(place: Any) -> None:
+def ensure_task_factory(position: Any) -> None:
     """See to it that tasks of the loop that runs now, if one does, get branches."""
     loop = running_loop()
-    if loop is not None and loop not in place.journal.in_flight.loops:
-        place.run.meet(loop, place.branch)
+    if loop is not None and loop not in position.live_run.in_flight.loops:
+        position.run.install_task_factory(loop, position.branch)
 
 
 def call(
-    place: Any, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+    position: Any, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """One guarded call of a function that carries no decorator, its options among its keywords."""
     step_options = {key: options.pop(key) for key in tuple(options) if key in OPTION_NAMES}
-    return apply(place, name, fn, args, options, step_options)
+    return apply(position, name, fn, args, options, step_options)
 
 
 def apply(  # noqa: PLR0917 - called from two places, in the order of the call itself
-    place: Any,
+    position: Any,
     name: str,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -40,14 +40,14 @@ def apply(  # noqa: PLR0917 - called from two places, in the order of the call i
     options: dict[str, Any],
 ) -> Any:
     """The same, its options apart."""
-    meet_loop(place)
+    ensure_task_factory(position)
     # Most differ from call to call (the id of a tool call), and nothing else of the options does.
     attributes = checked_attributes(name, options.pop("attributes", None)) or None
     spec, driver = _prepared(name, fn, options)
-    return driver(spec, place, fn, args, kwargs, attributes=attributes)
+    return driver(spec, position, fn, args, kwargs, attributes=attributes)
 
 
-def block(place: Any, name: str, options: dict[str, Any]) -> StepBlock:
+def block(position: Any, name: str, options: dict[str, Any]) -> StepBlock:
     """A `run.step` block."""
     if callable(options.get("usage")) or callable(options.get("reserve")):
         raise TypeError(
@@ -57,7 +57,7 @@ def block(place: Any, name: str, options: dict[str, Any]) -> StepBlock:
     if options.get("timeout") is not None:
         raise TypeError(f"{name}: a block takes no timeout=; use asyncio.timeout inside it")
     attributes = checked_attributes(name, options.pop("attributes", None)) or None
-    return StepBlock(_prepared(name, None, options)[0], place, attributes=attributes)
+    return StepBlock(_prepared(name, None, options)[0], position, attributes=attributes)
 
 
 def is_coroutine_function(fn: Callable[..., Any]) -> bool:

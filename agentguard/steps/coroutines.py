@@ -14,7 +14,7 @@ from agentguard.steps.spec import StepSpec
 
 def call(
     spec: StepSpec,
-    place: Any,
+    position: Any,
     fn: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -22,7 +22,7 @@ def call(
     attributes: Mapping[str, Any] | None = None,
 ) -> Awaitable[Any]:
     """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
-    step = open_step(spec, place, args, kwargs)
+    step = open_step(spec, position, args, kwargs)
     step.attributes = attributes
     return _run(step, fn, args, kwargs)
 
@@ -30,7 +30,7 @@ def call(
 async def _run(
     step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    player = step.journal.player
+    player = step.live_run.player
     if player is not None:
         require_asyncio(step)
         prepare(step, args, kwargs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentguard.errors import RunStopped
 from agentguard.runs.current import CURRENT
-from agentguard.steps.verdict import PASSES
+from agentguard.steps.exit_rule import PASSES
 
 if TYPE_CHECKING:
     from agentguard.steps.model import Step
@@ -38,32 +38,32 @@ class Draining:
         #: What stayed in flight, once the drain is over.
         self.left: frozenset[tuple[str, str]] = frozenset()
 
-    def lets_on(self) -> bool:
+    def allows(self) -> bool:
         """Whether the code that asks is inside a body in flight, which may finish."""
         if self.released:
             return False
-        place: Any = CURRENT.get()
-        while place is not None:
-            step, live = place.step, place.journal
+        position: Any = CURRENT.get()
+        while position is not None:
+            step, live = position.step, position.live_run
             if step is not None and live.stops.draining is self and step.key in live.log.fold.open:
                 return True
-            place = getattr(place.run.session, "around", None)
+            position = getattr(position.run.session, "around", None)
         return False
 
-    def unwinds(self, error: BaseException | None) -> bool:
+    def is_unwinding(self, error: BaseException | None) -> bool:
         """Whether an error comes of this drain, or of what cancels and ends a program around it."""
         return error is not None and (isinstance(error, PASSES) or _holds(error, self.stop))
 
-    def cuts_off(self, step: Step, error: BaseException | None, data: dict[str, Any] | None) -> bool:
+    def discards(self, step: Step, error: BaseException | None, data: dict[str, Any] | None) -> bool:
         """Whether a step's outcome is none of its own: then it stays in flight on record.
 
         A generator that the agent leaves on its way out would be closed early, which it was not.
         """
         closed_early = error is None and step.parent is None and bool(data) and "closed_early" in (data or {})
         # A nested run inside a body that may finish closes its own generators.
-        if not (closed_early and not self.lets_on()) and not self.unwinds(error):
+        if not (closed_early and not self.allows()) and not self.is_unwinding(error):
             return False
-        self.cut_off.add((step.journal.run_id, step.key))
+        self.cut_off.add((step.live_run.run_id, step.key))
         return True
 
 

@@ -52,21 +52,21 @@ _RUNNING = RunState.RUNNING
 # --- opening a step: synchronous, at the call ----------------------------------------------------
 
 
-def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
+def open_step(spec: StepSpec, position: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
     """A call of a step, its key fixed now."""
-    branch = place.branch
+    branch = position.branch
     if branch.tasks is not None:
         branch = branch.tasks.branch_here(branch)
     if spec.key is None:
         key, pos = branch.next_call(spec.part)
-        fork = place.journal.fork
+        fork = position.live_run.fork
         if fork and not key.startswith(f"{MAIN}{fork}/"):
             key = f"{MAIN}{fork}/{key.removeprefix(f'{MAIN}/')}"
-        return Step(spec, place, key, pos)
+        return Step(spec, position, key, pos)
     key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
     if not isinstance(key, str) or not key or not key.isprintable():
         raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
-    step = Step(spec, place, f"key:{key}", branch.next_pos())
+    step = Step(spec, position, f"key:{key}", branch.next_pos())
     step.path = branch.path
     return step
 
@@ -77,26 +77,26 @@ def open_step(spec: StepSpec, place: Any, args: Sequence[Any], kwargs: Mapping[s
 def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Work out the request and take the snapshot of the arguments; this calls user code."""
     spec = step.spec
-    levels = step.journal.levels
+    levels = step.live_run.levels
     counts_repeats = levels.counts_repeats
-    step.keeper.arguments(step, args, kwargs)
+    step.recorder.arguments(step, args, kwargs)
     if not spec.examined and not counts_repeats:
         return  # nothing depends on the call
     if callable(spec.approval):
         step.needs_approval = bool(spec.approval(*args, **kwargs))
     if step.needs_approval:
-        step.digest = step.digest or step.keeper.digest_of(args, kwargs)
-        step.unknown = step.keeper.unknown(args, kwargs)
+        step.digest = step.digest or step.recorder.digest_of(args, kwargs)
+        step.unknown = step.recorder.unknown(args, kwargs)
     if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
     repeat = around = None
     if counts_repeats:
         # On record, so that every reader counts alike.
-        step.digest = step.digest or step.keeper.digest_of(args, kwargs)
-        repeat = repeat_id(spec.name, step.keeper.repeat_of(args, kwargs))
+        step.digest = step.digest or step.recorder.digest_of(args, kwargs)
+        repeat = repeat_id(spec.name, step.recorder.repeat_of(args, kwargs))
         if levels.outer:
-            digest = step.keeper.repeat_of(args, kwargs, levels.outer[-1].levels.log.digest)
+            digest = step.recorder.repeat_of(args, kwargs, levels.outer[-1].levels.log.digest)
             around = repeat_id(spec.name, digest)
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, around)
 
@@ -141,7 +141,7 @@ def append_in_turn(
 
     Where another process appended first, it decides again with every other writer kept out.
     """
-    log = step.journal.log
+    log = step.live_run.log
     try:
         log.enter(decide, step, given, wait)
     except HeadMovedError:
@@ -159,33 +159,33 @@ def confirm_start(step: Step) -> None:
     Raises:
         What `admit` raises.
     """
-    journal = step.journal
+    live_run = step.live_run
     try:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
-        journal.log.decide(lambda: _admit(step, None, True))  # noqa: FBT003
+        live_run.log.decide(lambda: _admit(step, None, True))  # noqa: FBT003
     except LedgerRefusedError as error:
         raise _refused_by_account(step, error) from None
     except BaseException as error:  # it may be on record all the same
-        journal.log.doubt(step, exceptions.capture(error))
+        live_run.log.doubt(step, exceptions.capture(error))
         raise
     else:
-        if needs_care(journal, step.request.reserve, accounts):
-            journal.log.hold(warn, journal, step.scope_key, step.request.reserve, accounts)
+        if needs_care(live_run, step.request.reserve, accounts):
+            live_run.log.hold(warn, live_run, step.scope_key, step.request.reserve, accounts)
 
 
 def wait_for_commit(step: Step) -> Mapping[str, Account]:
     """Return the shared accounts as the commit left them that a step waits for, or raise its error."""
     commit, step.commit = step.commit, None
-    group = step.journal.log.group
+    group = step.live_run.log.group
     if commit is None or group is None:
         return {}
     return group.wait_for(commit)
 
 
-def needs_care(journal: LiveRun, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
+def needs_care(live_run: LiveRun, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
     """Whether something follows from where a commit left shared accounts: a warning, or a stop."""
-    warned = journal.log.fold.warned
+    warned = live_run.log.fold.warned
     return any(
         account.overdrawn() is not None
         or any((level, r.public_name(name)) not in warned for name, _, _ in account.crossed(amounts))
@@ -193,38 +193,38 @@ def needs_care(journal: LiveRun, amounts: Amounts, accounts: Mapping[str, Accoun
     )
 
 
-def _check_start(step: Step, journal: LiveRun) -> None:
+def _check_start(step: Step, live_run: LiveRun) -> None:
     """Whether the step may start, but for its budget."""
-    check(journal, step.scope_key)
-    fold = journal.log.fold
+    check(live_run, step.scope_key)
+    fold = live_run.log.fold
     if fold.state is not _RUNNING:
         raise WaitingError
     if step.spec.examined:
         _examine(step)
     elif step.key in fold.open:  # two lines of control in one branch: one name attached twice
-        raise DuplicateKeyError(step.key, journal.run_id)
+        raise DuplicateKeyError(step.key, live_run.run_id)
 
 
 def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
-    journal, spec, request = step.journal, step.spec, step.request
-    if journal.time.waiters:
-        journal.time.count_idle()
-    log = journal.log
+    live_run, spec, request = step.live_run, step.spec, step.request
+    if live_run.time.waiters:
+        live_run.time.count_idle()
+    log = live_run.log
     fold = log.fold
     seq = fold.seq + 1  # what comes before that is what is decided on
-    _check_start(step, journal)
+    _check_start(step, live_run)
     shadow = None
     # Outside scopes there is one level to ask, the run's, which nearly always has room.
     if fold.limited and (step.scope_key or fold.account.refusal(request) is not None):
-        refused, shadow = journal.levels.refused(step.scope_key, request)
+        refused, shadow = live_run.levels.refused(step.scope_key, request)
         if refused is not None:
             raise _refuse(step, refused)
-    wall, monotonic = journal.clock.wall, journal.clock.monotonic
+    wall, monotonic = live_run.clock.wall, live_run.clock.monotonic
     now = wall()
     movements: Sequence[Any] = ()
     windows: tuple[str, ...] = ()
-    if not journal.levels.only_this_run:
-        movements, windows = journal.levels.reserving(step.scope_key, request, now)
+    if not live_run.levels.only_this_run:
+        movements, windows = live_run.levels.reserving(step.scope_key, request, now)
     span = step.span
     data = _started_data(step, request, windows, shadow)
     record = Record(
@@ -253,18 +253,18 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
     log.written(fold)
     step.started_ns = monotonic()
     if near or movements:
-        warn(journal, step.scope_key, request.reserve, log.moved)
+        warn(live_run, step.scope_key, request.reserve, log.moved)
 
 
 def _refused_by_account(step: Step, error: LedgerRefusedError) -> Exception:
     """What to raise where a shared level has no room, or is closed since its run has ended elsewhere."""
-    journal = step.journal
+    live_run = step.live_run
     if error.refusal is not None:
-        return _refuse(step, journal.levels.whose(error.account, error.path, error.refusal))
-    for around in journal.around:
-        around.live.refresh()
-    check(journal, step.scope_key)  # raises the stop, where it ended with one
-    return NoActiveRunError(f"a run around {journal.run_id} has ended; open a new run")
+        return _refuse(step, live_run.levels.whose(error.account, error.path, error.refusal))
+    for around in live_run.around:
+        around.live_run.refresh()
+    check(live_run, step.scope_key)  # raises the stop, where it ended with one
+    return NoActiveRunError(f"a run around {live_run.run_id} has ended; open a new run")
 
 
 def _examine(step: Step) -> None:
@@ -276,8 +276,8 @@ def _examine(step: Step) -> None:
         _refuse_unknown_cost(step, unknown)
     if spec.key is not None:
         _next_attempt(step)
-    elif step.key in step.journal.log.fold.open:
-        raise DuplicateKeyError(step.key, step.journal.run_id)
+    elif step.key in step.live_run.log.fold.open:
+        raise DuplicateKeyError(step.key, step.live_run.run_id)
 
 
 def _started_data(
@@ -301,7 +301,7 @@ def _started_data(
     if windows:
         data["windows"] = windows
     if shadow is not None:
-        error = shadow.refusal.error(shadow.path, step.journal.run_id)
+        error = shadow.refusal.error(shadow.path, step.live_run.run_id)
         data["would_stop"] = termination(error)
     return data or None
 
@@ -315,44 +315,44 @@ def _put_request(data: dict[str, Any], request: Request, digest: str | None) -> 
         data["repeat"] = request.repeat.removeprefix(f"{request.name}:")
 
 
-def check(journal: LiveRun, scope: str = "") -> None:
+def check(live_run: LiveRun, scope: str = "") -> None:
     """Raise the stop that covers this place, if there is one: kill, run, scope or deadline."""
-    _check_run(journal, scope)
-    if journal.around:
-        for around in journal.around:
-            _check_run(around.live, around.scope)
-    if journal.levels.has_deadline:
-        check_deadline(journal, scope)
+    _check_run(live_run, scope)
+    if live_run.around:
+        for around in live_run.around:
+            _check_run(around.live_run, around.scope)
+    if live_run.levels.has_deadline:
+        check_deadline(live_run, scope)
 
 
-def _check_run(journal: LiveRun, scope: str) -> None:
+def _check_run(live_run: LiveRun, scope: str) -> None:
     """The same for one run alone: what is around it is not asked."""
-    stops = journal.stops
+    stops = live_run.stops
     if stops.signal[GENERATION] != stops.seen:
-        journal.look()
+        live_run.look()
     if stops.stop is not None:
         raise stops.stop.with_traceback(None)
-    fold = journal.log.fold
+    fold = live_run.log.fold
     if stops.scopes:
         for level in fold.chain(scope):
             if (stop := stops.scopes.get(level.key)) is not None:
                 raise stop.with_traceback(None)
     if fold.state is not _RUNNING and fold.state.final:
-        raise ended_error(journal)
+        raise ended_error(live_run)
 
 
-def ended_error(journal: LiveRun) -> AgentGuardError:
+def ended_error(live_run: LiveRun) -> AgentGuardError:
     """What a step of a run that has ended without a stop is told."""
     return NoActiveRunError(
-        f"run {journal.run_id} is {journal.log.fold.state}: it takes no further step; open a new run"
+        f"run {live_run.run_id} is {live_run.log.fold.state}: it takes no further step; open a new run"
     )
 
 
-def check_deadline(journal: LiveRun, scope: str) -> None:
+def check_deadline(live_run: LiveRun, scope: str) -> None:
     """Stop the level whose `seconds` are used up."""
-    nearest = journal.levels.deadline(scope)
+    nearest = live_run.levels.deadline(scope)
     if nearest is not None and nearest[0] <= 0:
-        raise stop_level(journal, nearest[1], None)
+        raise stop_level(live_run, nearest[1], None)
 
 
 # --- refusing ------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
     record = Record(
         0,
         ev.STEP_REFUSED,
-        step.journal.clock.wall(),
+        step.live_run.clock.wall(),
         step.key,
         step.pos,
         spec.name,
@@ -372,7 +372,7 @@ def _refuse(step: Step, refused: Refused) -> RunStopped:
         step.attempt,
         data=_refused_data(step),
     )
-    return stop_level(step.journal, refused, record)
+    return stop_level(step.live_run, refused, record)
 
 
 def _refused_data(step: Step) -> dict[str, Any] | None:
@@ -391,40 +391,40 @@ def _refused_data(step: Step) -> dict[str, Any] | None:
     return data or None
 
 
-def stop_level(journal: LiveRun, refused: Refused, record: Record | None) -> RunStopped:
+def stop_level(live_run: LiveRun, refused: Refused, record: Record | None) -> RunStopped:
     """Make a level's stop stick: a scope's inside it, a run's or the tenant's in the whole run.
 
-    `record` is the `step_refused` to log with it, in the journal of the step.
+    `record` is the `step_refused` to log with it, in the live run of the step.
     """
-    error: RunStopped = refused.refusal.error(_public_path(journal, refused), journal.run_id)
-    owner = _owner_of(refused, journal)
-    if owner is not None and owner is not journal:
-        journal.end(error, record)
+    error: RunStopped = refused.refusal.error(_public_path(live_run, refused), live_run.run_id)
+    owner = _owner_of(refused, live_run)
+    if owner is not None and owner is not live_run:
+        live_run.end(error, record)
         if refused.scope:
             _stop_scope(owner, refused.scope, error, None)
         else:
             owner.end(error)
     elif owner is not None and refused.scope:
-        _stop_scope(journal, refused.scope, error, record)
+        _stop_scope(live_run, refused.scope, error, record)
     else:
-        journal.end(error, record)
+        live_run.end(error, record)
     return error
 
 
-def _owner_of(refused: Refused, journal: LiveRun) -> LiveRun | None:
+def _owner_of(refused: Refused, live_run: LiveRun) -> LiveRun | None:
     """The run whose level refused: this one or one around it; None for a tenant's."""
-    runs = (journal, *(around.live for around in journal.around))
+    runs = (live_run, *(around.live_run for around in live_run.around))
     return next((live for live in runs if live.log is refused.log), None)
 
 
-def _stop_scope(journal: LiveRun, scope: str, error: RunStopped, record: Record | None) -> None:
+def _stop_scope(live_run: LiveRun, scope: str, error: RunStopped, record: Record | None) -> None:
     facts = termination(error)
     if record is None:
-        path = journal.log.fold.scopes[scope].path
-        record = Record(0, ev.STEP_REFUSED, journal.clock.wall(), name=path)
+        path = live_run.log.fold.scopes[scope].path
+        record = Record(0, ev.STEP_REFUSED, live_run.clock.wall(), name=path)
     data = dict(record.data or {}) | {"stops": scope, "termination": facts}
-    journal.stops.scopes.setdefault(scope, error)
-    log = journal.log
+    live_run.stops.scopes.setdefault(scope, error)
+    log = live_run.log
     refusal = replace_data(record, data)
 
     def refuse() -> None:
@@ -432,7 +432,7 @@ def _stop_scope(journal: LiveRun, scope: str, error: RunStopped, record: Record 
             log.act([refusal])
 
     log.decide(refuse)
-    journal.stops.cancel(error, scope)
+    live_run.stops.cancel(error, scope)
 
 
 def replace_data(record: Record, data: dict[str, Any]) -> Record:
@@ -440,8 +440,8 @@ def replace_data(record: Record, data: dict[str, Any]) -> Record:
     return msgspec.structs.replace(record, data=data)
 
 
-def _public_path(journal: LiveRun, refused: Refused) -> str:
-    if refused.log is None or refused.log is journal.log:
+def _public_path(live_run: LiveRun, refused: Refused) -> str:
+    if refused.log is None or refused.log is live_run.log:
         return refused.path
     outer = refused.log.run_id
     return f"run:{outer}" if not refused.scope else f"run:{outer}/{refused.path}"
@@ -451,7 +451,7 @@ def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
     record = Record(
         0,
         ev.STEP_REFUSED,
-        step.journal.clock.wall(),
+        step.live_run.clock.wall(),
         step.key,
         step.pos,
         step.spec.name,
@@ -459,28 +459,28 @@ def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
         step.attempt,
         data=_refused_data(step),
     )
-    step.journal.end(error, record)
+    step.live_run.end(error, record)
     raise error
 
 
 def _next_attempt(step: Step) -> None:
     """A `key=` may be called again only after a failure: the next attempt, with the same key."""
-    attempts, completed = step.journal.log.fold.keyed.get(step.key, (0, False))
-    if completed or step.key in step.journal.log.fold.open:
-        raise DuplicateKeyError(step.key.removeprefix("key:"), step.journal.run_id)
+    attempts, completed = step.live_run.log.fold.keyed.get(step.key, (0, False))
+    if completed or step.key in step.live_run.log.fold.open:
+        raise DuplicateKeyError(step.key.removeprefix("key:"), step.live_run.run_id)
     step.attempt = attempts + 1
 
 
 # --- soft limits ---------------------------------------------------------------------------------
 
 
-def warn(journal: LiveRun, scope: str, resources: Amounts, shared: Mapping[str, Account]) -> None:
+def warn(live_run: LiveRun, scope: str, resources: Amounts, shared: Mapping[str, Account]) -> None:
     """Log one `budget_warning` for each level and resource that has just crossed `warn_at`."""
-    levels = [(level.key, level.accounts[0]) for level in journal.log.fold.chain(scope)]
+    levels = [(level.key, level.accounts[0]) for level in live_run.log.fold.chain(scope)]
     for level, account in (*levels, *shared.items()):
         for resource, used, limit in account.crossed(resources):
             name = r.public_name(resource)
-            if (level, name) not in journal.log.fold.warned:
+            if (level, name) not in live_run.log.fold.warned:
                 data = {
                     "level": level,
                     "path": account.path,
@@ -488,15 +488,15 @@ def warn(journal: LiveRun, scope: str, resources: Amounts, shared: Mapping[str, 
                     "used": str(r.public_amount(resource, used)),
                     "limit": str(r.public_amount(resource, limit)),
                 }
-                _log_warning(journal, data)
+                _log_warning(live_run, data)
 
 
-def _log_warning(journal: LiveRun, data: dict[str, Any]) -> None:
-    log = journal.log
+def _log_warning(live_run: LiveRun, data: dict[str, Any]) -> None:
+    log = live_run.log
 
     def warn_once() -> None:
         if (data["level"], data["resource"]) not in log.fold.warned:
-            log.act([Record(0, ev.BUDGET_WARNING, journal.clock.wall(), data=data)])
-            journal.in_flight.warned(data)
+            log.act([Record(0, ev.BUDGET_WARNING, live_run.clock.wall(), data=data)])
+            live_run.in_flight.warned(data)
 
     log.decide(warn_once)

@@ -92,7 +92,7 @@ class Going:
         self._args = args
         self._kwargs = kwargs
         self.state = "open"
-        step.journal.in_flight.generators.add(self)
+        step.live_run.in_flight.generators.add(self)
         if step.span is not None:
             step.span.suspend()
 
@@ -107,7 +107,7 @@ class Going:
             return False
         self.state = "taken"
         self._step.came = (*self._step.came, how)
-        self._step.journal.in_flight.generators.discard(self)
+        self._step.live_run.in_flight.generators.discard(self)
         return True
 
     # --- ways to go on -------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Going:
     # --- as an open generator of the run -------------------------------------------------------
 
     def _abandoned(self, how: str) -> BaseException:
-        stop = self._step.journal.stop if self.state == "abandoned" else None
+        stop = self._step.live_run.stop if self.state == "abandoned" else None
         what = f"what {self._step.key} returned"
         return stop or GeneratorAbandonedError(f"{what} can be {how} once, in its run")
 
@@ -177,7 +177,7 @@ class Going:
     def __del__(self) -> None:
         # A finaliser may run anywhere, also inside our own locks: it only enqueues.
         if getattr(self, "state", "") == "open":
-            self._step.journal.in_flight.orphans.append(self)
+            self._step.live_run.in_flight.orphans.append(self)
 
 
 class Block:
@@ -227,7 +227,7 @@ class Block:
 
     def left(self) -> None:
         """The block is over, and so is the step, unless its stream was read to the end before."""
-        if self._step.key not in self._step.journal.log.fold.open:
+        if self._step.key not in self._step.live_run.log.fold.open:
             return
         if self._stream is not None and self._stream._self_items is not None:
             self._stream._self_items.forgotten()
@@ -435,7 +435,7 @@ def recorded(step: Step, came: tuple[str, ...], args: tuple[Any, ...], kwargs: d
     Raises:
         ReplayDivergenceError: it was a block, which no log can serve.
     """
-    player: Any = step.journal.player
+    player: Any = step.live_run.player
     if "block" in came:
         player.block(step)
     if came[-1] == _UNUSED:
@@ -454,7 +454,7 @@ async def _recorded_later(
 ) -> Any:
     if rest:
         return recorded(step, rest, args, kwargs)
-    player: Any = step.journal.player
+    player: Any = step.live_run.player
     return (await player.serve_async(step)).result()
 
 

@@ -23,7 +23,7 @@ from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
-from agentguard.steps.served import Served, ServedItems
+from agentguard.steps.served import RecordedOutcome, ServedItems
 from agentguard.steps.spec import StepSpec
 
 #: On the way out with one of these, a program is not held against its log.
@@ -60,14 +60,14 @@ class _Guarded:
     def __init__(
         self,
         spec: StepSpec,
-        place: Any,
+        position: Any,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        step = open_step(spec, place, args, kwargs)
+        step = open_step(spec, position, args, kwargs)
         step.attributes = attributes
         self._set_up(step, fn, args, kwargs)
 
@@ -81,8 +81,8 @@ class _Guarded:
         self._inner: Any = None
         self._result: Any = None
         self._recorded: Iterator[Any] = iter(())
-        self._served = ServedItems([], Served())
-        self._items = Items(step.spec, step.keeper)
+        self._served = ServedItems([], RecordedOutcome())
+        self._items = Items(step.spec, step.recorder)
         self.state = "new"  # then open, then closed
 
     @classmethod
@@ -92,7 +92,7 @@ class _Guarded:
         """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
         guarded = cls.recorded(step, args, kwargs)
         guarded._inner, guarded._result = inner, result
-        step.journal.in_flight.generators.add(guarded)
+        step.live_run.in_flight.generators.add(guarded)
         guarded.state = "open"
         return guarded
 
@@ -110,7 +110,7 @@ class _Guarded:
 
     def _serve(self) -> bool:
         """Take the items from the log, where it has them."""
-        player = self._step.journal.player
+        player = self._step.live_run.player
         if player is None:
             return False
         prepare(self._step, self._args, self._kwargs)
@@ -118,14 +118,14 @@ class _Guarded:
         if served is None:
             return False
         self.state = "served"
-        self._step.journal.in_flight.generators.add(self)
+        self._step.live_run.in_flight.generators.add(self)
         self._served = served
         self._recorded = _recorded(served)
         return True
 
     def _next_recorded(self, how: str, value: Any) -> Any:
         """The next item of the log, if what is sent in for it is what was."""
-        player: Any = self._step.journal.player
+        player: Any = self._step.live_run.player
         served = self._served
         sent, number = served.sent, self._items.count + 1
         self._items.count = number
@@ -146,20 +146,20 @@ class _Guarded:
         if self.state != "served":
             return
         self._ended()
-        player, served = self._step.journal.player, self._served
+        player, served = self._step.live_run.player, self._served
         if player is not None and served.differs(self._items.count):
             player.left_items(self._step, self._items.count, served)
 
     def _sent(self, how: str, value: Any) -> Sent:
         """What is sent in, as it is put on record."""
-        keeper = self._step.keeper
-        return thrown(keeper, value) if how in ("throw", "athrow") else sent_value(keeper, value)
+        recorder = self._step.recorder
+        return thrown(recorder, value) if how in ("throw", "athrow") else sent_value(recorder, value)
 
     def _opened(self) -> None:
         self._step.entered = True
         assert self._fn is not None  # noqa: S101 - without it, the items are on record
         self._inner = self._fn(*self._args, **self._kwargs)
-        self._step.journal.in_flight.generators.add(self)  # first, so that the run's end finds it
+        self._step.live_run.in_flight.generators.add(self)  # first, so that the run's end finds it
         self.state = "open"
         if self._step.span is not None:
             self._step.span.suspend()
@@ -168,7 +168,7 @@ class _Guarded:
         """Mark it closed; False if it was already."""
         was_open = self.state == "open"
         self.state = "closed"
-        self._step.journal.in_flight.generators.discard(self)
+        self._step.live_run.in_flight.generators.discard(self)
         return was_open
 
     def _rescued(self, before: Any, error: BaseException) -> None:
@@ -196,15 +196,15 @@ class _Guarded:
 
     def _check(self) -> None:
         if self.state == "abandoned":
-            stop = self._step.journal.stops.stop
+            stop = self._step.live_run.stops.stop
             raise stop or GeneratorAbandonedError(
-                f"run {self._step.journal.run_id} has ended; {self._step.key} yields no more"
+                f"run {self._step.live_run.run_id} has ended; {self._step.key} yields no more"
             )
-        journal = self._step.journal
+        live_run = self._step.live_run
         try:
-            check(journal, self._step.scope_key)
+            check(live_run, self._step.scope_key)
         except RunStopped as stop:
-            draining = journal.stops.draining
+            draining = live_run.stops.draining
             if draining is None or draining.released or stop is not draining.stop:
                 raise  # a drain lets what is in flight finish
 
@@ -230,7 +230,7 @@ class _Guarded:
         # A finaliser may run anywhere, also inside our own locks: it only enqueues.
         state = getattr(self, "state", "new")
         if state == "open" or (state == "served" and self._served.differs(self._items.count)):
-            self._step.journal.in_flight.orphans.append(self)
+            self._step.live_run.in_flight.orphans.append(self)
 
     def forgotten(self) -> None:
         """Settle the step of a generator that its consumer dropped; the inner one closes itself."""
@@ -481,14 +481,14 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             self._exit(token)
 
 
-def leave_served(journal: LiveRun) -> None:
+def leave_served(live_run: LiveRun) -> None:
     """The program is done: generators that are served from the log are left where they are.
 
     Raises:
         ReplayDivergenceError: that is not where they were left live.
     """
-    journal.in_flight.settle_orphans()
-    for generator in list(journal.in_flight.generators):
+    live_run.in_flight.settle_orphans()
+    for generator in list(live_run.in_flight.generators):
         if isinstance(generator, _Guarded):
             generator.leave_served()
 

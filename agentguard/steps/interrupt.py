@@ -55,12 +55,12 @@ def uninterruptible() -> Iterator[None]:
 class SyncBody:
     """A sync body in flight in a thread."""
 
-    __slots__ = ("_around", "_journal", "_lock", "_thread", "inside", "interrupted", "scope")
+    __slots__ = ("_around", "_live_run", "_lock", "_thread", "inside", "interrupted", "scope")
 
     def __init__(self, step: Step) -> None:
         self.scope = step.scope_key
         self.interrupted: RunStopped | None = None
-        self._journal = step.journal
+        self._live_run = step.live_run
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._around: SyncBody | None = None
@@ -108,14 +108,14 @@ class SyncBody:
     def _enter(self) -> None:
         self._around = getattr(_threads, "body", None)
         _threads.body = self
-        self._journal.in_flight.bodies.add(self)
+        self._live_run.in_flight.bodies.add(self)
         with self._lock:
             self.inside = True
-        if self._journal.stops.stop is not None:
-            raise self._journal.stops.stop.with_traceback(None)
+        if self._live_run.stops.stop is not None:
+            raise self._live_run.stops.stop.with_traceback(None)
 
     def _leave(self) -> None:
-        self._journal.in_flight.bodies.discard(self)
+        self._live_run.in_flight.bodies.discard(self)
         with self._lock:
             self.inside = False
         _threads.body = self._around

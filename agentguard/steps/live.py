@@ -25,10 +25,10 @@ from agentguard.runs.termination import stop_from, termination
 from agentguard.steps import forked
 from agentguard.steps.budget_levels import BudgetLevels, Level
 from agentguard.steps.capture import Capturing, PayloadRecorder
+from agentguard.steps.components import Components
 from agentguard.steps.draining import Draining
 from agentguard.steps.in_flight import InFlight
 from agentguard.steps.log import RunLog
-from agentguard.steps.parts import Parts
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.run_clock import RunClock
 from agentguard.steps.spec import StepSpec
@@ -36,7 +36,7 @@ from agentguard.steps.stops import Stops
 from agentguard.steps.uncharged import uncharged
 
 if TYPE_CHECKING:
-    from agentguard.steps.served import Player
+    from agentguard.steps.served import ReplaySource
 
 #: How often, in seconds, a paused step looks whether another process has resumed the run.
 _POLL = 0.02
@@ -44,31 +44,33 @@ _MOST_KEEPERS = 1000
 _ATTACHED = "attached"
 
 
-class Around(NamedTuple):
+class EnclosingRun(NamedTuple):
     """A run around this one, and the scope of it that this one lies in."""
 
-    live: LiveRun
+    live_run: LiveRun
     scope: str
 
 
 class LiveRun:
     """A run in this process: it composes the parts, wires them, and ends the run."""
 
-    def __init__(self, parts: Parts, row: RunRow, fold: RunFold, around: Sequence[Around] = ()) -> None:
-        self.parts = parts
+    def __init__(
+        self, components: Components, row: RunRow, fold: RunFold, around: Sequence[EnclosingRun] = ()
+    ) -> None:
+        self.components = components
         #: The runs around this one, the innermost first.
         self.around = tuple(around)
-        outermost: str = around[-1].live.run_id if around else row.run_id
-        self.log = RunLog(parts.store, parts.abilities, row, fold, outermost)
+        outermost: str = around[-1].live_run.run_id if around else row.run_id
+        self.log = RunLog(components.store, components.abilities, row, fold, outermost)
         self.run_id: str = fold.run_id
         self.in_flight = InFlight(fold.run_id)
-        self.stops = Stops(self.log, self.in_flight, parts.switch)
-        self.clock = parts.clock
-        self.time = RunClock(self.log, parts.clock)
+        self.stops = Stops(self.log, self.in_flight, components.switch)
+        self.clock = components.clock
+        self.time = RunClock(self.log, components.clock)
         outer: list[Level] = []
-        for live, scope in around:
-            outer += live.levels.from_inside(scope)
-        self.levels: BudgetLevels = BudgetLevels(self.log, self.time, outer, parts.tenants)
+        for enclosing, scope in around:
+            outer += enclosing.levels.from_inside(scope)
+        self.levels: BudgetLevels = BudgetLevels(self.log, self.time, outer, components.tenants)
         self.log.on_record = self._on_record
         self.log.on_reload = self._on_reload
         self.log.close_doubtful = self._close_doubtful
@@ -76,12 +78,12 @@ class LiveRun:
         self.owner = True
         #: How many attachments of this process there are.
         self.attached = 0
-        self.keepers: dict[StepSpec, PayloadRecorder] = {}
+        self.recorders: dict[StepSpec, PayloadRecorder] = {}
         #: Branches that callers name by path, for steps whose place is not that of the context.
         self.branches: dict[str, Branch] = {}
         self.span: Any = None
         #: What serves steps from a log, in a replay or a recovery.
-        self.player: Player | None = None
+        self.player: ReplaySource | None = None
         #: Whether a stop interrupts sync bodies in flight.
         self.interrupt = False
         #: In a forked child, what its keys begin with instead of the main branch; else empty.
@@ -175,7 +177,7 @@ class LiveRun:
         self.stops.look(self.end, self._refresh_tenants)
 
     def _refresh_tenants(self) -> None:
-        self.parts.refresh()
+        self.components.refresh()
         self.log.hold(BudgetLevels.changed, self.levels)
 
     def end(self, stop: RunStopped, refused: Record | None = None) -> None:
@@ -228,9 +230,9 @@ class LiveRun:
 
     # --- runs inside, and attachments ----------------------------------------------------------
 
-    def nest(self, scope: str) -> tuple[list[Movement], list[Around]]:
+    def nest(self, scope: str) -> tuple[list[Movement], list[EnclosingRun]]:
         """Return what makes the levels around a nested run shared, and the runs around it."""
-        return self.levels.sharing(scope), [Around(self, scope), *self.around]
+        return self.levels.sharing(scope), [EnclosingRun(self, scope), *self.around]
 
     def unnamed_branch(self) -> Branch:
         """Return a branch for an attachment without a name, by a number that is given out once."""
@@ -244,18 +246,18 @@ class LiveRun:
 
     def redactor(self, spec: StepSpec) -> Redactor | None:
         """Return what takes secrets out of the payloads of a step, or None."""
-        chosen = spec.redact if spec.redact is not None else self.parts.redact
+        chosen = spec.redact if spec.redact is not None else self.components.redact
         return chosen or None
 
-    def keeper(self, spec: StepSpec) -> PayloadRecorder:
+    def recorder(self, spec: StepSpec) -> PayloadRecorder:
         """Return what captures the calls of a step in this run, made at its first call."""
-        if len(self.keepers) >= _MOST_KEEPERS:  # options that are made anew for each call
-            self.keepers.clear()
-        level = spec.capture or self.parts.capture
+        if len(self.recorders) >= _MOST_KEEPERS:  # options that are made anew for each call
+            self.recorders.clear()
+        level = spec.capture or self.components.capture
         capturing = Capturing(level, self.redactor(spec), self.log.digest, self.log.fold.value_scheme)
-        keeper = PayloadRecorder(spec, capturing)
-        self.keepers[spec] = keeper
-        return keeper
+        recorder = PayloadRecorder(spec, capturing)
+        self.recorders[spec] = recorder
+        return recorder
 
     # --- readings, without I/O -----------------------------------------------------------------
 

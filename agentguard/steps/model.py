@@ -35,14 +35,14 @@ class Step:
         "commit",
         "digest",
         "entered",
-        "journal",
-        "keeper",
         "key",
+        "live_run",
         "needs_approval",
         "parent",
         "path",
         "payload",
         "pos",
+        "recorder",
         "request",
         "run",
         "scope",
@@ -56,17 +56,17 @@ class Step:
         "unpriced",
     )
 
-    def __init__(self, spec: StepSpec, place: Any, key: str, pos: int) -> None:
+    def __init__(self, spec: StepSpec, position: Any, key: str, pos: int) -> None:
         self.spec = spec
         self.pos = pos
-        self.run = place.run
-        self.scope = place.scope
-        self.scope_key: str = place.scope_key
+        self.run = position.run
+        self.scope = position.scope
+        self.scope_key: str = position.scope_key
         self._branch: Branch | None = None
-        self.parent: Step | None = place.step
-        self.journal: LiveRun = place.journal
+        self.parent: Step | None = position.step
+        self.live_run: LiveRun = position.live_run
         #: What is kept of its arguments and its result.
-        self.keeper: PayloadRecorder = self.journal.keepers.get(spec) or self.journal.keeper(spec)
+        self.recorder: PayloadRecorder = self.live_run.recorders.get(spec) or self.live_run.recorder(spec)
         self.key = key
         self.attempt = 1
         #: What it asks for; set by `prepare` where calls differ.
@@ -125,8 +125,8 @@ class Step:
     @property
     def idempotency_key(self) -> str:
         """A key for the outside world: the same for every attempt at this step."""
-        origin = self.journal.origin
-        text = f"{self.journal.log.fold.tenant}\x00{origin}\x00{self.key}"
+        origin = self.live_run.origin
+        text = f"{self.live_run.log.fold.tenant}\x00{origin}\x00{self.key}"
         return base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
     def settle(self, usage: Usage) -> None:
@@ -140,7 +140,7 @@ class Step:
         self.settled = with_step(usage)
 
     def __repr__(self) -> str:
-        return f"<Step {self.key} attempt {self.attempt} of run {self.journal.log.fold.run_id}>"
+        return f"<Step {self.key} attempt {self.attempt} of run {self.live_run.log.fold.run_id}>"
 
 
 def with_step(usage: Usage) -> Amounts:

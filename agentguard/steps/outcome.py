@@ -81,7 +81,7 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
         usage = charged(step, step.settled)
     else:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
-    data = exceptions.on_record(error, step.journal.redactor(step.spec))
+    data = exceptions.on_record(error, step.live_run.redactor(step.spec))
     if how is None and _cancelled(error):
         how = CANCELLED
     if how is not None:
@@ -131,7 +131,7 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     """
     if step.came:
         outcome = msgspec.structs.replace(outcome, data={**(outcome.data or {}), "came": step.came})
-    if (outcome.error is not None or step.journal.stops.draining is not None) and _stays_open(step, outcome):
+    if (outcome.error is not None or step.live_run.stops.draining is not None) and _stays_open(step, outcome):
         return
     append_in_turn(step, _leave, outcome, wait)
     if step.commit is not None and wait:
@@ -144,28 +144,28 @@ def confirm_outcome(step: Step, outcome: Outcome) -> None:
     Raises:
         StoreUnavailableError: it could not be recorded, or nobody knows; the start is on record.
     """
-    log = step.journal.log
+    log = step.live_run.log
     try:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
         log.decide(lambda: _leave(step, outcome, True))  # noqa: FBT003
     else:
-        if outcome.usage is not None and needs_care(step.journal, outcome.usage, accounts):
+        if outcome.usage is not None and needs_care(step.live_run, outcome.usage, accounts):
             log.hold(_care, step, outcome.usage, accounts)
 
 
 def _care(step: Step, usage: Amounts, accounts: Mapping[str, Account]) -> None:
-    warn(step.journal, step.scope_key, usage, accounts)
-    _stop_overdrawn(step.journal, accounts)
+    warn(step.live_run, step.scope_key, usage, accounts)
+    _stop_overdrawn(step.live_run, accounts)
 
 
 def _stays_open(step: Step, outcome: Outcome) -> bool:
     """Whether what the step came to is for the next process to say: this one's program goes no further."""
-    journal = step.journal
-    draining = journal.stops.draining
-    if draining is not None and draining.cuts_off(step, outcome.error, outcome.data):
+    live_run = step.live_run
+    draining = live_run.stops.draining
+    if draining is not None and draining.discards(step, outcome.error, outcome.data):
         return True
-    player = journal.player
+    player = live_run.player
     if player is None:
         return False
     # Who waits for a step in doubt cancels what runs beside it: that is not what the program did.
@@ -173,22 +173,22 @@ def _stays_open(step: Step, outcome: Outcome) -> bool:
 
 
 def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
-    journal = step.journal
-    log = journal.log
+    live_run = step.live_run
+    log = live_run.log
     fold = log.fold
     seq = fold.seq + 1
-    if journal.time.waiters:
-        journal.time.count_idle()
+    if live_run.time.waiters:
+        live_run.time.count_idle()
     if step.key not in fold.open:
-        _too_late(journal, outcome)
+        _too_late(live_run, outcome)
         return
     usage = outcome.usage
     over, data = None, outcome.data
     if usage is not None and usage is not step.request.reserve:
-        over, data = _excess(step, journal, usage, data)
-    movements = () if journal.levels.only_this_run else journal.levels.settling(step.key, usage)
+        over, data = _excess(step, live_run, usage, data)
+    movements = () if live_run.levels.only_this_run else live_run.levels.settling(step.key, usage)
     spec, span = step.spec, step.span
-    monotonic = journal.clock.monotonic
+    monotonic = live_run.clock.monotonic
     took = monotonic() - step.started_ns
     record = Record(
         seq,
@@ -208,7 +208,7 @@ def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
     )
     step.seq = record.seq
     if fold.ended_ns is not None:
-        _settle_late(step, journal, record, outcome.payload, movements)
+        _settle_late(step, live_run, record, outcome.payload, movements)
         return
     digest = log.write(record, outcome.payload, movements, spec.durability, wait)
     step.commit = log.commit
@@ -216,33 +216,33 @@ def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
     log.written(fold)
     if usage is not None and data is not outcome.data:
         # What was reserved has been warned of already.
-        warn(journal, step.scope_key, usage, log.moved)
+        warn(live_run, step.scope_key, usage, log.moved)
     if over is not None or step.unpriced is not None:
-        _stop(step, journal, over)
+        _stop(step, live_run, over)
     if movements:
-        _stop_overdrawn(journal, log.moved)
+        _stop_overdrawn(live_run, log.moved)
 
 
-def _stop(step: Step, journal: LiveRun, over: Refused | None) -> None:
+def _stop(step: Step, live_run: LiveRun, over: Refused | None) -> None:
     """Stop the level that an excess took over its limit, or the run whose spending nobody knows now."""
-    if journal.stops.stop is None and over is not None:
-        stop_level(journal, over, None)
-    if journal.stops.stop is None and step.unpriced is not None:
-        journal.end(step.unpriced)
+    if live_run.stops.stop is None and over is not None:
+        stop_level(live_run, over, None)
+    if live_run.stops.stop is None and step.unpriced is not None:
+        live_run.end(step.unpriced)
 
 
-def _too_late(journal: LiveRun, outcome: Outcome) -> None:
+def _too_late(live_run: LiveRun, outcome: Outcome) -> None:
     """The step is settled already: abandoned at the run's end, fenced by another owner, or let go."""
-    draining = journal.stops.draining
+    draining = live_run.stops.draining
     if draining is not None and draining.released and outcome.error is None:
         raise draining.stop.with_traceback(None)  # a result that is on no record is not handed out
 
 
 def _settle_late(
-    step: Step, journal: LiveRun, record: Record, payload: bytes | None, movements: Sequence[Movement]
+    step: Step, live_run: LiveRun, record: Record, payload: bytes | None, movements: Sequence[Movement]
 ) -> None:
     """Settle a step after its run has ended: the run's row takes the spending in."""
-    log = journal.log
+    log = live_run.log
 
     def settle() -> None:
         if step.key in log.fold.open:
@@ -253,20 +253,20 @@ def _settle_late(
 
 
 def _excess(
-    step: Step, journal: LiveRun, usage: Amounts, data: dict[str, Any] | None
+    step: Step, live_run: LiveRun, usage: Amounts, data: dict[str, Any] | None
 ) -> tuple[Refused | None, dict[str, Any] | None]:
     """What goes beyond the reservation: logged, charged, and a stop where it passes a limit."""
     reserve = step.request.reserve
     excess = {k: n - reserve.get(k, 0) for k, n in usage.items() if n > reserve.get(k, 0)}
     if not excess:
         return None, data
-    over = journal.levels.overdrawn(step.scope_key, usage, reserve)
+    over = live_run.levels.overdrawn(step.scope_key, usage, reserve)
     return over, dict(data or {}) | {"excess": excess}
 
 
-def _stop_overdrawn(journal: LiveRun, shared: Mapping[str, Account]) -> None:
+def _stop_overdrawn(live_run: LiveRun, shared: Mapping[str, Account]) -> None:
     """Stop the shared levels that an excess took over their limits."""
     for name, account in shared.items():
         refusal = account.overdrawn()
-        if refusal is not None and account.budget.enforce and journal.stops.stop is None:
-            stop_level(journal, journal.levels.whose(name, account.path, refusal), None)
+        if refusal is not None and account.budget.enforce and live_run.stops.stop is None:
+            stop_level(live_run, live_run.levels.whose(name, account.path, refusal), None)

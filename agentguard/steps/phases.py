@@ -22,15 +22,15 @@ _REFUSALS = (BudgetExceededError, UnknownCostError)
 
 def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Everything before the body, waiting out a pause."""
-    journal = step.journal
-    if journal.interrupt and in_a_body():
+    live_run = step.live_run
+    if live_run.interrupt and in_a_body():
         with uninterruptible():
             begin(step, args, kwargs)
         return
-    if journal.in_flight.orphans:
-        journal.in_flight.settle_orphans()
+    if live_run.in_flight.orphans:
+        live_run.in_flight.settle_orphans()
     prepare(step, args, kwargs)
-    if journal.span is not None:
+    if live_run.span is not None:
         start_span(step)
     try:
         try:
@@ -47,22 +47,22 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _admit_in_time(step: Step) -> None:
     """Let the step start once the run is resumed, or the step approved."""
-    with step.journal.time.waiting(step):
+    with step.live_run.time.waiting(step):
         while True:
-            step.journal.wait_for_change()
+            step.live_run.wait_for_change()
             with contextlib.suppress(WaitingError):
                 return admit(step)
 
 
 def look(step: Step) -> None:
     """The last look at the stop, immediately before the body and after any wait."""
-    journal = step.journal
-    if journal.in_flight.pending_warnings:
-        journal.in_flight.tell_warnings()
+    live_run = step.live_run
+    if live_run.in_flight.pending_warnings:
+        live_run.in_flight.tell_warnings()
     try:
-        check(journal, step.scope_key)
+        check(live_run, step.scope_key)
     except AgentGuardError as error:
-        stops = journal.stops
+        stops = live_run.stops
         if isinstance(error, _REFUSALS) and not stops.killed:
             return  # of another step, since this one was admitted: what was granted is used up to the limit
         if stops.draining is not None and not stops.draining.released and error is stops.draining.stop:
@@ -88,7 +88,7 @@ def rescue(step: Step, error: BaseException) -> None:
 
 def is_open(step: Step) -> bool:
     """Whether the step is in flight in this process, as far as the log is known."""
-    log = step.journal.log
+    log = step.live_run.log
     return log.dirty or step.key in log.fold.open
 
 
@@ -100,7 +100,7 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
     """
     usage = outcome.usage_of(step, result, args, kwargs)
     try:
-        payload, data = step.keeper.result(result)
+        payload, data = step.recorder.result(result)
     except BaseException as error:  # a signal, or a `redact=` that ends the program: the body has run
         data = {"unreplayable": f"capturing it raised {type_name(type(error))}"}
         close(step, outcome.Outcome(STEP_COMPLETED, usage, None, data))
@@ -110,7 +110,7 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 def close(step: Step, done: outcome.Outcome) -> None:
     """Put an outcome on record and end the span."""
-    if step.journal.interrupt and in_a_body():
+    if step.live_run.interrupt and in_a_body():
         with uninterruptible():
             close(step, done)
         return
@@ -119,13 +119,13 @@ def close(step: Step, done: outcome.Outcome) -> None:
     finally:
         if step.span is not None:
             end_span(step, done)
-    if step.journal.in_flight.pending_warnings:
-        step.journal.in_flight.tell_warnings()
+    if step.live_run.in_flight.pending_warnings:
+        step.live_run.in_flight.tell_warnings()
 
 
 def start_span(step: Step) -> None:
     """Start the step's span, where telemetry is on."""
-    span = step.journal.span
+    span = step.live_run.span
     if span is not None:
         spec = step.spec
         attributes = step.attributes or spec.attributes
@@ -141,5 +141,5 @@ def refuse_span(step: Step, error: BaseException) -> None:
 def end_span(step: Step, done: outcome.Outcome) -> None:
     """End the step's span with what the log says."""
     if step.span is not None:
-        took = step.journal.clock.monotonic() - step.started_ns
+        took = step.live_run.clock.monotonic() - step.started_ns
         step.span.end(done.error, done.usage, took)

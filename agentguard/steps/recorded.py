@@ -19,64 +19,64 @@ from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
-from agentguard.runs.branch import Branch, branch_of, key_part
-from agentguard.runs.current import CURRENT, Place, leave
+from agentguard.runs.branch import Branch, branch_of, key_segment
+from agentguard.runs.current import CURRENT, Position, leave
 from agentguard.steps import exceptions, values
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
-from agentguard.steps.served import Served
+from agentguard.steps.served import RecordedOutcome
 from agentguard.steps.spinning import check_place
 
 
-def seeded(journal: LiveRun, key: str) -> bytes:
+def seeded(live_run: LiveRun, key: str) -> bytes:
     """32 bytes that follow from the run's seed and a logical key, the same in every replay."""
-    return hmac.digest(journal.log.fold.seed.encode(), key.encode(), sha256)
+    return hmac.digest(live_run.log.fold.seed.encode(), key.encode(), sha256)
 
 
-def seeded_uuid(journal: LiveRun, place: Any) -> uuid.UUID:
+def seeded_uuid(live_run: LiveRun, position: Any) -> uuid.UUID:
     """A random-looking UUID (version 8, RFC 9562) that replays."""
-    number = int.from_bytes(seeded(journal, place.branch.next_key("run.uuid"))[:16], "big")
+    number = int.from_bytes(seeded(live_run, position.branch.next_key("run.uuid"))[:16], "big")
     number = number & ~(0xF << 76) | (8 << 76)
     return uuid.UUID(int=number & ~(0x3 << 62) | (2 << 62))
 
 
-def seeded_random(journal: LiveRun, place: Any) -> float:
+def seeded_random(live_run: LiveRun, position: Any) -> float:
     """A number in [0, 1), 53 bits, that replays."""
-    digest = seeded(journal, place.branch.next_key("run.random"))
+    digest = seeded(live_run, position.branch.next_key("run.random"))
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
-def now(journal: LiveRun, place: Any) -> datetime:
+def now(live_run: LiveRun, position: Any) -> datetime:
     """The wall clock, recorded."""
-    stamp = record(journal, place, "run.now", journal.clock.wall)
+    stamp = record(live_run, position, "run.now", live_run.clock.wall)
     return datetime.fromtimestamp(stamp / 1e9, UTC)
 
 
-def record(journal: LiveRun, place: Any, name: str, fn: Callable[[], Any]) -> Any:
+def record(live_run: LiveRun, position: Any, name: str, fn: Callable[[], Any]) -> Any:
     """What `fn()` gives or raises, recorded; awaitable for a coroutine function."""
-    key, pos = place.branch.next_call(key_part(name))
-    if journal.player is not None:
-        served = journal.player.value(key, pos, name, place.scope_key)
+    key, pos = position.branch.next_call(key_segment(name))
+    if live_run.player is not None:
+        served = live_run.player.value(key, pos, name, position.scope_key)
         if served is not None:
             return _ready(served) if inspect.iscoroutinefunction(fn) else served.result()
-    check_place(journal, place.scope_key, branch_of(key), pos)
+    check_place(live_run, position.scope_key, branch_of(key), pos)
     if inspect.iscoroutinefunction(fn):
-        return _record_async(place, (key, pos), name, fn)
-    with _body(place, (key, pos), name):
+        return _record_async(position, (key, pos), name, fn)
+    with _body(position, (key, pos), name):
         value = fn()
-    _capture(place, (key, pos), name, value)
+    _capture(position, (key, pos), name, value)
     return value
 
 
 @contextlib.contextmanager
-def _body(place: Any, call: tuple[str, int], name: str) -> Iterator[None]:
+def _body(position: Any, call: tuple[str, int], name: str) -> Iterator[None]:
     """Where the function runs: in a branch of its own, as the body of a step does.
 
     What it raises is on record too, for a replay to raise; not what ends a program or a recovery.
     """
-    journal: LiveRun = place.run.journal
+    live_run: LiveRun = position.run.live_run
     try:
-        token = CURRENT.set(Place(place.run, place.scope, Branch(call[0]), place.step))
+        token = CURRENT.set(Position(position.run, position.scope, Branch(call[0]), position.step))
         try:
             yield
         finally:
@@ -84,50 +84,50 @@ def _body(place: Any, call: tuple[str, int], name: str) -> Iterator[None]:
     except (StepOutcomeUnknownError, ReplayDivergenceError):
         raise
     except Exception as error:
-        _put(place, call, name, exceptions.on_record(error, journal.parts.redact or None))
+        _put(position, call, name, exceptions.on_record(error, live_run.components.redact or None))
         raise
 
 
-async def _ready(served: Served) -> Any:
+async def _ready(served: RecordedOutcome) -> Any:
     return served.result()
 
 
-async def _record_async(place: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
-    with _body(place, call, name):
+async def _record_async(position: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
+    with _body(position, call, name):
         value = await fn()
-    _capture(place, call, name, value)
+    _capture(position, call, name, value)
     return value
 
 
-def _capture(place: Any, call: tuple[str, int], name: str, value: Any) -> None:
-    journal: LiveRun = place.run.journal
+def _capture(position: Any, call: tuple[str, int], name: str, value: Any) -> None:
+    live_run: LiveRun = position.run.live_run
     try:
         payload, _, reason = values.capture(value, by_name=True)
     except Exception as error:  # noqa: BLE001 - a stranger's type; its function has run
         payload, reason = None, f"capturing it raised {type_name(type(error))}"
     data: dict[str, Any] = {}
     if payload is not None:
-        if journal.parts.redact:
-            redacted = journal.parts.redact.value(payload)
+        if live_run.components.redact:
+            redacted = live_run.components.redact.value(payload)
             if redacted is not payload:
                 payload, reason = redacted, "redacted"
-        data["value"] = payload_digest(journal.log.salt, payload)
+        data["value"] = payload_digest(live_run.log.salt, payload)
     if reason is not None:
         data["unreplayable"] = reason
-    _put(place, call, name, data, payload)
+    _put(position, call, name, data, payload)
 
 
 def _put(
-    place: Any, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
+    position: Any, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
 ) -> None:
-    journal: LiveRun = place.run.journal
+    live_run: LiveRun = position.run.live_run
     key, pos = call
-    if place.step is not None:
-        data["parent"] = place.step.key
-    record = Record(0, ev.VALUE, journal.clock.wall(), key, pos, name, data=data)
+    if position.step is not None:
+        data["parent"] = position.step.key
+    record = Record(0, ev.VALUE, live_run.clock.wall(), key, pos, name, data=data)
 
     def decide() -> None:
-        check(journal, place.scope_key)
-        journal.log.act([record], [payload])
+        check(live_run, position.scope_key)
+        live_run.log.act([record], [payload])
 
-    journal.log.decide(decide)
+    live_run.log.decide(decide)

@@ -1,6 +1,6 @@
 """Steps, scopes and values that a log serves instead of running them: the seam to `agentguard.replay`.
 
-A journal with a `player` asks it first.  `None` means: not on record, go live (a recovery past its
+A live run with a `player` asks it first.  `None` means: not on record, go live (a recovery past its
 prefix); a pure replay never answers so.
 """
 
@@ -16,7 +16,7 @@ from agentguard.steps.items import Sent
 from agentguard.steps.model import Step
 
 
-class Served:
+class RecordedOutcome:
     """A recorded outcome: a value, or an exception to raise."""
 
     __slots__ = ("error", "value")
@@ -39,7 +39,7 @@ class ServedItems(NamedTuple):
     """
 
     items: list[Any]
-    end: Served
+    end: RecordedOutcome
     sent: dict[int, Sent] | None = None
     left: bool = False
 
@@ -52,7 +52,7 @@ class ServedItems(NamedTuple):
         return count < len(self.items) or not (self.left or stopped)
 
 
-class Player(Protocol):
+class ReplaySource(Protocol):
     """What replay and recovery answer."""
 
     def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
@@ -63,11 +63,11 @@ class Player(Protocol):
         """How a recorded result went on after its function had returned; empty where it was there."""
         ...
 
-    def serve(self, step: Step) -> Served | None:
+    def serve(self, step: Step) -> RecordedOutcome | None:
         """The outcome of a sync step."""
         ...
 
-    async def serve_async(self, step: Step) -> Served | None:
+    async def serve_async(self, step: Step) -> RecordedOutcome | None:
         """The outcome of an async step, delivered in log order."""
         ...
 
@@ -100,7 +100,7 @@ class Player(Protocol):
     def block(self, step: Step) -> None:
         """A block begins, which cannot be served: refuse it, or let it go live."""
 
-    def value(self, key: str, pos: int, name: str, scope: str) -> Served | None:
+    def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:
         """A recorded value."""
         ...
 

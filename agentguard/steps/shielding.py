@@ -35,12 +35,12 @@ async def shielded(check: Callable[[], None], body: Awaitable[T]) -> T:
 
 def _same_branch(body: Awaitable[T]) -> asyncio.Task[T]:
     """A task that continues the branch of the code here, where another would begin one of its own."""
-    place = CURRENT.get()
+    position = CURRENT.get()
     context = copy_context()
     context.run(CURRENT.set, None)
 
     async def continued() -> T:
-        CURRENT.set(place)
+        CURRENT.set(position)
         return await body
 
     return asyncio.get_running_loop().create_task(continued(), context=context)

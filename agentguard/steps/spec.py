@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
-from agentguard.runs.branch import key_part
+from agentguard.runs.branch import key_segment
 from agentguard.runs.fold import ONE_STEP
 
 Effect = Literal["read", "idempotent", "once"]
@@ -61,7 +61,7 @@ class StepSpec:
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
-        self.part = key_part(name)
+        self.part = key_segment(name)
         self.kind = kind
         self.key: str | Callable[..., str] | None = None
         self.reserve: Usage | Callable[..., Usage] | None = None

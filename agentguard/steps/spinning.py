@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.errors import RunStopped
+from agentguard.steps.exit_rule import StopSwallowedError
 from agentguard.steps.flow import check
-from agentguard.steps.verdict import StopSwallowedError
 
 if TYPE_CHECKING:
     from agentguard.steps.live import LiveRun
@@ -51,20 +51,20 @@ def refused(step: Step, stop: RunStopped) -> None:
     Raises:
         StopSwallowedError: it went on spinning.
     """
-    _refused(step.journal, _branch_of(step), stop, step.pos)
+    _refused(step.live_run, _branch_of(step), stop, step.pos)
 
 
 async def refused_async(step: Step, stop: RunStopped) -> None:
     """The same for an async step, without blocking the event loop."""
     # Calls that one branch made at once are awaited in tasks of their own: each of those is asked apart.
     branch = f"{_branch_of(step)} in task {id(asyncio.current_task()):#x}"
-    count = _count(step.journal, branch, stop, step.pos)
+    count = _count(step.live_run, branch, stop, step.pos)
     if count >= PATIENCE:
         await asyncio.sleep(_delay(count))
     _cancel(branch, count, stop)
 
 
-def check_place(journal: LiveRun, scope: str, branch: str, pos: int | None = None) -> None:
+def check_place(live_run: LiveRun, scope: str, branch: str, pos: int | None = None) -> None:
     """Raise the stop that covers a place that is no step's, if there is one; slow it down where it spins.
 
     Raises:
@@ -72,14 +72,14 @@ def check_place(journal: LiveRun, scope: str, branch: str, pos: int | None = Non
         StopSwallowedError: the code went on spinning.
     """
     try:
-        check(journal, scope)
+        check(live_run, scope)
     except RunStopped as stop:
-        _refused(journal, branch, stop, pos)
+        _refused(live_run, branch, stop, pos)
         raise
 
 
-def _refused(journal: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> None:
-    count = _count(journal, branch, stop, pos)
+def _refused(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> None:
+    count = _count(live_run, branch, stop, pos)
     if count >= PATIENCE:
         in_loop = asyncio._get_running_loop() is not None
         time.sleep(min(_delay(count), _LONGEST_IN_LOOP) if in_loop else _delay(count))
@@ -91,14 +91,14 @@ def _branch_of(step: Step) -> str:
     return step.path if step.spec.key is not None else step.key.rpartition("/")[0]
 
 
-def _count(journal: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> int:
+def _count(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> int:
     """Return how many refusals in a row this one makes for a branch.
 
     A run that is stopped admits nothing any more.  After a scope's stop other calls may have succeeded in
     between: then something was put on record, and the branch has made other calls than the refused ones.
     """
-    stops = journal.stops
-    seq = journal.log.fold.seq
+    stops = live_run.stops
+    seq = live_run.log.fold.seq
     last = stops.refusals.get(branch, _NONE)
     in_a_row = stops.stop is not None or seq == last.seq or pos == last.pos + 1
     count = last.number + 1 if in_a_row else 1
@@ -106,7 +106,7 @@ def _count(journal: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> 
         stops.refusals.clear()
     stops.refusals[branch] = Refusals(count, last.pos if pos is None else pos, seq)
     if count == PATIENCE:
-        _tell(journal, branch, stop)
+        _tell(live_run, branch, stop)
     return count
 
 
@@ -115,14 +115,14 @@ def _delay(count: int) -> float:
     return min(_FIRST * (1 << min(count - PATIENCE, 16)), _LONGEST)
 
 
-def _tell(journal: LiveRun, branch: str, stop: RunStopped) -> None:
+def _tell(live_run: LiveRun, branch: str, stop: RunStopped) -> None:
     """Say it once for each branch: in the program's own log, since the run's takes no event after its end."""
     said = (
         f"{branch} was refused {PATIENCE} times in a row after this stop: its code swallows RunStopped and "
         "calls again; it is slowed down, then cancelled"
     )
     stop.add_note(said)
-    _log.warning("run %s: %s", journal.run_id, said)
+    _log.warning("run %s: %s", live_run.run_id, said)
 
 
 def _cancel(branch: str, count: int, stop: RunStopped) -> None:

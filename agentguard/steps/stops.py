@@ -86,7 +86,7 @@ class Stops:
             raise
         draining = self.draining
         self.seen = generation if draining is None else -1
-        if draining is not None and self.stop is None and not draining.lets_on():
+        if draining is not None and self.stop is None and not draining.allows():
             raise draining.stop.with_traceback(None)
 
     def drain_with(self, draining: Draining | None) -> None:

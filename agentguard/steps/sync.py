@@ -17,7 +17,7 @@ from agentguard.steps.spec import StepSpec
 
 def call(
     spec: StepSpec,
-    place: Any,
+    position: Any,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -25,18 +25,18 @@ def call(
     attributes: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run one guarded call of `fn`."""
-    if place.journal.interrupt and in_a_body():
+    if position.live_run.interrupt and in_a_body():
         with uninterruptible():
-            return call(spec, place, fn, args, kwargs, attributes=attributes)
-    step = open_step(spec, place, args, kwargs)
+            return call(spec, position, fn, args, kwargs, attributes=attributes)
+    step = open_step(spec, position, args, kwargs)
     if attributes is not None:
         step.attributes = attributes
-    journal = step.journal
-    if journal.player is not None:
+    live_run = step.live_run
+    if live_run.player is not None:
         prepare(step, args, kwargs)
-        if came := journal.player.came(step):
+        if came := live_run.player.came(step):
             return recorded(step, came, args, kwargs)
-        if (served := journal.player.serve(step)) is not None:
+        if (served := live_run.player.serve(step)) is not None:
             return served.result()
     before = CURRENT.get()
     # Whatever raises, wherever: the inner handler settles what the body raised, the outer one what came
@@ -46,7 +46,7 @@ def call(
             begin(step, args, kwargs)
             CURRENT.set(step)
             step.entered = True
-            result = SyncBody(step).run(fn, args, kwargs) if journal.interrupt else fn(*args, **kwargs)
+            result = SyncBody(step).run(fn, args, kwargs) if live_run.interrupt else fn(*args, **kwargs)
             CURRENT.set(before)
             if kind_of(type(result)) is not None and not is_value(result, spec.kind):
                 return follow(step, result, args, kwargs)

@@ -52,7 +52,7 @@ def charged(step: Step, usage: Amounts) -> Amounts:
 
 def _unnamed(step: Step, amounts: Amounts) -> list[str]:
     missing = [name for name in _NAMED_BY if not _names(amounts, name)]
-    return step.journal.levels.limited(missing, step.scope_key) if missing else []
+    return step.live_run.levels.limited(missing, step.scope_key) if missing else []
 
 
 def _names(amounts: Amounts, resource: str) -> bool:
@@ -62,4 +62,4 @@ def _names(amounts: Amounts, resource: str) -> bool:
 
 def _error(step: Step, unnamed: list[str]) -> UnknownCostError | None:
     names = [r.public_name(name) for name in unnamed]
-    return UnknownCostError(step.spec.name, names, step.journal.run_id) if names else None
+    return UnknownCostError(step.spec.name, names, step.live_run.run_id) if names else None

@@ -21,10 +21,10 @@ from agentguard._reentry import standing
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
-from agentguard.stores import _patience, _sql, _sqlite_file
+from agentguard.stores import _busy_retry, _sql, _sqlite_file
+from agentguard.stores._busy_retry import Parameters, Wait
 from agentguard.stores._checkpointer import COMMITS, Checkpointer
 from agentguard.stores._committer import Committer
-from agentguard.stores._patience import Parameters, Wait
 from agentguard.stores._readers import Readers
 from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
 from agentguard.stores._wal_sync import WalSync
@@ -145,7 +145,7 @@ class Database:
         writer = self._writer
         if writer is None or writer.in_transaction is not (self._depth > 0):
             writer = self._ready(wait)
-        return _patience.execute(writer, self.path, sql, parameters, wait)
+        return _busy_retry.execute(writer, self.path, sql, parameters, wait)
 
     def insert(self, number: int, event: Stored, wait: Wait) -> None:
         """Append an event, as the next one of its run, under the lock.
@@ -196,7 +196,7 @@ class Database:
             try:
                 if not is_busy(error):
                     raise error
-                _patience.execute(writer, self.path, self._insert, columns, wait)
+                _busy_retry.execute(writer, self.path, self._insert, columns, wait)
             except sqlite3.IntegrityError as conflict:
                 raise HeadMovedError(*divmod(columns[0], 1 << 32)) from conflict
 
@@ -291,7 +291,7 @@ class Database:
             yield
         # Locks are not fair: a thread in a loop would have it again before another one wakes up.
         if self._queue and not self._depth:
-            time.sleep(_patience.jitter(2 * _patience.FIRST_PAUSE))
+            time.sleep(_busy_retry.jitter(2 * _busy_retry.FIRST_PAUSE))
 
     def _begin(self, user: FrameType, wait: Wait) -> int:
         """Begin a transaction, or a part of one; return how many are around it."""
@@ -310,7 +310,7 @@ class Database:
             self._users.append(user)
             self._depth = level + 1
             sql = f"SAVEPOINT level_{level}" if level else "BEGIN IMMEDIATE"
-            _patience.execute(writer, self.path, sql, (), wait)
+            _busy_retry.execute(writer, self.path, sql, (), wait)
         if not level:
             self._writing_thread = threading.get_ident()
             self._sync_at_commit = False

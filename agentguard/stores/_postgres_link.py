@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 from agentguard._secrets import public_url
 from agentguard.errors import StoreUnavailableError
-from agentguard.stores._patience import jitter
+from agentguard.stores._busy_retry import jitter
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, PQGen

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentguard.protocols import StoreBusyError
-from agentguard.stores._patience import jitter
+from agentguard.stores._busy_retry import jitter
 
 if TYPE_CHECKING:
     from agentguard.stores._database import Database

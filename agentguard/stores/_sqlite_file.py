@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from agentguard.errors import StoreUnavailableError
-from agentguard.stores import _patience, _sql
+from agentguard.stores import _busy_retry, _sql
+from agentguard.stores._busy_retry import Wait
 from agentguard.stores._checkpointer import MOVE_FROM
-from agentguard.stores._patience import Wait
 
 #: "agrd" in the file's header; tells our files from other SQLite databases.
 APPLICATION_ID = 0x61677264
@@ -49,7 +49,7 @@ def open_writer(path: str, wait: Wait) -> sqlite3.Connection:
     create(path)
     writer = connect(path)
     try:
-        prepare(path, lambda sql: _patience.execute(writer, path, sql, (), wait))
+        prepare(path, lambda sql: _busy_retry.execute(writer, path, sql, (), wait))
     except BaseException:
         writer.close()
         raise

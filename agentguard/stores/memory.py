@@ -16,7 +16,7 @@ from agentguard.errors import RunExistsError, StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores._memory_log import Log, closes_something, copy_account, is_final
-from agentguard.stores._memory_shelf import Shelf
+from agentguard.stores._memory_table import LogTable
 from agentguard.stores._memory_undo import Undo
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class MemoryEventStore:
         _stores.add(self)
 
     def _empty(self) -> None:
-        self._shelf = Shelf(self.max_events)
+        self._table = LogTable(self.max_events)
         self._accounts: dict[str, Account] = {}
         self._undo = Undo()
         #: Who ended inside `exclusive`.
@@ -75,16 +75,16 @@ class MemoryEventStore:
         """Add a run with its first events and return its number."""
         with self._lock:
             self._check()
-            shelf = self._shelf
-            if row.run_id in shelf.by_id:
+            table = self._table
+            if row.run_id in table.by_id:
                 raise RunExistsError(row.run_id)
-            if shelf.position + len(events) > shelf.full_at:
-                shelf.make_room(len(events), needed=False)
-            log = Log(next(shelf.next_number), row)
+            if table.position + len(events) > table.full_at:
+                table.make_room(len(events), needed=False)
+            log = Log(next(table.next_number), row)
             log.check_next(events)
             self._move(movements)
-            shelf.put(log)
-            self._undo.note(shelf.remove, log)
+            table.put(log)
+            self._undo.note(table.remove, log)
             self._add(log, events)
             self._note_end(log, row)
             return log.number
@@ -106,15 +106,15 @@ class MemoryEventStore:
         if not self._acquire(wait):
             raise StoreBusyError(self.url)
         try:
-            shelf = self._shelf
-            log = shelf.logs.get(number)
+            table = self._table
+            log = table.logs.get(number)
             if log is None:
                 self._check()
                 if not events and row is None:
                     return self._move(movements)
                 raise HeadMovedError(number)
-            if shelf.position + len(events) > shelf.full_at:
-                shelf.make_room(len(events), needed=row is not None or closes_something(events))
+            if table.position + len(events) > table.full_at:
+                table.make_room(len(events), needed=row is not None or closes_something(events))
             if self._undo.active or (row is None and not movements and len(events) == 1):
                 return self._append(log, events, movements, row)
             with self._undo.block():  # what is cut short in the middle is taken back
@@ -134,16 +134,16 @@ class MemoryEventStore:
         wait: bool = True,  # noqa: FBT001, FBT002 - who holds the lock waits for nobody
     ) -> None:
         """`append` of one event and nothing else, by a caller who holds the lock: the hot path."""
-        shelf = self._shelf
-        log = shelf.logs.get(number)
-        position = shelf.position + 1
-        if log is None or position > shelf.full_at or self._undo.active:
+        table = self._table
+        log = table.logs.get(number)
+        position = table.position + 1
+        if log is None or position > table.full_at or self._undo.active:
             self.append(number, (Stored(seq, body, digest, payload),))
             return
         entries = log.events
         if seq - 1 and seq - 1 not in entries:
             log.refuse(seq)
-        shelf.position = position
+        table.position = position
         entry = (seq, body, digest, payload, position)
         if entries.setdefault(seq, entry) is not entry:
             log.refuse(seq)
@@ -165,15 +165,15 @@ class MemoryEventStore:
 
     def _add(self, log: Log, events: Sequence[Stored]) -> None:
         for added, event in enumerate(events):
-            if not self._shelf.add(log, event):
+            if not self._table.add(log, event):
                 log.refuse(event.seq)
             if not added:
-                self._undo.note(self._shelf.take_back, log, event.seq)
+                self._undo.note(self._table.take_back, log, event.seq)
 
     def _note_end(self, log: Log, row: RunRow) -> None:
-        if is_final(row.state) and log.number not in self._shelf.ended:
+        if is_final(row.state) and log.number not in self._table.ended:
             # What ends inside `exclusive` may be taken back, and must not be evicted before.
-            ended = self._ending if self._undo.active else self._shelf.ended
+            ended = self._ending if self._undo.active else self._table.ended
             ended[log.number] = log
             self._undo.note(ended.pop, log.number, None)
 
@@ -209,14 +209,14 @@ class MemoryEventStore:
 
     def _note_ends(self) -> None:
         if not self._undo.active:
-            self._shelf.ended |= self._ending
+            self._table.ended |= self._ending
             self._ending.clear()
 
     def update_row(self, row: RunRow) -> bool:
         """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
         with self._lock:
             self._check()
-            log = self._shelf.by_id.get(row.run_id)
+            log = self._table.by_id.get(row.run_id)
             if log is None:
                 return False
             self._undo.note(setattr, log, "row", log.row)
@@ -226,7 +226,7 @@ class MemoryEventStore:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""
         with self._lock:
             self._check()
-            log = self._shelf.by_id.get(run_id)
+            log = self._table.by_id.get(run_id)
             if log is None:
                 return 0
             self._undo.note(setattr, log, "row", log.row)
@@ -244,13 +244,13 @@ class MemoryEventStore:
             if self._undo.active:
                 raise RuntimeError("memory:// cannot prune inside exclusive()")
             pruned = []
-            for log in list(self._shelf.logs.values()):
+            for log in list(self._table.logs.values()):
                 row = log.row
                 if row.run_id in keep:
                     continue
                 if is_final(row.state) and (row.ended_ns or 0) < ended_before_ns:
-                    self._shelf.drop(log)
-                    self._shelf.remove(log)
+                    self._table.drop(log)
+                    self._table.remove(log)
                     pruned.append(row.run_id)
             self._drop_accounts(pruned)
             return pruned
@@ -258,7 +258,7 @@ class MemoryEventStore:
     def _drop_accounts(self, pruned: Collection[str]) -> None:
         """Drop the accounts of runs and their scopes, but for those of a run whose id begins like one."""
         owners = {f"run:{run_id}" for run_id in pruned}
-        others = {f"run:{run_id}" for run_id in self._shelf.by_id}
+        others = {f"run:{run_id}" for run_id in self._table.by_id}
         gone = {f"attach:{run_id}" for run_id in pruned}
         for name in self._accounts:
             parts = name.split("/")
@@ -286,14 +286,14 @@ class MemoryEventStore:
         """The run's row, or None."""
         with self._lock:
             self._check()
-            log = self._shelf.by_id.get(run_id)
+            log = self._table.by_id.get(run_id)
             return None if log is None else log.row
 
     def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
         """The newest runs first."""
         with self._lock:
             self._check()
-            rows = (log.row for log in reversed(self._shelf.logs.values()))
+            rows = (log.row for log in reversed(self._table.logs.values()))
             found = (
                 row
                 for row in rows
@@ -305,7 +305,7 @@ class MemoryEventStore:
         """The runs nested directly in a run, oldest first."""
         with self._lock:
             self._check()
-            rows = (log.row for log in self._shelf.logs.values())
+            rows = (log.row for log in self._table.logs.values())
             return [row for row in rows if row.parent_id == run_id]
 
     def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
@@ -331,7 +331,7 @@ class MemoryEventStore:
         """
         with self._lock:
             self._check()
-            found = self._shelf.after(after, tenant, limit)
+            found = self._table.after(after, tenant, limit)
             return [(log.run_id, event) for _, log, event in found]
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
@@ -361,7 +361,7 @@ class MemoryEventStore:
 
     def _kept(self, run_id: str) -> Log | None:
         self._check()
-        log = self._shelf.by_id.get(run_id)
+        log = self._table.by_id.get(run_id)
         if log is not None:
             log.check_kept()
         return log

@@ -79,7 +79,7 @@ class PostgresEventStore:
         self.clock = clock
         self._tenant = tenant
         self._timeout = float(store_timeout)
-        self._patience = round(store_timeout * 1000)
+        self._busy_ms = round(store_timeout * 1000)
         self._errors = Translation(url)
         self._pool = Pool(url, self._errors, self._timeout, connections, narrow=tenant is not None)
         self._commits = Commits(self._pool.open, self._errors, self._timeout, tenant)
@@ -116,7 +116,7 @@ class PostgresEventStore:
                 raise RunExistsError(row.run_id)
             link.placed += 1
             number: int = found[0][0]
-            self._carry_out(link, Act(number, events, movements), self._patience)
+            self._carry_out(link, Act(number, events, movements), self._busy_ms)
         return number
 
     def append(
@@ -137,14 +137,14 @@ class PostgresEventStore:
         link = self._link_of_thread()
         if link is not None:
             with self._errors():
-                return self._carry_out(link, act, self._patience)
+                return self._carry_out(link, act, self._busy_ms)
         if not wait:
             return self._alone(act, 0)
         self._commits.put(act)
         try:
             return self._commits.wait(act.future)
         except StoreBusyError:
-            return self._alone(Act(number, events, movements, row), self._patience)
+            return self._alone(Act(number, events, movements, row), self._busy_ms)
 
     def accept(
         self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
@@ -156,7 +156,7 @@ class PostgresEventStore:
             self._commits.put(act)
         else:
             with self._errors():
-                self._carry_out(link, act, self._patience)
+                self._carry_out(link, act, self._busy_ms)
         return act
 
     def commit_soon(self) -> None:
@@ -387,7 +387,7 @@ class PostgresEventStore:
 
     def _begin(self, link: Link, mode: str) -> None:
         enter = "" if mode else f"; SET LOCAL idle_in_transaction_session_timeout = {_PAUSED}; {_ENTER}"
-        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {self._patience}{enter}".encode())
+        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {self._busy_ms}{enter}".encode())
         link.placed = 0
         if self._tenant is not None:
             link.ask(self._sql["narrow"], (self._tenant,))

@@ -25,8 +25,8 @@ from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_removal, _s
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
     from agentguard.budget.ledger import Movement
+    from agentguard.stores._busy_retry import Wait
     from agentguard.stores._database import Database
-    from agentguard.stores._patience import Wait
 
 _LEVELS: Final[dict[str, int]] = {"process": 1, "power": 2}
 _PROCESS: Final = 1

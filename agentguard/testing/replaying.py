@@ -78,7 +78,7 @@ class Cassette:
         return Run(_Recording(self.guard.runtime, options))
 
     def _replayed(self) -> Run:
-        run_id = cassettes.read(self.path, self.guard.parts.store)
+        run_id = cassettes.read(self.path, self.guard.components.store)
         recorded = self.guard.summary(run_id).budget.to_fields()
         budget = self._options.get("budget") or Budget()
         if budget.to_fields() != recorded:
@@ -94,14 +94,14 @@ class Cassette:
             # A first difference that the test swallowed says more than what became of it.
             with contextlib.suppress(Exception):
                 self.run.__exit__(type(error), error, error.__traceback__)
-            difference = getattr(self.run.journal.player, "divergence", None)
+            difference = getattr(self.run.live_run.player, "divergence", None)
             if difference is not None and difference is not error:
                 raise difference from error
             raise
         with contextlib.suppress(RunStopped):  # it is there to be looked at: `run.stop`
             self.run.__exit__(None, None, None)
         if self.recording:
-            cassettes.write(self.guard.parts.store, self.run.id, self.path)
+            cassettes.write(self.guard.components.store, self.run.id, self.path)
         return result
 
 

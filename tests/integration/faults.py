@@ -18,6 +18,6 @@ def agree(guard: Guard, run_id: str, steps: int) -> None:
     assert guard.verify()
     completed = [event for event in guard.history(run_id) if event.type == "step_completed"]
     assert len(completed) == steps
-    row = guard.parts.store.row(run_id)
+    row = guard.components.store.row(run_id)
     assert guard.reconstruct(run_id) == from_data(row.summary)
     assert guard.reconstruct(run_id).usage.steps == steps

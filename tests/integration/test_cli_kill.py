@@ -429,7 +429,7 @@ def test_rule_11_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
     result = run("kill", *target, "--yes", "--reason", "why", "--actor", "ann")
     assert "; ended 1 whose process had died" in result.out
     with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
-        row = guard.parts.store.row(dead)
+        row = guard.components.store.row(dead)
         assert row is not None
         assert row.state == "KILLED"
 

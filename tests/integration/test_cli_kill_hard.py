@@ -93,7 +93,7 @@ def test_a_body_that_ignores_everything_is_ended_with_its_process(start, sqlite_
     assert on_record(sqlite_guard) == list(signalled.items())
     assert sqlite_guard.history("control")[0].data["reason"] == "enough"
     assert sqlite_guard.summary("a1").state is RunState.KILLED
-    assert sqlite_guard.reconstruct("a1") == from_data(sqlite_guard.parts.store.row("a1").summary)
+    assert sqlite_guard.reconstruct("a1") == from_data(sqlite_guard.components.store.row("a1").summary)
     assert sqlite_guard.summary("b1").state is RunState.RUNNING
     assert sqlite_guard.verify()
 
@@ -184,7 +184,7 @@ def test_a_pid_that_was_given_to_another_process_is_left_alone(start, sqlite_gua
     )
     child.kill()
     child.wait()
-    store = sqlite_guard.parts.store
+    store = sqlite_guard.components.store
     row = store.row("a1")
     row.owner = {**row.owner, "pid": bystander.pid}
     store._database().run("UPDATE run SET owner = ?", (json.dumps(row.owner),), wait=30.0)

@@ -164,7 +164,7 @@ def test_without_a_terminal_it_has_to_be_meant(
     code, _, err = cli(*command)
     assert (code, "--yes" in err) == (2, True)
     assert [run.run_id for run in guard.runs()] == [run_id]
-    assert any(stored.payload for stored in guard.parts.store.read(run_id))
+    assert any(stored.payload for stored in guard.components.store.read(run_id))
 
 
 def test_pruning_is_asked_for_at_a_terminal(guard: Guard, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_at_a_terminal_it_asks(
     ended, _, err = cli("erase", run_id)
     assert ended == code
     assert f"erases all that was captured of run {run_id} (billing)" in err
-    erased = not any(stored.payload for stored in guard.parts.store.read(run_id))
+    erased = not any(stored.payload for stored in guard.components.store.read(run_id))
     assert erased is (code == 0)
 
 
@@ -264,13 +264,13 @@ def test_top_shows_live_runs_those_that_spent_most_first(
 
 def test_top_reads_a_log_on_from_where_it_was(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long run costs no more at each look than what it did since the last one."""
-    live, asked = LiveRuns(guard.parts.store, guard.parts.clock), []
-    read = guard.parts.store.read
+    live, asked = LiveRuns(guard.components.store, guard.components.clock), []
+    read = guard.components.store.read
     with guard.run("long") as run:
         pay(1)
         assert live.read()[0].summary.steps == 1
         monkeypatch.setattr(
-            guard.parts.store, "read", lambda run_id, after=0: asked.append(after) or read(run_id, after)
+            guard.components.store, "read", lambda run_id, after=0: asked.append(after) or read(run_id, after)
         )
         pay(2)
         assert live.read()[0].summary.steps == 2

@@ -415,7 +415,7 @@ def test_recover_says_who_owns_a_live_run_and_takes_it_over_only_when_told(cli: 
     code, _, err = cli("recover", live, "-m", "agent:plain")
     assert code == 1
     with Guard.open(kill_switch="memory", telemetry=False) as guard:
-        row = guard.parts.store.row(live)
+        row = guard.components.store.row(live)
         assert row is not None
         assert f"process {row.owner['pid']} on " in err
     assert cli("recover", live, "-m", "agent:plain", "--take-over")[0] == 0

@@ -136,7 +136,7 @@ def check_next_process(guard: Guard) -> None:
 
     left = [row for row in guard.runs(state="RUNNING", limit=10_000) if row.parent_id is None]
     for listed in left:
-        row = guard.parts.store.row(listed.run_id)
+        row = guard.components.store.row(listed.run_id)
         check_owner(row, 0, take_over=False)  # it refuses where the owner lives
     for listed in left[:3]:
         with guard.attach(listed.run_id, branch="next"):
@@ -145,14 +145,14 @@ def check_next_process(guard: Guard) -> None:
     guard.kill(tenant="acme", reason="left behind")
     for listed in left:
         assert guard.summary(listed.run_id).state is RunState.KILLED
-        row = guard.parts.store.row(listed.run_id)
+        row = guard.components.store.row(listed.run_id)
         assert guard.reconstruct(listed.run_id) == from_data(row.summary)
     assert guard.verify()
 
 
 def check_accounts(guard: Guard) -> None:
     """Accounts and logs agree: what is settled is spent, and what is open is reserved."""
-    store = guard.parts.store
+    store = guard.components.store
     spent, reserved = Counter[str](), Counter[str]()
     for listed in guard.runs(limit=10_000):
         row = store.row(listed.run_id)

@@ -53,9 +53,9 @@ def test_an_erased_run_holds_no_payload_and_no_salt_and_still_verifies(guard: Gu
     other = a_run(guard)
     before, anchor = guard.history(run_id), guard.summary(run_id).head
     assert guard.erase(run_id, actor="ann") == 4
-    stored = list(guard.parts.store.read(run_id))
+    stored = list(guard.components.store.read(run_id))
     assert [event.payload for event in stored] == [None] * len(stored)
-    row = guard.parts.store.row(run_id)
+    row = guard.components.store.row(run_id)
     assert row is not None
     assert row.salt is None
     after = guard.history(run_id)
@@ -65,7 +65,7 @@ def test_an_erased_run_holds_no_payload_and_no_salt_and_still_verifies(guard: Gu
     assert guard.summary(run_id) == guard.reconstruct(run_id)
     assert guard.summary(run_id).state is RunState.COMPLETED
     assert guard.verify()
-    assert sum(event.payload is not None for event in guard.parts.store.read(other)) == 4
+    assert sum(event.payload is not None for event in guard.components.store.read(other)) == 4
 
 
 def test_an_erasure_is_on_record_in_the_control_log(guard: Guard) -> None:
@@ -113,7 +113,7 @@ def test_rule_06_an_outcome_after_the_erasure_leaves_no_payload(guard: Guard) ->
     finish.set()
     worker.join()
     assert [event.type for event in guard.history(run.id)][-2:] == ["payload_erased", "step_completed"]
-    assert all(event.payload is None for event in guard.parts.store.read(run.id))
+    assert all(event.payload is None for event in guard.components.store.read(run.id))
     assert guard.verify(run.id)
 
 
@@ -127,7 +127,7 @@ def test_rule_21_erasure_has_the_effect_of_not_captured(guard: Guard) -> None:
 
 def test_payloads_dropped_behind_the_logs_back_are_a_fault(guard: Guard) -> None:
     run_id = a_run(guard)
-    guard.parts.store.erase(run_id)
+    guard.components.store.erase(run_id)
     report = guard.verify(run_id)
     assert not report
     assert "no erasure is on record" in report.faults[0].problem
@@ -176,7 +176,7 @@ def test_a_long_run_is_judged_by_its_end(guard: Guard, clock: FakeClock) -> None
 def test_pruned_runs_are_on_record_and_no_fault_against_their_anchors(guard: Guard) -> None:
     anchors = {run_id: guard.summary(run_id).head for run_id in (a_run(guard), a_run(guard))}
     first, second = anchors
-    guard.parts.clock.advance(1)  # type: ignore[attr-defined]
+    guard.components.clock.advance(1)  # type: ignore[attr-defined]
     guard.prune(0, actor="ann")
     (record,) = guard.history("control")
     assert record.type == "payload_erased"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from agentguard import Budget, BudgetExceededError, Guard, RunState, RunStopped, Usage, guarded_step
-from agentguard.sessions.base import journal_of
+from agentguard.sessions.base import live_run_of
 
 LIMIT = 100
 
@@ -49,7 +49,7 @@ def check_books(guard: Guard, run_id: str, *, ran: int) -> None:
     assert summary.usage.usd == Decimal(LIMIT) / 100
     assert summary.steps == LIMIT
     assert guard.reconstruct(run_id) == summary
-    account = journal_of(guard.runtime, run_id).fold.account
+    account = live_run_of(guard.runtime, run_id).fold.account
     assert not any(account.reserved.values())
     types = [event.type for event in guard.history(run_id)]
     assert types.count("step_started") == types.count("step_completed") == LIMIT
@@ -147,7 +147,7 @@ def test_threads_and_tasks_and_nested_runs_at_once(any_guard):
         for thread in threads:
             thread.join(60)
     assert len(ran) == LIMIT
-    account = any_guard.parts.store.accounts([f"run:{run.id}"])[f"run:{run.id}"]
+    account = any_guard.components.store.accounts([f"run:{run.id}"])[f"run:{run.id}"]
     assert account.spent["nano_usd"] == 10**9
     assert not any(account.reserved.values())
     for row in any_guard.runs():
@@ -314,7 +314,7 @@ def test_a_tenants_budget_over_processes(shared_guard):
         worker.stdin.flush()
     done = [int(worker.communicate(timeout=120)[0]) for worker in workers]
     assert sum(done) == LIMIT
-    account = shared_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
+    account = shared_guard.components.store.accounts(["tenant:acme"])["tenant:acme"]
     assert account.spent == {"nano_usd": 10**9, "steps": LIMIT}
     assert not any(account.reserved.values())
     assert shared_guard.verify()
@@ -363,8 +363,8 @@ def test_a_tenants_budget_while_its_clients_are_killed_and_recover(shared_guard,
         kills += 1
     for worker in workers.values():
         assert worker.wait(120) == 0
-    logs = [journal_of(shared_guard.runtime, row.run_id).fold.account for row in shared_guard.runs()]
-    books = shared_guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
+    logs = [live_run_of(shared_guard.runtime, row.run_id).fold.account for row in shared_guard.runs()]
+    books = shared_guard.components.store.accounts(["tenant:acme"])["tenant:acme"]
     assert books.spent["steps"] == sum(account.spent.get("steps", 0) for account in logs)
     assert books.spent["nano_usd"] <= 10**9
     assert not any(books.reserved.values())
@@ -469,4 +469,4 @@ def test_rule_11_a_kill_by_a_second_process(sqlite_guard):
         run.call("f", pytest.fail, "ran")
     assert (raised.value.reason, raised.value.actor) == ("by the other process", "other")
     assert os.getpid() not in (0, 1)
-    assert Path(sqlite_guard.parts.store.path).exists()
+    assert Path(sqlite_guard.components.store.path).exists()

@@ -119,7 +119,7 @@ def test_it_holds_the_bytes_and_hashes_of_the_store_verbatim(
     file = tmp_path / "run.jsonl"
     guard.export(runs[0], file)
     lines = [line for line in file.read_bytes().split(b"\n") if line.startswith(b'{"hash":')]
-    for line, stored in zip(lines, guard.parts.store.read(runs[0]), strict=True):
+    for line, stored in zip(lines, guard.components.store.read(runs[0]), strict=True):
         assert line.endswith(b',"event":' + stored.body + b"}")
         assert json.loads(line)["hash"] == stored.hash.hex()
 
@@ -158,7 +158,7 @@ def test_a_log_is_written_as_it_is_read(
     guard: Guard, runs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never more than one event is held: each is written before the next is asked for."""
-    store, order = guard.parts.store, []
+    store, order = guard.components.store, []
     read = store.read
 
     def watched(run_id: str, after: int = 0) -> Any:
@@ -436,10 +436,10 @@ def test_children_of_a_run_are_found_in_an_export(guard: Guard, tmp_path: Path) 
         echo("a")
     guard.export(None, tmp_path / "all.jsonl")
     with Guard.open(f"file://{tmp_path / 'all.jsonl'}", telemetry=False) as exported:
-        assert [row.run_id for row in exported.parts.store.children(outer.id)] == [inner.id]
-        after = exported.parts.store.read(inner.id, after=3)
+        assert [row.run_id for row in exported.components.store.children(outer.id)] == [inner.id]
+        after = exported.components.store.read(inner.id, after=3)
         assert [stored.seq for stored in after] == [4, 5]
-        last = exported.parts.store.last(inner.id)
+        last = exported.components.store.last(inner.id)
         assert last is not None
         assert last.hash.hex() == guard.summary(inner.id).head.hash
 
@@ -455,12 +455,12 @@ WRITING: dict[str, Callable[[Guard], Any]] = {
     "erase": lambda guard: guard.erase("run-1"),
     "prune": lambda guard: guard.prune(0),
     "set_tenant_budget": lambda guard: guard.set_tenant_budget("acme", Budget(usd=1)),
-    "store.create": lambda guard: guard.parts.store.create(guard.parts.store.rows()[0], []),
-    "store.append": lambda guard: guard.parts.store.append(1, []),
-    "store.update_row": lambda guard: guard.parts.store.update_row(guard.parts.store.rows()[0]),
-    "store.erase": lambda guard: guard.parts.store.erase("run-1"),
-    "store.prune": lambda guard: guard.parts.store.prune(0),
-    "store.accounts": lambda guard: guard.parts.store.accounts(["tenant:acme"]),
+    "store.create": lambda guard: guard.components.store.create(guard.components.store.rows()[0], []),
+    "store.append": lambda guard: guard.components.store.append(1, []),
+    "store.update_row": lambda guard: guard.components.store.update_row(guard.components.store.rows()[0]),
+    "store.erase": lambda guard: guard.components.store.erase("run-1"),
+    "store.prune": lambda guard: guard.components.store.prune(0),
+    "store.accounts": lambda guard: guard.components.store.accounts(["tenant:acme"]),
 }
 
 
@@ -510,7 +510,7 @@ def test_a_url_names_an_absolute_path_or_one_below_the_current_directory(
 def test_a_closed_export_refuses(guard: Guard, runs: list[str], tmp_path: Path) -> None:
     guard.export(runs[0], tmp_path / "run.jsonl")
     exported = Guard.open(f"file://{tmp_path / 'run.jsonl'}", telemetry=False)
-    store = exported.parts.store
+    store = exported.components.store
     assert exported.runs()
     exported.close()
     for read in (store.rows, lambda: list(store.read(runs[0]))):
@@ -532,7 +532,7 @@ def test_an_event_of_a_newer_schema_is_exported_as_it_is(
     guard: Guard, runs: list[str], tmp_path: Path
 ) -> None:
     """Bytes are never decoded on the way, so an export outlives the library that wrote it."""
-    store = guard.parts.store
+    store = guard.components.store
     row = store.row(runs[0])
     last = store.last(runs[0])
     assert row is not None

@@ -79,10 +79,10 @@ def intact(guard, run_id):
         if event.type in ("step_completed", "step_failed", "step_resolved") and event.usage is not None:
             spent.update(event.usage.amounts())
     assert +spent == +Counter(guard.reconstruct(run_id).usage.amounts()), (spent, events)
-    row = guard.parts.store.row(run_id)
+    row = guard.components.store.row(run_id)
     if row.ended_ns is not None:
         assert guard.reconstruct(run_id) == from_data(row.summary)
-    account = guard.parts.store.accounts(["tenant:acme"]).get("tenant:acme")
+    account = guard.components.store.accounts(["tenant:acme"]).get("tenant:acme")
     if account is not None:
         assert +Counter(account.spent) == +spent
         resolved = [e.key for e in events if e.type == "step_resolved"]
@@ -128,7 +128,7 @@ run = guard.run("r", run_id="r", tenant="acme", inputs=[text] * 3).__enter__()
 call(text)
 limit()
 said = until_refused(text)
-assert os.path.basename(guard.parts.store.path) in said and WORDS in said, said
+assert os.path.basename(guard.components.store.path) in said and WORDS in said, said
 refused(lambda: call(text), WORDS)
 refused(run.pause, WORDS)
 assert run.state == "RUNNING", run.state
@@ -150,7 +150,7 @@ BY_FILE_SIZE = """
 WORDS = "the disk failed to read or write it"
 def limit():
     # The system's own limit on the size of files, which each write beyond meets as EFBIG.
-    wal = os.path.getsize(guard.parts.store.path + "-wal")
+    wal = os.path.getsize(guard.components.store.path + "-wal")
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(wal, 60_000) + 50_000, resource.RLIM_INFINITY))
 def make_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -287,7 +287,7 @@ print("refused")
 
 
 def test_a_database_locked_beyond_the_timeout_refuses_and_names_who_holds_it(home, sqlite_guard):
-    store = sqlite_guard.parts.store
+    store = sqlite_guard.components.store
     store._timeout = 0.05
     began: list[str] = []
     other = sqlite3.connect(store.path, isolation_level=None)
@@ -308,7 +308,7 @@ def test_a_database_locked_beyond_the_timeout_refuses_and_names_who_holds_it(hom
 def test_a_lock_held_by_another_process_while_a_body_runs_loses_its_outcome_alone(home, sqlite_guard):
     """The start is on record; that the body returned is not, and the caller is told so."""
     sqlite_guard.set_tenant_budget("acme", Budget(coins=100))
-    store = sqlite_guard.parts.store
+    store = sqlite_guard.components.store
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),

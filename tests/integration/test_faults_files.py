@@ -101,7 +101,7 @@ def test_a_corrupted_page_in_mid_run_refuses_the_next_step_until_it_is_mended(ho
             assert run.state is RunState.RUNNING
             if damage == "folder":
                 page.rmdir()
-            assert guard.parts.switch.repair() == 0
+            assert guard.components.switch.repair() == 0
             tool(began)
         agree(guard, "r", 2)
         assert len(began) == 2

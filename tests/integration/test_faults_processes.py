@@ -100,7 +100,7 @@ def owner(home: Path) -> Iterator[Owner]:
 
 def agree(guard: Guard, run_id: str) -> None:
     assert guard.verify()
-    row = guard.parts.store.row(run_id)
+    row = guard.components.store.row(run_id)
     assert guard.reconstruct(run_id) == from_data(row.summary)
 
 
@@ -132,7 +132,7 @@ def test_rule_11_a_kill_of_a_run_whose_owner_stands_still_waits_for_it(owner, sq
     owner.stand_still()
     generation = sqlite_guard.kill(run="r", reason="enough")
     assert sqlite_guard.summary("r").state is RunState.RUNNING
-    assert owner.process.pid in [p.pid for p in sqlite_guard.parts.switch.unacknowledged(generation)]
+    assert owner.process.pid in [p.pid for p in sqlite_guard.components.switch.unacknowledged(generation)]
     owner.asks()
     assert owner.end() == ["ended KillSwitchTriggeredError "]
     assert sqlite_guard.summary("r").state is RunState.KILLED
@@ -196,7 +196,7 @@ with guard.run("r", tenant="acme", budget=Budget(steps=50)) as run:
     assert child(lambda: tool(dies)) == signal.SIGKILL          # killed inside a body of its own
     tool(lambda: child(dies))                                   # killed inside a body of the parent's
     tool(lambda: child(tool))
-    store = guard.parts.store
+    store = guard.components.store
     with store.exclusive("r1"):                                     # forked inside a transaction of the parent's
         pid = os.fork()
         if pid == 0:

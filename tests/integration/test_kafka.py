@@ -73,7 +73,7 @@ def topic() -> str:
 
 
 def outbox(guard: Guard, url: str) -> Outbox:
-    store = guard.parts.store
+    store = guard.components.store
     tenant_of = tenants_of(store)
     return Outbox(store, lambda: KafkaPublisher(url, tenant_of), reader_name(url))
 
@@ -89,7 +89,7 @@ def work(guard: Guard, runs: int, steps: int, tenant: str = "acme") -> int:
 
 def of_store(guard: Guard) -> dict[str, list[bytes]]:
     """The bodies of every run's events."""
-    store = guard.parts.store
+    store = guard.components.store
     rows = store.rows(limit=1000)
     return {row.run_id: [stored.body for stored in store.read(row.run_id)] for row in rows}
 
@@ -157,7 +157,7 @@ def test_a_relay_that_died_before_it_saved_its_position_repeats_and_leaves_nothi
 
 
 def test_a_position_goes_on_and_never_back(guard: Guard) -> None:
-    positions = abilities_of(guard.parts.store).positions
+    positions = abilities_of(guard.components.store).positions
     assert positions is not None
     assert positions.position("r") == 0
     for saved, found in ((5, 5), (3, 5), (9, 9)):
@@ -231,7 +231,7 @@ def relaying(url: str, home: Path) -> Iterator[Callable[[], subprocess.Popen[byt
 def test_a_relay_that_is_killed_again_and_again_leaves_nothing_out(
     guard: Guard, home: Path, servers: str, topic: str
 ) -> None:
-    positions = abilities_of(guard.parts.store).positions
+    positions = abilities_of(guard.components.store).positions
     assert positions is not None
     url = f"kafka://{servers}/{topic}"
     with relaying(url, home) as start:
@@ -245,7 +245,7 @@ def test_a_relay_that_is_killed_again_and_again_leaves_nothing_out(
             relay.wait()
         start()
         total = sum(len(bodies) for bodies in of_store(guard).values())
-        last = guard.parts.store.tail(0, limit=10_000)[-1][1].position
+        last = guard.components.store.tail(0, limit=10_000)[-1][1].position
         wait_for(lambda: positions.position(reader_name(url)) == last, 60)
     messages = kafka.consume(servers, topic, total)
     assert of_messages(messages) == of_store(guard)
@@ -276,9 +276,9 @@ def test_a_broker_that_is_killed_and_started_again_gets_everything_and_no_agent_
             server.start()
             work(guard, runs=1, steps=5)
             total = sum(len(bodies) for bodies in of_store(guard).values())
-            positions = abilities_of(guard.parts.store).positions
+            positions = abilities_of(guard.components.store).positions
             assert positions is not None
-            last = guard.parts.store.tail(0, limit=10_000)[-1][1].position
+            last = guard.components.store.tail(0, limit=10_000)[-1][1].position
             wait_for(lambda: positions.position(reader_name(url)) == last, 120)
             messages = kafka.consume(server.servers, topic, total)
     found = of_messages(messages)
@@ -290,7 +290,7 @@ def test_a_publisher_whose_broker_is_away_says_so_and_the_position_stays(guard: 
     url = "kafka://127.0.0.1:1/topic?message.timeout.ms=300&log_level=0"
     with pytest.raises(PublishingError, match=r"127\.0\.0\.1:1/topic.*not delivered"):
         outbox(guard, url).publish_page()
-    positions = abilities_of(guard.parts.store).positions
+    positions = abilities_of(guard.components.store).positions
     assert positions is not None
     assert positions.position(reader_name(url)) == 0
 
@@ -326,7 +326,9 @@ def test_the_projection_rebuilt_from_offset_0_says_what_the_store_says(
         assert project() == spent()
     assert spent() == {"acme": Decimal("3.00"), "evil": Decimal("5.00")}
     box._positions.save_position("again", 0)
-    again = Outbox(guard.parts.store, lambda: KafkaPublisher(url, tenants_of(guard.parts.store)), "again")
+    again = Outbox(
+        guard.components.store, lambda: KafkaPublisher(url, tenants_of(guard.components.store)), "again"
+    )
     again.publish_page()
     assert project() == spent(), "everything published twice is counted once"
     assert project("--rebuild") == spent()
@@ -352,6 +354,6 @@ def test_what_is_published_is_never_a_payload(guard: Guard, mocked: str, topic: 
         pay()
     outbox(guard, f"kafka://{mocked}/{topic}").publish_page()
     messages = kafka.consume(mocked, topic, 5)
-    stored: list[Stored] = list(guard.parts.store.read(run.id))
+    stored: list[Stored] = list(guard.components.store.read(run.id))
     assert any(b"in the payload alone" in (each.payload or b"") for each in stored)
     assert not any(b"in the payload alone" in message.value() for message in messages)

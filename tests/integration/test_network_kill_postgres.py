@@ -174,7 +174,7 @@ def test_a_guard_on_postgres_takes_its_kills_from_there_by_itself(
             wait_for(lambda: run.stop)
         assert guard.summary(run.id).state == "KILLED"
         assert guard.verify()
-        positions = abilities_of(guard.parts.store).positions
+        positions = abilities_of(guard.components.store).positions
         assert positions is not None
         for saved, found in ((5, 5), (3, 5), (9, 9)):
             positions.save_position("r", saved)

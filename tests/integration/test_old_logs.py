@@ -62,7 +62,7 @@ def test_rule_15_an_old_log_verifies_and_adds_up(old: Guard) -> None:
     assert old.summary("travel").state is RunState.FAILED
     assert str(old.summary("travel").usage.usd) == "0.05"
     for row in old.runs():
-        stored = old.parts.store.row(row.run_id)
+        stored = old.components.store.row(row.run_id)
         assert stored is not None
         assert old.reconstruct(row.run_id) == row
         assert not row.state.final or row == from_data(stored.summary)

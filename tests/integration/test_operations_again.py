@@ -55,7 +55,7 @@ def test_a_run_whose_end_could_not_be_recorded_is_closed_by_closing_it_again(url
     with opened(url, store_timeout=0.05) as guard:
         run = guard.start("r")
         work()
-        with closing(sqlite3.connect(guard.parts.store.path, isolation_level=None)) as other:  # type: ignore[attr-defined]
+        with closing(sqlite3.connect(guard.components.store.path, isolation_level=None)) as other:  # type: ignore[attr-defined]
             other.execute("BEGIN IMMEDIATE")
             for _ in range(2):
                 with pytest.raises(StoreUnavailableError, match="was locked for 0.05 s"):
@@ -74,7 +74,7 @@ def test_a_run_whose_end_could_not_be_recorded_is_closed_by_closing_it_again(url
 
 
 def heartbeat(guard: Guard, run_id: str) -> int:
-    row = guard.parts.store.row(run_id)
+    row = guard.components.store.row(run_id)
     assert row is not None
     return row.heartbeat_ns
 
@@ -123,8 +123,8 @@ def test_beats_end_with_the_guard(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_verify_says_how_many_runs_memory_has_let_go_of() -> None:
     with Guard.in_memory(telemetry=False) as guard:
-        guard.parts.store = MemoryEventStore(max_events=20)  # type: ignore[misc]
-        guard.parts.abilities = abilities_of(guard.parts.store)
+        guard.components.store = MemoryEventStore(max_events=20)  # type: ignore[misc]
+        guard.components.abilities = abilities_of(guard.components.store)
         runs = []
         for _ in range(6):
             with guard.run("r") as run:
@@ -139,8 +139,8 @@ def test_verify_says_how_many_runs_memory_has_let_go_of() -> None:
         with pytest.raises(StoreUnavailableError, match="were evicted from memory"):
             guard.verify(runs[0])
         assert guard.verify(runs[-1])
-        heads = {row.run_id: guard.summary(row.run_id).head for row in guard.parts.store.rows()}
-        assert not verify(guard.parts.store, guard.parts.store.rows(), heads).anchored
+        heads = {row.run_id: guard.summary(row.run_id).head for row in guard.components.store.rows()}
+        assert not verify(guard.components.store, guard.components.store.rows(), heads).anchored
 
 
 # --- store_timeout -----------------------------------------------------------------------------
@@ -156,8 +156,8 @@ def test_the_store_timeout_can_be_set(url: str, way: str, monkeypatch: pytest.Mo
     with opened(named, **options) as guard:  # type: ignore[arg-type]
         with guard.run("r"):
             work()
-        assert Path(guard.parts.store.path).name == "events.db"  # type: ignore[attr-defined]
-        with closing(sqlite3.connect(guard.parts.store.path, isolation_level=None)) as other:  # type: ignore[attr-defined]
+        assert Path(guard.components.store.path).name == "events.db"  # type: ignore[attr-defined]
+        with closing(sqlite3.connect(guard.components.store.path, isolation_level=None)) as other:  # type: ignore[attr-defined]
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreUnavailableError, match=r"was locked for 0\.03 s"):
                 guard.start("late")
@@ -174,7 +174,7 @@ def test_the_store_timeout_can_be_set(url: str, way: str, monkeypatch: pytest.Mo
 )
 def test_a_wrong_option_of_a_url_is_named(url: str, query: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _ = opened(f"{url}?{query}").parts
+        _ = opened(f"{url}?{query}").components
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
@@ -220,6 +220,6 @@ def test_the_timeline_tells_whom_a_hard_kill_signalled(url: str) -> None:
     with opened(url) as guard:
         processes = [{"pid": 7, "start": 1, "runs": ["r"]}, {"pid": 9, "start": 1, "runs": ["r"]}]
         facts = {"kill": 3, "signal": "SIGTERM", "processes": processes, "actor": "ann"}
-        guard.parts.switch.record(PROCESSES_SIGNALLED, facts)
+        guard.components.switch.record(PROCESSES_SIGNALLED, facts)
         (event,) = guard.history("control")
         assert describe(event) == "SIGTERM sent to pid 7, 9, for the kill of generation 3"

@@ -24,7 +24,7 @@ from agentguard import (
     Usage,
     guarded_step,
 )
-from agentguard.sessions.base import journal_of
+from agentguard.sessions.base import live_run_of
 from agentguard.stores._postgres_schema import migrate
 from tests import postgres
 from tests.postgres import Postgres, execute
@@ -140,11 +140,11 @@ class Agents:
             assert len(completed) >= self.reported[run_id], "a result that was handed out is on record"
             assert sum(event.type == "step_started" for event in events) >= self.ran[run_id]
             assert guard.verify(run_id)
-            fold = journal_of(guard.runtime, run_id).fold
+            fold = live_run_of(guard.runtime, run_id).fold
             assert guard.reconstruct(run_id).usage == guard.summary(run_id).usage
             spent += fold.account.spent.get("steps", 0) + fold.account.reserved.get("steps", 0)
         [account] = [found for found in guard.tenants() if found.tenant == self.tenant]
-        books = guard.parts.store.accounts([f"tenant:{self.tenant}"])[f"tenant:{self.tenant}"]
+        books = guard.components.store.accounts([f"tenant:{self.tenant}"])[f"tenant:{self.tenant}"]
         assert books.spent.get("steps", 0) + books.reserved.get("steps", 0) == spent
         assert not limit or spent <= limit
         assert account.budget.to_fields()
@@ -288,5 +288,5 @@ def test_clocks_that_jump_change_no_order(server: Postgres) -> None:
                 run.call("f", lambda: 1)
                 (clock.advance if jump > 0 else clock.turn_back)(abs(jump))
         assert [event.seq for event in guard.history(run.id)] == list(range(1, 10))
-        assert [event.seq for _, event in guard.parts.store.tail()] == list(range(1, 10))
+        assert [event.seq for _, event in guard.components.store.tail()] == list(range(1, 10))
         assert guard.verify(run.id)

@@ -67,12 +67,12 @@ def test_a_tenants_login_reads_its_own_tenant_and_no_other(
         assert guard.runs(tenant="b") == []
         assert guard.history(filled["a"])[-1].type == "run_completed"
         assert guard.verify(filled["a"])
-        assert guard.parts.store.row(filled["b"]) is None
-        assert list(guard.parts.store.read(filled["b"])) == []
-        assert guard.parts.store.last(filled["b"]) is None
-        assert {run_id for run_id, _ in guard.parts.store.tail()} == {filled["a"]}
-        assert guard.parts.store.tail(tenant="b") == []
-        assert list(guard.parts.store.accounts(["tenant:a", "tenant:b"])) == ["tenant:a"]
+        assert guard.components.store.row(filled["b"]) is None
+        assert list(guard.components.store.read(filled["b"])) == []
+        assert guard.components.store.last(filled["b"]) is None
+        assert {run_id for run_id, _ in guard.components.store.tail()} == {filled["a"]}
+        assert guard.components.store.tail(tenant="b") == []
+        assert list(guard.components.store.accounts(["tenant:a", "tenant:b"])) == ["tenant:a"]
         with pytest.raises(StoreUnavailableError, match="grant it agentguard_agent"):
             with guard.run("mine", tenant="a"):
                 pass
@@ -203,12 +203,12 @@ def test_agents_append_and_only_operators_erase_and_prune(
 ) -> None:
     with Guard.open(roles["agents"], telemetry=False) as guard:
         with pytest.raises(StoreUnavailableError, match="agentguard_operator"):
-            guard.parts.store.erase(filled["a"])
+            guard.components.store.erase(filled["a"])
         with pytest.raises(StoreUnavailableError, match="agentguard_operator"):
-            guard.parts.store.prune(2**62)
+            guard.components.store.prune(2**62)
     with Guard.open(roles["operators"], telemetry=False) as guard:
-        assert guard.parts.store.erase(filled["a"]) > 0
-        assert len(guard.parts.store.prune(2**62)) == 8
+        assert guard.components.store.erase(filled["a"]) > 0
+        assert len(guard.components.store.prune(2**62)) == 8
 
 
 def test_the_commands_for_tenants_set_limits_and_show_what_was_spent(

@@ -163,11 +163,11 @@ def check_after_power_loss(monkeypatch, tmp_path: Path, number: int, shape: str)
         assert set(began) <= keys(guard, "step_started")
         assert set(reported) <= completed
         assert guard.reconstruct("r").usage["coins"] == 2 * len(completed)
-        account = guard.parts.store.accounts(["tenant:acme"]).get("tenant:acme")
+        account = guard.components.store.accounts(["tenant:acme"]).get("tenant:acme")
         assert (account is not None) is (shape == "tenant")
         if account is not None:
             assert account.spent["coins"] == 2 * len(completed)
-        check_owner(guard.parts.store.row("r"), 0, take_over=False)  # seen as dead
+        check_owner(guard.components.store.row("r"), 0, take_over=False)  # seen as dead
         with guard.attach("r", branch="next") as run:
             run.call("helps", lambda: None)
         guard.kill(run="r", reason="its host has lost power")

@@ -388,11 +388,11 @@ def test_what_is_read_back_verifies_and_replays(tmp_path: Path) -> None:
         with guard.run("values", run_id="values", inputs={"some": "inputs"}) as run:
             for value in values:
                 echo(value)
-        events = cassettes.write(guard.parts.store, run.id, path)
+        events = cassettes.write(guard.components.store, run.id, path)
         assert events == len(guard.history(run.id))
         recorded = [(event.type, event.key, event.usage) for event in guard.history(run.id)]
     with Guard.in_memory(telemetry=False) as guard:
-        assert cassettes.read(path, guard.parts.store) == "values"
+        assert cassettes.read(path, guard.components.store) == "values"
         assert guard.verify()
         assert [(event.type, event.key, event.usage) for event in guard.history("values")] == recorded
         with guard.replay("values") as replay:
@@ -412,9 +412,9 @@ def test_a_codecs_bytes_are_kept(tmp_path: Path) -> None:
     with Guard.in_memory(telemetry=False) as guard:
         with guard.run("codec") as run:
             step()
-        cassettes.write(guard.parts.store, run.id, tmp_path / "run.jsonl")
+        cassettes.write(guard.components.store, run.id, tmp_path / "run.jsonl")
     with Guard.in_memory(telemetry=False) as guard:
-        run_id = cassettes.read(tmp_path / "run.jsonl", guard.parts.store)
+        run_id = cassettes.read(tmp_path / "run.jsonl", guard.components.store)
         with guard.replay(run_id):
             assert step() == 3 + 4j
 
@@ -424,7 +424,7 @@ def test_a_result_that_no_replay_could_serve_is_said_when_recording(tmp_path: Pa
         with guard.run("r") as run:
             echo(object())
         with pytest.raises(CassetteError, match=r"main/echo#1 could not be replayed from it: .*object"):
-            cassettes.write(guard.parts.store, run.id, tmp_path / "run.jsonl")
+            cassettes.write(guard.components.store, run.id, tmp_path / "run.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -437,9 +437,9 @@ def test_one_inside_a_step_that_is_served_whole_does_not_matter(tmp_path: Path) 
     with Guard.in_memory(telemetry=False) as guard:
         with guard.run("r") as run:
             outer()
-        cassettes.write(guard.parts.store, run.id, tmp_path / "run.jsonl")
+        cassettes.write(guard.components.store, run.id, tmp_path / "run.jsonl")
     with Guard.in_memory(telemetry=False) as guard:
-        run_id = cassettes.read(tmp_path / "run.jsonl", guard.parts.store)
+        run_id = cassettes.read(tmp_path / "run.jsonl", guard.components.store)
         with guard.replay(run_id):
             assert outer() == 1
 
@@ -464,9 +464,9 @@ def test_a_codecs_text_is_kept_as_it_was(tmp_path: Path, payload: str) -> None:
     with Guard.in_memory(telemetry=False) as guard:
         with guard.run("codec") as run:
             step()
-        cassettes.write(guard.parts.store, run.id, tmp_path / "run.jsonl")
+        cassettes.write(guard.components.store, run.id, tmp_path / "run.jsonl")
     with Guard.in_memory(telemetry=False) as guard:
-        run_id = cassettes.read(tmp_path / "run.jsonl", guard.parts.store)
+        run_id = cassettes.read(tmp_path / "run.jsonl", guard.components.store)
         with guard.replay(run_id):
             assert step() == payload
 
@@ -482,10 +482,10 @@ def test_a_whole_cassette_of_nothing_is_refused(tmp_path: Path, lines: list[Any]
     with Guard.in_memory(telemetry=False) as guard:
         with guard.run("r") as run:
             echo(1)
-        cassettes.write(guard.parts.store, run.id, path)
+        cassettes.write(guard.components.store, run.id, path)
         first = path.read_text().splitlines()[0]
         text = "".join(f"{line}\n" for line in (first, *map(json.dumps, lines)))
         end = {"end": {"events": 0, "sha256": sha256(text.encode()).hexdigest()}}
         path.write_text(f"{text}{json.dumps(end)}\n")
         with pytest.raises(CassetteError, match=said):
-            cassettes.read(path, guard.parts.store)
+            cassettes.read(path, guard.components.store)

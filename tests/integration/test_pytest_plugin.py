@@ -44,7 +44,7 @@ def test_it_is_in_memory_with_a_clock_that_stands_still(guarded_run, guarded_clo
     assert guarded_run.id == "run-1"
     double(1)
     assert guarded_run.spent.steps == 1
-    assert guarded_run.journal.store.url == "memory://"
+    assert guarded_run.live_run.store.url == "memory://"
     before = guarded_run.now()
     guarded_clock.advance(60)
     assert (guarded_run.now() - before).total_seconds() == 60

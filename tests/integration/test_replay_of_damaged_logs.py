@@ -112,7 +112,7 @@ def refuses(open_block: Callable[[Guard], Run], said: str, *, of: str, url: str 
 
 
 def everything_in(guard: Guard) -> dict[str, list[Stored]]:
-    store = guard.parts.store
+    store = guard.components.store
     return {row.run_id: list(store.read(row.run_id)) for row in store.rows()}
 
 

@@ -115,7 +115,7 @@ def types(guard: Guard, run_id: str = "r") -> list[tuple[str, str | None]]:
 
 def is_let_go(guard: Guard, run_id: str = "r", state: RunState = RunState.RUNNING) -> bool:
     """Nobody owns it, and nothing on record says that it ended."""
-    row = guard.parts.store.row(run_id)
+    row = guard.components.store.row(run_id)
     return row is not None and row.owner == {} and row.state == state and guard.summary(run_id).state is state
 
 
@@ -560,7 +560,7 @@ def test_rule_13_a_paused_run_is_drained_and_stays_paused(guard, bodies):
         run.pause("look at it first")
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(run.bind(bodies.quick), "a")
-            when(lambda: run.journal.time.waiters, lambda: None).join()
+            when(lambda: run.live_run.time.waiters, lambda: None).join()
             assert run.drain()
             assert waiting.exception(20) is run.stop
     assert is_let_go(guard, state=RunState.PAUSED)
@@ -616,12 +616,12 @@ with Guard.open(telemetry=False) as guard, guard.attach("r", branch="helper"):
 
 def test_rule_13_a_heartbeat_does_not_take_a_drained_run_back(guard, bodies):
     with suppress(RunStopped), guard.run("job", run_id="r") as run:
-        journal = run.journal
+        live_run = run.live_run
         run.drain()
-        guard.runtime.live["r"] = journal  # as of a heartbeat that had begun before
-        journal.owner = True
+        guard.runtime.live["r"] = live_run  # as of a heartbeat that had begun before
+        live_run.owner = True
         beat(guard.runtime)
-        journal.owner = False
+        live_run.owner = False
         del guard.runtime.live["r"]
     assert is_let_go(guard)
 
@@ -746,29 +746,29 @@ def test_rule_13_a_store_that_is_gone_is_told_of_and_nothing_more_is_written(gua
         )
         assert lock.stdout is not None
         assert lock.stdout.readline() == "held\n"
-        monkeypatch.setattr(guard.parts.store, "_timeout", 0.05)
+        monkeypatch.setattr(guard.components.store, "_timeout", 0.05)
         with pytest.raises(StoreUnavailableError):
             run.drain()
         lock.communicate("\n", timeout=20)
         with pytest.raises(RunStopped):
             bodies.quick("b")
-    assert guard.parts.store.row("r").owner["pid"] == os.getpid()
+    assert guard.components.store.row("r").owner["pid"] == os.getpid()
     assert bodies.ran == ["a"]
 
 
 def test_rule_13_a_drain_knows_its_stop_wherever_it_is_hidden():
     drain = draining.Draining("r")
-    assert not drain.unwinds(None)
-    assert not drain.unwinds(LookupError())
-    assert drain.unwinds(drain.stop)
-    assert drain.unwinds(asyncio.CancelledError())
+    assert not drain.is_unwinding(None)
+    assert not drain.is_unwinding(LookupError())
+    assert drain.is_unwinding(drain.stop)
+    assert drain.is_unwinding(asyncio.CancelledError())
     try:
         try:
             raise drain.stop
         except RunStopped:
             raise LookupError from None
     except LookupError as error:
-        assert drain.unwinds(ExceptionGroup("two", [ValueError(), error]))
+        assert drain.is_unwinding(ExceptionGroup("two", [ValueError(), error]))
 
 
 # --- a worker ------------------------------------------------------------------------------------

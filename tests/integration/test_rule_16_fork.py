@@ -306,7 +306,7 @@ def test_rule_16_guards_of_one_file_share_it(home):
     with second.run("b"):
         pay()
     assert [row.name for row in first.runs()] == ["b", "a"]
-    assert first.parts.store.lock_for("r1") is second.parts.store.lock_for("r1")
+    assert first.components.store.lock_for("r1") is second.components.store.lock_for("r1")
     first.close()
     with second.run("c"):
         pay()

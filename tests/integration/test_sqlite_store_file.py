@@ -23,7 +23,7 @@ from agentguard import Guard
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, RunRow
-from agentguard.stores import _patience, _sql, _sqlite_file, _wal_sync
+from agentguard.stores import _busy_retry, _sql, _sqlite_file, _wal_sync
 from agentguard.stores.sqlite import SQLiteEventStore
 
 SECRET = b"a secret of the customer " * 500
@@ -689,7 +689,7 @@ def test_a_file_that_is_gone_is_noticed_while_a_run_goes_on(
                 ) as other:
                     other.start("new", detached=True).close()
                 (home / "new.db").rename(file)
-            store = guard.parts.store
+            store = guard.components.store
             eventually(lambda: store._shared.lost)  # type: ignore[attr-defined]
             with pytest.raises(StoreUnavailableError, match="agentguard.db is not the file any more"):
                 run.call("after", int)
@@ -726,7 +726,7 @@ def test_a_file_that_another_process_is_making_is_not_taken_for_another_programs
             makers.append(threading.Thread(target=make))
             makers[0].start()
             makers[0].join(0.3)  # it is kept out until everything has been looked at
-        return _patience.execute(mine, path, sql, (), 30.0)
+        return _busy_retry.execute(mine, path, sql, (), 30.0)
 
     try:
         _sqlite_file.prepare(path, execute)

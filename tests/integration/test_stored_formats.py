@@ -109,7 +109,7 @@ def test_a_stored_kill_is_delivered_in_a_replay(stored: Guard, programs: ModuleT
 
 
 def test_a_stored_cassette_replays(guard: Guard, programs: ModuleType) -> None:
-    run_id = cassettes.read(DATA / "shop.cassette", guard.parts.store)
+    run_id = cassettes.read(DATA / "shop.cassette", guard.components.store)
     with guard.replay(run_id):
         seen = programs.shop(guard)
     when = 7  # times are no part of a cassette

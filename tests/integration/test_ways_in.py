@@ -222,7 +222,7 @@ for pid in workers:
 assert [os.waitpid(pid, 0)[1] for pid in workers] == [0] * 4
 assert os.read(told, 100) == b"", "a step went on after the kill"
 assert {str(guard.summary(f"waits-{pid}").state) for pid in workers} == {"KILLED"}
-account = guard.parts.store.accounts(["tenant:acme"])["tenant:acme"]
+account = guard.components.store.accounts(["tenant:acme"])["tenant:acme"]
 assert account.spent["coins"] == 100 and not account.reserved.get("coins"), account.spent
 assert sum(row.usage["coins"] for row in guard.runs(tenant="acme", limit=1000)) == 100
 assert guard.verify()

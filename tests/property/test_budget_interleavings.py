@@ -222,9 +222,9 @@ class RunMachine(RuleBasedStateMachine):
     @invariant()
     def log_and_memory_agree(self):
         for run in self.all_runs:
-            row = self.guard.parts.store.row(run.id)
-            read = reconstruct(self.guard.parts.store, row)
-            assert facts(read) == facts(run.journal.fold)
+            row = self.guard.components.store.row(run.id)
+            read = reconstruct(self.guard.components.store, row)
+            assert facts(read) == facts(run.live_run.fold)
             assert row.state == read.state
             for scope in read.scopes.values():
                 account = scope.accounts[0]
@@ -232,12 +232,12 @@ class RunMachine(RuleBasedStateMachine):
                     scope.shared
                 ):  # its books are in the ledger, where nested runs and their excesses count too
                     name = f"run:{run.id}/{scope.key}".removesuffix("/")
-                    account = self.guard.parts.store.accounts([name])[name]
+                    account = self.guard.components.store.accounts([name])[name]
                 assert keeps_its_limits(account) or not account.budget.enforce
 
     @invariant()
     def the_shared_accounts_keep_their_limits(self):
-        for account in self.guard.parts.store.accounts(["tenant:t"]).values():
+        for account in self.guard.components.store.accounts(["tenant:t"]).values():
             assert keeps_its_limits(account)
 
     def teardown(self):
@@ -254,9 +254,11 @@ class RunMachine(RuleBasedStateMachine):
             assert run.state.final
             assert (run.state is RunState.COMPLETED) == (run.stop is None)
             assert (run.state is RunState.KILLED) == isinstance(run.stop, KillSwitchTriggeredError)
-            assert not run.journal.fold.open
+            assert not run.live_run.fold.open
             assert self.guard.summary(run.id) == self.guard.reconstruct(run.id) == run.summary()
-        for account in self.guard.parts.store.accounts(["tenant:t", f"run:{self.all_runs[0].id}"]).values():
+        for account in self.guard.components.store.accounts(
+            ["tenant:t", f"run:{self.all_runs[0].id}"]
+        ).values():
             assert not any(account.reserved.values())
         assert self.guard.verify()
         self.guard.close()

@@ -55,7 +55,7 @@ class Comparing(MemoryEventStore):
         super().append_one(number, *args, **options)
 
     def compare(self, number: int) -> None:
-        log = self._shelf.logs.get(number)
+        log = self._table.logs.get(number)
         live = None if log is None else self.guard.runtime.live.get(log.run_id)
         # An act takes its records in before it is written, and is looked at before the next one.
         if log is not None and live is not None and live.fold.seq == len(log.events):
@@ -73,14 +73,14 @@ class Comparing(MemoryEventStore):
 def test_the_live_fold_is_the_fold_of_its_log_after_every_event(program: list[Any], budget: Any) -> None:
     store = Comparing()
     with Guard.in_memory(telemetry=False) as guard:
-        guard.parts.store, store.guard = store, guard
-        guard.parts.abilities = abilities_of(store)
+        guard.components.store, store.guard = store, guard
+        guard.components.abilities = abilities_of(store)
         try:
             with guard.run("r", budget=budget, tenant="t") as run:
                 carry_out(guard, program)
         except (RunStopped, ZeroDivisionError):
             pass
-        live, row = run.journal.fold, store.row(run.id)
+        live, row = run.live_run.fold, store.row(run.id)
         assert row is not None
         assert facts(live) == facts(reconstruct(store, row))
     assert store.compared or not live.steps

@@ -167,7 +167,7 @@ async def many(pairs: list[tuple[int, int]]) -> None:
 
 
 def check_books(guard: Guard, run: Any) -> None:
-    store = guard.parts.store
+    store = guard.components.store
     total: Counter[str] = Counter()
     for listed in guard.runs(limit=1000):
         row = store.row(listed.run_id)

@@ -346,7 +346,7 @@ def recorded_calls(guard: Guard, run_id: str) -> list[tuple[str, int, str]]:
     """The calls of a run and of those inside it: branch, place in it, and key."""
     calls = []
     for row in guard.runs():
-        for stored in guard.parts.store.read(row.run_id):
+        for stored in guard.components.store.read(row.run_id):
             record = codec.decode(stored.body)
             if record.type in ("step_started", "step_refused", "value", "scope_opened") and record.key:
                 calls.append((f"{row.run_id} {record.key.rpartition('/')[0]}", record.pos, record.key))

@@ -17,7 +17,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Head, Record
-from agentguard.runs.branch import MAIN, Branch, key_part
+from agentguard.runs.branch import MAIN, Branch, key_segment
 from agentguard.runs.summary import from_data
 from agentguard.runs.termination import stop_from, termination
 
@@ -305,8 +305,8 @@ def test_any_text_can_be_cleaned(dirty):
 @SETTINGS
 @given(text, text)
 def test_names_in_keys_never_collide(one, other):
-    assert (key_part(one) == key_part(other)) == (one == other)
-    assert not set(key_part(one)) & {"/", "#"}
+    assert (key_segment(one) == key_segment(other)) == (one == other)
+    assert not set(key_segment(one)) & {"/", "#"}
 
 
 @SETTINGS
@@ -316,7 +316,7 @@ def test_keys_and_branches_never_collide(moves):
     branches = [Branch(MAIN)]
     for kind, name in moves:
         if kind == "call":
-            key = branches[-1].next_key(key_part(name))
+            key = branches[-1].next_key(key_segment(name))
             assert key not in seen
             seen.add(key)
         else:

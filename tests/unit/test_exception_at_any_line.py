@@ -134,12 +134,12 @@ def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guard]:
 
 def stride(guard: Guard) -> int:
     """Each line in memory; of the many of a store in a file, one in seven."""
-    return 1 if guard.parts.store.url == "memory://" else 7
+    return 1 if guard.components.store.url == "memory://" else 7
 
 
 def others_can_write(guard: Guard, run_id: str) -> None:
     """Another process and another thread find nothing locked."""
-    store = guard.parts.store
+    store = guard.components.store
     if path := getattr(store, "path", None):
         with closing(sqlite3.connect(path, timeout=0)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -159,10 +159,10 @@ def others_can_write(guard: Guard, run_id: str) -> None:
 
 def agrees(guard: Guard, run: Any) -> None:
     """Log, row and live state say the same, and nothing is reserved."""
-    row = guard.parts.store.row(run.id)
+    row = guard.components.store.row(run.id)
     assert row is not None
     assert guard.verify(run.id)
-    fold = reconstruct(guard.parts.store, row)
+    fold = reconstruct(guard.components.store, row)
     assert fold.open == {}
     assert not any(fold.account.reserved.values())
     assert guard.reconstruct(run.id) == guard.summary(run.id) == run.summary()

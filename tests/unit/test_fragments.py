@@ -39,7 +39,7 @@ def recorded(redact: Any, *calls: tuple[Sequence[Any], dict[str, Any]]) -> list[
     ):
         for args, kwargs in calls:
             run.apply("ask", ask, args, kwargs, kind="llm")
-        payloads = [stored.payload for stored in run.journal.store.read(run.id)]
+        payloads = [stored.payload for stored in run.live_run.store.read(run.id)]
     return [msgspec.json.decode(found) for found in payloads if found is not None and found[:2] == b"[["]
 
 

@@ -301,7 +301,7 @@ def test_10_mb_on_disk(sqlite_guard, payload):
     with sqlite_guard.run("r", metadata={"note": "y" * 100_000}) as run:
         assert tool(payload) is payload
     assert intact(sqlite_guard, run)
-    stored = list(sqlite_guard.parts.store.read(run.id))
+    stored = list(sqlite_guard.components.store.read(run.id))
     assert sum(len(s.payload or b"") for s in stored) > 20_000_000
     assert max(len(s.body) for s in stored) < 200_000
 
@@ -530,7 +530,7 @@ def test_a_tenants_amounts_add_up_beyond_any_machine_word(sqlite_guard):
     with sqlite_guard.run("r", tenant="t") as run:
         for _ in range(4):
             run.call("f", lambda: None, usage=Usage(emails=2**63 - 1))
-    account = sqlite_guard.parts.store.accounts(["tenant:t"])["tenant:t"]
+    account = sqlite_guard.components.store.accounts(["tenant:t"])["tenant:t"]
     assert account.spent["emails"] == 4 * (2**63 - 1)
     assert intact(sqlite_guard, run)
 

@@ -320,7 +320,7 @@ def log_in(user: str, password: str) -> str:
 
 
 def payloads(guard: Guard, run_id: str) -> list[Any]:
-    stored = guard.parts.store.read(run_id)
+    stored = guard.components.store.read(run_id)
     return [json.loads(event.payload) for event in stored if event.payload is not None]
 
 
@@ -329,9 +329,9 @@ def everything(guard: Guard) -> Iterator[list[str]]:
     """Texts that must be nowhere in the store afterwards."""
     secrets: list[str] = []
     yield secrets
-    kept = [stored for _, stored in guard.parts.store.tail(limit=10_000)]
+    kept = [stored for _, stored in guard.components.store.tail(limit=10_000)]
     assert kept
-    rows = repr(guard.parts.store.rows())
+    rows = repr(guard.components.store.rows())
     for secret in secrets:
         assert secret not in rows
         for stored in kept:

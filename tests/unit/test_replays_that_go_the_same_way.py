@@ -287,7 +287,7 @@ def without_outcome(guard: Guard, step: Callable[[], str]) -> str:
     """Return the id of a run whose process died inside the step."""
 
     def program() -> None:
-        log = current_run().journal.log  # type: ignore[attr-defined]
+        log = current_run().live_run.log  # type: ignore[attr-defined]
         append = log.store.append
 
         def gone(*args: Any, **options: Any) -> Any:

@@ -324,7 +324,7 @@ def test_rule_01_repeats_tell_calls_apart_by_what_is_left_out_of_the_log(guard):
             f(body, "q")
         f("two", "q")
     assert run.spent.steps == 3
-    assert not any(b"two" in (stored.payload or b"") for stored in guard.parts.store.read(run.id))
+    assert not any(b"two" in (stored.payload or b"") for stored in guard.components.store.read(run.id))
 
 
 class Tool:
@@ -659,5 +659,5 @@ def test_rule_01_options_that_are_made_anew_for_each_call_do_not_pile_up(guard):
     with guard.run("r") as run:
         for n in range(1100):
             run.call(f"step {n}", int)
-        assert len(run.journal.keepers) <= 1000
+        assert len(run.live_run.recorders) <= 1000
     assert run.spent.steps == 1100

@@ -36,7 +36,7 @@ def overrun() -> str:
 
 def spent(guard: Guard, account: str) -> Decimal:
     """What a shared account has spent, nothing being reserved any more."""
-    found = guard.parts.store.accounts([account])[account]
+    found = guard.components.store.accounts([account])[account]
     assert not any(found.reserved.values())
     return Usage.from_amounts(found.spent).usd
 
@@ -309,7 +309,7 @@ def test_rule_02_the_inner_run_finds_the_kill_of_the_outer_one_by_itself(guard):
         with pytest.raises(KillSwitchTriggeredError), guard.run("inner") as inner:
             guard.runtime._participant.leave()
             order = {"scope": "run", "target": outer.id, "reason": "unheard of", "actor": "ann"}
-            guard.parts.switch.record("kill_set", order)
+            guard.components.switch.record("kill_set", order)
             assert outer.stop is None
             pay()
         assert inner.state is RunState.KILLED

@@ -88,7 +88,7 @@ def test_rule_05_released_at_every_level(guard):
     with suppress(RunStopped), guard.run("outer", tenant="acme", budget=Budget(usd=1)) as outer:
         with guard.run("inner", budget=LIMITS, on_warning=kill) as inner, inner.scope("s"):
             body()
-    accounts = guard.parts.store.accounts(["tenant:acme", f"run:{outer.id}"])
+    accounts = guard.components.store.accounts(["tenant:acme", f"run:{outer.id}"])
     assert len(accounts) == 2
     for account in accounts.values():
         assert account.reserved == {"nano_usd": 0, "steps": 0}

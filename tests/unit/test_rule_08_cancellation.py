@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from contextlib import nullcontext, suppress
 from functools import partial
 
@@ -82,8 +84,12 @@ def test_rule_08_a_kill_from_another_thread_cancels_the_body(guard):
         entered = asyncio.Event()
         task = asyncio.create_task(sleeper(entered))
         await entered.wait()
-        threading.Thread(target=guard.kill, kwargs={"reason": "thread"}).start()
-        await task
+        killer = threading.Thread(target=guard.kill, kwargs={"reason": "thread"})
+        killer.start()
+        try:
+            await task
+        finally:
+            killer.join()
 
     with pytest.raises(KillSwitchTriggeredError), guard.run("r"):
         asyncio.run(main())
@@ -135,7 +141,7 @@ def test_rule_08_a_refusal_leaves_in_flight_what_has_its_reservation(guard, leve
             assert asyncio.run(main()) == [0, 1, 2]
     assert finished == [0, 1, 2]
     assert run.spent["emails"] == 3
-    assert run.journal.fold.open == {}
+    assert run.live_run.fold.open == {}
 
 
 def test_rule_08_a_kill_after_a_refusal_cancels_what_went_on(guard):
@@ -466,7 +472,7 @@ def test_rule_08_a_scopes_deadline(guard):
 def test_rule_08_a_kill_wins_over_a_deadline(guard):
     """Both are met at the same check: the kill is raised."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("r", budget=Budget(seconds=0)) as run:
-        guard.parts.switch.record("kill_set", {"scope": "global", "reason": "first", "actor": "ann"})
+        guard.components.switch.record("kill_set", {"scope": "global", "reason": "first", "actor": "ann"})
         asyncio.run(quick())
     assert run.state is RunState.KILLED
 
@@ -524,13 +530,23 @@ def test_rule_08_a_step_block_is_cancelled_too(guard):
 
 def test_rule_08_no_body_is_left_behind(guard):
     """What a run holds of its bodies is gone when they are."""
-    from agentguard.steps import aio
-
     with suppress(RunStopped), guard.run("r", budget=Budget(steps=3)) as run:
         for _ in range(4):
             asyncio.run(quick())
-    assert not run.journal.in_flight.bodies
-    assert not aio._bodies
+    assert not run.live_run.in_flight.bodies
+
+
+def test_rule_08_no_task_is_held_once_it_is_done(guard):
+    tasks = weakref.WeakSet()
+
+    async def main() -> None:
+        tasks.add(asyncio.current_task())
+        await quick()
+
+    with guard.run("r"):
+        asyncio.run(main())
+        gc.collect()
+        assert not tasks
 
 
 def test_rule_08_a_budget_stop_of_another_process_leaves_the_body_in_flight(sqlite_guard):
@@ -593,4 +609,4 @@ def test_rule_08_a_step_that_is_driven_by_no_task_is_counted_and_refused_like_an
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(steps=1)) as run:
         assert asyncio.run(main()) == [1]
     assert run.spent.steps == 1
-    assert run.journal.in_flight.bodies == set()
+    assert run.live_run.in_flight.bodies == set()

@@ -60,7 +60,7 @@ def step_events(guard, run):
 
 
 def payload_of(guard, run, kind):
-    stored = [s for s in guard.parts.store.read(run.id) if b'"type":"%s"' % kind.encode() in s.body]
+    stored = [s for s in guard.components.store.read(run.id) if b'"type":"%s"' % kind.encode() in s.body]
     return json.loads(stored[-1].payload)
 
 

@@ -188,7 +188,7 @@ def test_rule_10_a_pause_outlives_its_owner(tmp_path: Path) -> None:
         assert guard.summary("r1").state is RunState.PAUSED
         guard.resume("r1")
         assert guard.summary("r1").state is RunState.RUNNING
-        assert os.getpid() not in (guard.parts.store.row("r1").owner or {}).values()  # type: ignore[union-attr]
+        assert os.getpid() not in (guard.components.store.row("r1").owner or {}).values()  # type: ignore[union-attr]
 
 
 # --- approvals ---------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_rule_10_seconds_count_while_another_step_is_in_flight() -> None:
 
         with guard.run("r", budget=Budget(seconds=10)) as run:
             other, waiter = Other(run.bind(busy)), Other(lambda: run.bind(wire)(7))
-            until(lambda: guard.approvals() and run.journal.fold.open)
+            until(lambda: guard.approvals() and run.live_run.fold.open)
             clock.advance(9)
             assert run.remaining.seconds == 1
             go.set()

@@ -163,8 +163,10 @@ def test_rule_11_a_run_that_did_not_look_in_between_is_killed_all_the_same(eithe
     """Kill and revive between two steps: the run is dead, as the log of kills says."""
     run = start(either)
     quiet = either.runtime.live
-    either.parts.switch.record("kill_set", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"})
-    either.parts.switch.record(
+    either.components.switch.record(
+        "kill_set", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"}
+    )
+    either.components.switch.record(
         "kill_cleared", {"scope": "run", "target": run.id, "reason": "r", "actor": "a"}
     )
     assert run.id in quiet
@@ -236,7 +238,7 @@ def test_rule_11_an_idle_run_is_ended_at_once(either, eventually):
     """Also a run that calls nothing: its record says KILLED soon after."""
     run = start(either)
     either.kill(run=run.id, reason="idle")
-    eventually(lambda: either.parts.store.row(run.id).state == "KILLED")
+    eventually(lambda: either.components.store.row(run.id).state == "KILLED")
     assert [e.type for e in either.history(run.id)][-1] == "run_killed"
 
 

@@ -22,7 +22,7 @@ from agentguard import (
 )
 from agentguard.errors import DuplicateKeyError
 from agentguard.protocols import abilities_of
-from agentguard.sessions.base import journal_of
+from agentguard.sessions.base import live_run_of
 from agentguard.stores.memory import MemoryEventStore
 
 
@@ -60,9 +60,9 @@ class Failing(MemoryEventStore):
 
 @pytest.fixture
 def failing(guard) -> Failing:
-    guard.parts.store = Failing()
-    guard.parts.abilities = abilities_of(guard.parts.store)
-    return guard.parts.store
+    guard.components.store = Failing()
+    guard.components.abilities = abilities_of(guard.components.store)
+    return guard.components.store
 
 
 # --- several writers -------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def failing(guard) -> Failing:
 
 @pytest.fixture
 def twins(home):
-    """Two guards on one file, as two processes have them: with journals of their own."""
+    """Two guards on one file, as two processes have them: with live runs of their own."""
     with Guard.open(telemetry=False) as first, Guard.open(telemetry=False) as second:
         yield first, second
 
@@ -129,15 +129,15 @@ def test_rule_12_a_stop_of_another_writer_ends_the_runs_inside_too(twins):
 
 
 def test_rule_12_a_scopes_stop_is_seen_by_other_writers(twins):
-    """Its event carries the stop; a writer whose journal is behind takes it in."""
+    """Its event carries the stop; a writer whose live run is behind takes it in."""
     first, second = twins
     with first.run("r") as run, suppress(BudgetExceededError), run.scope("s", Budget(usd="0.1")):
         pay()
-        journal = journal_of(second.runtime, run.id)
+        live_run = live_run_of(second.runtime, run.id)
         with suppress(BudgetExceededError):
             pay()
-        journal.refresh()
-        assert journal.scope_stops["main/s#1"].scope == "s"
+        live_run.refresh()
+        assert live_run.scope_stops["main/s#1"].scope == "s"
 
 
 def test_rule_12_commit_order_is_log_order_is_hash_order(twins):
@@ -186,8 +186,8 @@ def test_rule_12_pause_reaches_other_writers(twins, eventually):
         assert entered.wait(10)
         run.pause("a moment")
         paused.set()
-        journal = journal_of(second.runtime, run.id)
-        eventually(lambda: journal.fold.state is RunState.PAUSED)
+        live_run = live_run_of(second.runtime, run.id)
+        eventually(lambda: live_run.fold.state is RunState.PAUSED)
         assert not went_on
         run.resume()
         thread.join(10)
@@ -336,7 +336,7 @@ def test_rule_16_a_guard_is_opened_once(home, url):
 
                 def use(guard=guard, start=start, found=found) -> None:
                     start.wait()
-                    found.append(guard.parts)
+                    found.append(guard.components)
 
                 threads = [threading.Thread(target=use) for _ in range(8)]
                 for thread in threads:
@@ -344,7 +344,7 @@ def test_rule_16_a_guard_is_opened_once(home, url):
                 for thread in threads:
                     thread.join(10)
                 assert len({id(parts) for parts in found}) == 1
-                assert guard.parts is found[0]
+                assert guard.components is found[0]
     finally:
         sys.setswitchinterval(interval)
 
@@ -386,7 +386,7 @@ def test_rule_12_a_step_cancelled_while_the_store_is_busy_runs_no_body(sqlite_gu
 
     async def main():
         async with sqlite_guard.run("r", budget=Budget(usd=1)) as run:
-            with closing(sqlite3.connect(sqlite_guard.parts.store.path)) as other:
+            with closing(sqlite3.connect(sqlite_guard.components.store.path)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 task = asyncio.ensure_future(work())
                 for _ in range(10):

@@ -90,7 +90,7 @@ def hung(guard: Guard, eventually: Callable[[Callable[[], object]], None]) -> It
         threads[-1].start()
 
         def hangs_there() -> bool:
-            if guard.parts.store.row("r") is None:
+            if guard.components.store.row("r") is None:
                 return False
             events = guard.history("r")
             return (events[-1].type, events[-1].key) == last
@@ -388,7 +388,7 @@ def hung_inside(
     def begin(program: Program) -> str:
         hung(program, "scope_opened", "main/inner#1")
         inner: str = guard.history("r")[-1].data["run"]
-        eventually(lambda: guard.parts.store.row(inner) is not None)
+        eventually(lambda: guard.components.store.row(inner) is not None)
         eventually(lambda: guard.history(inner)[-1].type == "step_completed")
         RAN.clear()
         return inner
@@ -417,7 +417,7 @@ def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_
             HANGS.here()
             seen = [run.spent == inner.spent, run.spent.steps]
             run.kill("enough")
-            run.journal.look()
+            run.live_run.look()
             return [*seen, inner.stop]
 
     inner_id = hung_inside(program)
@@ -430,7 +430,7 @@ def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_
 def test_a_nested_run_begins_in_both_logs_or_in_none(
     guard: Guard, hung: Taken, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
-    create = guard.parts.store.create
+    create = guard.components.store.create
 
     def gone(row: Any, events: Any) -> int:
         if row.run_id == "inner" and HANGS.first:
@@ -444,10 +444,10 @@ def test_a_nested_run_begins_in_both_logs_or_in_none(
             HANGS.here()
             raise
 
-    guard.parts.store.create = gone  # type: ignore[method-assign]
+    guard.components.store.create = gone  # type: ignore[method-assign]
     hung(program, "run_started", None)
     eventually(lambda: not HANGS.first)
-    assert guard.parts.store.row("inner") is None
+    assert guard.components.store.row("inner") is None
     assert take_over(guard, program) == [10, 20]
     assert RAN == [1, 2]
     assert guard.summary("r").usage == guard.summary("inner").usage
@@ -462,10 +462,10 @@ def test_a_nested_run_that_an_earlier_version_announced_and_never_began_is_opene
     def program(run: Run) -> Any:
         if HANGS.first:
             key, pos = run.here().branch.next_call("inner")
-            journal = run.journal
-            movements, _ = journal.nest("")
+            live_run = run.live_run
+            movements, _ = live_run.nest("")
             opened = Record(0, "scope_opened", 1, key, pos, "inner", data={"run": "inner"})
-            journal.log.decide(lambda: journal.log.act([opened], movements=movements))
+            live_run.log.decide(lambda: live_run.log.act([opened], movements=movements))
             HANGS.here()
         return nested(guard, "inner")(run)
 
@@ -548,15 +548,15 @@ def test_rule_13_a_difference_leaves_the_block_though_the_program_swallows_it(
 def test_rule_13_a_run_that_was_killed_before_it_began_can_be_recovered_once_revived(guard: Guard) -> None:
     """Its process went before the kill was on record in its log."""
     guard.kill(tenant="acme", reason="why")
-    append = guard.parts.store.append
+    append = guard.components.store.append
 
     def gone(*_: Any, **__: Any) -> Any:
         raise StoreUnavailableError("its process is gone")
 
-    guard.parts.store.append = gone  # type: ignore[method-assign]
+    guard.components.store.append = gone  # type: ignore[method-assign]
     with pytest.raises(KillSwitchTriggeredError), guard.run("program", run_id="r", tenant="acme"):
         pass
-    guard.parts.store.append = append  # type: ignore[method-assign]
+    guard.components.store.append = append  # type: ignore[method-assign]
     assert guard.summary("r").state is RunState.CREATED
     guard.revive(tenant="acme")
     assert take_over(guard, lambda run: look(1)) == 10
@@ -578,11 +578,11 @@ def test_rule_13_the_time_of_the_budget_that_was_used_stays_used(guard: Guard, h
 
 def owned_by(guard: Guard, **owner: Any) -> None:
     """Let the row of the run name another owner."""
-    row = guard.parts.store.row("r")
+    row = guard.components.store.row("r")
     assert row is not None
     heartbeat = owner.pop("heartbeat_ns", row.heartbeat_ns)
     changed = replace(row, owner={**row.owner, **owner}, heartbeat_ns=heartbeat)
-    guard.parts.store._shelf.by_id["r"].row = changed  # type: ignore[attr-defined]
+    guard.components.store._table.by_id["r"].row = changed  # type: ignore[attr-defined]
 
 
 def hangs_after_one(run: Run) -> int:

@@ -50,7 +50,7 @@ def opened(url: str, durability: str) -> Guard:
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_rule_14_memory_cannot_promise_what_outlives_it(durability: str) -> None:
     with pytest.raises(ValueError, match="promises nothing across the process's death"):
-        _ = Guard.open("memory://", durability=durability, kill_switch="memory").parts
+        _ = Guard.open("memory://", durability=durability, kill_switch="memory").components
 
 
 PROGRAM = """

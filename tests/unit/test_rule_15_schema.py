@@ -39,7 +39,7 @@ def test_rule_15_events_are_decoded_by_the_version_they_carry(guard):
     """A body without later fields reads with their defaults; the present version is left out of it."""
     with guard.run("r") as run:
         tool()
-    for stored in guard.parts.store.read(run.id):
+    for stored in guard.components.store.read(run.id):
         assert codec.decode(stored.body).v == ev.SCHEMA_VERSION == 1
         assert b'"v":' not in stored.body
     old = b'{"seq":1,"type":"run_created","at_ns":5,"name":"r","data":{"tenant":"t"},"unknown":"field"}'
@@ -53,7 +53,7 @@ def test_rule_15_events_are_decoded_by_the_version_they_carry(guard):
 def test_rule_15_an_event_of_a_newer_schema_is_refused_wherever_it_is_read(guard):
     with guard.run("r") as run:
         tool()
-    store = guard.parts.store
+    store = guard.components.store
     head = store.last(run.id)
     body = codec.encode(Record(head.seq + 1, ev.PAYLOAD_ERASED, 0, v=ev.SCHEMA_VERSION + 1))
     newer = Stored(head.seq + 1, body, codec.chain(head.hash, body))
@@ -82,12 +82,12 @@ def test_rule_15_event_bytes_are_never_rewritten(guard):
     """Reading, folding, verifying and summing up leave every byte as it was."""
     with guard.run("r") as run:
         tool()
-    before = list(guard.parts.store.read(run.id))
+    before = list(guard.components.store.read(run.id))
     guard.history(run.id)
     guard.reconstruct(run.id)
     guard.verify()
     guard.summary(run.id)
-    assert list(guard.parts.store.read(run.id)) == before
+    assert list(guard.components.store.read(run.id)) == before
 
 
 def test_rule_15_verify_sees_row_and_events_in_one_moment(sqlite_guard):
@@ -119,9 +119,9 @@ def test_rule_15_verify_sees_row_and_events_in_one_moment(sqlite_guard):
 
 @pytest.fixture
 def small(guard) -> MemoryEventStore:
-    guard.parts.store = MemoryEventStore(max_events=40)
-    guard.parts.abilities = abilities_of(guard.parts.store)
-    return guard.parts.store
+    guard.components.store = MemoryEventStore(max_events=40)
+    guard.components.abilities = abilities_of(guard.components.store)
+    return guard.components.store
 
 
 def is_held(store: MemoryEventStore, run_id: str) -> bool:
@@ -201,7 +201,7 @@ def test_rule_15_a_record_has_its_sequence_first():
 def test_rule_15_memory_promises_no_durability():
     for durability in ("process", "power"):
         with pytest.raises(ValueError, match="memory://"):
-            Guard.open("memory://", durability=durability).parts  # noqa: B018
+            Guard.open("memory://", durability=durability).components  # noqa: B018
     with Guard.open("memory://", kill_switch="memory", telemetry=False) as guard:
         with guard.run("r"):
             tool()

@@ -289,11 +289,11 @@ def test_rule_17_uuid_and_random_follow_the_branch(guard):
     drawn = []
     for delays in ((5, 0), (0, 5)):
         with guard.run("r") as run:
-            run.journal.fold.seed = "fixed"
+            run.live_run.fold.seed = "fixed"
             drawn.append(asyncio.run(main(run, delays)))
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[0][1]
-    assert recorded.seeded(run.journal, "x") != recorded.seeded(run.journal, "y")
+    assert recorded.seeded(run.live_run, "x") != recorded.seeded(run.live_run, "y")
 
 
 def test_rule_17_gather_in_the_order_given(guard):

@@ -449,7 +449,7 @@ def test_rule_19_the_store_of_a_replay_refuses_to_write(guard: Guard) -> None:
         pass
     replay = guard.replay(run.id)
     with replay:
-        store = replay.journal.store
+        store = replay.live_run.store
         assert store.row(run.id) is not None
         with pytest.raises(StoreUnavailableError, match="a replay writes nothing"):
             store.append(1, [])
@@ -619,7 +619,7 @@ def test_rule_19_a_difference_is_found_without_reading_on(guard: Guard) -> None:
     with pytest.raises(ReplayDivergenceError), replay:
         add(0)
         fail(1)
-    assert replay.journal.player.tape.last.seq < 10  # type: ignore[union-attr]
+    assert replay.live_run.player.tape.last.seq < 10  # type: ignore[union-attr]
 
 
 def test_rule_19_what_was_served_is_forgotten(guard: Guard) -> None:
@@ -631,7 +631,7 @@ def test_rule_19_what_was_served_is_forgotten(guard: Guard) -> None:
     with replay:
         for n in range(50):
             outer(n)
-            tape = replay.journal.player.tape  # type: ignore[union-attr]
+            tape = replay.live_run.player.tape  # type: ignore[union-attr]
             assert len(tape._calls) + len(tape._places) + len(tape.deliveries) <= 4
 
 
@@ -692,20 +692,20 @@ def test_rule_19_a_step_without_an_outcome(guard: Guard) -> None:
         raise KeyboardInterrupt
 
     def program(run: Run) -> None:
-        journal = run.journal
-        append = journal.store.append
+        live_run = run.live_run
+        append = live_run.store.append
 
         def gone(*args: Any, **options: Any) -> Any:
             if any(b"step_failed" in event.body for event in args[1]):
                 raise KeyboardInterrupt
             return append(*args, **options)
 
-        journal.store.append = gone  # type: ignore[method-assign]
-        journal.log._append_one = None
+        live_run.store.append = gone  # type: ignore[method-assign]
+        live_run.log._append_one = None
         try:
             dies()
         finally:
-            del journal.store.append
+            del live_run.store.append
 
     with abandoned(guard, program) as run_id:
         assert guard.history(run_id)[-1].type == "step_started"

@@ -205,7 +205,7 @@ def test_rule_21_secrets_are_taken_out_of_whatever_is_kept(guard: Guard) -> None
 
     with guard.run("program") as run, pytest.raises(ExceptionGroup):
         fails()
-    stored = b"".join(event.body for event in guard.parts.store.read(run.id))
+    stored = b"".join(event.body for event in guard.components.store.read(run.id))
     assert b"CalledProcessError" in stored
     assert b"aaaaaaaa" not in stored
     assert b"hunter2" not in stored

@@ -220,7 +220,7 @@ class Agent:
 
 def test_rule_21_self_and_cls_are_never_captured(guard: Guard) -> None:
     run_id = recorded(guard, lambda: (Agent("hidden one").ask("why?"), Agent.make("x")))
-    payloads = [stored.payload or b"" for stored in guard.parts.store.read(run_id)]
+    payloads = [stored.payload or b"" for stored in guard.components.store.read(run_id)]
     assert not any(b"hidden" in payload or b"Agent" in payload for payload in payloads)
     assert b'[["why?"],{}]' in payloads
     assert replayed(guard, run_id, lambda: Agent("another").ask("why?") + Agent.make("x")) == "WHY?x"
@@ -247,7 +247,9 @@ def test_rule_21_ignored_arguments_are_neither_kept_nor_compared(guard: Guard) -
         return question
 
     run_id = recorded(guard, lambda: call("q", session="first session"))
-    assert not any(b"first session" in (stored.payload or b"") for stored in guard.parts.store.read(run_id))
+    assert not any(
+        b"first session" in (stored.payload or b"") for stored in guard.components.store.read(run_id)
+    )
     assert replayed(guard, run_id, lambda: call("q", session="another")) == "q"
     with pytest.raises(ReplayDivergenceError, match="arguments"):
         replayed(guard, run_id, lambda: call("p", session="first session"))

@@ -132,7 +132,7 @@ def died_inside(guard: Guard, effect: str) -> Iterator[tuple[Run, Callable[[], i
     RAN.clear()
     KEYS.clear()
     run = guard.run("program")
-    append = guard.parts.store.append
+    append = guard.components.store.append
 
     def gone(number: int, events: Any, *rest: Any, **options: Any) -> Any:
         if any(b"step_failed" in event.body or b"run_failed" in event.body for event in events):
@@ -142,13 +142,13 @@ def died_inside(guard: Guard, effect: str) -> Iterator[tuple[Run, Callable[[], i
     def life() -> None:
         with suppress(SystemExit):
             run.__enter__()
-            guard.parts.store.append = gone  # type: ignore[method-assign]
-            run.journal.log._append_one = None
+            guard.components.store.append = gone  # type: ignore[method-assign]
+            run.live_run.log._append_one = None
             dies()
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(life).result()
-    del guard.parts.store.append  # type: ignore[misc]
+    del guard.components.store.append  # type: ignore[misc]
     guard.runtime.live.pop(run.id, None)
     yield run, dies
 

@@ -18,7 +18,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.steps import spinning
-from agentguard.steps.verdict import StopSwallowedError
+from agentguard.steps.exit_rule import StopSwallowedError
 
 #: More than any place here is refused before it is cancelled; a loop that comes so far was not.
 FAR = 10 * spinning.LAST
@@ -109,7 +109,7 @@ def test_a_run_that_is_not_stopped_is_never_slowed(guard, monkeypatch):
             with suppress(OSError):
                 fails()
             tool()
-        assert run.journal.stops.refusals == {}
+        assert run.live_run.stops.refusals == {}
 
 
 def test_a_scope_that_refuses_among_calls_that_succeed_is_never_slowed(guard, monkeypatch):

@@ -154,7 +154,7 @@ def test_what_is_left_out_or_masked_leaves_nothing_behind_that_could_be_guessed(
         with guard.run("r", budget=Budget(repeats=9)) as run:
             send("ann", "1234")
         (started,) = [event for event in guard.history(run.id) if event.type == "step_started"]
-        salt = guard.parts.store.row(run.id).salt
+        salt = guard.components.store.row(run.id).salt
         guesses = {payload_digest(salt, encode_call(("ann", f"{n:04}"), {})) for n in range(1200, 1300)}
     assert started.data["repeat"] not in guesses
 

@@ -77,7 +77,7 @@ def test_runs_inside_are_held_against_the_new_budget(guard: Guard) -> None:
             for _ in range(5):
                 pay()
     assert outer.spent.steps == 5
-    assert guard.parts.store.accounts([f"run:{outer.id}"])[f"run:{outer.id}"].spent["steps"] == 5
+    assert guard.components.store.accounts([f"run:{outer.id}"])[f"run:{outer.id}"].spent["steps"] == 5
 
 
 def test_a_nested_run_is_given_a_budget_of_its_own(guard: Guard) -> None:

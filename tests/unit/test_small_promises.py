@@ -135,7 +135,7 @@ def test_a_drain_lets_a_nested_run_of_a_body_close_its_generators(sqlite_guard: 
         run.drain(10)
 
     def wait_for_drain() -> None:
-        while run.journal.draining is None:
+        while run.live_run.draining is None:
             pass
         draining.set()
 
@@ -145,5 +145,5 @@ def test_a_drain_lets_a_nested_run_of_a_body_close_its_generators(sqlite_guard: 
         work(begun, draining)
     thread.join(20)
     assert [e.type for e in sqlite_guard.history("inner-run")][-2:] == ["step_completed", "run_completed"]
-    account = next(iter(sqlite_guard.parts.store.accounts(["tenant:t"]).values()))
+    account = next(iter(sqlite_guard.components.store.accounts(["tenant:t"]).values()))
     assert not any(account.reserved.values())

@@ -387,7 +387,7 @@ def test_capture(guard, level):
     step = guarded_step(capture=level)(lambda word: word.upper())
     with guard.run("r") as run:
         step("secret")
-    stored = [s for s in guard.parts.store.read(run.id) if b"step_" in s.body]
+    stored = [s for s in guard.components.store.read(run.id) if b"step_" in s.body]
     payloads = [s.payload for s in stored]
     assert all(b"secret" not in s.body and b"SECRET" not in s.body for s in stored)
     assert payloads == ([b'[["secret"],{}]', b'"SECRET"'] if level == "full" else [None, None])
@@ -413,7 +413,7 @@ def test_capture_of_a_runs_inputs(level):
         guard.run("r", inputs={"q": "private"}) as run,
     ):
         assert run.inputs == {"q": "private"}
-        created = next(iter(guard.parts.store.read(run.id)))
+        created = next(iter(guard.components.store.read(run.id)))
         assert created.payload == (b'{"q":"private"}' if level == "full" else None)
         assert ("inputs" in guard.history(run.id)[0].data) == (level != "none")
         assert b"private" not in created.body

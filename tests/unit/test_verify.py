@@ -38,7 +38,7 @@ class Tamperer:
     """Somebody with write access to the file, for whom triggers are no obstacle."""
 
     def __init__(self, guard: Guard, run_id: str) -> None:
-        self.path = Path(guard.parts.store.path)
+        self.path = Path(guard.components.store.path)
         self.run_id = run_id
 
     def __call__(self, *statements: tuple) -> None:
@@ -184,7 +184,7 @@ def test_a_log_cut_off_with_its_row_is_found_against_an_anchor_alone(recorded):
     anchor = guard.summary(run_id).head
     tamper = Tamperer(guard, run_id)
     tamper(("DELETE FROM event WHERE key >> 32 = ? AND key & 4294967295 > 6", tamper.number))
-    store = guard.parts.store
+    store = guard.components.store
     row = row_of(store.row(run_id), reconstruct(store, store.row(run_id)))
     state = "UPDATE run SET state = ?, ended_ns = ?, summary = ? WHERE number = ?"
     tamper((state, row.state, row.ended_ns, json.dumps(row.summary), tamper.number))
@@ -203,7 +203,7 @@ def test_a_log_rewritten_whole_is_found_against_an_anchor(recorded):
         statements.append(
             ("UPDATE event SET body = ?, hash = ? WHERE key = ? << 32 | ?", body, head, tamper.number, seq)
         )
-    old = guard.parts.store.row(run_id).summary["head"]["hash"]
+    old = guard.components.store.row(run_id).summary["head"]["hash"]
     statements.append(
         ("UPDATE run SET summary = replace(summary, ?, ?) WHERE number = ?", old, head.hex(), tamper.number)
     )
@@ -354,7 +354,7 @@ def test_any_byte_of_any_event_counts(data):
 def test_a_summary_edited_in_the_row_is_found(recorded, field, value):
     guard, run_id = recorded
     tamper = Tamperer(guard, run_id)
-    summary = guard.parts.store.row(run_id).summary
+    summary = guard.components.store.row(run_id).summary
     assert summary[field] != value
     summary[field] = value
     tamper(("UPDATE run SET summary = ? WHERE number = ?", json.dumps(summary), tamper.number))
@@ -433,7 +433,7 @@ def test_a_live_run_with_a_damaged_log_hides_no_other_in_the_list(recorded, garb
     guard, _ = recorded
     with guard.run("live", run_id="live"):
         pay("ann")
-        with Guard.open(guard.parts.store.url, telemetry=False) as other:
+        with Guard.open(guard.components.store.url, telemetry=False) as other:
             tamper = Tamperer(guard, "live")
             tamper(("UPDATE event SET body = ? WHERE key = ? << 32 | 4", garbled, tamper.number))
             rows = {row.run_id: row for row in other.runs()}

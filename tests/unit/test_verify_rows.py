@@ -15,7 +15,7 @@ def echo(text: str) -> str:
 
 def test_rule_15_a_run_that_ends_between_listing_and_reading_is_no_fault(guard: Guard) -> None:
     """Row and events are read in one snapshot; what was listed before is only a name."""
-    store = guard.parts.store
+    store = guard.components.store
     with guard.run("r") as run:
         listed = store.rows()
         echo("a")
@@ -25,7 +25,7 @@ def test_rule_15_a_run_that_ends_between_listing_and_reading_is_no_fault(guard: 
 
 
 def test_a_run_that_is_pruned_between_listing_and_reading_is_no_fault(guard: Guard) -> None:
-    store = guard.parts.store
+    store = guard.components.store
     with guard.run("r"):
         echo("a")
     listed = store.rows()
@@ -39,7 +39,7 @@ def test_a_control_log_at_fault_is_reported_with_the_rest(guard: Guard) -> None:
         echo("a")
     guard.kill(run="nobody", reason="one", actor="ann")
     guard.kill(run="nobody", reason="two", actor="ann")
-    switch = guard.parts.switch
+    switch = guard.components.switch
     assert isinstance(switch, MemoryKillSwitch)
     first = switch._log[0]
     switch._log[0] = first._replace(body=first.body.replace(b'"one"', b'"two"'))

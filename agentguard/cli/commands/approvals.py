@@ -55,7 +55,7 @@ def _list_waiting(*, as_json: bool) -> None:
 def _arguments(guard: Guard, asked: Approval) -> Any:
     """What the newest request of a step was made with, as `[[...], {...}]`."""
     payload = None
-    for stored in guard.parts.store.read(asked.run_id):
+    for stored in guard.components.store.read(asked.run_id):
         if stored.payload is not None and APPROVAL_REQUESTED.encode() in stored.body[:64]:
             record = codec.decode(stored.body)
             payload = stored.payload if record.key == asked.key else payload

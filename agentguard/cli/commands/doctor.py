@@ -183,7 +183,7 @@ def _store() -> Iterator[Finding]:
             yield Finding("store", OK, f"{url} is not there yet; the first run makes it")
             return
         with lookup.reading() as guard:
-            runs = guard.parts.store.rows(limit=1)
+            runs = guard.components.store.rows(limit=1)
             schema = f", schema {_schema(file)}" if file is not None else ""
             newest = f"newest run {runs[0].run_id}" if runs else "no runs"
             yield Finding("store", OK, f"{url}{schema}, {newest}")
@@ -221,7 +221,9 @@ def _wal(file: Path | None) -> Iterator[Finding]:
 def _abandoned(guard: Guard) -> Iterator[Finding]:
     """Runs that nobody will end."""
     rows = [
-        row for state in ("CREATED", "RUNNING") for row in guard.parts.store.rows(state=state, limit=1000)
+        row
+        for state in ("CREATED", "RUNNING")
+        for row in guard.components.store.rows(state=state, limit=1000)
     ]
     dead = [row.run_id for row in rows if _process.is_alive(row.owner) is False]
     if dead:
@@ -231,7 +233,7 @@ def _abandoned(guard: Guard) -> Iterator[Finding]:
 
 def _abandoned_steps(guard: Guard) -> Iterator[Finding]:
     """Steps of ended runs whose reservations nobody will settle."""
-    steps = list(find_abandoned(guard.parts))
+    steps = list(find_abandoned(guard.components))
     proven = [step for step in steps if step.proven]
     unseen = [step for step in steps if not step.proven]
     way_out = "agentguard resolve RUN KEY failed, with --free if it cost nothing"
@@ -255,10 +257,10 @@ def _charge_abandoned() -> Iterator[Finding]:
         if not lookup.store_is_there():
             return
         with lookup.reading() as guard:
-            if not any(step.proven for step in find_abandoned(guard.parts)):
+            if not any(step.proven for step in find_abandoned(guard.components)):
                 return
         with lookup.acting() as guard:
-            charged = charge_abandoned(guard.parts, f"{kill_requests.default_actor()} (doctor)")
+            charged = charge_abandoned(guard.components, f"{kill_requests.default_actor()} (doctor)")
     except (AgentGuardError, sqlite3.Error) as error:
         yield Finding("repair", FAULT, f"abandoned steps could not be charged: {error}")
         return

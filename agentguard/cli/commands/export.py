@@ -51,7 +51,7 @@ def _export(typed: str | None, path: Path | None, *, everything: bool, as_json: 
         raise exit_codes.UsageError("name a RUN or `control`, or say --all")
     with lookup.reading() as guard:
         run_id = None if typed is None else lookup.find_log(guard, typed)
-        store, now = guard.parts.store, guard.parts.clock.wall()
+        store, now = guard.components.store, guard.components.clock.wall()
         control = lookup.control_log(guard).read
         altered: list[LogIntegrityError] = []
         if path is None:

@@ -69,7 +69,7 @@ def _fork(typed: str, wanted: Forked, target: str | None, *, as_json: bool) -> i
     program = None if target is None else Program(target)
     with lookup.acting() as plain:
         run_id = lookup.find_run(plain, typed)
-        guard = plain if program is None else program.guard(plain.parts.store.url) or plain
+        guard = plain if program is None else program.guard(plain.components.store.url) or plain
         budget = _changed(guard.reconstruct(run_id).budget, wanted.limits)
         try:
             run = guard.fork(run_id, wanted.at, budget=budget, name=wanted.name, new_run_id=wanted.new_id)

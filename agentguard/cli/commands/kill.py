@@ -168,13 +168,13 @@ def _kill(
     generation = switch.record(event_type, data)
     reached = switch.acknowledgements(generation, options.timeout)
     late = [process.pid for process in switch.unacknowledged(generation)]
-    buried = kill_target.bury([run for run in covered or [] if run.dead], home)
+    closed = kill_target.close_dead([run for run in covered or [] if run.dead], home)
     hosts = _hosts(switch, generation)
     runs = _what_goes_on([run.run_id for run in covered or [] if not run.dead], options, home)
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
-        if buried:
-            facts["buried"] = buried
+        if closed:
+            facts["buried"] = closed
         if known is not None:
             facts["known"] = known
         if data["scope"] == "tenant" and covered is not None:
@@ -183,7 +183,7 @@ def _kill(
             facts["runs"] = [run.to_data() for run in runs]
         _print_json(options, switch, data, generation, facts)
     else:
-        ended = f"; ended {buried} whose process had died" if buried else ""
+        ended = f"; ended {closed} whose process had died" if closed else ""
         print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}{ended}")
         _print_hosts(hosts)
         _print_runs(runs)

@@ -44,7 +44,7 @@ def _prune(older_than: str, actor: str | None, *, sure: bool, as_json: bool) -> 
         return _say_pruned([], age, as_json=as_json)
     with lookup.acting() as guard:
         # One moment for the question and the act.
-        cut_ns = erasure.cut_off(age, guard.parts.clock.wall())
+        cut_ns = erasure.cut_off(age, guard.components.clock.wall())
         before = datetime.fromtimestamp(cut_ns / 1e9, UTC)
         question = f"This drops every run that ended before {before:%Y-%m-%d %H:%M:%S} UTC, for good."
         if not output.confirmed(question, "prune", sure=sure):

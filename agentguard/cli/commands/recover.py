@@ -43,7 +43,7 @@ def _recover(typed: str, target: str, *, take_over: bool, as_json: bool) -> int:
     program = Program(target)
     with lookup.acting() as plain:
         run_id = lookup.find_run(plain, typed)
-        guard = program.guard(plain.parts.store.url) or plain
+        guard = program.guard(plain.components.store.url) or plain
         before = guard.reconstruct(run_id).steps
         run = guard.recover(run_id, take_over=take_over)
         ending = execution.execute(guard, program, run, as_json=as_json)

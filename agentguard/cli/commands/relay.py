@@ -99,7 +99,7 @@ def _outbox(url: str) -> Iterator[Outbox]:
     from agentguard.publishing.kafka import KafkaPublisher, reader_name, tenants_of
 
     with Guard.open(kill_switch="memory", telemetry=False) as guard:
-        store = guard.parts.store
+        store = guard.components.store
         try:
             tenant_of = tenants_of(store)
             KafkaPublisher(url, tenant_of)  # what cannot be meant is said now, and not tried again

@@ -81,7 +81,7 @@ def _replay(typed: str | None, target: str | None, export: Path | None, *, as_js
 
 def _only_run(guard: Guard) -> str:
     """The run that an export was made of: the first in it, where all others belong to it."""
-    store = guard.parts.store
+    store = guard.components.store
     ids = [row.run_id for row in store.rows(limit=2**62)]
     if not ids or not store.url.startswith("file:") or {*family(store, ids[-1])} != {*ids}:
         raise exit_codes.UsageError(f"name a RUN; there are {len(ids)}")
@@ -95,7 +95,7 @@ def _check(guard: Guard, run_id: str, *, as_json: bool) -> int:
         _print_replayed(guard, run_id, report=tables.report_data(report))
         return exit_codes.OK if report else exit_codes.FAULT
     if report:
-        log = timeline.entries(run_id, guard.parts.store.read(run_id))
+        log = timeline.entries(run_id, guard.components.store.read(run_id))
         output.print_lines(Text(f"run {run_id}", style="bold"))
         output.print_lines(*timeline.Timeline().lines(log))
         summary = guard.reconstruct(run_id)

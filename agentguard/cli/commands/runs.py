@@ -90,8 +90,8 @@ def _rows(
     guard: Guard, tenant: str | None, state: str | None, name: str | None, since: str | None
 ) -> Iterator[RunRow]:
     """Return the rows that are asked for, the newest first, read in larger and larger pieces."""
-    store = guard.parts.store
-    begin = selection.since_ns(since, guard.parts.clock.wall())
+    store = guard.components.store
+    begin = selection.since_ns(since, guard.components.clock.wall())
     seen, limit = 0, _FIRST_PIECE
     while True:
         rows = store.rows(tenant=tenant, state=state, limit=limit)
@@ -110,7 +110,7 @@ def _statuses(guard: Guard, rows: Iterable[RunRow]) -> tuple[list[RunStatus], li
     found, damaged = [], []
     for row in rows:
         try:
-            status = status_of(guard.parts.store, row, guard.parts.clock)
+            status = status_of(guard.components.store, row, guard.components.clock)
         except LogIntegrityError as error:
             damaged.append(str(error))
             continue

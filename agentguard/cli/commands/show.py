@@ -75,12 +75,12 @@ def _show_log(typed: str, *, payloads: bool, as_json: bool) -> None:
     with lookup.looking() as guard:
         run_id = lookup.find_log(guard, typed)
         altered: list[LogIntegrityError] = []
-        log = timeline.entries(run_id, watched(run_id, guard.parts.store.read(run_id), altered.append))
+        log = timeline.entries(run_id, watched(run_id, guard.components.store.read(run_id), altered.append))
         if as_json:
             events = [timeline.event_data(entry, payloads=payloads) for entry in log]
             output.print_json({"run": _summary_data(guard, run_id, altered), "events": events})
         else:
-            row = guard.parts.store.row(run_id)
+            row = guard.components.store.row(run_id)
             created = "" if row is None else f", created {output.when(moment(row.created_ns))}"
             output.print_lines(Text(f"run {run_id}{created}", style="bold"))
             output.print_lines(*timeline.Timeline(payloads=payloads).lines(log))
@@ -128,7 +128,7 @@ def _fold_to(guard: Guard, run_id: str, at: int) -> AsOf:
     """Fold the log up to an event, its chain checked on the way."""
     fold = RunFold(run_id)
     begun: dict[str, Event] = {}
-    for stored in guard.parts.store.read(run_id):
+    for stored in guard.components.store.read(run_id):
         head = fold.hash
         record = take(fold, stored)
         if record.type == ev.STEP_STARTED:

@@ -82,7 +82,7 @@ def _tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as
             lookup.checked_id(tenant, "--tenant")
         show_one = json_printer() if as_json else text_printer(one_run=run_id is not None)
         try:
-            for numbered in stream(guard.parts.store, run_id, tenant, lines, follow=follow):
+            for numbered in stream(guard.components.store, run_id, tenant, lines, follow=follow):
                 show_one(numbered)
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None

@@ -51,7 +51,7 @@ def top(
         lookup.checked_id(tenant, "--tenant")
     wanted = selection.columns(columns)
     with lookup.looking() if lookup.store_is_there() else Guard.in_memory(telemetry=False) as guard:
-        live = LiveRuns(guard.parts.store, guard.parts.clock)
+        live = LiveRuns(guard.components.store, guard.components.clock)
 
         def look() -> list[RunStatus]:
             found = [run for run in live.read(tenant) if selection.named(run.summary.name, name)]

@@ -92,7 +92,7 @@ def _logs(typed: str | None) -> Iterator[Guard]:
 
 
 def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit.VerifyReport:
-    store = guard.parts.store
+    store = guard.components.store
     # From the file, since neither a damaged page nor a damaged log may keep us from saying so.
     log = lookup.control_log(guard)
     if typed is None:

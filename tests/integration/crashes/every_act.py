@@ -150,7 +150,7 @@ def problems(guard: Guard) -> list[str]:
     for summary in guard.runs(limit=1000):
         own = charged(guard, summary.run_id)
         used.update(own)
-        for child in guard.parts.store.children(summary.run_id):
+        for child in guard.components.store.children(summary.run_id):
             own.update(whole(guard, child.run_id))
         told = amounts(summary.usage.amounts())
         if told != amounts(own):
@@ -173,14 +173,14 @@ def charged(guard: Guard, run_id: str) -> Counter[str]:
 
 def whole(guard: Guard, run_id: str) -> Counter[str]:
     used = charged(guard, run_id)
-    for child in guard.parts.store.children(run_id):
+    for child in guard.components.store.children(run_id):
         used.update(whole(guard, child.run_id))
     return used
 
 
 def held(name: str, guard: Guard, expected: dict[str, int]) -> list[str]:
     """What is wrong with a shared account."""
-    account: Account | None = guard.parts.store.accounts([name]).get(name)
+    account: Account | None = guard.components.store.accounts([name]).get(name)
     if account is None:
         return []
     found = []
@@ -200,7 +200,7 @@ def check(label: str) -> None:
     with Guard.open(telemetry=False) as guard:
         try:
             seen = None
-            if guard.parts.store.row(RUN) is None or not guard.summary(RUN).state.final:
+            if guard.components.store.row(RUN) is None or not guard.summary(RUN).state.final:
                 seen = program(guard)
                 if not as_expected(seen):
                     say(f"{label}: the agent saw {seen}")

@@ -33,7 +33,9 @@ def guards(guarded_by: str) -> tuple[list[Any], Any]:
 
 
 def payloads(guard: Guard, run_id: str) -> dict[int, Any]:
-    return {s.seq: json.loads(s.payload) for s in guard.parts.store.read(run_id) if s.payload is not None}
+    return {
+        s.seq: json.loads(s.payload) for s in guard.components.store.read(run_id) if s.payload is not None
+    }
 
 
 @GUARDS

@@ -16,7 +16,7 @@ from agentguard.steps.spec import Capture
 
 
 @dataclass(slots=True, kw_only=True)
-class Parts:
+class Components:
     """Event store, kill switch, telemetry and the settings that steps need.
 
     `telemetry` is a `agentguard.telemetry.spans.Telemetry`, or None when it is off.

@@ -11,7 +11,7 @@ from agentguard.replay.tape import Call
 from agentguard.runs.fold import ONE_STEP, RunFold
 
 
-class Ahead:
+class NotYetReplayed:
     """Spending and reservations by the keys of scopes, the empty one for the run.  Its user holds a lock."""
 
     def __init__(self, fold: RunFold) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agentguard.events.codec import Stored
 
 
-class Shelf:
+class LogTable:
     """The runs by number and by id, and how many events there may be."""
 
     __slots__ = ("by_id", "ended", "full_at", "logs", "max_events", "next_number", "position")
@@ -26,7 +26,7 @@ class Shelf:
         self.next_number = count(1)
         #: Runs that may be evicted, the one that ended first before the others.
         self.ended: dict[int, Log] = {}
-        #: The newest position, and that at which the shelf is full: what is gone makes room.
+        #: The newest position, and that at which the table is full: what is gone makes room.
         self.position = 0
         self.full_at = max_events
 

@@ -1,4 +1,4 @@
-"""The exit verdict: what leaves a run's or a scope's block once it is stopped (SEMANTICS rule 7)."""
+"""The exit rule: what leaves a run's or a scope's block once it is stopped (SEMANTICS rule 7)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StopSwallowedError(asyncio.CancelledError):
     """
 
 
-def raise_verdict(stop: RunStopped | None, arrived: BaseException | None) -> None:
+def raise_on_exit(stop: RunStopped | None, arrived: BaseException | None) -> None:
     """Raise the stop itself, `from` whatever arrived at the block's end.
 
     Returns, so that what arrived goes on, where nothing is stopped, where the stop itself arrived,
