@@ -356,22 +356,32 @@ class Guard:
     def pause(self, run_id: str, *, reason: str = "", actor: str | None = None) -> None:
         """Admit no further step of a run until it is resumed; durable, from any process.
 
-        The run's log names the `actor`, if one is given.
+        Who ordered it and why is on record in the run's log, and in the control log.
+
+        Args:
+            run_id: the run.
+            reason: why.
+            actor: who orders it; by default `user@host`.
 
         Raises:
             InvalidStateTransitionError: the run is not RUNNING.
+            KillSwitchUnavailableError: the control log cannot be used.
         """
         self._operations.pause(run_id, reason=reason, actor=actor)
 
-    def resume(self, run_id: str, *, actor: str | None = None) -> None:
-        """Lift a pause, and nothing else.
+    def resume(self, run_id: str, *, reason: str = "", actor: str | None = None) -> None:
+        """Lift a pause, and nothing else; on record as a pause is.
 
-        The run's log names the `actor`, if one is given.
+        Args:
+            run_id: the run.
+            reason: why.
+            actor: who orders it; by default `user@host`.
 
         Raises:
             InvalidStateTransitionError: the run is not PAUSED.
+            KillSwitchUnavailableError: the control log cannot be used.
         """
-        self._operations.resume(run_id, actor=actor)
+        self._operations.resume(run_id, reason=reason, actor=actor)
 
     def kill(
         self,
@@ -413,15 +423,24 @@ class Guard:
         """Wait, at most `timeout` seconds, until every live process has acted on a kill."""
         return self._operations.acknowledged(generation, timeout)
 
-    def set_budget(self, run_id: str, budget: Budget, *, actor: str | None = None) -> None:
+    def set_budget(self, run_id: str, budget: Budget, *, reason: str = "", actor: str | None = None) -> None:
         """Give a live run another budget, from any process: see `Run.set_budget`.
+
+        Who ordered it and why is on record in the run's log, and in the control log.
+
+        Args:
+            run_id: the run.
+            budget: its limits from now on.
+            reason: why.
+            actor: who orders it; by default `user@host`.
 
         Raises:
             RunNotFoundError: there is no such run.
             TypeError: it is no Budget.
             AgentGuardError: the run has ended.
+            KillSwitchUnavailableError: the control log cannot be used.
         """
-        self._operations.set_budget(run_id, budget, actor=actor)
+        self._operations.set_budget(run_id, budget, reason=reason, actor=actor)
 
     def set_tenant_budget(
         self,
@@ -457,18 +476,22 @@ class Guard:
         return self._queries.approvals()
 
     def approve(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
-        """Let a waiting step run.
+        """Let a waiting step run; on record in the run's log, and in the control log.
 
         Raises:
             AgentGuardError: no step of that key waits.
+            KillSwitchUnavailableError: the control log cannot be used.
         """
         self._operations.decide(run_id, key, granted=True, reason=reason, actor=actor)
 
     def deny(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
         """Refuse a waiting step: it raises `ApprovalDeniedError`; the run goes on.
 
+        On record in the run's log, and in the control log.
+
         Raises:
             AgentGuardError: no step of that key waits.
+            KillSwitchUnavailableError: the control log cannot be used.
         """
         self._operations.decide(run_id, key, granted=False, reason=reason, actor=actor)
 

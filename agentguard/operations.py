@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from agentguard.audit import erasure
 from agentguard.budget.model import Budget, Usage, check_budget
 from agentguard.budget.tenant import PERIODS
+from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events import model as ev
+from agentguard.events.model import Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements
 from agentguard.replay import resolving
@@ -40,20 +43,51 @@ class Operations:
 
     def pause(self, run_id: str, *, reason: str, actor: str | None) -> None:
         """See `Guard.pause`."""
-        base.pause(self._runtime, run_id, reason, actor)
+        said = self._authorship(reason, actor)
+        self._ordered(ev.RUN_PAUSED, run_id, base.pause(self._runtime, run_id, said), said)
 
-    def resume(self, run_id: str, *, actor: str | None) -> None:
+    def resume(self, run_id: str, *, reason: str, actor: str | None) -> None:
         """See `Guard.resume`."""
-        base.resume(self._runtime, run_id, actor)
+        said = self._authorship(reason, actor)
+        self._ordered(ev.RUN_RESUMED, run_id, base.resume(self._runtime, run_id, said), said)
 
-    def set_budget(self, run_id: str, budget: Budget, *, actor: str | None) -> None:
+    def set_budget(self, run_id: str, budget: Budget, *, reason: str, actor: str | None) -> None:
         """See `Guard.set_budget`."""
-        base.set_budget(self._runtime, run_id, budget, actor)
+        said = self._authorship(reason, actor)
+        head = base.set_budget(self._runtime, run_id, budget, said)
+        self._ordered(ev.RUN_BUDGET_SET, run_id, head, {"budget": budget.to_fields(), **said})
 
     def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:
         """See `Guard.approve` and `Guard.deny`."""
-        live_run = base.live_run_of(self._runtime, run_id)
-        approvals.decide(live_run, key, granted=granted, reason=reason, actor=_who(actor))
+        said = self._authorship(reason, actor)
+        head = approvals.decide(base.live_run_of(self._runtime, run_id), key, granted=granted, said=said)
+        kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
+        self._ordered(kind, run_id, head, {"key": key, **said})
+
+    def _authorship(self, reason: str | None, actor: str | None) -> dict[str, str]:
+        """Return who orders and why; without a control log to record it in, nothing may be ordered.
+
+        Raises:
+            KillSwitchUnavailableError: the control log cannot be used.
+        """
+        said = kill_requests.authorship(reason, actor)
+        self._runtime.components.switch.kills()
+        return said
+
+    def _ordered(self, kind: str, run_id: str, head: Head, data: Mapping[str, Any]) -> None:
+        """Record in the control log what was done to a run, and at which event of its log it stands.
+
+        Raises:
+            KillSwitchUnavailableError: it stands in the log of the run alone.
+        """
+        facts = {"run": run_id, "tenant": self._runtime.row(run_id).tenant, **data, **head._asdict()}
+        try:
+            self._runtime.components.switch.record(kind, facts)
+        except KillSwitchUnavailableError as error:
+            raise KillSwitchUnavailableError(
+                f"{kind} is done, and on record as event {head.seq} of run {run_id}, but not in the control "
+                f"log: {error}"
+            ) from error
 
     def resolve(
         self, run_id: str, key: str, outcome: str, *, result: Any, usage: Usage | None, actor: str | None

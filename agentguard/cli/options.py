@@ -46,7 +46,7 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 ActorOption = Annotated[
-    str | None, typer.Option("--actor", metavar="A", help="Who decides; by default user@host.")
+    str | None, typer.Option("--actor", metavar="A", help="Who orders it; by default user@host.")
 ]
 
 

@@ -1,131 +1,133 @@
-"""What a token may do; each action is on record with the token's name as its actor."""
+"""What a token may do: one function for each action, called by a form of a page and by the JSON API alike.
+
+Each action is on record with the token's name as its actor.  It returns what it was about: a kill, a run, or
+nothing; a page leads there, and the API says how that stands.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from agentguard.budget.model import Budget
 from agentguard.console.auth import ConsoleError, Identity
-from agentguard.console.data import Console, Hit
+from agentguard.console.calls import Call
+from agentguard.console.confirming import check_scope, confirmation
+from agentguard.console.data import Hit
 from agentguard.console.tokens import Role
+from agentguard.protocols import RunRow
 
 logger = logging.getLogger("agentguard.console")
 
 _LONGEST_REASON = 500
 #: How long, in seconds, the answer to a kill waits for the processes that it is meant for.
 _PATIENCE = 2.0
-#: How much of a run's id is typed: its end, since ids of one minute begin alike.
-_TYPED_CHARACTERS = 6
-SCOPES = ("global", "tenant", "run")
+#: The limits that can be set here; a budget keeps its others.
+_LIMITS = ("usd", "tokens", "steps")
 
 
-def confirmation(scope: str, target: str) -> str:
-    """Return what an operator has to type to confirm a kill."""
-    if scope == "global":
-        return "kill all"
-    return f"kill {target if scope == 'tenant' else target[-_TYPED_CHARACTERS:]}"
+class Action(NamedTuple):
+    """An action: the path of its form (`/api` and the same in the API), its fields, and what it does."""
+
+    path: str
+    fields: tuple[str, ...]
+    act: Callable[[Call], Hit | RunRow | None]
 
 
-def check_scope(console: Console, who: Identity, scope: str, target: str) -> None:
-    """Refuse a kill or a revival that a token may not order.
-
-    Raises:
-        ConsoleError: it is beyond the token's tenant, or cannot be meant.
-        RunNotFoundError: there is no such run for it.
-    """
-    if scope not in SCOPES:
-        raise ConsoleError(400, f"scope must be global, tenant or run, not {scope!r}")
-    if (scope == "global") != (not target):
-        raise ConsoleError(400, "target must name the tenant or the run, and is empty for a global kill")
-    if scope == "run":
-        console.row(who, target)
-    elif who.tenant is not None and target != who.tenant:
-        raise ConsoleError(403, f"this token is bound to the tenant {who.tenant}")
-
-
-def kill(console: Console, who: Identity, *, scope: str, target: str, reason: str, confirm: str) -> Hit:
-    """Stop a run, a tenant's runs or everything, and return whom it has reached.
-
-    Raises:
-        ConsoleError: the role, the tenant, the reason or the confirmation does not do.
-    """
+def kill(call: Call) -> Hit:
+    """Stop a run, a tenant's runs or everything, and return whom it has reached."""
+    console, who = call.console, call.who
     who.require(Role.OPERATOR)
+    scope, target = call.field("scope"), call.field("target")
     check_scope(console, who, scope, target)
-    why = _reason(reason, needed=True)
-    if confirm.strip() != confirmation(scope, target):
+    reason = _reason(call, needed=True)
+    if call.field("confirm").strip() != confirmation(scope, target):
         raise ConsoleError(400, f"not confirmed, nothing was done: type {confirmation(scope, target)!r}")
     covered = console.covered(who, scope, target)
-    actor = _actor(who)
-    if scope == "run":
-        generation = console.guard.kill(reason=why, run=target, actor=actor)
-    elif scope == "tenant":
-        generation = console.guard.kill(reason=why, tenant=target, actor=actor)
-    else:
-        generation = console.guard.kill(reason=why, actor=actor)
+    generation = console.guard.kill(reason=reason, actor=_actor(who), **_target(scope, target))
     console.remember(generation, covered)
-    _done(console, who, "kill", f"{scope} {target}")
+    _done(call, "kill", f"{scope} {target}")
     return console.hit(who, generation, wait=_PATIENCE)
 
 
-def revive(console: Console, who: Identity, *, scope: str, target: str, reason: str) -> None:
+def revive(call: Call) -> None:
     """Clear the kills of one scope, so that later runs start again."""
-    who.require(Role.ADMIN)
-    check_scope(console, who, scope, target)
-    why = _reason(reason, needed=True)
-    actor = _actor(who)
-    if scope == "run":
-        console.guard.revive(reason=why, run=target, actor=actor)
-    elif scope == "tenant":
-        console.guard.revive(reason=why, tenant=target, actor=actor)
-    else:
-        console.guard.revive(reason=why, actor=actor)
-    _done(console, who, "revive", f"{scope} {target}")
+    call.who.require(Role.ADMIN)
+    scope, target = call.field("scope"), call.field("target")
+    check_scope(call.console, call.who, scope, target)
+    reason = _reason(call, needed=True)
+    call.console.guard.revive(reason=reason, actor=_actor(call.who), **_target(scope, target))
+    _done(call, "revive", f"{scope} {target}")
 
 
-def decide(console: Console, who: Identity, run_id: str, key: str, *, granted: bool, reason: str) -> None:
-    """Let a step that waits run, or refuse it."""
-    who.require(Role.OPERATOR)
-    run = console.row(who, run_id).run_id
-    act = console.guard.approve if granted else console.guard.deny
-    act(run, key, reason=_reason(reason) or None, actor=_actor(who))
-    _done(console, who, "approve" if granted else "deny", f"{run_id} {key}")
+def decide(call: Call) -> None:
+    """Approve or deny a step that waits."""
+    row, decision, key = _run(call), call.field("decision"), call.field("key")
+    if decision not in ("approve", "deny"):
+        raise ConsoleError(400, f"decision must be approve or deny, not {decision!r}")
+    guard = call.console.guard
+    answer = guard.approve if decision == "approve" else guard.deny
+    answer(row.run_id, key, reason=_reason(call) or None, actor=_actor(call.who))
+    _done(call, decision, f"{row.run_id} {key}")
 
 
-def pause(console: Console, who: Identity, run_id: str, *, reason: str) -> None:
+def pause(call: Call) -> RunRow:
     """Let a run begin no further step."""
-    who.require(Role.OPERATOR)
-    run = console.row(who, run_id).run_id
-    console.guard.pause(run, reason=_reason(reason), actor=_actor(who))
-    _done(console, who, "pause", run_id)
+    row = _run(call)
+    call.console.guard.pause(row.run_id, reason=_reason(call), actor=_actor(call.who))
+    _done(call, "pause", row.run_id)
+    return row
 
 
-def resume(console: Console, who: Identity, run_id: str) -> None:
+def resume(call: Call) -> RunRow:
     """Lift a pause."""
-    who.require(Role.OPERATOR)
-    console.guard.resume(console.row(who, run_id).run_id, actor=_actor(who))
-    _done(console, who, "resume", run_id)
+    row = _run(call)
+    call.console.guard.resume(row.run_id, reason=_reason(call), actor=_actor(call.who))
+    _done(call, "resume", row.run_id)
+    return row
 
 
-def set_limit(console: Console, who: Identity, run_id: str, *, usd: str) -> None:
-    """Give a live run another limit of money, in USD; its other limits stay.
-
-    Raises:
-        ConsoleError: `usd` is no amount.
-    """
-    who.require(Role.OPERATOR)
-    row = console.row(who, run_id)
-    fields = console.status(row).summary.budget.to_fields()
+def set_limit(call: Call) -> RunRow:
+    """Set limits of a live run (usd, tokens, steps); its others stay."""
+    row = _run(call)
+    named = {name: text for name in _LIMITS if (text := call.field(name).strip())}
+    if not named:
+        raise ConsoleError(400, f"name a limit: {', '.join(_LIMITS)}")
+    before = call.console.status(row).summary.budget.to_fields()
     try:
-        budget = Budget.from_fields(fields | {"usd": usd.strip()})
+        limits: dict[str, Any] = {n: text if n == "usd" else int(text) for n, text in named.items()}
+        budget = Budget.from_fields(before | limits)
     except (TypeError, ValueError) as error:
         raise ConsoleError(400, str(error)) from error
-    console.guard.set_budget(row.run_id, budget, actor=_actor(who))
-    _done(console, who, "limit", f"{run_id} usd {budget.usd}")
+    call.console.guard.set_budget(row.run_id, budget, reason=_reason(call), actor=_actor(call.who))
+    _done(call, "limit", f"{row.run_id} {named}")
+    return row
 
 
-def _reason(reason: str, *, needed: bool = False) -> str:
+ACTIONS = (
+    Action("/runs/{run_id}/pause", ("reason",), pause),
+    Action("/runs/{run_id}/resume", ("reason",), resume),
+    Action("/runs/{run_id}/limit", (*_LIMITS, "reason"), set_limit),
+    Action("/runs/{run_id}/decide", ("key", "decision", "reason"), decide),
+    Action("/kill", ("scope", "target", "reason", "confirm"), kill),
+    Action("/revive", ("scope", "target", "reason"), revive),
+)
+
+
+def _run(call: Call) -> RunRow:
+    """Return the run that an operator acts on."""
+    call.who.require(Role.OPERATOR)
+    return call.console.row(call.who, call.path("run_id"))
+
+
+def _target(scope: str, target: str) -> dict[str, str]:
+    return {} if scope == "global" else {scope: target}
+
+
+def _reason(call: Call, *, needed: bool = False) -> str:
     # What is not printable could forge lines where the reason is shown later, on a terminal or in a file.
-    text = "".join(c if c.isprintable() else " " for c in reason).strip()
+    text = "".join(c if c.isprintable() else " " for c in call.field("reason")).strip()
     if needed and not text:
         raise ConsoleError(400, "say a reason; it is recorded")
     if len(text) > _LONGEST_REASON:
@@ -137,6 +139,6 @@ def _actor(who: Identity) -> str:
     return f"console:{who.name}"
 
 
-def _done(console: Console, who: Identity, action: str, what: str) -> None:
-    console.changed()
-    logger.info("%s by %s (%s): %r", action, who.name, who.role.name.lower(), what)
+def _done(call: Call, action: str, what: str) -> None:
+    call.console.changed()
+    logger.info("%s by %s (%s): %r", action, call.who.name, call.who.role.name.lower(), what)

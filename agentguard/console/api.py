@@ -6,9 +6,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from agentguard.console import actions, metrics, pages
+from agentguard.console import metrics
+from agentguard.console.actions import ACTIONS
+from agentguard.console.calls import Call, parse_number
 from agentguard.console.data import Hit, entry_data, row_data
-from agentguard.console.pages import Call
+from agentguard.protocols import RunRow
 
 
 def present(call: Call) -> Response:
@@ -45,7 +47,7 @@ def run(call: Call) -> Response:
 def events(call: Call) -> Response:
     """Return a page of a run's events; `after` of the answer begins the next one."""
     row = call.console.row(call.who, call.path("run_id"))
-    found, after = call.console.timeline(call.who, row, pages.parse_number(call.query("after") or "0"))
+    found, after = call.console.timeline(call.who, row, parse_number(call.query("after") or "0"))
     return JSONResponse({"events": [entry_data(entry) for entry in found], "after": after})
 
 
@@ -56,45 +58,20 @@ def verify(call: Call) -> Response:
     return JSONResponse({"intact": bool(report), "report": str(report)})
 
 
-def kill(call: Call) -> Response:
-    """Kill, and return whom it has reached."""
-    fields = {name: call.field(name) for name in ("scope", "target", "reason", "confirm")}
-    return JSONResponse(_hit_data(actions.kill(call.console, call.who, **fields)))
-
-
 def killed(call: Call) -> Response:
     """Return whom a kill has reached so far."""
-    return JSONResponse(_hit_data(call.console.hit(call.who, pages.parse_number(call.path("generation")))))
+    return JSONResponse(_hit_data(call.console.hit(call.who, parse_number(call.path("generation")))))
 
 
-def revive(call: Call) -> Response:
-    """Clear kills."""
-    pages.revive(call)
-    return JSONResponse({})
-
-
-def decide(call: Call) -> Response:
-    """Approve or deny a step that waits."""
-    pages.decide(call)
-    return JSONResponse({})
-
-
-def pause(call: Call) -> Response:
-    """Let a run begin no further step."""
-    actions.pause(call.console, call.who, call.path("run_id"), reason=call.field("reason"))
-    return run(call)
-
-
-def resume(call: Call) -> Response:
-    """Lift a pause."""
-    actions.resume(call.console, call.who, call.path("run_id"))
-    return run(call)
-
-
-def set_limit(call: Call) -> Response:
-    """Give a live run another limit of money, in USD."""
-    actions.set_limit(call.console, call.who, call.path("run_id"), usd=call.field("usd"))
-    return run(call)
+def after(call: Call, done: Hit | RunRow | None) -> Response:
+    """Say how that stands which an action was about."""
+    match done:
+        case RunRow():
+            return JSONResponse(call.console.status(done).to_data())
+        case Hit():
+            return JSONResponse(_hit_data(done))
+        case None:
+            return JSONResponse({})
 
 
 def read_metrics(call: Call) -> Response:
@@ -112,29 +89,26 @@ def _hit_data(hit: Hit) -> dict[str, Any]:
     }
 
 
-#: Method, path, handler, and the fields of the body or the parameters of the query.
-OPERATIONS = (
-    ("GET", "/api/now", present, ()),
-    ("GET", "/api/runs", runs, ("tenant", "state", "name", "after")),
-    ("GET", "/api/runs/{run_id}/events", events, ("after",)),
-    ("GET", "/api/runs/{run_id}/verify", verify, ()),
-    ("POST", "/api/runs/{run_id}/pause", pause, ("reason",)),
-    ("POST", "/api/runs/{run_id}/resume", resume, ()),
-    ("POST", "/api/runs/{run_id}/decide", decide, ("key", "decision", "reason")),
-    ("POST", "/api/runs/{run_id}/limit", set_limit, ("usd",)),
-    ("GET", "/api/runs/{run_id}", run, ()),  # after those that have more behind it: an id may have slashes
-    ("POST", "/api/kill", kill, ("scope", "target", "reason", "confirm")),
-    ("GET", "/api/kills/{generation}", killed, ()),
-    ("POST", "/api/revive", revive, ("scope", "target", "reason")),
-    ("GET", "/metrics", read_metrics, ()),
+#: What is read: path, handler, and the parameters of the query.
+READINGS = (
+    ("/api/now", present, ()),
+    ("/api/runs", runs, ("tenant", "state", "name", "after")),
+    ("/api/runs/{run_id}/events", events, ("after",)),
+    ("/api/runs/{run_id}/verify", verify, ()),
+    ("/api/runs/{run_id}", run, ()),  # after those that have more behind it: an id may have slashes
+    ("/api/kills/{generation}", killed, ()),
+    ("/metrics", read_metrics, ()),
 )
 
 
 def openapi(call: Call) -> Response:
     """Return the OpenAPI document of the operations."""
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, handler, fields in OPERATIONS:
-        paths.setdefault(path, {})[method.lower()] = _operation(method, path, handler.__doc__ or "", fields)
+    for path, handler, parameters in READINGS:
+        paths[path] = {"get": _operation("GET", path, handler.__doc__ or "", parameters)}
+    for action in ACTIONS:
+        path = f"/api{action.path}"
+        paths[path] = {"post": _operation("POST", path, action.act.__doc__ or "", action.fields)}
     document = {
         "openapi": "3.1.0",
         "info": {"title": "agentguard console", "version": "1"},

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from agentguard.console import api, pages
-from agentguard.console.actions import logger
+from agentguard.console.actions import ACTIONS, Action, logger
 from agentguard.console.auth import (
     LOGIN_COOKIE,
     SESSION_COOKIE,
@@ -27,9 +27,9 @@ from agentguard.console.auth import (
     check_csrf,
     set_cookie,
 )
+from agentguard.console.calls import Call, Handler
 from agentguard.console.data import Console
 from agentguard.console.middleware import Limits
-from agentguard.console.pages import Call, Handler
 from agentguard.console.rendering import fragment, page
 from agentguard.console.tokens import Tokens
 from agentguard.errors import (
@@ -49,7 +49,6 @@ _MOST_FIELDS = 20
 _TICK_SECONDS = 1.0
 _MOST_STREAMS = 200
 
-#: An id may have slashes.
 _RUN = "/runs/{run_id:path}"
 
 #: The parts of the overview that move, by the ids of their elements.
@@ -86,22 +85,19 @@ class _App:
             Route("/live", self._live),
             Route("/runs", read(pages.runs)),
             Route(f"{_RUN}/run.jsonl", read(pages.download)),
-            Route(f"{_RUN}/pause", act(pages.pause), methods=["POST"]),
-            Route(f"{_RUN}/resume", act(pages.resume), methods=["POST"]),
-            Route(f"{_RUN}/limit", act(pages.set_limit), methods=["POST"]),
-            Route(f"{_RUN}/decide", act(pages.decide), methods=["POST"]),
             Route(_RUN, read(pages.run)),
             Route("/costs", read(pages.costs)),
             Route("/control", read(pages.control)),
             Route("/kill", read(pages.ask_kill), methods=["GET"]),
-            Route("/kill", act(pages.kill), methods=["POST"]),
             Route("/kills/{generation}", read(pages.killed)),
-            Route("/revive", act(pages.revive), methods=["POST"]),
             Route("/api/openapi.json", self._api(api.openapi, "GET")),
         ]
-        for method, path, handler, _ in api.OPERATIONS:
-            own = path.replace("{run_id}", "{run_id:path}")
-            routes.append(Route(own, self._api(handler, method), methods=[method]))
+        for action in ACTIONS:
+            form, data = act(_then_page(action)), self._api(_then_data(action), "POST")
+            routes.append(Route(_any_id(action.path), form, methods=["POST"]))
+            routes.append(Route(_any_id(f"/api{action.path}"), data, methods=["POST"]))
+        for path, handler, _ in api.READINGS:
+            routes.append(Route(_any_id(path), self._api(handler, "GET")))
         kinds = (AgentGuardError, ConsoleError, HTTPException, ValueError)
         handlers = dict.fromkeys(kinds, self._refuse)
         return Starlette(routes=routes, middleware=[Middleware(Limits)], exception_handlers=handlers)
@@ -209,6 +205,19 @@ class _App:
         except (ConsoleError, AgentGuardError):
             who = None
         return page("error.html", who, message=message, code=status)
+
+
+def _then_page(action: Action) -> Handler:
+    return lambda call: pages.after(action.act(call))
+
+
+def _then_data(action: Action) -> Handler:
+    return lambda call: api.after(call, action.act(call))
+
+
+def _any_id(path: str) -> str:
+    """A path whose id of a run may have slashes."""
+    return path.replace("{run_id}", "{run_id:path}")
 
 
 def _status(error: Exception) -> tuple[int, str]:

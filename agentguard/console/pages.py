@@ -4,49 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 from starlette.responses import RedirectResponse, Response
 
 from agentguard.audit.costs import COST_KEYS, CostKey
 from agentguard.audit.costs import since_ns as check_since
-from agentguard.console import actions
-from agentguard.console.auth import ConsoleError, Identity
-from agentguard.console.data import Console
+from agentguard.console.auth import ConsoleError
+from agentguard.console.calls import Call, parse_number
+from agentguard.console.confirming import check_scope
+from agentguard.console.data import Hit
 from agentguard.console.rendering import page
 from agentguard.console.tokens import Role
 from agentguard.events.model import CONTROL_RUN_ID
+from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-
-class Call(NamedTuple):
-    """A request of somebody who is known; `form` is empty for what only reads."""
-
-    console: Console
-    who: Identity
-    request: Request
-    form: dict[str, str]
-
-    def query(self, name: str) -> str:
-        """Return a parameter of the address, empty where it is not there."""
-        return self.request.query_params.get(name, "")
-
-    def field(self, name: str) -> str:
-        """Return a field of the form, empty where it is not there."""
-        return self.form.get(name, "")
-
-    def path(self, name: str) -> str:
-        """Return a part of the path."""
-        return str(self.request.path_params[name])
-
-
-Handler = Callable[[Call], Response]
 
 
 def overview(call: Call) -> Response:
@@ -123,16 +97,20 @@ def ask_kill(call: Call) -> Response:
     """Ask before a kill: whom it will hit, why, and a confirmation that is typed."""
     call.who.require(Role.OPERATOR)
     scope, target = call.query("scope") or "global", call.query("target")
-    actions.check_scope(call.console, call.who, scope, target)
+    check_scope(call.console, call.who, scope, target)
     covered = call.console.covered(call.who, scope, target)
     return page("kill.html", call.who, scope=scope, target=target, covered=covered)
 
 
-def kill(call: Call) -> Response:
-    """Kill, and lead to the page of whom it has reached."""
-    fields = {name: call.field(name) for name in ("scope", "target", "reason", "confirm")}
-    hit = actions.kill(call.console, call.who, **fields)
-    return RedirectResponse(f"/kills/{hit.kill.generation}", 303)
+def after(done: Hit | RunRow | None) -> Response:
+    """Lead from an action to the page of what it was about."""
+    match done:
+        case RunRow():
+            return RedirectResponse(f"/runs/{quote(done.run_id)}", 303)
+        case Hit():
+            return RedirectResponse(f"/kills/{done.kill.generation}", 303)
+        case None:
+            return RedirectResponse("/", 303)
 
 
 def killed(call: Call) -> Response:
@@ -142,61 +120,6 @@ def killed(call: Call) -> Response:
         call.who,
         hit=call.console.hit(call.who, parse_number(call.path("generation")), wait=0.2),
     )
-
-
-def revive(call: Call) -> Response:
-    """Clear kills."""
-    fields = {name: call.field(name) for name in ("scope", "target", "reason")}
-    actions.revive(call.console, call.who, **fields)
-    return RedirectResponse("/", 303)
-
-
-def decide(call: Call) -> Response:
-    """Approve or deny."""
-    run_id, granted = call.path("run_id"), _granted(call.field("decision"))
-    actions.decide(
-        call.console, call.who, run_id, call.field("key"), granted=granted, reason=call.field("reason")
-    )
-    return RedirectResponse("/", 303)
-
-
-def pause(call: Call) -> Response:
-    """Pause a run."""
-    actions.pause(call.console, call.who, call.path("run_id"), reason=call.field("reason"))
-    return _to_run(call)
-
-
-def resume(call: Call) -> Response:
-    """Lift the pause of a run."""
-    actions.resume(call.console, call.who, call.path("run_id"))
-    return _to_run(call)
-
-
-def set_limit(call: Call) -> Response:
-    """Give a live run another limit of money."""
-    actions.set_limit(call.console, call.who, call.path("run_id"), usd=call.field("usd"))
-    return _to_run(call)
-
-
-def _to_run(call: Call) -> Response:
-    return RedirectResponse(f"/runs/{quote(call.path('run_id'))}", 303)
-
-
-def _granted(decision: str) -> bool:
-    if decision not in ("approve", "deny"):
-        raise ConsoleError(400, f"decision must be approve or deny, not {decision!r}")
-    return decision == "approve"
-
-
-def parse_number(text: str) -> int:
-    """Return a number of an event, as an address names it.
-
-    Raises:
-        ConsoleError: it is none.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise ConsoleError(400, f"a number of an event is meant, not {text!r}")
-    return int(text)
 
 
 def _csv(rows: list[Any]) -> Response:

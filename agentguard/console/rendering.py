@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from agentguard.budget.model import Budget
-from agentguard.console.actions import confirmation
 from agentguard.console.auth import Identity
+from agentguard.console.confirming import confirmation
 from agentguard.console.tokens import Role
 
 _LONGEST_PAYLOAD = 4000

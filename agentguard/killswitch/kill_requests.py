@@ -45,6 +45,19 @@ def revive_data(
     return KILL_CLEARED, _request(reason, tenant, run, actor)
 
 
+def authorship(reason: str | None, actor: str | None) -> dict[str, str]:
+    """Who does something to a run, `user@host` by default, and why, as the logs keep it.
+
+    Raises:
+        ValueError: the actor is empty.
+        TypeError: one of them is no string.
+    """
+    data = {"actor": _text(default_actor() if actor is None else actor, "actor")}
+    if reason is not None and reason != "":
+        data["reason"] = _text(reason, "reason")
+    return data
+
+
 def in_force(kills: Iterable[Kill], data: Mapping[str, Any]) -> list[Kill]:
     """The kills that a revive with this data would clear."""
     match = (data["scope"], data["target"])

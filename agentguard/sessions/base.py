@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 from agentguard.budget.account import Account
@@ -10,7 +11,7 @@ from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Budget, check_budget
 from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped
 from agentguard.events import model as ev
-from agentguard.events.model import Record
+from agentguard.events.model import Head, Record
 from agentguard.killswitch import kill_requests
 from agentguard.runs.branch import MAIN, Branch
 from agentguard.runs.current import Position
@@ -69,15 +70,15 @@ class Session(abc.ABC):
 
     def pause(self, reason: str) -> None:
         """See `Run.pause`."""
-        pause(self.runtime, self.run_id, reason)
+        pause(self.runtime, self.run_id, {"reason": reason})
 
     def resume(self) -> None:
         """See `Run.resume`."""
-        resume(self.runtime, self.run_id)
+        resume(self.runtime, self.run_id, {})
 
     def set_budget(self, budget: Budget, actor: str | None) -> None:
         """See `Run.set_budget`."""
-        set_budget(self.runtime, self.run_id, budget, actor)
+        set_budget(self.runtime, self.run_id, budget, kill_requests.authorship(None, actor))
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
@@ -106,54 +107,48 @@ def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
     return generation
 
 
-def pause(runtime: Runtime, run_id: str, reason: str, actor: str | None = None) -> None:
-    """See `Guard.pause`."""
+def pause(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
+    """Put a pause on record, with who orders it and why, and return where."""
     live_run = live_run_of(runtime, run_id)
 
-    def put() -> None:
+    def put() -> Head:
         check_move(run_id, live_run.fold.state, RunState.PAUSED)
-        data = {"reason": reason, "running_ns": live_run.time.elapsed()} | _by(actor)
-        live_run.log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
+        data = {"reason": "", **said, "running_ns": live_run.time.elapsed()}
+        return live_run.log.put(Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data))
 
-    live_run.log.decide(put)
+    return live_run.log.decide(put)
 
 
-def resume(runtime: Runtime, run_id: str, actor: str | None = None) -> None:
-    """See `Guard.resume`."""
+def resume(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
+    """Put on record that a pause is lifted, and return where."""
     live_run = live_run_of(runtime, run_id)
 
-    def put() -> None:
+    def put() -> Head:
         if live_run.fold.state is not RunState.PAUSED:
             raise InvalidStateTransitionError(run_id, live_run.fold.state, RunState.RUNNING)
-        data = {"running_ns": live_run.time.elapsed()} | _by(actor)
-        live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
+        data = {**said, "running_ns": live_run.time.elapsed()}
+        return live_run.log.put(Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data))
 
-    live_run.log.decide(put)
-
-
-def _by(actor: str | None) -> dict[str, str]:
-    return {} if actor is None else {"actor": actor}
+    return live_run.log.decide(put)
 
 
-def set_budget(runtime: Runtime, run_id: str, budget: Budget, actor: str | None) -> None:
-    """See `Guard.set_budget`."""
+def set_budget(runtime: Runtime, run_id: str, budget: Budget, said: Mapping[str, str]) -> Head:
+    """Put another budget on record, and return where."""
     check_budget(budget)
     live_run = live_run_of(runtime, run_id)
-    data = {"budget": budget.to_fields(), "actor": actor or kill_requests.default_actor()}
+    data = {"budget": budget.to_fields(), **said}
 
-    def put() -> None:
+    def put() -> Head:
         fold = live_run.fold
         if fold.state.final:
             raise AgentGuardError(
                 f"run {run_id} is {fold.state} and spends no more: fork it with another budget"
             )
-        movements = []
+        movements: list[Movement] = []
         if fold.scopes[""].shared:  # runs inside it are held against the account that the store has
             account = Account.from_data(fold.account.to_data())
             account.limit_by(budget)
             movements.append(Movement(live_run.levels.account_name(""), opening=account))
-        live_run.log.act(
-            [Record(0, ev.RUN_BUDGET_SET, live_run.clock.wall(), data=data)], movements=movements
-        )
+        return live_run.log.put(Record(0, ev.RUN_BUDGET_SET, live_run.clock.wall(), data=data), movements)
 
-    live_run.log.decide(put)
+    return live_run.log.decide(put)

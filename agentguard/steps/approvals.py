@@ -6,11 +6,12 @@ crash.  Only the step itself waits; the run stays RUNNING.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentguard.errors import AgentGuardError, ApprovalDeniedError
 from agentguard.events import model as ev
-from agentguard.events.model import Record
+from agentguard.events.model import Head, Record
 
 if TYPE_CHECKING:
     from agentguard.steps.live import LiveRun
@@ -57,15 +58,15 @@ def _ask(step: Step) -> None:
     live_run.log.decide(lambda: live_run.log.act([record], [step.payload]))
 
 
-def decide(live_run: LiveRun, key: str, *, granted: bool, reason: str | None, actor: str) -> None:
-    """Put an operator's decision on record.
+def decide(live_run: LiveRun, key: str, *, granted: bool, said: Mapping[str, str]) -> Head:
+    """Put an operator's decision on record, with who made it and why, and return where.
 
     Raises:
         AgentGuardError: no step of that key waits.
     """
     log = live_run.log
 
-    def put() -> None:
+    def put() -> Head:
         approvals = log.fold.approvals
         asked = approvals.get(key)
         if asked is None or asked["state"] != ev.APPROVAL_REQUESTED:
@@ -75,10 +76,8 @@ def decide(live_run: LiveRun, key: str, *, granted: bool, reason: str | None, ac
                 + (f"; waiting are {', '.join(waiting)}" if waiting else "")
             )
         data: dict[str, Any] = {name: asked[name] for name in ("args", "unknown") if name in asked}
-        data["actor"] = actor
-        if reason:
-            data["reason"] = reason
+        data |= said
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
-        log.act([Record(0, kind, live_run.clock.wall(), key, name=asked["name"], data=data)])
+        return log.put(Record(0, kind, live_run.clock.wall(), key, name=asked["name"], data=data))
 
-    log.decide(put)
+    return log.decide(put)

@@ -24,7 +24,7 @@ from agentguard.errors import AgentGuardError, RunOwnedError, RunStopped, StoreU
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
-from agentguard.events.model import Record
+from agentguard.events.model import Head, Record
 from agentguard.protocols import (
     Abilities,
     Commit,
@@ -329,6 +329,11 @@ class RunLog:
         self.store.append(self.number, stored, movements=movements, row=row, durability=durability)
         self.row = row
         self.written(fold)
+
+    def put(self, record: Record, movements: Sequence[Movement] = ()) -> Head:
+        """Append one record as `act` does, and return where it stands."""
+        self.act([record], movements=movements)
+        return Head(self.fold.seq, self.fold.hash.hex())
 
     def written(self, fold: RunFold) -> None:
         """Mark the log clean: `fold` has taken in what was appended.

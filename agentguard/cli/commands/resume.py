@@ -5,8 +5,10 @@ from __future__ import annotations
 from agentguard.cli import lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import (
+    ActorOption,
     HomeOption,
     JsonOption,
+    ReasonOption,
     RunArgument,
     StoreOption,
 )
@@ -14,16 +16,17 @@ from agentguard.cli.options import (
 
 @app.command(epilog="--json: {run_id, state}.")
 def resume(
-    run_id: RunArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False
+    *,
+    run_id: RunArgument,
+    reason: ReasonOption = None,
+    actor: ActorOption = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Lift the pause of a run."""
     lookup.use(store, home)
-    _resume(run_id, as_json=as_json)
-
-
-def _resume(typed: str, *, as_json: bool) -> None:
-    """Lift a run's pause."""
     with lookup.acting() as guard:
-        run_id = lookup.find_run(guard, typed)
-        guard.resume(run_id)
-        output.say_state(guard, run_id, "resumed", as_json=as_json)
+        found = lookup.find_run(guard, run_id)
+        guard.resume(found, reason=reason or "", actor=actor)
+        output.say_state(guard, found, "resumed", as_json=as_json)

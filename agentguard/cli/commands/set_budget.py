@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
-
 from agentguard.budget.model import Budget
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
@@ -18,8 +14,10 @@ from agentguard.cli.limits import (
     limits_of,
 )
 from agentguard.cli.options import (
+    ActorOption,
     HomeOption,
     JsonOption,
+    ReasonOption,
     RunArgument,
     StoreOption,
 )
@@ -34,9 +32,8 @@ def set_budget(
     steps: StepsOption = None,
     seconds: SecondsOption = None,
     counter: CounterOption = None,
-    actor: Annotated[
-        str | None, typer.Option("--actor", metavar="A", help="Who says so; by default user@host.")
-    ] = None,
+    reason: ReasonOption = None,
+    actor: ActorOption = None,
     store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -44,16 +41,11 @@ def set_budget(
     """Change limits of a live run from now on; those that are not named stay as they are."""
     lookup.use(store, home)
     limits = limits_of(usd, tokens, steps, seconds, counter or [])
-    _set_budget(run_id, limits, actor, as_json=as_json)
-
-
-def _set_budget(typed: str, limits: dict[str, Any], actor: str | None, *, as_json: bool) -> None:
-    """Put the new budget on record."""
     if not limits:
         raise exit_codes.UsageError("name a limit: --usd, --tokens, --steps, --seconds or --counter NAME=N")
     with lookup.acting() as guard:
-        run_id = lookup.find_run(guard, typed)
-        before = guard.reconstruct(run_id).budget.to_fields()
+        found = lookup.find_run(guard, run_id)
+        before = guard.reconstruct(found).budget.to_fields()
         budget = Budget.from_fields(before | Budget(**limits).to_fields())
-        guard.set_budget(run_id, budget, actor=actor)
-        output.say_state(guard, run_id, f"has the budget {budget}", as_json=as_json)
+        guard.set_budget(found, budget, reason=reason or "", actor=actor)
+        output.say_state(guard, found, f"has the budget {budget}", as_json=as_json)
