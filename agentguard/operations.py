@@ -44,25 +44,24 @@ class Operations:
     def pause(self, run_id: str, *, reason: str, actor: str | None) -> None:
         """See `Guard.pause`."""
         said = self._authorship(reason, actor)
-        self._ordered(ev.RUN_PAUSED, run_id, base.pause(self._runtime, run_id, said), said)
+        self._ordered("pause", run_id, base.pause(self._runtime, run_id, said), said)
 
     def resume(self, run_id: str, *, reason: str, actor: str | None) -> None:
         """See `Guard.resume`."""
         said = self._authorship(reason, actor)
-        self._ordered(ev.RUN_RESUMED, run_id, base.resume(self._runtime, run_id, said), said)
+        self._ordered("resume", run_id, base.resume(self._runtime, run_id, said), said)
 
     def set_budget(self, run_id: str, budget: Budget, *, reason: str, actor: str | None) -> None:
         """See `Guard.set_budget`."""
         said = self._authorship(reason, actor)
         head = base.set_budget(self._runtime, run_id, budget, said)
-        self._ordered(ev.RUN_BUDGET_SET, run_id, head, {"budget": budget.to_fields(), **said})
+        self._ordered("set_budget", run_id, head, {"budget": budget.to_fields(), **said})
 
     def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:
         """See `Guard.approve` and `Guard.deny`."""
         said = self._authorship(reason, actor)
         head = approvals.decide(base.live_run_of(self._runtime, run_id), key, granted=granted, said=said)
-        kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
-        self._ordered(kind, run_id, head, {"key": key, **said})
+        self._ordered("approve" if granted else "deny", run_id, head, {"key": key, **said})
 
     def _authorship(self, reason: str | None, actor: str | None) -> dict[str, str]:
         """Return who orders and why; without a control log to record it in, nothing may be ordered.
@@ -74,19 +73,25 @@ class Operations:
         self._runtime.components.switch.kills()
         return said
 
-    def _ordered(self, kind: str, run_id: str, head: Head, data: Mapping[str, Any]) -> None:
+    def _ordered(self, action: str, run_id: str, head: Head, data: Mapping[str, Any]) -> None:
         """Record in the control log what was done to a run, and at which event of its log it stands.
 
         Raises:
             KillSwitchUnavailableError: it stands in the log of the run alone.
         """
-        facts = {"run": run_id, "tenant": self._runtime.row(run_id).tenant, **data, **head._asdict()}
+        facts = {
+            "action": action,
+            "run": run_id,
+            "tenant": self._runtime.row(run_id).tenant,
+            **data,
+            **head._asdict(),
+        }
         try:
-            self._runtime.components.switch.record(kind, facts)
+            self._runtime.components.switch.record(ev.OPERATOR_ACTION, facts)
         except KillSwitchUnavailableError as error:
             raise KillSwitchUnavailableError(
-                f"{kind} is done, and on record as event {head.seq} of run {run_id}, but not in the control "
-                f"log: {error}"
+                f"{action} is done, and on record as event {head.seq} of run {run_id}, "
+                f"but not in the control log: {error}"
             ) from error
 
     def resolve(

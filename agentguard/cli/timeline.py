@@ -224,13 +224,46 @@ def _signalled(event: Event) -> str:
 
 
 def _paused(event: Event) -> str:
-    reason = event.data.get("reason")
-    return "run paused" + (f": {reason}" if reason else "")
+    return f"run paused{_said(event)}"
+
+
+def _resumed(event: Event) -> str:
+    return f"run resumed{_said(event)}"
 
 
 def _budget_set(event: Event) -> str:
-    limits = _json(event.data.get("budget") or {})
-    return f"budget set to {limits} by {event.data.get('actor', 'nobody')}"
+    return f"run has the limits: {_limits(event)}{_said(event)}"
+
+
+def _decided(event: Event) -> str:
+    said = "approved" if event.type == ev.APPROVAL_GRANTED else "denied"
+    return f"{_step(event)} {said}{_said(event)}"
+
+
+def _operator_action(event: Event) -> str:
+    data = event.data
+    run = f"run {data['run']}"
+    match data["action"]:
+        case "pause":
+            done = f"{run} paused"
+        case "resume":
+            done = f"{run} resumed"
+        case "set_budget":
+            done = f"{run} has the limits: {_limits(event)}"
+        case action:
+            said = {"approve": "approved", "deny": "denied"}.get(action, action)
+            done = f"{data.get('key', '')} of {run} {said}"
+    return done + _said(event)
+
+
+def _limits(event: Event) -> str:
+    return output.limits(Budget.from_fields(event.data["budget"]))
+
+
+def _said(event: Event) -> str:
+    """Who ordered it, and why, as far as that is on record."""
+    actor, reason = event.data.get("actor"), event.data.get("reason")
+    return (f" by {actor}" if actor else "") + (f": {reason}" if reason else "")
 
 
 def _other(event: Event) -> str:
@@ -257,7 +290,7 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.RUN_STARTED: _plain,
     ev.RUN_PAUSED: _paused,
     ev.RUN_BUDGET_SET: _budget_set,
-    ev.RUN_RESUMED: _plain,
+    ev.RUN_RESUMED: _resumed,
     ev.RUN_COMPLETED: _ended,
     ev.RUN_FAILED: _ended,
     ev.RUN_KILLED: _ended,
@@ -269,8 +302,11 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.SCOPE_CLOSED: _scope_closed,
     ev.BUDGET_WARNING: _warning,
     ev.VALUE: _value,
+    ev.APPROVAL_GRANTED: _decided,
+    ev.APPROVAL_DENIED: _decided,
     ev.KILL_SET: _order,
     ev.KILL_CLEARED: _order,
+    ev.OPERATOR_ACTION: _operator_action,
     ev.PROCESSES_SIGNALLED: _signalled,
 }
 

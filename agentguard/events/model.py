@@ -33,10 +33,11 @@ SCOPE_CLOSED: Final = "scope_closed"
 KILL_SET: Final = "kill_set"
 KILL_CLEARED: Final = "kill_cleared"
 TENANT_BUDGET_SET: Final = "tenant_budget_set"
+OPERATOR_ACTION: Final = "operator_action"
 PROCESSES_SIGNALLED: Final = "processes_signalled"
 PAYLOAD_ERASED: Final = "payload_erased"
 
-#: The run id under which the control log (kills, revives, tenant budgets, erasures) is read.
+#: The run id under which the control log (kills, revives, tenant budgets, orders, erasures) is read.
 CONTROL_RUN_ID: Final = "control"
 
 #: Why a result of which only the digest is kept cannot be handed out again.

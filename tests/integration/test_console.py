@@ -277,8 +277,8 @@ def test_no_name_reason_argument_or_result_becomes_markup(site: Site) -> None:
             for path in ("/", "/runs", f"/runs/{run.id}", f"/kill?scope=run&target={run.id}")
         ]
         browser.post(f"/runs/{run.id}/resume")
-    site.guard.kill(reason=XSS, tenant="other")
-    shown += [browser.get(path).text for path in ("/", "/control", "/kills/1", "/costs?by=name")]
+    generation = site.guard.kill(reason=XSS, tenant="other")
+    shown += [browser.get(path).text for path in ("/", "/control", f"/kills/{generation}", "/costs?by=name")]
     assert all("&lt;script&gt;" in text for text in shown)
     assert not any(XSS in text for text in shown)
 
