@@ -594,7 +594,7 @@ def live(tmp_path: Path) -> Iterator[Run]:
 def test_pause_and_resume(live: Run, cli: Cli, data: Callable[..., Any], tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert data("pause", "live", "--reason", "lunch", "--home", home) == {"run_id": "live", "state": "PAUSED"}
-    assert "run paused: lunch" in cli("show", "live", "--home", home)[1]
+    assert re.search(r"run paused by \S+: lunch", cli("show", "live", "--home", home)[1])
     code, _, err = cli("pause", "live", "--home", home)
     assert (code, err) == (1, "agentguard: run live cannot go from PAUSED to PAUSED\n")
     code, out, _ = cli("resume", "li", "--home", home)
