@@ -123,6 +123,16 @@ class _Guarded(wrapt.ObjectProxy[Any]):
             http.PoolTimeout,
         )
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Refuse, as the HTTP library's own clients do.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "cannot pickle a guarded client, which holds open connections: call guard_client in each process"
+        )
+
     def build_request(self, *args: Any, **kwargs: Any) -> Any:
         """Build a request, with its answer bounded by what the budget leaves."""
         request = self.__wrapped__.build_request(*args, **kwargs)

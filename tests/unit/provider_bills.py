@@ -2,14 +2,20 @@
 
 A bill is worked out by hand: (count, USD for a million) for tokens, and USD for the rest.  The prices are those
 that each source published for the day of the call.
+
+`python -m tests.unit.provider_bills` prints the table: what is right, and what is booked.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
+
+from agentguard import Usage
+from agentguard.cost import ModelCosts, ModelPrices, model_usage
 
 OPENAI = "https://developers.openai.com/api/docs/pricing"
 ANTHROPIC = "https://platform.claude.com/docs/en/about-claude/pricing"
@@ -773,3 +779,28 @@ BILLS: Final = [
         usd="0.0054",
     ),
 ]
+
+
+_COSTS: Final = ModelCosts(ModelPrices())
+
+
+def booked(bill: Bill, answer: Any = None, provider: str | None = "") -> Usage:
+    """What is charged for the call; as if nobody knew the provider, where that is None."""
+    provider = bill.provider if provider == "" else provider
+    counted = model_usage(answer or bill.answer, provider=provider, terms=bill.terms, at=bill.at)
+    assert counted is not None
+    return _COSTS.priced(bill.model, counted, provider=bill.provider)
+
+
+def table() -> str:
+    """The bills as a table: what is right, and what is booked."""
+    lines = ["| object | model | right, USD | booked, USD | | source |", "|---|---|---|---|---|---|"]
+    for bill in BILLS:
+        right, charged = bill.amount.normalize(), booked(bill).usd.normalize()
+        verdict = "equal" if charged == right else "not below" if charged > right else "BELOW"
+        lines.append(f"| {bill.id} | {bill.model} | {right:f} | {charged:f} | {verdict} | {bill.source} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{table()}\n")

@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 from agentguard import Budget, BudgetExceededError, Guard, Usage, guarded_step
 from agentguard._optional import MissingExtraError
 from agentguard.cost import ModelCosts, ModelPrices, ModelUsage, model_usage, reserve_of, usage_of
-from tests.unit.provider_bills import BILLS, Bill, chat, message
+from tests.unit.provider_bills import BILLS, Bill, booked, chat, message, table
 
 COSTS = ModelCosts(ModelPrices())
 SHOWN = {bill.id: bill for bill in BILLS}
-
-
-def booked(bill: Bill, answer: Any = None, provider: str | None = "") -> Usage:
-    provider = bill.provider if provider == "" else provider
-    counted = model_usage(answer or bill.answer, provider=provider, terms=bill.terms, at=bill.at)
-    assert counted is not None
-    return COSTS.priced(bill.model, counted, provider=bill.provider)
 
 
 def as_objects(value: Any) -> Any:
@@ -53,6 +46,14 @@ def test_what_is_booked_is_the_bill(bill: Bill) -> None:
     if bill.exact:
         assert used.usd == bill.amount
     assert "nano_usd" in used.named()
+
+
+def test_the_table_names_no_bill_that_is_booked_below_what_is_right() -> None:
+    printed = table().splitlines()[2:]
+
+    assert len(printed) == len(BILLS)
+    assert not [line for line in printed if "| BELOW |" in line]
+    assert sum("| equal |" in line for line in printed) >= sum(bill.exact for bill in BILLS)
 
 
 @pytest.mark.parametrize("bill", BILLS, ids=lambda bill: bill.id)

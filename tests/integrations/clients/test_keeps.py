@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import pickle
 from typing import Any
 
 import httpx
@@ -66,6 +67,29 @@ def test_a_copy_is_guarded_too(sdk: Sdk, guard: Guard, name: str) -> None:
 
     assert (again.timeout, again.max_retries) == (3, 1)
     closing(program, client)
+
+
+def test_it_is_pickled_no_more_than_the_sdks_own_and_its_answers_are(sdk: Sdk, guard: Guard) -> None:
+    bare, client = sdk.bare(), sdk.client()
+    for each in (bare, client):
+        with pytest.raises(TypeError, match="cannot pickle"):
+            pickle.dumps(each)
+
+    async def program() -> None:
+        with guard.run("ask", budget=Budget(usd=5)):
+            answer = await sdk.create(client)
+        again = pickle.loads(pickle.dumps(answer))
+        assert (type(again), sdk.text(again)) == (type(answer), TEXT)
+
+    closing(program, client, bare)
+
+
+def test_a_copy_keeps_the_strict_validation_and_the_headers(sdk: Sdk) -> None:
+    client = sdk.client(_strict_response_validation=True, default_headers={"x-team": "blue"})
+    bare = sdk.bare(_strict_response_validation=True, default_headers={"x-team": "blue"})
+    for again, like in ((client.copy(), bare.copy()), (client.with_options(), bare.with_options())):
+        assert again._strict_response_validation is like._strict_response_validation
+        assert again.default_headers["x-team"] == like.default_headers["x-team"] == "blue"
 
 
 def test_the_headers_of_a_call_are_sent(sdk: Sdk, guard: Guard) -> None:
