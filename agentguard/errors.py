@@ -84,8 +84,8 @@ class BudgetExceededError(RunStopped):
     """A step asked for more than a limit leaves.
 
     `scope` is where the limit lies: `"run"`, the path of a scope such as `"research/web"`,
-    `"tenant:acme"`, or `"run:<id>"` for a run around this one.  Amounts are in the resource's own
-    unit: USD (`Decimal`), tokens, steps, seconds, calls, or a counter's count.
+    `"tenant:acme"`, `"account:thread:42"`, or `"run:<id>"` for a run around this one.  Amounts are in
+    the resource's own unit: USD (`Decimal`), tokens, steps, seconds, calls, or a counter's count.
     """
 
     _facts = ("resource", "spent", "reserved", "requested", "limit", "scope", "run_id")

@@ -24,7 +24,7 @@ from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.operations import Operations
 from agentguard.protocols import Durability, KillSwitch
-from agentguard.queries import Approval, Queries, TenantAccount
+from agentguard.queries import Approval, Queries, SharedAccount, TenantAccount
 from agentguard.replay.resolving import Resolution
 from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.run import Run
@@ -179,6 +179,8 @@ class Guard:
         detached: bool = False,
         if_exists: IfExists = "error",
         interrupt_threads: bool = False,
+        account: str | None = None,
+        account_budget: Budget | None = None,
     ) -> Run:
         """Open a run: `with guard.run("triage", budget=Budget(usd="1.00")) as run:`; `async with` too.
 
@@ -198,14 +200,18 @@ class Guard:
                 their thread at the next line of Python; rough, and not while they are inside C code.
                 One that arrives in a destructor, or in another callback that Python calls by itself, is
                 lost there: that body is stopped at its next check.
+            account: an account that this run shares with all runs of its tenant which name it, as
+                `"thread:42"`: one limit over all turns of a conversation, across processes and restarts.
+            account_budget: what they may use together; this run is held to it, whatever others name.
             if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed; it keeps the budget,
-                tenant, inputs and metadata that it was created with.
+                account, tenant, inputs and metadata that it was created with.
 
         It is a decorator too, on a sync or async function: a fresh run for each call, its arguments
         recorded as inputs.
 
         Raises:
-            ValueError: `if_exists` is something else, or `"recover"` without a `run_id`.
+            ValueError: `if_exists` is something else, or `"recover"` without a `run_id`; `account` without
+                `account_budget`, or another one than that of the run around this one.
             RunExistsError: the id is taken (when the block is entered).
             KillSwitchTriggeredError: a kill covers it already (when the block is entered).
         """
@@ -220,6 +226,8 @@ class Guard:
             detached=detached,
             if_exists=if_exists,
             interrupt_threads=interrupt_threads,
+            account=account,
+            account_budget=account_budget,
         )
         return self._run(options)
 
@@ -300,18 +308,21 @@ class Guard:
         at: int,
         *,
         budget: Budget | None = None,
+        account_budget: Budget | None = None,
         name: str | None = None,
         new_run_id: str | None = None,
         stall_timeout: float = STALL_TIMEOUT,
     ) -> Run:
         """Open a new run that shares a run's log up to event `at` and then goes live.
 
-        The prefix's spending counts against the fork's budget, and not again against the tenant's.
+        The prefix's spending counts against the fork's budget, and not again against those of the tenant
+        and of an account that it shares.
 
         Args:
             run_id: the origin, ended or not.
             at: the last event that is shared.
             budget: of the fork; by default the origin's.
+            account_budget: of the account that the origin named; by default the origin's.
             name: of the fork; by default the origin's.
             new_run_id: the fork's id; by default a UUID.
             stall_timeout: as in `replay`.
@@ -320,7 +331,14 @@ class Guard:
             ValueError: the origin has no event `at`.
             TypeError: `at` is no int, or `budget` no Budget.
         """
-        fork = ForkOptions(at=at, budget=budget, name=name, run_id=new_run_id, stall_timeout=stall_timeout)
+        fork = ForkOptions(
+            at=at,
+            budget=budget,
+            account_budget=account_budget,
+            name=name,
+            run_id=new_run_id,
+            stall_timeout=stall_timeout,
+        )
         return Run(ForkSession(self.runtime, self.runtime.row(run_id), fork))
 
     def resolve(
@@ -462,6 +480,15 @@ class Guard:
             ValueError: `per` is something else, or the budget limits what a tenant cannot have.
         """
         self._operations.set_tenant_budget(tenant, budget, per=per, actor=actor)
+
+    def account(self, name: str, *, tenant: str = "default") -> SharedAccount | None:
+        """Return what the runs that name an account have spent together; None before the first step.
+
+        Args:
+            name: as in `guard.run(..., account="thread:42")`.
+            tenant: whose runs they are.
+        """
+        return self._queries.account(name, tenant)
 
     def tenants(self) -> list[TenantAccount]:
         """Return the tenants with a budget, and what they have spent of it in the present window.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentguard.audit import erasure
+from agentguard.budget.ledger import check_shared
 from agentguard.budget.model import Budget, Usage, check_budget
 from agentguard.budget.tenant import PERIODS
 from agentguard.errors import KillSwitchUnavailableError
@@ -107,10 +108,7 @@ class Operations:
         check_budget(budget)
         if per not in PERIODS:
             raise ValueError(f"per must be None, 'day' or 'month', not {per!r}")
-        if budget["seconds"] is not None:
-            raise ValueError("a tenant's budget cannot limit seconds; limit them for each run")
-        if budget.repeats is not None:
-            raise ValueError("a tenant's budget cannot limit repeats; limit them for each run")
+        check_shared(budget, "a tenant's budget")
         data = {"tenant": tenant, "per": per, "budget": budget.to_fields(), "actor": _who(actor)}
         components = self._runtime.components
         components.switch.record(ev.TENANT_BUDGET_SET, data)

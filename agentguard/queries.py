@@ -17,7 +17,8 @@ from agentguard.audit.costs import CostKey, CostLine, costs, since_ns
 from agentguard.audit.export import Exported, Sink, export
 from agentguard.audit.whatif import WhatIf, what_if
 from agentguard.budget.account import Account
-from agentguard.budget.model import Budget, Usage, check_budget
+from agentguard.budget.model import Budget, Remaining, Usage, check_budget
+from agentguard.budget.named import named_account_id
 from agentguard.budget.tenant import account_id
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
@@ -30,6 +31,7 @@ from agentguard.runs.summary import RunSummary, from_row, summarize
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import live_run_of
 from agentguard.steps.budget_levels import check_no_ledger
+from agentguard.tenancy import check_id
 
 _ALL = 2**31
 
@@ -41,6 +43,20 @@ class TenantAccount(NamedTuple):
     per: str | None
     budget: Budget
     spent: Usage
+
+
+class SharedAccount(NamedTuple):
+    """An account that runs share by name: what they have used together, and what it leaves.
+
+    `budget`, and so `remaining`, are as the run that was charged last named them.
+    """
+
+    name: str
+    tenant: str
+    budget: Budget
+    spent: Usage
+    reserved: Usage
+    remaining: Remaining
 
 
 class Approval(NamedTuple):
@@ -169,6 +185,15 @@ class Queries:
     def kills(self) -> list[Kill]:
         """See `Guard.kills`."""
         return self._runtime.components.switch.kills()
+
+    def account(self, name: str, tenant: str) -> SharedAccount | None:
+        """See `Guard.account`."""
+        key = named_account_id(check_id(name, "account"), check_id(tenant, "tenant"))
+        found = self._runtime.components.store.accounts([key]).get(key)
+        if found is None:
+            return None
+        spent, reserved = Usage.from_amounts(found.spent), Usage.from_amounts(found.reserved)
+        return SharedAccount(name, tenant, found.budget, spent, reserved, Remaining(found.remaining()))
 
     def tenants(self) -> list[TenantAccount]:
         """See `Guard.tenants`."""

@@ -11,23 +11,24 @@ from msgspec import Struct
 
 from agentguard.budget import resources as r
 from agentguard.budget.model import Usage
+from agentguard.budget.named import named_account
 from agentguard.errors import StoreUnavailableError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore, RunRow
 
-CostKey = Literal["model", "step", "kind", "tenant", "name", "run", "day"]
+CostKey = Literal["model", "step", "kind", "tenant", "name", "account", "run", "day"]
 COST_KEYS: Final[tuple[str, ...]] = get_args(CostKey)
 _OUTCOMES: Final = frozenset((ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED))
 _MODELS: Final = ("gen_ai.response.model", "gen_ai.request.model")
 
 
 class CostLine(Struct, frozen=True):
-    """What the steps of one model, step name, tenant, run name or day were charged.
+    """What the steps of one model, step name, tenant, run name, account or day were charged.
 
     Args:
-        key: which one; empty for steps that name no model.
+        key: which one; empty for steps that name no model, or no account.
         usage: all that they were charged.
         unpriced: how many llm steps of them named no money.
     """
@@ -136,6 +137,10 @@ def _model(charge: Charge) -> str:
     return next((str(attributes[name]) for name in _MODELS if attributes.get(name)), "")
 
 
+def _account(charge: Charge) -> str:
+    return next(filter(None, map(named_account, (charge.started.data or {}).get("windows", ()))), "")
+
+
 def _day(charge: Charge) -> str:
     return datetime.fromtimestamp(charge.ended.at_ns // r.NANO, UTC).date().isoformat()
 
@@ -146,6 +151,7 @@ _KEYS: Final[dict[str, Callable[[Charge], str]]] = {
     "kind": lambda charge: charge.started.kind or "",
     "tenant": lambda charge: charge.row.tenant,
     "name": lambda charge: charge.row.name,
+    "account": _account,
     "run": lambda charge: charge.row.run_id,
     "day": _day,
 }

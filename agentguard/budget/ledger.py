@@ -11,6 +11,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
 from agentguard.budget.account import Account, Amounts, Refusal, Request
+from agentguard.budget.model import Budget
 
 
 class Movement(NamedTuple):
@@ -81,3 +82,15 @@ def _open(name: str, opening: Account, accounts: MutableMapping[str, Account]) -
         accounts[name] = Account.from_data(opening.to_data())
     elif known.budget != opening.budget:  # a tenant was given another budget
         accounts[name] = Account.from_data(known.to_data() | {"budget": opening.budget.to_fields()})
+
+
+def check_shared(budget: Budget, field: str) -> None:
+    """Refuse limits that an account which many runs charge cannot keep.
+
+    Raises:
+        ValueError: it limits seconds or repeats, which only a run can count.
+    """
+    if budget["seconds"] is not None:
+        raise ValueError(f"{field} cannot limit seconds; limit them for each run")
+    if budget.repeats is not None:
+        raise ValueError(f"{field} cannot limit repeats; limit them for each run")

@@ -148,6 +148,8 @@ def _facts(run: RunSummary) -> Iterator[tuple[str, str | Text]]:
     yield "run", output.printable(run.run_id)
     yield "name", output.printable(run.name)
     yield "tenant", output.printable(run.tenant)
+    if run.account is not None:
+        yield "account", output.printable(run.account)
     yield "state", state_text(run.state)
     if run.termination is not None and run.state is not RunState.COMPLETED:
         ended = run.termination

@@ -140,6 +140,9 @@ def _created(event: Event) -> str:
     said = f"run {event.name} created for tenant {data['tenant']}"
     if data.get("budget"):
         said += f", limits: {output.limits(Budget.from_fields(data['budget']))}"
+    if account := data.get("account"):
+        limits = output.limits(Budget.from_fields(account["budget"]))
+        said += f", charged to account {account['name']} (limits: {limits})"
     return said + (f", inside run {data['parent']}" if "parent" in data else "")
 
 

@@ -42,7 +42,7 @@ def scope_part(name: str) -> str:
         ('search', 'a%2Fb', '%72un', '%74enant:acme')
     """
     part = name.replace("%", "%25").replace("/", "%2F")
-    if part == "run" or part.startswith(("run:", "tenant:")):
+    if part == "run" or part.startswith(("run:", "tenant:", "account:")):
         part = f"%{ord(part[0]):x}{part[1:]}"
     return part
 

@@ -14,6 +14,7 @@ import msgspec
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Amounts, Request
 from agentguard.budget.model import Budget
+from agentguard.budget.named import NamedAccount
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
@@ -65,6 +66,8 @@ class RunFold:
         self.metadata: dict[str, Any] = {}
         self.state = RunState.CREATED
         self.budget = Budget()
+        #: The account that its steps are charged to beside its own levels, and those of other runs too.
+        self.named_account: NamedAccount | None = None
         self.seq = 0
         self.hash = codec.genesis(run_id)
         self.epoch = 1
@@ -248,6 +251,8 @@ class RunFold:
         self.seed = data.get("seed", "")
         self.value_scheme = data.get("values", 1)
         self.created_ns = record.at_ns
+        if "account" in data:
+            self.named_account = NamedAccount.from_data(data["account"])
         self._set_budget(Budget.from_fields(data.get("budget", {})))
 
     def _budget_set(self, record: Record, data: dict[str, Any]) -> None:

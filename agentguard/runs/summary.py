@@ -23,6 +23,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     for `verify`.  `bounded` is False where a step accepted overshoot (`reserve=None`).
     `needs_branch_names` is True where another thread or process called steps under `guard.attach`
     without `branch=`: such a run cannot be replayed.
+    `account` is the account that it shares with other runs by name, as `thread:42`.
     `damaged` is the fault in the log of a live run, in a list: the rest is as of its last change of state.
     """
 
@@ -43,6 +44,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: str | None = None
     bounded: bool = True
     needs_branch_names: bool = False
+    account: str | None = None
     damaged: str | None = None
 
     @property
@@ -74,6 +76,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
             "parent_id": self.parent_id,
             "bounded": self.bounded,
             "needs_branch_names": self.needs_branch_names,
+            "account": self.account,
         }
 
     def __str__(self) -> str:
@@ -119,6 +122,7 @@ def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
         parent_id=fold.parent_id,
         bounded=fold.bounded,
         needs_branch_names=fold.needs_branch_names,
+        account=None if fold.named_account is None else fold.named_account.name,
     )
 
 
@@ -153,6 +157,7 @@ def from_data(data: dict[str, Any]) -> RunSummary:
         parent_id=data["parent_id"],
         bounded=data["bounded"],
         needs_branch_names=data.get("needs_branch_names", False),
+        account=data.get("account"),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.named import NamedAccount, check_account
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import RunRow
@@ -25,6 +26,7 @@ class ForkOptions:
 
     at: int
     budget: Budget | None = None
+    account_budget: Budget | None = None
     name: str | None = None
     run_id: str | None = None
     stall_timeout: float = STALL_TIMEOUT
@@ -44,6 +46,7 @@ class ForkSession(ResumedSession, LiveSession):
         refuse_altered(store, row)
         self._shared = shared = Shared(store, row.run_id, fork.at, fork.budget)
         self._origin = row
+        self._fork = fork
         self._stall_timeout = fork.stall_timeout
         options = RunOptions(
             name=fork.name or row.name,
@@ -55,6 +58,14 @@ class ForkSession(ResumedSession, LiveSession):
             detached=True,
         )
         LiveSession.__init__(self, runtime, options)
+
+    def _named_account(self) -> NamedAccount | None:
+        account, budget = self._shared.whole.named_account, self._fork.account_budget
+        if budget is None or account is None:
+            check_account(None, budget)
+            return account
+        check_account(account.name, budget)
+        return NamedAccount(name=account.name, tenant=account.tenant, budget=budget)
 
     def _salt(self) -> bytes:
         # The same salt, so that the arguments of the prefix can be compared by their digests.

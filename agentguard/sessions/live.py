@@ -11,6 +11,7 @@ from uuid import UUID
 
 from agentguard._encoding import VALUE_SCHEME
 from agentguard.budget.model import Budget
+from agentguard.budget.named import NamedAccount
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
@@ -58,11 +59,31 @@ class LiveSession(OwnedSession):
             pos=pos,
         )
         self.budget = options.budget or self._default_budget()
+        self._account = self._named_account()
 
     def _default_budget(self) -> Budget:
         if self.around is not None:
             return Budget()
         return self.runtime.budget_for(self.options.name, self.tenant)
+
+    def _named_account(self) -> NamedAccount | None:
+        """Return the account that the run names, or that of the run around it.
+
+        Raises:
+            ValueError: it names another one than the run around it.
+        """
+        options = self.options
+        outer: NamedAccount | None = None if self.around is None else self.around.live_run.fold.named_account
+        if options.account is None or options.account_budget is None:
+            return outer
+        if outer is None:
+            return NamedAccount(name=options.account, tenant=self.tenant, budget=options.account_budget)
+        if options.account != outer.name:
+            raise ValueError(
+                f"account={options.account!r}: the run around this one is charged to {outer.name!r}, and so "
+                "are the runs inside it; leave account out, or pass detached=True"
+            )
+        return NamedAccount(name=outer.name, tenant=outer.tenant, budget=options.account_budget)
 
     @property
     def inputs(self) -> Any:
@@ -203,6 +224,8 @@ class LiveSession(OwnedSession):
             "python": platform.python_version(),
             "seed": self._seed(),
         }
+        if self._account is not None:
+            data["account"] = self._account.to_data()
         if self._metadata:
             data["metadata"] = self._metadata
         if self.around is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from agentguard._encoding import decode
 from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.named import check_account
 from agentguard.events import codec
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.tenancy import check_id
@@ -28,6 +29,8 @@ class RunKeywords(TypedDict, total=False):
     detached: bool
     if_exists: IfExists
     interrupt_threads: bool
+    account: str | None
+    account_budget: Budget | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +51,14 @@ class RunOptions:
     detached: bool = False
     if_exists: IfExists = "error"
     interrupt_threads: bool = False
+    account: str | None = None
+    account_budget: Budget | None = None
 
     def __post_init__(self) -> None:
         check_id(self.name, "name")
         if self.budget is not None:
             check_budget(self.budget)
+        check_account(self.account, self.account_budget)
         for field in ("detached", "interrupt_threads"):
             if not isinstance(getattr(self, field), bool):
                 raise TypeError(f"{field} must be True or False, not {getattr(self, field)!r}")

@@ -1,4 +1,4 @@
-"""The levels that a step is charged to: scopes, run, the runs around it, and the tenant.
+"""The levels that a step is charged to: scopes, run, the runs around it, the tenant, and a named account.
 
 Levels inside the run's log are checked in the fold.  Levels that other logs charge too are shared
 accounts of the store; here they become movements that the store carries out with the event.
@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A level said no.  `log` is that of the run it belongs to; None for a tenant's."""
+    """A level said no.  `log` is that of the run it belongs to; None for a tenant's, or a named account."""
 
     refusal: Refusal
     path: str
@@ -62,7 +62,7 @@ class BudgetLevels:
         fold = self.log.fold
         tenant = bool(self._tenants.budgets(fold.tenant))
         shared = any(scope.shared for scope in fold.scopes.values())
-        self.only_this_run = not (self.outer or tenant or shared)
+        self.only_this_run = not (self.outer or tenant or shared or fold.named_account)
         budgets = [scope.accounts[0].budget for scope in fold.scopes.values()]
         timed = any(r.SECONDS in budget.limits for budget in budgets)
         self.has_deadline = timed or any(level.levels.has_deadline for level in self.outer)
@@ -85,6 +85,8 @@ class BudgetLevels:
         levels += [level.levels.log.fold.scopes[level.scope] for level in self.outer]
         budgets = [level.accounts[0].budget for level in levels]
         budgets += self._tenants.budgets(fold.tenant).values()
+        if fold.named_account is not None:
+            budgets.append(fold.named_account.budget)
         return frozenset(name for budget in budgets if budget.enforce for name in budget.limits)
 
     def refused(self, scope: str, request: Request) -> tuple[Refused | None, Refused | None]:
@@ -127,15 +129,20 @@ class BudgetLevels:
         return own + [level.levels.account_name(level.scope) for level in self.outer]
 
     def reserving(self, scope: str, request: Request, wall_ns: int) -> tuple[list[Movement], tuple[str, ...]]:
-        """Return the movements that reserve on shared accounts, and the tenant windows that are charged."""
+        """Return the movements that reserve on shared accounts, and the names of those outside any run.
+
+        These are the tenant's periods and the named account, which settlement finds by the step's event.
+        """
         request = request.shared()
         moves = [Movement(name, request) for name in self._shared(scope)]
         windows = self._tenants.accounts(self.log.fold.tenant, wall_ns)
         if windows and not self._accounts_here:
             check_no_ledger(self.log.store)
             self._accounts_here = True
-        moves += [Movement(name, request, opening=account) for name, account in windows]
-        return moves, tuple(name for name, _ in windows)
+        named = self.log.fold.named_account
+        charged = windows if named is None else [*windows, (named.id, named.opening())]
+        moves += [Movement(name, request, opening=account) for name, account in charged]
+        return moves, tuple(name for name, _ in charged)
 
     def settling(self, key: str, usage: Amounts | None) -> list[Movement]:
         """Return the movements that settle a step in flight on shared accounts; None releases it."""
@@ -146,8 +153,13 @@ class BudgetLevels:
         return [Movement(name, settle=(step.request.reserve, usage)) for name in names]
 
     def sharing(self, scope: str) -> list[Movement]:
-        """Return what makes the levels around a nested run shared."""
-        return [
+        """Return what makes the levels around a nested run shared.
+
+        The named account is opened by the run whose tenant it belongs to.
+        """
+        named = self.log.fold.named_account
+        moves = [] if named is None else [Movement(named.id, opening=named.opening())]
+        return moves + [
             Movement(self.account_name(level.key), opening=_copy(level.accounts[0]))
             for level in self.log.fold.chain(scope)
             if not level.shared

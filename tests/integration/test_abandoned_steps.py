@@ -17,7 +17,7 @@ from agentguard.cli.__main__ import main
 #: Ends (or is killed) while `slow` is in its body, then waits to be killed itself.
 PROGRAM = """
 import contextlib, sys, threading
-from agentguard import Guard, RunStopped, Usage, guarded_step
+from agentguard import Budget, Guard, RunStopped, Usage, guarded_step
 
 inside, over = threading.Event(), threading.Event()
 
@@ -27,7 +27,8 @@ def slow():
     over.wait()
 
 guard = Guard.open(telemetry=False)
-with contextlib.suppress(RunStopped), guard.run("r", run_id="job-00001", tenant="t") as run:
+account = {"account": "thread:42", "account_budget": Budget(usd=1)}
+with contextlib.suppress(RunStopped), guard.run("r", run_id="job-00001", tenant="t", **account) as run:
     threading.Thread(target=run.bind(slow), daemon=True).start()
     inside.wait()
     if sys.argv[1] == "killed":
@@ -87,6 +88,8 @@ def test_doctor_names_the_step_and_repair_charges_it_once(sqlite_guard, key, cap
     assert any(f"job-00001 {key}" in said for said in found["repair"])
     assert "steps" not in found
     assert sqlite_guard.tenants()[0].spent.usd == USD
+    account = sqlite_guard.account("thread:42", tenant="t")
+    assert (account.spent.usd, account.reserved.usd) == (USD, 0)
     assert doctor(capsys, "--repair")[0] == 0
     assert sqlite_guard.tenants()[0].spent.usd == USD
     assert sqlite_guard.history("job-00001")[-1].type == "step_resolved"

@@ -17,6 +17,13 @@ from tests.scale import scaled
 MODELS = ("gpt-5", "claude-sonnet-4-5", None)
 OUTCOMES = {"step_completed", "step_failed", "step_resolved"}
 
+#: The outermost run: runs inside it, but for detached ones, and its forks are charged to the account too.
+OUTER: Any = {
+    "budget": Budget(usd=3),
+    "tenant": "acme",
+    "account": "thread:7",
+    "account_budget": Budget(usd="2.5"),
+}
 step = st.tuples(
     st.just("step"),
     st.sampled_from(["ask", "search"]),
@@ -82,6 +89,7 @@ def summed(guard: Guard) -> dict[str, dict[str, Usage]]:
                     "kind": start.kind,
                     "tenant": summary.tenant,
                     "name": summary.name,
+                    "account": summary.account or "",
                     "run": summary.run_id,
                     "day": next(iter(totals["day"]), "") or line_day(guard),
                 }
@@ -98,7 +106,7 @@ def line_day(guard: Guard) -> str:
 @given(actions=st.one_of(program, st.lists(step, max_size=6)), fork_at=st.integers(min_value=2, max_value=12))
 def test_costs_are_the_sum_of_the_events(actions: list[Any], fork_at: int) -> None:
     with Guard.in_memory(telemetry=False) as guard:
-        with contextlib.suppress(RunStopped), guard.run("outer", budget=Budget(usd=3), tenant="acme") as run:
+        with contextlib.suppress(RunStopped), guard.run("outer", **OUTER) as run:
             carry_out(guard, actions)
         if all(action[0] == "step" for action in actions) and fork_at <= run.summary().head.seq:
             with contextlib.suppress(RunStopped), guard.fork(run.id, at=fork_at, budget=Budget(usd=3)):
@@ -117,5 +125,8 @@ def test_costs_are_the_sum_of_the_events(actions: list[Any], fork_at: int) -> No
 
         for by in COST_KEYS:
             assert {line.key: line.usage for line in guard.costs(by)} == dict(expected[by])  # type: ignore[arg-type]
+        account = guard.account("thread:7", tenant="acme")
+        charged = Usage() if account is None else account.spent
+        assert charged == expected["account"]["thread:7"]
         total = sum((line.usd for line in guard.costs("run")), Decimal(0))
         assert total == sum((one.usage.usd for one in tops), Decimal(0)) - forked.usd

@@ -1,4 +1,4 @@
-"""`agentguard costs`: where the money went, by model, step, tenant, run name or day."""
+"""`agentguard costs`: where the money went, by model, step, tenant, run name, account or day."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class By(StrEnum):
     KIND = "kind"
     TENANT = "tenant"
     NAME = "name"
+    ACCOUNT = "account"
     RUN = "run"
     DAY = "day"
 
