@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from anthropic import AsyncAnthropic
 from langchain.agents import create_agent
 from langchain_anthropic import ChatAnthropic
 from pydantic_ai import Agent
@@ -83,12 +85,17 @@ def by_langchain(api: Api) -> str:
 
 
 def by_pydantic_ai(api: Api) -> str:
-    provider = AnthropicProvider(api_key="x", base_url=api.url)
     settings = AnthropicModelSettings(max_tokens=20_000, anthropic_thinking=THINKING)  # type: ignore[typeddict-item]
-    agent = Agent(
-        AnthropicModel(MODEL, provider=provider), capabilities=[GuardCapability()], model_settings=settings
-    )
-    return str(agent.run_sync("hi").output)
+
+    async def ask() -> str:
+        async with AsyncAnthropic(
+            api_key="x", base_url=api.url
+        ) as client:  # one of the provider's is not closed
+            model = AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
+            agent = Agent(model, capabilities=[GuardCapability()], model_settings=settings)
+            return str((await agent.run("hi")).output)
+
+    return asyncio.run(ask())
 
 
 both = pytest.mark.parametrize("ask", [by_langchain, by_pydantic_ai])

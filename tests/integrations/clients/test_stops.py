@@ -154,10 +154,12 @@ def test_a_kill_between_attempts_ends_the_retries(provider: str, guard: Guard, s
                     guard.kill(run=run.id, reason="enough")
                     pause.go_on.set()
 
-                threading.Thread(target=kill).start()
+                killer = threading.Thread(target=kill)
+                killer.start()
                 with pytest.raises(KillSwitchTriggeredError):
                     await sdk.ask(client)
                     await sdk.ask(client)
+        killer.join()
 
     closing(program, client)
     assert len(server.requests) == 1

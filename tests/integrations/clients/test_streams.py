@@ -97,11 +97,13 @@ def test_a_kill_in_the_middle_ends_the_stream_and_closes_the_connection(sdk: Sdk
                     if not sdk.asynchronous:  # a blocking read ends with the next event
                         pause.go_on.set()
 
-                threading.Thread(target=kill).start()
+                killer = threading.Thread(target=kill)
+                killer.start()
                 stream = await sdk.create(client, stream=True)
                 with pytest.raises(KillSwitchTriggeredError, match="enough"):
                     async for event in sdk.events(stream):
                         read.append(sdk.piece(event))
+        killer.join()
         assert TEXT not in "".join(read)
         assert outcomes(guard, run) == ["step_started", "step_failed"]
         assert RESERVED < run.spent.usd < 2 * RESERVED
