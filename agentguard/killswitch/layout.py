@@ -190,9 +190,9 @@ class Page:
                 "`agentguard doctor --repair --accept-loss`"
             )
 
-    def beat(self) -> None:
-        """Note that what is shown here agreed with the durable record just now."""
-        self.words[HEARTBEAT] = time.monotonic_ns()
+    def beat(self, at_ns: int) -> None:
+        """Note that what is shown here agreed with the durable record at a moment, in monotonic ns."""
+        self.words[HEARTBEAT] = at_ns
 
     @property
     def silence(self) -> float:

@@ -11,7 +11,7 @@ from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored, chain, encode, genesis
 from agentguard.events.model import CONTROL_RUN_ID, Record
-from agentguard.killswitch.acks import collect
+from agentguard.killswitch.acks import Count, collect
 from agentguard.killswitch.forking import renew_after_fork
 from agentguard.killswitch.index import KillIndex
 from agentguard.killswitch.kill_requests import check_request
@@ -104,11 +104,10 @@ class MemoryKillSwitch:
         """Wait until this process, if it takes part, has acted on `generation`."""
         self._check_open()
 
-        def count() -> tuple[int, int]:
+        def count() -> Count:
             joined = list(self._joined)
-            return int(bool(joined)), int(
-                bool(joined) and all(participant.acknowledged >= generation for participant in joined)
-            )
+            acted = all(participant.acknowledged >= generation for participant in joined)
+            return Count(int(bool(joined)), int(bool(joined) and acted))
 
         return collect(count, timeout)
 

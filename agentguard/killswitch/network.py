@@ -18,12 +18,12 @@ from msgspec import structs
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._secrets import public_url
 from agentguard.killswitch import relay_process
-from agentguard.killswitch.acks import collect
+from agentguard.killswitch.acks import collect, total
+from agentguard.killswitch.hosts import OtherHosts, host_report
 from agentguard.killswitch.mirror import Mirror, MirrorFiles
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.killswitch.participants import Participant
 from agentguard.killswitch.remote import HostReport, RemoteLog
-from agentguard.killswitch.waker import wake
 
 if TYPE_CHECKING:
     from agentguard.events.codec import Stored
@@ -113,11 +113,10 @@ class NetworkKillSwitch(PageKillSwitch):
                 host is refused until it is recorded.
         """
         self._files.check_open()
-        with self._files.failing_closed():
-            try:
-                return self._mirror.record(type, data, self._clock.wall())
-            finally:
-                wake(self._live)
+        return super().record(type, data)
+
+    def _append(self, event_type: str, data: dict[str, Any]) -> int:
+        return self._mirror.record(event_type, data, self._clock.wall())
 
     def verify(self) -> Head:
         """Check the control log on the server and this host's copy, and give the head."""
@@ -140,33 +139,31 @@ class NetworkKillSwitch(PageKillSwitch):
         return super().join(on_change)
 
     def hosts(self) -> list[HostReport]:
-        """What is known of each host on which a process takes part, or a relay runs."""
+        """Return what is known of each host, by name; `silent` says how long ago the host was heard."""
         self._files.check_open()
         here = relay_process.host_id(self.home)
-        table = self._files.current().table
-        own = tuple(entry.acknowledged for entry in table.taken() if entry.holder.alive)
-        found = [
-            structs.replace(report, acknowledged=own) if report.host == here else report
-            for report in self._mirror.remote.reports()
-        ]
-        return sorted(found, key=lambda report: report.name)
+        reports = self._mirror.remote.reports()
+        return sorted(
+            (self._own(report) if report.host == here else report for report in reports),
+            key=lambda report: report.name,
+        )
+
+    def _own(self, report: HostReport) -> HostReport:
+        """The report of this host, as it is now and not when its relay last looked."""
+        now = host_report(report.host, report.name, self._files.log.refresh(), self._participants)
+        return structs.replace(now, silent=report.silent)
 
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
-        """Wait until every live process of every host that takes part has acted on `generation`."""
+        """Wait until every process that takes part, on every host that was heard of late, has acted.
+
+        Processes that have acted on `generation` and ended since count as on this host.  A host that goes
+        silent meanwhile is waited for, and its processes count as it last reported them.
+        """
         with self._files.failing_closed():
             self._files.check_open()
-            here = relay_process.host_id(self.home)
-            roster = self._participants.roster()
-
-            def count() -> tuple[int, int]:
-                roster.difference_update({process for process in roster if not process.alive})
-                counts = [(len(roster), len(roster) - len(self._participants.missing(roster, generation)))]
-                reports = self._mirror.remote.reports()
-                counts += [report.count(generation) for report in reports if report.host != here]
-                live, acknowledged = zip(*counts, strict=True)
-                return sum(live), sum(acknowledged)
-
-            return collect(count, timeout)
+            here = self._participants.reached(generation)
+            others = OtherHosts(self._mirror.remote, relay_process.host_id(self.home), generation)
+            return collect(lambda: total([here(), *others.count()]), timeout)
 
     def close(self) -> None:
         """Leave, and refuse from now on.  Closing twice does nothing."""

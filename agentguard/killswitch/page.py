@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agentguard.events.model import Head
     from agentguard.killswitch.model import Acknowledgements, Kill
     from agentguard.killswitch.processes import Process
+    from agentguard.killswitch.remote import HostReport
 
 
 class PageKillSwitch:
@@ -96,10 +97,16 @@ class PageKillSwitch:
                 message says which.
         """
         with self._files.failing_closed():
+            before = self._participants.holders()
             try:
-                return self._files.record(type, data, self._clock.wall())
+                generation = self._append(type, data)
             finally:
                 wake(self._live)
+            self._participants.note(before, generation)
+            return generation
+
+    def _append(self, event_type: str, data: dict[str, Any]) -> int:
+        return self._files.record(event_type, data, self._clock.wall())
 
     def read(self, after: int = 0) -> Iterator[Stored]:
         """The control log as it is stored, unchecked; an altered line fits no chain."""
@@ -159,8 +166,16 @@ class PageKillSwitch:
             roster = self._participants.roster()
             return sorted(self._participants.missing(roster, generation))
 
+    def hosts(self) -> list[HostReport]:
+        """Return what is known of each host; nothing, since a page has but one."""
+        return []
+
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
-        """Wait until every live process that takes part has acted on `generation`."""
+        """Wait until every process that takes part has acted on `generation`.
+
+        Where this switch recorded it, those that took part then count too, also if they have ended since,
+        provided that they had acted on it.
+        """
         with self._files.failing_closed():
             return self._participants.collect(generation, timeout)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentguard.errors import KillSwitchUnavailableError
-from agentguard.killswitch.acks import collect
+from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
+from agentguard.killswitch.acks import Count, collect
+from agentguard.killswitch.processes import current
 from agentguard.killswitch.waker import Waker, is_alive, live_processes
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from agentguard.killswitch.processes import Process
 
 _logger = logging.getLogger(__name__)
+
+#: For how many generations it is known who took part when they were recorded.
+_REMEMBERED = 64
 
 
 class Participant:
@@ -49,6 +53,8 @@ class Participants:
         self._waker: Waker | None = None
         self._told = 0
         self._complaint = ""
+        #: Who took part when this switch recorded the newest generations.
+        self._meant: dict[int, set[Process]] = {}
 
     def join(self, on_change: Callable[[int], None]) -> Participant:
         """Have `on_change` called after every change."""
@@ -112,6 +118,19 @@ class Participants:
         if waker is not None:
             waker.acknowledge(generation)
 
+    def note(self, before: set[Process], generation: int) -> None:
+        """Keep who took part before a generation was recorded, for who asks whom it has reached."""
+        self._meant[generation] = before
+        while len(self._meant) > _REMEMBERED:
+            self._meant.pop(next(iter(self._meant)))
+
+    def holders(self) -> set[Process]:
+        """Return the processes that have an entry, also dead ones; nobody where there is no page."""
+        try:
+            return {entry.holder for entry in self._files.current().table.taken()}
+        except (AgentGuardError, OSError):
+            return set()
+
     def roster(self) -> set[Process]:
         """The live processes that take part."""
         table = self._files.current().table
@@ -121,20 +140,37 @@ class Participants:
 
     def missing(self, roster: set[Process], generation: int) -> set[Process]:
         """Those among `roster` who have not acted on `generation`."""
-        table = [p for p in self._files.current().table.taken() if p.holder in roster]
-        late = {entry.holder for entry in table if entry.acknowledged < generation}
-        return late | (roster - {entry.holder for entry in table})
+        acknowledged = self.acknowledged()
+        return {process for process in roster if acknowledged.get(process, -1) < generation}
+
+    def acknowledged(self) -> dict[Process, int]:
+        """Return what each process has acted on, also of those that have left or died since."""
+        return self._files.current().table.acknowledged()
+
+    def reached(self, generation: int) -> Callable[[], Count]:
+        """Return what counts, each time, whom a generation has reached of those it was meant for.
+
+        Those are the processes that take part now, and those that took part when it was recorded here and
+        have acted on it; one that left or died without acting counts no more.
+        """
+        roster = self.roster()
+        before = self._meant.get(generation, set()) - roster
+        if not self._joined:
+            before.discard(current())
+        roster |= before - self.missing(before, generation)
+
+        def count() -> Count:
+            if late := self.missing(roster, generation):
+                gone = late - self.roster()
+                roster.difference_update(gone)
+                late -= gone
+            return Count(len(roster), len(roster) - len(late))
+
+        return count
 
     def collect(self, generation: int, timeout: float) -> Acknowledgements:
-        """Wait until every live process that takes part has acted on `generation`."""
-        roster = self.roster()
-
-        def count() -> tuple[int, int]:
-            late = {process: is_alive(self._live, process) for process in self.missing(roster, generation)}
-            roster.difference_update(process for process, alive in late.items() if not alive)
-            return len(roster), len(roster) - sum(late.values())
-
-        return collect(count, timeout)
+        """Wait until every process that a generation was meant for has acted on it."""
+        return collect(self.reached(generation), timeout)
 
     def _stop(self) -> None:
         with self._lock:

@@ -15,13 +15,14 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
+from msgspec import structs
 
 from agentguard._optional import require
 from agentguard._secrets import public_url
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.control import parse_entry
-from agentguard.killswitch.remote import REPORT_LIFETIME, HostReport
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 
 #: Seconds that the server is given for a connection (whole ones), and for an answer.
 CONNECTING = 2
@@ -35,8 +36,9 @@ _REPORT = """
 INSERT INTO agentguard.kill_host (host, report) VALUES (%s, %s)
 ON CONFLICT (host) DO UPDATE SET report = excluded.report, at = clock_timestamp()
 """
-_REPORTS = "SELECT report FROM agentguard.kill_host WHERE at >= clock_timestamp() - make_interval(secs => %s)"
+_REPORTS = "SELECT report, extract(epoch FROM clock_timestamp() - at)::float8 FROM agentguard.kill_host"
 _FORGET = "DELETE FROM agentguard.kill_host WHERE host = %s"
+_PRUNE = "DELETE FROM agentguard.kill_host WHERE at < clock_timestamp() - make_interval(secs => %s)"
 
 
 class PostgresLog:
@@ -91,14 +93,21 @@ class PostgresLog:
             connection.execute(_REPORT, (report.host, msgspec.json.encode(report).decode()))
 
     def reports(self) -> Sequence[HostReport]:
-        """The reports that are young by the server's clock."""
-        rows = self._ask(_REPORTS, REPORT_LIFETIME)
-        return [msgspec.json.decode(report, type=HostReport) for (report,) in rows]
+        """Return the reports, with their age by the server's clock."""
+        return [
+            structs.replace(msgspec.json.decode(report, type=HostReport), silent=max(0.0, age))
+            for report, age in self._ask(_REPORTS)
+        ]
 
     def forget(self, host: str) -> None:
         """Remove a report."""
         with self._connected() as connection:
             connection.execute(_FORGET, (host,))
+
+    def prune(self) -> None:
+        """Remove reports that are old by the server's clock."""
+        with self._connected() as connection:
+            connection.execute(_PRUNE, (REPORT_KEPT,))
 
     def after_fork(self) -> None:
         """In a forked child: never close the parent's connections, and make others."""
@@ -117,9 +126,9 @@ class PostgresLog:
                         connection.close()
             self._connection = self._listening = None
 
-    def _ask(self, query: str, parameter: object) -> list[tuple[Any, ...]]:
+    def _ask(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         with self._connected() as connection:
-            rows: list[tuple[Any, ...]] = connection.execute(query, (parameter,)).fetchall()
+            rows: list[tuple[Any, ...]] = connection.execute(query, parameters).fetchall()
             return rows
 
     @contextmanager

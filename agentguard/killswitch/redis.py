@@ -13,13 +13,14 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
+from msgspec import structs
 
 from agentguard._optional import require
 from agentguard._secrets import public_url
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.control import format_entry, parse_entry
-from agentguard.killswitch.remote import REPORT_LIFETIME, HostReport
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 
 #: Seconds that the server is given for a connection, and for an answer.
 TIMEOUT = 0.5
@@ -33,6 +34,15 @@ return 1
 """
 _REPORT = """
 redis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1] .. ' ' .. ARGV[2])
+"""
+_PRUNE = """
+local oldest = redis.call('TIME')[1] - ARGV[1]
+local fields = redis.call('HGETALL', KEYS[1])
+for number = 1, #fields, 2 do
+    if tonumber(string.match(fields[number + 1], '^%d+')) < oldest then
+        redis.call('HDEL', KEYS[1], fields[number])
+    end
+end
 """
 
 
@@ -76,6 +86,7 @@ class RedisLog:
         self._client: Any = self._redis.Redis.from_url(self._server, **options)
         self._append = self._client.register_script(_APPEND)
         self._report = self._client.register_script(_REPORT)
+        self._prune = self._client.register_script(_PRUNE)
         self._messages: Any = None
 
     def read(self, after: int = 0) -> Sequence[Stored]:
@@ -107,21 +118,25 @@ class RedisLog:
             self._report(keys=[self._hosts], args=[report.host, msgspec.json.encode(report)])
 
     def reports(self) -> Sequence[HostReport]:
-        """The reports that are young by the server's clock."""
+        """Return the reports, with their age by the server's clock."""
         with self._answering():
             pipeline = self._client.pipeline(transaction=False)
             (now, _), reports = pipeline.time().hgetall(self._hosts).execute()
         split = (report.partition(b" ") for report in reports.values())
         return [
-            msgspec.json.decode(report, type=HostReport)
+            structs.replace(msgspec.json.decode(report, type=HostReport), silent=max(0.0, now - int(at)))
             for at, _, report in split
-            if int(at) >= now - REPORT_LIFETIME
         ]
 
     def forget(self, host: str) -> None:
         """Remove a report."""
         with self._answering():
             self._client.hdel(self._hosts, host)
+
+    def prune(self) -> None:
+        """Remove reports that are old by the server's clock."""
+        with self._answering():
+            self._prune(keys=[self._hosts], args=[int(REPORT_KEPT)])
 
     def after_fork(self) -> None:
         """In a forked child: make connections of its own."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch import relay_process
+from agentguard.killswitch.hosts import host_report
 from agentguard.killswitch.mirror import Mirror, MirrorFiles
 from agentguard.killswitch.network import MAX_STALENESS, open_log
 from agentguard.killswitch.participants import Participants
@@ -27,15 +28,17 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two readings of the record on the server.
 INTERVAL = 0.1
-#: Seconds between two looks at processes that have yet to act.
+#: Seconds between two looks at processes that have yet to act; each is followed by a longer one.
 _WATCHFUL = 0.001
+_SLOWER = 1.1
 #: Seconds between two reports without news.
 _REPORTING = 1.0
 #: Seconds between two checks of the whole log on the server.
 _VERIFYING = 60.0
 #: Seconds that a relay waits for somebody to take part: at its start, and after the last has left.
+#: The second is longer than `agentguard kill` waits, so that it hears of processes that have ended.
 _GRACE = 15.0
-_LINGERING = 2.0
+_LINGERING = 10.0
 
 
 class Relay:
@@ -61,6 +64,7 @@ class Relay:
         self._stopping = threading.Event()
         self._reported: HostReport | None = None
         self._report_due = 0.0
+        self._watchful = _WATCHFUL
         self._verify_due = 0.0
         self._leave_at = time.monotonic() + _GRACE
 
@@ -85,6 +89,7 @@ class Relay:
                     _logger.warning("%s", said)
                     self._files.complain(said)
                 self._verify_due = 0.0
+                self._reported = None
                 self._remote.close()
                 self._stopping.wait(pause)
                 pause = min(2 * pause, 0.25)
@@ -100,36 +105,44 @@ class Relay:
                 due = now + INTERVAL
                 if self._is_left():
                     return
-            behind = self._report(now)
-            pushed = self._remote.wait(_WATCHFUL if behind else max(due - time.monotonic(), 0.001))
+            pause = self._report(now)
+            pushed = self._remote.wait(max(min(due - time.monotonic(), pause), 0.001))
             if pushed:
                 self._mirror.take(pushed)
                 wake(self._live)
 
     def _agree(self, now: float) -> None:
-        """Read the record on the server, and show that the page agrees with it."""
+        """Read the record on the server, and show that the page agrees with it.
+
+        The server knows of this host before anybody here believes the page, so that no run starts on a
+        host that a kill does not wait for.
+        """
+        began = time.monotonic_ns()
         before = self._files.log.generation
         if now >= self._verify_due:
             self._mirror.verify()
+            self._remote.prune()
             self._verify_due = now + _VERIFYING
         if self._mirror.sync() != before:
             wake(self._live)
         self._files.exact()
-        self._files.current().beat()
+        self._report(now)
+        self._files.current().beat(began)
         self._files.complain(None)
 
-    def _report(self, now: float) -> bool:
-        """Tell the server what has changed here; gives whether somebody has yet to act."""
-        generation = self._files.log.generation
-        table = self._files.current().table
-        acknowledged = tuple(entry.acknowledged for entry in table.taken() if entry.holder.alive)
-        report = HostReport(
-            host=self._host, name=self._name, generation=generation, acknowledged=acknowledged
-        )
+    def _report(self, now: float) -> float:
+        """Tell the server what has changed here, and return the seconds until the next look."""
+        report = host_report(self._host, self._name, self._files.log.generation, self._participants)
         if report != self._reported or now >= self._report_due:
             self._remote.report(report)
+            if self._reported is None or report.generation != self._reported.generation:
+                self._watchful = _WATCHFUL
             self._reported, self._report_due = report, now + _REPORTING
-        return any(each < generation for each in acknowledged)
+        if all(each >= report.generation for each in report.acknowledged):
+            return INTERVAL
+        # A process that stands still is not looked at all the time.
+        pause, self._watchful = self._watchful, min(self._watchful * _SLOWER, INTERVAL)
+        return pause
 
     def _is_left(self) -> bool:
         if self._stay or live_processes(self._live):

@@ -8,9 +8,12 @@ from typing import Protocol
 import msgspec
 
 from agentguard.events.codec import Stored
+from agentguard.killswitch.acks import Count
 
-#: Seconds for which a host counts as live after its last report.
-REPORT_LIFETIME = 3.0
+#: Seconds for which a host is waited for after its last report.
+REPORT_LIFETIME = 10.0
+#: Seconds for which the report of a host that has gone silent is kept.
+REPORT_KEPT = 3600.0
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,16 +24,27 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
         name: what people call the host.
         generation: the newest control record that its page shows.
         acknowledged: for each live process that takes part, the generation it has acted on.
+        gone: the same for processes that have left or died since, where it is a recent one.
+        silent: seconds since the report was sent, by the server's clock; set by `RemoteLog.reports`.
     """
 
     host: str
     name: str
     generation: int
     acknowledged: tuple[int, ...] = ()
+    gone: tuple[int, ...] = ()
+    silent: float = 0.0
 
-    def count(self, generation: int) -> tuple[int, int]:
-        """How many processes take part there, and how many of them have acted on a generation."""
-        return len(self.acknowledged), sum(each >= generation for each in self.acknowledged)
+    @property
+    def fresh(self) -> bool:
+        """Whether the host was heard of late, so that it is waited for."""
+        return self.silent <= REPORT_LIFETIME
+
+    def count(self, generation: int) -> Count:
+        """Return whom a generation has reached there; complete once the page shows the generation."""
+        gone = sum(each >= generation for each in self.gone)
+        acted = sum(each >= generation for each in self.acknowledged)
+        return Count(len(self.acknowledged) + gone, acted + gone, self.generation >= generation)
 
 
 class RemoteLog(Protocol):
@@ -63,11 +77,14 @@ class RemoteLog(Protocol):
         """Put the report of a host in the place of its last one."""
 
     def reports(self) -> Sequence[HostReport]:
-        """The reports of the hosts that have sent one in the last `REPORT_LIFETIME` seconds."""
+        """Return the newest report of each host, and how long ago it was sent."""
         ...
 
     def forget(self, host: str) -> None:
         """Take back the report of a host whose relay ends."""
+
+    def prune(self) -> None:
+        """Remove reports that are older than `REPORT_KEPT`: their relays ended without taking them back."""
 
     def after_fork(self) -> None:
         """In a forked child: leave the parent's connections alone."""

@@ -47,6 +47,7 @@ class Waker:
         self.process = current()
         self.page: Page | None = None
         self._entry: int | None = None
+        self._claimed_at = 0
         self._watch = WeakMethod(watch)
         self._lock = threading.Lock()
         self._stopping = False
@@ -96,6 +97,7 @@ class Waker:
             self.process, generation, lambda process: is_alive(self._live, process)
         )
         self.page = page
+        self._claimed_at = generation
 
     def acknowledge(self, generation: int) -> None:
         """Say that this process has acted on everything up to `generation`."""
@@ -128,7 +130,7 @@ class Waker:
             self.give_back()
 
     def give_back(self) -> None:
-        """Remove the FIFO and free the entry; the thread's last act."""
+        """Remove the FIFO and leave the entry; the thread's last act."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -138,7 +140,9 @@ class Waker:
         if page is None or entry is None or not page.whole:
             return
         if page.table.held(entry, self.process):
-            page.table.vacate(entry)
+            # Nothing here can be stopped any more, so that everything has been acted on.
+            page.table.acknowledge(entry, page.newest)
+            page.table.vacate(entry, acted=page.newest > self._claimed_at)
 
 
 def wake(live: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError, guarded_step
 from agentguard.errors import LogIntegrityError
 from agentguard.killswitch import relay_process
-from agentguard.killswitch.kill_requests import kill_data
+from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.killswitch.mirror import MirrorFiles
 from agentguard.killswitch.network import NetworkKillSwitch
 from tests.servers import Valkey, wait_for
@@ -90,6 +91,25 @@ def test_a_new_host_knows_what_was_recorded_before(host: Host) -> None:
     found = late.find("acme", "r1", since=1)
     assert found is not None
     assert late.verify().seq == 1
+
+
+def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Host) -> None:
+    told: dict[str, list[int]] = {"a": [], "b": []}
+    for name, generations in told.items():
+        host(name).join(generations.append)
+    outside = host("c")
+    wait_for(lambda: len(outside.hosts()) == 2)  # only who has reported is waited for
+    generation = outside.record(*kill_data("stop", run="r1"))
+    assert outside.acknowledgements(generation, timeout=20)[:2] == (2, 2)
+    assert told == {"a": [1], "b": [1]}
+    assert [report.count(generation)[:2] for report in host("c").hosts()] == [(1, 1), (1, 1)]
+    for name in ("a", "b", "c"):
+        found = host(name).find("acme", "r1", since=0)
+        assert found is not None
+        assert found.reason == "stop"
+        assert [kill.target for kill in host(name).kills()] == ["r1"]
+    host("b").record(*revive_data("fixed", run="r1"))
+    wait_for(lambda: host("a").find("acme", "r1", since=2) is None)
 
 
 def test_a_process_that_stands_still_on_another_host_has_not_acknowledged(
@@ -316,7 +336,7 @@ def test_a_staleness_that_cannot_be_meant_is_refused(tmp_path: Path, text: str) 
 def test_a_heartbeat_of_before_a_restart_of_the_machine_is_none(tmp_path: Path) -> None:
     files = MirrorFiles(tmp_path / "a", "redis://nowhere", 2.0)
     page = files.current()
-    page.beat()
+    page.beat(time.monotonic_ns())
     assert files.fresh
     page.words[6] += 10**18
     assert not files.fresh

@@ -276,16 +276,19 @@ def _revive(
 
 def _print_hosts(hosts: list[dict[str, Any]]) -> None:
     for host in hosts:
-        print(f"  {host['name']}: {host['live']} live, {host['acknowledged']} acknowledged")
+        counts = f"{host['live']} live, {host['acknowledged']} acknowledged"
+        silent = f"; not heard for {host['silent_s']:.0f} s, and not waited for" if "silent_s" in host else ""
+        print(f"  {_printable(host['name'])}: {counts}{silent}")
 
 
 def _hosts(switch: PageKillSwitch, generation: int) -> list[dict[str, Any]]:
-    """Whom a kill has reached on each host; empty where there is but one."""
-    reports = getattr(switch, "hosts", None)
-    if reports is None:
-        return []
-    counted = [(report.name, *report.count(generation)) for report in reports()]
-    return [dict(zip(("name", "live", "acknowledged"), each, strict=True)) for each in counted]
+    """Return whom a kill has reached on each host; nothing where there is but one."""
+    hosts = []
+    for report in switch.hosts():
+        live, acknowledged, _ = report.count(generation)
+        facts = {"name": report.name, "live": live, "acknowledged": acknowledged}
+        hosts.append(facts if report.fresh else {**facts, "silent_s": report.silent})
+    return hosts
 
 
 def _reach(reached: Acknowledgements, late: list[int]) -> str:

@@ -53,8 +53,45 @@ def test_every_live_process_acknowledges(attach: Start, switch: PageKillSwitch) 
     for child in children:
         child.expect("told 1")
         assert child.end() == 0
-    switch.join(lambda generation: None)
-    assert switch.acknowledgements(generation, DEADLINE)[:2] == (1, 1)
+    assert switch.acknowledgements(generation, DEADLINE)[:2] == (2, 2), "those that the kill ended count"
+    later = switch.record(*kill_data("why"))
+    assert switch.acknowledgements(later, DEADLINE)[:2] == (0, 0)
+
+
+LEAVES = """
+participant = switch.join(lambda generation: {act})
+say("ready")
+sys.stdin.readline()
+switch.close()
+say("left")
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("act", ["None", "participant.leave()", "os.kill(os.getpid(), 9)"])
+def test_a_process_that_has_left_is_not_waited_for_although_it_lives(
+    spawn: Start, switch: PageKillSwitch, act: str
+) -> None:
+    child = spawn(LEAVES.format(act=act))
+    generation = switch.record(*kill_data("why"))
+    if act == "None":
+        child.process.stdin.write("\n")
+        child.process.stdin.flush()
+        child.expect("left")
+    live, acknowledged, seconds = switch.acknowledgements(generation, DEADLINE)
+    assert live == acknowledged == (0 if "kill" in act else 1)
+    assert seconds < DEADLINE
+    assert switch.unacknowledged(generation) == []
+
+
+def test_a_process_that_leaves_before_a_kill_is_not_counted(spawn: Start, switch: PageKillSwitch) -> None:
+    child = spawn(LEAVES.format(act="None"))
+    first = switch.record(*kill_data("why", run="r1"))
+    assert switch.acknowledgements(first, DEADLINE)[:2] == (1, 1)
+    child.process.stdin.write("\n")
+    child.process.stdin.flush()
+    child.expect("left")
+    assert switch.acknowledgements(switch.record(*kill_data("why")), DEADLINE)[:2] == (0, 0)
 
 
 def test_a_process_that_cannot_act_is_live_and_named(
@@ -121,7 +158,7 @@ def test_a_full_table_leaves_a_process_uncounted_but_not_untold(
 
 def test_places_of_the_dead_are_given_away(switch: PageKillSwitch) -> None:
     places = switch._files.current().table
-    dead = Process(2**31, 1, current().namespace)
+    dead = Process(2**30, 1, current().namespace)
     while places.claim(dead, 0) is not None and not places.held(511, dead):
         pass
     assert len(list(places.taken())) == 512

@@ -1,0 +1,64 @@
+"""Whom a kill has reached on which host, by what the relays report to the server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from agentguard.killswitch.remote import HostReport, RemoteLog
+
+if TYPE_CHECKING:
+    from agentguard.killswitch.acks import Count
+    from agentguard.killswitch.participants import Participants
+
+#: For so many of the newest records a report tells who acted on them and has gone since.
+_RECENT = 8
+
+
+def host_report(host: str, name: str, generation: int, participants: Participants) -> HostReport:
+    """Return the report of this host, whose page shows `generation`."""
+    roster = participants.roster()
+    acknowledged = participants.acknowledged()
+    gone = (acted for process, acted in acknowledged.items() if process not in roster)
+    return HostReport(
+        host=host,
+        name=name,
+        generation=generation,
+        acknowledged=tuple(sorted(acknowledged.get(process, 0) for process in roster)),
+        gone=tuple(sorted(acted for acted in gone if acted > max(generation - _RECENT, 0))),
+    )
+
+
+class OtherHosts:
+    """The other hosts that a generation was meant for.
+
+    Those are the hosts that are heard while it is waited for.  One that goes silent is still waited for:
+    nobody can say whether its processes have acted.  One whose relay ended has nobody left who could act.
+
+    Args:
+        remote: where the hosts report.
+        here: the id of the host that waits, which counts by itself.
+        generation: what they have to act on.
+    """
+
+    def __init__(self, remote: RemoteLog, here: str, generation: int) -> None:
+        self._remote = remote
+        self._here = here
+        self._generation = generation
+        self._seen: dict[str, HostReport] = {}
+
+    def count(self) -> list[Count]:
+        """Ask the server, and return whom the generation has reached on each host."""
+        reports = {report.host: report for report in self._remote.reports() if report.host != self._here}
+        for host, known in self._seen.items():
+            self._seen[host] = reports.get(host) or self._ended(known)
+        for host, report in reports.items():
+            if report.fresh:
+                self._seen[host] = report
+        return [report.count(self._generation) for report in self._seen.values()]
+
+    def _ended(self, last: HostReport) -> HostReport:
+        """The last report of a host whose relay has ended, without who had not acted until then."""
+        acted = tuple(each for each in last.acknowledged if each >= self._generation)
+        return structs.replace(last, generation=self._generation, acknowledged=acted)
