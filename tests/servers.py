@@ -90,6 +90,13 @@ class Valkey:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def resume(self) -> None:
+        """Have it go on where a test has halted it, and start it where a test has stopped it."""
+        if self._process is None:
+            self.start()
+        else:
+            self.send(signal.SIGCONT)
+
     def command(self, *words: str) -> Any:
         """Have it carry out a command."""
         import redis

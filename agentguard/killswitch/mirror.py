@@ -28,6 +28,8 @@ from agentguard.killswitch.remote import RemoteLog
 
 _logger = logging.getLogger(__name__)
 
+#: Seconds of silence after which it is seen whether the relay has died, however long silence is tolerated.
+_SILENT = 1.0
 #: How often a record is tried to be appended while others append too.
 _ATTEMPTS = 1000
 
@@ -83,7 +85,7 @@ class MirrorFiles(KillFiles):
     def examine(self) -> int:
         """See that every file can be used and that the relay is heard."""
         generation = super().examine()
-        if self.current().silence > self.max_staleness / 4:
+        if self.current().silence > min(self.max_staleness / 4, _SILENT):
             self.keep_relay()
         self.check_fresh()
         return generation
@@ -93,7 +95,8 @@ class MirrorFiles(KillFiles):
         """Seconds until somebody looks without being woken: when the relay would be silent for too long."""
         with suppress(KillSwitchUnavailableError, OSError):
             left = self.max_staleness - self.current().silence
-            return min(max(left, 0.01) if left > -0.1 else FALLBACK_SECONDS, self.max_staleness / 8)
+            soon = min(self.max_staleness / 8, _SILENT)
+            return min(max(left, 0.01) if left > -0.1 else FALLBACK_SECONDS, soon)
         return FALLBACK_SECONDS
 
     def complain(self, problem: str | None) -> None:

@@ -23,7 +23,7 @@ from agentguard.killswitch.control import format_entry, parse_entry
 from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 
 #: Seconds that the server is given for a connection, and for an answer.
-TIMEOUT = 0.5
+TIMEOUT = 2.0
 
 #: All or nothing: the entry is appended if it is the next one, and told to every relay.
 _APPEND = """

@@ -37,8 +37,8 @@ _REPORTING = 1.0
 _VERIFYING = 60.0
 #: Seconds that a relay waits for somebody to take part: at its start, and after the last has left.
 #: The second is longer than `agentguard kill` waits, so that it hears of processes that have ended.
-_GRACE = 15.0
-_LINGERING = 10.0
+GRACE = 15.0
+LINGERING = 10.0
 
 
 class Relay:
@@ -49,9 +49,20 @@ class Relay:
         server: the URL of the server.
         stay: whether it goes on while no process takes part.
         name: what people call this host; by default its host name.
+        grace: seconds that it waits for the first to take part.
+        lingering: seconds that it goes on after the last has left.
     """
 
-    def __init__(self, folder: Path, server: str, *, stay: bool, name: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: str,
+        *,
+        stay: bool,
+        name: str | None = None,
+        grace: float = GRACE,
+        lingering: float = LINGERING,
+    ) -> None:
         remote = open_log(server)
         self._remote = remote
         self._files = MirrorFiles(folder, remote.url, MAX_STALENESS)
@@ -66,7 +77,8 @@ class Relay:
         self._report_due = 0.0
         self._watchful = _WATCHFUL
         self._verify_due = 0.0
-        self._leave_at = time.monotonic() + _GRACE
+        self._leave_at = time.monotonic() + grace
+        self._lingering = lingering
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -146,7 +158,7 @@ class Relay:
 
     def _is_left(self) -> bool:
         if self._stay or live_processes(self._live):
-            self._leave_at = max(self._leave_at, time.monotonic() + _LINGERING)
+            self._leave_at = time.monotonic() + self._lingering
             return False
         return time.monotonic() >= self._leave_at
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.integrations.clients.server import serve
+from tests.relays import Hosts
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +23,13 @@ def providers() -> Iterator[dict[str, str]]:
             "ANTHROPIC_API_BASE": server.url,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
+
+
+@pytest.fixture
+def host(url: str, tmp_path: Path) -> Iterator[Hosts]:
+    """Hosts that follow the kills at `url`, which is a fixture of the test's module."""
+    hosts = Hosts(url, tmp_path)
+    try:
+        yield hosts
+    finally:
+        hosts.close()

@@ -7,84 +7,56 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError, guarded_step
+from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError
 from agentguard.errors import LogIntegrityError
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.killswitch.mirror import MirrorFiles
 from agentguard.killswitch.network import NetworkKillSwitch
-from tests.servers import Valkey, wait_for
+from agentguard.killswitch.relay import Relay
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport
+from tests import servers
+from tests.relays import Hosts, refused, relay_pid, running_relay, step_is_refused, wait_for
+from tests.servers import Valkey
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs"),
-    # Relays and stopped servers: on a loaded machine, what they have to say comes late.
-    pytest.mark.long,
-]
-
-Host = Callable[[str], NetworkKillSwitch]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
 
-@guarded_step
-def step() -> str:
-    return "done"
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[Valkey]:
+    """One server for all tests of this file, each of which leaves it running."""
+    with (
+        tempfile.TemporaryDirectory(prefix="agentguard-") as folder,
+        servers.valkey(Path(folder), "--appendonly", "yes", "--appendfsync", "always") as server,
+    ):
+        yield server
 
 
 @pytest.fixture
-def server(own_redis: Valkey) -> Valkey:
-    return own_redis
+def server(shared_server: Valkey) -> Iterator[Valkey]:
+    """The server, without anything from the test before."""
+    shared_server.command("FLUSHALL")
+    yield shared_server
+    shared_server.resume()
 
 
 @pytest.fixture
 def url(server: Valkey) -> str:
-    return f"{server.url}?max_staleness=1"
+    """The server, under a prefix of the test's own: a relay of the test before writes elsewhere."""
+    return f"{server.url}?prefix={uuid.uuid4().hex}"
 
 
-@pytest.fixture
-def host(url: str, tmp_path: Path) -> Iterator[Host]:
-    """A switch on a host, which is a home here; its relay is ended with the test."""
-    opened: list[NetworkKillSwitch] = []
-
-    def switch(name: str) -> NetworkKillSwitch:
-        opened.append(NetworkKillSwitch(url, tmp_path / name))
-        return opened[-1]
-
-    yield switch
-    for each in opened:
-        each.close()
-        end_relay(each)
-
-
-def end_relay(switch: NetworkKillSwitch) -> None:
-    if (pid := relay_process.pid(switch.home)) is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-            os.kill(pid, signal.SIGTERM)
-        wait_for(lambda: relay_process.pid(switch.home) != pid)
-
-
-def refused(switch: NetworkKillSwitch) -> bool:
-    """Whether a run that nobody killed would be refused."""
-    try:
-        return switch.find("acme", "nobody's", since=0) is not None
-    except KillSwitchUnavailableError:
-        return True
-
-
-def follows(switch: NetworkKillSwitch) -> None:
-    """Take part, as a process with runs does, so that the host has a relay."""
-    switch.join(lambda generation: None)
-    assert not refused(switch)
-
-
-def test_a_new_host_knows_what_was_recorded_before(host: Host) -> None:
+def test_a_new_host_knows_what_was_recorded_before(host: Hosts) -> None:
     host("a").record(*kill_data("stop", tenant="acme"))
     late = host("b")
     assert late.signal[1] == 1
@@ -93,82 +65,176 @@ def test_a_new_host_knows_what_was_recorded_before(host: Host) -> None:
     assert late.verify().seq == 1
 
 
-def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Host) -> None:
+def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Hosts) -> None:
     told: dict[str, list[int]] = {"a": [], "b": []}
     for name, generations in told.items():
         host(name).join(generations.append)
     outside = host("c")
-    wait_for(lambda: len(outside.hosts()) == 2)  # only who has reported is waited for
     generation = outside.record(*kill_data("stop", run="r1"))
-    assert outside.acknowledgements(generation, timeout=20)[:2] == (2, 2)
+    assert outside.acknowledgements(generation, timeout=60)[:2] == (2, 2)
     assert told == {"a": [1], "b": [1]}
-    assert [report.count(generation)[:2] for report in host("c").hosts()] == [(1, 1), (1, 1)]
+    assert [report.count(generation)[:2] for report in outside.hosts()] == [(1, 1), (1, 1)]
     for name in ("a", "b", "c"):
-        found = host(name).find("acme", "r1", since=0)
+        switch = host(name)
+        found = switch.find("acme", "r1", since=0)
         assert found is not None
         assert found.reason == "stop"
-        assert [kill.target for kill in host(name).kills()] == ["r1"]
+        assert [kill.target for kill in switch.kills()] == ["r1"]
     host("b").record(*revive_data("fixed", run="r1"))
-    wait_for(lambda: host("a").find("acme", "r1", since=2) is None)
+    switch = host("a")
+    wait_for(lambda: switch.find("acme", "r1", since=2) is None)
 
 
-def test_a_process_that_stands_still_on_another_host_has_not_acknowledged(
-    host: Host, url: str, tmp_path: Path
-) -> None:
-    program = """
+TAKES_PART = """
 import sys
 from pathlib import Path
 from agentguard.killswitch.network import NetworkKillSwitch
 switch = NetworkKillSwitch(sys.argv[1], Path(sys.argv[2]))
-switch.join(lambda generation: None)
+participant = switch.join(lambda generation: {act})
 print("ready", flush=True)
 sys.stdin.read()
 """
-    away = [sys.executable, "-c", program, url, str(tmp_path / "b")]
-    with subprocess.Popen(away, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        wait_for(lambda: len(host("a").hosts()) == 1)
-        child.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-        generation = host("a").record(*kill_data("stop"))
-        assert host("a").acknowledgements(generation, timeout=0.2)[:2] == (1, 0)
-        child.send_signal(signal.SIGCONT)
-        assert host("a").acknowledgements(generation, timeout=20)[:2] == (1, 1)
+
+
+@pytest.fixture
+def away(host: Hosts) -> Iterator[Any]:
+    """Start a process on host b, which does something when it is told of a kill."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(act: str = "None") -> subprocess.Popen[bytes]:
+        switch = host("b")
+        words = [sys.executable, "-c", TAKES_PART.format(act=act), f"{host.url}&max_staleness=60"]
+        process = subprocess.Popen(
+            [*words, str(host.folder / "b")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert relay_pid(switch.home) is not None
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_process_that_stands_still_on_another_host_has_not_acknowledged(host: Hosts, away: Any) -> None:
+    child = away()
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    killer = host("a")
+    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    generation = killer.record(*kill_data("stop"))
+    assert killer.acknowledgements(generation, timeout=0.2)[:2] == (1, 0)
+    child.send_signal(signal.SIGCONT)
+    assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
+
+
+@pytest.mark.parametrize("ending", ["it leaves", "it dies"])
+def test_a_process_that_has_acted_on_another_host_counts_after_its_end(
+    host: Hosts, away: Any, ending: str
+) -> None:
+    child = away("participant.leave()" if ending == "it leaves" else "None")
+    killer = host("a")
+    generation = killer.record(*kill_data("stop"))
+    wait_for(lambda: [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)])
+    if ending == "it dies":
         child.kill()
-    end_relay(host("b"))
+        child.wait()
+    wait_for(lambda: [report.acknowledged for report in killer.hosts()] == [()])
+    assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
+    assert [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)]
 
 
-def test_the_relay_ends_with_the_last_that_takes_part(host: Host) -> None:
+def test_a_process_that_died_on_another_host_without_having_acted_counts_no_more(
+    host: Hosts, away: Any
+) -> None:
+    child = away()
+    child.send_signal(signal.SIGSTOP)
+    killer = host("a")
+    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    generation = killer.record(*kill_data("stop"))
+    threading.Timer(0.1, child.kill).start()
+    live, acknowledged, seconds = killer.acknowledgements(generation, timeout=60)
+    assert live == acknowledged == 0
+    assert seconds < 60
+
+
+def test_a_host_whose_relay_stands_still_is_waited_for(host: Hosts, away: Any) -> None:
+    away()
+    relay = running_relay(host("b"))
+    killer = host("a")
+    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    os.kill(relay, signal.SIGSTOP)
+    generation = killer.record(*kill_data("stop"))
+    assert killer.acknowledgements(generation, timeout=0.3)[:2] == (1, 0)
+    os.kill(relay, signal.SIGCONT)
+    assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
+
+
+def test_a_host_whose_relay_dies_and_is_replaced_is_waited_for(host: Hosts, away: Any) -> None:
+    away()
+    killer = host("a")
+    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    os.kill(running_relay(host("b")), signal.SIGKILL)
+    generation = killer.record(*kill_data("stop"))
+    assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
+
+
+def test_a_host_that_is_not_heard_any_more_is_named_and_not_waited_for(server: Valkey, host: Hosts) -> None:
+    killer = host("a")
+    long_ago = int(time.time()) - 60
+    for name, age in (("silent", 0), ("forgotten", REPORT_KEPT)):
+        report = HostReport(host=name, name=name, generation=0, acknowledged=(0,))
+        text = f"{long_ago - int(age)} {json.dumps({'host': name, 'name': name, 'generation': 0, 'acknowledged': [0]})}"
+        assert report.count(1) == (1, 0, False)
+        server.command("HSET", f"{key(host)}:hosts", name, text)
+    killer._mirror.remote.prune()
+    generation = killer.record(*kill_data("stop"))
+    live, acknowledged, seconds = killer.acknowledgements(generation, timeout=60)
+    assert (live, acknowledged) == (0, 0)
+    assert seconds < 60
+    assert [(report.name, report.fresh) for report in killer.hosts()] == [("silent", False)]
+
+
+def key(host: Hosts) -> str:
+    """The name of the record on the server."""
+    return f"{{{host.url.rpartition('=')[2]}}}:kills"
+
+
+def test_a_relay_ends_when_the_last_that_takes_part_has_left(host: Hosts, tmp_path: Path) -> None:
     switch = host("a")
-    participants = [switch.join(lambda generation: None) for _ in range(2)]
-    pid = relay_process.pid(switch.home)
-    assert pid is not None
-    participants[0].leave()
-    other = NetworkKillSwitch(f"{switch.url}", switch.home.parents[1])
-    participants[1].leave()
-    wait_for(lambda: relay_process.pid(switch.home) is None)
-    wait_for(lambda: other.hosts() == [])
-    other.close()
+    home = switch.home
+    relay = Relay(home, host.url, stay=False, grace=60, lingering=0.05)
+    thread = threading.Thread(target=relay.run)
+    with relay_process.claim(home) as lock:  # type: ignore[union-attr]
+        relay_process.note_pid(lock)
+        thread.start()
+        participants = [switch.join(lambda generation: None) for _ in range(2)]
+        other = host("b")
+        wait_for(lambda: [report.acknowledged for report in other.hosts()] == [(0,)])
+        participants[0].leave()
+        assert thread.is_alive()
+        participants[1].leave()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert other.hosts() == []
 
 
-def test_a_relay_that_was_killed_is_replaced(host: Host) -> None:
-    switch = host("a")
-    follows(switch)
-    first = relay_process.pid(switch.home)
-    assert first is not None
+def test_a_relay_that_was_killed_is_replaced(host: Hosts) -> None:
+    switch = host.following("a", max_staleness=5)
+    first = running_relay(switch)
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: relay_process.pid(switch.home) not in (None, first))
+    wait_for(lambda: relay_pid(switch.home) not in (None, first))
     wait_for(lambda: not refused(switch))
     host("b").record(*kill_data("stop", run="r1"))
     wait_for(lambda: not refused(switch) and switch.find("acme", "r1", since=0) is not None)
 
 
-def test_while_the_relay_stands_still_nobody_is_believed(host: Host) -> None:
-    switch = host("a")
-    follows(switch)
-    pid = relay_process.pid(switch.home)
-    assert pid is not None
+def test_while_the_relay_stands_still_nobody_is_believed(host: Hosts) -> None:
+    switch = host.following("a", max_staleness=1)
+    pid = running_relay(switch)
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: refused(switch))
     with pytest.raises(KillSwitchUnavailableError, match="silent for"):
@@ -182,43 +248,32 @@ def test_while_the_relay_stands_still_nobody_is_believed(host: Host) -> None:
 
 @pytest.mark.parametrize("fault", ["paused", "stopped"])
 def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_restart(
-    server: Valkey, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Host, fault: str
+    server: Valkey, monkeypatch: pytest.MonkeyPatch, host: Hosts, fault: str
 ) -> None:
-    monkeypatch.setenv("AGENTGUARD_HOME", str(tmp_path / "a"))
-
-    def step_is_refused() -> bool:
-        try:
-            step()
-        except KillSwitchUnavailableError:
-            return True
-        return False
-
+    monkeypatch.setenv("AGENTGUARD_HOME", str(host.folder / "a"))
+    url = f"{host.url}&max_staleness=1"
     with Guard.open("memory://", kill_switch=url, telemetry=False) as guard:
         with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
-            step()
+            wait_for(lambda: not step_is_refused())
             guard.kill(reason="another", run="another")
             if fault == "paused":
                 server.send(signal.SIGSTOP)
             else:
                 server.stop()
             wait_for(step_is_refused)
-            if fault == "paused":
-                server.send(signal.SIGCONT)
-            else:
-                server.start()
+            server.resume()
             wait_for(lambda: not step_is_refused())
             host("b").record(*kill_data("stop", run=run.id))
-            wait_for(step_is_refused)
+            while True:
+                wait_for(lambda: not step_is_refused())
         assert [kill.target for kill in guard.kills()] == ["another", run.id]
-    end_relay(host("a"))
 
 
 @pytest.mark.parametrize("fault", ["flushed", "failed over to an empty one"])
 def test_records_that_the_server_lost_are_given_back_and_stay_in_force(
-    server: Valkey, host: Host, fault: str
+    server: Valkey, host: Hosts, fault: str
 ) -> None:
-    switch = host("a")
-    follows(switch)
+    switch = host.following("a")
     switch.record(*kill_data("one", run="r1"))
     switch.record(*kill_data("two", tenant="evil"))
     if fault == "flushed":
@@ -237,9 +292,9 @@ def test_records_that_the_server_lost_are_given_back_and_stay_in_force(
 
 
 def test_a_server_with_another_history_is_not_believed_until_somebody_decides(
-    server: Valkey, host: Host
+    server: Valkey, host: Hosts
 ) -> None:
-    switch = host("a")
+    switch = host("a", max_staleness=2)
     switch.record(*kill_data("one", run="r1"))
     server.command("FLUSHALL")
     host("b").record(*kill_data("another", run="r2"))
@@ -248,33 +303,35 @@ def test_a_server_with_another_history_is_not_believed_until_somebody_decides(
     with pytest.raises(KillSwitchUnavailableError, match="another record than this host has seen"):
         switch.find("acme", "r9", since=0)
     assert switch.find("acme", "r1", since=0) is not None, "what is known stays in force"
-    assert host("a").repair(accept_loss=True) == 1
-    wait_for(lambda: not refused(host("a")))
-    assert [kill.target for kill in host("a").kills()] == ["r2"]
+    repaired = host("a")
+    assert repaired.repair(accept_loss=True) == 1
+    wait_for(lambda: not refused(repaired))
+    assert [kill.target for kill in repaired.kills()] == ["r2"]
 
 
-def test_an_altered_record_on_the_server_is_found_wherever_it_lies(server: Valkey, host: Host) -> None:
+def test_an_altered_record_on_the_server_is_found_wherever_it_lies(server: Valkey, host: Hosts) -> None:
+    first = host("a")
     for reason in ("one", "two", "three"):
-        host("a").record(*kill_data(reason, run="r1"))
-    key = "{agentguard}:kills"
-    entry = server.command("LINDEX", key, "1")
-    server.command("LSET", key, "1", entry.replace(b'"two"', b'"owt"'))
+        first.record(*kill_data(reason, run="r1"))
+    entry = server.command("LINDEX", key(host), "1")
+    server.command("LSET", key(host), "1", entry.replace(b'"two"', b'"owt"'))
     with pytest.raises(LogIntegrityError) as caught:
-        host("a").verify()
+        first.verify()
     assert caught.value.seq == 2
-    host("b").join(lambda generation: None)
+    new = host("b")
+    new.join(lambda generation: None)
     with pytest.raises(KillSwitchUnavailableError, match="record 2"):
-        host("b").find("acme", "r9", since=0)
+        new.find("acme", "r9", since=0)
 
 
 def test_a_kill_that_the_server_does_not_take_refuses_this_host_until_it_does(
-    server: Valkey, host: Host
+    server: Valkey, host: Hosts
 ) -> None:
-    switch = host("a")
-    follows(switch)
+    switch = host.following("a")
+    killer = host("a")
     server.stop()
     with pytest.raises(KillSwitchUnavailableError, match="could not be recorded"):
-        host("a").record(*kill_data("stop", run="r1"))
+        killer.record(*kill_data("stop", run="r1"))
     assert refused(switch)
     server.start()
     with pytest.raises(KillSwitchUnavailableError, match="kill again"):
@@ -284,15 +341,18 @@ def test_a_kill_that_the_server_does_not_take_refuses_this_host_until_it_does(
 
 
 def test_the_command_line_kills_on_every_host_and_names_each(
-    url: str, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    follows(host("a"))
-    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", url)
+    host.following("a")
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", host.url)
 
     def kill(*options: str) -> Any:
         words = [sys.executable, "-m", "agentguard.cli", "kill", "--yes", "--reason", "stop", "--home"]
         return subprocess.run(
-            [*words, str(tmp_path / "c"), *options], check=False, capture_output=True, text=True
+            [*words, str(tmp_path / "c"), "--timeout", "60", *options],
+            check=False,
+            capture_output=True,
+            text=True,
         )
 
     done = kill("--run", "r1", "--json")
@@ -309,21 +369,22 @@ def test_the_command_line_kills_on_every_host_and_names_each(
     assert "could not be recorded" in away.stderr
 
 
-def test_a_relay_runs_by_itself(url: str, host: Host, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "agentguard.cli", "relay", "--kill-switch", url, "--name", "box"]
+def test_a_relay_runs_by_itself(host: Hosts, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "agentguard.cli", "relay", "--kill-switch", host.url, "--name", "box"]
     with subprocess.Popen([*words, "--home", str(tmp_path / "a")]) as relay:
         switch = host("a")
-        wait_for(lambda: relay_process.pid(switch.home) == relay.pid)
-        follows(switch)
-        assert relay_process.pid(switch.home) == relay.pid
-        wait_for(lambda: [report.name for report in switch.hosts()] == ["box"])
+        wait_for(lambda: relay_pid(switch.home) == relay.pid)
+        switch.join(lambda generation: None)
+        assert relay_pid(switch.home) == relay.pid
+        assert not refused(switch)
+        assert [report.name for report in switch.hosts()] == ["box"]
         second = subprocess.run(
             [*words, "--home", str(tmp_path / "a")], check=False, capture_output=True, text=True
         )
         assert second.returncode == 2
         assert "has a relay already" in second.stderr
         relay.terminate()
-        assert relay.wait(20) == 0
+        assert relay.wait(60) == 0
         assert switch.hosts() == []
 
 

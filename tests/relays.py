@@ -1,0 +1,103 @@
+"""Hosts of a test, each with a state directory and a relay of its own, which are ended with the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from agentguard import guarded_step
+from agentguard.errors import KillSwitchUnavailableError
+from agentguard.killswitch import relay_process
+from agentguard.killswitch.network import NetworkKillSwitch
+from tests import servers
+
+#: Seconds of silence that are tolerated where silence is not what is tested.
+PATIENT = 60.0
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when a condition holds; relays may have to start first, on a loaded machine."""
+    servers.wait_for(condition, 60)
+
+
+def with_option(url: str, **options: float) -> str:
+    """Return a URL with options added."""
+    words = "&".join(f"{name}={value:g}" for name, value in options.items())
+    return f"{url}{'&' if '?' in url else '?'}{words}"
+
+
+class Hosts:
+    """Opens switches on one server, each on the host, which is a home here, of the name it is asked for."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self._opened: list[NetworkKillSwitch] = []
+
+    def __call__(
+        self, name: str, *, url: str | None = None, max_staleness: float = PATIENT
+    ) -> NetworkKillSwitch:
+        """Open a switch on a host."""
+        switch = NetworkKillSwitch(
+            with_option(url or self.url, max_staleness=max_staleness), self.folder / name
+        )
+        self._opened.append(switch)
+        return switch
+
+    def following(self, name: str, *, max_staleness: float = PATIENT) -> NetworkKillSwitch:
+        """Open a switch that takes part, as a process with runs does, so that the host has a relay."""
+        switch = self(name, max_staleness=max_staleness)
+        switch.join(lambda generation: None)
+        wait_for(lambda: not refused(switch))
+        return switch
+
+    def close(self) -> None:
+        """Close every switch, and end every relay under the folder."""
+        for switch in self._opened:
+            switch.close()
+        relays = {page.parent: relay_pid(page.parent) for page in self.folder.glob("*/relay/*/kill.page")}
+        for pid in relays.values():
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+                    os.kill(pid, signal.SIGTERM)
+        for home, pid in relays.items():
+            wait_for(lambda home=home, pid=pid: pid is None or relay_pid(home) != pid)  # type: ignore[misc]
+
+
+def relay_pid(home: Path) -> int | None:
+    """Return the process id of the relay of a page, or None where none runs."""
+    return relay_process.pid(home)
+
+
+def running_relay(switch: NetworkKillSwitch) -> int:
+    """Return the process id of a host's relay, which has to run."""
+    pid = relay_pid(switch.home)
+    assert pid is not None
+    return pid
+
+
+def refused(switch: NetworkKillSwitch) -> bool:
+    """Say whether a run that nobody killed would be refused."""
+    try:
+        return switch.find("acme", "nobody's", since=0) is not None
+    except KillSwitchUnavailableError:
+        return True
+
+
+@guarded_step
+def step() -> str:
+    """Do nothing, as a step."""
+    return "done"
+
+
+def step_is_refused() -> bool:
+    """Say whether a step of the current run is refused for want of the kill switch."""
+    try:
+        step()
+    except KillSwitchUnavailableError:
+        return True
+    return False
