@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import pickle
 import sys
 import types
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from agentguard.errors import NoActiveRunError
 from agentguard.runs import current
 from agentguard.runs.current import outside_allowed
-from agentguard.steps import coroutines, generators, sync
-from agentguard.steps.call import ensure_task_factory, is_coroutine_function, running_loop
+from agentguard.steps import sync
+from agentguard.steps.call import ensure_task_factory, running_loop
+from agentguard.steps.drivers import bare_function, driver_of
 from agentguard.steps.model import Step
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
@@ -123,9 +123,8 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
     given = step_options.pop("name", None)
     name = _name(fn) if given is None else given
     spec = step_spec(name, fn, cast("StepOptions", step_options))
-    if (driver := _driver(fn)) is not None:
-        return _FunctionLike(fn, spec, driver, name)
-    return _plain(fn, spec, name)
+    driver = driver_of(fn)
+    return _plain(fn, spec, name) if driver is sync.call else _FunctionLike(fn, spec, driver, name)
 
 
 def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
@@ -159,7 +158,7 @@ class _FunctionLike:
         self._spec = spec
         self._driver = driver
         self._name = name
-        bare = _bare(fn)
+        bare = bare_function(fn)
         self.__code__ = bare.__code__
         self.__defaults__ = bare.__defaults__
         self.__kwdefaults__ = bare.__kwdefaults__
@@ -210,27 +209,6 @@ def _pickled(guarded: _FunctionLike, parts: tuple[Any, ...]) -> tuple[Any, ...]:
         raise pickle.PicklingError(f"{qualname} is defined inside a function: pickle it with cloudpickle")
     by_value = sys.modules[library].dumps(parts) if library else None
     return _restored, (module, qualname, library, by_value)
-
-
-def _driver(fn: Callable[..., Any]) -> Any:
-    """The driver of what is not a plain function."""
-    bare = _bare(fn)
-    if inspect.isasyncgenfunction(bare):
-        return generators.GuardedAsyncGenerator
-    if inspect.isgeneratorfunction(bare):
-        return generators.GuardedGenerator
-    return coroutines.call if is_coroutine_function(bare) else None
-
-
-def _bare(fn: Any) -> Any:
-    """The function at the bottom of partials, methods and callable objects."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    fn = getattr(fn, "__func__", fn)
-    if inspect.isfunction(fn) or inspect.isbuiltin(fn):
-        return fn
-    call = getattr(type(fn), "__call__", None)  # noqa: B004 - its own __call__, not whether it has one
-    return call if inspect.isfunction(call) else fn
 
 
 def _name(fn: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentguard.runs.branch import Branch, check_branch
 from agentguard.runs.current import CURRENT, Position, leave
-from agentguard.steps.call import is_coroutine_function
+from agentguard.steps.drivers import is_coroutine_function
 
 
 def bind(position: Any, fn: Callable[..., Any]) -> Callable[..., Any]:

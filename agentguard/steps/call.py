@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from agentguard.steps import coroutines, generators, sync
 from agentguard.steps.block import StepBlock
+from agentguard.steps.drivers import driver_of
 from agentguard.steps.options import OPTION_NAMES, step_spec
 from agentguard.steps.spec import StepSpec, checked_attributes
 
@@ -60,13 +59,6 @@ def block(position: Any, name: str, options: dict[str, Any]) -> StepBlock:
     return StepBlock(_prepared(name, None, options)[0], position, attributes=attributes)
 
 
-def is_coroutine_function(fn: Callable[..., Any]) -> bool:
-    """Whether calling `fn` gives an awaitable: coroutine functions, partials and objects of them."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - its own __call__, not whether it has one
-
-
 def _prepared(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
     """The options of a call, checked once for all calls alike, and what drives it."""
     try:
@@ -76,7 +68,7 @@ def _prepared(name: str, fn: Callable[..., Any] | None, options: dict[str, Any])
 
 
 def _checked(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
-    return step_spec(name, fn, options), None if fn is None else _driver(fn)  # type: ignore[arg-type]
+    return step_spec(name, fn, options), None if fn is None else driver_of(fn)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256)
@@ -84,7 +76,3 @@ def _cached(
     name: str, fn: Callable[..., Any] | None, options: tuple[tuple[str, Any], ...]
 ) -> tuple[StepSpec, Any]:
     return _checked(name, fn, dict(options))
-
-
-def _driver(fn: Callable[..., Any]) -> Any:
-    return generators.driver_of(fn) or (coroutines.call if is_coroutine_function(fn) else sync.call)

@@ -1,253 +1,21 @@
-"""The generator drivers: a generator, sync or async, as one guarded step.
-
-`step_started` comes with the first item asked for; the stop is looked for at every item; the outcome
-keeps the items in order up to a size.  Each item is made with the step as the current place, and
-never across a `yield`, so that nothing leaks into the consumer's context.
-"""
+"""The generator drivers: a generator, sync or async, as one guarded step."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
 
-from msgspec import structs
-
-from agentguard.errors import AgentGuardError, RunStopped
-from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import aio, outcome, phases
-from agentguard.steps.flow import check, open_step, prepare
-from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
+from agentguard.errors import RunStopped
+from agentguard.runs.current import CURRENT
+from agentguard.steps import aio, phases
+from agentguard.steps.generator_step import ENDS_PROGRAMS, GeneratorStep
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import Step
-from agentguard.steps.served import RecordedOutcome, ServedItems
-from agentguard.steps.spec import StepSpec
-
-#: On the way out with one of these, a program is not held against its log.
-_ENDS_PROGRAMS = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
 
 
-class GeneratorAbandonedError(AgentGuardError):
-    """The run ended while a guarded generator was open; its step is settled, and it yields no more."""
-
-
-def _recorded(served: ServedItems) -> Generator[Any, None, Any]:
-    """The items of the log one by one, then its end."""
-    yield from served.items
-    return served.end.result()
-
-
-class _Guarded:
-    """What both kinds of generator share: when the step starts, and how it ends."""
-
-    __slots__ = (
-        "__weakref__",
-        "_args",
-        "_fn",
-        "_inner",
-        "_items",
-        "_kwargs",
-        "_recorded",
-        "_result",
-        "_served",
-        "_step",
-        "state",
-    )
-
-    def __init__(
-        self,
-        spec: StepSpec,
-        position: Any,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        step = open_step(spec, position, args, kwargs)
-        step.attributes = attributes
-        self._set_up(step, fn, args, kwargs)
-
-    def _set_up(
-        self, step: Step, fn: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self._step = step
-        self._fn = fn
-        self._args = args
-        self._kwargs = kwargs
-        self._inner: Any = None
-        self._result: Any = None
-        self._recorded: Iterator[Any] = iter(())
-        self._served = ServedItems([], RecordedOutcome())
-        self._items = Items(step.spec, step.recorder)
-        self.state = "new"  # then open, then closed
-
-    @classmethod
-    def around(
-        cls, step: Step, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-    ) -> Self:
-        """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
-        guarded = cls.recorded(step, args, kwargs)
-        guarded._inner, guarded._result = inner, result
-        step.live_run.in_flight.generators.add(guarded)
-        guarded.state = "open"
-        return guarded
-
-    @classmethod
-    def recorded(cls, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
-        """Return a generator whose items are on record."""
-        guarded = cls.__new__(cls)
-        guarded._set_up(step, None, args, kwargs)
-        return guarded
-
-    @property
-    def step(self) -> Step:
-        """The step."""
-        return self._step
-
-    def _serve(self) -> bool:
-        """Take the items from the log, where it has them."""
-        player = self._step.live_run.player
-        if player is None:
-            return False
-        prepare(self._step, self._args, self._kwargs)
-        served = player.serve_items(self._step)
-        if served is None:
-            return False
-        self.state = "served"
-        self._step.live_run.in_flight.generators.add(self)
-        self._served = served
-        self._recorded = _recorded(served)
-        return True
-
-    def _next_recorded(self, how: str, value: Any) -> Any:
-        """The next item of the log, if what is sent in for it is what was."""
-        player: Any = self._step.live_run.player
-        served = self._served
-        sent, number = served.sent, self._items.count + 1
-        self._items.count = number
-        try:
-            if served.left and number > len(served.items):
-                player.left_items(self._step, number, served)
-            if sent is not None:
-                then, now = sent.get(number, NOTHING), self._sent(how, value)
-                if then != now:
-                    player.sent_otherwise(self._step, f"{then} for item {number}", str(now))
-            return next(self._recorded)
-        except BaseException:
-            self._ended()
-            raise
-
-    def leave_served(self) -> None:
-        """Hold where the items of the log are left against what was done live."""
-        if self.state != "served":
-            return
-        self._ended()
-        player, served = self._step.live_run.player, self._served
-        if player is not None and served.differs(self._items.count):
-            player.left_items(self._step, self._items.count, served)
-
-    def _sent(self, how: str, value: Any) -> Sent:
-        """What is sent in, as it is put on record."""
-        recorder = self._step.recorder
-        return thrown(recorder, value) if how in ("throw", "athrow") else sent_value(recorder, value)
-
-    def _opened(self) -> None:
-        self._step.entered = True
-        assert self._fn is not None  # noqa: S101 - without it, the items are on record
-        self._inner = self._fn(*self._args, **self._kwargs)
-        self._step.live_run.in_flight.generators.add(self)  # first, so that the run's end finds it
-        self.state = "open"
-        if self._step.span is not None:
-            self._step.span.suspend()
-
-    def _ended(self) -> bool:
-        """Mark it closed; False if it was already."""
-        was_open = self.state == "open"
-        self.state = "closed"
-        self._step.live_run.in_flight.generators.discard(self)
-        return was_open
-
-    def _rescued(self, before: Any, error: BaseException) -> None:
-        """Leave nothing behind where something was raised between two lines of this driver."""
-        if CURRENT.get() is self._step:
-            CURRENT.set(before)
-        if self.state in ("new", "closed"):
-            phases.rescue(self._step, error)
-
-    def _enter(self) -> Any:
-        if self._step.span is not None:
-            self._step.span.resume()
-        return CURRENT.set(self._step)
-
-    def _feed(self, how: str, value: Any) -> Any:
-        """Enter the body to send something in, which is put on record as it is now."""
-        if value is not None:
-            self._items.sent(self._sent(how, value))
-        return self._enter()
-
-    def _exit(self, token: Any) -> None:
-        leave(token)
-        if self._step.span is not None:
-            self._step.span.suspend()
-
-    def _check(self) -> None:
-        if self.state == "abandoned":
-            stop = self._step.live_run.stops.stop
-            raise stop or GeneratorAbandonedError(
-                f"run {self._step.live_run.run_id} has ended; {self._step.key} yields no more"
-            )
-        live_run = self._step.live_run
-        try:
-            check(live_run, self._step.scope_key)
-        except RunStopped as stop:
-            draining = live_run.stops.draining
-            if draining is None or draining.released or stop is not draining.stop:
-                raise  # a drain lets what is in flight finish
-
-    def _completed(self, *, early: bool) -> outcome.Outcome:
-        step = self._step
-        try:
-            usage = outcome.usage_of(step, self._result, self._args, self._kwargs)
-        except BaseException as error:  # noqa: BLE001 - of a bad `usage=`; raised once it is on record
-            return self._failed(error)
-        payload, data = self._items.outcome()
-        if early:
-            data["closed_early"] = True
-        return outcome.completed(usage, payload, data)
-
-    def _failed(self, error: BaseException, how: str | None = None) -> outcome.Outcome:
-        """The outcome of a generator that raised, with the items it had made."""
-        done = outcome.failed(self._step, error, how)
-        payload, data = self._items.outcome()
-        data |= done.data or {}
-        return structs.replace(done, payload=payload, data=data)
-
-    def __del__(self) -> None:
-        # A finaliser may run anywhere, also inside our own locks: it only enqueues.
-        state = getattr(self, "state", "new")
-        if state == "open" or (state == "served" and self._served.differs(self._items.count)):
-            self._step.live_run.in_flight.orphans.append(self)
-
-    def forgotten(self) -> None:
-        """Settle the step of a generator that its consumer dropped; the inner one closes itself."""
-        self.leave_served()
-        if self._ended():
-            phases.close(self._step, self._completed(early=True))
-
-    def abandon(self) -> outcome.Outcome | None:
-        """The run ends while this is open: its outcome, for the run's end to put on record."""
-        if self.state != "open":
-            return None
-        self.state = "abandoned"
-        error = GeneratorAbandonedError("open at the end of the run")
-        return self._failed(error, "abandoned")
-
-
-class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
+class GuardedGenerator(GeneratorStep, Generator[Any, Any, Any]):
     """A sync generator as one step."""
 
     __slots__ = ()
@@ -274,7 +42,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
             raise
 
     def _close(self) -> None:
-        if not isinstance(sys.exception(), _ENDS_PROGRAMS):
+        if not isinstance(sys.exception(), ENDS_PROGRAMS):
             self.leave_served()
         abandoned = self.state == "abandoned"
         if not self._ended():
@@ -353,7 +121,7 @@ class GuardedGenerator(_Guarded, Generator[Any, Any, Any]):
             self._exit(token)
 
 
-class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
+class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
     """An async generator as one step."""
 
     __slots__ = ()
@@ -386,7 +154,7 @@ class GuardedAsyncGenerator(_Guarded, AsyncGenerator[Any, Any]):
             raise
 
     async def _aclose(self) -> None:
-        if not isinstance(sys.exception(), _ENDS_PROGRAMS):
+        if not isinstance(sys.exception(), ENDS_PROGRAMS):
             self.leave_served()
         abandoned = self.state == "abandoned"
         if not self._ended():
@@ -489,12 +257,5 @@ def leave_served(live_run: LiveRun) -> None:
     """
     live_run.in_flight.settle_orphans()
     for generator in list(live_run.in_flight.generators):
-        if isinstance(generator, _Guarded):
+        if isinstance(generator, GeneratorStep):
             generator.leave_served()
-
-
-def driver_of(fn: Callable[..., Any]) -> Any:
-    """What drives calls of `fn`, if it is a generator function of either kind."""
-    if inspect.isasyncgenfunction(fn):
-        return GuardedAsyncGenerator
-    return GuardedGenerator if inspect.isgeneratorfunction(fn) else None

@@ -12,7 +12,7 @@ import pytest
 
 import agentguard
 from agentguard import errors
-from agentguard.steps.generators import GeneratorAbandonedError
+from agentguard.steps.generator_step import GeneratorAbandonedError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

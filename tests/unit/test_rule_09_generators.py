@@ -24,7 +24,7 @@ from agentguard import (
     current_step,
     guarded_step,
 )
-from agentguard.steps.generators import GeneratorAbandonedError
+from agentguard.steps.generator_step import GeneratorAbandonedError
 
 closed: list[object] = []
 
