@@ -691,7 +691,7 @@ class Guard:
 
         Args:
             older_than: an age (a timedelta, or text such as `"90d"` or `"12h"`) or a time (a datetime
-                with a time zone); a plain number means seconds.
+                with a time zone); a number other than 0 has no unit, and is refused.
             actor: who says so; by default `user@host`.
         """
         return self._operations.prune(older_than, actor=actor)

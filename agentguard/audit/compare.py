@@ -61,7 +61,7 @@ class _Call:
         self.effect = data.get("effect", "once") if record.type == ev.STEP_STARTED else record.type
         self.outcome: Any = None
         if record.type == ev.STEP_REFUSED:
-            self.effect, self.outcome = _UNKNOWN, _REFUSED
+            self.effect, self.outcome = _UNKNOWN, _failure(data) or _REFUSED
         elif record.type == ev.VALUE:  # two runs never have the same time
             self.outcome = _failure(data) or (_UNKNOWN if record.name == "run.now" else self.arguments)
             self.arguments = None

@@ -66,7 +66,7 @@ def what_if(log: Iterable[Stored], budget: Budget) -> WhatIf:
             refusal = _out_of_time(budget, started_ns, record.at_ns)
         if refusal is not None:
             return _stopped(record, refusal)
-        if record.type in _STOPS:
+        if record.type in _STOPS and not ev.withdrawn(record):
             return WhatIf(would_stop=False, unknown_beyond=record.seq)
     return WhatIf(would_stop=False)
 

@@ -186,6 +186,8 @@ def _step_refused(event: Event) -> str:
     if event.key is None:
         return f"scope {event.name} stopped: {event.data['termination']['message']}"
     ended = event.data.get("termination")
+    if (error := event.data.get("error")) is not None:
+        return f"{_step(event)} given up before it started: {error['type']}"
     return f"{_step(event)} refused" + (f": {ended['message']}" if ended else "")
 
 

@@ -47,6 +47,11 @@ ONLY_A_DIGEST: Final = "only a digest was captured"
 SCHEMA_VERSION: Final = 1
 
 
+def withdrawn(record: Record) -> bool:
+    """Whether a step was given up before it started: cancelled, say, while it waited for an approval."""
+    return record.type == STEP_REFUSED and "error" in (record.data or {})
+
+
 class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The hashed part of an event, in the order in which it is encoded.
 

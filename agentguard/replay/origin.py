@@ -89,7 +89,7 @@ class _Cut:
         if record.seq > self._at and key not in self._under_way:
             return False
         data = record.data or {}
-        if record.type == ev.STEP_REFUSED and "stops" not in data:
+        if record.type == ev.STEP_REFUSED and "stops" not in data and not ev.withdrawn(record):
             return False  # by the origin's own limit: the fork has another, and makes the call live
         if record.type == ev.STEP_STARTED or (record.type == ev.SCOPE_OPENED and "run" in data):
             self._under_way.add(key)

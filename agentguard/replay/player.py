@@ -7,6 +7,7 @@ prefix and lets the rest go live; there, a step that started and has no outcome 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -129,7 +130,7 @@ class Player:
             if not call.settled:
                 return self._without_outcome(step, call)
             self.tape.take(call)
-        if call.start.type != ev.STEP_REFUSED:  # a refusal is no outcome: it is raised at once, as live
+        if call.start.type != ev.STEP_REFUSED or call.cancelled:  # other refusals are raised at once, as live
             await self.order.turn(call)
         with self._lock:
             self._apply(call)
@@ -146,14 +147,15 @@ class Player:
                 return None if answer is None else ServedItems([], answer)
             self.consume(call)
             call.delivered = True
+            cancelled = functools.partial(self.order.turn, call) if call.cancelled else None
             if call.start.type == ev.STEP_REFUSED:
-                return ServedItems([], self.outcome(step.spec, call))
+                return ServedItems([], self.outcome(step.spec, call), until_cancelled=cancelled)
             self._replayable(call)
             made = self._restored(call, step.spec, _items)
             failed = call.end is not None and call.end.type == ev.STEP_FAILED
             end = RecordedOutcome(error=self._error(call)) if failed else RecordedOutcome(made.returned)
             left = "closed_early" in call.end_data or call.end_data.get("outcome") == "abandoned"
-            return ServedItems(made.items, end, made.sent, left)
+            return ServedItems(made.items, end, made.sent, left, cancelled)
 
     def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
         """See `agentguard.steps.served.ReplaySource`."""
@@ -416,6 +418,8 @@ class Player:
             self._not_replayable(call, reason)
 
     def _refusal(self, call: Call) -> BaseException:
+        if call.withdrawn:
+            return self._restored_error(call, call.data)
         scope = call.data.get("stops")
         if scope and (stop := self._stop_of(scope)) is not None:
             return stop
@@ -423,10 +427,14 @@ class Player:
         return self.recorded_stop() or StepOutcomeUnknownError(self._live_run.run_id, call.start.key or "")
 
     def _error(self, call: Call) -> BaseException:
-        """Return the recorded exception; a stop is the run's own, so that it is one object everywhere."""
-        if (reason := call.end_data.get("unreplayable")) is not None:
+        """Return the recorded exception of a step that failed."""
+        return self._restored_error(call, call.end_data)
+
+    def _restored_error(self, call: Call, data: dict[str, Any]) -> BaseException:
+        """Return a recorded exception; a stop is the run's own, so that it is one object everywhere."""
+        if (reason := data.get("unreplayable")) is not None:
             self._not_replayable(call, reason)
-        return exceptions.restore(call.end_data["error"], self._own_stop)
+        return exceptions.restore(data["error"], self._own_stop)
 
     def _own_stop(self, error: RunStopped) -> RunStopped:
         scopes = [self._stop_of(scope) for scope in list(self.tape.scope_stops)]

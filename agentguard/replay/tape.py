@@ -58,9 +58,16 @@ class Call:
 
     @property
     def failed(self) -> bool:
-        """Whether it failed, or its operator says so."""
+        """Whether it failed, or its operator says so, or it was given up before it started."""
         end = self.end
-        return end is not None and (end.type == ev.STEP_FAILED or self.end_data.get("as") == "failed")
+        if end is None:
+            return self.withdrawn
+        return end.type == ev.STEP_FAILED or self.end_data.get("as") == "failed"
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the program gave it up before it had started."""
+        return ev.withdrawn(self.start)
 
     @property
     def spoiled(self) -> bool:
@@ -78,7 +85,8 @@ class Call:
     @property
     def cancelled(self) -> bool:
         """Whether the program had cancelled it."""
-        return bool(self.end_data.get("outcome") == "cancelled")
+        how = self.data if self.withdrawn else self.end_data
+        return bool(how.get("outcome") == "cancelled")
 
 
 class Tape:
@@ -191,7 +199,7 @@ class Tape:
     def _open(self, key: str | None) -> Call | None:
         """The call of that key which is still under way at this point of the log."""
         for call in reversed(self._calls.get(key or "", ())):
-            if call.end is None:
+            if not call.settled:
                 return call
         return None
 

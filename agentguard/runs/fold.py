@@ -298,6 +298,9 @@ class RunFold:
     def _refused(self, record: Record, data: dict[str, Any]) -> None:
         if (scope := data.get("stops")) and scope in self.scopes:
             self.scopes[scope].stop = data["termination"]
+        asked = self.approvals.get(record.key or "")
+        if asked is not None and asked["state"] == ev.APPROVAL_REQUESTED:
+            del self.approvals[record.key or ""]  # nobody waits for an answer any more
 
     def _scope_opened(self, record: Record, data: dict[str, Any]) -> None:
         around = self.scopes[data.get("scope", "")]

@@ -17,7 +17,7 @@ from agentguard.budget.account import Amounts
 from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.runs.current import CURRENT, leave
-from agentguard.steps import outcome, phases, spinning
+from agentguard.steps import outcome, phases, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
@@ -77,6 +77,7 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
         phases.refuse_span(step, error)
         if isinstance(error, RunStopped):
             await spinning.refused_async(step, error)
+        withdrawal.withdraw(step, error)
         raise
     phases.look(step)
 
@@ -156,7 +157,11 @@ async def _in_thread(function: Callable[..., None], *args: Any) -> None:
             cancelled = error
         except Exception:  # noqa: BLE001, S110 - raised below, from the future itself
             pass
-    future.result()
+    try:
+        future.result()
+    except WaitingError:  # nothing has happened yet: it waits no longer
+        if cancelled is None:
+            raise
     if cancelled is not None:
         raise cancelled
 

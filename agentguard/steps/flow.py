@@ -360,19 +360,22 @@ def check_deadline(live_run: LiveRun, scope: str) -> None:
 
 def _refuse(step: Step, refused: Refused) -> RunStopped:
     """Stop the level that has no room, log the one refusal, and give what to raise."""
-    spec = step.spec
-    record = Record(
+    return stop_level(step.live_run, refused, refused_record(step))
+
+
+def refused_record(step: Step) -> Record:
+    """Return the `step_refused` of a step that never started."""
+    return Record(
         0,
         ev.STEP_REFUSED,
         step.live_run.clock.wall(),
         step.key,
         step.pos,
-        spec.name,
-        spec.kind,
+        step.spec.name,
+        step.spec.kind,
         step.attempt,
         data=_refused_data(step),
     )
-    return stop_level(step.live_run, refused, record)
 
 
 def _refused_data(step: Step) -> dict[str, Any] | None:
@@ -448,18 +451,7 @@ def _public_path(live_run: LiveRun, refused: Refused) -> str:
 
 
 def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
-    record = Record(
-        0,
-        ev.STEP_REFUSED,
-        step.live_run.clock.wall(),
-        step.key,
-        step.pos,
-        step.spec.name,
-        step.spec.kind,
-        step.attempt,
-        data=_refused_data(step),
-    )
-    step.live_run.end(error, record)
+    step.live_run.end(error, refused_record(step))
     raise error
 
 

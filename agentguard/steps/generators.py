@@ -198,6 +198,7 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
         if self.state == "new":
             await self._start(value)
         if self.state == "served":
+            await self._cancelled_again()
             try:
                 return self._next_recorded(how, value)
             except StopIteration:
@@ -234,6 +235,17 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
         self._exit(token)
         self._items.add(item)
         return item
+
+    async def _cancelled_again(self) -> None:
+        """Where the program cancelled the next item, wait until it does again."""
+        served = self._served
+        if served.until_cancelled is None or self._items.count < len(served.items):
+            return
+        try:
+            await served.until_cancelled()
+        except BaseException:
+            self._ended()
+            raise
 
     async def _fail(self, error: BaseException) -> None:
         if self._ended():

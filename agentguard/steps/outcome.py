@@ -43,7 +43,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
         return self.data is not None and self.data.get("outcome") == CANCELLED
 
 
-def _cancelled(error: BaseException) -> bool:
+def is_cancellation(error: BaseException) -> bool:
     """Whether an exception is there because somebody cancelled the task that runs here.
 
     A CancelledError that nobody asked for, of a task inside the body or of an executor's future, is an
@@ -61,7 +61,7 @@ def _cancelled(error: BaseException) -> bool:
 def unentered(error: BaseException) -> Outcome:
     """The outcome of a step that started and whose body never ran: it gives everything back."""
     data = {"error": exceptions.capture(error), "body_ran": False}
-    if _cancelled(error):
+    if is_cancellation(error):
         data["outcome"] = CANCELLED
     return Outcome(ev.STEP_FAILED, None, data=data, error=error)
 
@@ -82,7 +82,7 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     else:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
     data = exceptions.on_record(error, step.live_run.redactor(step.spec))
-    if how is None and _cancelled(error):
+    if how is None and is_cancellation(error):
         how = CANCELLED
     if how is not None:
         data["outcome"] = how

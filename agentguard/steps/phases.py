@@ -11,7 +11,7 @@ from typing import Any
 from agentguard._values.names import type_name
 from agentguard.errors import AgentGuardError, BudgetExceededError, RunStopped, UnknownCostError
 from agentguard.events.model import STEP_COMPLETED
-from agentguard.steps import outcome, spinning
+from agentguard.steps import outcome, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, prepare
 from agentguard.steps.interrupt import in_a_body, uninterruptible
@@ -41,6 +41,7 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_span(step, error)
         if isinstance(error, RunStopped):
             spinning.refused(step, error)
+        withdrawal.withdraw(step, error)
         raise
     look(step)
 

@@ -7,7 +7,7 @@ prefix); a pure replay never answers so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentguard.budget.account import Amounts
@@ -36,12 +36,14 @@ class ServedItems(NamedTuple):
     """What a log has of a generator: its items, how it ended, and what was sent in for which item.
 
     `sent` is None where the log does not say.  `left`: whether the program left it before its end.
+    `until_cancelled` is there where the program cancelled it: its end is not raised, but waited for.
     """
 
     items: list[Any]
     end: RecordedOutcome
     sent: dict[int, Sent] | None = None
     left: bool = False
+    until_cancelled: Callable[[], Awaitable[None]] | None = None
 
     def differs(self, count: int) -> bool:
         """Whether to leave it after so many items is something else than was done live.

@@ -141,7 +141,7 @@ def others_can_write(guard: Guard, run_id: str) -> None:
     """Another process and another thread find nothing locked."""
     store = guard.components.store
     if path := getattr(store, "path", None):
-        with closing(sqlite3.connect(path, timeout=0)) as other:
+        with closing(sqlite3.connect(path, timeout=5)) as other:
             other.execute("BEGIN IMMEDIATE")
             other.execute("ROLLBACK")
     lock, taken = store.lock_for(run_id), []

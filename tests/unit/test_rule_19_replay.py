@@ -1032,7 +1032,7 @@ def test_rule_19_a_run_inside_that_was_pruned_is_missed_where_it_was_opened() ->
 
         with guard.run("program") as run:
             program(run)
-        assert len(guard.prune(5)) == 1
+        assert len(guard.prune("5s")) == 1
         RAN.clear()
         with pytest.raises(ReplayDivergenceError, match="it is not in this store") as caught:
             with guard.replay(run.id) as replay:

@@ -300,7 +300,7 @@ def test_rule_22_a_fork_whose_origin_is_gone_or_another_cannot_be_replayed() -> 
         clock.advance(10)
         with guard.fork("origin", 4, new_run_id="fork") as fork:
             five(fork)
-        assert guard.prune(5) == ["origin"]
+        assert guard.prune("5s") == ["origin"]
         RAN.clear()
         for again in (None, lambda: recorded(guard, run_id="origin", inputs="another")):
             if again is not None:

@@ -1,0 +1,49 @@
+"""A call that ends before its step has started: cancelled, or interrupted, while it waits to be admitted.
+
+It waits for an approval, for a resume, or for another writer.  That it ended there is a fact of the program
+that no other event tells, so it goes on record: a replay raises the same at the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from agentguard.errors import AgentGuardError
+from agentguard.steps import exceptions
+from agentguard.steps.flow import refused_record, replace_data
+from agentguard.steps.outcome import CANCELLED, is_cancellation
+
+if TYPE_CHECKING:
+    from agentguard.steps.model import Step
+
+
+def withdraw(step: Step, error: BaseException) -> None:
+    """Put on record that a call ended with `error` before its step had started.
+
+    What the guard itself raises is on record already.  Where the process lets go of the run, or a recovery
+    goes no further, what unwinds the program is no act of the program.
+    """
+    if isinstance(error, AgentGuardError) or _goes_no_further(step, error):
+        return
+    with contextlib.suppress(AgentGuardError):  # the store is gone: the error goes on all the same
+        step.live_run.log.decide(lambda: _withdraw(step, error))
+
+
+def _goes_no_further(step: Step, error: BaseException) -> bool:
+    live_run = step.live_run
+    draining, player = live_run.stops.draining, live_run.player
+    if draining is not None and draining.is_unwinding(error):
+        return True
+    return player is not None and player.halted
+
+
+def _withdraw(step: Step, error: BaseException) -> None:
+    log = step.live_run.log
+    if step.started_ns or step.key in log.fold.open or log.fold.state.final:
+        return  # the step had started, and its driver settles it; or the run ended first
+    record = refused_record(step)
+    data = {**(record.data or {}), **exceptions.on_record(error, step.live_run.redactor(step.spec))}
+    if is_cancellation(error):
+        data["outcome"] = CANCELLED
+    log.act([replace_data(record, data)])
