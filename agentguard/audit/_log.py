@@ -37,7 +37,7 @@ _DIGESTS = {
     ev.VALUE: "value",
 }
 #: What of a summary only the events of every step tell.
-_OF_STEPS = ("bounded", "needs_branch_names")
+_OF_STEPS = ("bounded", "needs_branch_names", "open_steps")
 
 _MARKS = [b'"%s":"' % name.encode() for name in sorted(set(_DIGESTS.values()))]
 

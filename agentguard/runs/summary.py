@@ -23,6 +23,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     for `verify`.  `bounded` is False where a step accepted overshoot (`reserve=None`).
     `needs_branch_names` is True where another thread or process called steps under `guard.attach`
     without `branch=`: such a run cannot be replayed.
+    `open_steps` are the keys of the steps in flight; in a run that has ended, of those whose outcome is
+    not on record.
     `account` is the account that it shares with other runs by name, as `thread:42`.
     `damaged` is the fault in the log of a live run, in a list: the rest is as of its last change of state.
     """
@@ -44,6 +46,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: str | None = None
     bounded: bool = True
     needs_branch_names: bool = False
+    open_steps: tuple[str, ...] = ()
     account: str | None = None
     damaged: str | None = None
 
@@ -76,6 +79,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
             "parent_id": self.parent_id,
             "bounded": self.bounded,
             "needs_branch_names": self.needs_branch_names,
+            "open_steps": list(self.open_steps),
             "account": self.account,
         }
 
@@ -122,6 +126,7 @@ def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
         parent_id=fold.parent_id,
         bounded=fold.bounded,
         needs_branch_names=fold.needs_branch_names,
+        open_steps=tuple(fold.open),
         account=None if fold.named_account is None else fold.named_account.name,
     )
 
@@ -157,6 +162,7 @@ def from_data(data: dict[str, Any]) -> RunSummary:
         parent_id=data["parent_id"],
         bounded=data["bounded"],
         needs_branch_names=data.get("needs_branch_names", False),
+        open_steps=tuple(data.get("open_steps", ())),
         account=data.get("account"),
     )
 
@@ -218,6 +224,7 @@ class _Shape(msgspec.Struct):
     warnings: list[dict[str, Any]]
     parent_id: str | None
     bounded: bool
+    open_steps: list[str] = []
 
 
 def _usage(data: dict[str, Any]) -> Usage:

@@ -121,7 +121,7 @@ def test_of_four_calls_where_three_have_room_three_finish(guard: Guard, drive: A
         with suppress(BudgetExceededError):
             await drive(send)
         async with asyncio.timeout(60):
-            while run.live_run.fold.open:
+            while run.summary().open_steps:
                 await asyncio.sleep(0.001)
 
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(calls={"send": 3})) as run:
@@ -147,7 +147,7 @@ def test_a_kill_cancels_all_calls_side_by_side(guard: Guard, drive: Any) -> None
         asyncio.run(drive(send))
     assert len(begun) == 4
     assert finished == []
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @every
@@ -173,7 +173,7 @@ def test_a_callers_own_cancellation_cancels_the_calls(guard: Guard, drive: Any) 
     with guard.run("r") as run:
         asyncio.run(main())
     assert cancelled
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 # --- other event loops -----------------------------------------------------------------------------------

@@ -254,7 +254,7 @@ class RunMachine(RuleBasedStateMachine):
             assert run.state.final
             assert (run.state is RunState.COMPLETED) == (run.stop is None)
             assert (run.state is RunState.KILLED) == isinstance(run.stop, KillSwitchTriggeredError)
-            assert not run.live_run.fold.open
+            assert not run.summary().open_steps
             assert self.guard.summary(run.id) == self.guard.reconstruct(run.id) == run.summary()
         for account in self.guard.components.store.accounts(
             ["tenant:t", f"run:{self.all_runs[0].id}"]

@@ -205,7 +205,7 @@ def test_a_stop_at_an_item_closes_the_generator(guard: Guard, asynchronous: bool
         asyncio.run(read_async()) if asynchronous else read()
 
     assert closed == [True]
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_generator_is_refused_at_its_first_item(guard: Guard) -> None:

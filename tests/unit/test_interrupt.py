@@ -71,7 +71,7 @@ def test_a_kill_interrupts_the_body(guard, body):
     assert run.state is RunState.KILLED
     ends = [event for event in guard.history(run.id) if event.type == "step_failed"]
     assert {event.data["error"]["type"] for event in ends} == {"KillSwitchTriggeredError"}
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -146,5 +146,5 @@ def test_many_bodies_that_end_as_the_stop_comes(guard):
                     short()
                     began.set()
             thread.join(DEADLINE)
-        assert run.live_run.fold.open == {}
+        assert run.summary().open_steps == ()
         assert guard.verify(run.id)

@@ -333,7 +333,7 @@ def test_an_unknown_cost_raised_by_reserve_stops_the_run_before_the_body(
     assert ran == []
     assert stopped.value is run.stop
     assert run.state is RunState.FAILED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert [e.type for e in guard.history(run.id)][-2:] == ["step_refused", "run_failed"]
     assert guard.summary(run.id).termination["name"] == "cottage"
     assert guard.verify(run.id)

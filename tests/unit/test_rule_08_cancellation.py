@@ -141,7 +141,7 @@ def test_rule_08_a_refusal_leaves_in_flight_what_has_its_reservation(guard, leve
             assert asyncio.run(main()) == [0, 1, 2]
     assert finished == [0, 1, 2]
     assert run.spent["emails"] == 3
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_rule_08_a_kill_after_a_refusal_cancels_what_went_on(guard):

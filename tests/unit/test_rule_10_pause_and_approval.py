@@ -282,7 +282,7 @@ def test_rule_10_seconds_count_while_another_step_is_in_flight() -> None:
 
         with guard.run("r", budget=Budget(seconds=10)) as run:
             other, waiter = Other(run.bind(busy)), Other(lambda: run.bind(wire)(7))
-            until(lambda: guard.approvals() and run.live_run.fold.open)
+            until(lambda: guard.approvals() and run.summary().open_steps)
             clock.advance(9)
             assert run.remaining.seconds == 1
             go.set()

@@ -62,7 +62,7 @@ def check_failed(guard: Guard, run: Run) -> None:
     assert termination is not None
     assert termination["type"] == "BudgetExceededError"
     assert run.state is RunState.FAILED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -71,7 +71,7 @@ def check_killed(guard: Guard, run: Run) -> None:
     assert termination is not None
     assert termination["type"] == "KillSwitchTriggeredError"
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -153,7 +153,7 @@ def test_twenty_parallel_tool_calls_in_a_scope_are_three(
         model.invoke("after it", setup.config)
     assert len(search[1]) == 3
     assert run.state is RunState.COMPLETED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @MODES

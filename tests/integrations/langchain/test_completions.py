@@ -153,7 +153,7 @@ def test_a_batch_is_charged_what_it_reports(guard: Guard, way: Any, prompts: int
         way(Completion(), ["hello"] * prompts, {"callbacks": [GuardCallbackHandler()]})
     assert run.spent.tokens == 6 * prompts
     assert run.spent.steps == prompts
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @every_way
@@ -168,7 +168,7 @@ def test_a_batch_that_fails_is_charged_its_reservations(guard: Guard, way: Any) 
     with guard.run("r", budget=Budget(tokens=100_000)) as run, pytest.raises(ConnectionError):
         way(Completion(fails=True), ["hello"] * 3, {"callbacks": [GuardCallbackHandler()]})
     assert run.spent.tokens == 3 * (2 + 256)
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_two_batches_do_not_answer_for_each_other(guard: Guard) -> None:

@@ -48,12 +48,12 @@ def test_an_interrupt_is_no_error_and_holds_nothing(
     with guard.run("agent", budget=Budget(emails=1, steps=10)) as run:
         paused = go(HI)
         assert paused["__interrupt__"][0].value == "send to ann?"
-        assert run.live_run.fold.open == {}
+        assert run.summary().open_steps == ()
         assert run.spent["emails"] == 0
         go(Command(resume="yes"))
     assert sent == ["ann"]
     assert run.state is RunState.COMPLETED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert run.spent["emails"] == (0 if guarded_by == "handler" else 1)
     assert not [e for e in guard.history(run.id) if e.type == "step_failed"]
     keys = [e.key for e in guard.history(run.id) if e.type == "step_started" and e.name == "send_email"]
@@ -77,5 +77,5 @@ def test_a_stop_beside_an_interrupt_reaches_the_top(guard: Guard, model: Any, sa
         guard.run("agent", budget=Budget(calls={"ask_human": 2})) as run,
     ):
         asyncio.run(agent.ainvoke(HI, config)) if mode == "async" else agent.invoke(HI, config)
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert run.state is RunState.FAILED

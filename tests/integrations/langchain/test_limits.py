@@ -144,7 +144,7 @@ def test_three_calls_of_a_model_are_made(
     termination = guard.summary(run.id).termination
     assert termination is not None
     assert (termination["type"], termination["resource"]) == ("BudgetExceededError", "calls:kind:llm")
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -159,7 +159,7 @@ def test_a_kill_at_the_second_call_is_the_end(
         call(way, model, config)
     assert len(model.seen) == 2
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def tool_invoke(tool: BaseTool, config: Any) -> None:
@@ -201,7 +201,7 @@ def test_a_kill_at_the_second_call_of_a_tool_is_the_end(
         call(way, search, config)
     assert len(called) == 2
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @OTHERS
@@ -221,7 +221,7 @@ def test_three_calls_of_a_tool_are_made(
     termination = guard.summary(run.id).termination
     assert termination is not None
     assert (termination["type"], termination["resource"]) == ("BudgetExceededError", "calls:search")
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_calls_that_are_reserved_exactly_fit_a_budget_exactly(guard: Guard, model: Any) -> None:

@@ -67,7 +67,7 @@ def test_a_kill_ends_a_streaming_agent_at_the_next_token(
     assert words.count("three") == (guarded_by == "middleware")
     assert made[-1] == 3
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "events"])
@@ -112,7 +112,7 @@ def test_a_call_that_hangs_is_cancelled_by_a_kill_where_the_middleware_makes_it(
     agent, config = agent_of(Hanging(seen=[], settings=[]), guarded_by)
     with pytest.raises(KillSwitchTriggeredError), guard.run("hang") as run:
         asyncio.run(agent.ainvoke(HI, config))
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 KILLER = """

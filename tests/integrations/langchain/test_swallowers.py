@@ -139,7 +139,7 @@ def test_a_tool_node_that_handles_errors_does_not_handle_a_stop(
             asyncio.run(compiled.ainvoke({"messages": [asked]}, config))
     assert isinstance(stopped.value.__cause__, GraphBudgetExceededError)
     assert len(search[1]) == 3
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_what_returns_normally_is_raised_at_the_end_of_the_run(guard: Guard, model: Any) -> None:
@@ -207,4 +207,4 @@ def test_the_stop_of_a_scope_inside_a_tool_is_the_outer_agents_to_handle(
     assert len(inner.seen) == 2
     assert [m.type for m in result["messages"]] == ["human", "ai", "tool", "ai"]
     assert result["messages"][2].content == "it failed"
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()

@@ -119,7 +119,7 @@ def test_a_budget_of_three_calls_gives_three(guard: Guard, mode: Any) -> None:
     assert errors[0].message == str(run.stop)
     assert errors[0].data == {"type": "BudgetExceededError", **stopped.value.facts()}
     assert run.state is RunState.FAILED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -139,7 +139,7 @@ def test_a_kill_at_the_second_call_lets_no_third_begin(guard: Guard, mode: Any) 
     assert {error.code for error in errors} == {GuardError.RUN_STOPPED}
     assert errors[0].data["reason"] == "enough"
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_kill_cancels_a_tool_in_flight(guard: Guard, mode: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_kill_cancels_a_tool_in_flight(guard: Guard, mode: Any) -> None:
         connected(calculator, mode, use)
 
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_call_that_the_client_gives_up_leaves_no_reservation(guard: Guard, mode: Any) -> None:
@@ -171,7 +171,7 @@ def test_a_call_that_the_client_gives_up_leaves_no_reservation(guard: Guard, mod
         connected(calculator, mode, use)
 
     assert run.state is RunState.COMPLETED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert run.spent.steps == 1
 
 

@@ -70,7 +70,7 @@ def test_a_budget_of_three_calls_gives_three(
     assert stopped.value.resource == resource
     assert run.state is RunState.FAILED
     assert guard.summary(run.id).termination["type"] == "BudgetExceededError"
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -87,7 +87,7 @@ def test_twenty_agents_that_ignore_the_stop_get_three_calls(guard: Guard, script
 
     assert len(script.requests) == 3
     assert run.state is RunState.FAILED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_the_stop_reaches_the_caller_of_the_runner_as_it_is(guard: Guard, script: Any, drive: Drive) -> None:
@@ -110,7 +110,7 @@ def test_a_kill_at_the_second_call_lets_no_third_begin(guard: Guard, script: Any
     assert len(script.requests) == 2
     assert stopped.value.reason == "enough"
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_kill_cancels_a_call_in_flight(guard: Guard, script: Any, drive: Drive) -> None:
@@ -123,7 +123,7 @@ def test_a_kill_cancels_a_call_in_flight(guard: Guard, script: Any, drive: Drive
         drive(script.agent(ScriptedModel([ModelStep(responder=hang)])))
 
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_kill_ends_a_stream_within_one_event(guard: Guard, script: Any, stream: Drive) -> None:
@@ -142,7 +142,7 @@ def test_a_kill_ends_a_stream_within_one_event(guard: Guard, script: Any, stream
 
     assert len(seen) == 5
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def text_delta(text: str) -> ResponseTextDeltaEvent:
@@ -183,7 +183,7 @@ def test_a_limit_on_a_tool_stops_the_agent_at_the_tool(guard: Guard, script: Any
 
     assert script.ran == [(1, 0), (2, 0)]
     assert stopped.value.resource == "calls:add"
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_options_of_a_tool_are_those_of_a_step(guard: Guard, script: Any, drive: Drive) -> None:
@@ -223,7 +223,7 @@ def test_each_retry_of_a_model_call_counts(guard: Guard, script: Any, drive: Dri
         drive(agent)
 
     assert len(model.calls) == 3
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @guarded_step(usage=Usage(emails=1))
@@ -250,7 +250,7 @@ def test_a_tool_without_a_guard_is_counted_by_the_hooks(guard: Guard, script: An
         go(bare.clone(model=GuardedModel(script.model)))
 
     assert len(script.ran) == 2
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_model_past_the_guard_is_found_by_the_hooks(guard: Guard, script: Any, go: Drive) -> None:
@@ -335,7 +335,7 @@ def test_agents_that_are_handed_over_to_are_guarded(guard: Guard, script: Any, d
         drive(guard_agent(first, unpriced="allow"))
 
     assert len(script.requests) == 2
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_agents_that_hand_over_to_each_other_are_copied_once() -> None:

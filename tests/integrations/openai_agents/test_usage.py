@@ -46,7 +46,7 @@ def test_a_failed_call_is_charged_its_reservation(guard: Guard, script: Any, dri
         drive(script.agent(ScriptedModel([ConnectionError("gone")])))
 
     assert run.spent.output_tokens == 10
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["answered", "streamed"])
@@ -75,7 +75,7 @@ def test_a_cancelled_call_leaves_no_reservation(guard: Guard, script: Any, strea
         asyncio.run(main())
 
     assert run.state is RunState.COMPLETED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_stream_that_is_cancelled_midway_leaves_no_reservation(guard: Guard, script: Any) -> None:
@@ -101,7 +101,7 @@ def test_a_stream_that_is_cancelled_midway_leaves_no_reservation(guard: Guard, s
     with guard.run("agent") as run:
         asyncio.run(main())
 
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert run.spent.output_tokens == 10
 
 
@@ -114,7 +114,7 @@ def test_a_tool_that_times_out_leaves_no_reservation(guard: Guard, script: Any, 
     with pytest.raises(ToolTimeoutError), guard.run("agent") as run:
         drive(script.agent(tools=[add]))
 
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @pytest.mark.parametrize(

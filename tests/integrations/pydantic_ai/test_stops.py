@@ -52,7 +52,7 @@ def test_a_budget_of_three_calls_gives_three(
     assert stopped.value.resource == resource
     assert run.state is RunState.FAILED
     assert guard.summary(run.id).termination["type"] == "BudgetExceededError"
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     assert guard.verify(run.id)
 
 
@@ -69,7 +69,7 @@ def test_twenty_agents_that_ignore_the_stop_get_three_calls(guard: Guard, script
 
     assert len(script.requests) == 3
     assert run.state is RunState.FAILED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_kill_at_the_second_call_lets_no_third_begin(guard: Guard, script: Any, drive: Drive) -> None:
@@ -81,7 +81,7 @@ def test_a_kill_at_the_second_call_lets_no_third_begin(guard: Guard, script: Any
     assert len(script.requests) == 2
     assert stopped.value.reason == "enough"
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_kill_cancels_a_request_in_flight(guard: Guard, script: Any) -> None:
@@ -94,7 +94,7 @@ def test_a_kill_cancels_a_request_in_flight(guard: Guard, script: Any) -> None:
         asyncio.run(script.agent(model=FunctionModel(hang, model_name="house")).run("go"))
 
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @pytest.mark.parametrize("unpriced", ["refuse", "allow"])
@@ -136,7 +136,7 @@ def test_a_limit_on_a_tool_stops_the_agent_at_the_tool(guard: Guard, script: Any
 
     assert script.ran == [(1, 0), (2, 0)]
     assert stopped.value.resource == "calls:add"
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_options_of_a_tool_are_those_of_a_step(guard: Guard, script: Any, go: Callable[..., Any]) -> None:
@@ -168,7 +168,7 @@ def test_each_retry_of_a_tool_counts(guard: Guard, script: Any, go: Callable[...
 
     failed = [e for e in guard.history(run.id) if e.type == "step_failed"]
     assert [e.name for e in failed] == ["moody"] * 3
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 # --- what could swallow a stop, or hide calls -----------------------------------------------------
@@ -206,7 +206,7 @@ def test_every_candidate_of_a_fallback_model_counts(
         drive(agent)
 
     assert len(script.requests) == 3
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_every_attempt_of_the_fallback_capability_counts(
@@ -283,7 +283,7 @@ def test_a_guarded_model_is_guarded_without_the_capability(guard: Guard, script:
         drive(Agent(GuardedModel(script.model), tools=[add]))
 
     assert len(script.requests) == 3
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_guarded_model_is_guarded_once_under_the_capability(

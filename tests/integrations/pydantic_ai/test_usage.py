@@ -69,7 +69,7 @@ def test_a_failed_request_is_charged_its_reservation(
         go(script.agent(model=FunctionModel(answer, model_name="house")))
 
     assert run.spent.output_tokens == 10
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
@@ -96,7 +96,7 @@ def test_a_cancelled_request_leaves_no_reservation(guard: Guard, script: Any, ho
         asyncio.run(main())
 
     assert run.state is RunState.COMPLETED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_cancelled_tool_leaves_no_reservation(guard: Guard, script: Any) -> None:
@@ -121,7 +121,7 @@ def test_a_cancelled_tool_leaves_no_reservation(guard: Guard, script: Any) -> No
     with guard.run("agent") as run, pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
 
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 # --- streams -------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_a_kill_ends_a_stream_within_one_event(guard: Guard, script: Any) -> Non
 
     assert len(seen) <= 6
     assert run.state is RunState.KILLED
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 def test_a_kill_ends_a_stream_that_hangs(guard: Guard, script: Any) -> None:
@@ -190,7 +190,7 @@ def test_a_stream_closed_early_is_charged_its_reservation(guard: Guard, script: 
 
     assert run.spent.output_tokens == 10
     assert run.spent.usd == Decimal("0.001")
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
     (ended,) = (e for e in guard.history(run.id) if e.type == "step_completed")
     assert ended.data["closed_early"]
 
@@ -217,7 +217,7 @@ def test_a_cancelled_stream_leaves_no_reservation(guard: Guard, script: Any) -> 
     with guard.run("agent") as run, pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
 
-    assert run.live_run.fold.open == {}
+    assert run.summary().open_steps == ()
 
 
 # --- max_tokens ----------------------------------------------------------------------------------
