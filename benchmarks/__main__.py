@@ -23,7 +23,9 @@ from benchmarks import (
     clients,
     durable,
     growth,
+    kafka,
     kill,
+    kill_network,
     langchain,
     logs,
     overhead,
@@ -54,6 +56,8 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
         ("overshoot-threads", "overshoot-tasks", "overshoot-processes"),
     ),
     "kill": (kill.measure, ("kill-check-p50", "kill-check-p99", "kill-body")),
+    "kill-network": (kill_network.measure, ("kill-redis", "kill-postgres", "kill-hosts")),
+    "kafka": (kafka.measure, ("kafka-events", "kafka-lag")),
     "logs": (logs.measure, ("verify", "list")),
     "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),
     "langchain": (

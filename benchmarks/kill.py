@@ -27,7 +27,7 @@ Victim = Callable[[Connection, str, int], None]
 def measure(*, quick: bool) -> list[Row]:
     """The rows on kills.  This process kills, another one runs; both read one monotonic clock."""
     with tempfile.TemporaryDirectory() as folder:
-        checks = latencies(Path(folder), _spin, 100 if quick else 1000)
+        checks = latencies(Path(folder), spin, 100 if quick else 1000)
         bodies = latencies(Path(folder), _sleep, 20 if quick else 100)
     noticed, stopped, raised = zip(*checks, strict=True)
     cancelled = [last for _, _, last in bodies]
@@ -110,7 +110,7 @@ def guard_in(home: str) -> Guard:
     return Guard.open("memory://", telemetry=False)
 
 
-def _spin(pipe: Connection, home: str, kills: int) -> None:
+def spin(pipe: Connection, home: str, kills: int) -> None:
     """Runs that do nothing but check."""
     stamps = _Stamps()
     with guard_in(home) as guard:

@@ -55,17 +55,22 @@ class Hosts:
         return switch
 
     def close(self) -> None:
-        """Close every switch, and end every relay under the folder."""
+        """Close every switch, and end every relay."""
         for switch in self._opened:
             switch.close()
-        relays = {page.parent: relay_pid(page.parent) for page in self.folder.glob("*/relay/*/kill.page")}
-        for pid in relays.values():
-            if pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-                    os.kill(pid, signal.SIGTERM)
-        for home, pid in relays.items():
-            wait_for(lambda home=home, pid=pid: pid is None or relay_pid(home) != pid)  # type: ignore[misc]
+        end_relays(self.folder)
+
+
+def end_relays(folder: Path) -> None:
+    """End the relay of every home in a folder."""
+    relays = {page.parent: relay_pid(page.parent) for page in folder.glob("*/relay/*/kill.page")}
+    for pid in relays.values():
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGTERM)
+    for home, pid in relays.items():
+        wait_for(lambda home=home, pid=pid: pid is None or relay_pid(home) != pid)  # type: ignore[misc]
 
 
 def relay_pid(home: Path) -> int | None:

@@ -89,15 +89,16 @@ class ControlLog:
 
     def append(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
         """Add a record, durably, and give its generation.  The caller holds the home's lock."""
-        return self.add(self.draft(event_type, data, at_ns), durable=True)
+        stored, _ = self.draft(event_type, data, at_ns)
+        return self.add(stored, durable=True)
 
-    def draft(self, event_type: str, data: dict[str, Any], at_ns: int) -> Stored:
-        """The next record of this log as it would be stored; nothing is written."""
+    def draft(self, event_type: str, data: dict[str, Any], at_ns: int) -> tuple[Stored, bytes]:
+        """Return the next record of this log, and the hash of the one before; nothing is written."""
         check_request(event_type, data)
         with self._lock:
             self._refresh()
             body = encode(Record(seq=self._seq + 1, type=event_type, at_ns=at_ns, data=data))
-            return Stored(self._seq + 1, body, chain(self._head, body), None, self._seq + 1)
+            return Stored(self._seq + 1, body, chain(self._head, body), None, self._seq + 1), self._head
 
     def add(self, stored: Stored, *, durable: bool) -> int:
         """Add the next record as it is stored elsewhere, and give its generation.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
-from agentguard.events.codec import Stored
+from agentguard.events.codec import Stored, genesis
 from agentguard.events.model import CONTROL_RUN_ID, KILL_SET, Head
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.control import check_chain
@@ -161,11 +161,12 @@ class Mirror:
 
     def _record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
         for _ in range(_ATTEMPTS):
-            self.sync()
-            stored = self.files.log.draft(event_type, data, at_ns)
-            if self.remote.append(stored):
+            # Where this copy is up to date, as it is beside a relay, nothing has to be asked first.
+            stored, previous = self.files.log.draft(event_type, data, at_ns)
+            if self.remote.append(stored, previous):
                 self.files.mirror([stored])
                 return stored.seq
+            self.sync()
         raise KillSwitchUnavailableError(f"{self.remote.url} takes records of others, and never this one")
 
     def verify(self) -> Head:
@@ -187,7 +188,10 @@ class Mirror:
         """Give back to the server what it had, as after a flush or a failover to an empty one."""
         there = len([*check_chain(self.remote.read())])
         mine = [*self.files.log.read()]
-        restored = [stored.seq for stored in mine[there:] if self.remote.append(stored)]
+        hashes = [genesis(CONTROL_RUN_ID), *(stored.hash for stored in mine)]
+        restored = [
+            stored.seq for stored in mine[there:] if self.remote.append(stored, hashes[stored.seq - 1])
+        ]
         if restored:
             _logger.warning(
                 "%s had lost the control records %d to %d; this host gave them back",

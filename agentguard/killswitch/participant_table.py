@@ -74,9 +74,9 @@ class ParticipantTable:
 
     def entries(self) -> Iterator[Entry]:
         """Return every entry that is not free, also those of processes that have left."""
-        words = iter(self._words.tolist())
-        for number, (word, start, acknowledged) in enumerate(zip(words, words, words, strict=True)):
+        for number, word in enumerate(self._words[::WORDS_EACH].tolist()):
             if word:
+                start, acknowledged = self._words[number * WORDS_EACH + 1 : (number + 1) * WORDS_EACH]
                 holder = Process.from_word(word & ~_LEFT, start)
                 yield Entry(number, holder, acknowledged, left=bool(word & _LEFT))
 

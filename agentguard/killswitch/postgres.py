@@ -31,7 +31,13 @@ TIMEOUT = 2.0
 _OF_STORES = ("store_timeout", "connections", "tenant", "prefix")
 
 _READ = "SELECT seq, body, hash FROM agentguard.kill_record WHERE seq > %s ORDER BY seq"
-_APPEND = "INSERT INTO agentguard.kill_record (seq, body, hash) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+_APPEND = """
+INSERT INTO agentguard.kill_record (seq, body, hash)
+SELECT %(seq)s, %(body)s, %(hash)s
+WHERE %(seq)s = 1
+    OR EXISTS (SELECT FROM agentguard.kill_record WHERE seq = %(seq)s - 1 AND hash = %(previous)s)
+ON CONFLICT DO NOTHING
+"""
 _REPORT = """
 INSERT INTO agentguard.kill_host (host, report) VALUES (%s, %s)
 ON CONFLICT (host) DO UPDATE SET report = excluded.report, at = clock_timestamp()
@@ -68,11 +74,11 @@ class PostgresLog:
             for seq, body, digest in self._ask(_READ, after)
         ]
 
-    def append(self, stored: Stored) -> bool:
-        """Add a record unless its sequence is taken, or is not the next one."""
+    def append(self, stored: Stored, previous: bytes) -> bool:
+        """Add a record unless its sequence is taken, or the one it follows is not there."""
+        record = {"seq": stored.seq, "body": stored.body, "hash": stored.hash, "previous": previous}
         with self._connected() as connection:
-            cursor = connection.execute(_APPEND, (stored.seq, stored.body, stored.hash))
-            return bool(cursor.rowcount)
+            return bool(connection.execute(_APPEND, record).rowcount)
 
     def wait(self, seconds: float) -> Sequence[Stored]:
         """Wait for a notification."""

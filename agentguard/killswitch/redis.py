@@ -25,9 +25,11 @@ from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 #: Seconds that the server is given for a connection, and for an answer.
 TIMEOUT = 2.0
 
-#: All or nothing: the entry is appended if it is the next one, and told to every relay.
+#: All or nothing: the entry is appended if it follows the newest one, and told to every relay.
 _APPEND = """
 if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+local newest = redis.call('LINDEX', KEYS[1], -1)
+if newest and string.sub(newest, 10, 73) ~= ARGV[3] then return 0 end
 redis.call('RPUSH', KEYS[1], ARGV[2])
 redis.call('PUBLISH', KEYS[1], (ARGV[1] + 1) .. ' ' .. ARGV[2])
 return 1
@@ -95,10 +97,11 @@ class RedisLog:
             entries: list[bytes] = self._client.lrange(self._key, after, -1)
         return [parse_entry(entry, after + number) for number, entry in enumerate(entries, 1)]
 
-    def append(self, stored: Stored) -> bool:
-        """Append an entry if the list has as many as come before it."""
+    def append(self, stored: Stored, previous: bytes) -> bool:
+        """Append an entry if the list has as many as come before it, and ends with the one it follows."""
+        arguments = [stored.seq - 1, format_entry(stored), previous.hex()]
         with self._answering():
-            return bool(self._append(keys=[self._key], args=[stored.seq - 1, format_entry(stored)]))
+            return bool(self._append(keys=[self._key], args=arguments))
 
     def wait(self, seconds: float) -> Sequence[Stored]:
         """Wait for a message."""

@@ -62,8 +62,13 @@ class RemoteLog(Protocol):
         """The records above `after` in order, unchecked."""
         ...
 
-    def append(self, stored: Stored) -> bool:
-        """Add a record durably and tell every relay; False where its sequence is not the next one."""
+    def append(self, stored: Stored, previous: bytes) -> bool:
+        """Add a record durably and tell every relay, in one act.
+
+        Returns:
+            False, with nothing added, where its sequence is not the next one, or where the newest record
+            has another hash than `previous`.
+        """
         ...
 
     def wait(self, seconds: float) -> Sequence[Stored]:

@@ -309,6 +309,16 @@ def test_a_server_with_another_history_is_not_believed_until_somebody_decides(
     assert [kill.target for kill in repaired.kills()] == ["r2"]
 
 
+def test_a_kill_is_never_added_to_another_history(server: Valkey, host: Hosts) -> None:
+    switch = host("a")
+    switch.record(*kill_data("one", run="r1"))
+    server.command("FLUSHALL")
+    host("b").record(*kill_data("another", run="r2"))
+    with pytest.raises(KillSwitchUnavailableError, match="another record than this host has seen"):
+        switch.record(*kill_data("two", run="r3"))
+    assert server.command("LLEN", key(host)) == 1
+
+
 def test_an_altered_record_on_the_server_is_found_wherever_it_lies(server: Valkey, host: Hosts) -> None:
     first = host("a")
     for reason in ("one", "two", "three"):
