@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentguard.budget.model import Budget, Remaining, Usage
+from agentguard.budget.named import joined
 from agentguard.budget.resources import NANO_USD
 from agentguard.errors import NoActiveRunError, RunStopped
 from agentguard.runs import tasks
 from agentguard.runs.branch import MAIN, Branch, check_branch
-from agentguard.runs.current import CURRENT, Position, leave
+from agentguard.runs.current import CURRENT, Position, leave, on_branch
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
@@ -155,7 +156,7 @@ class Run:
         self._live_run = self._session.open()
         self.thread = threading.get_ident()
         self._branch = self._session.branch()
-        self._position = Position(self, None, self._branch)
+        self._position = Position(self, None, self._branch, account=self._live_run.fold.named_account)
         self._before = CURRENT.get()
         self._token = CURRENT.set(self._position)
         self._meet_running_loop()
@@ -293,11 +294,7 @@ class Run:
         if position is not None and position.run is self:
             call.ensure_task_factory(position)
             branch = position.branch.here()
-            return (
-                position
-                if branch is position.branch
-                else Position(self, position.scope, branch, position.step)
-            )
+            return position if branch is position.branch else on_branch(position, branch)
         if self._position is None:
             raise NoActiveRunError(f"run {self.id} has not been entered: use `with guard.run(...) as run:`")
         return self._position
@@ -328,7 +325,8 @@ class Run:
     def limits(self, *resources: str) -> bool:
         """Whether some level that a step here is charged to limits one of these ("usd", "tokens")."""
         names = [NANO_USD if resource == "usd" else resource for resource in resources]
-        return bool(self.live_run.levels.limited(names, self.here().scope_key))
+        here = self.here()
+        return bool(self.live_run.levels.limited(names, here.scope_key, here.account))
 
     def step(self, name: str, *, branch: str | Branch | None = None, **options: Any) -> StepBlock:
         """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.
@@ -379,11 +377,27 @@ class Run:
             branches = self.live_run.branches
             path = check_branch(branch)
             branch = branches.get(path) or branches.setdefault(path, Branch(f"{MAIN}/{path}"))
-        return Position(self, position.scope, branch, position.step)
+        return on_branch(position, branch)
 
     def scope(self, name: str, budget: Budget | None = None) -> Scope:
         """A part of the run with a budget of its own."""
         return Scope(self, self.here(), name, budget)
+
+    def account(self, name: str, budget: Budget) -> bound.AccountBlock:
+        """`with run.account("thread:42", Budget(usd=1)):` steps inside are charged to it too.
+
+        As `account=` of `guard.run`, for code that learns which conversation it serves inside a run.  A
+        refusal by it stops the run.
+
+        Args:
+            name: of the account, which all runs of this tenant share.
+            budget: what they may use together.
+
+        Raises:
+            TypeError, ValueError: the name or the budget cannot be one, or steps here are charged to another
+                account already; the message names it.
+        """
+        return bound.AccountBlock(self.here(), joined(self.here().account, name, self.tenant, budget))
 
     def branch(self, name: str) -> bound.BranchBlock:
         """A line of control with a name of its own (`with`), so that its keys do not depend on order."""

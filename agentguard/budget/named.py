@@ -79,6 +79,24 @@ def named_account(account_id: str) -> str | None:
     return account_id.partition("/")[2]
 
 
+def joined(around: NamedAccount | None, name: str, tenant: str, budget: Budget | None) -> NamedAccount:
+    """Return the account of this name, for what is charged to the one around it already.
+
+    Raises:
+        TypeError, ValueError: the name or the budget cannot be one, or another account is around it.
+    """
+    check_account(name, budget)
+    assert budget is not None  # noqa: S101 - it was checked
+    if around is None:
+        return NamedAccount(name=name, tenant=tenant, budget=budget)
+    if around.name != name:
+        raise ValueError(
+            f"account={name!r}: what is around it is charged to {around.name!r}, and so is all that is "
+            "inside; leave the account out, or open a run with detached=True"
+        )
+    return NamedAccount(name=name, tenant=around.tenant, budget=budget)
+
+
 def check_account(name: object, budget: object) -> None:
     """Refuse a name without a budget, a budget without a name, and limits that no account can keep.
 

@@ -5,21 +5,33 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import Any
 
+from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
 
 
 class Position:
-    """A position inside a run.  `run`, `scope` and `step` are the public objects, or None."""
+    """A position inside a run.  `run`, `scope` and `step` are the public objects, or None.
 
-    __slots__ = ("branch", "live_run", "run", "scope", "scope_key", "step")
+    `account` is the named account that steps here are charged to, or None.
+    """
 
-    def __init__(self, run: Any, scope: Any, branch: Branch, step: Any = None) -> None:
+    __slots__ = ("account", "branch", "live_run", "run", "scope", "scope_key", "step")
+
+    def __init__(
+        self, run: Any, scope: Any, branch: Branch, step: Any = None, account: NamedAccount | None = None
+    ) -> None:
         self.run = run
         self.live_run = run.live_run
         self.scope = scope
         self.scope_key: str = scope.key if scope is not None else ""
         self.branch = branch
         self.step = step
+        self.account = account
+
+
+def on_branch(position: Any, branch: Branch) -> Position:
+    """Return the same position on another branch."""
+    return Position(position.run, position.scope, branch, position.step, position.account)
 
 
 #: The place of the code that runs now.  A `Step` is a place too: the one its body runs in.

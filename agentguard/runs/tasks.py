@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from agentguard.runs.branch import Branch
-from agentguard.runs.current import CURRENT, Position
+from agentguard.runs.current import CURRENT, on_branch
 
 _LABEL = "task"
 
@@ -48,9 +48,7 @@ class LoopBranches:
         else:
             position = context.get(CURRENT)
         if position is not None and not _inside_wait_for():
-            child = Position(
-                position.run, position.scope, position.branch.here().child(_LABEL), position.step
-            )
+            child = on_branch(position, position.branch.here().child(_LABEL))
             context.run(CURRENT.set, child)
         if self._wrapped is None:
             task: Any = asyncio.Task(coro, loop=loop, context=context, **options)

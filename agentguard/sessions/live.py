@@ -11,7 +11,7 @@ from uuid import UUID
 
 from agentguard._encoding import VALUE_SCHEME
 from agentguard.budget.model import Budget
-from agentguard.budget.named import NamedAccount
+from agentguard.budget.named import NamedAccount, joined
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
@@ -73,17 +73,10 @@ class LiveSession(OwnedSession):
             ValueError: it names another one than the run around it.
         """
         options = self.options
-        outer: NamedAccount | None = None if self.around is None else self.around.live_run.fold.named_account
-        if options.account is None or options.account_budget is None:
+        outer: NamedAccount | None = None if self.around is None else self.around.account
+        if options.account is None:
             return outer
-        if outer is None:
-            return NamedAccount(name=options.account, tenant=self.tenant, budget=options.account_budget)
-        if options.account != outer.name:
-            raise ValueError(
-                f"account={options.account!r}: the run around this one is charged to {outer.name!r}, and so "
-                "are the runs inside it; leave account out, or pass detached=True"
-            )
-        return NamedAccount(name=outer.name, tenant=outer.tenant, budget=options.account_budget)
+        return joined(outer, options.account, self.tenant, options.account_budget)
 
     @property
     def inputs(self) -> Any:
@@ -140,7 +133,7 @@ class LiveSession(OwnedSession):
 
         def create_inside() -> LiveRun:
             check(parent, scope)
-            movements, outer = parent.nest(scope)
+            movements, outer = parent.nest(scope, around.account)
             live_run = self._create(generation, outer, span, started=started)  # first: its id may be taken
             if not self.is_in_outer_log:
                 parent.log.act([self._opened(parent, around)], movements=movements)

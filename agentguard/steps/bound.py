@@ -8,8 +8,9 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch, check_branch
-from agentguard.runs.current import CURRENT, Position, leave
+from agentguard.runs.current import CURRENT, Position, leave, on_branch
 from agentguard.steps.drivers import is_coroutine_function
 
 
@@ -23,7 +24,7 @@ def bind(position: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def place_of_call() -> Position:
         where = branch if next(calls) == 0 else branch.child("call")
-        return Position(position.run, position.scope, where, position.step)
+        return on_branch(position, where)
 
     if is_coroutine_function(fn):
 
@@ -50,24 +51,46 @@ def bind(position: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
     return bound
 
 
-class BranchBlock:
-    """`with run.branch(name):` a line of control that the caller names."""
+class _PositionBlock:
+    """A block whose code stands in another position."""
 
-    def __init__(self, position: Any, name: str) -> None:
+    def __init__(self, position: Position) -> None:
         self._position = position
-        self._branch: Branch = position.branch.child(check_branch(name))
         self._token: Any = None
 
-    def __enter__(self) -> Branch:
-        position = self._position
-        self._token = CURRENT.set(Position(position.run, position.scope, self._branch, position.step))
-        return self._branch
+    def _enter(self) -> None:
+        self._token = CURRENT.set(self._position)
 
     def __exit__(self, *exc: object) -> None:
         leave(self._token)
 
+    async def __aexit__(self, *exc: object) -> None:
+        leave(self._token)
+
+
+class BranchBlock(_PositionBlock):
+    """`with run.branch(name):` a line of control that the caller names."""
+
+    def __init__(self, position: Any, name: str) -> None:
+        super().__init__(on_branch(position, position.branch.child(check_branch(name))))
+
+    def __enter__(self) -> Branch:
+        self._enter()
+        return self._position.branch
+
     async def __aenter__(self) -> Branch:
         return self.__enter__()
 
-    async def __aexit__(self, *exc: object) -> None:
-        self.__exit__()
+
+class AccountBlock(_PositionBlock):
+    """`with run.account(name, budget):` steps inside are charged to a named account too."""
+
+    def __init__(self, position: Any, account: NamedAccount) -> None:
+        there = Position(position.run, position.scope, position.branch, position.step, account)
+        super().__init__(there)
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    async def __aenter__(self) -> None:
+        self._enter()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Amounts, Refusal, Request
 from agentguard.budget.ledger import Movement
+from agentguard.budget.model import Budget
+from agentguard.budget.named import NamedAccount
 from agentguard.budget.tenant import TenantBudgets
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import EventStore
@@ -62,7 +64,7 @@ class BudgetLevels:
         fold = self.log.fold
         tenant = bool(self._tenants.budgets(fold.tenant))
         shared = any(scope.shared for scope in fold.scopes.values())
-        self.only_this_run = not (self.outer or tenant or shared or fold.named_account)
+        self.only_this_run = not (self.outer or tenant or shared)
         budgets = [scope.accounts[0].budget for scope in fold.scopes.values()]
         timed = any(r.SECONDS in budget.limits for budget in budgets)
         self.has_deadline = timed or any(level.levels.has_deadline for level in self.outer)
@@ -71,12 +73,14 @@ class BudgetLevels:
         )
         self._limiting = {}
 
-    def limited(self, resources: Sequence[str], scope: str) -> list[str]:
+    def limited(self, resources: Sequence[str], scope: str, account: NamedAccount | None = None) -> list[str]:
         """Return which of `resources` some level that a step of this scope is charged to limits."""
         known = self._limiting
         limiting = known.get(scope)
         if limiting is None:
             limiting = known[scope] = self._limits_of(scope)
+        if account is not None:
+            limiting |= _limited_by(account.budget)
         return [name for name in resources if name in limiting]
 
     def _limits_of(self, scope: str) -> frozenset[str]:
@@ -85,9 +89,7 @@ class BudgetLevels:
         levels += [level.levels.log.fold.scopes[level.scope] for level in self.outer]
         budgets = [level.accounts[0].budget for level in levels]
         budgets += self._tenants.budgets(fold.tenant).values()
-        if fold.named_account is not None:
-            budgets.append(fold.named_account.budget)
-        return frozenset(name for budget in budgets if budget.enforce for name in budget.limits)
+        return _limited_by(*budgets)
 
     def refused(self, scope: str, request: Request) -> tuple[Refused | None, Refused | None]:
         """Return the first level of this log without room: one that stops, and one that only would."""
@@ -128,7 +130,9 @@ class BudgetLevels:
         own = [self.account_name(level.key) for level in self.log.fold.chain(scope) if level.shared]
         return own + [level.levels.account_name(level.scope) for level in self.outer]
 
-    def reserving(self, scope: str, request: Request, wall_ns: int) -> tuple[list[Movement], tuple[str, ...]]:
+    def reserving(
+        self, scope: str, request: Request, wall_ns: int, named: NamedAccount | None
+    ) -> tuple[list[Movement], tuple[str, ...]]:
         """Return the movements that reserve on shared accounts, and the names of those outside any run.
 
         These are the tenant's periods and the named account, which settlement finds by the step's event.
@@ -139,7 +143,6 @@ class BudgetLevels:
         if windows and not self._accounts_here:
             check_no_ledger(self.log.store)
             self._accounts_here = True
-        named = self.log.fold.named_account
         charged = windows if named is None else [*windows, (named.id, named.opening())]
         moves += [Movement(name, request, opening=account) for name, account in charged]
         return moves, tuple(name for name, _ in charged)
@@ -152,12 +155,11 @@ class BudgetLevels:
             return [Movement(name, step.request.shared(), undo=True) for name in names]
         return [Movement(name, settle=(step.request.reserve, usage)) for name in names]
 
-    def sharing(self, scope: str) -> list[Movement]:
+    def sharing(self, scope: str, named: NamedAccount | None) -> list[Movement]:
         """Return what makes the levels around a nested run shared.
 
         The named account is opened by the run whose tenant it belongs to.
         """
-        named = self.log.fold.named_account
         moves = [] if named is None else [Movement(named.id, opening=named.opening())]
         return moves + [
             Movement(self.account_name(level.key), opening=_copy(level.accounts[0]))
@@ -218,6 +220,10 @@ def check_no_ledger(store: EventStore) -> None:
             f"what the tenants of {store.url} have spent was kept at the ledger {mark.path}, which this "
             "version cannot read; open a new store for tenants with budgets, or lift their budgets"
         )
+
+
+def _limited_by(*budgets: Budget) -> frozenset[str]:
+    return frozenset(name for budget in budgets if budget.enforce for name in budget.limits)
 
 
 def _copy(account: Account) -> Account:

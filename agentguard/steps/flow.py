@@ -223,8 +223,8 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
     now = wall()
     movements: Sequence[Any] = ()
     windows: tuple[str, ...] = ()
-    if not live_run.levels.only_this_run:
-        movements, windows = live_run.levels.reserving(step.scope_key, request, now)
+    if not live_run.levels.only_this_run or step.account is not None:
+        movements, windows = live_run.levels.reserving(step.scope_key, request, now, step.account)
     span = step.span
     data = _started_data(step, request, windows, shadow)
     record = Record(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentguard.budget.account import Account, Amounts
 from agentguard.budget.ledger import Movement
+from agentguard.budget.named import NamedAccount
 from agentguard.budget.resources import SECONDS
 from agentguard.errors import AgentGuardError, KillSwitchTriggeredError, RunStopped
 from agentguard.events import model as ev
@@ -230,9 +231,11 @@ class LiveRun:
 
     # --- runs inside, and attachments ----------------------------------------------------------
 
-    def nest(self, scope: str) -> tuple[list[Movement], list[EnclosingRun]]:
+    def nest(
+        self, scope: str, account: NamedAccount | None = None
+    ) -> tuple[list[Movement], list[EnclosingRun]]:
         """Return what makes the levels around a nested run shared, and the runs around it."""
-        return self.levels.sharing(scope), [EnclosingRun(self, scope), *self.around]
+        return self.levels.sharing(scope, account), [EnclosingRun(self, scope), *self.around]
 
     def unnamed_branch(self) -> Branch:
         """Return a branch for an attachment without a name, by a number that is given out once."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentguard.budget.account import Amounts, Request
 from agentguard.budget.model import Usage
+from agentguard.budget.named import NamedAccount
 from agentguard.errors import UnknownCostError
 from agentguard.runs.branch import Branch
 from agentguard.steps.spec import StepSpec
@@ -28,6 +29,7 @@ class Step:
 
     __slots__ = (
         "_branch",
+        "account",
         "at_ns",
         "attempt",
         "attributes",
@@ -64,6 +66,8 @@ class Step:
         self.scope_key: str = position.scope_key
         self._branch: Branch | None = None
         self.parent: Step | None = position.step
+        #: The named account that it is charged to beside its levels.
+        self.account: NamedAccount | None = position.account
         self.live_run: LiveRun = position.live_run
         #: What is kept of its arguments and its result.
         self.recorder: PayloadRecorder = self.live_run.recorders.get(spec) or self.live_run.recorder(spec)

@@ -186,7 +186,9 @@ def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
     over, data = None, outcome.data
     if usage is not None and usage is not step.request.reserve:
         over, data = _excess(step, live_run, usage, data)
-    movements = () if live_run.levels.only_this_run else live_run.levels.settling(step.key, usage)
+    movements: Sequence[Movement] = ()
+    if not live_run.levels.only_this_run or step.account is not None:
+        movements = live_run.levels.settling(step.key, usage)
     spec, span = step.spec, step.span
     monotonic = live_run.clock.monotonic
     took = monotonic() - step.started_ns

@@ -20,7 +20,7 @@ from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
 from agentguard.runs.branch import Branch, branch_of, key_segment
-from agentguard.runs.current import CURRENT, Position, leave
+from agentguard.runs.current import CURRENT, leave, on_branch
 from agentguard.steps import exceptions, values
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
@@ -76,7 +76,7 @@ def _body(position: Any, call: tuple[str, int], name: str) -> Iterator[None]:
     """
     live_run: LiveRun = position.run.live_run
     try:
-        token = CURRENT.set(Position(position.run, position.scope, Branch(call[0]), position.step))
+        token = CURRENT.set(on_branch(position, Branch(call[0])))
         try:
             yield
         finally:

@@ -74,7 +74,7 @@ class Scope:
             self._open(live_run, position.scope_key)
         if live_run.span is not None:
             self._span = live_run.span.start_scope(self.name, self.path)
-        self._token = CURRENT.set(Position(self.run, self, position.branch, position.step))
+        self._token = CURRENT.set(Position(self.run, self, position.branch, position.step, position.account))
         return self
 
     def _open(self, live_run: LiveRun, around: str) -> None:

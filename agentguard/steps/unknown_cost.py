@@ -52,7 +52,7 @@ def charged(step: Step, usage: Amounts) -> Amounts:
 
 def _unnamed(step: Step, amounts: Amounts) -> list[str]:
     missing = [name for name in _NAMED_BY if not _names(amounts, name)]
-    return step.live_run.levels.limited(missing, step.scope_key) if missing else []
+    return step.live_run.levels.limited(missing, step.scope_key, step.account) if missing else []
 
 
 def _names(amounts: Amounts, resource: str) -> bool:

@@ -298,6 +298,61 @@ def test_costs_by_account_are_what_its_account_says(guard: Guard) -> None:
     assert lines[THREAD] == spent(guard)
 
 
+# --- for a part of a run -------------------------------------------------------------------------
+
+
+def test_a_part_of_a_run_may_be_charged_to_one(guard: Guard) -> None:
+    with pytest.raises(BudgetExceededError) as caught, guard.run("server") as run:
+        ask()
+        with run.account(THREAD, Budget(usd=1)):
+            assert run.limits("usd")
+            ask()
+            with guard.run("helper"):
+                ask()
+        assert not run.limits("usd")
+        with run.account("thread:43", Budget(usd="0.5")):
+            ask()
+            ask()
+    assert caught.value.scope == "account:thread:43"
+    assert spent(guard) == Decimal("0.6")
+    assert spent(guard, "thread:43") == Decimal("0.3")
+    lines = {line.key: line.usd for line in guard.costs(by="account")}
+    assert lines == {THREAD: Decimal("0.6"), "thread:43": Decimal("0.3"), "": Decimal("0.3")}
+
+
+def test_what_begins_inside_is_charged_to_it_wherever_it_runs(guard: Guard) -> None:
+    @guarded_step(usage=Usage(usd="0.10"))
+    def outer() -> None:
+        inner()
+
+    inner = guarded_step(usage=Usage(usd="0.10"))(lambda: None)
+
+    async def program() -> None:
+        async with guard.run("server") as run:
+            async with run.account(THREAD, Budget(usd=9)):
+                await run.gather(asyncio.to_thread(inner), asyncio.to_thread(inner))
+                with run.scope("part", Budget(usd=1)), run.branch("line"):
+                    outer()
+                thread = threading.Thread(target=run.bind(inner))
+            thread.start()
+            await asyncio.to_thread(thread.join)
+            inner()
+
+    asyncio.run(program())
+    assert spent(guard) == Decimal("0.5")
+
+
+def test_one_part_is_charged_to_one_account_alone(guard: Guard) -> None:
+    with guard.run("server") as run, run.account(THREAD, Budget(usd=1)):
+        with pytest.raises(ValueError, match="thread:43.*thread:42"):
+            run.account("thread:43", Budget(usd=1))
+        with run.account(THREAD, Budget(usd="0.5")):
+            ask()
+        with pytest.raises(ValueError, match="limits nothing"):
+            run.account(THREAD, Budget())
+    assert spent(guard) == Decimal("0.3")
+
+
 # --- many at once --------------------------------------------------------------------------------
 
 
