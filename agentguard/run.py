@@ -397,7 +397,8 @@ class Run:
             TypeError, ValueError: the name or the budget cannot be one, or steps here are charged to another
                 account already; the message names it.
         """
-        return bound.AccountBlock(self.here(), joined(self.here().account, name, self.tenant, budget))
+        here = self.here()
+        return bound.AccountBlock(here, joined(here.account, name, self.tenant, budget))
 
     def branch(self, name: str) -> bound.BranchBlock:
         """A line of control with a name of its own (`with`), so that its keys do not depend on order."""

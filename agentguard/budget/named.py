@@ -112,8 +112,17 @@ def check_account(name: object, budget: object) -> None:
         raise ValueError(
             f"account={name!r} has no budget: pass account_budget=Budget(usd=...), which all its runs share"
         )
-    check_budget(budget, "account_budget")
+    check_account_budget(budget)
+
+
+def check_account_budget(budget: object, field: str = "account_budget") -> None:
+    """Refuse limits that an account of many runs cannot keep.
+
+    Raises:
+        TypeError, ValueError: the message names `field`.
+    """
+    check_budget(budget, field)
     assert isinstance(budget, Budget)  # noqa: S101 - for the type checkers
-    check_shared(budget, "account_budget")
+    check_shared(budget, field)
     if budget.unlimited:
-        raise ValueError("account_budget limits nothing; write account_budget=Budget(usd=...)")
+        raise ValueError(f"{field} limits nothing; write {field}=Budget(usd=...)")

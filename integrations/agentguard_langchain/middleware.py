@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ToolCallRequest
 from langchain_core.messages import ToolMessage
 from langgraph.config import get_config
 
-from agentguard import ApprovalDeniedError, Run
+from agentguard import ApprovalDeniedError, Budget, Run
+from agentguard.budget.named import check_account_budget
 from agentguard.cost.usage import Unpriced
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
@@ -21,6 +23,7 @@ from agentguard_langchain._hooks import listen
 from agentguard_langchain._landing import WRAP_UP, SoftLimits, should_wrap_up
 from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
 from agentguard_langchain._model_call import Asked, ModelCall, finishing, reserve
+from agentguard_langchain._thread import thread_block
 from agentguard_langchain._tool_call import ToolCall, ToolOptions, softly
 from agentguard_langchain._tree import TREE, Place, graph_place, numbered
 from agentguard_langchain.callback import GuardCallbackHandler
@@ -46,6 +49,8 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         wrap_up: once a budget is used up to its `warn_at`, or has no room for another round, add a message
             to finish (this text, or one of ours) to the next model call and drop its tools.
         outside: `"refuse"` (default) or `"allow"` calls outside a run.
+        thread_budget: what all runs of one thread may use together (`configurable.thread_id`): its calls
+            are charged to the account `thread:<id>`, across interrupts and restarts.
 
     Raises:
         TypeError, ValueError: an option is wrong; the message names it.
@@ -75,6 +80,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         soft: bool | Collection[str] = False,
         wrap_up: bool | str = False,
         outside: Outside = "refuse",
+        thread_budget: Budget | None = None,
     ) -> None:
         super().__init__()
         self.run = run
@@ -85,6 +91,9 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         self._limits = SoftLimits()
         self._wrap_up = WRAP_UP if wrap_up is True else wrap_up
         self._allowed = checked_outside(outside)
+        self._thread_budget = thread_budget
+        if thread_budget is not None:
+            check_account_budget(thread_budget, "thread_budget")
         self._asked: Asked | None = None
         self._watch = GuardCallbackHandler(run, prices=prices, unpriced=unpriced, outside="allow")
         listen()
@@ -97,27 +106,29 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> Any:
         """One model call as one step."""
-        call = self._model_call(request, handler)
-        if call is None:
-            return handler(request)
-        with PASSING, _steps.Calling(call):
-            response = call.run.apply(
-                call.name, _steps.ask, call.arguments(), branch=call.branch, **_options(call)
-            )
-        return _answered(_steps.unpaused(response))
+        with self._thread():
+            call = self._model_call(request, handler)
+            if call is None:
+                return handler(request)
+            with PASSING, _steps.Calling(call):
+                response = call.run.apply(
+                    call.name, _steps.ask, call.arguments(), branch=call.branch, **_options(call)
+                )
+            return _answered(_steps.unpaused(response))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[..., Awaitable[Any]]
     ) -> Any:
         """The same."""
-        call = self._model_call(request, handler)
-        if call is None:
-            return await handler(request)
-        with PASSING, _steps.Calling(call):
-            response = await call.run.apply(
-                call.name, _steps.ask_async, call.arguments(), branch=call.branch, **_options(call)
-            )
-        return _answered(_steps.unpaused(response))
+        with self._thread():
+            call = self._model_call(request, handler)
+            if call is None:
+                return await handler(request)
+            with PASSING, _steps.Calling(call):
+                response = await call.run.apply(
+                    call.name, _steps.ask_async, call.arguments(), branch=call.branch, **_options(call)
+                )
+            return _answered(_steps.unpaused(response))
 
     def _model_call(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> ModelCall | None:
         run = self._run("the model call of an agent")
@@ -144,35 +155,39 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[..., Any]) -> Any:
         """One tool call as one step."""
-        call = self._tool_call(request, handler)
-        if call is None:
-            return handler(request)
-        if isinstance(call, ToolMessage):
-            return call
-        try:
-            with _steps.LeavingTool(call.run), _steps.Calling(call):
-                result = call.run.apply(call.name, _steps.use, (), call.arguments, **call.options)
-        except ApprovalDeniedError as denied:
-            return self._denied(request, denied)
-        finally:
-            call.begun()
-        return _steps.unpaused(result)
+        with self._thread():
+            call = self._tool_call(request, handler)
+            if call is None:
+                return handler(request)
+            if isinstance(call, ToolMessage):
+                return call
+            try:
+                with _steps.LeavingTool(call.run), _steps.Calling(call):
+                    result = call.run.apply(call.name, _steps.use, (), call.arguments, **call.options)
+            except ApprovalDeniedError as denied:
+                return self._denied(request, denied)
+            finally:
+                call.begun()
+            return _steps.unpaused(result)
 
     async def awrap_tool_call(self, request: ToolCallRequest, handler: Callable[..., Awaitable[Any]]) -> Any:
         """The same."""
-        call = self._tool_call(request, handler)
-        if call is None:
-            return await handler(request)
-        if isinstance(call, ToolMessage):
-            return call
-        try:
-            with _steps.LeavingTool(call.run), _steps.Calling(call):
-                result = await call.run.apply(call.name, _steps.use_async, (), call.arguments, **call.options)
-        except ApprovalDeniedError as denied:
-            return self._denied(request, denied)
-        finally:
-            call.begun()
-        return _steps.unpaused(result)
+        with self._thread():
+            call = self._tool_call(request, handler)
+            if call is None:
+                return await handler(request)
+            if isinstance(call, ToolMessage):
+                return call
+            try:
+                with _steps.LeavingTool(call.run), _steps.Calling(call):
+                    result = await call.run.apply(
+                        call.name, _steps.use_async, (), call.arguments, **call.options
+                    )
+            except ApprovalDeniedError as denied:
+                return self._denied(request, denied)
+            finally:
+                call.begun()
+            return _steps.unpaused(result)
 
     def _tool_call(
         self, request: ToolCallRequest, handler: Callable[..., Any]
@@ -217,8 +232,14 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
     # --- where it is ---------------------------------------------------------------------------
 
+    def _thread(self) -> AbstractContextManager[Any]:
+        return thread_block(self._run_here(), self._thread_budget)
+
+    def _run_here(self) -> Run | None:
+        return self.run or TREE.run_here(None)
+
     def _run(self, name: str) -> Run | None:
-        run = self.run or TREE.run_here(None)
+        run = self._run_here()
         if run is None:
             refuse_outside(name, allowed=self._allowed)
         return run

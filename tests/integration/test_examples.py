@@ -104,6 +104,12 @@ PRINTED = {
         "COMPLETED: 1020 tokens in 32 steps",
         "  main/research@1.0/model@1/chat scripted#1",
     ],
+    "13_thread_budget.py": [
+        "turn 3 of ann: answered",
+        "turn 4 of ann: account:thread:ann has spent 0.009 of 0.01 USD",
+        "turn 1 of bob: answered",
+        "  thread:ann: 0.009 USD in 3 calls",
+    ],
     "30_replay_failed_run.py": [
         "in production: RateError: no rate for XXX",
         "  really done: asked the model, fetched EUR, fetched USD, fetched XXX",
