@@ -31,6 +31,7 @@ from agentguard.steps.live import LiveRun
 from agentguard.steps.scope import Scope
 from agentguard.steps.shielding import shielded
 from agentguard.steps.spinning import check_place
+from agentguard.tenancy import check_id
 
 T = TypeVar("T")
 
@@ -432,7 +433,7 @@ class Run:
 
         Awaitable for a coroutine function.
         """
-        return recorded.record(self.live_run, self._at(branch), name, fn)
+        return recorded.record(self.live_run, self._at(branch), check_id(name, "name"), fn)
 
     # --- control -------------------------------------------------------------------------------
 

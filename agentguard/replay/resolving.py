@@ -20,6 +20,7 @@ from agentguard.steps import exceptions, values
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
 from agentguard.steps.served import RecordedOutcome
+from agentguard.steps.spec import name_option
 
 RETRY = "retry"
 COMPLETED = "completed"
@@ -59,7 +60,11 @@ def _by_probe(step: Step, call: Call, held: Amounts) -> RecordedOutcome | None:
     It answers `"retry"`, `("completed", result)`, `("failed", message)`, or None: it cannot tell.
     """
     probe = step.spec.probe
-    answer = probe(step.idempotency_key) if probe is not None else None
+    try:
+        answer = probe(step.idempotency_key) if probe is not None else None
+    except Exception as error:
+        name_option(error, step.name, "probe")
+        raise
     if answer == RETRY:
         _retry(step, call, held, by="probe")
         return None

@@ -9,9 +9,10 @@ from itertools import count
 from typing import Any
 
 from agentguard.budget.named import NamedAccount
-from agentguard.runs.branch import Branch, check_branch
+from agentguard.runs.branch import Branch
 from agentguard.runs.current import CURRENT, Position, leave, on_branch
 from agentguard.steps.drivers import is_coroutine_function
+from agentguard.tenancy import check_id
 
 
 def bind(position: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +73,7 @@ class BranchBlock(_PositionBlock):
     """`with run.branch(name):` a line of control that the caller names."""
 
     def __init__(self, position: Any, name: str) -> None:
-        super().__init__(on_branch(position, position.branch.child(check_branch(name))))
+        super().__init__(on_branch(position, position.branch.child(check_id(name, "branch"))))
 
     def __enter__(self) -> Branch:
         self._enter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from agentguard._encoding import encode_call, encode_call_of_scheme_1
+from agentguard._encoding import decode, encode, encode_call, encode_call_of_scheme_1
 from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
 from agentguard._values.kinds import NotExactError
 from agentguard._values.names import type_name
@@ -18,7 +18,7 @@ from agentguard.steps import values
 from agentguard.steps.fragments import FragmentEncoder
 from agentguard.steps.model import Step
 from agentguard.steps.redaction import Redactor
-from agentguard.steps.spec import LLM, Capture, StepSpec
+from agentguard.steps.spec import LLM, Capture, StepSpec, logged_attributes
 
 #: What an outcome has on record: its payload, and what its event says of it.
 Recorded = tuple[bytes | None, dict[str, Any]]
@@ -41,6 +41,7 @@ class PayloadRecorder:
     """Captures the calls of one step in one run: the options of both, looked up once."""
 
     __slots__ = (
+        "_attributes",
         "_cut",
         "_digest",
         "_fragments",
@@ -70,6 +71,8 @@ class PayloadRecorder:
         self._redact_call = None if redactor is None else redactor.of_calls(self._parameters)
         self._redact_result = None if redactor is None else redactor.value
         self._packer = ArgumentPacker(self._redact_result)
+        #: Attributes that calls share, and what is told of them; together, since threads share a recorder.
+        self._attributes: tuple[Mapping[str, Any] | None, dict[str, Any]] = (None, {})
         #: Only conversations are long, and come again.
         self._fragments = FragmentEncoder(redactor, self._parameters) if spec.kind == LLM else None
         self._raw_fragments = FragmentEncoder(None, self._parameters) if spec.kind == LLM else None
@@ -82,6 +85,20 @@ class PayloadRecorder:
         step.digest = self._digest(payload)
         if self._full:
             step.payload = payload
+
+    def attributes(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the log and the span are told of attributes: plain values, without secrets."""
+        known, told = self._attributes
+        if given is known:
+            return told
+        told = logged_attributes(given)
+        if self._redact_result is not None:
+            payload = encode(told)
+            clean = self._redact_result(payload)
+            told = told if clean is payload else decode(clean)
+        if given is self._spec.attributes:
+            self._attributes = (given, told)
+        return told
 
     def digest_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the digest of a call's arguments, whatever is captured."""

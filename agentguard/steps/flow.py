@@ -41,7 +41,7 @@ from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step, with_step
-from agentguard.steps.spec import StepSpec, logged_attributes
+from agentguard.steps.spec import StepSpec, name_option
 from agentguard.steps.unknown_cost import unknown_cost
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ def open_step(spec: StepSpec, position: Any, args: Sequence[Any], kwargs: Mappin
         if fork and not key.startswith(f"{MAIN}{fork}/"):
             key = f"{MAIN}{fork}/{key.removeprefix(f'{MAIN}/')}"
         return Step(spec, position, key, pos)
-    key = spec.key if isinstance(spec.key, str) else spec.key(*args, **kwargs)
+    named = spec.key
+    key = named if isinstance(named, str) else _asked(spec, "key", lambda: named(*args, **kwargs))
     if not isinstance(key, str) or not key or not key.isprintable():
         raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
     step = Step(spec, position, f"key:{key}", branch.next_pos())
@@ -80,10 +81,13 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     levels = step.live_run.levels
     counts_repeats = levels.counts_repeats
     step.recorder.arguments(step, args, kwargs)
+    attributes = step.attributes or spec.attributes
+    if attributes is not None:
+        step.attributes = step.recorder.attributes(attributes)
     if not spec.examined and not counts_repeats:
         return  # nothing depends on the call
     if callable(spec.approval):
-        step.needs_approval = bool(spec.approval(*args, **kwargs))
+        step.needs_approval = _asked(spec, "approval", lambda: bool(spec.approval(*args, **kwargs)))
     if step.needs_approval:
         step.digest = step.digest or step.recorder.digest_of(args, kwargs)
         step.unknown = step.recorder.unknown(args, kwargs)
@@ -105,16 +109,28 @@ def _reserve(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amou
     spec = step.spec
     if spec.request is not None:
         return spec.request.reserve
-    try:
-        bound = spec.reserve(*args, **kwargs) if callable(spec.reserve) else spec.reserve
-    except UnknownCostError as error:
-        step.unpriced = error  # `admit` stops the run with it, in its turn
-        return ONE_STEP
+    bound: Any = spec.reserve
+    if callable(bound):
+        reserve = bound
+        try:
+            bound = _asked(spec, "reserve", lambda: reserve(*args, **kwargs))
+        except UnknownCostError as error:
+            step.unpriced = error  # `admit` stops the run with it, in its turn
+            return ONE_STEP
     if bound is None:
         return ONE_STEP
     if not isinstance(bound, Usage):
         raise TypeError(f"{spec.name}: reserve must give a Usage, not {type(bound).__name__}")
     return with_step(bound)
+
+
+def _asked(spec: StepSpec, option: str, ask: Callable[[], T]) -> T:
+    """Return what a user's callable says of a call; what it raises names the step and the option."""
+    try:
+        return ask()
+    except Exception as error:
+        name_option(error, spec.name, option)
+        raise
 
 
 def admit(step: Step, *, wait: bool = True) -> None:
@@ -285,7 +301,7 @@ def _started_data(
 ) -> dict[str, Any] | None:
     data = step.spec.facts.copy()
     if step.attributes is not None:
-        data["attributes"] = logged_attributes(step.attributes)
+        data["attributes"] = step.attributes
     if step.spec.key is not None:
         data["branch"] = step.path
     if request is not step.spec.plain:
@@ -380,9 +396,8 @@ def refused_record(step: Step) -> Record:
 
 def _refused_data(step: Step) -> dict[str, Any] | None:
     data: dict[str, Any] = {}
-    attributes = step.attributes or step.spec.attributes
-    if attributes:
-        data["attributes"] = logged_attributes(attributes)
+    if step.attributes:
+        data["attributes"] = step.attributes
     if step.spec.key is not None:
         data["branch"] = step.path
     if step.digest is not None:

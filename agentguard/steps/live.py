@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: How often, in seconds, a paused step looks whether another process has resumed the run.
 _POLL = 0.02
-_MOST_KEEPERS = 1000
+_MOST_RECORDERS = 1000
 _ATTACHED = "attached"
 
 
@@ -250,11 +250,11 @@ class LiveRun:
     def redactor(self, spec: StepSpec) -> Redactor | None:
         """Return what takes secrets out of the payloads of a step, or None."""
         chosen = spec.redact if spec.redact is not None else self.components.redact
-        return chosen or None
+        return chosen.for_step(spec.name) if chosen else None
 
     def recorder(self, spec: StepSpec) -> PayloadRecorder:
         """Return what captures the calls of a step in this run, made at its first call."""
-        if len(self.recorders) >= _MOST_KEEPERS:  # options that are made anew for each call
+        if len(self.recorders) >= _MOST_RECORDERS:  # options that are made anew for each call
             self.recorders.clear()
         level = spec.capture or self.components.capture
         capturing = Capturing(level, self.redactor(spec), self.log.digest, self.log.fold.value_scheme)

@@ -22,6 +22,7 @@ from agentguard.steps.budget_levels import Refused
 from agentguard.steps.flow import append_in_turn, needs_care, stop_level, wait_for_commit, warn
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step, with_step
+from agentguard.steps.spec import name_option
 from agentguard.steps.unknown_cost import charged
 
 #: What the log calls the outcome of a step that somebody cancelled.
@@ -112,7 +113,11 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
     if not spec.postpaid:
         return step.request.reserve
     given: Any = spec.usage
-    usage = given(result, *args, **kwargs) if spec.usage_takes_arguments else given(result)
+    try:
+        usage = given(result, *args, **kwargs) if spec.usage_takes_arguments else given(result)
+    except Exception as error:
+        name_option(error, spec.name, "usage")
+        raise
     if not isinstance(usage, Usage):
         raise TypeError(f"{spec.name}: usage must give a Usage, not {type(usage).__name__}")
     return charged(step, with_step(usage))

@@ -129,8 +129,7 @@ def start_span(step: Step) -> None:
     span = step.live_run.span
     if span is not None:
         spec = step.spec
-        attributes = step.attributes or spec.attributes
-        step.span = span.start_step(spec.name, spec.kind, step.key, step.attempt, attributes)
+        step.span = span.start_step(spec.name, spec.kind, step.key, step.attempt, step.attributes)
 
 
 def refuse_span(step: Step, error: BaseException) -> None:

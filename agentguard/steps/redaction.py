@@ -6,6 +6,7 @@ was.  Only where something may be found is it decoded, masked and encoded again.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,14 +39,24 @@ class Redactor:
         b'[["ann","**********"],{}]'
     """
 
-    __slots__ = ("_names", "_rule", "_search", "_shortest")
+    __slots__ = ("_names", "_rule", "_search", "_shortest", "_step")
 
     def __init__(self, names: Iterable[str] = (), rule: Rule | None = None) -> None:
         self._names = Names(names)
         self._rule = rule
+        #: Which step it looks at, to be said where its rule raises.
+        self._step = ""
         self._search = search_for(self._names, rule=rule is not None)
         #: Nothing shorter can hold a secret: `{"pwd":1}`.
         self._shortest = len('{"":1}') + self._names.shortest if rule is None else 0
+
+    def for_step(self, name: str) -> Redactor:
+        """Return the redactor for one step, which names it where its rule raises."""
+        if self._rule is None:
+            return self
+        named = copy.copy(self)
+        named._step = name
+        return named
 
     def call(self, payload: bytes, parameters: Sequence[str]) -> bytes:
         """The arguments of a call, `[[...], {...}]`, without their secrets."""
@@ -124,7 +135,9 @@ class Redactor:
         except Exception as error:  # noqa: BLE001 - a user's rule may raise anything
             # It must neither let a secret through nor lose the outcome of a step that has happened.
             # No traceback either: its message may quote the value.
-            _log.error("redact= raised %s on %r; the value is masked", type_name(type(error)), name)
+            whose = f" of the guarded step {self._step!r}" if self._step else ""
+            kind = type_name(type(error))
+            _log.error("redact=%s raised %s on %r; the value is masked", whose, kind, name)
             return MASK
         return changed
 

@@ -112,8 +112,13 @@ class StepSpec:
             self.facts["keyed"] = True
         if self.unbounded:
             self.facts["unbounded"] = True
-        if self.attributes:
-            self.facts["attributes"] = logged_attributes(self.attributes)
+
+
+def name_option(error: BaseException, step: str, option: str) -> None:
+    """Note on what a user's callable raised which option of which step that is: its traceback may not say."""
+    note = f"raised by {option}= of the guarded step {step!r}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def logged_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

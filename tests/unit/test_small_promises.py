@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +12,19 @@ from typing import Any
 
 import pytest
 
-from agentguard import Budget, Guard, RunStopped, StoreUnavailableError, Usage, guarded_step
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    Guard,
+    Run,
+    RunStopped,
+    StoreUnavailableError,
+    Usage,
+    guarded_step,
+)
 from agentguard._home import default_home
 from agentguard.audit.erasure import cut_off
+from agentguard.steps.options import StepOptions
 
 
 @guarded_step(effect="once", usage=Usage(usd="0.25"))
@@ -147,3 +158,105 @@ def test_a_drain_lets_a_nested_run_of_a_body_close_its_generators(sqlite_guard: 
     assert [e.type for e in sqlite_guard.history("inner-run")][-2:] == ["step_completed", "run_completed"]
     account = next(iter(sqlite_guard.components.store.accounts(["tenant:t"]).values()))
     assert not any(account.reserved.values())
+
+
+# --- what a user's callable raises names its step ------------------------------------------------
+
+
+def broken(*_args: Any, **_kwargs: Any) -> Any:
+    raise KeyError("nope")
+
+
+BROKEN_OPTIONS: dict[str, StepOptions] = {
+    "reserve": {"reserve": broken, "usage": lambda _: Usage()},
+    "usage": {"reserve": None, "usage": broken},
+    "key": {"key": broken},
+    "approval": {"approval": broken},
+}
+
+
+@pytest.mark.parametrize("option", BROKEN_OPTIONS)
+@pytest.mark.parametrize("driver", ["sync", "async", "generator", "async generator", "call"])
+def test_what_an_option_raises_names_the_step(guard: Guard, option: str, driver: str) -> None:
+    async def later() -> int:
+        return 1
+
+    def items() -> Iterator[int]:
+        yield 1
+
+    async def later_items() -> AsyncIterator[int]:
+        yield 1
+
+    step = guarded_step(name="pay", **BROKEN_OPTIONS[option])
+
+    async def drained() -> list[int]:
+        return [item async for item in step(later_items)()]
+
+    calls: dict[str, Callable[[Run], Any]] = {
+        "sync": lambda _: step(lambda: 1)(),
+        "async": lambda _: asyncio.run(step(later)()),
+        "generator": lambda _: list(step(items)()),
+        "async generator": lambda _: asyncio.run(drained()),
+        "call": lambda run: run.call("pay", lambda: 1, **BROKEN_OPTIONS[option]),
+    }
+    with pytest.raises(KeyError) as caught, guard.run("r") as run:
+        calls[driver](run)
+    assert caught.value.__notes__ == [f"raised by {option}= of the guarded step 'pay'"]
+    types = [event.type for event in guard.history(run.id)]
+    assert types.count("step_started") == types.count("step_failed")
+
+
+def test_a_redact_that_raises_names_the_step_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with Guard.in_memory(telemetry=False, redact=broken) as guard, guard.run("r"):
+        guarded_step(name="pay")(lambda n: n)(1)
+    assert "redact= of the guarded step 'pay' raised KeyError" in caplog.text
+
+
+# --- attributes ----------------------------------------------------------------------------------
+
+SECRET = "sk-ant-api03-" + "A" * 80
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_attributes_reach_the_log_without_secrets(guard: Guard, refused: bool) -> None:
+    attributes = {
+        "api_key": "hunter2hunter2",
+        "note": f"with {SECRET}",
+        "url": "https://u:passw0rd@h/",
+        "n": 1,
+    }
+    step = guarded_step(name="b", attributes=attributes)(lambda: 1)
+    with suppress(BudgetExceededError), guard.run("r", budget=Budget(steps=0 if refused else 9)) as run:
+        run.call("a", lambda: 1, attributes=attributes)
+        step()
+        step()
+        with run.step("c", attributes=attributes):
+            pass
+    told = [event.data["attributes"] for event in guard.history(run.id) if "attributes" in event.data]
+    assert len(told) == (1 if refused else 4)
+    for each in told:
+        assert each["n"] == 1
+        assert not any(secret in str(each) for secret in (SECRET, "hunter2", "passw0rd"))
+
+
+def test_attributes_follow_the_redaction_of_their_step(guard: Guard) -> None:
+    def rule(name: str, value: Any) -> Any:
+        return "gone" if name == "ssn" else value
+
+    with guard.run("r") as run:
+        run.call("a", lambda: 1, attributes={"ssn": "078-05-1120"}, redact=rule)
+        run.call("b", lambda: 1, attributes={"api_key": "hunter2hunter2"}, redact=False)
+    first, second = (
+        event.data["attributes"] for event in guard.history(run.id) if "attributes" in event.data
+    )
+    assert first == {"ssn": "gone"}
+    assert second == {"api_key": "hunter2hunter2"}
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "a\u202eb", "\ud800", "x" * 201])
+def test_names_of_branches_and_values_are_names(guard: Guard, name: str) -> None:
+    with guard.run("r") as run:
+        with pytest.raises(ValueError, match="branch must"):
+            run.branch(name)
+        with pytest.raises(ValueError, match="name must"):
+            run.record(name, lambda: 1)
