@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from agentguard._encoding import decode, encode, encode_call, encode_call_of_scheme_1
+from agentguard._encoding import decode, encode_call, encode_call_of_scheme_1
 from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
 from agentguard._values.kinds import NotExactError
 from agentguard._values.names import type_name
+from agentguard._values.packing import encode
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.steps import values
 from agentguard.steps.fragments import FragmentEncoder
