@@ -15,6 +15,7 @@
     ├── NoActiveRunError                 misuse
     ├── RunExistsError                   misuse
     ├── RunNotFoundError                 misuse
+    ├── ProgramError                     misuse: a function that cannot be found, or cannot be a run's body
     ├── DuplicateKeyError                misuse: a `key=` used again after it completed
     ├── RunOwnedError                    the run belongs to a live process
     ├── ReplayDivergenceError            the program and its log differ
@@ -265,6 +266,17 @@ class RunNotFoundError(AgentGuardError, LookupError):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         super().__init__(f"no run {run_id} in this store; `agentguard runs` lists them")
+
+
+class ProgramError(AgentGuardError):
+    """A function cannot be found by its name, or cannot be the body of a run."""
+
+    _facts = ("target", "problem")
+
+    def __init__(self, target: str, problem: str) -> None:
+        self.target = target
+        self.problem = problem
+        super().__init__(f"{target}: {problem}")
 
 
 class DuplicateKeyError(AgentGuardError):

@@ -347,6 +347,56 @@ class LiveStore(Protocol):
         """Return when something may have been appended, at most after `timeout` seconds."""
 
 
+class QueueDepth(NamedTuple):
+    """How long a queue of submitted runs is."""
+
+    queue: str
+    #: Runs that a worker could take now.
+    waiting: int
+    #: Runs that come again later: after a failure, or since they are paused.
+    delayed: int
+    #: Runs that workers have.
+    running: int
+    #: How many seconds ago the run that waits longest could have been taken; 0 where none waits.
+    oldest_seconds: float
+
+
+class RunQueue(Protocol):
+    """The runs that wait for workers, in the store's own database.  An empty queue is not there."""
+
+    #: Where workers connect, as the engine takes it; it may hold a password.
+    url: str
+    #: The one tenant whose runs are seen, or None.
+    tenant: str | None
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make one act of what this thread creates in the store, and puts into the queue, in the block."""
+        ...
+
+    def put(self, run_id: str, tenant: str, *, queue: str, priority: int, args: dict[str, Any]) -> None:
+        """Put a run that is CREATED into a queue, with what the worker has to know.
+
+        Raises:
+            StoreUnavailableError: there is no queue here, or no such run.
+        """
+        ...
+
+    def depth(self) -> list[QueueDepth]:
+        """Return how long each queue is, by name.
+
+        Raises:
+            StoreUnavailableError: there is no queue here.
+        """
+        ...
+
+
+@runtime_checkable
+class QueueingStore(Protocol):
+    """A store with a queue for workers."""
+
+    queue: RunQueue
+
+
 class Abilities(NamedTuple):
     """What a store can do beyond `EventStore`, None where it cannot; resolved once, by `abilities_of`."""
 
@@ -360,6 +410,7 @@ class Abilities(NamedTuple):
     rowless: RowlessLogs | None
     damage: DamageReport | None
     positions: PositionStore | None
+    queue: RunQueue | None
     switch: KillSwitch | None
 
 
@@ -376,6 +427,7 @@ def abilities_of(store: EventStore) -> Abilities:
         rowless=store if isinstance(store, RowlessLogs) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,
+        queue=store.queue if isinstance(store, QueueingStore) else None,
         switch=store.switch if isinstance(store, SwitchedStore) else None,
     )
 

@@ -13,14 +13,16 @@ from rich.text import Text
 
 from agentguard.cli import exit_codes, output, progress
 from agentguard.cli.differences import print_divergence
-from agentguard.cli.program import Program
+from agentguard.cli.program import run_as_main
 from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
+    ProgramError,
     ReplayDivergenceError,
     StepOutcomeUnknownError,
 )
 from agentguard.guard import Guard
+from agentguard.program import Program
 from agentguard.run import Run
 from agentguard.runs.state import RunState
 
@@ -35,7 +37,7 @@ class Ending:
     @property
     def of_ours(self) -> AgentGuardError | None:
         """An error that says that it could not be run at all, or no further."""
-        ours = (ReplayDivergenceError, LogIntegrityError, StepOutcomeUnknownError, exit_codes.UsageError)
+        ours = (ReplayDivergenceError, LogIntegrityError, StepOutcomeUnknownError, ProgramError)
         return self.error if isinstance(self.error, ours) else None
 
 
@@ -44,7 +46,7 @@ def execute(guard: Guard, program: Program, run: Run, *, as_json: bool) -> Endin
     last = guard.components.store.last(run.id)
     with _printing_aside() if as_json else progress.of_run(run, 0 if last is None else last.seq):
         try:
-            return Ending(program.run_in(run))
+            return Ending(run_as_main(program, run))
         except Exception as error:  # noqa: BLE001 - a program may raise anything
             return Ending(error=error)
 

@@ -7,6 +7,7 @@ from typing import Final
 from agentguard.errors import (
     AgentGuardError,
     KillSwitchUnavailableError,
+    ProgramError,
     RunNotFoundError,
     StepOutcomeUnknownError,
     StoreUnavailableError,
@@ -38,7 +39,7 @@ class UsageError(AgentGuardError):
 
 def code_of(error: AgentGuardError) -> int:
     """The exit code of an error."""
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | ProgramError):
         return USAGE
     if isinstance(error, RunNotFoundError):
         return NOT_FOUND

@@ -6,7 +6,7 @@ from psycopg.sql import SQL, Identifier
 
 from agentguard._secrets import public_url
 from agentguard.errors import StoreUnavailableError
-from agentguard.stores import _sql
+from agentguard.stores import _postgres_queue, _sql
 from agentguard.stores._postgres_link import Link, Translation, connect
 
 #: "agrd": two that migrate at once take turns.
@@ -114,6 +114,7 @@ def _migrate(link: Link, url: str) -> list[str]:
     [[made]] = link.ask("SELECT agentguard.make_partitions(%s)", (_MONTHS,))
     if made:
         done.append(f"{made} monthly partitions")
+    done += _postgres_queue.migrate(link)
     if link.change(_CATCH_UP):
         done.append("positions go on after those that were restored")
     return done
@@ -121,7 +122,10 @@ def _migrate(link: Link, url: str) -> list[str]:
 
 def _prepare(link: Link) -> int:
     queries = _sql.queries("postgres_roles")
-    for name in ("roles", "schema", "become_owner", "versions"):
+    for name in ("roles", "schema"):
+        link.ask(queries[name])
+    link.ask(_sql.queries("postgres_queue")["schema"])
+    for name in ("become_owner", "versions"):
         link.ask(queries[name])
     return version_of(link) or 0
 

@@ -25,6 +25,7 @@ from agentguard.stores._postgres_acts import Act
 from agentguard.stores._postgres_commits import CHANNEL, Commits
 from agentguard.stores._postgres_link import Link, Translation, rollback
 from agentguard.stores._postgres_pool import Pool
+from agentguard.stores._postgres_queue import PostgresRunQueue
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -84,6 +85,8 @@ class PostgresEventStore:
         self._pool = Pool(url, self._errors, self._timeout, connections, narrow=tenant is not None)
         self._commits = Commits(self._pool.open, self._errors, self._timeout, tenant)
         self._sql = _sql.queries("postgres")
+        #: The runs that wait for workers.
+        self.queue = PostgresRunQueue(url, tenant, self._transaction, self._errors)
         self._reset()
         _stores.add(self)
 

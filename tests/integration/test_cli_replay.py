@@ -18,7 +18,7 @@ import pytest
 
 from agentguard import Guard, StepOutcomeUnknownError
 from agentguard.cli import main
-from agentguard.cli.program import Program
+from agentguard.cli.program import load_program, own_guard
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -353,7 +353,7 @@ def test_replay_without_a_run_is_for_exports(cli: Cli, mailed: str) -> None:
         ("no/such.py:fn", "there is no file no/such.py"),
         ("agent:nobody", "there is no function nobody in agent"),
         ("agent:AGENTS.x", "there is no function AGENTS.x in agent"),
-        ("agent:too_many", "it must take (), (run) or (run, inputs)"),
+        ("agent:too_many", "it must take (), (run), (inputs) or (run, inputs)"),
         ("agent:mail_all", "does not take the recorded arguments"),
     ],
 )
@@ -639,10 +639,10 @@ def test_show_at_inside_a_scope(cli: Cli, agent: Path) -> None:
 
 
 def test_the_guard_of_the_program_is_found(agent: Path, tmp_path: Path) -> None:
-    program = Program("agent:mail_all")
-    own = program.guard(f"sqlite:///{os.environ['AGENTGUARD_HOME']}/agentguard.db")
+    program = load_program("agent:mail_all")
+    own = own_guard(program, f"sqlite:///{os.environ['AGENTGUARD_HOME']}/agentguard.db")
     assert own is sys.modules["agent"].guard
-    assert program.guard("sqlite:///another.db") is None
+    assert own_guard(program, "sqlite:///another.db") is None
     own.close()
 
 

@@ -56,6 +56,11 @@ CASES = [
     (errors.EventLoopUnsupportedError("ask"), {}, ["ask", "asyncio", "trio.to_thread.run_sync"]),
     (errors.RunExistsError("r1"), {"run_id": "r1"}, ["r1", "attach", "if_exists='recover'"]),
     (errors.RunNotFoundError("r1"), {"run_id": "r1"}, ["r1", "agentguard runs"]),
+    (
+        errors.ProgramError("pkg.mod:fn", "there is no function fn in pkg.mod"),
+        {"target": "pkg.mod:fn", "problem": "there is no function fn in pkg.mod"},
+        ["pkg.mod:fn: there is no function fn"],
+    ),
     (errors.DuplicateKeyError("k", "r1"), {"key": "k", "run_id": "r1"}, ["'k'", "r1", "failure"]),
     (errors.RunOwnedError("r1", "host 7"), {"run_id": "r1", "owner": "host 7"}, ["host 7", "take_over=True"]),
     (

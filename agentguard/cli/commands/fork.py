@@ -23,7 +23,7 @@ from agentguard.cli.options import (
     RunArgument,
     StoreOption,
 )
-from agentguard.cli.program import ModuleOption, Program
+from agentguard.cli.program import ModuleOption, load_program, own_guard
 from agentguard.sessions.resumed import ResumedSession
 
 
@@ -66,10 +66,10 @@ def fork(
 
 def _fork(typed: str, wanted: Forked, target: str | None, *, as_json: bool) -> int:
     """Fork a run: with a program, carry it on; without, leave it for one to recover."""
-    program = None if target is None else Program(target)
+    program = None if target is None else load_program(target)
     with lookup.acting() as plain:
         run_id = lookup.find_run(plain, typed)
-        guard = plain if program is None else program.guard(plain.components.store.url) or plain
+        guard = plain if program is None else own_guard(program, plain.components.store.url) or plain
         budget = _changed(guard.reconstruct(run_id).budget, wanted.limits)
         try:
             run = guard.fork(run_id, wanted.at, budget=budget, name=wanted.name, new_run_id=wanted.new_id)

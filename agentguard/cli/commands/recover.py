@@ -14,7 +14,7 @@ from agentguard.cli.options import (
     RunArgument,
     StoreOption,
 )
-from agentguard.cli.program import HOW, Program
+from agentguard.cli.program import HOW, load_program, own_guard
 
 
 @app.command(epilog="--json: {run, result, error, divergence}; `run` is its summary.")
@@ -40,10 +40,10 @@ def recover(
 
 def _recover(typed: str, target: str, *, take_over: bool, as_json: bool) -> int:
     """Carry on a crashed run with a program; gives the exit code."""
-    program = Program(target)
+    program = load_program(target)
     with lookup.acting() as plain:
         run_id = lookup.find_run(plain, typed)
-        guard = program.guard(plain.components.store.url) or plain
+        guard = own_guard(program, plain.components.store.url) or plain
         before = guard.reconstruct(run_id).steps
         run = guard.recover(run_id, take_over=take_over)
         ending = execution.execute(guard, program, run, as_json=as_json)

@@ -17,7 +17,7 @@ from agentguard.cli.options import (
     JsonOption,
     StoreOption,
 )
-from agentguard.cli.program import ModuleOption, Program
+from agentguard.cli.program import ModuleOption, load_program
 from agentguard.errors import (
     ReplayDivergenceError,
 )
@@ -69,7 +69,7 @@ def _replay(typed: str | None, target: str | None, export: Path | None, *, as_js
     """Replay a run, or without a program check its log and show it; gives the exit code."""
     if export is not None:
         lookup.use(f"file://{export.absolute()}", None)
-    program = None if target is None else Program(target)
+    program = None if target is None else load_program(target)
     with lookup.reading() as guard:
         run_id = _only_run(guard) if typed is None else lookup.find_run(guard, typed)
         if program is None:

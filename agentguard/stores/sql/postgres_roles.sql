@@ -7,7 +7,7 @@ DECLARE
     wanted text;
 BEGIN
     FOREACH wanted IN ARRAY ARRAY[
-        'agentguard_owner', 'agentguard_tenant', 'agentguard_agent', 'agentguard_operator'
+        'agentguard_owner', 'agentguard_tenant', 'agentguard_agent', 'agentguard_worker', 'agentguard_operator'
     ] LOOP
         IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = wanted) THEN
             BEGIN

@@ -1,0 +1,124 @@
+-- The queue of submitted runs: Procrastinate's tables in a schema of their own, and who may use them.
+
+-- name: schema
+-- Make the schema.
+CREATE SCHEMA IF NOT EXISTS agentguard_queue AUTHORIZATION agentguard_owner;
+
+-- name: enter
+-- Let Procrastinate's scripts, which name no schema, work in ours.
+SET LOCAL search_path TO agentguard_queue, pg_catalog;
+
+-- name: leave
+-- Go on in no schema.
+SET LOCAL search_path TO pg_catalog;
+
+-- name: versions
+-- The table of Procrastinate's scripts that were carried out.
+CREATE TABLE IF NOT EXISTS agentguard_queue.migration (
+    name text PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: applied
+-- Procrastinate's scripts that were carried out.
+SELECT name FROM agentguard_queue.migration;
+
+-- name: note
+-- Note a script that was carried out.
+INSERT INTO agentguard_queue.migration (name) VALUES (%s);
+
+-- name: rights
+-- Who may do what: members of agentguard_agent put runs into the queue and see no table of it, members of
+-- agentguard_worker run workers besides, members of agentguard_operator see how long it is.  Said anew by each
+-- migration, since an upgrade of Procrastinate brings tables and functions.
+ALTER TABLE agentguard_queue.procrastinate_jobs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE agentguard_queue.procrastinate_jobs FORCE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS of_my_tenant ON agentguard_queue.procrastinate_jobs;
+CREATE POLICY of_my_tenant ON agentguard_queue.procrastinate_jobs
+    USING ((SELECT agentguard.my_tenant()) IS NULL OR args ->> 'tenant' = (SELECT agentguard.my_tenant()));
+
+-- Put a run into the queue that this very transaction, or one before it, has created.
+CREATE OR REPLACE FUNCTION agentguard_queue.submit(
+    queue text, priority integer, of_run text, tenant text, args jsonb
+) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = agentguard_queue, pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM agentguard.run AS r
+        WHERE r.run_id = of_run AND r.tenant = submit.tenant AND r.state = 'CREATED'
+    ) THEN
+        RETURN false;
+    END IF;
+    PERFORM procrastinate_defer_jobs_v1(ARRAY[ROW(
+        submit.queue, 'agentguard.run', submit.priority, of_run, NULL,
+        submit.args || jsonb_build_object('run_id', of_run, 'tenant', submit.tenant), NULL
+    )::procrastinate_job_to_defer_v1]);
+    RETURN true;
+END;
+$$;
+
+-- How long each queue is.  `oldest_seconds` is how long the run that waits longest could have been running.
+CREATE OR REPLACE VIEW agentguard_queue.depth AS
+SELECT job.queue_name::text AS queue,
+    count(*) FILTER (WHERE job.status = 'todo' AND due.at <= now()) AS waiting,
+    count(*) FILTER (WHERE job.status = 'todo' AND due.at > now()) AS delayed,
+    count(*) FILTER (WHERE job.status = 'doing') AS running,
+    coalesce(extract(epoch FROM now() - min(due.at) FILTER (WHERE job.status = 'todo' AND due.at <= now())), 0)
+        ::double precision AS oldest_seconds
+FROM agentguard_queue.procrastinate_jobs AS job
+CROSS JOIN LATERAL (
+    SELECT greatest(max(event.at), job.scheduled_at) AS at
+    FROM agentguard_queue.procrastinate_events AS event
+    WHERE event.job_id = job.id AND event.type IN ('deferred', 'deferred_for_retry')
+) AS due
+WHERE job.status IN ('todo', 'doing')
+GROUP BY job.queue_name;
+
+REVOKE ALL ON SCHEMA agentguard_queue FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA agentguard_queue FROM PUBLIC;
+GRANT USAGE ON SCHEMA agentguard_queue TO agentguard_agent, agentguard_worker, agentguard_operator;
+GRANT EXECUTE ON FUNCTION agentguard_queue.submit(text, integer, text, text, jsonb)
+    TO agentguard_agent, agentguard_worker;
+GRANT SELECT ON agentguard_queue.depth TO agentguard_worker, agentguard_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agentguard_queue TO agentguard_worker;
+REVOKE INSERT, UPDATE, DELETE ON agentguard_queue.migration, agentguard_queue.depth FROM agentguard_worker;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA agentguard_queue TO agentguard_worker;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA agentguard_queue TO agentguard_worker;
+
+-- name: submit
+-- Put a run into the queue; gives whether it is there to be put.
+SELECT agentguard_queue.submit(
+    %(queue)s, %(priority)s, %(run_id)s, %(tenant)s, %(args)s::jsonb
+);
+
+-- name: depth
+-- How long each queue is.
+SELECT queue, waiting, delayed, running, oldest_seconds FROM agentguard_queue.depth ORDER BY queue;
+
+-- name: fetch_again
+-- Put back what was fetched and never arrived, since the connection broke.
+UPDATE procrastinate_jobs SET status = 'todo', attempts = attempts + 1
+WHERE worker_id = %(worker_id)s AND status = 'doing' AND id <> ALL (%(taken)s);
+
+-- name: finish
+-- Take a job out, if this worker still has it.
+DELETE FROM procrastinate_jobs
+WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(worker_id)s;
+
+-- name: put_back
+-- Let a job be fetched again, if it is still with this worker, and wake those who wait.
+WITH back AS (
+    UPDATE procrastinate_jobs
+    SET status = 'todo', attempts = attempts + 1, scheduled_at = %(at)s, args = args || %(note)s::jsonb
+    WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(worker_id)s
+    RETURNING id, queue_name
+), told AS (
+    SELECT json_build_object('type', 'job_inserted', 'job_id', id)::text AS payload, queue_name FROM back
+)
+SELECT pg_notify('procrastinate_any_queue_v1', payload),
+    pg_notify('procrastinate_queue_v1#' || queue_name, payload)
+FROM told;
+
+-- name: beat
+-- A sign of life; gives no row where others have taken this worker for dead.
+UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %(worker_id)s RETURNING id;
