@@ -381,6 +381,10 @@ class RunQueue(Protocol):
         """
         ...
 
+    def holds(self, job_id: int, worker_id: int) -> bool:
+        """Say whether a worker still has a job, and nobody has taken it over."""
+        ...
+
     def depth(self) -> list[QueueDepth]:
         """Return how long each queue is, by name.
 

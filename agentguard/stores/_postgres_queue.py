@@ -71,6 +71,12 @@ class PostgresRunQueue:
         with self._errors(), self._transaction("READ ONLY") as link, _explained():
             return [QueueDepth(*columns) for columns in link.ask(self._sql["depth"])]
 
+    def holds(self, job_id: int, worker_id: int) -> bool:
+        """Say whether a worker still has a job, and nobody has taken it over."""
+        with self._errors(), self._transaction("READ ONLY") as link, _explained():
+            [[holds]] = link.ask(self._sql["holds"], {"job_id": job_id, "worker_id": worker_id})
+        return bool(holds)
+
 
 @contextmanager
 def _explained() -> Iterator[None]:

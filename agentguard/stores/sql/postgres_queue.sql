@@ -95,6 +95,15 @@ SELECT agentguard_queue.submit(
 -- How long each queue is.
 SELECT queue, waiting, delayed, running, oldest_seconds FROM agentguard_queue.depth ORDER BY queue;
 
+-- name: holds
+-- Whether a worker still has a job.
+SELECT EXISTS (
+    SELECT 1 FROM agentguard_queue.procrastinate_jobs
+    WHERE id = %(job_id)s AND status = 'doing' AND worker_id = %(worker_id)s
+);
+
+-- What follows is asked by workers, on connections of Procrastinate's, which find its tables by themselves.
+
 -- name: fetch_again
 -- Put back what was fetched and never arrived, since the connection broke.
 UPDATE procrastinate_jobs SET status = 'todo', attempts = attempts + 1
@@ -109,7 +118,8 @@ WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(
 -- Let a job be fetched again, if it is still with this worker, and wake those who wait.
 WITH back AS (
     UPDATE procrastinate_jobs
-    SET status = 'todo', attempts = attempts + 1, scheduled_at = %(at)s, args = args || %(note)s::jsonb
+    SET status = 'todo', attempts = attempts + 1, args = args || %(note)s::jsonb,
+        scheduled_at = now() + make_interval(secs => %(delay)s)
     WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(worker_id)s
     RETURNING id, queue_name
 ), told AS (

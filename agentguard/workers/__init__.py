@@ -1,0 +1,1 @@
+"""Submitted runs and the workers that carry them out, on Procrastinate in the database of the store."""

@@ -1,0 +1,190 @@
+"""What a worker does with one submitted run, and what then becomes of its job.
+
+The run's log decides: a run that has ended is taken out of the queue, and any other comes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from agentguard.errors import (
+    AgentGuardError,
+    KillSwitchUnavailableError,
+    LogIntegrityError,
+    ProgramError,
+    ReplayDivergenceError,
+    RunOwnedError,
+    StoreUnavailableError,
+)
+from agentguard.events import codec
+from agentguard.events import model as ev
+from agentguard.program import Program
+from agentguard.protocols import RunQueue, RunRow
+from agentguard.run import Run
+from agentguard.runs.state import RunState
+from agentguard.runtime import Runtime
+from agentguard.sessions.live import LiveSession
+from agentguard.sessions.options import RunOptions
+from agentguard.workers.job import ComesAgain, RunJob, backoff
+from agentguard.workers.session import Claim, WorkerSession
+
+_log = logging.getLogger("agentguard.workers")
+#: How often a run comes again whose function no worker has found, or whose log tells of another program.
+_MOST_OBSTACLES: Final = 8
+#: Seconds between two looks at a run that is paused.
+_PAUSED: Final = 5.0
+_PASSING = (StoreUnavailableError, KillSwitchUnavailableError, RunOwnedError)
+_OBSTACLES = (ProgramError, ReplayDivergenceError)
+
+
+class WorkersDiedError(AgentGuardError):
+    """One worker after the other has died in this run."""
+
+    _facts = ("run_id", "deaths")
+
+    def __init__(self, run_id: str, deaths: int) -> None:
+        self.run_id = run_id
+        self.deaths = deaths
+        super().__init__(f"{deaths} workers have died, one after the other, while they carried out run {run_id}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """One job of one worker."""
+
+    runtime: Runtime
+    queue: RunQueue
+    job: RunJob
+    job_id: int
+    worker: int
+    #: Modules whose functions may be called, with those inside them; all where it is empty.
+    allowed: tuple[str, ...]
+    #: How many workers may die in a run before it is ended.
+    most_deaths: int
+    #: Told of the run before it is entered.
+    on_open: Callable[[Run], None]
+
+    def carry_out(self) -> None:
+        """Claim the run, call its function, and end it.
+
+        Raises:
+            ComesAgain: the run has not ended.
+        """
+        try:
+            self._carry_out()
+        except ComesAgain:
+            raise
+        except Exception as error:
+            _log.exception("run %s could not be carried out", self.job.run_id)
+            raise self._comes_again(error) from error
+
+    def _carry_out(self) -> None:
+        row = self.runtime.components.store.row(self.job.run_id)  # first: whoever claims it later is noticed
+        if row is None or not self.queue.holds(self.job_id, self.worker):
+            return
+        self._refuse_what_cannot_run(row)
+        error: BaseException | None = None
+        claim = Claim(self.worker, may_try_again=self.job.failures < self.job.retries)
+        try:
+            self._call(row, claim)
+        except BaseException as raised:  # noqa: BLE001 - how it ended is on record, or comes again
+            error = raised
+        self._after(claim, error)
+
+    def _refuse_what_cannot_run(self, row: RunRow) -> None:
+        if RunState(row.state) is RunState.PAUSED:
+            raise ComesAgain("it is paused", _PAUSED)
+        if not RunState(row.state).final and self._deaths(row) >= self.most_deaths:
+            self._end(WorkersDiedError(row.run_id, self.most_deaths))
+
+    def _deaths(self, row: RunRow) -> int:
+        """Return how many owners of a run have died, the last one included."""
+        records = (codec.decode(stored.body) for stored in self.runtime.components.store.read(row.run_id))
+        taken = sum(r.type == ev.RUN_RECOVERED and "from" in (r.data or {}) for r in records)
+        return taken + bool(row.owner)
+
+    def _call(self, row: RunRow, claim: Claim) -> None:
+        if RunState(row.state).final:  # a kill was here first
+            return
+        program = self._program()
+        run = Run(WorkerSession(self.runtime, row, _options(program, row), claim))
+        self.on_open(run)
+        program.run_in(run)
+
+    def _program(self) -> Program:
+        target = self.job.function
+        module = target.partition(":")[0]
+        if module.partition(".")[0] in sys.stdlib_module_names:
+            raise ProgramError(target, "this is no function of yours, but of Python's library")
+        if self.allowed and not any(module == name or module.startswith(f"{name}.") for name in self.allowed):
+            raise ProgramError(target, f"this worker calls functions of {', '.join(self.allowed)} alone (--allow)")
+        return Program.load(target)
+
+    # --- afterwards ----------------------------------------------------------------------------
+
+    def _after(self, claim: Claim, error: BaseException | None) -> None:
+        """Look how the run stands, and have its job come again where it has not ended."""
+        row = self.runtime.components.store.row(self.job.run_id)
+        if row is None or RunState(row.state).final:
+            _log.info("run %s: %s", self.job.run_id, "pruned" if row is None else row.state)
+            return
+        if claim.failed:
+            failures = self.job.failures + 1
+            delay = backoff(self.job.backoff, failures)
+            raise ComesAgain(f"it failed: {error}", delay, failures=failures) from error
+        raise self._comes_again(error) from error
+
+    def _comes_again(self, error: BaseException | None) -> ComesAgain:
+        """Return when a run comes again that has not ended; one that no worker gets on with is ended."""
+        state = self._state()
+        if state is RunState.PAUSED:
+            return ComesAgain(f"it is paused: {error}", _PAUSED)
+        if isinstance(error, _PASSING):
+            return ComesAgain(str(error), backoff(1.0, 1))
+        if isinstance(error, LogIntegrityError):
+            _log.error("run %s is left as it is: %s", self.job.run_id, error)
+            return ComesAgain(str(error), backoff(60.0, 2))
+        if not isinstance(error, _OBSTACLES) and error is not None and state is RunState.RUNNING:
+            return ComesAgain(str(error))  # drained
+        obstacles = self.job.obstacles + 1
+        if obstacles >= _MOST_OBSTACLES and isinstance(error, Exception):
+            self._end(error)
+        return ComesAgain(str(error), backoff(1.0, obstacles), obstacles=obstacles)
+
+    def _state(self) -> RunState | None:
+        with contextlib.suppress(AgentGuardError):
+            row = self.runtime.components.store.row(self.job.run_id)
+            return None if row is None else RunState(row.state)
+        return None
+
+    def _end(self, error: Exception) -> None:
+        """Claim the run and end it with an error that is not its program's."""
+        row = self.runtime.row(self.job.run_id)
+        claim = Claim(self.worker, may_try_again=False)
+        with _recorded(error), Run(WorkerSession(self.runtime, row, RunOptions(name=row.name), claim)):
+            raise error
+
+
+@contextlib.contextmanager
+def _recorded(error: Exception) -> Iterator[None]:
+    try:
+        yield
+    except Exception as left:
+        if left is not error:
+            raise
+
+
+def _options(program: Program, row: RunRow) -> RunOptions:
+    """Return what the program's own run says that is on no record: its callbacks."""
+    session = None if program.decorated is None else program.decorated.session
+    if not isinstance(session, LiveSession):
+        return RunOptions(name=row.name)
+    options = session.options
+    return RunOptions(
+        name=row.name, on_warning=options.on_warning, interrupt_threads=options.interrupt_threads
+    )
