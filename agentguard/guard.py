@@ -23,7 +23,7 @@ from agentguard.events.model import Event, Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.operations import Operations
-from agentguard.protocols import Durability, KillSwitch
+from agentguard.protocols import Durability, KillSwitch, QueueDepth
 from agentguard.queries import Approval, Queries, SharedAccount, TenantAccount
 from agentguard.replay.resolving import Resolution
 from agentguard.replay.stalls import STALL_TIMEOUT
@@ -40,6 +40,7 @@ from agentguard.sessions.replayed import ReplaySession
 from agentguard.steps.components import Components
 from agentguard.steps.redaction import BUILT_IN, redactor
 from agentguard.steps.spec import Capture
+from agentguard.workers.submission import SubmittedRun, Terms, queue_of, submit
 
 
 class Guard:
@@ -245,6 +246,63 @@ class Guard:
     def start(self, name: str, **options: Unpack[RunKeywords]) -> Run:
         """Open a run where no block fits (notebooks); end it with `run.close()` or `run.aclose()`."""
         return self.run(name, **options).__enter__()
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        inputs: object = None,
+        *,
+        budget: Budget | None = None,
+        tenant: str | None = None,
+        name: str | None = None,
+        run_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        retries: int = 0,
+        backoff: float = 1.0,
+    ) -> SubmittedRun:
+        """Create a run that a worker will carry out (`agentguard worker`), and return at once.
+
+        The run and its place in the queue are one act: either both are on record or neither.  The store has
+        to be PostgreSQL.  Inside a run, a submission is on that run's record, and is done once though the run
+        is recovered or replayed; the submitted run is no child of it.
+
+        Args:
+            fn: a function at the top level of a module that workers can import.  One that
+                `@guard.run(...)` decorates brings its options, and is called with `inputs` as its keywords
+                (a dict) or its arguments (a list).  A plain one, sync or async, is called as `fn()`,
+                `fn(inputs)`, `fn(run)` or `fn(run, inputs)`, by its parameters.
+            inputs: what the run is given, recorded; plain data.
+            budget: the run's limits.
+            tenant: whose run it is.
+            name: what the run is called; by default the name of the function.
+            run_id: an id of your own, for which a second submission is refused.
+            metadata: plain data for the summary.
+            queue: the queue that it waits in, by default that of its tenant; see `agentguard worker --queue`.
+            priority: of two runs that wait, the one with the higher number is taken first.
+            retries: how often the run is carried on after `fn` has raised an error.  Completed steps are not
+                repeated; a step that failed is, if its effect is `"read"` or `"idempotent"`.
+            backoff: seconds before the first of those tries; each further one waits twice as long.
+
+        Raises:
+            ProgramError: workers could not find `fn`.
+            QueueUnavailableError: the store has no queue.
+            RunExistsError: the id is taken.
+            KillSwitchTriggeredError: a kill covers the run.
+            TypeError, ValueError: `fn` does not take the inputs, or they would not reach it as they are.
+        """
+        given = {"budget": budget, "tenant": tenant, "run_id": run_id, "metadata": metadata}
+        terms = Terms(queue=queue, priority=priority, retries=retries, backoff=backoff)
+        return submit(self.runtime, fn, inputs, name=name, given=given, terms=terms)
+
+    def queue(self) -> list[QueueDepth]:
+        """Return how long each queue of submitted runs is; those that are empty are not there.
+
+        Raises:
+            QueueUnavailableError: the store has no queue.
+        """
+        return queue_of(self.runtime).depth()
 
     def attach(self, run_id: str, *, branch: str | None = None) -> Run:
         """Join a live run from another thread, process or host.

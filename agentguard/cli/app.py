@@ -42,6 +42,8 @@ COMMANDS = (
     "prune",
     "migrate",
     "relay",
+    "worker",
+    "queue",
     "serve",
     "token",
     "doctor",

@@ -99,6 +99,11 @@ def pause_for(live_run: LiveRun, key: str, reason: str) -> None:
     log.decide(pause)
 
 
+def retry_failed(live_run: LiveRun, key: str, *, by: str) -> None:
+    """Let a step whose failure is on record run again, as another attempt; what it cost stays."""
+    _put(live_run, key, RETRY, None, by=by)
+
+
 def resolve(
     live_run: LiveRun, key: str, outcome: str, *, result: Any, actor: str, usage: Usage | None = None
 ) -> None:

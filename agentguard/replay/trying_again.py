@@ -103,7 +103,7 @@ def _as_recorded(live: LiveRun, error: BaseException) -> Iterator[dict[str, Any]
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        yield exceptions.capture(each, live.parts.redact or None)
+        yield exceptions.capture(each, live.components.redact or None)
         pending += [each.__cause__, each.__context__]
         if isinstance(each, BaseExceptionGroup):
             pending += each.exceptions

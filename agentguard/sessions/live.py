@@ -24,7 +24,7 @@ from agentguard.runs.fold import RunFold
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.options import RunOptions
-from agentguard.sessions.owned import OwnedSession, owner_of
+from agentguard.sessions.owned import OwnedSession
 from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
 from agentguard.steps.live import EnclosingRun, LiveRun
@@ -185,7 +185,7 @@ class LiveSession(OwnedSession):
             state=str(fold.state),
             created_ns=now,
             parent_id=fold.parent_id,
-            owner=owner_of(components),
+            owner=self.new_owner(),
             heartbeat_ns=now,
             salt=salt,
         )

@@ -20,7 +20,6 @@ from agentguard.sessions.base import Session
 from agentguard.sessions.nested_ends import closing
 from agentguard.sessions.options import RunOptions
 from agentguard.steps import phases
-from agentguard.steps.components import Components
 from agentguard.steps.live import LiveRun
 
 
@@ -50,6 +49,10 @@ class OwnedSession(Session):
         self._left: list[BaseException | None] = []
         #: Whether the run around it has been charged what this one used.
         self._charged = False
+
+    def new_owner(self) -> dict[str, Any]:
+        """Return what the run's row says of this process as its owner."""
+        return identity() | {"monotonic_ns": self.components.clock.monotonic()}
 
     # --- taking part ---------------------------------------------------------------------------
 
@@ -193,8 +196,3 @@ class OwnedSession(Session):
     async def adrain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.adrain`."""
         return await drain.adrain(self.runtime, live_run, timeout)
-
-
-def owner_of(components: Components) -> dict[str, Any]:
-    """Return what a run's row says of this process as its owner."""
-    return identity() | {"monotonic_ns": components.clock.monotonic()}

@@ -20,7 +20,6 @@ from agentguard.runtime import Runtime
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.sessions.options import RunOptions
-from agentguard.sessions.owned import owner_of
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
 from agentguard.steps.live import LiveRun
 
@@ -62,7 +61,7 @@ class RecoverySession(ResumedSession):
         components = self.components
         self._check_state(self._row)
         refuse_altered(components.store, self._row)
-        check_owner(self._row, components.clock.wall(), take_over=self._take_over)
+        self.check_owner()
         live_run = load_live_run(components, self._row)
         generation = components.switch.signal[GENERATION]
         head = self._claim(live_run)
@@ -85,6 +84,14 @@ class RecoverySession(ResumedSession):
             live_run.in_flight.warned(warning)
         return live_run
 
+    def check_owner(self) -> None:
+        """Refuse to claim a run whose owner lives, or may.
+
+        Raises:
+            RunOwnedError: it names the owner.
+        """
+        check_owner(self._row, self.components.clock.wall(), take_over=self._take_over)
+
     def _claim(self, live_run: LiveRun) -> int:
         """Become the run's owner under a new epoch; return the head of the log before that."""
         components = self.components
@@ -98,8 +105,13 @@ class RecoverySession(ResumedSession):
             close_ended_nested_runs(live_run)
             head = live_run.fold.seq
             now = components.clock.wall()
-            data = {"epoch": row.epoch + 1, "running_ns": live_run.fold.running_until_last_event()}
-            live_run.row = structs.replace(row, owner=owner_of(components), heartbeat_ns=now)
+            data: dict[str, Any] = {
+                "epoch": row.epoch + 1,
+                "running_ns": live_run.fold.running_until_last_event(),
+            }
+            if row.owner:  # else it was let go
+                data["from"] = describe_owner(row.owner)
+            live_run.row = structs.replace(row, owner=self.new_owner(), heartbeat_ns=now)
             records = [Record(0, ev.RUN_RECOVERED, now, name=self.name, data=data)]
             if live_run.fold.state is RunState.CREATED:
                 records.append(Record(0, ev.RUN_STARTED, now, name=self.name))

@@ -86,3 +86,7 @@ BUDGET_REQUESTED: Final = "agentguard.budget.requested"
 
 KILL_SCOPE: Final = "agentguard.kill.scope"
 KILL_REASON: Final = "agentguard.kill.reason"
+
+QUEUE: Final = "agentguard.queue.name"
+#: "waiting", "delayed" or "running".
+QUEUE_STATE: Final = "agentguard.queue.state"

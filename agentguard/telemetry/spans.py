@@ -6,13 +6,14 @@ cost next to nothing and have no ids; an SDK that is set up later is used from t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanKind, Tracer, get_current_span, set_span_in_context
 
+from agentguard.protocols import QueueDepth
 from agentguard.telemetry import attributes as a
 from agentguard.telemetry import facts
 from agentguard.telemetry._current import CurrentSpan
@@ -20,6 +21,7 @@ from agentguard.telemetry._harmless import harmless, swallow
 from agentguard.telemetry._live import is_live, version
 from agentguard.telemetry._step import NO_STEP, StepSpan, shape_of
 from agentguard.telemetry.metrics import Instruments
+from agentguard.telemetry.queue import watch_queue
 
 __all__ = ["RunSpan", "ScopeSpan", "StepSpan", "Telemetry"]
 
@@ -91,6 +93,12 @@ class Telemetry:
             with harmless:
                 self._instruments.runs_changed(+1)
         return run
+
+    def observe_queue(self, depth: Callable[[], Iterable[QueueDepth]]) -> None:
+        """Report how long the queues of submitted runs are, each time that metrics are collected."""
+        with harmless:
+            provider = self._meter_provider
+            watch_queue(metrics.get_meter_provider() if provider is None else provider, version(), depth)
 
     def _find_tracer(self) -> None:
         if self._tracer is None:

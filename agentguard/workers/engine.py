@@ -61,7 +61,7 @@ class Jobs(JobManager):
             job = await super().fetch_job(queues, worker_id)
         except exceptions.ConnectorException as error:
             self._broken = True
-            _log.warning("the queue cannot be read, and is asked again: %s", _said(error))
+            _log.warning("the queue cannot be read, and is asked again: %s", said(error))
             await asyncio.sleep(_PAUSE)
             return None
         if job is not None and job.id is not None:
@@ -72,7 +72,7 @@ class Jobs(JobManager):
         """Take a job out of the queue; the run's log says how it ended."""
         await self._settle(job, "finish")
 
-    async def retry_job(  # noqa: PLR0917 - as it is overridden
+    async def retry_job(
         self,
         job: Job,
         retry_at: datetime | None = None,
@@ -92,7 +92,7 @@ class Jobs(JobManager):
                 await self._execute(query, job_id=job.id, worker_id=job.worker_id, **arguments)
             except exceptions.ConnectorException as error:
                 if self.stopping:
-                    _log.warning("job %s is left to other workers: %s", job.id, _said(error))
+                    _log.warning("job %s is left to other workers: %s", job.id, said(error))
                     return
                 await asyncio.sleep(_PAUSE)
             else:
@@ -114,7 +114,7 @@ class Jobs(JobManager):
         try:
             await super().unregister_worker(worker_id)
         except exceptions.ConnectorException as error:
-            _log.warning("the end of this worker could not be said: %s", _said(error))
+            _log.warning("the end of this worker could not be said: %s", said(error))
 
     async def beat(self, worker_id: int) -> bool:
         """Write a sign of life; return False where others have taken this worker for dead."""
@@ -124,7 +124,7 @@ class Jobs(JobManager):
     async def put_back_stalled(self, seconds: float) -> None:
         """Put back the jobs of workers that have been silent for so long."""
         for job in await self.get_stalled_jobs(seconds_since_heartbeat=seconds):
-            _log.warning("worker %s is silent; run %s goes on elsewhere", job.worker_id, job.lock)
+            _log.warning("the worker of run %s is silent; the run goes on elsewhere", job.lock)
             await self._execute("put_back", job_id=job.id, worker_id=job.worker_id, delay=0.0, note="{}")
 
     async def _execute(self, query: str, **arguments: Any) -> None:
@@ -154,7 +154,7 @@ class Deployment:
         self.app = App(connector=connector)
         self.app.job_manager = self.jobs = Jobs(connector)
 
-        async def run(context: JobContext, **args: Any) -> None:
+        async def run(context: JobContext, /, **args: Any) -> None:
             job = context.job
             try:
                 await execute(msgspec.convert(args, RunJob), job)
@@ -174,7 +174,13 @@ class Deployment:
             )
 
     def engine(
-        self, *, queues: Iterable[str] | None, concurrency: int, poll: float, stalled_after: float, grace: float
+        self,
+        *,
+        queues: Iterable[str] | None,
+        concurrency: int,
+        poll: float,
+        stalled_after: float,
+        grace: float,
     ) -> Engine:
         """Return the loop that fetches jobs; the caller beats for it."""
         return Engine(
@@ -191,5 +197,6 @@ class Deployment:
         )
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """Return what the server, or its absence, says."""
     return str(error.__cause__ or error).strip().partition("\n")[0]

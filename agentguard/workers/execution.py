@@ -15,10 +15,10 @@ from typing import Final
 from agentguard.errors import (
     AgentGuardError,
     KillSwitchUnavailableError,
-    LogIntegrityError,
     ProgramError,
     ReplayDivergenceError,
     RunOwnedError,
+    RunStopped,
     StoreUnavailableError,
 )
 from agentguard.events import codec
@@ -38,6 +38,8 @@ _log = logging.getLogger("agentguard.workers")
 _MOST_OBSTACLES: Final = 8
 #: Seconds between two looks at a run that is paused.
 _PAUSED: Final = 5.0
+_SOON: Final = 1.0
+#: What may be gone in a moment.
 _PASSING = (StoreUnavailableError, KillSwitchUnavailableError, RunOwnedError)
 _OBSTACLES = (ProgramError, ReplayDivergenceError)
 
@@ -50,7 +52,9 @@ class WorkersDiedError(AgentGuardError):
     def __init__(self, run_id: str, deaths: int) -> None:
         self.run_id = run_id
         self.deaths = deaths
-        super().__init__(f"{deaths} workers have died, one after the other, while they carried out run {run_id}")
+        super().__init__(
+            f"{deaths} workers have died, one after the other, while they carried out run {run_id}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +83,35 @@ class Execution:
             self._carry_out()
         except ComesAgain:
             raise
+        except _PASSING as error:
+            raise ComesAgain(str(error), _SOON) from error
         except Exception as error:
             _log.exception("run %s could not be carried out", self.job.run_id)
-            raise self._comes_again(error) from error
+            raise self._after_obstacle(error) from error
 
     def _carry_out(self) -> None:
-        row = self.runtime.components.store.row(self.job.run_id)  # first: whoever claims it later is noticed
+        row = self._row()  # first: if somebody else claims the run later, ours is refused
         if row is None or not self.queue.holds(self.job_id, self.worker):
             return
-        self._refuse_what_cannot_run(row)
-        error: BaseException | None = None
-        claim = Claim(self.worker, may_try_again=self.job.failures < self.job.retries)
-        try:
-            self._call(row, claim)
-        except BaseException as raised:  # noqa: BLE001 - how it ended is on record, or comes again
-            error = raised
-        self._after(claim, error)
-
-    def _refuse_what_cannot_run(self, row: RunRow) -> None:
         if RunState(row.state) is RunState.PAUSED:
             raise ComesAgain("it is paused", _PAUSED)
-        if not RunState(row.state).final and self._deaths(row) >= self.most_deaths:
-            self._end(WorkersDiedError(row.run_id, self.most_deaths))
+        if self._deaths(row) >= self.most_deaths:
+            self._end(row, WorkersDiedError(row.run_id, self.most_deaths))
+            return
+        claim = Claim(self.worker, may_try_again=self.job.failures < self.job.retries)
+        error: BaseException | None = None
+        try:
+            self._call(row, claim)
+        except BaseException as raised:  # noqa: BLE001 - how it ended is on record, or it comes again
+            error = raised
+        row = self._row()
+        if row is not None:
+            self._come_again(row, claim, error)
+
+    def _row(self) -> RunRow | None:
+        """Return the row of the run; None where it has ended."""
+        row = self.runtime.components.store.row(self.job.run_id)
+        return None if row is None or RunState(row.state).final else row
 
     def _deaths(self, row: RunRow) -> int:
         """Return how many owners of a run have died, the last one included."""
@@ -109,8 +120,6 @@ class Execution:
         return taken + bool(row.owner)
 
     def _call(self, row: RunRow, claim: Claim) -> None:
-        if RunState(row.state).final:  # a kill was here first
-            return
         program = self._program()
         run = Run(WorkerSession(self.runtime, row, _options(program, row), claim))
         self.on_open(run)
@@ -120,51 +129,39 @@ class Execution:
         target = self.job.function
         module = target.partition(":")[0]
         if module.partition(".")[0] in sys.stdlib_module_names:
-            raise ProgramError(target, "this is no function of yours, but of Python's library")
-        if self.allowed and not any(module == name or module.startswith(f"{name}.") for name in self.allowed):
-            raise ProgramError(target, f"this worker calls functions of {', '.join(self.allowed)} alone (--allow)")
+            raise ProgramError(target, "this is a function of Python's own library")
+        if self.allowed and not any(f"{module}.".startswith(f"{name}.") for name in self.allowed):
+            raise ProgramError(
+                target, f"this worker calls functions of {', '.join(self.allowed)} alone (--allow)"
+            )
         return Program.load(target)
 
-    # --- afterwards ----------------------------------------------------------------------------
+    # --- runs that have not ended --------------------------------------------------------------
 
-    def _after(self, claim: Claim, error: BaseException | None) -> None:
-        """Look how the run stands, and have its job come again where it has not ended."""
-        row = self.runtime.components.store.row(self.job.run_id)
-        if row is None or RunState(row.state).final:
-            _log.info("run %s: %s", self.job.run_id, "pruned" if row is None else row.state)
-            return
+    def _come_again(self, row: RunRow, claim: Claim, error: BaseException | None) -> None:
+        """Say when the run comes again, or end it where no worker gets on with it."""
         if claim.failed:
             failures = self.job.failures + 1
-            delay = backoff(self.job.backoff, failures)
-            raise ComesAgain(f"it failed: {error}", delay, failures=failures) from error
-        raise self._comes_again(error) from error
-
-    def _comes_again(self, error: BaseException | None) -> ComesAgain:
-        """Return when a run comes again that has not ended; one that no worker gets on with is ended."""
-        state = self._state()
-        if state is RunState.PAUSED:
-            return ComesAgain(f"it is paused: {error}", _PAUSED)
+            _log.warning("run %s failed, and is tried again: %r", row.run_id, error)
+            raise ComesAgain("it failed", backoff(self.job.backoff, failures), failures=failures) from error
+        if RunState(row.state) is RunState.PAUSED:
+            raise ComesAgain("it is paused", _PAUSED) from error
         if isinstance(error, _PASSING):
-            return ComesAgain(str(error), backoff(1.0, 1))
-        if isinstance(error, LogIntegrityError):
-            _log.error("run %s is left as it is: %s", self.job.run_id, error)
-            return ComesAgain(str(error), backoff(60.0, 2))
-        if not isinstance(error, _OBSTACLES) and error is not None and state is RunState.RUNNING:
-            return ComesAgain(str(error))  # drained
+            raise ComesAgain(str(error), _SOON) from error
+        if isinstance(error, RunStopped):  # drained
+            raise ComesAgain("this worker lets it go") from error
+        again = self._after_obstacle(error)
+        _log.error("run %s cannot be carried out here: %s", row.run_id, error)
+        if again.note["obstacles"] < _MOST_OBSTACLES or not isinstance(error, _OBSTACLES):
+            raise again from error
+        self._end(row, error)
+
+    def _after_obstacle(self, error: BaseException | None) -> ComesAgain:
         obstacles = self.job.obstacles + 1
-        if obstacles >= _MOST_OBSTACLES and isinstance(error, Exception):
-            self._end(error)
         return ComesAgain(str(error), backoff(1.0, obstacles), obstacles=obstacles)
 
-    def _state(self) -> RunState | None:
-        with contextlib.suppress(AgentGuardError):
-            row = self.runtime.components.store.row(self.job.run_id)
-            return None if row is None else RunState(row.state)
-        return None
-
-    def _end(self, error: Exception) -> None:
-        """Claim the run and end it with an error that is not its program's."""
-        row = self.runtime.row(self.job.run_id)
+    def _end(self, row: RunRow, error: Exception) -> None:
+        """Claim the run and end it with an error that is not of its function."""
         claim = Claim(self.worker, may_try_again=False)
         with _recorded(error), Run(WorkerSession(self.runtime, row, RunOptions(name=row.name), claim)):
             raise error

@@ -36,7 +36,7 @@ class RunJob(msgspec.Struct, kw_only=True):
         return data
 
 
-class ComesAgain(Exception):  # noqa: N818 - no error
+class ComesAgain(Exception):
     """Internal: a job is to be put back, and fetched again in `delay` seconds; `note` is kept with it."""
 
     def __init__(self, reason: str, delay: float = 0.0, **note: int) -> None:
@@ -61,7 +61,7 @@ def checked_queue(queue: str) -> str:
         raise TypeError(f"queue must be a str, not {type(queue).__name__}")
     if not 0 < len(queue.encode()) <= _LONGEST_QUEUE:
         raise ValueError(
-            f"queue must have 1 to {_LONGEST_QUEUE} bytes, not {queue!r}; where a tenant's name, which it is by "
-            "default, is longer, pass queue="
+            f"queue must have 1 to {_LONGEST_QUEUE} bytes, not {queue!r}; where a tenant's name, which it is "
+            "by default, is longer, pass queue="
         )
     return queue

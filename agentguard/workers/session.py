@@ -51,16 +51,16 @@ class WorkerSession(RecoverySession):
         if _WORKER not in self._row.owner:
             super().check_owner()
 
-    def close(self, journal: LiveRun, error: BaseException | None) -> RunStopped | None:
+    def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, or let it go for another try."""
-        if error is not None and self._comes_again(journal, error):
-            self.give_back(journal)
+        if error is not None and self._comes_again(live_run, error):
+            self.give_back(live_run)
             return None
-        return super().close(journal, error)
+        return super().close(live_run, error)
 
-    def _comes_again(self, journal: LiveRun, error: BaseException) -> bool:
-        player = journal.player
-        if not journal.owner or journal.stop is not None or journal.draining is not None:
+    def _comes_again(self, live_run: LiveRun, error: BaseException) -> bool:
+        player = live_run.player
+        if not live_run.owner or live_run.stop is not None or live_run.draining is not None:
             return False
         if player is not None and player.halted:
             return False
@@ -68,7 +68,7 @@ class WorkerSession(RecoverySession):
             return True
         if isinstance(error, AgentGuardError) or not isinstance(error, Exception):
             return False
-        if not self._claimed.may_try_again or not trying_again.prepare(journal, error):
+        if not self._claimed.may_try_again or not trying_again.prepare(live_run, error):
             return False
         self._claimed.failed = True
         return True
