@@ -149,6 +149,7 @@ def name_of(fn: Callable[..., Any]) -> str:
                 "into a module",
             )
         name = spec.name.removesuffix(".__main__")
+    check_own(f"{name}:{path}")
     found: Any = module
     for part in path.split("."):
         found = getattr(found, part, None)
@@ -162,6 +163,16 @@ def name_of(fn: Callable[..., Any]) -> str:
             f"{name}:{path}", "a generator function cannot be a run; loop over it in a function"
         )
     return f"{name}:{path}"
+
+
+def check_own(target: str) -> None:
+    """Refuse to call what is no program: whoever reaches the queue could name anything.
+
+    Raises:
+        ProgramError: it is in Python's own library.
+    """
+    if target.partition(":")[0].partition(".")[0] in sys.stdlib_module_names:
+        raise ProgramError(target, "this is in Python's own library, and no function of yours")
 
 
 def _imported(name: str) -> ModuleType:

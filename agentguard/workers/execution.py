@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +22,7 @@ from agentguard.errors import (
 )
 from agentguard.events import codec
 from agentguard.events import model as ev
-from agentguard.program import Program
+from agentguard.program import Program, check_own
 from agentguard.protocols import RunQueue, RunRow
 from agentguard.run import Run
 from agentguard.runs.state import RunState
@@ -127,9 +126,8 @@ class Execution:
 
     def _program(self) -> Program:
         target = self.job.function
+        check_own(target)
         module = target.partition(":")[0]
-        if module.partition(".")[0] in sys.stdlib_module_names:
-            raise ProgramError(target, "this is a function of Python's own library")
         if self.allowed and not any(f"{module}.".startswith(f"{name}.") for name in self.allowed):
             raise ProgramError(
                 target, f"this worker calls functions of {', '.join(self.allowed)} alone (--allow)"
