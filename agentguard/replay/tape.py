@@ -110,6 +110,8 @@ class Tape:
         self.decisions: dict[str, Record] = {}
         #: Budgets that the run was given while it ran, and that were not copied yet.
         self.budgets: collections.deque[Record] = collections.deque()
+        #: The last claim that was read.
+        self._claimed = 0
         self.terminal: Record | None = None
         self.created: Record | None = None
         self.last: Stored | None = None
@@ -146,6 +148,8 @@ class Tape:
             self.terminal = record
         elif record.type == ev.RUN_CREATED:
             self.created = record
+        elif record.type == ev.RUN_RECOVERED:
+            self._claimed = record.seq
         elif record.type == ev.RUN_BUDGET_SET:
             self.budgets.append(record)
 
@@ -249,11 +253,21 @@ class Tape:
             return None
         call = calls[0]
         self.read_until(lambda: call.settled or not calls or calls[0] is not call)
+        if call.failed and self._is_tried_again:  # before the next claim it may be resolved to be
+            end = call.end
+            self.read_until(
+                lambda: call.end is not end or self.terminal is not None or self._claimed > _seq(end)
+            )
         if call.spoiled:  # an operator may have supplied later what it gave
             self.read_until(lambda: not call.spoiled or not calls or calls[0] is not call)
         if not calls or calls[0] is not call:  # it was resolved to be tried again
             return self.find(key, branch, pos)
         return call
+
+    @property
+    def _is_tried_again(self) -> bool:
+        """Whether the run is of those that a worker carries on after they have failed."""
+        return self.created is not None and bool((self.created.data or {}).get("retries"))
 
     def take(self, call: Call, *, with_children: bool = True) -> None:
         """Take a call out, and with it what was recorded inside its body, unless that runs again."""
@@ -305,3 +319,7 @@ class Tape:
     def left_over(self) -> Call | None:
         """The first recorded call that nobody asked for."""
         return next(iter(self.left()), None)
+
+
+def _seq(record: Record | None) -> int:
+    return 0 if record is None else record.seq

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from agentguard.budget.model import Budget
@@ -20,6 +19,7 @@ from agentguard.replay.player import Player
 from agentguard.replay.sealed import SealedStore, StillSwitch
 from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runs.fold import RunFold
+from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import Session
 from agentguard.sessions.resumed import refuse_altered
@@ -67,8 +67,10 @@ class ReplaySession(Session):
         store = components.store
         refuse_altered(getattr(store, "sealed", store), self._row)
         fold = RunFold(self.run_id)
-        for stored in itertools.islice(checked(store.read(self.run_id), self.run_id), 2):
+        for stored in checked(store.read(self.run_id), self.run_id):  # a submitted run was claimed first
             fold.apply(codec.decode(stored.body), stored.hash)
+            if fold.state is not RunState.CREATED:
+                break
         sealed = Components(
             store=SealedStore(store),  # pyright: ignore[reportArgumentType]
             switch=StillSwitch(),

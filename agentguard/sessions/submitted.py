@@ -19,8 +19,9 @@ class SubmittedSession(LiveSession):
         ValueError: the inputs would not come back as they are, or the guard captures none.
     """
 
-    def __init__(self, runtime: Runtime, options: RunOptions) -> None:
+    def __init__(self, runtime: Runtime, options: RunOptions, *, retries: int = 0) -> None:
         super().__init__(runtime, options)
+        self._retries = retries
         self._inputs = self._checked_inputs()
 
     def new_owner(self) -> dict[str, Any]:
@@ -46,6 +47,11 @@ class SubmittedSession(LiveSession):
         with queue.transaction():
             self._create(generation, [], None, started=False)
             put()
+
+    def _first_facts(self, generation: int) -> dict[str, Any]:
+        """Return what `run_created` says: that it is tried again too, which a replay has to know."""
+        facts = super()._first_facts(generation)
+        return facts | {"retries": self._retries} if self._retries else facts
 
     def _checked_inputs(self) -> RecordedInputs:
         components = self.components

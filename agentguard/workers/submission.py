@@ -131,7 +131,7 @@ def submit(
     options = _options(program, inputs, name, given)
 
     def put(options: RunOptions) -> SubmittedRun:
-        session = SubmittedSession(runtime, options)
+        session = SubmittedSession(runtime, options, retries=terms.retries)
         name = checked_queue(session.tenant if terms.queue is None else terms.queue)
         job = RunJob(
             run_id=session.run_id,

@@ -143,6 +143,34 @@ async def retried_beside(inputs: str) -> None:
     step("last")
 
 
+async def retried_beside_slow(inputs: str) -> None:
+    step("first")
+    (folder() / "slow").touch()
+    if (folder() / "failed-server-1").exists():
+        (folder() / "slow").unlink()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(slow("beside"))
+        group.create_task(aflaky(inputs))
+    step("last")
+
+
+def retried_wrapped(inputs: str) -> None:
+    step("first")
+    try:
+        flaky(inputs)
+    except ConnectionError as error:
+        raise RuntimeError("the server does not answer") from error
+    step("last")
+
+
+def handles_one_failure(inputs: str) -> None:
+    try:
+        flaky(inputs)
+    except ConnectionError:
+        step("instead")
+    flaky(inputs)
+
+
 def retried_outside(inputs: str) -> None:
     step("first")
     tell("between")
