@@ -261,6 +261,8 @@ class Guard:
         priority: int = 0,
         retries: int = 0,
         backoff: float = 1.0,
+        account: str | None = None,
+        account_budget: Budget | None = None,
     ) -> SubmittedRun:
         """Create a run that a worker will carry out (`agentguard worker`), and return at once.
 
@@ -284,6 +286,8 @@ class Guard:
             retries: how often the run is carried on after `fn` has raised an error.  Completed steps are not
                 repeated; a step that failed is, if its effect is `"read"` or `"idempotent"`.
             backoff: seconds before the first of those tries; each further one waits twice as long.
+            account: as in `run`.
+            account_budget: as in `run`.
 
         Raises:
             ProgramError: workers could not find `fn`.
@@ -292,7 +296,14 @@ class Guard:
             KillSwitchTriggeredError: a kill covers the run.
             TypeError, ValueError: `fn` does not take the inputs, or they would not reach it as they are.
         """
-        given = {"budget": budget, "tenant": tenant, "run_id": run_id, "metadata": metadata}
+        given = {
+            "budget": budget,
+            "tenant": tenant,
+            "run_id": run_id,
+            "metadata": metadata,
+            "account": account,
+            "account_budget": account_budget,
+        }
         terms = Terms(queue=queue, priority=priority, retries=retries, backoff=backoff)
         return submit(self.runtime, fn, inputs, name=name, given=given, terms=terms)
 
