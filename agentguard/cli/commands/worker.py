@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from agentguard import _optional
+from agentguard.cli import lookup
 from agentguard.cli.app import app
 from agentguard.cli.exit_codes import UsageError
+from agentguard.cli.options import HomeOption, StoreOption
 from agentguard.guard import Guard
 from agentguard.program import load
 
@@ -57,11 +59,14 @@ def worker(
             "--allow", metavar="MOD", help="Call functions of this module, or package, alone [all]."
         ),
     ] = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
 ) -> None:
     """Take submitted runs out of the queue and carry them out, those of workers that died included."""
     _optional.check("procrastinate", extra="workers", feature="agentguard worker")
     from agentguard.workers.worker import Worker, WorkerOptions
 
+    lookup.use(store, home)  # before the guard of the app looks
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     logging.getLogger("procrastinate").setLevel(logging.CRITICAL)  # what it says, ours say of runs
     try:
