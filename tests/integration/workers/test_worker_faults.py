@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
+
 from agentguard.stores._postgres_schema import migrate
 from agentguard.workers.engine import Deployment
 from agentguard.workers.job import RunJob
@@ -101,6 +103,12 @@ def test_a_zombie_changes_nothing_of_the_job_that_its_successor_has(
     assert str(run.state) == "CREATED"
 
 
+_CUT = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND wait_event_type = 'Lock'"
+)
+
+
 def test_a_job_that_was_fetched_and_never_arrived_is_fetched_again(
     office: OfficeOfTest, postgres_url: str
 ) -> None:
@@ -124,9 +132,12 @@ def test_a_job_that_was_fetched_and_never_arrived_is_fetched_again(
                 f"WHERE lock = '{kept.id}'",
             )
             assert await jobs.fetch_job(None, worker) is None
-            await jobs.connector.close_async()  # as a connection that breaks in the middle of a fetch
-            assert await jobs.fetch_job(None, worker) is None
-            await jobs.connector.open_async()
+            with psycopg.connect(postgres_url) as other:
+                other.execute("LOCK TABLE agentguard_queue.procrastinate_jobs")
+                fetching = asyncio.create_task(jobs.fetch_job(None, worker))
+                while execute(postgres_url, _CUT) != [(True,)]:
+                    await asyncio.sleep(0.01)
+                assert await fetching is None, "the connection broke in the middle"
             arrived = await jobs.fetch_job(None, worker)
             assert arrived is not None
             assert arrived.lock == kept.id
