@@ -30,6 +30,7 @@ from benchmarks import (
     logs,
     overhead,
     overshoot,
+    payloads,
     postgres,
     replay,
     telemetry,
@@ -40,6 +41,7 @@ from benchmarks._rows import Row, table
 #: Every group runs in a fresh process.  The rows that each one has, for `--only`.
 GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "overhead": (overhead.measure, ("step-no-chain", "step", "async")),
+    "payloads": (payloads.measure, ("payload-500", "payload-10000")),
     "telemetry": (telemetry.measure, ("otel-api", "otel-sdk")),
     "growth": (growth.measure, ("growth-memory", "growth-sqlite")),
     "durable": (durable.measure, ("sqlite-process", "sqlite-power")),
