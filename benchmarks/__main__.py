@@ -43,7 +43,10 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     "overhead": (overhead.measure, ("step-no-chain", "step", "async")),
     "payloads": (payloads.measure, ("payload-500", "payload-10000")),
     "telemetry": (telemetry.measure, ("otel-api", "otel-sdk")),
-    "growth": (growth.measure, ("growth-memory", "growth-sqlite")),
+    "growth": (
+        growth.measure,
+        ("growth-memory", "growth-sqlite", "growth-depth", "growth-scopes", "growth-runs"),
+    ),
     "durable": (durable.measure, ("sqlite-process", "sqlite-power")),
     "wal": (
         wal.measure,
