@@ -14,6 +14,7 @@ from agentguard._values.packing import encode
 from agentguard._values.plain import PREFIX, is_plain
 
 __all__ = [
+    "CONVERSATIONS_APART",
     "OPAQUE",
     "VALUE_SCHEME",
     "clean_text",
@@ -25,7 +26,9 @@ __all__ = [
 ]
 
 #: How arguments and results are encoded; a run says which scheme it was recorded with.
-VALUE_SCHEME: Final = 2
+VALUE_SCHEME: Final = 3
+#: The first scheme in which conversations lie beside the calls, each message once.
+CONVERSATIONS_APART: Final = 3
 
 decode = msgspec.json.Decoder().decode
 _TAG: Final = f'"{PREFIX}'.encode()

@@ -23,6 +23,7 @@ from agentguard.budget.tenant import account_id
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.conversations import whole
 from agentguard.events.model import Event, Head
 from agentguard.killswitch.model import Kill
 from agentguard.protocols import RunRow
@@ -158,8 +159,9 @@ class Queries:
     def diff(self, run_a: str, run_b: str) -> RunDiff:
         """See `Guard.diff`."""
         store = self._runtime.components.store
-        a, b = self._runtime.row(run_a).run_id, self._runtime.row(run_b).run_id
-        return diff(a, origin_log(store, a), b, origin_log(store, b))
+        a, b = self._runtime.row(run_a), self._runtime.row(run_b)
+        left, right = (whole(origin_log(store, row.run_id), row.salt) for row in (a, b))
+        return diff(a.run_id, left, b.run_id, right)
 
     def what_if(self, run_id: str, budget: Budget) -> WhatIf:
         """See `Guard.what_if`."""

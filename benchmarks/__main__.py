@@ -78,6 +78,8 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
             "langchain-disk",
             "langchain-disk-there",
             "langchain-history",
+            "langchain-long",
+            "langchain-bytes",
             "langchain-kill",
         ),
     ),

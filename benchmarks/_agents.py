@@ -143,6 +143,19 @@ def _think_guarded(messages: list[Any]) -> str:
 _act_guarded = guarded_step(_act)
 
 
+def talker(model_calls: int) -> Ask:
+    """A guarded agent that calls its model so often, and its tool between; a message has some forty words."""
+    from langchain.agents import create_agent  # noqa: PLC0415
+
+    from agentguard_langchain import GuardCallbackHandler, GuardMiddleware  # noqa: PLC0415
+
+    text = "word " * 40
+    model = scripted(lambda _: text, model_calls - 1)
+    agent = create_agent(model, [_tool(text.format)], middleware=[GuardMiddleware()])
+    config: Any = {"recursion_limit": 10 * model_calls, "callbacks": [GuardCallbackHandler()]}
+    return lambda: agent.invoke({"messages": [("user", "Go on.")]}, config)
+
+
 def _tool(act: Ask) -> Any:
     from langchain_core.tools import tool  # noqa: PLC0415
 
@@ -154,7 +167,7 @@ def _tool(act: Ask) -> Any:
     return search
 
 
-def scripted(think: Ask = _think) -> Any:
+def scripted(think: Ask = _think, tool_calls: int = TOOL_CALLS) -> Any:
     """A model that asks for the tool again and again, and then answers; a stream of it has no end."""
     from langchain_core.language_models import BaseChatModel  # noqa: PLC0415
     from langchain_core.messages import AIMessage, AIMessageChunk  # noqa: PLC0415
@@ -175,7 +188,7 @@ def scripted(think: Ask = _think) -> Any:
         def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
             text = think(messages)
             calls: list[Any] = []
-            if _asked(messages) < TOOL_CALLS:
+            if _asked(messages) < tool_calls:
                 calls = [{"name": "search", "args": {"query": "more"}, "id": f"call_{next(numbers)}"}]
             answer = AIMessage(text, tool_calls=calls, usage_metadata=_USAGE)
             return ChatResult(generations=[ChatGeneration(message=answer)])

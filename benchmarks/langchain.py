@@ -23,7 +23,7 @@ from typing import Any
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError, guarded_step
 from benchmarks import _measure as m
-from benchmarks._agents import CALLS, TOKEN, Ask, agents, history, scripted, steps_there
+from benchmarks._agents import CALLS, TOKEN, Ask, agents, history, scripted, steps_there, talker
 from benchmarks._rows import Row
 from benchmarks.kill import guard_in, latencies
 
@@ -32,6 +32,8 @@ logging.getLogger("langchain_core.callbacks").setLevel(logging.CRITICAL)
 
 _LIMIT = 3
 _HISTORY = 200
+#: How often the model is called, to see how what is stored grows.
+_FEW, _MANY = 50, 200
 _ASKED: Any = {"messages": [("user", "Go on.")]}
 #: The cases that are measured with a guard on disk, too.
 _ON_DISK = ("bare", "both", "steps")
@@ -55,7 +57,8 @@ def measure(*, quick: bool) -> list[Row]:
         messages = history(_HISTORY)
         with Guard.in_memory(telemetry=False) as guard:
             long = m.least(_cases(guard, {name: asks[name] for name in _LONG}, messages), rounds)
-    return [*_rows(memory), *_disk_rows(disk), _history_row(memory, long), _kill(10 if quick else 50)]
+    rows = [*_rows(memory), *_disk_rows(disk), _history_row(memory, long), _long_row(long), _bytes_row()]
+    return [*rows, _kill(10 if quick else 50)]
 
 
 def _cases(guard: Guard, asks: dict[str, Ask], history: list[Any] | None = None) -> dict[str, m.Case]:
@@ -188,6 +191,37 @@ def _history_row(short: dict[str, float], long: dict[str, float]) -> Row:
         value=(both - bare) / bare,
         unit="x",
         facts={"µs a call bare": bare / 1000, "µs a call more": (both - bare) / 1000},
+    )
+
+
+def _long_row(long: dict[str, float]) -> Row:
+    more = long["both"] - long["bare"]
+    return Row(
+        name="langchain-long",
+        what=f"handler and middleware over the bare agent, a call with {_HISTORY} messages",
+        value=more / 1e6,
+        unit="ms",
+        limit=0.35,
+        facts={"ms a call bare": long["bare"] / 1e6},
+    )
+
+
+def _bytes_row() -> Row:
+    """What is stored of a run grows with what is new in each call, and not with the whole conversation."""
+    stored = {}
+    for calls in (_FEW, _MANY):
+        ask = talker(calls)
+        with Guard.in_memory(telemetry=False) as guard, guard.run("agent") as run:
+            ask()
+            log = guard.components.store.read(run.id)
+            stored[calls] = sum(len(event.body) + len(event.payload or b"") for event in log)
+    return Row(
+        name="langchain-bytes",
+        what=f"bytes on record of {_MANY} model calls over {_FEW}",
+        value=stored[_MANY] / stored[_FEW],
+        unit="x",
+        limit=4.4,
+        facts={f"kB of {calls}": size / 1000 for calls, size in stored.items()},
     )
 
 

@@ -14,8 +14,9 @@ import msgspec
 
 from agentguard.budget.model import Usage
 from agentguard.errors import AgentGuardError, LogIntegrityError
-from agentguard.events import codec
+from agentguard.events import codec, conversations
 from agentguard.events import model as ev
+from agentguard.events.conversations import ConversationError, Messages
 from agentguard.events.model import Head, Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
@@ -52,6 +53,7 @@ class LogVerifier:
         #: How many events are intact.
         self.seq = 0
         self._salt = salt
+        self._messages = Messages(codec.digester(salt or b""), keep=False)
         self._anchors = dict(anchors)
         #: The run as its own events have it, without its steps.
         self._fold = RunFold(run_id)
@@ -82,7 +84,10 @@ class LogVerifier:
                     return "it has a payload though the run's payloads were erased"
                 else:
                     hashed = salted.copy()
-                    hashed.update(payload)
+                    if payload.startswith(conversations.HEAD) and conversations.is_asking(body):
+                        hashed.update(self._messages.take_in(payload))
+                    else:
+                        hashed.update(payload)
                     if hashed.hexdigest().encode() not in body:
                         return "its payload is not the one that was recorded"
                 after = len(start)
@@ -104,6 +109,8 @@ class LogVerifier:
                     if self._anchors.pop(position, digest.hex()) != digest.hex():
                         return "it is not the event that the anchor names"
                 seq = position
+        except ConversationError as error:
+            return str(error)
         finally:
             self.seq = seq
         for missing in sorted(self._anchors):

@@ -57,7 +57,7 @@ class _Call:
     def __init__(self, record: Record, payload: bytes | None) -> None:
         data = record.data or {}
         self.key = record.key or ""
-        self.arguments: Any = None if payload is None else decode(payload)
+        self.arguments: Any = None if payload is None else _value(payload)
         self.effect = data.get("effect", "once") if record.type == ev.STEP_STARTED else record.type
         self.outcome: Any = None
         if record.type == ev.STEP_REFUSED:

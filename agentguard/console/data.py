@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from agentguard import _encoding
+from agentguard.audit.reading import asked_arguments, read_whole
 from agentguard.console.auth import Auth, Identity
 from agentguard.console.tokens import Role, Tokens
 from agentguard.errors import AgentGuardError, RunNotFoundError
@@ -136,10 +137,7 @@ class Console:
         return Snapshot(live, waiting, kills, self.guard.tenants())
 
     def _arguments(self, asked: Approval) -> Any:
-        found = None
-        for stored in self.guard.components.store.read(asked.run_id):
-            if stored.payload is not None and ev.APPROVAL_REQUESTED.encode() in stored.body[:64]:
-                found = stored.payload if codec.decode(stored.body).key == asked.key else found
+        found = asked_arguments(self.guard.components.store, asked.run_id, asked.key)
         return None if found is None else _decoded(found)
 
     def _sees_kill(self, who: Identity, kill: Kill) -> bool:
@@ -209,7 +207,8 @@ class Console:
         depths: dict[str, int] = {}
         shown = self.shows_payloads(who)
         found: list[TimelineEntry] = []
-        for stored in self.guard.components.store.read(row.run_id):
+        store = self.guard.components.store
+        for stored in read_whole(store, row.run_id) if shown else store.read(row.run_id):
             event = codec.to_event(row.run_id, stored, b"")
             depth = _depth(event, depths)
             if event.seq <= after:

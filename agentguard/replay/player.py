@@ -23,6 +23,7 @@ from agentguard.errors import (
 )
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
+from agentguard.events.conversations import ConversationCall
 from agentguard.events.model import Record
 from agentguard.replay import divergence as d
 from agentguard.replay.not_yet_replayed import NotYetReplayed
@@ -192,7 +193,9 @@ class Player:
         recorded = call.data.get("args")
         known = recorded is not None and step.digest is not None and self._live_run.log.salt
         if known and recorded != step.digest:
-            self._raise(d.arguments(step.key, call.payload, step.payload))
+            self._raise(
+                d.arguments(step.key, self.tape.arguments(call, self._live_run.log.digest), _arguments(step))
+            )
         if (call.start.kind, call.start.name) != (step.kind, step.name):
             self.diverge(d.NAME, step.key, d.describe(call.start), f"{step.kind} {step.name}")
         if call.data.get("scope", "") != step.scope_key:
@@ -581,3 +584,8 @@ def _result(spec: StepSpec, call: Call) -> Any:
 def _items(spec: StepSpec, call: Call) -> Recorded:
     """What a generator gave and was given, brought back."""
     return recorded(spec, call.end_payload or b"[]", call.end_data)
+
+
+def _arguments(step: Step) -> bytes | None:
+    """Return the arguments that a step is called with, with its conversations in them."""
+    return step.payload.whole() if isinstance(step.payload, ConversationCall) else step.payload

@@ -14,7 +14,9 @@ import msgspec
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
+from agentguard.events.conversations import ConversationError, Messages, has_conversations
 from agentguard.events.model import Record
+from agentguard.fragments import Digest
 from agentguard.runs.branch import branch_of
 from agentguard.steps.kinds import AWAITED
 
@@ -112,6 +114,8 @@ class Tape:
         self.budgets: collections.deque[Record] = collections.deque()
         #: The last claim that was read.
         self._claimed = 0
+        #: The payloads that hold messages, in order.
+        self._conversations: list[bytes] = []
         self.terminal: Record | None = None
         self.created: Record | None = None
         self.last: Stored | None = None
@@ -127,7 +131,21 @@ class Tape:
                 self.ended = True
                 return
             self.last = stored
+            if stored.payload is not None and has_conversations(stored.body, stored.payload):
+                self._conversations.append(stored.payload)
             self._take_in(codec.decode(stored.body), stored.payload)
+
+    def arguments(self, call: Call, digest: Digest) -> bytes | None:
+        """Return the arguments of a call, conversations and all; None where they are not on record."""
+        if call.payload not in self._conversations:
+            return call.payload
+        messages = Messages(digest)
+        try:
+            for payload in self._conversations:
+                messages.take_in(payload)
+            return messages.whole(call.payload)
+        except ConversationError:
+            return None
 
     def read_on(self) -> bool:
         """Read one more event; False at the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agentguard._process import identity
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.conversations import StoredMessages
 from agentguard.protocols import RunRow
 from agentguard.runs.branch import Branch
 from agentguard.runs.fold import RunFold
@@ -18,12 +19,14 @@ def load_live_run(components: Components, row: RunRow, branch: Branch | None = N
 
     `branch` goes on with its numbering after the steps that the log has in it.
     """
-    fold = RunFold(row.run_id)
+    fold, messages = RunFold(row.run_id), StoredMessages(codec.digester(row.salt or b""))
     for stored in components.store.read(row.run_id):
         record = fold.apply_stored(stored)
+        messages.take_in(stored)
         if branch is not None and record.key is not None:
             branch.passed(record.key)
     live_run = LiveRun(components, row, fold, _outer_levels(components, row))
+    live_run.log.messages = messages
     live_run.owner = False
     live_run.time.count(_started_monotonic(components, row, fold))
     if fold.termination is not None:

@@ -6,15 +6,16 @@ so equal arguments are seen to be equal within a run and cannot be guessed once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from agentguard._encoding import decode, encode_call, encode_call_of_scheme_1
+from agentguard._encoding import CONVERSATIONS_APART, decode, encode_call, encode_call_of_scheme_1
 from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
 from agentguard._values.kinds import NotExactError
 from agentguard._values.names import type_name
 from agentguard._values.packing import encode
 from agentguard.events.model import ONLY_A_DIGEST
+from agentguard.fragments import Digest
 from agentguard.steps import values
 from agentguard.steps.fragments import FragmentEncoder
 from agentguard.steps.model import Step
@@ -33,7 +34,7 @@ class Capturing(NamedTuple):
 
     level: Capture
     redactor: Redactor | None
-    digest: Callable[[bytes], str]
+    digest: Digest
     #: The value scheme of the run: arguments are encoded as the run's log has them.
     scheme: int
 
@@ -76,13 +77,13 @@ class PayloadRecorder:
         self._attributes: tuple[Mapping[str, Any] | None, dict[str, Any]] = (None, {})
         #: Only conversations are long, and come again.
         self._fragments = FragmentEncoder(redactor, self._parameters) if spec.kind == LLM else None
-        self._raw_fragments = FragmentEncoder(None, self._parameters) if spec.kind == LLM else None
+        self._raw_fragments = FragmentEncoder(redactor, self._parameters, masking=False)
 
     def arguments(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Take the snapshot of a call's arguments."""
         if self._level == "none" or not (args or kwargs):
             return
-        payload = self._encoded(args, kwargs)
+        payload = self._encoded(args, kwargs, self._digest)
         step.digest = self._digest(payload)
         if self._full:
             step.payload = payload
@@ -103,13 +104,13 @@ class PayloadRecorder:
 
     def digest_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the digest of a call's arguments, whatever is captured."""
-        return self._digest(self._encoded(args, kwargs))
+        return self._digest(self._encoded(args, kwargs, self._digest))
 
     def repeat_of(
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        digest: Callable[[bytes], str] | None = None,
+        digest: Digest | None = None,
     ) -> str:
         """Return the digest by which calls are repeats: what is given by name, and in what order, is all one.
 
@@ -120,10 +121,10 @@ class PayloadRecorder:
         digest = digest or self._digest
         if kwargs:
             args, kwargs = _by_position(self._spec.positional, args, kwargs)
-        payload = self._encoded(args, kwargs)
+        payload = self._encoded(args, kwargs, digest)
         if self._scheme == 1:
             return digest(payload)
-        apart = self._told_apart(args, kwargs)
+        apart = self._told_apart(args, kwargs, digest)
         return digest(payload if apart == payload else payload + concealed(apart))
 
     def unknown(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -137,24 +138,32 @@ class PayloadRecorder:
         payload = encode_call(args, kwargs, packer)
         return self._digest(concealed(payload)) if packer.unknown else None
 
-    def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any], digest: Digest) -> bytes:
         if self._cut:
             args, kwargs = self._without(args, kwargs)
-        if self._fragments is not None and (joined := self._fragments.join(args, kwargs)) is not None:
-            return joined
+        if self._fragments is not None:
+            joined = self._fragments.join(args, kwargs, self._chain(digest), self._packer)
+            if joined is not None:
+                return joined
         if self._scheme == 1:
             payload = encode_call_of_scheme_1(args, kwargs)
         else:
             payload = encode_call(args, kwargs, self._packer)
         return payload if self._redact_call is None else self._redact_call(payload)
 
-    def _told_apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    def _told_apart(self, args: Sequence[Any], kwargs: Mapping[str, Any], digest: Digest) -> bytes:
         """Return all arguments as JSON: none masked, none left out, no two unknown ones equal."""
         if self._spec.skip_first:
             args = args[1:]
-        if self._raw_fragments is not None and (joined := self._raw_fragments.join(args, kwargs)) is not None:
-            return joined
-        return encode_call(args, kwargs, TellingApartPacker())
+        packer = TellingApartPacker()
+        joined = None
+        if self._fragments is not None:
+            joined = self._raw_fragments.join(args, kwargs, self._chain(digest), packer)
+        return encode_call(args, kwargs, packer) if joined is None else joined
+
+    def _chain(self, digest: Digest) -> Digest | None:
+        """Return what conversations are digested with; None where the run's log has them inside the calls."""
+        return digest if self._scheme >= CONVERSATIONS_APART else None
 
     def _without(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -24,6 +24,7 @@ from agentguard.errors import AgentGuardError, RunOwnedError, RunStopped, StoreU
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
+from agentguard.events.conversations import ConversationCall, StoredMessages
 from agentguard.events.model import Head, Record
 from agentguard.protocols import (
     Abilities,
@@ -77,6 +78,8 @@ class RunLog:
         self.salt = row.salt or b""
         #: What an event says of a payload.
         self.digest = codec.digester(self.salt)
+        #: The messages of conversations that the log holds.
+        self.messages = StoredMessages(self.digest)
         #: Runs that are nested in each other share the lock of the outermost one.
         self.outermost = outermost
         self.use_lock(store.lock_for(outermost))
@@ -251,6 +254,9 @@ class RunLog:
         """
         body = encode(record)
         digest = sha256(self.fold.hash + body).digest()
+        call = payload if type(payload) is ConversationCall else None
+        if call is not None:
+            payload = self.messages.payload(call)
         self.dirty = True
         try:
             if self.group is not None:
@@ -269,6 +275,8 @@ class RunLog:
         except _NOTHING_WRITTEN:
             self.dirty = False
             raise
+        if call is not None:
+            self.messages.add(call)
         return digest
 
     def _accept(self, group: GroupCommitStore, stored: Stored, movements: Sequence[Movement]) -> None:
@@ -323,10 +331,14 @@ class RunLog:
             record = msgspec.structs.replace(draft, seq=fold.seq + 1)
             body = encode(record)
             payload = payloads[index] if index < len(payloads) and not fold.erased else None
+            if type(payload) is ConversationCall:
+                payload = self.messages.payload(payload)
             stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
             self._take_in(fold, record, stored[-1].hash)
         row = row_of(self.row, fold)
         self.store.append(self.number, stored, movements=movements, row=row, durability=durability)
+        for event in stored:
+            self.messages.take_in(event)
         self.row = row
         self.written(fold)
 
@@ -367,6 +379,7 @@ class RunLog:
                 owner = (self.store.row(self.run_id) or self.row).owner
                 raise RunOwnedError(self.run_id, f"process {owner.get('pid')} on {owner.get('host')}")
             self.apply(record, stored.hash)
+            self.messages.take_in(stored)
             if record.type == ev.STEP_STARTED:
                 self.elsewhere.add(record.key or "")
 
@@ -377,13 +390,14 @@ class RunLog:
     def reload(self) -> None:
         """Fold the log anew, after something of which it is not known whether it was written."""
         own = self.fold.open.keys() - self.elsewhere
-        fold = RunFold(self.run_id)
+        fold, messages = RunFold(self.run_id), StoredMessages(self.digest)
         for stored in self.store.read(self.run_id):
             record = codec.decode(stored.body)
             if self._claims(record):
                 break
             fold.apply(record, stored.hash)
-        self.fold = fold
+            messages.take_in(stored)
+        self.fold, self.messages = fold, messages
         self.elsewhere = fold.open.keys() - own
         self.dirty = False
         self.on_reload()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +26,9 @@ from agentguard._secrets.masking import mask_text
 from agentguard._secrets.shapes import SHAPES
 from agentguard.audit._files import written
 from agentguard.errors import AgentGuardError
-from agentguard.events import codec
+from agentguard.events import codec, conversations
 from agentguard.events import model as ev
-from agentguard.events.codec import Stored, payload_digest
+from agentguard.events.codec import Stored, digester
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
@@ -37,6 +37,7 @@ from agentguard.steps.log import row_of
 FORMAT: Final = 1
 #: A cassette keeps no secrets, so nothing is to be guessed from its digests.
 SALT: Final = b"agentguard/cassette".ljust(32, b"\0")
+_DIGEST: Final = digester(SALT)
 
 #: The digest of an event's payload, by what the event is.
 _DIGESTS: Final = {
@@ -106,10 +107,12 @@ def _log_lines(store: EventStore, run_id: str, path: Path) -> Iterator[str]:
     yield json.dumps({name: value for name, value in facts.items() if value is not None}, ensure_ascii=False)
     inside: set[str] = set()
     starts: dict[str | None, Record] = {}
-    for stored in store.read(run_id):
+    log = conversations.whole(store.read(run_id), row.salt)
+    for stored, whole in zip(store.read(run_id), log, strict=True):
         record = codec.decode(stored.body)
         _check(record, inside, path)
-        yield _line(record, stored.payload, starts.get(record.key), comparable=row.salt == SALT)
+        apart = [] if whole.payload == stored.payload else conversations.paths(stored.payload or b"")
+        yield _line(record, whole.payload, starts.get(record.key), apart, comparable=row.salt == SALT)
         if record.type == ev.STEP_STARTED:
             starts[record.key] = record
     for child in store.children(run_id):
@@ -127,7 +130,14 @@ def _check(record: Record, inside: set[str], path: Path) -> None:
         )
 
 
-def _line(record: Record, payload: bytes | None, start: Record | None, *, comparable: bool) -> str:
+def _line(
+    record: Record,
+    payload: bytes | None,
+    start: Record | None,
+    apart: Sequence[conversations.Path],
+    *,
+    comparable: bool,
+) -> str:
     fields = {name: getattr(record, name) for name in _KEPT}
     if record.type in _ENDS and start is not None:
         fields |= {name: None for name in _OF_START if getattr(start, name) == getattr(record, name)}
@@ -137,9 +147,11 @@ def _line(record: Record, payload: bytes | None, start: Record | None, *, compar
     if payload is not None or not comparable:
         data.pop(_DIGESTS.get(record.type, ""), None)
     if payload is not None:
-        fields |= _payload_fields(payload)
+        fields |= _payload_fields(payload) | {"conversations": apart}
     fields["data"] = data
-    kept = {name: value for name, value in fields.items() if value not in (None, 0, {}) or name == "payload"}
+    kept = {
+        name: value for name, value in fields.items() if value not in (None, 0, {}, []) or name == "payload"
+    }
     return json.dumps(kept, ensure_ascii=False)
 
 
@@ -230,6 +242,7 @@ def _add(
     fold = RunFold(head["run"])
     events: list[Stored] = []
     starts: dict[str | None, Record] = {}
+    messages = conversations.StoredMessages(_DIGEST)
     for number, entry in log:
         try:
             record, payload = _record(entry, fold, starts)
@@ -238,7 +251,10 @@ def _add(
             fold.apply(codec.decode(body), digest)
         except (AgentGuardError, LookupError, TypeError, ValueError) as error:
             raise CassetteError(str(path), number, f"it is no event: {error!r}") from error
+        if isinstance(payload, conversations.ConversationCall):
+            payload = messages.payload(payload)
         events.append(Stored(record.seq, body, digest, payload))
+        messages.take_in(events[-1])
         if record.type == ev.STEP_STARTED:
             starts[record.key] = record
     if not events:
@@ -267,7 +283,7 @@ def _record(
     data = dict(fields.pop("data", {}))
     payload = _payload(entry)
     if payload is not None:
-        data[_DIGESTS[entry["type"]]] = payload_digest(SALT, payload)
+        data[_DIGESTS[entry["type"]]] = _DIGEST(payload)
     usage = fields.get("usage")
     record = Record(
         seq=fold.seq + 1,
@@ -280,10 +296,13 @@ def _record(
 
 
 def _payload(entry: dict[str, Any]) -> bytes | None:
-    if "payload" in entry:
-        return msgspec.json.encode(entry["payload"])
-    if "payload_text" in entry:
-        return str(entry["payload_text"]).encode()
     if "payload_base64" in entry:
         return base64.b64decode(entry["payload_base64"], validate=True)
-    return None
+    if "payload" in entry:
+        payload = msgspec.json.encode(entry["payload"])
+    elif "payload_text" in entry:
+        payload = str(entry["payload_text"]).encode()
+    else:
+        return None
+    apart = map(tuple, entry.get("conversations", ()))
+    return conversations.apart(payload, apart, _DIGEST) if "conversations" in entry else payload

@@ -16,6 +16,7 @@ from typing import Any
 import wrapt
 
 from agentguard import Usage, current_step
+from agentguard.fragments import fragmented
 from agentguard_clients.call import ModelCall, Parts
 from agentguard_clients.endpoints import Body
 from agentguard_clients.errors import FreeProviderStatusError, ProviderStatusError, errors_without_request
@@ -159,10 +160,11 @@ class _Guarded(wrapt.ObjectProxy[Any]):
         return call
 
     def _self_apply(self, call: ModelCall, fn: Any, codec: Any) -> Any:
+        body = fragmented(call.body) if call.kind == "llm" else call.body
         return call.run.apply(
             call.name,
             fn,
-            (call.body, call),
+            (body, call),
             kind=call.kind,
             reserve=_reserve,
             ignore=("call",),

@@ -12,6 +12,7 @@ from litellm import exceptions
 from agentguard import NoActiveRunError, Run, Step, UnknownCostError, Usage, current_run, current_step
 from agentguard.cost import ModelCosts, ModelPrices, ModelRequest, ModelUsage, model_usage
 from agentguard.cost.usage import Unpriced
+from agentguard.fragments import fragmented
 from agentguard.protocols import PriceBook
 from agentguard.runs.current import outside_allowed
 from agentguard_litellm._codec import AnswerCodec, Opened, StreamCodec
@@ -147,7 +148,7 @@ class Call:
         return self.run.apply(
             self.name,
             fn,
-            (self.body, self),
+            (fragmented(self.body), self),
             kind="llm",
             reserve=_reserve,
             ignore=("call",),

@@ -11,6 +11,7 @@ from agents import Model, ModelProvider, ModelResponse, ModelSettings, MultiProv
 from agentguard import Run, Step, Usage, current_step
 from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
+from agentguard.fragments import fragmented
 from agentguard_openai_agents import _mapping as m
 from agentguard_openai_agents._calls import active_run, calls_of
 from agentguard_openai_agents._runner import RUNNER_CALL, RunnerCall, install
@@ -244,7 +245,7 @@ class _Call:
         return self.run.apply(
             self._guarded.name,
             fn,
-            (self._data,),
+            (fragmented(self._data),),
             kind="llm",
             branch=self.agent_run.branch,
             reserve=self._reserve,

@@ -10,6 +10,7 @@ from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestPar
 
 from agentguard import NoActiveRunError, Run, Step, Usage, current_run, current_step
 from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts
+from agentguard.fragments import fragmented
 from agentguard_pydantic_ai import _mapping as m
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Request:
         return self._run.apply(
             self._model.model_name,
             fn,
-            (self._data,),
+            (fragmented(self._data),),
             kind="llm",
             branch=self._guarding.branch,
             reserve=self._reserve,

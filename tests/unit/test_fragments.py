@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from agentguard import Budget, Guard
+from agentguard.audit.reading import read_whole
 from agentguard.fragments import JsonFragment, JsonFragments
 
 KEY = "sk-proj-abcdefghijklmnopqrstuvwx"  # gitleaks:allow
@@ -39,7 +40,7 @@ def recorded(redact: Any, *calls: tuple[Sequence[Any], dict[str, Any]]) -> list[
     ):
         for args, kwargs in calls:
             run.apply("ask", ask, args, kwargs, kind="llm")
-        payloads = [stored.payload for stored in run.live_run.store.read(run.id)]
+        payloads = [stored.payload for stored in read_whole(guard.components.store, run.id)]
     return [msgspec.json.decode(found) for found in payloads if found is not None and found[:2] == b"[["]
 
 

@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from agentguard import _encoding
+from agentguard.audit.reading import asked_arguments
 from agentguard.cli import lookup, output, tables
 from agentguard.cli.app import app
 from agentguard.cli.options import (
@@ -13,8 +14,6 @@ from agentguard.cli.options import (
     JsonOption,
     StoreOption,
 )
-from agentguard.events import codec
-from agentguard.events.model import APPROVAL_REQUESTED
 from agentguard.guard import Guard
 from agentguard.queries import Approval
 
@@ -54,11 +53,7 @@ def _list_waiting(*, as_json: bool) -> None:
 
 def _arguments(guard: Guard, asked: Approval) -> Any:
     """What the newest request of a step was made with, as `[[...], {...}]`."""
-    payload = None
-    for stored in guard.components.store.read(asked.run_id):
-        if stored.payload is not None and APPROVAL_REQUESTED.encode() in stored.body[:64]:
-            record = codec.decode(stored.body)
-            payload = stored.payload if record.key == asked.key else payload
+    payload = asked_arguments(guard.components.store, asked.run_id, asked.key)
     return None if payload is None else _encoding.decode(payload)
 
 

@@ -23,6 +23,7 @@ from agentguard.cli.options import (
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.conversations import whole
 from agentguard.events.model import CONTROL_RUN_ID, Event
 from agentguard.guard import Guard
 from agentguard.killswitch.page import PageKillSwitch
@@ -75,12 +76,14 @@ def _show_log(typed: str, *, payloads: bool, as_json: bool) -> None:
     with lookup.looking() as guard:
         run_id = lookup.find_log(guard, typed)
         altered: list[LogIntegrityError] = []
-        log = timeline.entries(run_id, watched(run_id, guard.components.store.read(run_id), altered.append))
+        store = guard.components.store
+        row = store.row(run_id)
+        stored = watched(run_id, store.read(run_id), altered.append)
+        log = timeline.entries(run_id, whole(stored, row.salt) if payloads and row is not None else stored)
         if as_json:
             events = [timeline.event_data(entry, payloads=payloads) for entry in log]
             output.print_json({"run": _summary_data(guard, run_id, altered), "events": events})
         else:
-            row = guard.components.store.row(run_id)
             created = "" if row is None else f", created {output.when(moment(row.created_ns))}"
             output.print_lines(Text(f"run {run_id}{created}", style="bold"))
             output.print_lines(*timeline.Timeline(payloads=payloads).lines(log))
