@@ -1,8 +1,11 @@
-"""Keeping a WAL small: its pages go to the database in a thread of their own, never in a step.
+"""Keeping a WAL small: its pages go to the database in a thread of their own.
 
 SQLite's own checkpoints run inside a commit, and begin the WAL anew only at a moment without any writer
 and reader: two busy writers never leave one, so it grows without end.  And while a reader stays at an old
 moment, SQLite tries, in vain, at every commit.
+
+Where the thread cannot keep up, as on a loaded machine, writers wait for it from `WAIT_FROM` on, so that
+the WAL stays below 64 MB.  They do not wait for a reader that stays: while there is one, nothing bounds it.
 """
 
 from __future__ import annotations
@@ -14,22 +17,31 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-#: How many commits of this process lie between two looks at the file's size.
-COMMITS = 256
-#: From here on, in bytes, pages are moved; from there on, the WAL is made to begin anew.
+#: How many bytes this process writes, about, between two looks at the file's size.
+LOOK_AFTER = 1 << 20
+#: What an event takes of the WAL beside its payload, about.
+EVENT = 12 << 10
+#: From here on, in bytes, pages are moved; from there on, the WAL is made to begin anew; from there on,
+#: writers wait.
 MOVE_FROM = 8 << 20
 BEGIN_ANEW_FROM = 24 << 20
+WAIT_FROM = 40 << 20
 #: How long, in milliseconds, other writers may have to stand aside so that the WAL can begin anew.
 PATIENCE_MS = 40
-#: A try in vain is followed by a pause so many times as long as it took, and of so many seconds at least.
+#: The same while a writer waits, and for how many seconds it waits at each look.
+URGENT_PATIENCE_MS = 250
+_LONGEST_WAIT = 0.5
+#: A try in vain is followed by a pause so many times as long as it took, and of so many seconds at least;
+#: the pauses grow to a second by themselves.
 BACK_OFF = 20
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_SHORTEST_PAUSE, _GROWN_PAUSE, _LONGEST_PAUSE = 0.05, 1.0, 5.0
+_PAGE = 4096
 
 
 class Checkpointer:
-    """Moves pages of one file's WAL whenever it is told that there may be many.
+    """Moves pages of one file's WAL whenever there are many.
 
-    `wake` costs next to nothing, and starts the thread at its first call.
+    `look` costs next to nothing while the WAL is small; the thread starts when it is not, for the first time.
     """
 
     def __init__(self, path: str, connect: Callable[[str], sqlite3.Connection]) -> None:
@@ -41,18 +53,38 @@ class Checkpointer:
     def _begin(self) -> None:
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
+        #: Ends a pause: a writer waits, or the store is closed.
+        self._hurry = threading.Event()
+        self._tried = threading.Event()
         self._closed = threading.Event()
+        #: Whether a reader stays at an old moment, so that nothing can be done.
+        self._pinned = False
 
-    def wake(self) -> None:
-        """Let the thread look at the size of the WAL, soon."""
+    def look(self) -> None:
+        """Have pages moved if there are many, and wait for it a while if there are too many.
+
+        A writer calls this about each `LOOK_AFTER` bytes, outside of any transaction.
+        """
+        size = wal_size(self._path)
+        if size < MOVE_FROM:
+            return
+        waits = size >= WAIT_FROM and not self._pinned
+        if waits:
+            self._tried.clear()
+            self._hurry.set()
         self._wanted.set()
         if self._thread is None:
-            # Daemon: a process that ends is not kept; the next one that opens the file finds the WAL.
-            arguments = (self._closed, self._wanted)
-            self._thread = threading.Thread(
-                target=self._work, args=arguments, name="agentguard-checkpoint", daemon=True
-            )
-            self._thread.start()
+            self._start()
+        if waits:
+            self._tried.wait(_LONGEST_WAIT)
+
+    def _start(self) -> None:
+        # Daemon: a process that ends is not kept; the next one that opens the file finds the WAL.
+        arguments = (self._closed, self._wanted, self._hurry, self._tried)
+        self._thread = threading.Thread(
+            target=self._work, args=arguments, name="agentguard-checkpoint", daemon=True
+        )
+        self._thread.start()
 
     def abandon(self) -> list[sqlite3.Connection]:
         """Begin anew, in a forked child or for another file; return the connection, not to be closed."""
@@ -64,29 +96,40 @@ class Checkpointer:
     def close(self) -> None:
         """End the thread, and let go of the file."""
         self._closed.set()
+        self._hurry.set()
         self._wanted.set()
         if self._thread is not None:
             self._thread.join()
         for connection in self.abandon():
             connection.close()
 
-    def _work(self, closed: threading.Event, wanted: threading.Event) -> None:
+    def _work(
+        self,
+        closed: threading.Event,
+        wanted: threading.Event,
+        hurry: threading.Event,
+        tried: threading.Event,
+    ) -> None:
         pause = 0.0
         while True:
             wanted.wait()
-            closed.wait(pause)
+            urgent = hurry.wait(pause)
             wanted.clear()
+            hurry.clear()
             if closed.is_set():
                 return
             began = time.monotonic()
-            if self._move(closed):
+            done = self._move(closed, URGENT_PATIENCE_MS if urgent else PATIENCE_MS)
+            tried.set()
+            if done:
                 pause = 0.0
                 continue
             took = time.monotonic() - began
-            pause = min(max(_SHORTEST_PAUSE, BACK_OFF * took, 2 * pause), _LONGEST_PAUSE)
+            grown = min(2 * pause, _GROWN_PAUSE)
+            pause = min(max(_SHORTEST_PAUSE, BACK_OFF * took, grown), _LONGEST_PAUSE)
             wanted.set()
 
-    def _move(self, closed: threading.Event) -> bool:
+    def _move(self, closed: threading.Event, patience_ms: int) -> bool:
         """Move pages if there are many; return whether there is nothing left to do."""
         size = wal_size(self._path)
         if size < MOVE_FROM:
@@ -101,9 +144,10 @@ class Checkpointer:
                 self._connection = connection
             # Most of it without keeping anybody out.
             busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if size < BEGIN_ANEW_FROM:
+            self._pinned = not busy and (pages - moved) * _PAGE >= MOVE_FROM
+            if size < BEGIN_ANEW_FROM or self._pinned:
                 return bool(not busy and moved == pages)
-            connection.execute(f"PRAGMA busy_timeout = {PATIENCE_MS}")
+            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             return not busy
         return False

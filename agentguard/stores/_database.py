@@ -23,7 +23,7 @@ from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores import _busy_retry, _sql, _sqlite_file
 from agentguard.stores._busy_retry import Parameters, Wait
-from agentguard.stores._checkpointer import COMMITS, Checkpointer
+from agentguard.stores._checkpointer import EVENT, LOOK_AFTER, Checkpointer
 from agentguard.stores._committer import Committer
 from agentguard.stores._readers import Readers
 from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
@@ -47,7 +47,8 @@ class Database:
         self.sync = WalSync(path, self.commit_staged)
         self.committer = Committer(self.settle_down)
         self.checkpointer = Checkpointer(path, _sqlite_file.connect)
-        self._commits = 0
+        #: About how many bytes were written since the size of the WAL was looked at.
+        self._written = 0
         self.users = 0
         self._insert = _sql.queries("sqlite")["insert_event"]
         self._closed = False
@@ -159,6 +160,8 @@ class Database:
             with self.errors:
                 writer = self._ready(wait)
         self._put(writer, number, event, wait)
+        if self._written >= LOOK_AFTER and not self._depth:
+            self._look_at_wal()
 
     def insert_alone(  # noqa: PLR0917 - called for each step, and keywords cost
         self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None, wait: Wait
@@ -173,13 +176,14 @@ class Database:
             writer.execute(self._insert, columns)
         except sqlite3.Error as error:
             self._put_after(error, writer, columns, wait)
-        self._count_commit()
+        self._written += EVENT if payload is None else EVENT + len(payload)
+        if self._written >= LOOK_AFTER:
+            self._look_at_wal()
 
-    def _count_commit(self) -> None:
-        self._commits += 1
-        if self._commits >= COMMITS:
-            self._commits = 0
-            self.checkpointer.wake()
+    def _look_at_wal(self) -> None:
+        """Have the WAL kept small; after a commit, since a writer may be made to wait."""
+        self._written = 0
+        self.checkpointer.look()
 
     def _put(self, writer: sqlite3.Connection, number: int, event: Stored, wait: Wait) -> None:
         seq, body, digest, payload, _ = event
@@ -188,6 +192,7 @@ class Database:
             writer.execute(self._insert, columns)
         except sqlite3.Error as error:
             self._put_after(error, writer, columns, wait)
+        self._written += EVENT + len(payload or b"")
 
     def _put_after(
         self, error: sqlite3.Error, writer: sqlite3.Connection, columns: tuple[Any, ...], wait: Wait
@@ -238,7 +243,6 @@ class Database:
 
     def _commit_staged(self, writer: sqlite3.Connection) -> None:
         self._staged = False
-        self._count_commit()
         try:
             writer.execute("COMMIT")
         except sqlite3.Error as error:
@@ -247,6 +251,8 @@ class Database:
                 writer.execute("ROLLBACK")
             raise
         self.sync.written()
+        if self._written >= LOOK_AFTER:
+            self._look_at_wal()
 
     def committed(self, *, durable: bool) -> bool:
         """Take note that a statement was carried out; gives whether the caller has to settle."""
@@ -335,9 +341,12 @@ class Database:
         if level:
             self._sync_at_commit |= durable
             return False
-        self._count_commit()
         self._writing_thread = None
-        return self.committed(durable=durable or self._sync_at_commit)
+        due = self.committed(durable=durable or self._sync_at_commit)
+        self._written += EVENT
+        if self._written >= LOOK_AFTER:
+            self._look_at_wal()
+        return due
 
     def _undo(self, level: int) -> None:
         """Roll back to where `level` transactions were under way."""
