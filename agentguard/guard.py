@@ -510,24 +510,35 @@ class Guard:
         """Wait, at most `timeout` seconds, until every live process has acted on a kill."""
         return self._operations.acknowledged(generation, timeout)
 
-    def set_budget(self, run_id: str, budget: Budget, *, reason: str = "", actor: str | None = None) -> None:
+    def set_budget(
+        self,
+        run_id: str,
+        budget: Budget,
+        *,
+        asked: str | None = None,
+        reason: str = "",
+        actor: str | None = None,
+    ) -> None:
         """Give a live run another budget, from any process: see `Run.set_budget`.
 
+        A run that asks at its limit (`on_limit="ask"`) goes on, once there is room for the step that asks.
         Who ordered it and why is on record in the run's log, and in the control log.
 
         Args:
             run_id: the run.
             budget: its limits from now on.
+            asked: the key of the step that asks, as `approvals` has it; where it asks no longer, because it
+                was answered, nothing is set.
             reason: why.
             actor: who orders it; by default `user@host`.
 
         Raises:
             RunNotFoundError: there is no such run.
             TypeError: it is no Budget.
-            AgentGuardError: the run has ended.
+            AgentGuardError: the run has ended, has no room for the step that asks, or asks no longer.
             KillSwitchUnavailableError: the control log cannot be used.
         """
-        self._operations.set_budget(run_id, budget, reason=reason, actor=actor)
+        self._operations.set_budget(run_id, budget, asked=asked, reason=reason, actor=actor)
 
     def set_tenant_budget(
         self,
@@ -568,14 +579,14 @@ class Guard:
         return self._queries.tenants()
 
     def approvals(self) -> list[Approval]:
-        """Return the steps that wait for an approval, in all runs."""
+        """Return the steps that wait for an approval or a higher limit (`on_limit="ask"`), in all runs."""
         return self._queries.approvals()
 
     def approve(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
         """Let a waiting step run; on record in the run's log, and in the control log.
 
         Raises:
-            AgentGuardError: no step of that key waits.
+            AgentGuardError: no step of that key waits, or it waits for a higher limit.
             KillSwitchUnavailableError: the control log cannot be used.
         """
         self._operations.decide(run_id, key, granted=True, reason=reason, actor=actor)
@@ -583,6 +594,7 @@ class Guard:
     def deny(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
         """Refuse a waiting step: it raises `ApprovalDeniedError`; the run goes on.
 
+        One that waits for a higher limit raises `BudgetExceededError`, and its run is stopped.
         On record in the run's log, and in the control log.
 
         Raises:

@@ -52,10 +52,12 @@ class Operations:
         said = self._authorship(reason, actor)
         self._ordered("resume", run_id, base.resume(self._runtime, run_id, said), said)
 
-    def set_budget(self, run_id: str, budget: Budget, *, reason: str, actor: str | None) -> None:
+    def set_budget(
+        self, run_id: str, budget: Budget, *, asked: str | None, reason: str, actor: str | None
+    ) -> None:
         """See `Guard.set_budget`."""
         said = self._authorship(reason, actor)
-        head = base.set_budget(self._runtime, run_id, budget, said)
+        head = base.set_budget(self._runtime, run_id, budget, said, asked)
         self._ordered("set_budget", run_id, head, {"budget": budget.to_fields(), **said})
 
     def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:

@@ -33,6 +33,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions.base import live_run_of
 from agentguard.steps.budget_levels import check_no_ledger
 from agentguard.tenancy import check_id
+from agentguard.steps.limit_questions import question
 
 _ALL = 2**31
 
@@ -61,11 +62,16 @@ class SharedAccount(NamedTuple):
 
 
 class Approval(NamedTuple):
-    """A step that waits for an operator."""
+    """A step that waits for an operator: for an approval, or for a higher limit of its run.
+
+    `limit` is None for an approval; else the facts of the `BudgetExceededError` that a refusal raises:
+    `resource`, `spent`, `reserved`, `requested`, `limit`, `message`.
+    """
 
     run_id: str
     key: str
     name: str
+    limit: dict[str, Any] | None = None
 
 
 class Queries:
@@ -172,15 +178,18 @@ class Queries:
 
     def approvals(self) -> list[Approval]:
         """See `Guard.approvals`."""
-        rows = self._runtime.components.store.rows(state="RUNNING", limit=_ALL)
+        store = self._runtime.components.store
+        rows = [row for state in ("RUNNING", "PAUSED") for row in store.rows(state=state, limit=_ALL)]
         return [asked for row in rows for asked in self._waiting(row.run_id)]
 
     def _waiting(self, run_id: str) -> Iterator[Approval]:
         try:
-            approvals = live_run_of(self._runtime, run_id).fold.approvals
+            fold = live_run_of(self._runtime, run_id).fold
         except LogIntegrityError:  # a log that was altered takes no decision, and hides no other run's
             return
-        for key, asked in approvals.items():
+        if (asks := question(fold)) is not None:
+            yield Approval(run_id, asks.key, asks.name, asks.termination)
+        for key, asked in list(fold.approvals.items()):
             if asked["state"] == ev.APPROVAL_REQUESTED:
                 yield Approval(run_id, key, asked["name"])
 

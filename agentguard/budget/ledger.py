@@ -11,7 +11,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
 from agentguard.budget.account import Account, Amounts, Refusal, Request
-from agentguard.budget.model import Budget
+from agentguard.budget.model import Budget, check_stops
 
 
 class Movement(NamedTuple):
@@ -88,8 +88,9 @@ def check_shared(budget: Budget, field: str) -> None:
     """Refuse limits that an account which many runs charge cannot keep.
 
     Raises:
-        ValueError: it limits seconds or repeats, which only a run can count.
+        ValueError: it limits seconds or repeats, which only a run can count, or asks at a limit.
     """
+    check_stops(budget, field)
     if budget["seconds"] is not None:
         raise ValueError(f"{field} cannot limit seconds; limit them for each run")
     if budget.repeats is not None:

@@ -6,10 +6,13 @@ import importlib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from agentguard.budget import resources as r
 
+OnLimit = Literal["stop", "ask"]
+#: How long, in seconds, a limit that asks waits for an answer where the budget does not say.
+ASK_TIMEOUT = 3600.0
 Money = Decimal | str | int | float
 #: Told by identity from a 0 that was given.
 _NO_MONEY: Money = Decimal(0)
@@ -231,6 +234,10 @@ class Budget:
         repeats: the n-th call of the same name with the same arguments is refused.
         warn_at: the part of a limit, above 0 and at most 1, at which a `budget_warning` is given.
         enforce: False observes only: events say `would_stop`, nothing is refused.
+        on_limit: `"stop"` (default), or `"ask"`: a run pauses at its limit until an operator raises it with
+            `set_budget`, and the step goes on, or denies.  `seconds` stop all the same.  Of a run's own
+            budget alone, not a scope's or a tenant's.
+        ask_timeout: seconds, or a timedelta, after which a question that nobody answered counts as denied.
         counters: limits on counters of your own: `emails=3`.
 
     Raises:
@@ -243,13 +250,16 @@ class Budget:
         (Decimal('1'), 200, 2, None)
     """
 
-    __slots__ = ("calls", "enforce", "limits", "repeats", "warn_at")
+    __slots__ = ("ask_timeout", "calls", "enforce", "limits", "on_limit", "repeats", "warn_at")
     #: Limits by internal resource name; `seconds` in nanoseconds, money in 1e-9 USD.
     limits: dict[str, int]
     calls: dict[str, int]
     repeats: int | None
     warn_at: float
     enforce: bool
+    on_limit: OnLimit
+    #: In seconds.
+    ask_timeout: float
 
     def __init__(
         self,
@@ -266,6 +276,8 @@ class Budget:
         repeats: int | None = None,
         warn_at: float = 0.8,
         enforce: bool = True,
+        on_limit: OnLimit = "stop",
+        ask_timeout: float | timedelta = ASK_TIMEOUT,
         **counters: int | None,
     ) -> None:
         limits: dict[str, int] = {}
@@ -293,6 +305,13 @@ class Budget:
         if not isinstance(enforce, bool):
             raise TypeError(f"enforce must be a bool, not {type(enforce).__name__}")
         self.enforce = enforce
+        if on_limit not in ("stop", "ask"):
+            raise ValueError(f"on_limit must be 'stop' or 'ask', not {on_limit!r}")
+        self.on_limit = on_limit
+        nanoseconds = r.nanoseconds(ask_timeout, "ask_timeout")
+        if not nanoseconds:
+            raise ValueError("ask_timeout must be above 0; on_limit='stop' asks nobody")
+        self.ask_timeout = nanoseconds / 1e9
 
     def __getattr__(self, name: str) -> Any:
         if name == "usd" or name in _READABLE or name in self.limits:
@@ -324,6 +343,10 @@ class Budget:
             fields["warn_at"] = self.warn_at
         if not self.enforce:
             fields["enforce"] = False
+        if self.on_limit != "stop":
+            fields["on_limit"] = self.on_limit
+        if self.ask_timeout != ASK_TIMEOUT:
+            fields["ask_timeout"] = self.ask_timeout
         return fields
 
     @classmethod
@@ -348,6 +371,12 @@ def check_budget(value: object, field: str = "budget") -> None:
     """Raise `TypeError` unless a value is a `Budget`."""
     if not isinstance(value, Budget):
         raise TypeError(f"{field} must be a Budget, not {type(value).__name__}")
+
+
+def check_stops(budget: Budget, field: str) -> None:
+    """Raise `ValueError` for a budget that asks at its limit where nobody could raise it."""
+    if budget.on_limit == "ask":
+        raise ValueError(f"{field} cannot have on_limit='ask'; that is for the budget of a run")
 
 
 _READABLE = frozenset((r.TOKENS, *r.TOKEN_PARTS, r.STEPS, r.SECONDS))

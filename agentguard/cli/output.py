@@ -105,6 +105,10 @@ def limits(budget: Budget) -> str:
             said += [f"{limit} calls of {step}" for step, limit in value.items()]
         elif name == "enforce":
             said.append("not enforced")
+        elif name == "on_limit":
+            said.append("asks at a limit")
+        elif name == "ask_timeout":
+            said.append(f"for {seconds(value)}")
         elif name == "seconds":
             said.append(f"{value:g} seconds")
         elif name == "warn_at":

@@ -87,6 +87,8 @@ class RunFold:
         self._last_ns = 0
         #: What the present, or last, pause says of itself.
         self.pause: dict[str, Any] = {}
+        #: The number of its event.
+        self.paused_seq = 0
         self.termination: dict[str, Any] | None = None
         self.warnings: list[dict[str, Any]] = []
         self.warned: set[tuple[str, str]] = set()
@@ -278,6 +280,7 @@ class RunFold:
     def _paused(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.PAUSED)
         self.pause = data
+        self.paused_seq = record.seq
         self.running_ns = data.get("running_ns", self.running_ns)
 
     def _resumed(self, record: Record, data: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from agentguard.runs.state import RunState, check_move
 from agentguard.runtime import Runtime
 from agentguard.sessions.dead import close_dead_runs
 from agentguard.sessions.loading import load_live_run
+from agentguard.steps import limit_questions
 from agentguard.steps.components import Components
 from agentguard.steps.inputs import RecordedInputs
 from agentguard.steps.live import LiveRun
@@ -114,7 +115,8 @@ def pause(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
     def put() -> Head:
         check_move(run_id, live_run.fold.state, RunState.PAUSED)
         data = {"reason": "", **said, "running_ns": live_run.time.elapsed()}
-        return live_run.log.put(Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data))
+        live_run.log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
+        return live_run.log.head
 
     return live_run.log.decide(put)
 
@@ -126,14 +128,19 @@ def resume(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
     def put() -> Head:
         if live_run.fold.state is not RunState.PAUSED:
             raise InvalidStateTransitionError(run_id, live_run.fold.state, RunState.RUNNING)
+        if (asked := limit_questions.question(live_run.fold)) is not None:
+            raise AgentGuardError(f"run {run_id} waits for a higher limit: {asked.way_out}")
         data = {**said, "running_ns": live_run.time.elapsed()}
-        return live_run.log.put(Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data))
+        live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
+        return live_run.log.head
 
     return live_run.log.decide(put)
 
 
-def set_budget(runtime: Runtime, run_id: str, budget: Budget, said: Mapping[str, str]) -> Head:
-    """Put another budget on record, and return where."""
+def set_budget(
+    runtime: Runtime, run_id: str, budget: Budget, said: Mapping[str, str], asked: str | None = None
+) -> Head:
+    """Put another budget on record, and return where; a run that asks at its limit goes on."""
     check_budget(budget)
     live_run = live_run_of(runtime, run_id)
     data = {"budget": budget.to_fields(), **said}
@@ -149,6 +156,9 @@ def set_budget(runtime: Runtime, run_id: str, budget: Budget, said: Mapping[str,
             account = Account.from_data(fold.account.to_data())
             account.limit_by(budget)
             movements.append(Movement(live_run.levels.account_name(""), opening=account))
-        return live_run.log.put(Record(0, ev.RUN_BUDGET_SET, live_run.clock.wall(), data=data), movements)
+        resumed = limit_questions.answer(live_run, budget, said, asked)
+        raised = Record(0, ev.RUN_BUDGET_SET, live_run.clock.wall(), data=data)
+        live_run.log.act([raised, *resumed], movements=movements)
+        return live_run.log.head
 
     return live_run.log.decide(put)

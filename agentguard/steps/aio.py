@@ -21,6 +21,7 @@ from agentguard.steps import outcome, phases, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
+from agentguard.steps.limit_questions import Patience
 from agentguard.steps.model import Step
 
 
@@ -83,9 +84,11 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 async def _admit_in_time(step: Step) -> None:
+    patience = Patience(step)
     with step.live_run.time.waiting(step):
         while True:
             await step.live_run.changed()
+            patience.check()
             with contextlib.suppress(WaitingError):
                 return await _admit(step)
 

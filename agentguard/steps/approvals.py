@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agentguard.errors import AgentGuardError, ApprovalDeniedError
 from agentguard.events import model as ev
 from agentguard.events.model import Head, Record
+from agentguard.steps import limit_questions
 
 if TYPE_CHECKING:
     from agentguard.steps.live import LiveRun
@@ -62,11 +63,16 @@ def decide(live_run: LiveRun, key: str, *, granted: bool, said: Mapping[str, str
     """Put an operator's decision on record, with who made it and why, and return where.
 
     Raises:
-        AgentGuardError: no step of that key waits.
+        AgentGuardError: no step of that key waits, or it waits for a higher limit and not for an approval.
     """
     log = live_run.log
 
     def put() -> Head:
+        asked_limit = limit_questions.question(log.fold)
+        if asked_limit is not None and asked_limit.key == key:
+            if granted:
+                raise AgentGuardError(f"{key} waits for a higher limit: {asked_limit.way_out}")
+            return limit_questions.deny(live_run, asked_limit, said)
         approvals = log.fold.approvals
         asked = approvals.get(key)
         if asked is None or asked["state"] != ev.APPROVAL_REQUESTED:
@@ -78,6 +84,7 @@ def decide(live_run: LiveRun, key: str, *, granted: bool, said: Mapping[str, str
         data: dict[str, Any] = {name: asked[name] for name in ("args", "unknown") if name in asked}
         data |= said
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
-        return log.put(Record(0, kind, live_run.clock.wall(), key, name=asked["name"], data=data))
+        log.act([Record(0, kind, live_run.clock.wall(), key, name=asked["name"], data=data)])
+        return log.head
 
     return log.decide(put)

@@ -36,7 +36,7 @@ from agentguard.runs.branch import MAIN
 from agentguard.runs.fold import ONE_STEP, repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
-from agentguard.steps import approvals, exceptions
+from agentguard.steps import approvals, exceptions, limit_questions
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.live import LiveRun
@@ -374,8 +374,15 @@ def check_deadline(live_run: LiveRun, scope: str) -> None:
 # --- refusing ------------------------------------------------------------------------------------
 
 
-def _refuse(step: Step, refused: Refused) -> RunStopped:
-    """Stop the level that has no room, log the one refusal, and give what to raise."""
+def _refuse(step: Step, refused: Refused) -> RunStopped | WaitingError:
+    """Stop the level that has no room, log the one refusal, and return what to raise.
+
+    Where its limit asks, the run pauses instead, and the step waits.
+    """
+    owner = _owner_of(refused, step.live_run)
+    if owner is not None and limit_questions.asks(owner, refused):
+        limit_questions.ask(owner, step, refused, refused_record(step))
+        return WaitingError()
     return stop_level(step.live_run, refused, refused_record(step))
 
 

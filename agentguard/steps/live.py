@@ -153,12 +153,18 @@ class LiveRun:
         """Block until the log has grown, or look again after a moment: another process may write."""
         with self._condition:
             self._condition.wait(_POLL)
-        self.refresh()
+        self._refresh_all()
 
     async def changed(self) -> None:
         """The same, without blocking the event loop."""
         await asyncio.sleep(_POLL)
+        self._refresh_all()
+
+    def _refresh_all(self) -> None:
+        """Take in what others wrote, also in the runs around this one: one of them may ask at its limit."""
         self.refresh()
+        for around in self.around:
+            around.live_run.refresh()
 
     def refresh(self) -> None:
         """Take in what other processes wrote."""

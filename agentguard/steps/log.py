@@ -342,9 +342,9 @@ class RunLog:
         self.row = row
         self.written(fold)
 
-    def put(self, record: Record, movements: Sequence[Movement] = ()) -> Head:
-        """Append one record as `act` does, and return where it stands."""
-        self.act([record], movements=movements)
+    @property
+    def head(self) -> Head:
+        """The newest event that the fold has taken in."""
         return Head(self.fold.seq, self.fold.hash.hex())
 
     def written(self, fold: RunFold) -> None:

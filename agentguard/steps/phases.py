@@ -15,6 +15,7 @@ from agentguard.steps import outcome, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, prepare
 from agentguard.steps.interrupt import in_a_body, uninterruptible
+from agentguard.steps.limit_questions import Patience
 from agentguard.steps.model import Step
 
 _REFUSALS = (BudgetExceededError, UnknownCostError)
@@ -48,9 +49,11 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _admit_in_time(step: Step) -> None:
     """Let the step start once the run is resumed, or the step approved."""
+    patience = Patience(step)
     with step.live_run.time.waiting(step):
         while True:
             step.live_run.wait_for_change()
+            patience.check()
             with contextlib.suppress(WaitingError):
                 return admit(step)
 

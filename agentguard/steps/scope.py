@@ -6,7 +6,7 @@ import contextlib
 from types import TracebackType
 from typing import Any, Self
 
-from agentguard.budget.model import Budget, Remaining, Usage
+from agentguard.budget.model import Budget, Remaining, Usage, check_stops
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.model import Record
@@ -41,6 +41,7 @@ class Scope:
         self.budget = Budget() if budget is None else budget
         if not isinstance(self.budget, Budget):
             raise TypeError(f"budget must be a Budget, not {type(budget).__name__}")
+        check_stops(self.budget, "a scope's budget")
         around = position.scope
         part = scope_part(name)
         self.path: str = f"{around.path}/{part}" if around is not None else part

@@ -18,9 +18,9 @@ from agentguard.guard import Guard
 from agentguard.queries import Approval
 
 
-@app.command(epilog="--json: an array of {run_id, key, name, arguments}.")
+@app.command(epilog="--json: an array of {run_id, key, name, limit, arguments}.")
 def approvals(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List the steps that wait for an approval."""
+    """List the steps that wait for an approval, or for a higher limit."""
     lookup.use(store, home)
     _list_waiting(as_json=as_json)
 
@@ -43,11 +43,14 @@ def _list_waiting(*, as_json: bool) -> None:
         return
     console = output.console()
     if not waiting:
-        console.print("no step waits for an approval")
+        console.print("no step waits for an approval or a higher limit")
         return
     table = tables.table(("run", "key", "step"))
-    for (run_id, key, name), arguments in waiting:
-        tables.add(table, run_id, key, f"{name}({_said(arguments)})")
+    for asked, arguments in waiting:
+        if asked.limit is None:
+            tables.add(table, asked.run_id, asked.key, f"{asked.name}({_said(arguments)})")
+        else:
+            tables.add(table, asked.run_id, asked.key, f"{asked.name}: {asked.limit['message']}")
     console.print(table)
 
 

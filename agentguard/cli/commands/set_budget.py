@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from agentguard.budget.model import Budget
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
@@ -32,6 +36,10 @@ def set_budget(
     steps: StepsOption = None,
     seconds: SecondsOption = None,
     counter: CounterOption = None,
+    asked: Annotated[
+        str | None,
+        typer.Option("--asked", metavar="KEY", help="Only while this step asks for a higher limit."),
+    ] = None,
     reason: ReasonOption = None,
     actor: ActorOption = None,
     store: StoreOption = None,
@@ -47,5 +55,5 @@ def set_budget(
         found = lookup.find_run(guard, run_id)
         before = guard.reconstruct(found).budget.to_fields()
         budget = Budget.from_fields(before | Budget(**limits).to_fields())
-        guard.set_budget(found, budget, reason=reason or "", actor=actor)
+        guard.set_budget(found, budget, asked=asked, reason=reason or "", actor=actor)
         output.say_state(guard, found, f"has the budget {budget}", as_json=as_json)

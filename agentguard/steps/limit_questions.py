@@ -1,0 +1,211 @@
+"""Limits that ask: at the limit the run pauses, and an operator raises it or refuses.
+
+The question is the pause: `run_paused` says which step asks, and which limit has no room for it.  An answer
+is one act: another budget and the end of the pause, or the refusal and the end of the run.  A later answer,
+by another operator or by the time-out, finds no question any more.  Nothing is admitted without room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from agentguard.budget import resources as r
+from agentguard.budget.account import Account, Request
+from agentguard.budget.model import Budget
+from agentguard.errors import AgentGuardError
+from agentguard.events import model as ev
+from agentguard.events.model import Head, Record
+from agentguard.runs.fold import RunFold
+from agentguard.runs.state import RunState
+from agentguard.runs.termination import stop_from, termination
+from agentguard.steps.budget_levels import Refused
+
+if TYPE_CHECKING:
+    from agentguard.steps.live import LiveRun
+    from agentguard.steps.model import Step
+
+#: Who refuses where nobody answers.
+TIMED_OUT = "agentguard"
+
+
+class LimitQuestion(NamedTuple):
+    """A step that waits for a higher limit of its run.
+
+    `termination` is what ends the run if the limit is not raised: the facts of a `BudgetExceededError`.
+    """
+
+    key: str
+    name: str
+    termination: dict[str, Any]
+    request: dict[str, Any]
+    #: The `step_refused` of a refusal, where the step is one of this run and not of one inside it.
+    refusal: dict[str, Any] | None
+    #: The number of the event that asks.
+    seq: int
+
+    @property
+    def way_out(self) -> str:
+        """What can be done, in words."""
+        return (
+            f"raise it for {self.name} ({self.termination['message']}) with set_budget or "
+            f"`agentguard set-budget`, or deny {self.key}"
+        )
+
+
+def question(fold: RunFold) -> LimitQuestion | None:
+    """Return what a run asks at its limit; None where it asks nothing."""
+    asks = fold.pause.get("asks")
+    if asks is None or fold.state is not RunState.PAUSED:
+        return None
+    return LimitQuestion(**asks, seq=fold.paused_seq)
+
+
+def asks(live_run: LiveRun, refused: Refused) -> bool:
+    """Whether a limit of a run asks before it stops the run.  A deadline does not: its time goes on."""
+    budget = live_run.log.fold.budget
+    return budget.on_limit == "ask" and not refused.scope and refused.refusal.resource != r.SECONDS
+
+
+def ask(live_run: LiveRun, step: Step, refused: Refused, refusal: Record) -> None:
+    """Pause a run whose limit has no room for a step, unless it is paused, or has room by now."""
+    error = refused.refusal.error(refused.path, live_run.run_id)
+    own = step.live_run is live_run
+    request = step.request
+    found = LimitQuestion(
+        key=step.key,
+        name=step.name,
+        termination=termination(error),
+        request={
+            "reserve": request.reserve,
+            "name": request.name,
+            "kind": request.kind,
+            "postpaid": request.postpaid,
+            "repeat": request.repeat if own else request.shared().repeat,
+        },
+        refusal=_refusal_fields(refusal) if own else None,
+        seq=0,
+    )
+
+    def pause() -> None:
+        fold = live_run.log.fold
+        if (
+            fold.state is RunState.RUNNING
+            and _account(live_run).refusal(Request(**found.request)) is not None
+        ):
+            facts = found._asdict()
+            del facts["seq"]
+            reason = f"{step.name} asks for a higher limit of {error.resource}"
+            data = {"reason": reason, "running_ns": live_run.time.elapsed(), "asks": facts}
+            live_run.log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
+
+    live_run.log.decide(pause)
+
+
+def answer(
+    live_run: LiveRun, budget: Budget, said: Mapping[str, str], asked: str | None = None
+) -> list[Record]:
+    """Return what ends the pause of a run that asks, once `budget` has room; nothing where it does not ask.
+
+    Raises:
+        AgentGuardError: the budget has no room for the step either, or the step `asked` does not ask.
+    """
+    found = question(live_run.log.fold)
+    if asked is not None and (found is None or found.key != asked):
+        raise AgentGuardError(
+            f"step {asked!r} of run {live_run.run_id} asks for no higher limit; somebody may have answered"
+        )
+    if found is None:
+        return []
+    account = _account(live_run)
+    account.limit_by(budget)
+    refusal = account.refusal(Request(**found.request)) if budget.enforce else None
+    if refusal is not None:
+        error = refusal.error(account.path, live_run.run_id)
+        raise AgentGuardError(
+            f"run {live_run.run_id} would ask again, since {found.name} still has no room ({error}): "
+            "set a higher limit, or deny it"
+        )
+    data = {**said, "running_ns": live_run.time.elapsed()}
+    return [Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)]
+
+
+def deny(live_run: LiveRun, found: LimitQuestion, said: Mapping[str, str]) -> Head:
+    """Refuse the step that asks, which ends the run.  Inside `decide`, where the question was found."""
+    stop = stop_from(found.termination)
+    assert stop is not None  # noqa: S101 - it was made of a stop
+    live_run.stops.set(stop)
+    before = []
+    if found.refusal is not None:
+        data = {**found.refusal["data"], "asked": found.seq, **said}
+        before = [
+            Record(
+                0,
+                ev.STEP_REFUSED,
+                live_run.clock.wall(),
+                found.key,
+                found.refusal["pos"],
+                found.name,
+                found.refusal["kind"],
+                found.refusal["attempt"],
+                data=data,
+            )
+        ]
+    live_run.finish(found.termination, before)
+    return live_run.log.head
+
+
+class Patience:
+    """How long a step that waits has waited for the answer to a question, of its run or one around it.
+
+    The time counts from when this process begins to wait, so that a recovered run is asked for anew.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._live_runs = (step.live_run, *(around.live_run for around in step.live_run.around))
+        self._asked: tuple[str, int] | None = None
+        self._since = 0
+
+    def check(self) -> None:
+        """Refuse for the operator, once nobody has answered in time."""
+        for live_run in self._live_runs:
+            found = question(live_run.log.fold)
+            if found is not None:
+                self._check(live_run, found)
+                return
+
+    def _check(self, live_run: LiveRun, found: LimitQuestion) -> None:
+        now = live_run.clock.monotonic()
+        if self._asked != (live_run.run_id, found.seq):
+            self._asked, self._since = (live_run.run_id, found.seq), now
+        timeout = live_run.log.fold.budget.ask_timeout
+        if now - self._since < timeout * 1e9:
+            return
+        said = {"actor": TIMED_OUT, "reason": f"nobody answered within {timeout:g} seconds"}
+
+        def refuse() -> None:
+            if question(live_run.log.fold) == found:  # else somebody has answered just now
+                deny(live_run, found, said)
+
+        with contextlib.suppress(AgentGuardError):  # a store that is gone; it is tried again
+            live_run.log.decide(refuse)
+
+
+def _refusal_fields(record: Record) -> dict[str, Any]:
+    return {
+        "pos": record.pos,
+        "kind": record.kind,
+        "attempt": record.attempt,
+        "data": record.data or {},
+    }
+
+
+def _account(live_run: LiveRun) -> Account:
+    """Return a copy of the run's account as it is now: of the store, where runs inside it charge it too."""
+    fold = live_run.log.fold
+    account = fold.account
+    if fold.scopes[""].shared:
+        name = live_run.levels.account_name("")
+        account = live_run.log.store.accounts([name]).get(name, account)
+    return Account.from_data(account.to_data())
