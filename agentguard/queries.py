@@ -180,7 +180,8 @@ class Queries:
         """See `Guard.approvals`."""
         store = self._runtime.components.store
         rows = [row for state in ("RUNNING", "PAUSED") for row in store.rows(state=state, limit=_ALL)]
-        return [asked for row in rows for asked in self._waiting(row.run_id)]
+        run_ids = dict.fromkeys(row.run_id for row in rows)  # one may have been paused in between
+        return [asked for run_id in run_ids for asked in self._waiting(run_id)]
 
     def _waiting(self, run_id: str) -> Iterator[Approval]:
         try:
