@@ -32,8 +32,8 @@ from agentguard.runs.summary import RunSummary, from_row, summarize
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import live_run_of
 from agentguard.steps.budget_levels import check_no_ledger
-from agentguard.tenancy import check_id
 from agentguard.steps.limit_questions import question
+from agentguard.tenancy import check_id
 
 _ALL = 2**31
 

@@ -89,7 +89,10 @@ def resume(call: Call) -> RunRow:
 
 
 def set_limit(call: Call) -> RunRow:
-    """Set limits of a live run (usd, tokens, steps); its others stay."""
+    """Set limits of a live run (usd, tokens, steps); its others stay.
+
+    With `asked`, the key of a step that waits for a higher limit, only while it waits.
+    """
     row = _run(call)
     named = {name: text for name in _LIMITS if (text := call.field(name).strip())}
     if not named:
@@ -100,7 +103,9 @@ def set_limit(call: Call) -> RunRow:
         budget = Budget.from_fields(before | limits)
     except (TypeError, ValueError) as error:
         raise ConsoleError(400, str(error)) from error
-    call.console.guard.set_budget(row.run_id, budget, reason=_reason(call), actor=_actor(call.who))
+    call.console.guard.set_budget(
+        row.run_id, budget, asked=call.field("asked") or None, reason=_reason(call), actor=_actor(call.who)
+    )
     _done(call, "limit", f"{row.run_id} {named}")
     return row
 
@@ -108,7 +113,7 @@ def set_limit(call: Call) -> RunRow:
 ACTIONS = (
     Action("/runs/{run_id}/pause", ("reason",), pause),
     Action("/runs/{run_id}/resume", ("reason",), resume),
-    Action("/runs/{run_id}/limit", (*_LIMITS, "reason"), set_limit),
+    Action("/runs/{run_id}/limit", (*_LIMITS, "asked", "reason"), set_limit),
     Action("/runs/{run_id}/decide", ("key", "decision", "reason"), decide),
     Action("/kill", ("scope", "target", "reason", "confirm"), kill),
     Action("/revive", ("scope", "target", "reason"), revive),

@@ -156,6 +156,25 @@ def deny(live_run: LiveRun, found: LimitQuestion, said: Mapping[str, str]) -> He
     return live_run.log.head
 
 
+def take_back(step: Step) -> None:
+    """Let a run go on whose limit is asked to be raised for a step that was given up."""
+    for live_run in (step.live_run, *(around.live_run for around in step.live_run.around)):
+        if _is_of(step, live_run):
+            live_run.log.decide(lambda live_run=live_run: _take_back(step, live_run))  # type: ignore[misc]
+
+
+def _is_of(step: Step, live_run: LiveRun) -> bool:
+    found = question(live_run.log.fold)
+    own = live_run is step.live_run
+    return found is not None and found.key == step.key and (found.refusal is not None) is own
+
+
+def _take_back(step: Step, live_run: LiveRun) -> None:
+    if _is_of(step, live_run):
+        data = {"reason": f"{step.name} was given up", "running_ns": live_run.time.elapsed()}
+        live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
+
+
 class Patience:
     """How long a step that waits has waited for the answer to a question, of its run or one around it.
 

@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from agentguard.errors import AgentGuardError
-from agentguard.steps import exceptions
+from agentguard.steps import exceptions, limit_questions
 from agentguard.steps.flow import refused_record, replace_data
 from agentguard.steps.outcome import CANCELLED, is_cancellation
 
@@ -28,6 +28,7 @@ def withdraw(step: Step, error: BaseException) -> None:
         return
     with contextlib.suppress(AgentGuardError):  # the store is gone: the error goes on all the same
         step.live_run.log.decide(lambda: _withdraw(step, error))
+        limit_questions.take_back(step)
 
 
 def _goes_no_further(step: Step, error: BaseException) -> bool:

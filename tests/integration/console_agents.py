@@ -5,8 +5,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 
-from agentguard import ApprovalDeniedError, Budget, Guard, KillSwitchTriggeredError, Usage
+from agentguard import (
+    ApprovalDeniedError,
+    Budget,
+    BudgetExceededError,
+    Guard,
+    KillSwitchTriggeredError,
+    RunStopped,
+    Usage,
+)
 
 #: No line of one thread in the middle of another's.
 _PRINTING = threading.Lock()
@@ -52,7 +61,26 @@ def ask(guard: Guard, name: str, tenant: str, *payments: str) -> None:
                 say(f"denied {usd}: {error.reason}")
 
 
+def ask_for_more(guard: Guard, name: str, tenant: str, payments: str) -> None:
+    """Pay a dollar so often, within a limit of one dollar that asks."""
+    with guard.run(name, tenant=tenant, budget=Budget(usd=1, on_limit="ask")) as run:
+        say(run.id)
+        for n in range(int(payments)):
+            try:
+                run.call("pay", int, n, usage=Usage(usd=1))
+            except BudgetExceededError as error:
+                say(f"stopped at {error.limit}")
+                raise
+            say(f"paid {n}")
+
+
 if __name__ == "__main__":
-    program = {"spend": spend, "spend_in_threads": spend_in_threads, "ask": ask}[sys.argv[1]]
+    program = {
+        "ask_for_more": ask_for_more,
+        "spend": spend,
+        "spend_in_threads": spend_in_threads,
+        "ask": ask,
+    }[sys.argv[1]]
     with Guard.open(telemetry=False) as opened:
-        program(opened, *sys.argv[2:])
+        with suppress(RunStopped):
+            program(opened, *sys.argv[2:])

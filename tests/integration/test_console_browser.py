@@ -104,18 +104,43 @@ def test_a_payment_is_approved_and_another_denied_with_a_reason(served: Served, 
             assert line(agent) == ("paid 500" if choice == "Approve" else "denied 900: as agreed")
 
 
+def test_a_limit_is_raised_and_then_kept(served: Served, browser: Browser) -> None:
+    agent = served.agent("ask_for_more", "pays", "acme", "3")
+    run_id = line(agent)
+    assert line(agent) == "paid 0"
+    with window(browser, served.url) as opened:
+        log_in(opened, served.token)
+        waiting = opened.page.locator("#waiting")
+        expect(waiting).to_contain_text("1 allowed, 1 spent, 0 reserved, 1 more requested")
+        waiting.get_by_label("New limit of usd").fill("2")
+        waiting.get_by_label("Reason").first.fill("the customer agreed")
+        waiting.get_by_role("button", name="Raise").click()
+        assert line(agent) == "paid 1"
+        opened.page.goto("/")
+        expect(waiting).to_contain_text("2 allowed, 2 spent")
+        waiting.get_by_label("Reason").last.fill("that is enough")
+        waiting.get_by_role("button", name="Deny").click()
+        assert line(agent) == "stopped at 2"
+        opened.page.goto("/control")
+        expect(opened.page.locator("main")).to_contain_text("the customer agreed")
+        expect(opened.page.locator("main")).to_contain_text("that is enough")
+        assert run_id in opened.page.locator("main").inner_text()
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[int, int], dark: bool) -> None:
     agents = [
         served.agent("spend_in_threads", "mail-for-the-customers-of-the-northern-region", "acme", "3"),
         served.agent("ask", "refund", "shop", "120"),
+        served.agent("ask_for_more", "campaign", "shop", "2"),
     ]
     run_id = run_ids(agents, 1)[0]
     with window(browser, served.url, size, dark=dark) as opened:
         log_in(opened, served.token)
         page = opened.page
         expect(page.locator("#waiting")).to_contain_text("120")
+        expect(page.locator("#waiting")).to_contain_text("higher limit")
         expect(page.locator("#live tr", has_text="northern-region-2")).to_contain_text("$0.")
         faults = {}
         pages = {

@@ -45,7 +45,12 @@ def paying(guard: Guard, run: Run) -> Iterator[Future[int]]:
         return paid
 
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(run.bind(pay))
+        paid = pool.submit(run.bind(pay))
+        try:
+            yield paid
+        except BaseException:
+            run.kill("the test has failed")
+            raise
 
 
 def give_all_orders(guard: Guard, order: Callable[..., None]) -> Run:
@@ -55,8 +60,10 @@ def give_all_orders(guard: Guard, order: Callable[..., None]) -> Run:
         order("resume", run.id)
         order("set_budget", run.id)
         with paying(guard, run) as paid:
-            for decision in ("approve", "deny"):
-                wait_for(guard.approvals)
+            for number, decision in enumerate(("approve", "deny"), 1):
+                wait_for(
+                    lambda n=number: [True for asked in guard.approvals() if asked.key.endswith(f"#{n}")]
+                )
                 order(decision, run.id)
         assert paid.result() == 7
     return run
