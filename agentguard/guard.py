@@ -639,7 +639,7 @@ class Guard:
 
         Args:
             by: what to sum by: `"model"`, `"step"` (its name), `"kind"`, `"tenant"`, `"name"` (of the run),
-                `"run"` or `"day"` (UTC, when the step ended).
+                `"account"` (that runs share by name), `"run"` or `"day"` (UTC, when the step ended).
             since: only what ended from then on: a time, a day (UTC), or a span before now.
             tenant: only what runs of this tenant were charged.
 
