@@ -2,7 +2,7 @@
 
     AgentGuardError
     ├── RunStopped                       the run is over: sticky, raised by every later check
-    │   ├── BudgetExceededError          a limit of a scope, run, outer run or tenant was met
+    │   ├── BudgetExceededError          a limit of a scope, run, tenant or account was met
     │   ├── KillSwitchTriggeredError     somebody pulled the switch
     │   └── UnknownCostError             money or tokens are limited and the call has no price
     ├── StepRefused                      this one call did not run; the run goes on

@@ -1,7 +1,8 @@
 """Whatever spans two logs is one act: a process may be killed at any act of its store.
 
-The program has nested runs, in scopes and in bodies, and a tenant's budget.  It is killed after each act in
-turn, carried on, and then everything has to add up: events, summaries and accounts, with nothing reserved.
+The program has nested runs, in scopes and in bodies, and the budgets of a tenant and of a conversation.  It is
+killed after each act in turn, carried on, and then everything has to add up: events, summaries and accounts,
+with nothing reserved.
 """
 
 from __future__ import annotations

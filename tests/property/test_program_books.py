@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agentguard import Budget, Guard, RunStopped, Usage, current_run, current_step, guarded_step
 from agentguard.audit.verify import reconstruct
+from agentguard.budget.named import named_account_id
 from agentguard.errors import DuplicateKeyError
 from tests.scale import scaled
 
@@ -169,6 +170,7 @@ async def many(pairs: list[tuple[int, int]]) -> None:
 def check_books(guard: Guard, run: Any) -> None:
     store = guard.components.store
     total: Counter[str] = Counter()
+    of_account: Counter[str] = Counter()
     for listed in guard.runs(limit=1000):
         row = store.row(listed.run_id)
         fold = reconstruct(store, row)
@@ -182,6 +184,8 @@ def check_books(guard: Guard, run: Any) -> None:
         for event in own:
             used.update(event.usage.amounts())
         total.update(used)
+        if summary.account == "c":
+            of_account.update(used)
         nested = [e for e in events if e.type == "scope_closed" and e.usage is not None]
         for event in nested:
             used.update(event.usage.amounts())
@@ -197,9 +201,10 @@ def check_books(guard: Guard, run: Any) -> None:
             assert {k: n for k, n in account.spent.items() if n} == summary.usage.amounts()
             assert not any(account.reserved.values())
     assert run.summary() == guard.summary(run.id)
-    for account in store.accounts(["tenant:t"]).values():
-        assert +Counter(account.spent) == +total
-        assert not any(account.reserved.values())
+    for name, expected in (("tenant:t", total), (named_account_id("c", "t"), of_account)):
+        for account in store.accounts([name]).values():
+            assert +Counter(account.spent) == +expected
+            assert not any(account.reserved.values())
     assert guard.verify()
 
 
@@ -212,8 +217,9 @@ def shape(guard: Guard, run: Any) -> list[Any]:
     )
 
 
-def carried_out(guard: Guard, budget: Budget, program: list[Any]) -> Any:
-    run = guard.run("r", budget=budget, tenant="t")
+def carried_out(guard: Guard, budget: Budget, program: list[Any], account: Budget | None = None) -> Any:
+    options: Any = {} if not account or account.unlimited else {"account": "c", "account_budget": account}
+    run = guard.run("r", budget=budget, tenant="t", **options)
     with contextlib.suppress(*SWALLOWED), run:
         carry_out(guard, program)
     return run
@@ -223,12 +229,12 @@ HEALTH = [HealthCheck.too_slow]
 
 
 @settings(deadline=None, max_examples=120, suppress_health_check=HEALTH)
-@given(limits_of_a_tenant, limits, programs)
-def test_the_books_of_any_program(tenant, budget, program):
+@given(limits_of_a_tenant, limits, programs, limits_of_a_tenant)
+def test_the_books_of_any_program(tenant, budget, program, account):
     with Guard.in_memory(telemetry=False) as guard:
         if not tenant.unlimited:
             guard.set_tenant_budget("t", tenant)
-        run = carried_out(guard, budget, program)
+        run = carried_out(guard, budget, program, account)
         check_books(guard, run)
 
 
@@ -250,7 +256,7 @@ def test_the_books_of_any_program_on_disk(budget, program):
         url = f"sqlite:///{Path(folder) / 'a.db'}"
         with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
             guard.set_tenant_budget("t", Budget(coins=40))
-            run = carried_out(guard, budget, program)
+            run = carried_out(guard, budget, program, Budget(coins=60))
             check_books(guard, run)
             with Guard.open(url, kill_switch="memory", telemetry=False) as other:
                 assert other.summary(run.id) == guard.summary(run.id)
@@ -260,6 +266,6 @@ def test_the_books_of_any_program_on_disk(budget, program):
 
 @pytest.mark.long
 @settings(deadline=None, max_examples=scaled(3000), suppress_health_check=HEALTH)
-@given(limits_of_a_tenant, limits, programs)
-def test_the_books_of_very_many_programs(tenant, budget, program):
-    test_the_books_of_any_program.hypothesis.inner_test(tenant, budget, program)
+@given(limits_of_a_tenant, limits, programs, limits_of_a_tenant)
+def test_the_books_of_very_many_programs(tenant, budget, program, account):
+    test_the_books_of_any_program.hypothesis.inner_test(tenant, budget, program, account)

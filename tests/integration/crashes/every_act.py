@@ -17,9 +17,11 @@ from typing import Any
 
 from agentguard import Budget, Guard, RunState, RunStopped, Usage, current_run, guarded_step
 from agentguard.budget.account import Account
+from agentguard.budget.named import named_account_id
 from agentguard.stores.sqlite import SQLiteEventStore
 
 TENANT = "acme"
+ACCOUNT = "thread:42"
 RUN = "outer-run"
 
 
@@ -75,7 +77,8 @@ def as_expected(seen: list[Any]) -> bool:
 def program(guard: Guard) -> list[Any]:
     """The agent as a run, or carried on."""
     budget = Budget(usd="20")
-    with guard.run("agent", run_id=RUN, budget=budget, tenant=TENANT, if_exists="recover"):
+    account: Any = {"account": ACCOUNT, "account_budget": Budget(usd="100")}
+    with guard.run("agent", run_id=RUN, budget=budget, tenant=TENANT, if_exists="recover", **account):
         return agent(guard)
 
 
@@ -147,9 +150,12 @@ def problems(guard: Guard) -> list[str]:
     if not report:
         found.append(f"verify: {report.faults}")
     used: Counter[str] = Counter()
+    of_account: Counter[str] = Counter()
     for summary in guard.runs(limit=1000):
         own = charged(guard, summary.run_id)
         used.update(own)
+        if summary.account == ACCOUNT:
+            of_account.update(own)
         for child in guard.components.store.children(summary.run_id):
             own.update(whole(guard, child.run_id))
         told = amounts(summary.usage.amounts())
@@ -159,6 +165,7 @@ def problems(guard: Guard) -> list[str]:
             found.append(f"{summary.name} is {summary.state}")
         found += held(f"run:{summary.run_id}", guard, told)
     found += held(f"tenant:{TENANT}", guard, amounts(used))
+    found += held(named_account_id(ACCOUNT, TENANT), guard, amounts(of_account))
     return found
 
 
