@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 #: What programs call a provider, where genai-prices does not know the name.
 _ALIASES: Final = {"x_ai": "x-ai", "azure.ai.inference": "azure"}
 
+#: How names begin that are OpenAI's alone, and that genai-prices finds with the provider only.
+_OPENAIS: Final = (
+    "text-embedding-3-",
+    "text-embedding-ada-",
+    "ft:gpt-",
+    "chatgpt-",
+    "codex-mini",
+    "computer-use-",
+    "davinci-002",
+    "babbage-002",
+)
+
 
 class Premium(NamedTuple):
     """By how much a term of a call raises its price, where genai-prices has no rates for it.
@@ -250,7 +262,9 @@ def _names(model: str, provider: str | None) -> list[tuple[str, str | None]]:
         if sep and by and name:
             named.append((name, by))
     guesses: list[tuple[str, str | None]] = [(model, _ALIASES.get(provider, provider))] if provider else []
-    return [*guesses, *named, (model, None), *((name, None) for name, _ in named)]
+    bare = [model, *(name for name, _ in named)]
+    owned = [(name, "openai") for name in bare if name.startswith(_OPENAIS)]
+    return [*guesses, *named, *((name, None) for name in bare), *owned]
 
 
 GENAI_PRICES: Final = GenaiPrices()

@@ -129,6 +129,24 @@ def test_known_models_are_priced_by_genai_prices(model: str, provider: str | Non
     assert 1_000_000 < price.nano_usd < 1_000_000_000
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "text-embedding-3-small",
+        "openai/text-embedding-3-large",
+        "openai:text-embedding-ada-002",
+        "ft:gpt-4o-mini-2024-07-18:acme::abc",
+        "chatgpt-4o-latest",
+        "computer-use-preview",
+    ],
+)
+def test_openais_own_names_are_priced_behind_an_address_that_nobody_knows(model: str) -> None:
+    alone, named = (ModelPrices().price(model, used(input_tokens=9), provider=by) for by in (None, "openai"))
+
+    assert alone is not None
+    assert alone == named
+
+
 def test_cached_input_is_cheaper_and_all_of_it_is_paid() -> None:
     def nano(cached: int) -> int:
         price = ModelPrices().price("gpt-5", used(input_tokens=1_000, cache_read_tokens=cached))

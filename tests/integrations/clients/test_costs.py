@@ -3,11 +3,13 @@
 from decimal import Decimal
 
 import pytest
+from openai import OpenAI
 
 from agentguard import Budget, BudgetExceededError, Guard, NoActiveRunError, UnknownCostError
 from agentguard.testing import allow_outside
+from agentguard_openai import guard_client
 from tests.integrations.clients.conftest import ANSWER_USD, MESSAGES, TEXT, Sdk, closing
-from tests.integrations.clients.server import anthropic_usage, chat, message, openai_usage
+from tests.integrations.clients.server import Providers, anthropic_usage, chat, message, openai_usage
 
 
 def test_a_call_is_charged_by_what_the_provider_counts(sdk: Sdk, guard: Guard) -> None:
@@ -190,6 +192,17 @@ def test_a_call_outside_a_run_is_refused_unless_it_is_allowed(sdk: Sdk, guard: G
 
     closing(program, client, open_client)
     assert len(sdk.server.requests) == 2
+
+
+def test_models_are_priced_by_their_names_at_an_address_that_nobody_knows(
+    server: Providers, guard: Guard
+) -> None:
+    client = guard_client(OpenAI(api_key="k", base_url=f"{server.url}/v1"))
+    with client, guard.run("ask", budget=Budget(usd=5)) as run:
+        client.embeddings.create(model="text-embedding-3-small", input="What?")
+        assert run.spent.usd == Decimal("0.00000016")  # 8 tokens at 0.02 USD a million
+        client.chat.completions.create(model="gpt-5-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    assert run.spent.usd == Decimal("0.00002516")  # and 20 at 0.25, 10 at 2
 
 
 def test_a_client_may_be_given_the_run_that_pays(sdk: Sdk, guard: Guard) -> None:
