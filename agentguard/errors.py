@@ -15,11 +15,13 @@
     ├── NoActiveRunError                 misuse
     ├── RunExistsError                   misuse
     ├── RunNotFoundError                 misuse
+    ├── QueueUnavailableError            misuse: the store has no queue for workers
     ├── ProgramError                     misuse: a function that cannot be found, or cannot be a run's body
     ├── DuplicateKeyError                misuse: a `key=` used again after it completed
     ├── RunOwnedError                    the run belongs to a live process
     ├── ReplayDivergenceError            the program and its log differ
     ├── StepOutcomeUnknownError          a started step has no outcome on record
+    ├── WorkersDiedError                 a submitted run was ended, for one worker after the other died in it
     ├── LogIntegrityError                the log was altered
     └── RecordedError                    a replay's form of an exception whose class is not imported
 
@@ -277,6 +279,32 @@ class ProgramError(AgentGuardError):
         self.target = target
         self.problem = problem
         super().__init__(f"{target}: {problem}")
+
+
+class QueueUnavailableError(AgentGuardError):
+    """The guard's store has no queue for workers."""
+
+    _facts = ("store",)
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+        super().__init__(
+            f"{store} has no queue for workers: submitted runs need PostgreSQL, as in "
+            "Guard.open('postgresql://...'); on this store, call the function in a run of its own"
+        )
+
+
+class WorkersDiedError(AgentGuardError):
+    """One worker after the other has died in a submitted run."""
+
+    _facts = ("run_id", "deaths")
+
+    def __init__(self, run_id: str, deaths: int) -> None:
+        self.run_id = run_id
+        self.deaths = deaths
+        super().__init__(
+            f"{deaths} workers have died, one after the other, while they carried out run {run_id}"
+        )
 
 
 class DuplicateKeyError(AgentGuardError):

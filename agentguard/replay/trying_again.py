@@ -60,7 +60,7 @@ def prepare(live: LiveRun, error: Exception) -> bool:
     errors = {(said["type"], said["message"]) for said in _as_recorded(live, error)}
     last = next((step for step in reversed(failed) if step.failed_with(errors)), None)
     if last is None:
-        return True
+        return not _ended_inside(live, errors)
     again = [last, *_inside(last, failed, errors)]
     first = min(step.start.seq for step in again)
     again += [step for step in failed if step.cancelled and step.end.seq > first and step not in again]
@@ -69,6 +69,12 @@ def prepare(live: LiveRun, error: Exception) -> bool:
     for step in again:
         retry_failed(live, step.key, by=f"worker, after {type(error).__name__}")
     return True
+
+
+def _ended_inside(live: LiveRun, errors: set[tuple[str, str]]) -> bool:
+    """Say whether the error is that of a run nested in this one, which has ended for good."""
+    ended = [row.summary.get("termination") or {} for row in live.log.store.children(live.run_id)]
+    return any((said.get("type"), said.get("message")) in errors for said in ended)
 
 
 def _failed_steps(live: LiveRun) -> list[_Failed]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentguard.errors import (
-    AgentGuardError,
     KillSwitchUnavailableError,
     ProgramError,
     ReplayDivergenceError,
     RunOwnedError,
     RunStopped,
     StoreUnavailableError,
+    WorkersDiedError,
 )
 from agentguard.events import codec
 from agentguard.events import model as ev
@@ -41,19 +41,6 @@ _SOON: Final = 1.0
 #: What may be gone in a moment.
 _PASSING = (StoreUnavailableError, KillSwitchUnavailableError, RunOwnedError)
 _OBSTACLES = (ProgramError, ReplayDivergenceError)
-
-
-class WorkersDiedError(AgentGuardError):
-    """One worker after the other has died in this run."""
-
-    _facts = ("run_id", "deaths")
-
-    def __init__(self, run_id: str, deaths: int) -> None:
-        self.run_id = run_id
-        self.deaths = deaths
-        super().__init__(
-            f"{deaths} workers have died, one after the other, while they carried out run {run_id}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentguard.errors import AgentGuardError, RunExistsError
+from agentguard.errors import QueueUnavailableError, RunExistsError
 from agentguard.program import Program, name_of
 from agentguard.protocols import RunQueue
 from agentguard.queries import Queries
@@ -24,16 +24,6 @@ from agentguard.workers.job import RunJob, checked_queue
 
 #: Seconds between two looks at a run that is waited for.
 _POLL = 0.1
-
-
-class QueueUnavailableError(AgentGuardError):
-    """The guard's store has no queue for workers."""
-
-    def __init__(self, store: str) -> None:
-        super().__init__(
-            f"{store} has no queue for workers: submitted runs need PostgreSQL, as in "
-            "Guard.open('postgresql://...'); on this store, call the function in a run of its own"
-        )
 
 
 class SubmittedRun:

@@ -75,7 +75,7 @@ class WorkerOptions:
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Busy:
     """A run in progress in this worker."""
 
@@ -93,7 +93,7 @@ class Worker:
 
     runtime: Runtime
     options: WorkerOptions
-    _busy: dict[int, _Busy] = field(default_factory=dict)
+    _busy: list[_Busy] = field(default_factory=list)
     _threads: set[threading.Thread] = field(default_factory=set)
     _stopping: bool = False
 
@@ -143,18 +143,19 @@ class Worker:
     # --- runs ----------------------------------------------------------------------------------
 
     async def _execute(self, job: RunJob, queued: Job) -> None:
-        number = queued.id or 0
         if self._stopping:
             raise ComesAgain("this worker stops")
+        mine: list[_Busy] = []
 
         def opened(run: Run) -> None:
-            self._busy[number] = _Busy(run)
+            mine.append(_Busy(run))
+            self._busy.extend(mine)
 
         execution = Execution(
             runtime=self.runtime,
             queue=queue_of(self.runtime),
             job=job,
-            job_id=number,
+            job_id=queued.id or 0,
             worker=queued.worker_id or 0,
             allowed=self.options.allowed,
             most_deaths=self.options.most_deaths,
@@ -163,7 +164,8 @@ class Worker:
         try:
             await self._in_thread(execution.carry_out, f"agentguard-run-{job.run_id}")
         finally:
-            self._busy.pop(number, None)
+            for busy in mine:  # not by the job: a worker that was silent may have it twice
+                self._busy.remove(busy)
 
     async def _in_thread(self, call: Callable[[], None], name: str) -> None:
         """Await a call in a thread of its own, which the end of this process does not wait for."""
@@ -233,7 +235,7 @@ class Worker:
         engine.stop()  # type: ignore[no-untyped-call]
         drains: set[asyncio.Task[None]] = set()
         while True:
-            for busy in list(self._busy.values()):
+            for busy in tuple(self._busy):
                 if not busy.drained and busy.run.state is not RunState.CREATED:
                     busy.drained = True
                     drains.add(asyncio.create_task(asyncio.to_thread(self._let_go, busy.run)))

@@ -61,6 +61,8 @@ CASES = [
         {"target": "pkg.mod:fn", "problem": "there is no function fn in pkg.mod"},
         ["pkg.mod:fn: there is no function fn"],
     ),
+    (errors.QueueUnavailableError("memory://"), {"store": "memory://"}, ["memory://", "postgresql://"]),
+    (errors.WorkersDiedError("r1", 5), {"run_id": "r1", "deaths": 5}, ["5 workers", "r1"]),
     (errors.DuplicateKeyError("k", "r1"), {"key": "k", "run_id": "r1"}, ["'k'", "r1", "failure"]),
     (errors.RunOwnedError("r1", "host 7"), {"run_id": "r1", "owner": "host 7"}, ["host 7", "take_over=True"]),
     (

@@ -144,6 +144,13 @@ async def _in(replayed: Any, made: Any) -> None:
     await made
 
 
+def test_a_nested_run_that_failed_has_ended_and_is_not_tried_again(guard: Guard, tmp_path: Path) -> None:
+    run = job(guard, tmp_path, "fails_in_a_nested_run", retries=5, fails=1)
+    run.agents.guard = guard
+    assert run.until_the_end() is RunState.FAILED
+    assert run.told() == ["step first", "flaky server attempt 1"]
+
+
 def test_a_failure_that_the_program_handles_is_served_as_it_was(guard: Guard, tmp_path: Path) -> None:
     """The first failure is no reason for another try, though the last one says the same."""
     run = job(guard, tmp_path, "handles_one_failure", retries=1, fails=2)

@@ -26,10 +26,9 @@ from agentguard import (
     StoreUnavailableError,
 )
 from agentguard.cli import main
-from agentguard.errors import ProgramError
+from agentguard.errors import ProgramError, QueueUnavailableError
 from agentguard.stores._postgres_schema import migrate
 from agentguard.telemetry.spans import Telemetry
-from agentguard.workers.submission import QueueUnavailableError
 from tests.integration.workers.conftest import OfficeOfTest
 from tests.postgres import execute
 

@@ -165,6 +165,20 @@ def test_a_function_that_heeds_nothing_does_not_keep_its_worker(office: OfficeOf
     assert office.times("step first") == 1
 
 
+def test_an_async_function_is_let_go_in_the_middle_of_its_steps(office: OfficeOfTest) -> None:
+    (office.folder / "slow").touch()
+    run = office.guard.submit(office.agents.asynchronous, "async")
+    worker = office.worker("--drain-timeout", "0.2")
+    office.until("slow async-2")
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert run.state is RunState.RUNNING
+    (office.folder / "slow").unlink()
+    office.worker()
+    assert office.ends(run) == "COMPLETED"
+    assert office.guard.verify(run.id)
+
+
 def test_the_second_signal_ends_a_worker_at_once(office: OfficeOfTest) -> None:
     office.guard.submit(office.agents.heeds_nothing)
     worker = office.worker()

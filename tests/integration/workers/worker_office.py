@@ -171,6 +171,12 @@ def handles_one_failure(inputs: str) -> None:
     flaky(inputs)
 
 
+def fails_in_a_nested_run(inputs: str) -> None:
+    step("first")
+    with guard.run("inside"):
+        flaky(inputs)
+
+
 def retried_outside(inputs: str) -> None:
     step("first")
     tell("between")
