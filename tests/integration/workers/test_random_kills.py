@@ -21,7 +21,9 @@ def _end_all(office: OfficeOfTest, runs: int, kills: int) -> None:
     for tenant in tenants:
         office.guard.set_tenant_budget(tenant, Budget(steps=100_000, coins=100_000))
     submitted = [
-        office.guard.submit(office.agents.many_steps, COUNT, tenant=tenants[number % 2], retries=3, backoff=0.1)
+        office.guard.submit(
+            office.agents.many_steps, COUNT, tenant=tenants[number % 2], retries=3, backoff=0.1
+        )
         for number in range(runs)
     ]
     draw = random.Random(runs * 1000 + kills)
@@ -43,7 +45,7 @@ def _end_all(office: OfficeOfTest, runs: int, kills: int) -> None:
         assert sorted(completed) == sorted(f"main/pay#{number}" for number in range(1, COUNT + 1))
         charged = sum(event.usage["coins"] for event in events if event.usage is not None)
         assert summary.usage["coins"] == charged
-        assert summary.open_steps == 0
+        assert summary.open_steps == ()
         assert office.guard.reconstruct(run.id) == summary
         spent[run.tenant] += charged
     for account in office.guard.tenants():

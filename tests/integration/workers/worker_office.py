@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from agentguard import Budget, Guard, Run, current_step, guarded_step
+from agentguard import Budget, Guard, Run, Usage, current_step, guarded_step
 
 guard = Guard.open(telemetry=False)
 
@@ -88,6 +88,13 @@ async def slow(name: str) -> str:
     tell(f"slow {name}")
     await asyncio.sleep(60 if (folder() / "slow").exists() else 0)
     return name
+
+
+@guarded_step(effect="idempotent", usage=Usage(coins=2))
+def pay(number: int) -> int:
+    tell("pays")
+    time.sleep(0.05)
+    return number
 
 
 @guarded_step
@@ -194,6 +201,10 @@ def waits_once(inputs: str) -> None:
     step("first")
     once(inputs)
     step("last")
+
+
+def many_steps(inputs: int) -> list[int]:
+    return [pay(number) for number in range(inputs)]
 
 
 def dies() -> None:
