@@ -60,6 +60,8 @@ class Database:
 
     def _forget_writer(self) -> None:
         self._writer: sqlite3.Connection | None = None
+        #: Of the writer, for the event that is appended alone: a new one each time would cost.
+        self._cursor: sqlite3.Cursor | None = None
         #: Device and inode of the file that the writer has opened.
         self._file: tuple[int, int] | None = None
         self._depth = 0
@@ -167,15 +169,15 @@ class Database:
         self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None, wait: Wait
     ) -> None:
         """`insert` of an event that is not one of several, under the lock: the hot path."""
-        writer = self._writer
-        if writer is None or writer.in_transaction:
+        cursor = self._cursor
+        if cursor is None or cursor.connection.in_transaction:
             self.insert(number, Stored(seq, body, digest, payload), wait)
             return
         columns = (number << 32 | seq, time_ns(), body, digest, payload)
         try:
-            writer.execute(self._insert, columns)
+            cursor.execute(self._insert, columns)
         except sqlite3.Error as error:
-            self._put_after(error, writer, columns, wait)
+            self._put_after(error, cursor.connection, columns, wait)
         self._written += EVENT if payload is None else EVENT + len(payload)
         if self._written >= LOOK_AFTER:
             self._look_at_wal()
@@ -378,6 +380,7 @@ class Database:
             raise StoreUnavailableError(self.lost)
         if self._writer is None:
             self._writer = _sqlite_file.open_writer(self.path, wait)
+            self._cursor = self._writer.cursor()
             self._file = _identity(self.path)
         elif self._staged:
             self._commit_staged(self._writer)

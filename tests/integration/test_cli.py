@@ -661,7 +661,7 @@ def test_doctor_finds_nothing_wrong(cli: Cli, data: Callable[..., Any], spoilt: 
     assert examined["ok"] is True
     assert {"check", "status", "detail"} == examined["checks"][0].keys()
     checked = findings(json.dumps(examined))
-    assert checked["store"][1].endswith("schema 2, newest run victim")
+    assert checked["store"][1].endswith("schema 3, newest run victim")
     assert checked["control log"] == ("ok", "1 records, chain intact")
     assert checked["kill"] == ("note", "run victim is killed by ann: enough \\x1b[31m")
     assert checked["telemetry"][1].startswith("OpenTelemetry SDK ")
