@@ -46,6 +46,7 @@ COMMANDS = (
     "queue",
     "serve",
     "token",
+    "alerts",
     "doctor",
 )
 

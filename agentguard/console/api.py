@@ -9,12 +9,13 @@ from starlette.responses import JSONResponse, Response
 from agentguard.console import metrics
 from agentguard.console.actions import ACTIONS
 from agentguard.console.calls import Call, parse_number
+from agentguard.console.dashboard import dashboard
 from agentguard.console.data import Hit, entry_data, row_data
 from agentguard.protocols import RunRow
 
 
 def present(call: Call) -> Response:
-    """Return live runs, steps that wait, kills in force, and tenants' budgets."""
+    """Return live runs, steps that wait, alerts, kills in force, and tenants' budgets."""
     now = call.console.now(call.who)
     return JSONResponse(
         {
@@ -22,6 +23,7 @@ def present(call: Call) -> Response:
             "approvals": [
                 {**w.approval._asdict(), "tenant": w.tenant, "arguments": w.arguments} for w in now.waiting
             ],
+            "alerts": [alert._asdict() for alert in now.alerts],
             "kills": [kill._asdict() for kill in now.kills],
             "tenants": [
                 {"tenant": a.tenant, "per": a.per, "budget": a.budget.to_fields(), "usd": str(a.spent.usd)}
@@ -79,6 +81,11 @@ def read_metrics(call: Call) -> Response:
     return Response(metrics.text(call.console.now(call.who)), media_type=metrics.CONTENT_TYPE)
 
 
+def grafana(call: Call) -> Response:
+    """Return a Grafana dashboard of the metrics, to be imported there."""
+    return JSONResponse(dashboard())
+
+
 def _hit_data(hit: Hit) -> dict[str, Any]:
     return {
         **hit.kill._asdict(),
@@ -97,6 +104,7 @@ READINGS = (
     ("/api/runs/{run_id}/verify", verify, ()),
     ("/api/runs/{run_id}", run, ()),  # after those that have more behind it: an id may have slashes
     ("/api/kills/{generation}", killed, ()),
+    ("/api/grafana.json", grafana, ()),
     ("/metrics", read_metrics, ()),
 )
 

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from agentguard.alerts.rules import Thresholds
 from agentguard.console import api, pages
 from agentguard.console.actions import ACTIONS, Action, logger
 from agentguard.console.auth import (
@@ -57,15 +58,22 @@ _LIVE_PARTS = {"waiting": "_waiting.html", "live": "_live.html"}
 _ASSETS = {"console.css": "text/css", "console.js": "text/javascript"}
 
 
-def create_app(guard: Guard, tokens: Tokens, *, hide_payloads: bool = False) -> Starlette:
+def create_app(
+    guard: Guard,
+    tokens: Tokens,
+    *,
+    hide_payloads: bool = False,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 - it cannot be changed
+) -> Starlette:
     """Return the console over a guard; everything but the log-in needs a token.
 
     Args:
         guard: whose store and kill switch are shown and used; it stays open while the app runs.
         tokens: who may see and do what.
         hide_payloads: hide the arguments and results of steps from viewers.
+        thresholds: from where on the overview and the metrics tell of an alert.
     """
-    return _App(Console(guard, tokens, hide_payloads=hide_payloads)).build()
+    return _App(Console(guard, tokens, hide_payloads=hide_payloads, thresholds=thresholds)).build()
 
 
 class _App:

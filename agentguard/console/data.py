@@ -11,6 +11,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from agentguard import _encoding
+from agentguard.alerts.rules import Alert, Present, Thresholds, alerts
+from agentguard.alerts.watch import relay_is_silent
 from agentguard.audit.reading import asked_arguments, read_whole
 from agentguard.console.auth import Auth, Identity
 from agentguard.console.tokens import Role, Tokens
@@ -44,12 +46,13 @@ class Waiting(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The present: live runs, steps that wait, kills in force, tenants' budgets."""
+    """The present: live runs, steps that wait, kills in force, tenants' budgets, alerts."""
 
     live: list[RunStatus]
     waiting: list[Waiting]
     kills: list[Kill]
     tenants: list[TenantAccount]
+    alerts: list[Alert]
 
 
 class RunPage(NamedTuple):
@@ -85,10 +88,11 @@ class Hit(NamedTuple):
 class Console:
     """The guard as the console sees it; safe between threads."""
 
-    def __init__(self, guard: Guard, tokens: Tokens, *, hide_payloads: bool) -> None:
+    def __init__(self, guard: Guard, tokens: Tokens, *, hide_payloads: bool, thresholds: Thresholds) -> None:
         self.guard = guard
         self.auth = Auth(tokens)
         self._hide_payloads = hide_payloads
+        self._thresholds = thresholds.check()
         self._lock = threading.Lock()
         self._followed = LiveRuns(guard.components.store, guard.components.clock)
         self._snapshot: tuple[float, Snapshot] | None = None
@@ -112,6 +116,7 @@ class Console:
             waiting,
             [kill for kill in whole.kills if self._sees_kill(who, kill)],
             [account for account in whole.tenants if who.sees(account.tenant)],
+            [alert for alert in whole.alerts if who.sees(alert.tenant) or not alert.tenant],
         )
 
     def changed(self) -> None:
@@ -134,7 +139,17 @@ class Console:
             if asked.run_id in tenant_of
         ]
         kills = [kill for kill in self.guard.kills() if not kill.cleared]
-        return Snapshot(live, waiting, kills, self.guard.tenants())
+        tenants = self.guard.tenants()
+        present = Present(
+            live=live,
+            waiting=[],  # they are shown beside
+            kills=kills,
+            tenants=tenants,
+            relay_silent=relay_is_silent(self.guard),
+            trouble={},
+            now_ns=self.guard.components.clock.wall(),
+        )
+        return Snapshot(live, waiting, kills, tenants, alerts(present, self._thresholds))
 
     def _arguments(self, asked: Approval) -> Any:
         found = asked_arguments(self.guard.components.store, asked.run_id, asked.key)

@@ -6,9 +6,23 @@ from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
 
+from agentguard.alerts.rules import KINDS, TEST, WAITING
 from agentguard.console.data import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+PREFIX = "agentguard_"
+#: Every metric, and what it is; all are gauges.
+FAMILIES = {
+    "runs_live": "Runs that have not ended.",
+    "live_usd": "Spent by the live runs, in USD.",
+    "live_usd_per_minute": "Spent by the live runs in the last minute, in USD.",
+    "owners_gone": "Live runs whose process is gone.",
+    "approvals_waiting": "Steps that wait for an operator.",
+    "kills_in_force": "Kills that were not cleared.",
+    "alerts": "What an operator is to be told, by kind.",
+    "tenant_usd": "Spent of a tenant's budget in its present window, in USD.",
+}
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -17,7 +31,7 @@ def text(now: Snapshot) -> str:
     """Return the metrics of the present.
 
     Example:
-        >>> text(Snapshot([], [], [], [])).splitlines()[:3]
+        >>> text(Snapshot([], [], [], [], [])).splitlines()[:3]
         ['# HELP agentguard_runs_live Runs that have not ended.', '# TYPE agentguard_runs_live gauge', \
 '# HELP agentguard_live_usd Spent by the live runs, in USD.']
     """
@@ -36,24 +50,27 @@ def text(now: Snapshot) -> str:
     gone = sum(run.alive is False for run in now.live)
     kills = Counter(kill.scope for kill in now.kills)
     none: Labels = ()
-    families: tuple[tuple[str, str, Mapping[Labels, object]], ...] = (
-        ("runs_live", "Runs that have not ended.", runs),
-        ("live_usd", "Spent by the live runs, in USD.", spent),
-        ("live_usd_per_minute", "Spent by the live runs in the last minute, in USD.", rate),
-        ("owners_gone", "Live runs whose process is gone.", {none: gone}),
-        ("approvals_waiting", "Steps that wait for an operator.", {none: len(now.waiting)}),
-        (
-            "kills_in_force",
-            "Kills that were not cleared.",
-            {(("scope", scope),): count for scope, count in kills.items()},
-        ),
-        ("tenant_usd", "Spent of a tenant's budget in its present window, in USD.", accounts),
-    )
-    return "".join(_family(f"agentguard_{name}", said, values) for name, said, values in families)
+    families: dict[str, Mapping[Labels, object]] = {
+        "runs_live": runs,
+        "live_usd": spent,
+        "live_usd_per_minute": rate,
+        "owners_gone": {none: gone},
+        "approvals_waiting": {none: len(now.waiting)},
+        "kills_in_force": {(("scope", scope),): count for scope, count in kills.items()},
+        "alerts": _alerts(now),
+        "tenant_usd": accounts,
+    }
+    return "".join(_family(name, values) for name, values in families.items())
 
 
-def _family(name: str, said: str, values: Mapping[Labels, object]) -> str:
-    lines = [f"# HELP {name} {said}", f"# TYPE {name} gauge"]
+def _alerts(now: Snapshot) -> dict[Labels, int]:
+    counted = Counter(alert.kind for alert in now.alerts)
+    return {(("kind", kind),): counted[kind] for kind in KINDS if kind not in (TEST, WAITING)}
+
+
+def _family(family: str, values: Mapping[Labels, object]) -> str:
+    name = f"{PREFIX}{family}"
+    lines = [f"# HELP {name} {FAMILIES[family]}", f"# TYPE {name} gauge"]
     for labels, value in sorted(values.items()):
         inside = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels)
         lines.append(f"{name}{{{inside}}} {value}" if inside else f"{name} {value}")

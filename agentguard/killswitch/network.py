@@ -138,6 +138,11 @@ class NetworkKillSwitch(PageKillSwitch):
             self._start_relay()
         return super().join(on_change)
 
+    @property
+    def relay_is_heard(self) -> bool:
+        """Whether this host's relay was heard within `max_staleness`; else steps are refused."""
+        return self._mirrored.fresh
+
     def hosts(self) -> list[HostReport]:
         """Return what is known of each host, by name; `silent` says how long ago the host was heard."""
         self._files.check_open()

@@ -431,6 +431,26 @@ def test_a_key_and_the_time_behind_it_stay_apart(site: Site) -> None:
     assert re.search(r"main/x#1</small>\s+<small>\d{4}-", site.browser().get(f"/runs/{run.id}").text)
 
 
+def test_the_dashboard_has_a_panel_for_each_metric_and_for_no_other(site: Site) -> None:
+    client = site.client(site.token(Role.VIEWER))
+    names = set(re.findall(r"# TYPE (\S+)", client.get("/metrics").text))
+    panels = client.get("/api/grafana.json").json()["panels"]
+    assert {target["expr"] for panel in panels for target in panel["targets"]} == names
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len(panels)
+
+
+def test_alerts_are_on_the_overview_in_the_api_and_in_the_metrics(site: Site) -> None:
+    client = site.client(site.token(Role.VIEWER))
+    with site.guard.run("nearly", budget=Budget(steps=10)) as run:
+        for _ in range(9):
+            run.call("x", int)
+        assert "has used 90% of its limit of steps" in site.browser().get("/").text
+        [alert] = client.get("/api/now").json()["alerts"]
+        assert (alert["kind"], alert["subject"]) == ("budget", run.id)
+        assert 'agentguard_alerts{kind="budget"} 1' in client.get("/metrics").text
+
+
 def test_pause_and_resume_are_on_record_with_their_actor(site: Site) -> None:
     browser = site.browser()
     with site.guard.run("a") as run:

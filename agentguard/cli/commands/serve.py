@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import ipaddress
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agentguard import _optional
+from agentguard.alerts.watch import Watch
 from agentguard.cli import lookup
 from agentguard.cli.app import app
+from agentguard.cli.commands.alerts import (
+    RateOption,
+    SecretOption,
+    ShareOption,
+    SlackOption,
+    WebhookOption,
+    sending,
+    thresholds_of,
+)
 from agentguard.cli.commands.token import tokens as kept_tokens
 from agentguard.cli.exit_codes import UsageError
 from agentguard.cli.options import HomeOption, StoreOption
@@ -37,10 +48,15 @@ def serve(
     hide_payloads: Annotated[
         bool, typer.Option("--hide-payloads", help="Hide arguments and results from viewers.")
     ] = False,
+    budget_share: ShareOption = 0.9,
+    rate: RateOption = None,
+    webhook: WebhookOption = None,
+    secret_file: SecretOption = None,
+    slack: SlackOption = False,
     store: StoreOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Show the runs in a browser, and stop them from there."""
+    """Show the runs in a browser, and stop them from there; tell of alerts."""
     _optional.check("starlette", extra="console", feature="agentguard serve")
     _optional.check("jinja2", extra="console", feature="agentguard serve")
     _optional.check("uvicorn", extra="console", feature="agentguard serve")
@@ -51,12 +67,18 @@ def serve(
     lookup.use(store, home)
     if (certificate is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key are given together, or neither")
-    tokens = kept_tokens()
-    with tempfile.TemporaryDirectory(prefix="agentguard-") as folder, lookup.acting() as guard:
+    tokens, thresholds = kept_tokens(), thresholds_of(budget_share, rate)
+    with ExitStack() as stack:
+        guard = stack.enter_context(lookup.acting())
         if not tokens.working():
-            tokens = _own_token(host, Path(folder))
+            tokens = _own_token(
+                host, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentguard-")))
+            )
+        watch = Watch(guard, thresholds, stack.enter_context(sending(webhook, secret_file, slack=slack)))
+        watch.start()
+        stack.callback(watch.stop)
         uvicorn.run(
-            create_app(guard, tokens, hide_payloads=hide_payloads),
+            create_app(guard, tokens, hide_payloads=hide_payloads, thresholds=thresholds),
             host=host,
             port=port,
             ssl_certfile=certificate,
