@@ -45,7 +45,7 @@ class WebhookError(Exception):
 class _StayHere(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: what is signed for one address goes to no other."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         """Refuse."""
 
 
