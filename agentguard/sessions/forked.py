@@ -49,9 +49,9 @@ class ForkSession(ResumedSession, LiveSession):
         self._fork = fork
         self._stall_timeout = fork.stall_timeout
         options = RunOptions(
-            name=fork.name or row.name,
+            name=fork.name or shared.whole.name,
             budget=fork.budget or shared.whole.budget,
-            tenant=row.tenant,
+            tenant=shared.whole.tenant,
             run_id=fork.run_id,
             inputs=shared.inputs,
             metadata=shared.whole.metadata,

@@ -44,7 +44,7 @@ class RecoverySession(ResumedSession):
     ) -> None:
         super().__init__(
             runtime,
-            options or RunOptions(name=row.name),
+            options or RunOptions(name="recovered"),  # its own name, which may be altered, is looked at later
             run_id=row.run_id,
             tenant=row.tenant,
             around=around,

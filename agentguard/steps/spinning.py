@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PATIENCE = 50
 #: From this refusal in a row on, each cancels; those before were slowed by a quarter of a second together.
 LAST = PATIENCE + 8
+#: So many branches that begin in one branch may be refused, once each, after a run's stop: a loop that makes
+#: a task or a job for each try is told from a fan-out by their number alone.
+BRANCHES = 1_000
 #: Seconds: the first delay, which doubles, and the longest.
 _FIRST, _LONGEST = 0.001, 0.1
 #: The same for sync code inside an event loop, where a delay holds up every other task.
@@ -58,7 +61,7 @@ async def refused_async(step: Step, stop: RunStopped) -> None:
     """The same for an async step, without blocking the event loop."""
     # Calls that one branch made at once are awaited in tasks of their own: each of those is asked apart.
     branch = f"{_branch_of(step)} in task {id(asyncio.current_task()):#x}"
-    count = _count(step.live_run, branch, stop, step.pos)
+    count = _spins(step.live_run, branch, stop, step.pos, _branch_of(step))
     if count >= PATIENCE:
         await asyncio.sleep(_delay(count))
     _cancel(branch, count, stop)
@@ -79,7 +82,7 @@ def check_place(live_run: LiveRun, scope: str, branch: str, pos: int | None = No
 
 
 def _refused(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> None:
-    count = _count(live_run, branch, stop, pos)
+    count = _spins(live_run, branch, stop, pos, branch)
     if count >= PATIENCE:
         in_loop = asyncio._get_running_loop() is not None
         time.sleep(min(_delay(count), _LONGEST_IN_LOOP) if in_loop else _delay(count))
@@ -89,6 +92,30 @@ def _refused(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) 
 def _branch_of(step: Step) -> str:
     """The path of the branch that a step was called in."""
     return step.path if step.spec.key is not None else step.key.rpartition("/")[0]
+
+
+def _spins(live_run: LiveRun, place: str, stop: RunStopped, pos: int | None, branch: str) -> int:
+    """Return how many refusals in a row this one makes, for its place or for all that begins in its branch."""
+    count = _count(live_run, place, stop, pos)
+    if count == PATIENCE:
+        _tell(live_run, place, stop)
+    in_a_task = place != branch  # whose address another may have had before
+    if live_run.stops.stop is None or (count > 1 and not in_a_task):
+        return count
+    # A task, or a branch, for each try: the code that makes them one after the other spins.
+    outer = branch.rpartition("/")[0]
+    places = (branch, outer) if in_a_task else (outer,)
+    return max(count, *(_spins_in(live_run, each, stop) for each in places))
+
+
+def _spins_in(live_run: LiveRun, branch: str, stop: RunStopped) -> int:
+    """Return the same of a branch in which one place after the other begins."""
+    if not branch:
+        return 0
+    count = _count(live_run, f"{branch}/*", stop, None) - BRANCHES
+    if count == PATIENCE:
+        _tell(live_run, f"one place after the other in {branch}", stop)
+    return count
 
 
 def _count(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> int:
@@ -105,8 +132,6 @@ def _count(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) ->
     if len(stops.refusals) >= _MOST_BRANCHES:  # of a wide fan-out, each refused once
         stops.refusals.clear()
     stops.refusals[branch] = Refusals(count, last.pos if pos is None else pos, seq)
-    if count == PATIENCE:
-        _tell(live_run, branch, stop)
     return count
 
 

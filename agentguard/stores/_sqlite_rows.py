@@ -45,11 +45,14 @@ def run_row(columns: tuple[Any, ...]) -> RunRow:
     )
 
 
-def _text(column: bytes) -> str:
-    return column.decode("utf-8", "replace")
+def _text(column: bytes | None) -> str:
+    # A page that was overwritten has NULL also where the schema allows none.
+    return "" if column is None else column.decode("utf-8", "replace")
 
 
-def _data(column: bytes) -> dict[str, Any]:
+def _data(column: bytes | None) -> dict[str, Any]:
+    if column is None:
+        return {"unreadable": None}
     try:
         return _decode(column)
     except ValueError:

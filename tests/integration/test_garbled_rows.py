@@ -109,6 +109,34 @@ def test_a_garbled_row_is_a_fault_and_hides_no_other_run(store: Path, cli: Cli, 
         assert "run a" in out + err
 
 
+@pytest.mark.parametrize("column", ["name", "tenant"])
+def test_a_run_whose_row_is_renamed_is_carried_on_by_nobody(store: Path, column: str) -> None:
+    garble(store, f"UPDATE run SET {column} = char(0), state = 'RUNNING' WHERE run_id = 'a'")
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        for carry_on in (guard.recover, guard.replay, lambda run_id: guard.fork(run_id, at=3)):
+            with pytest.raises(LogIntegrityError, match="run a"):
+                carry_on("a").__enter__()
+
+
+def test_a_run_of_which_a_page_is_zeroed_is_a_fault_and_hides_no_other(store: Path, cli: Cli) -> None:
+    """What no statement writes: NULL where the schema allows none."""
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE type = 'table'")
+    garble(
+        store, "UPDATE run SET name = NULL, tenant = NULL, state = NULL, summary = NULL WHERE run_id = 'a'"
+    )
+    garble(store, "UPDATE event SET body = NULL, hash = NULL WHERE key = {at} + 4")
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        assert {fault.run_id for fault in guard.verify().faults} == {"a"}
+        assert guard.summary("b").steps == 1
+        for ask in (guard.summary, guard.history, guard.reconstruct):
+            with pytest.raises(LogIntegrityError):
+                ask("a")
+    assert cli("runs", "--json")[0] == 1
+    assert cli("verify")[0] == 1
+
+
 def test_a_garbled_owner_is_a_fault_and_the_run_can_be_told(store: Path, cli: Cli) -> None:
     garble(store, "UPDATE run SET owner = 'x' WHERE run_id = 'a'")
     with Guard.open(kill_switch="memory", telemetry=False) as guard:

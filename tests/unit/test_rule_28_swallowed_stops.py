@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -244,6 +245,52 @@ def test_a_wide_fan_out_meets_the_stop_itself_in_each_branch(guard):
 
     with pytest.raises(BudgetExceededError):
         asyncio.run(main())
+
+
+async def in_a_task_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(async_tool())
+
+
+async def in_a_task_that_calls() -> None:
+    async def call() -> str:
+        return await async_tool()
+
+    await asyncio.create_task(call())
+
+
+async def in_a_gather() -> None:
+    await asyncio.gather(async_tool(), async_tool())
+
+
+@pytest.mark.parametrize("attempt", [in_a_task_group, in_a_task_that_calls, in_a_gather])
+def test_a_loop_that_makes_a_task_for_each_try_ends(guard, attempt):
+    tries = 0
+
+    async def agent() -> None:
+        nonlocal tries
+        while tries < 4 * spinning.BRANCHES:
+            tries += 1
+            try:
+                return await attempt()
+            except Exception:
+                continue
+
+    with suppress(RunStopped), guard.run("r") as run:
+        run.kill("stop")
+        asyncio.run(agent())
+    assert 1 < tries < 2 * spinning.BRANCHES
+
+
+def test_a_loop_that_binds_a_job_for_each_try_ends(guard):
+    tries = 0
+    with suppress(RunStopped), guard.run("r") as run, ThreadPoolExecutor(1) as pool:
+        run.kill("stop")
+        while tries < 4 * spinning.BRANCHES:
+            tries += 1
+            with suppress(Exception):
+                pool.submit(run.bind(tool)).result()
+    assert 1 < tries < 2 * spinning.BRANCHES
 
 
 def test_it_is_told_once_in_the_program_s_log_and_on_the_stop(guard, caplog):

@@ -1,6 +1,7 @@
 -- The queries of SQLiteEventStore: a name, a line of purpose, the statement.
 -- The casts change nothing of what was written here.  Whoever edits a file by hand may leave text or
 -- numbers where bytes were, and the reverse; those are read as their bytes, so that a hash tells.
+-- What a damaged page has as NULL is read as no bytes.
 
 -- name: insert_event
 -- Append one event; a trigger sees to it that it is the next one of its run.
@@ -79,28 +80,28 @@ FROM run WHERE parent_id = ? ORDER BY number;
 
 -- name: events
 -- The events of a run after a sequence.
-SELECT event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+SELECT event.key & 4294967295, CAST(coalesce(event.body, '') AS BLOB), CAST(coalesce(event.hash, '') AS BLOB),
     CAST(event.payload AS BLOB), 0
 FROM run JOIN event ON event.key > (run.number << 32) + :after AND event.key < run.number + 1 << 32
 WHERE run.run_id = :run_id ORDER BY event.key;
 
 -- name: last_event
 -- The newest event of a run.
-SELECT event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+SELECT event.key & 4294967295, CAST(coalesce(event.body, '') AS BLOB), CAST(coalesce(event.hash, '') AS BLOB),
     CAST(event.payload AS BLOB), 0
 FROM run JOIN event ON event.key > run.number << 32 AND event.key < run.number + 1 << 32
 WHERE run.run_id = ? ORDER BY event.key DESC LIMIT 1;
 
 -- name: tail
 -- The events of all runs after a position.
-SELECT CAST(run.run_id AS TEXT), event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+SELECT CAST(run.run_id AS TEXT), event.key & 4294967295, CAST(coalesce(event.body, '') AS BLOB), CAST(coalesce(event.hash, '') AS BLOB),
     CAST(event.payload AS BLOB), feed.position
 FROM feed CROSS JOIN event ON event.key = feed.key CROSS JOIN run ON run.number = feed.key >> 32
 WHERE feed.position > :after ORDER BY feed.position LIMIT :limit;
 
 -- name: tail_of_tenant
 -- The events of a tenant's runs after a position.
-SELECT CAST(run.run_id AS TEXT), event.key & 4294967295, CAST(event.body AS BLOB), CAST(event.hash AS BLOB),
+SELECT CAST(run.run_id AS TEXT), event.key & 4294967295, CAST(coalesce(event.body, '') AS BLOB), CAST(coalesce(event.hash, '') AS BLOB),
     CAST(event.payload AS BLOB), feed.position
 FROM feed CROSS JOIN run ON run.number = feed.key >> 32 CROSS JOIN event ON event.key = feed.key
 WHERE feed.position > :after AND run.tenant = :tenant ORDER BY feed.position LIMIT :limit;
