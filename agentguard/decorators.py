@@ -11,14 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentguard.errors import NoActiveRunError
-from agentguard.runs import current
-from agentguard.runs.current import outside_allowed
-from agentguard.steps import sync
+from agentguard.runs.current import here, outside_allowed
 from agentguard.steps.call import ensure_task_factory, running_loop
 from agentguard.steps.drivers import bare_function, driver_of
 from agentguard.steps.model import Step
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
+from agentguard.steps.sync import call as call_sync
 
 if TYPE_CHECKING:
     from agentguard.run import Run
@@ -124,22 +123,23 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
     name = _name(fn) if given is None else given
     spec = step_spec(name, fn, cast("StepOptions", step_options))
     driver = driver_of(fn)
-    return _plain(fn, spec, name) if driver is sync.call else _FunctionLike(fn, spec, driver, name)
+    return _plain(fn, spec, name) if driver is call_sync else _FunctionLike(fn, spec, driver, name)
 
 
 def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
     """A closure: the fastest wrapper there is, bound as a method and pickled like any function.
 
-    It names modules, not what is in them: one that is pickled by value takes what it names along.
+    One that is pickled by value takes along what it names (cloudpickle) or all that this module names (dill): so
+    this module names functions and classes of ours, never a ContextVar nor a module that holds one.
     """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        position = current.CURRENT.get()
+        position = here()
         if position is None:
             return _outside(spec, fn)(*args, **kwargs)
         if running_loop() is not None:
             ensure_task_factory(position)
-        return sync.call(spec, position, fn, args, kwargs)
+        return call_sync(spec, position, fn, args, kwargs)
 
     _dressed(wrapper, fn, name)
     return wrapper
@@ -170,7 +170,7 @@ class _FunctionLike:
         return _FunctionLike if "cloudpickle" in asking else types.FunctionType
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        position = current.CURRENT.get()
+        position = here()
         if position is None:
             return _outside(self._spec, self._fn)(*args, **kwargs)
         ensure_task_factory(position)
@@ -244,12 +244,12 @@ def current_run() -> Run | None:
         >>> current_run() is None
         True
     """
-    position = current.CURRENT.get()
+    position = here()
     run: Run | None = None if position is None else position.run
     return run
 
 
 def current_step() -> Step | None:
     """The step whose body runs here, or None; gives `.idempotency_key` and `.settle(usage)`."""
-    position = current.CURRENT.get()
+    position = here()
     return None if position is None else position.step

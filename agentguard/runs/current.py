@@ -38,6 +38,11 @@ def on_branch(position: Any, branch: Branch) -> Position:
 CURRENT: ContextVar[Any] = ContextVar("agentguard_place", default=None)
 
 
+def here() -> Any:
+    """Return the position of the code that runs now, or None."""
+    return CURRENT.get()
+
+
 def leave(token: Token[Any], run: Any = None) -> None:
     """Restore what was current before, also in another context than the one it was set in.
 

@@ -95,7 +95,7 @@ def _branch_of(step: Step) -> str:
 
 
 def _spins(live_run: LiveRun, place: str, stop: RunStopped, pos: int | None, branch: str) -> int:
-    """Return how many refusals in a row this one makes, for its place or for all that begins in its branch."""
+    """Return how many refusals in a row this one makes, for its place or for its branch."""
     count = _count(live_run, place, stop, pos)
     if count == PATIENCE:
         _tell(live_run, place, stop)
