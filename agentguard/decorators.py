@@ -129,8 +129,8 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
 def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
     """A closure: the fastest wrapper there is, bound as a method and pickled like any function.
 
-    One that is pickled by value takes along what it names (cloudpickle) or all that this module names (dill): so
-    this module names functions and classes of ours, never a ContextVar nor a module that holds one.
+    One that is pickled by value takes along what it names (cloudpickle), or all that this module names
+    (dill): so this module names functions and classes of ours, never a ContextVar nor a module of ours.
     """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
