@@ -543,6 +543,7 @@ def test_erasing_and_pruning_runs_give_no_money_back(sqlite_guard: Guard) -> Non
         ({"account": THREAD, "account_budget": Budget()}, ValueError, "account_budget limits nothing"),
         ({"account": THREAD, "account_budget": Budget(seconds=9)}, ValueError, "cannot limit seconds"),
         ({"account": THREAD, "account_budget": Budget(repeats=9)}, ValueError, "cannot limit repeats"),
+        ({"account": THREAD, "account_budget": Budget(usd=1, on_limit="ask")}, ValueError, "on_limit='ask'"),
     ],
 )
 def test_what_no_account_can_be_is_refused_and_named(

@@ -147,7 +147,7 @@ def others_can_write(guard: Guard, run_id: str) -> None:
     lock, taken = store.lock_for(run_id), []
 
     def take() -> None:
-        if lock.acquire(False):
+        if lock.acquire(timeout=10):  # the heartbeat may hold it for a moment
             taken.append(True)
             lock.release()
 
