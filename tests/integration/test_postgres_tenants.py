@@ -78,6 +78,29 @@ def test_a_tenants_login_reads_its_own_tenant_and_no_other(
                 pass
 
 
+def test_an_account_that_runs_share_by_name_is_its_tenants_alone(roles: dict[str, str]) -> None:
+    account: Any = {"account": "thread:42", "account_budget": Budget(steps=9)}
+    with Guard.open(roles["agents_a"], telemetry=False) as guard, guard.run("turn", tenant="a", **account):
+        work(1)
+    with Guard.open(roles["agents"], telemetry=False) as guard:
+        with guard.run("turn", tenant="b", **account):
+            work(1)
+            work(2)
+        account["account"] = "thread:7"
+        with guard.run("turn", tenant="a", **account), guard.run("helper", tenant="b"):
+            work(3)  # a step of one tenant opens the account of another
+    for reader, other, name, steps in (
+        ("a", "b", "thread:42", 1),
+        ("b", "a", "thread:42", 2),
+        ("a", "b", "thread:7", 1),
+    ):
+        with Guard.open(roles[reader], telemetry=False) as guard:
+            found = guard.account(name, tenant=reader)
+            assert found is not None
+            assert found.spent.steps == steps
+            assert guard.account(name, tenant=other) is None
+
+
 WIDEN = (
     "SELECT 1",
     "SELECT set_config('agentguard.tenant', 'b', false)",

@@ -49,6 +49,20 @@ def test_the_budget_of_a_submitted_run_holds_in_the_worker(office: OfficeOfTest)
     assert len(office.told()) == 4
 
 
+def test_submitted_runs_of_a_conversation_share_its_account(office: OfficeOfTest) -> None:
+    inputs = {"before": list("ab"), "wait": "go", "after": []}
+    account, limit = "thread:42", Budget(steps=5)
+    office.open_gate("go")
+    office.worker()
+    ends = []
+    for _ in range(2):
+        run = office.guard.submit(office.agents.letters, inputs, account=account, account_budget=limit)
+        ends.append(office.ends(run))
+    assert ends == ["COMPLETED", "FAILED"]
+    assert office.guard.summary(run.id).termination["scope"] == "account:thread:42"
+    assert office.guard.account("thread:42").spent.steps == 5
+
+
 def test_runs_of_higher_priority_are_taken_first(office: OfficeOfTest) -> None:
     for priority in (0, 5, -5, 9, 5):
         office.guard.submit(office.agents.alone, [f"p{priority}"], priority=priority)
