@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agentguard import config
 from agentguard._home import VARIABLE
+from agentguard._secrets import public_url
 from agentguard.cli.exit_codes import UsageError
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.events.codec import Stored
@@ -19,6 +20,7 @@ from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.killswitch.control import ControlLog
 from agentguard.killswitch.layout import announced
+from agentguard.killswitch.network import SCHEMES, open_log, split_url
 from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 from agentguard.protocols import KillSwitch
 from agentguard.tenancy import check_id
@@ -93,20 +95,20 @@ def reading() -> Iterator[Guard]:
 
 @contextmanager
 def looking() -> Iterator[Guard]:
-    """A guard that knows of kills, from the log's file alone; whoever looks writes the end of dead runs.
+    """A guard that knows of kills, from the control log alone; who looks writes the end of dead runs.
 
     Raises:
         StoreUnavailableError: there is no store, or it cannot be read.
     """
     if not store_is_there():
         raise StoreUnavailableError(f"there is no store at {store_file()} yet; nothing has run here")
-    log = ControlLog(config.home())
+    log = control_log()
 
     def intact() -> Iterator[Stored]:
         with suppress(AgentGuardError, OSError):  # what is wrong with it is for `verify` and `doctor` to say
             yield from log.read()
 
-    with _opened(kill_switch=ReadOnlyKillSwitch(str(log.path), intact)) as guard:
+    with _opened(kill_switch=ReadOnlyKillSwitch(log.where, intact)) as guard:
         yield guard
 
 
@@ -130,13 +132,38 @@ def _opened(kill_switch: str | KillSwitch | None) -> Iterator[Guard]:
 
 
 def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
-    """The control log to look at: an export's own, else that of the home, from the file alone."""
+    """The control log to look at: an export's own, the kill switch's on its server, or the file of the home."""
     own = None if guard is None else getattr(guard.components.store, "switch", None)
     if isinstance(own, ReadOnlyKillSwitch):
         return own
+    if (server := kill_server()) is not None:
+        return ReadOnlyKillSwitch(public_url(server), lambda: _read_remote(server))
     home = config.home()
     log = ControlLog(home)
     return ReadOnlyKillSwitch(str(log.path), log.read, announced=announced(home))
+
+
+def kill_server(named: str | None = None) -> str | None:
+    """The URL of the server that has the kills; None where they lie in the home alone.
+
+    Raises:
+        UsageError: a URL cannot be meant.
+    """
+    url = named or os.environ.get("AGENTGUARD_KILL_SWITCH") or os.environ.get(STORE_VARIABLE) or ""
+    if named is None and url.partition(":")[0] not in SCHEMES:
+        return None
+    try:
+        return split_url(url)[0]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _read_remote(server: str) -> Iterator[Stored]:
+    log = open_log(server)
+    try:
+        yield from log.read()
+    finally:
+        log.close()
 
 
 def find_run(guard: Guard, typed: str) -> str:

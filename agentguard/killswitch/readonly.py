@@ -19,7 +19,8 @@ class ReadOnlyKillSwitch:
     def __init__(self, where: str, log: Callable[[], Iterator[Stored]], announced: int = 0) -> None:
         #: The newest record that the page beside the log knew of.
         self.announced = announced
-        self._where = where
+        #: Where the control log lies, in words.
+        self.where = where
         self._log = log
         self._index: KillIndex | None = None
         self._words = memoryview(bytearray(16)).cast("Q")
@@ -68,5 +69,5 @@ class ReadOnlyKillSwitch:
 
     def _refuse(self) -> NoReturn:
         raise KillSwitchUnavailableError(
-            f"{self._where} is read-only here: nothing can be killed or recorded; open the home it came from"
+            f"{self.where} is read-only here: nothing can be killed or recorded; open the home it came from"
         )

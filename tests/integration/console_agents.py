@@ -50,6 +50,22 @@ def spend_in_threads(guard: Guard, name: str, tenant: str, runs: str) -> None:
         thread.join()
 
 
+def burn(guard: Guard, name: str, tenant: str) -> None:
+    """Spend fast, and swallow whatever is raised, a stop too."""
+    with guard.run(name, tenant=tenant, budget=Budget(usd=1_000_000)) as run:
+        say(f"wild {run.id}")
+        while True:
+            with suppress(Exception):
+                run.call("fetch_page", time.sleep, 0.01, usage=Usage(usd=5))
+
+
+def burn_beside(guard: Guard, name: str, tenant: str, runs: str) -> None:
+    """The same in a thread, beside tame runs in others."""
+    thread = threading.Thread(target=burn, args=(guard, name, tenant))
+    thread.start()
+    spend_in_threads(guard, f"{name}-tame", tenant, runs)
+
+
 def ask(guard: Guard, name: str, tenant: str, *payments: str) -> None:
     """Ask before each payment, and say what became of it."""
     with guard.run(name, tenant=tenant, budget=Budget(usd=1000)) as run:
@@ -75,12 +91,8 @@ def ask_for_more(guard: Guard, name: str, tenant: str, payments: str) -> None:
 
 
 if __name__ == "__main__":
-    program = {
-        "ask_for_more": ask_for_more,
-        "spend": spend,
-        "spend_in_threads": spend_in_threads,
-        "ask": ask,
-    }[sys.argv[1]]
+    programs = (spend, spend_in_threads, burn_beside, ask, ask_for_more)
+    program = {each.__name__: each for each in programs}[sys.argv[1]]
     with Guard.open(telemetry=False) as opened:
         with suppress(RunStopped):
             program(opened, *sys.argv[2:])

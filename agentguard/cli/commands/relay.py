@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from agentguard.cli.app import app
 from agentguard.cli.exit_codes import UsageError
 from agentguard.cli.options import HomeOption, StoreOption
 from agentguard.guard import Guard
-from agentguard.killswitch.network import SCHEMES, folder_of, split_url
+from agentguard.killswitch.network import folder_of
 from agentguard.killswitch.relay import serve
 from agentguard.publishing.outbox import Outbox
 
@@ -53,7 +52,7 @@ def relay(
     """Relay kills from a server to the page of this host, and events from the store to Kafka."""
     lookup.use(store, home)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    server = _server(switch)
+    server = lookup.kill_server(switch)
     if server is None and publish is None:
         raise UsageError("there is nothing to relay: say --kill-switch URL, --publish URL, or both")
     if publish is None and server is not None:
@@ -72,21 +71,6 @@ def relay(
         finally:
             outbox.stop()
             publisher.join()
-
-
-def _server(switch: str | None) -> str | None:
-    """The server that has the kills; None where they lie in the page alone.
-
-    Raises:
-        UsageError: the URL cannot be meant.
-    """
-    url = switch or os.environ.get("AGENTGUARD_KILL_SWITCH") or os.environ.get(lookup.STORE_VARIABLE) or ""
-    if switch is None and url.partition(":")[0] not in SCHEMES:
-        return None
-    try:
-        return split_url(url)[0]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _serve(server: str, name: str | None) -> None:

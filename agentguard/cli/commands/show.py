@@ -8,7 +8,6 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.text import Text
 
-from agentguard import config
 from agentguard.audit.verify import take, watched
 from agentguard.budget.model import Usage
 from agentguard.cli import exit_codes, lookup, output, timeline
@@ -26,7 +25,6 @@ from agentguard.events import model as ev
 from agentguard.events.conversations import whole
 from agentguard.events.model import CONTROL_RUN_ID, Event
 from agentguard.guard import Guard
-from agentguard.killswitch.page import PageKillSwitch
 from agentguard.runs.fold import RunFold, ScopeFold
 from agentguard.runs.summary import moment, usage_data
 
@@ -103,16 +101,13 @@ def _summary_data(guard: Guard, run_id: str, altered: list[LogIntegrityError]) -
 
 
 def _show_control(*, as_json: bool) -> None:
-    switch = PageKillSwitch(config.home())
-    try:
-        log = timeline.entries(CONTROL_RUN_ID, switch.read())
-        if as_json:
-            output.print_json({"run": None, "events": [timeline.event_data(entry) for entry in log]})
-            return
-        output.print_lines(Text(f"control log of {switch.home}", style="bold"))
-        output.print_lines(*timeline.Timeline(dated=True).lines(log))
-    finally:
-        switch.close()
+    switch = lookup.control_log()
+    log = timeline.entries(CONTROL_RUN_ID, switch.read())
+    if as_json:
+        output.print_json({"run": None, "events": [timeline.event_data(entry) for entry in log]})
+        return
+    output.print_lines(Text(f"control log, {switch.where}", style="bold"))
+    output.print_lines(*timeline.Timeline(dated=True).lines(log))
 
 
 def _show_at(typed: str, at: int, *, as_json: bool) -> None:
