@@ -132,7 +132,7 @@ def _opened(kill_switch: str | KillSwitch | None) -> Iterator[Guard]:
 
 
 def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
-    """The control log to look at: an export's own, the kill switch's on its server, or the file of the home."""
+    """The control log to look at: an export's own, that of the kill server, or the file of the home."""
     own = None if guard is None else getattr(guard.components.store, "switch", None)
     if isinstance(own, ReadOnlyKillSwitch):
         return own

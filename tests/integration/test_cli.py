@@ -40,6 +40,7 @@ COMMANDS = {
     "relay",
     "serve",
     "token",
+    *("alerts", "worker", "queue"),
 }
 
 
