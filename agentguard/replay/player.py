@@ -240,7 +240,7 @@ class Player:
             refused = self._left_no_event(key, scope, there)
             if refused is not None:
                 raise refused.with_traceback(None)
-        if there is not None:
+        if there is not None and not self._still_waits(key):
             self.diverge(d.NAME, key, d.describe(there.start), found)
         if self.live:
             self.check_doubt()
@@ -250,6 +250,16 @@ class Player:
             self.check_doubt()
             self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
         raise stop.with_traceback(None)
+
+    def _still_waits(self, key: str) -> bool:
+        """Whether a recovered call was waiting for its approval when the process died.
+
+        Calls that were made beside it, later in the same branch, may be on record.
+        """
+        if not self.live:
+            return False
+        self.tape.read_until(lambda: key in self.tape.decisions)
+        return key in self.tape.decisions
 
     def _left_no_event(self, key: str, scope: str, there: Call | None) -> BaseException | None:
         """What a call raised live that left nothing on record at its place in its branch, if it did."""

@@ -18,7 +18,7 @@ from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.kinds import AWAITED, Kind, is_value, kind_of
 from agentguard.steps.model import Step
-from agentguard.steps.stand_ins import AsyncIteratorItems, IteratorItems, proxy_class
+from agentguard.steps.stand_ins import AsyncIteratorItems, IteratorItems
 
 #: Of these modules, iterators have no attributes that anybody asks for.
 _BARE_ITERATORS = frozenset({"builtins", "itertools"})
@@ -42,6 +42,12 @@ def follow(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         going.refuse()
     if type(result).__module__ in _BARE_ITERATORS:
         return going.items() if hasattr(result, "__next__") else going.async_items()
+    return _proxy(result, going)
+
+
+def _proxy(result: Any, going: Going) -> Any:
+    from agentguard.steps.proxies import proxy_class  # noqa: PLC0415 - see there
+
     return proxy_class(type(result))(result, going)
 
 
@@ -195,7 +201,7 @@ class Block:
         self._value = value
         if kind_of(type(value)) is not Kind.OBJECT:
             return value
-        self._stream = proxy_class(type(value))(value, Going(self._step, value, self._args, self._kwargs))
+        self._stream = _proxy(value, Going(self._step, value, self._args, self._kwargs))
         return self._stream
 
     def enter(self, manager: Any) -> Any:

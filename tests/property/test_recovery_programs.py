@@ -9,10 +9,12 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,9 +26,11 @@ from agentguard import (
     Guard,
     StepOutcomeUnknownError,
     Usage,
+    current_run,
     current_step,
     guarded_step,
 )
+from agentguard.audit.verify import reconstruct
 from tests import postgres
 from tests.scale import scaled
 
@@ -35,13 +39,25 @@ class OwnError(Exception):
     """What a step of an agent fails with."""
 
 
+class SoftTimeLimitError(Exception):
+    """What a signal handler raises."""
+
+
 class World:
     """Effects on the outside: bodies that began and ended, in a file that outlives the process."""
 
     path: Path | None = None
     crash_at: int | None = None
     ticks = 0
+    guard: Guard
     lock = threading.Lock()
+    #: Calls that this process has come to, by a token of their own.
+    reached: ClassVar[set[str]] = set()
+
+    @classmethod
+    def reach(cls, token: str) -> bool:
+        cls.reached.add(token)
+        return True
 
     @classmethod
     def tick(cls, what: str, arg: int) -> None:
@@ -94,6 +110,59 @@ def fail(arg: int) -> None:
     raise OwnError(arg)
 
 
+@guarded_step(usage=Usage(usd="0.01"), effect="idempotent")
+async def hang(token: str) -> None:
+    World.tick("began", 0)
+    World.reach(token)
+    await asyncio.Event().wait()
+
+
+@guarded_step(usage=Usage(usd="0.01"), effect="idempotent", approval=World.reach)
+async def ask_in_vain(token: str) -> None:
+    raise AssertionError("nobody has granted it")
+
+
+@guarded_step(effect="read")
+async def until_reached(token: str) -> None:
+    World.tick("began", 0)
+    while token not in World.reached:
+        await asyncio.sleep(0)
+    World.tick("ended", 0)
+
+
+@guarded_step(usage=Usage(usd="0.01"), effect="idempotent", approval=True, key=lambda token: token)
+async def ask(token: str) -> str:
+    World.tick("began", 0)
+    World.tick("ended", 0)
+    return "granted"
+
+
+@guarded_step(effect="idempotent")
+async def grant(token: str) -> None:
+    """The operator: looks what is asked, and grants it."""
+    World.tick("began", 0)
+    run = current_run()
+    while (asked := run.live_run.fold.approvals.get(f"key:{token}", {}).get("state")) != "approval_granted":
+        if asked is not None:
+            World.guard.approve(run.id, f"key:{token}", actor="ann")
+        await asyncio.sleep(0)
+    World.tick("ended", 0)
+
+
+@guarded_step(usage=Usage(usd="0.01"), effect="idempotent")
+def be_interrupted(arg: int) -> None:
+    World.tick("began", arg)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt(_signal: int, _frame: Any) -> None:
+    raise SoftTimeLimitError
+
+
 LEAVES = {"look": look, "charge": charge, "send": send, "outer": outer, "fail": fail}
 SYNC = ("charge", "send", "fail")
 leaf = st.tuples(st.sampled_from(sorted(LEAVES)), st.integers(0, 5))
@@ -112,6 +181,9 @@ def blocks(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.tuples(st.just("run"), body),
         st.tuples(st.just("loop"), body),
         st.tuples(st.just("value"), st.integers(0, 5)),
+        st.tuples(st.just("cancelled"), st.sampled_from([hang, ask_in_vain])),
+        st.tuples(st.just("granted"), st.just(0)),
+        st.tuples(st.just("interrupted"), st.integers(0, 5)),
     )
 
 
@@ -141,9 +213,28 @@ async def carry_out(guard: Guard, run: Any, ops: Any) -> list[Any]:
                 out.append(await carry_out(guard, inner, arg))
         elif kind == "loop":
             out.append([await carry_out(guard, run, arg) for _ in range(2)])
+        elif kind == "cancelled":
+            out.append(await cancelled(arg, str(run.uuid())))
+        elif kind == "granted":
+            token = str(run.uuid())
+            out.append((await all_of([ask(token), grant(token)]))[0])
+        elif kind == "interrupted":
+            with contextlib.suppress(SoftTimeLimitError):
+                out.append(be_interrupted(arg))
         else:
             out.append(run.record("value", lambda value=arg: value))
     return out
+
+
+async def cancelled(step: Any, token: str) -> str:
+    """Cancel a step once it is in its body, or waits for an approval that never comes."""
+    task = asyncio.create_task(step(token))
+    await until_reached(token)
+    task.cancel()
+    try:
+        return f"came {await task}"
+    except asyncio.CancelledError:
+        return "cancelled"
 
 
 def carry_out_leaf(kind: str, arg: int) -> Any:
@@ -171,8 +262,20 @@ async def all_of(bodies: Any) -> list[Any]:
 
 
 async def whole(guard: Guard, run: Any, ops: Any) -> list[Any]:
+    World.guard = guard
     async with run as entered:
         return await carry_out(guard, entered, ops)
+
+
+TENANT = "acme"
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[Guard]:
+    """A guard of this process, with the tenant's budget, which lies in its kill switch."""
+    with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
+        guard.set_tenant_budget(TENANT, Budget(usd=50, steps=5_000))
+        yield guard
 
 
 def in_child(url: str, ops: Any, crash_at: int | None, result: Path, *, recover: bool) -> int:
@@ -184,14 +287,16 @@ def in_child(url: str, ops: Any, crash_at: int | None, result: Path, *, recover:
     signal.alarm(120)  # a life that hangs ends, and its status tells
     try:
         World.crash_at, World.ticks = crash_at, 0
-        with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
-            run = guard.recover("r") if recover else guard.run("program", run_id="r")
+        with opened(url) as guard:
+            run = guard.recover("r") if recover else guard.run("program", run_id="r", tenant=TENANT)
             try:
                 result.write_text(json.dumps(asyncio.run(whole(guard, run, ops))))
                 status = 0
             except StepOutcomeUnknownError as unknown:
                 result.write_text(json.dumps([unknown.run_id, unknown.key]))
                 status = 3
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -240,7 +345,7 @@ def check_recovery(ops: Any, crashes: list[int], url: str | None = None) -> None
             status = in_child(url, ops, crash_at, result, recover=life > 0)
             life += 1
             assert status in (0, 3, -signal.SIGKILL), f"life {life} ended with {status}"
-            with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
+            with opened(url) as guard:
                 if status == 3:
                     run_id, key = json.loads(result.read_text())
                     say_what_became_of(guard, run_id, key, Effects(World.path))
@@ -248,7 +353,7 @@ def check_recovery(ops: Any, crashes: list[int], url: str | None = None) -> None
                     life = 0  # it died before the run was on record
                 assert guard.verify()
         assert json.loads(result.read_text()) == json.loads(json.dumps(expected))
-        with Guard.open(url, telemetry=False, kill_switch="memory") as guard:
+        with opened(url) as guard:
             check_books(guard, plain, Effects(World.path))
 
 
@@ -267,6 +372,35 @@ def check_books(guard: Guard, plain: Usage, effects: Effects) -> None:
     assert not plain.usd or any(ran) or any(resolved)
     assert 0 <= summary.usage.usd - plain.usd <= resolved.total() * Usage(usd="0.01").usd
     assert 0 <= summary.usage.steps - plain.steps <= resolved.total()
+    check_accounts(guard)
+
+
+_OUTCOMES = ("step_completed", "step_failed", "step_resolved")
+
+
+def check_accounts(guard: Guard) -> None:
+    """The sum of the events is what summary and accounts say, at every level, and nothing is reserved."""
+    store = guard.components.store
+    of_the_tenant: Counter[str] = Counter()
+    for listed in guard.runs(limit=10_000):
+        row = store.row(listed.run_id)
+        assert row is not None
+        fold = reconstruct(store, row)
+        assert fold.state.final
+        assert not fold.open
+        used: Counter[str] = Counter()
+        for event in guard.history(row.run_id):
+            if event.type in _OUTCOMES and event.usage is not None:
+                of_the_tenant.update(event.usage.amounts())
+            if event.type in (*_OUTCOMES, "scope_closed") and event.usage is not None:
+                used.update(event.usage.amounts())
+        assert +used == Counter(listed.usage.amounts())
+        for account in store.accounts([f"run:{row.run_id}"]).values():
+            assert +Counter(account.spent) == +used
+            assert not any(account.reserved.values())
+    (account,) = store.accounts([f"tenant:{TENANT}"]).values()
+    assert +Counter(account.spent) == +of_the_tenant
+    assert not any(account.reserved.values())
 
 
 @pytest.mark.timeout(1200)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -302,3 +305,38 @@ def test_a_call_interrupted_while_it_waits_raises_the_same_again(
     assert "outcome" not in event.data
     with guard.replay(run.id):
         assert interrupts(as_is, call, error) == live
+
+
+# --- still waiting when the process died ---------------------------------------------------------
+
+
+def test_a_call_that_waited_when_the_process_died_waits_on_beside_later_calls_on_record(
+    sqlite_guard: Guard, tmp_path: Path
+) -> None:
+    """A copy of the store stands for what the process leaves behind that dies there."""
+    left = tmp_path / "left.db"
+
+    def dies() -> None:
+        with closing(sqlite3.connect(sqlite_guard.components.store.path)) as store:  # type: ignore[attr-defined]
+            with closing(sqlite3.connect(left)) as copy:
+                store.backup(copy)
+
+    async def program(guard: Guard, then: Callable[[], None]) -> list[int]:
+        asked = asyncio.ensure_future(refund(5))
+        later = [await number(1), await number(2)]
+        await watch(paused=False)
+        then()
+        await guarded_step(name="operator")(grants)(guard)
+        return [await asked, *later]
+
+    async def grants(guard: Guard) -> None:
+        (asked,) = guard.approvals()
+        guard.approve(asked.run_id, asked.key)
+
+    with sqlite_guard.run("r") as run:
+        live = asyncio.run(program(sqlite_guard, dies))
+    with (
+        Guard.open(f"sqlite:///{left}", kill_switch="memory", telemetry=False) as guard,
+        guard.recover(run.id, take_over=True),
+    ):
+        assert asyncio.run(program(guard, lambda: None)) == live == [5, 1, 2]
