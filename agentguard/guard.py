@@ -1,4 +1,4 @@
-"""The Guard: what a user and an operator call.  It decides nothing; each method says who does."""
+"""The Guard: what a user and an operator call.  Each method delegates to a session, `Operations` or `Queries`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions import upkeep
 from agentguard.sessions.attached import AttachedSession
 from agentguard.sessions.forked import ForkOptions, ForkSession
-from agentguard.sessions.nested import new_session
+from agentguard.sessions.opening import session_for
 from agentguard.sessions.options import IfExists, OnWarning, RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
@@ -85,9 +85,10 @@ class Guard:
         """Return a guard over a store: by default SQLite and a kill page under the state directory.
 
         Args:
-            url: `memory://`, `sqlite:///path`, or `file:///run.jsonl` (an export, read-only); by
-                default `AGENTGUARD_STORE`.
-            kill_switch: `"page"` (default), `"memory"`, or an object; `AGENTGUARD_KILL_SWITCH`.
+            url: `sqlite:///path`, `postgresql://...` (extra `postgres`), `memory://`, or `file:///run.jsonl` (an
+                export, read-only); by default `AGENTGUARD_STORE`, else SQLite in the state directory.
+            kill_switch: `"page"` (default), `"memory"`, the URL of a server (`redis://`, `postgresql://`), or an
+                object; by default `AGENTGUARD_KILL_SWITCH`, else the server of a PostgreSQL store.
             ledger: refused: the budgets of tenants lie in the store, in one act with the event.
             durability: `"process"` (default: survives kill -9) or `"power"` (fsync: survives power
                 loss).
@@ -97,8 +98,8 @@ class Guard:
                 a callable `(name, value) -> value`; False switches all of it off.
             default_budget: for runs that name none; by default what is set outside the code, by run name and
                 tenant: `AGENTGUARD_BUDGET`, or a table of `agentguard.toml` or `pyproject.toml`.
-            store_timeout: seconds that a call waits for other writers of a SQLite file (30) before it is
-                refused; in a URL, `sqlite:///path?store_timeout=5`.
+            store_timeout: seconds that a call waits for other writers of a SQLite file (30), or for PostgreSQL,
+                before it is refused; in a URL, `sqlite:///path?store_timeout=5`.
             clock: where time comes from.
             ids: where the ids of runs come from.
 
@@ -211,7 +212,8 @@ class Guard:
         recorded as inputs.
 
         Raises:
-            ValueError: `if_exists` is something else, or `"recover"` without a `run_id`; `account` without
+            ValueError: `if_exists` is something else, `"recover"` without a `run_id`, or of a run that
+                exists outside the run around this one (pass `detached=True`); `account` without
                 `account_budget`, or another one than that of the run around this one.
             RunExistsError: the id is taken (when the block is entered).
             KillSwitchTriggeredError: a kill covers it already (when the block is entered).
@@ -233,15 +235,10 @@ class Guard:
         return self._run(options)
 
     def _run(self, options: RunOptions) -> Run:
-        if options.if_exists == "recover" and options.run_id is not None:
-            row = self.runtime.components.store.row(options.run_id)
-            if row is not None:
-                return Run(RecoverySession(self.runtime, row, options))
-
         def again(inputs: dict[str, Any]) -> Run:
             return self._run(replace(options, inputs=inputs))
 
-        return Run(new_session(self.runtime, options), again)
+        return Run(session_for(self.runtime, options), again)
 
     def start(self, name: str, **options: Unpack[RunKeywords]) -> Run:
         """Open a run where no block fits (notebooks); end it with `run.close()` or `run.aclose()`."""
@@ -571,7 +568,7 @@ class Guard:
         return self._queries.account(name, tenant)
 
     def tenants(self) -> list[TenantAccount]:
-        """Return the tenants with a budget, and what they have spent of it in the present window.
+        """Return the tenants with a budget, and what they have spent of it in the current period.
 
         Raises:
             StoreUnavailableError: that was kept apart from the store, by an earlier version.

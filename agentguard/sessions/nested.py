@@ -6,25 +6,12 @@ from agentguard.budget.model import Budget
 from agentguard.errors import RunStopped, StepOutcomeUnknownError
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.player import Player
-from agentguard.runs.current import CURRENT
 from agentguard.runs.state import RunState
-from agentguard.runtime import Runtime
 from agentguard.sessions.base import Session
 from agentguard.sessions.live import LiveSession
-from agentguard.sessions.options import RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
 from agentguard.steps.live import LiveRun
-
-
-def new_session(runtime: Runtime, options: RunOptions) -> LiveSession:
-    """Return the session of a new run, by what is around it."""
-    position = None if options.detached else CURRENT.get()
-    if position is not None and position.run.session.runtime.adopts:
-        runtime = position.run.session.runtime
-    if position is not None and position.live_run.player is not None:
-        return NestedSession(runtime, options)
-    return LiveSession(runtime, options)
 
 
 class NestedSession(LiveSession):
@@ -74,6 +61,13 @@ class NestedSession(LiveSession):
         """See `Run.drain`."""
         recorded = self._recorded
         return super().drain(live_run, timeout) if recorded is None else recorded.drain(live_run, timeout)
+
+    async def adrain(self, live_run: LiveRun, timeout: float | None) -> bool:
+        """See `Run.adrain`."""
+        recorded = self._recorded
+        return await (
+            super().adrain(live_run, timeout) if recorded is None else recorded.adrain(live_run, timeout)
+        )
 
     def _session_on_record(self) -> Session | None:
         around = self.around

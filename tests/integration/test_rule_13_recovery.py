@@ -425,6 +425,61 @@ def test_rule_13_if_exists_recover_opens_or_carries_on(
         service(guard)
 
 
+def test_a_decorated_function_recovers_its_run_when_it_is_called_again(
+    guard: Guard, notes: Callable[[], list[list[Any]]]
+) -> None:
+    def service(own: Guard) -> None:
+        @own.run("program", run_id="r", if_exists="recover")
+        def program() -> list[int]:
+            return agent(BY_EFFECT["read"])
+
+        assert program() == [2, 20, 4]
+
+    assert in_process(service) == -signal.SIGKILL
+    service(guard)
+    assert guard.summary("r").state is RunState.COMPLETED
+    assert [what for what, *_ in notes()] == ["before", "body", "body", "before"]
+
+
+def test_a_nested_run_that_may_be_recovered_is_served_in_a_recovery_and_in_a_replay(
+    guard: Guard, notes: Callable[[], list[list[Any]]]
+) -> None:
+    """The log of the run around it says what it is, and not the store alone."""
+    work = BY_EFFECT["read"]
+
+    def program(own: Guard) -> list[int]:
+        with own.run("part", run_id="part", if_exists="recover"):
+            first = before(1)
+        return [first, work(2), before(3)]
+
+    def live(own: Guard) -> None:
+        with own.run("program", run_id="r"):
+            program(own)
+
+    assert in_process(live) == -signal.SIGKILL
+    with guard.recover("r"):
+        assert program(guard) == [2, 20, 4]
+    done = len(notes())
+    with guard.replay("r"):
+        assert program(guard) == [2, 20, 4]
+    assert len(notes()) == done == 4
+    assert guard.verify()
+    assert [guard.summary(run).state for run in ("r", "part")] == [RunState.COMPLETED] * 2
+
+
+def test_a_run_is_not_recovered_inside_another_whose_log_does_not_have_it(
+    guard: Guard, notes: Callable[[], list[list[Any]]]
+) -> None:
+    crash(BY_EFFECT["read"])
+    with guard.run("other") as other:
+        with pytest.raises(ValueError, match=f"run_id='r'.*not in the log of run {other.id}.*detached=True"):
+            guard.run("program", run_id="r", if_exists="recover")
+        with guard.run("program", run_id="r", if_exists="recover", detached=True):
+            assert agent(BY_EFFECT["read"]) == [2, 20, 4]
+    assert guard.summary("r").state is RunState.COMPLETED
+    assert other.spent["steps"] == 0
+
+
 def test_rule_13_a_run_that_lives_here_is_not_recovered_beside_itself(guard: Guard) -> None:
     with (
         guard.run("program", run_id="r"),
