@@ -71,7 +71,7 @@ def _as_it_is(value: Any) -> bytes | None:
 def _packed(value: Any, packer: ArgumentPacker) -> Any:
     try:
         return msgspec.Raw(encode(packer.pack(value)))
-    except Exception:  # noqa: BLE001 - a stranger's object may raise anything; a deep one RecursionError
+    except Exception:  # noqa: BLE001 - a user's object may raise anything; a deep one RecursionError
         return {OPAQUE: type_name(type(value))}
 
 
@@ -96,7 +96,7 @@ def encode_call_of_scheme_1(args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     """Return the arguments of a call as runs of value scheme 1 have them, to be compared with theirs."""
     try:
         return _encode_of_scheme_1((args, kwargs))
-    except Exception:  # noqa: BLE001, S110 - a stranger's object; the slow way below names it
+    except Exception:  # noqa: BLE001, S110 - a user's object; the slow way below names it
         pass
     positional = [_or_type_of(value) for value in args]
     named = {clean_text(str(name)): _or_type_of(value) for name, value in kwargs.items()}

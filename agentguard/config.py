@@ -1,4 +1,4 @@
-"""Settings and URLs to parts: the only file that knows every backend, and each by dotted path alone."""
+"""Settings and URLs to components: the only file that knows every backend, and each by dotted path alone."""
 
 from __future__ import annotations
 

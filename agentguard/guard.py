@@ -1,4 +1,4 @@
-"""The Guard: what a user and an operator call.  Each method delegates to a session, `Operations` or `Queries`."""
+"""The Guard: what a user and an operator call.  Each method delegates."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ class Guard:
         """Return a guard over a store: by default SQLite and a kill page under the state directory.
 
         Args:
-            url: `sqlite:///path`, `postgresql://...` (extra `postgres`), `memory://`, or `file:///run.jsonl` (an
-                export, read-only); by default `AGENTGUARD_STORE`, else SQLite in the state directory.
-            kill_switch: `"page"` (default), `"memory"`, the URL of a server (`redis://`, `postgresql://`), or an
-                object; by default `AGENTGUARD_KILL_SWITCH`, else the server of a PostgreSQL store.
+            url: `sqlite:///path`, `postgresql://...` (extra `postgres`), `memory://`, or `file:///run.jsonl`
+                (an export, read-only); by default `AGENTGUARD_STORE`, else SQLite in the state directory.
+            kill_switch: `"page"` (default), `"memory"`, the URL of a server (`redis://`, `postgresql://`), or
+                an object; by default `AGENTGUARD_KILL_SWITCH`, else the server of a PostgreSQL store.
             ledger: refused: the budgets of tenants lie in the store, in one act with the event.
             durability: `"process"` (default: survives kill -9) or `"power"` (fsync: survives power
                 loss).
@@ -98,8 +98,8 @@ class Guard:
                 a callable `(name, value) -> value`; False switches all of it off.
             default_budget: for runs that name none; by default what is set outside the code, by run name and
                 tenant: `AGENTGUARD_BUDGET`, or a table of `agentguard.toml` or `pyproject.toml`.
-            store_timeout: seconds that a call waits for other writers of a SQLite file (30), or for PostgreSQL,
-                before it is refused; in a URL, `sqlite:///path?store_timeout=5`.
+            store_timeout: seconds that a call waits for other writers of a SQLite file (30), or for
+                PostgreSQL, before it is refused; in a URL, `sqlite:///path?store_timeout=5`.
             clock: where time comes from.
             ids: where the ids of runs come from.
 

@@ -255,5 +255,5 @@ def _rebuilt(value: Any, hint: Any) -> Any:
     validate = getattr(hint, "model_validate", None)
     try:
         return validate(value) if callable(validate) else msgspec.convert(value, hint, strict=True)
-    except Exception:  # noqa: BLE001 - a stranger's types may raise anything
+    except Exception:  # noqa: BLE001 - a user's types may raise anything
         return value

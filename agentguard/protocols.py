@@ -88,7 +88,7 @@ class EventStore(Protocol):
     `StoreUnavailableError`.  Methods may be called from any thread.
     """
 
-    #: How many bytes of a URL-like name to show people: where this store is.
+    #: Where this store is, as a URL without secrets, to show to people.
     url: str
 
     def lock_for(self, run_id: str) -> RunLock:

@@ -146,7 +146,7 @@ class Run:
         return () if self._live_run is None else tuple(self._live_run.fold.warnings)
 
     def summary(self) -> RunSummary:
-        """The run in a few lines; its `head` is an anchor for `verify`."""
+        """Return the run in a few lines."""
         return self.live_run.summary()
 
     # --- the block -----------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Run:
         raise_on_exit(self._session.close(live_run, error), error)
 
     def _skip_what_was_left(self) -> None:
-        """Runs may be left in another order than they were entered in (`guard.start`)."""
+        """Make current what was so before runs that were left out of order."""
         position = CURRENT.get()
         while position is not None and position.run._live_run is not None and position.run._token is None:
             position = position.run._before
@@ -275,7 +275,7 @@ class Run:
     def install_task_factory(
         self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True
     ) -> None:
-        """See to it that tasks made in this loop get branches of their own."""
+        """Give tasks made in this loop branches of their own."""
         live_run = self.live_run
         if loop in live_run.in_flight.loops:
             return
@@ -320,17 +320,17 @@ class Run:
         branch: str | Branch | None = None,
         **options: Any,
     ) -> Any:
-        """`call` with the arguments apart, so that none is taken for an option: for integrations."""
+        """Run a guarded step as `call` does, its arguments given apart: for integrations."""
         return call.apply(self._at(branch), name, fn, tuple(args), dict(kwargs or {}), options)
 
     def limits(self, *resources: str) -> bool:
-        """Whether some level that a step here is charged to limits one of these ("usd", "tokens")."""
+        """Return whether a level that a step here is charged to limits one of these."""
         names = [NANO_USD if resource == "usd" else resource for resource in resources]
         here = self.here()
         return bool(self.live_run.levels.limited(names, here.scope_key, here.account))
 
     def step(self, name: str, *, branch: str | Branch | None = None, **options: Any) -> StepBlock:
-        """A step around a block (`with` or `async with`); `as step` gives `.settle(usage)`.
+        """Return a step around a block.
 
         It is counted, limited and logged as any step, but cannot be replayed.  Where start and end
         lie in different functions (callbacks), use `block.start()` and `block.finish(error)`, which
@@ -381,11 +381,11 @@ class Run:
         return on_branch(position, branch)
 
     def scope(self, name: str, budget: Budget | None = None) -> Scope:
-        """A part of the run with a budget of its own."""
+        """Return a part of the run with a budget of its own."""
         return Scope(self, self.here(), name, budget)
 
     def account(self, name: str, budget: Budget) -> bound.AccountBlock:
-        """`with run.account("thread:42", Budget(usd=1)):` steps inside are charged to it too.
+        """Charge the steps inside to a named account too.
 
         As `account=` of `guard.run`, for code that learns which conversation it serves inside a run.  A
         refusal by it stops the run.
@@ -402,34 +402,34 @@ class Run:
         return bound.AccountBlock(here, joined(here.account, name, self.tenant, budget))
 
     def branch(self, name: str) -> bound.BranchBlock:
-        """A line of control with a name of its own (`with`), so that its keys do not depend on order."""
+        """Return a block whose calls are numbered under a name of their own."""
         return bound.BranchBlock(self.here(), name)
 
     def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn` for a thread, an executor or another loop: it will run in this run, in its own branch."""
+        """Return `fn` for a thread, an executor or another loop, in a branch of this run."""
         return bound.bind(self.here(), fn)
 
     async def gather(self, *awaitables: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        """`asyncio.gather`, each awaitable in a branch of its own, in the order given."""
+        """Await several awaitables, each in a branch of its own."""
         self.install_task_factory(asyncio.get_running_loop(), self.here().branch)
         return await asyncio.gather(*awaitables, return_exceptions=return_exceptions)
 
     # --- recorded values -----------------------------------------------------------------------
 
     def now(self) -> datetime:
-        """The time (UTC), on record, so that a replay sees the same."""
+        """Return the time (UTC), on record."""
         return recorded.now(self.live_run, self.here())
 
     def uuid(self) -> uuid_module.UUID:
-        """A UUID that follows from the run's seed: the same in a replay."""
+        """Return a UUID that replays."""
         return recorded.seeded_uuid(self.live_run, self.here())
 
     def random(self) -> float:
-        """A number in [0, 1) that follows from the run's seed: the same in a replay."""
+        """Return a number in [0, 1) that replays."""
         return recorded.seeded_random(self.live_run, self.here())
 
     def record(self, name: str, fn: Callable[[], Any], *, branch: str | Branch | None = None) -> Any:
-        """What `fn()` gives or raises, on record; for values that are no step.
+        """Return what `fn()` gives, on record.
 
         Awaitable for a coroutine function.
         """
@@ -438,7 +438,7 @@ class Run:
     # --- control -------------------------------------------------------------------------------
 
     def kill(self, reason: str, actor: str | None = None) -> int:
-        """Stop this run, in every process; gives the kill's generation."""
+        """Stop this run, in every process; return the kill's generation."""
         return self._session.kill(reason, actor)
 
     def pause(self, reason: str = "") -> None:

@@ -21,8 +21,8 @@ from agentguard.steps.live import LiveRun
 class Runtime:
     """The components of a guard, its live runs, and its participation in the kill switch.
 
-    `background` is called by the heartbeat of a process that has runs: once a second to stop what is in
-    flight of a run that was stopped elsewhere, and every few seconds as a sign of life.
+    The heartbeat calls `check` every second, which stops bodies whose run was stopped elsewhere, and `beat`
+    every few seconds, which writes a sign of life; both only while the process has runs.
     """
 
     def __init__(

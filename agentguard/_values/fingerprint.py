@@ -164,7 +164,7 @@ def state_digest(value: Any, clean: Cleaner | None = None) -> str | None:
     """Return a digest of all that an object holds, the same in every process; None where there is none."""
     try:
         packed = encode(_StatePacker(clean).opaque(value))
-    except Exception:  # noqa: BLE001 - a stranger's state may raise anything, or say nothing
+    except Exception:  # noqa: BLE001 - a user's state may raise anything, or say nothing
         return None
     return sha256(packed if clean is None else clean(packed)).hexdigest()
 

@@ -15,12 +15,6 @@ _TEXT: Final = frozenset((str,))
 _FLOAT: Final = frozenset((float,))
 
 
-def is_scalar(value: Any) -> bool:
-    """Return whether JSON by itself gives a single value back, with its type."""
-    cls = type(value)
-    return cls in _ALWAYS or (cls is float and math.isfinite(value))
-
-
 def is_plain(value: Any) -> bool:
     """Return whether a value is nothing but JSON, by exact types; keys with our prefix are not looked for.
 

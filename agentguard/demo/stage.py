@@ -1,4 +1,4 @@
-"""What the demo tells whoever shows it."""
+"""What the demo reports to its caller."""
 
 from __future__ import annotations
 

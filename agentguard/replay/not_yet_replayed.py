@@ -1,4 +1,4 @@
-"""What a recovery's log has used and its program has not come to yet.
+"""Spending that a recovered log has and its program has not reached yet.
 
 The fold of a recovered run, or of a fork, knows all that is on record from the start.  A program that
 asks what is spent, or left, must hear what it heard the first time, or it would go another way.
@@ -25,18 +25,18 @@ class NotYetReplayed:
         return (spent, reserved) if any(spent.values()) or any(reserved.values()) else None
 
     def passed(self, call: Call) -> None:
-        """The program has come to a call: what it used, and what the calls inside it used, counts now."""
+        """Count what a call and the calls inside it used: the program has made it."""
         for inner in (*call.before, *call.children):
             self.passed(inner)
         self.ended(call)
 
     def ended(self, call: Call) -> None:
-        """A call that the program does not come to, or has come to, has ended: what it used counts now."""
+        """Count what an ended call used."""
         if call.end is not None and call.end_data.get("body_ran") is not False:
             self._take(self._spent, call, call.end.usage or {})
 
     def doubted(self, call: Call, *, own: bool) -> None:
-        """The program has come to a call without an outcome; a fork was charged for one not its own."""
+        """Count what a call without an outcome holds; a fork was charged for one not its own."""
         self._take(self._reserved if own else self._spent, call, call.data.get("reserve", ONE_STEP))
 
     def _take(self, ahead: dict[str, Amounts], call: Call, amounts: Amounts) -> None:

@@ -61,7 +61,7 @@ class DeliveryOrder:
         return deliveries[0] if deliveries else None
 
     def _pump(self, loop: Loop) -> None:
-        """Deliver the next outcome, if somebody waits for it and the last one has sunk in."""
+        """Deliver the next outcome, if a step waits for it and the turns after the last one are over."""
         if self._busy or not self._waiting:
             return
         call = self._next()

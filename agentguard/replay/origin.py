@@ -21,7 +21,7 @@ _RETRY = "retry"
 
 
 def checked(log: Iterator[Stored], run_id: str) -> Iterator[Stored]:
-    """A log as it is read, refused at the first event that was altered.
+    """Yield a log, and refuse the first event that was altered.
 
     Raises:
         LogIntegrityError: an event does not fit, or the log does not begin at 1.
@@ -37,7 +37,7 @@ def checked(log: Iterator[Stored], run_id: str) -> Iterator[Stored]:
 
 
 def origin_log(store: EventStore, run_id: str, until: int | None = None) -> Iterator[Stored]:
-    """A run's log, up to its event `until`, behind what it shares with the run that it was forked from."""
+    """Yield a run's log, after the part that it shares with the run it was forked from."""
     for stored in checked(store.read(run_id), run_id):
         if until is not None and stored.seq > until:
             return
@@ -47,7 +47,7 @@ def origin_log(store: EventStore, run_id: str, until: int | None = None) -> Iter
 
 
 def prefix(store: EventStore, fork: Record) -> Iterator[Stored]:
-    """What a fork shares with its origin, by its `run_forked`; the origin may be a fork itself.
+    """Yield what a fork shares with its origin.
 
     Raises:
         LogIntegrityError: the origin's log is not there, or is not the one that was forked.
@@ -84,7 +84,7 @@ class _Cut:
         self._under_way: set[str] = set()
 
     def takes(self, record: Record) -> bool:
-        """Whether the next event of the origin's own log is shared."""
+        """Return whether the next event of the origin is shared."""
         key = record.key or ""
         if record.seq > self._at and key not in self._under_way:
             return False
@@ -140,7 +140,7 @@ class Shared:
         return _spent(self._fold.account)
 
     def facts(self) -> dict[str, Any]:
-        """What `run_forked` says beside that: where the cut is, and what the spending does not show."""
+        """Return what `run_forked` holds beside the spending."""
         fold = self._fold
         data: dict[str, Any] = {
             "origin": self._origin,
@@ -173,7 +173,7 @@ def _under(budget: Budget | None, created: Record) -> Record:
 
 
 def _spent(account: Account) -> Amounts:
-    """What was spent and what is reserved, as one: nobody may use it again."""
+    """Return spent and reserved amounts as one."""
     spent = dict(account.spent)
     for resource, amount in account.reserved.items():
         if amount:

@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class Player:
-    """See the module.  Used from every thread of the program."""
+    """Answers the calls of one live run from its log.  Safe to use from every thread."""
 
     def __init__(
         self,
@@ -88,17 +88,17 @@ class Player:
             self._stalls.attend(loop, early=early)
 
     def progress(self) -> None:
-        """The program has come to a call, of this run or of one inside it."""
+        """Note that the program has made a call."""
         self._stalls.progress()
         if self._around is not None:
             self._around.progress()
 
     def close(self) -> None:
-        """The program has left the replay's block."""
+        """Stop watching the program."""
         self._stalls.close()
 
     def first_left(self) -> Call | None:
-        """The first recorded call that the program has not come to."""
+        """Return the first recorded call that was not made."""
         with self._lock:
             call = self.tape.left_over()
             return None if call is None else self.tape.outermost(call)
@@ -184,7 +184,7 @@ class Player:
             self.diverge(d.NOT_REPLAYABLE, step.key, d.describe(call.start), "a block, not a function")
 
     def _find(self, step: Step) -> Call | None:
-        """The recorded call of a step, its place and arguments checked."""
+        """Return the recorded call of a step, after checking its position and arguments."""
         path = branch_of(step.key) if step.spec.key is None else step.path
         call = self._call(step.key, step.pos, step.scope_key, path)
         if call is None:
@@ -208,7 +208,7 @@ class Player:
         return call
 
     def _begin_again(self, step: Step) -> None:
-        """Let a step that an operator had tried again go on with its next attempt."""
+        """Start the next attempt of a step that an operator resolved to be retried."""
         before = self.tape.retried(step.key)
         if not before or self._not_yet is None:
             return
@@ -235,7 +235,7 @@ class Player:
         return call
 
     def _absent(self, key: str, scope: str, there: Call | None, pos: int, found: str) -> None:
-        """A call that is not on record: it was refused there too, or is past the end, or a difference."""
+        """Raise what a call without a record raised live, or a difference; return to let it go live."""
         if there is None or there.start.pos != pos:
             refused = self._left_no_event(key, scope, there)
             if refused is not None:
@@ -262,7 +262,7 @@ class Player:
         return key in self.tape.decisions
 
     def _left_no_event(self, key: str, scope: str, there: Call | None) -> BaseException | None:
-        """What a call raised live that left nothing on record at its place in its branch, if it did."""
+        """Return what a call raised live without leaving an event, or None."""
         decision = self.tape.decisions.get(key)
         denied = decision is not None and decision.type == ev.APPROVAL_DENIED
         known = [there.start.seq] if there is not None else []
@@ -280,7 +280,7 @@ class Player:
         return None
 
     def _scope_stop(self, scope: str, after: int | None) -> RunStopped | None:
-        """What stopped a scope, or one around it, by the log; the same object each time.
+        """Return the recorded stop of a scope or one around it, always the same object.
 
         `after` is the first event known to be later than the call, or its denial: a stop that came later
         still is not what the call raised.
@@ -309,7 +309,7 @@ class Player:
             raise self.in_doubt.with_traceback(None)
 
     def recorded_stop(self) -> RunStopped | None:
-        """What stopped the recorded run, the same object each time."""
+        """Return the recorded stop of the run, always the same object."""
         if self._live_run.stops.stop is None and self.tape.terminal is not None:
             data = (self.tape.terminal.data or {})["termination"]
             stop = stop_from(data)
@@ -364,7 +364,7 @@ class Player:
         self._count_late()
 
     def _count_late(self) -> None:
-        """Fold what calls came to that outlived the body around them, which was served."""
+        """Fold the outcomes of calls that outlived the body around them."""
         while self.tape.late:
             call, record = self.tape.late.popleft()
             if self._not_yet is None:
@@ -373,7 +373,7 @@ class Player:
                 self._not_yet.ended(call)
 
     def take_budget(self) -> bool:
-        """The program gives its run another budget: take the one on record; False if there is none."""
+        """Take the next recorded budget; return whether there is one."""
         with self._lock:
             self.tape.read_until(lambda: bool(self.tape.budgets))
             if not self.tape.budgets:
@@ -401,7 +401,7 @@ class Player:
             yield call.end
 
     def outcome(self, spec: StepSpec, call: Call) -> RecordedOutcome:
-        """A recorded outcome, brought back."""
+        """Return a recorded outcome."""
         if call.start.type == ev.STEP_REFUSED:
             return RecordedOutcome(error=self._refusal(call))
         if call.failed:
@@ -410,10 +410,10 @@ class Player:
         return RecordedOutcome(self._restored(call, spec, _result))
 
     def _restored(self, call: Call, spec: StepSpec, restore: Callable[[StepSpec, Call], _T]) -> _T:
-        """What a call gave, by `restore`; a difference where that cannot make anything of it."""
+        """Return `restore(spec, call)`; raise a difference if that fails."""
         try:
             return restore(spec, call)
-        except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
+        except Exception as error:  # noqa: BLE001 - a user's types may raise anything
             how = "" if spec.returns is None else f" as {spec.returns!r}"
             self._not_replayable(call, f"it does not decode{how}: {type_name(type(error))}: {error}")
 
@@ -457,7 +457,7 @@ class Player:
         return error
 
     def recorded_stop_of(self, error: RunStopped) -> RunStopped | None:
-        """The run's stop, where an exception stands for it."""
+        """Return the run's stop if an exception stands for it."""
         if self._live_run.stops.stop is None:
             self.tape.read_until(lambda: self.tape.terminal is not None)
             if self.tape.terminal is not None:
@@ -497,7 +497,7 @@ class Player:
             self.consume(call)
             try:
                 return RecordedOutcome(values.restore(call.payload or b"null", by_name=True))
-            except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
+            except Exception as error:  # noqa: BLE001 - a user's types may raise anything
                 self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {error}")
 
     def open_scope(self, scope: Any) -> bool:
@@ -516,7 +516,7 @@ class Player:
             return True
 
     def open_run(self, key: str, pos: int, scope: str) -> str | None:
-        """The id of a run that opens inside this one, if it is on record; in a replay it must be."""
+        """Return the id of the recorded nested run, or None."""
         with self._lock:
             call = self._call(key, pos, scope)
             if call is None:
@@ -547,7 +547,7 @@ class Player:
         raise self.differs(error)
 
     def differs(self, error: ReplayDivergenceError) -> ReplayDivergenceError:
-        """Keep a difference, unless there was one before, and give the first one.
+        """Keep the first difference and return it.
 
         It is one of the runs around this one too: a stop on record there must not cover it.
         """
@@ -566,7 +566,7 @@ class Player:
                 self.diverge(d.LEFT_OVER, left.start.key, d.describe(left.start), "the program ended")
 
     def end(self, error: BaseException | None) -> RunStopped | None:
-        """The recorded end: its stop to raise, or a difference where the program ended otherwise."""
+        """Return the recorded stop to raise; raise a difference if the program ended otherwise."""
         terminal = self.tape.terminal
         if terminal is None:
             return self._live_run.stops.stop
@@ -582,7 +582,7 @@ class Player:
 
 
 def _result(spec: StepSpec, call: Call) -> Any:
-    """What a step gave, brought back."""
+    """Return the restored result of a step."""
     payload = call.end_payload or b"null"
     if call.end is not None and call.end.type == ev.STEP_RESOLVED:
         return values.restore(payload, spec.returns, by_name=True)
@@ -592,7 +592,7 @@ def _result(spec: StepSpec, call: Call) -> Any:
 
 
 def _items(spec: StepSpec, call: Call) -> Recorded:
-    """What a generator gave and was given, brought back."""
+    """Return the restored items of a generator."""
     return recorded(spec, call.end_payload or b"[]", call.end_data)
 
 

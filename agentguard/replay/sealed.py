@@ -37,7 +37,7 @@ class SealedStore:
     update_row = erase = prune = _refuse
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: nothing was opened."""
 
 
 class _Absent:
@@ -57,24 +57,24 @@ class StillSwitch:
         return None
 
     def kills(self) -> list[Kill]:
-        """None."""
+        """Return no kills."""
         return []
 
     def record(self, type: str, data: dict[str, Any]) -> int:
-        """Nothing is recorded."""
+        """Refuse: a replay writes nothing."""
         raise StoreUnavailableError("a replay writes nothing")
 
     def read(self, after: int = 0) -> Iterator[Stored]:
-        """Nothing."""
+        """Return no events."""
         return iter(())
 
     def join(self, on_change: Callable[[int], None]) -> _Absent:
-        """Nothing will change."""
+        """Return a participant that is told nothing."""
         return _Absent()
 
     def acknowledgements(self, generation: int, timeout: float) -> Acknowledgements:
-        """Nobody."""
+        """Return that no process is there."""
         return Acknowledgements(0, 0, 0.0)
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: nothing was opened."""

@@ -119,7 +119,6 @@ class Tape:
         self.terminal: Record | None = None
         self.created: Record | None = None
         self.last: Stored | None = None
-        self.ended = False
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -128,7 +127,6 @@ class Tape:
         while not done():
             stored = next(self._log, None)
             if stored is None:
-                self.ended = True
                 return
             self.last = stored
             if stored.payload is not None and has_conversations(stored.body, stored.payload):
@@ -146,12 +144,6 @@ class Tape:
             return messages.whole(call.payload)
         except ConversationError:
             return None
-
-    def read_on(self) -> bool:
-        """Read one more event; False at the end."""
-        before = self.last
-        self.read_until(lambda: self.last is not before)
-        return self.last is not before
 
     def _take_in(self, record: Record, payload: bytes | None) -> None:
         if record.type in _STARTS:
@@ -196,19 +188,19 @@ class Tape:
         self._places.setdefault(call.branch, {})[record.pos] = call
 
     def _parent(self, call: Call) -> Call | None:
-        """The call in whose body this one was made, unless that was taken."""
+        """Return the call in whose body this one was made, unless it was taken."""
         calls = self._calls.get(call.data.get("parent", ""), ())
         return next(
             (around for around in reversed(calls) if around.end is None), calls[-1] if calls else None
         )
 
     def _leave_beside(self, call: Call) -> None:
-        """Nobody asks for this call, but what it comes to counts."""
+        """Keep a call whose outcome still counts, though the program will not make it."""
         if not call.settled:
             self._beside[call.start.key or ""] = call
 
     def inside(self, key: str) -> list[Call]:
-        """The calls that the function of a value made, which are on record before it."""
+        """Return the calls that a value's function made."""
         inside = [
             call
             for branch, places in self._places.items()
@@ -219,7 +211,7 @@ class Tape:
         return sorted((call for call in inside if call not in further_in), key=lambda call: call.start.seq)
 
     def _open(self, key: str | None) -> Call | None:
-        """The call of that key which is still under way at this point of the log."""
+        """Return the call of a key that is under way here."""
         for call in reversed(self._calls.get(key or "", ())):
             if not call.settled:
                 return call
@@ -261,7 +253,7 @@ class Tape:
     # --- asking --------------------------------------------------------------------------------
 
     def find(self, key: str, branch: str, pos: int) -> Call | None:
-        """The next recorded call of a key, with its outcome if the log has one.
+        """Return the next recorded call of a key, with its outcome if the log has one.
 
         Where another call stands on record at its place, the rest of the log is not looked through.
         """
@@ -311,13 +303,13 @@ class Tape:
         return self._retried.pop(key, [])
 
     def at(self, branch: str, pos: int) -> Call | None:
-        """What the log has, and nobody has asked for, at a place of a branch or after it."""
+        """Return the first call not yet made at a call index of a branch, or after it."""
         places = self._places.get(branch, {})
         later = [place for place in places if place >= pos]
         return places[min(later)] if later else None
 
     def outermost(self, call: Call) -> Call:
-        """The call that nobody asked for around one that nobody asked for, or itself."""
+        """Return the outermost call not yet made around this one, or itself."""
         around = self._calls.get(call.data.get("parent", ""), ())
         for outer in around:
             if call in outer.children:
@@ -325,17 +317,17 @@ class Tape:
         return call
 
     def left(self) -> list[Call]:
-        """The recorded calls that nobody asked for, in log order."""
+        """Return the recorded calls that were not made, in log order."""
         self.read_until(lambda: False)
         left = [call for calls in self._calls.values() for call in calls]
         return sorted(left, key=lambda call: call.start.seq)
 
     def holds(self, call: Call) -> bool:
-        """Whether nobody has asked for a call that was read."""
+        """Return whether a call was read and not made yet."""
         return call in self._calls.get(call.start.key or "", ())
 
     def left_over(self) -> Call | None:
-        """The first recorded call that nobody asked for."""
+        """Return the first recorded call that was not made."""
         return next(iter(self.left()), None)
 
 

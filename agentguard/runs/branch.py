@@ -16,7 +16,7 @@ UNNAMED = "attach#"
 
 
 def key_segment(name: str) -> str:
-    """A name as part of a key, with the key's own separators escaped."""
+    """Return a name as part of a key, its separators escaped."""
     return name.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
 
 
@@ -35,7 +35,7 @@ def check_branch(name: object) -> str:
 
 
 def scope_part(name: str) -> str:
-    """A scope's name as part of its path, which no other scope and no other level can have.
+    """Return a scope's name as part of its path.
 
     Example:
         >>> scope_part("search"), scope_part("a/b"), scope_part("run"), scope_part("tenant:acme")
@@ -48,7 +48,7 @@ def scope_part(name: str) -> str:
 
 
 def branch_of(key: str, data: Mapping[str, Any] | None = None) -> str:
-    """The path of the branch that a recorded call was made in; a key of the caller's own does not show it."""
+    """Return the branch that a recorded call was made in."""
     return (data or {}).get("branch") or key.rpartition("/")[0]
 
 
@@ -75,14 +75,14 @@ class Branch:
         return self  # a copy would hand out the same keys
 
     def next_key(self, part: str) -> str:
-        """The key of the next call; `part` is a name that `key_segment` gave."""
+        """Return the key of the next call."""
         counter = self._counts.get(part)
         if counter is None:
             counter = self._counts.setdefault(part, count(1))
         return f"{self.path}/{part}#{next(counter)}"
 
     def next_call(self, part: str) -> tuple[str, int]:
-        """The key of a call that is put on record, and its place among all such calls of the branch."""
+        """Return the key of a recorded call, and its index in the branch."""
         counter = self._counts.get(part)
         if counter is None:
             return self.next_key(part), next(self._calls)
@@ -93,15 +93,15 @@ class Branch:
         return next(self._calls)
 
     def child(self, label: str) -> Branch:
-        """A new line of control that begins here."""
+        """Return a new branch that begins here."""
         return Branch(self.next_key(key_segment(label)))
 
     def here(self) -> Branch:
-        """The branch of the code that runs now; tasks made before the run met their loop have their own."""
+        """Return the branch of the code that runs now."""
         return self if self.tasks is None else self.tasks.branch_here(self)
 
     def passed(self, key: str) -> None:
-        """Take note of a key that is on record, so that numbering goes on after it."""
+        """Go on numbering after a key that is on record."""
         path, _, last = key.rpartition("/")
         if path == self.path and "#" in last:
             part, _, number = last.rpartition("#")

@@ -34,8 +34,8 @@ def on_branch(position: Any, branch: Branch) -> Position:
     return Position(position.run, position.scope, branch, position.step, position.account)
 
 
-#: The place of the code that runs now.  A `Step` is a place too: the one its body runs in.
-CURRENT: ContextVar[Any] = ContextVar("agentguard_place", default=None)
+#: The position of the code that runs now.  A `Step` is a position too: that of its body.
+CURRENT: ContextVar[Any] = ContextVar("agentguard_position", default=None)
 
 
 def here() -> Any:

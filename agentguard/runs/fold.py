@@ -49,14 +49,14 @@ class ScopeFold:
         self.parent = parent
         self.stop: dict[str, Any] | None = None
         self.closed = False
-        #: Whether other logs charge this level too, so that it lies in the shared ledger.
+        #: Whether other logs charge this level too, so that its account lies in the store.
         self.shared = False
         #: The run's running time when the scope was opened; its `seconds` count from there.
         self.opened_ns = 0
 
 
 class RunFold:
-    """The state of a run as of event `seq`.  Pure; whoever shares one holds a lock."""
+    """The state of a run as of event `seq`.  Pure.  Threads that share one hold a lock."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -122,7 +122,7 @@ class RunFold:
         self.counts_repeats = any(budget.repeats is not None for budget in budgets)
 
     def apply_stored(self, stored: codec.Stored) -> Record:
-        """Apply an event that was read, whose hash somebody else has looked at.
+        """Apply an event that was read, whose hash was verified, or is not needed.
 
         Raises:
             LogIntegrityError: it is no event, or cannot come after what is before it.
@@ -140,31 +140,31 @@ class RunFold:
     # --- reading -------------------------------------------------------------------------------
 
     def spent_after(self, usage: Amounts) -> Amounts:
-        """The run's total once `usage` is added: what an outcome event carries."""
+        """Return the run's total once `usage` is added."""
         spent = self.account.spent.copy()
         for resource, amount in usage.items():
             spent[resource] = spent.get(resource, 0) + amount
         return spent
 
     def running_until_last_event(self) -> int:
-        """Running time, in nanoseconds, up to the last sign of life that the log has."""
+        """Return the running time up to the last event, in nanoseconds."""
         return self.running_until(self._last_ns)
 
     def running_until(self, at_ns: int) -> int:
-        """Running time, in nanoseconds, up to a wall-clock time, or the newest event if that is later."""
+        """Return the running time up to a wall-clock time, or to the last event if that is later."""
         if self.state is not RunState.RUNNING:
             return self.running_ns
         return self.running_ns + max(0, max(at_ns, self._last_ns) - self._running_from_ns)
 
     def chain(self, scope: str) -> list[ScopeFold]:
-        """A scope and those around it, innermost first, the run's own level last."""
+        """Return a scope and those around it, innermost first."""
         levels = [self.scopes[scope]]
         while levels[-1].key:
             levels.append(self.scopes[levels[-1].parent])
         return levels
 
     def inside(self, scope: str) -> set[str]:
-        """The keys of a scope and of all scopes inside it."""
+        """Return the keys of a scope and of all scopes inside it."""
         # A list, since a kill asks from a thread of its own while others open scopes.
         return {key for key in list(self.scopes) if any(s.key == scope for s in self.chain(key))}
 
@@ -309,7 +309,7 @@ class RunFold:
         around = self.scopes[data.get("scope", "")]
         key = record.key or ""
         if "run" in data:
-            # From here on other logs charge these levels too: they move to the shared ledger.
+            # From here on other logs charge these levels too: their accounts move to the store.
             for level in self.chain(around.key):
                 level.shared = True
             return
@@ -344,12 +344,12 @@ class RunFold:
 
 
 def repeat_id(name: str, digest: str | None) -> str | None:
-    """What counts as the same call: name and arguments."""
+    """Return what identifies equal calls: name and arguments."""
     return None if digest is None else f"{name}:{digest}"
 
 
 def repeat_of(record: Record) -> str | None:
-    """What a `step_started` counts as the same call by: its arguments, or the same given by position."""
+    """Return what identifies the calls that equal a `step_started`."""
     data = record.data or {}
     return repeat_id(record.name or "", data.get("repeat", data.get("args")))
 

@@ -60,7 +60,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(f"{w['path']}/{w['resource']}" if w["level"] else w["resource"] for w in told)
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for `--json` and for a row; money as text, times as ISO 8601."""
+        """Return plain data for `--json` and for a row."""
         return {
             "run_id": self.run_id,
             "name": self.name,
@@ -101,12 +101,12 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def usage_data(usage: Usage) -> dict[str, Any]:
-    """A usage as plain data, money as text."""
+    """Return a usage as plain data, money as text."""
     return {name: str(usage[name]) if name == "usd" else usage[name] for name in usage}
 
 
 def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
-    """The summary of a log."""
+    """Return the summary of a log."""
     running = fold.running_ns if running_ns is None else running_ns
     return RunSummary(
         run_id=fold.run_id,
@@ -132,12 +132,12 @@ def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
 
 
 def moment(ns: int | None) -> datetime | None:
-    """Wall-clock nanoseconds as a UTC datetime."""
+    """Return wall-clock nanoseconds as a UTC datetime."""
     return None if ns is None else datetime.fromtimestamp(ns / 1e9, UTC)
 
 
 def from_data(data: dict[str, Any]) -> RunSummary:
-    """A summary from what `to_data` gave.
+    """Return the summary that `to_data` gave.
 
     Raises:
         LookupError, TypeError, ValueError: it gave something else.
@@ -187,7 +187,7 @@ class SummaryRow(Protocol):
 
 
 def from_row(row: SummaryRow) -> RunSummary:
-    """The summary in a run's row, as of the last change of its state.
+    """Return the summary in a run's row.
 
     Raises:
         LogIntegrityError: it is none: the row was changed by hand.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import weakref
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from contextvars import Context, copy_context
 from types import FrameType
 from typing import Any
@@ -59,7 +59,7 @@ class LoopBranches:
         return task
 
     def count(self, made: Iterable[asyncio.Future[Any]], live_run: Any) -> None:
-        """Tasks were made inside a run: outcomes of its steps may have to be delivered in turn."""
+        """Count tasks made inside a run, whose outcomes may have to be delivered in turn."""
         for task in made:
             live_run.in_flight.concurrent = True
             self.alive += 1
@@ -69,11 +69,11 @@ class LoopBranches:
         self.alive -= 1
 
     def use(self, live_run_id: int) -> None:
-        """A run uses this loop."""
+        """Note that a run uses this loop."""
         self._users.add(live_run_id)
 
     def leave(self, live_run_id: int) -> None:
-        """A run is over; the factory goes with the last one, unless another was put over it."""
+        """Note that a run is over; remove the factory with the last one."""
         self._users.discard(live_run_id)
         loop = self._loop()
         if self._users or loop is None:
@@ -83,7 +83,7 @@ class LoopBranches:
 
 
 def _inside_wait_for() -> bool:
-    """Whether `asyncio.wait_for` makes this task, which Python 3.12 and later no longer do.
+    """Return whether `asyncio.wait_for` makes this task (Python 3.11).
 
     Keys must not differ between versions, so its task stays in the branch of the caller.
     """
@@ -108,7 +108,7 @@ class EarlyTasks:
         self._branches = weakref.WeakKeyDictionary()
 
     def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
-        """Give the tasks of a loop their branches; gives those that have one of their own."""
+        """Give the tasks of a loop their branches; return those with one of their own."""
         first = first_task(loop)
         made = [task for task in sorted(asyncio.all_tasks(loop), key=_creation) if task is not first]
         for task in made:
@@ -116,7 +116,7 @@ class EarlyTasks:
         return made
 
     def branch_here(self, branch: Branch) -> Branch:
-        """The branch of the code that runs now."""
+        """Return the branch of the code that runs now."""
         try:
             task = asyncio.current_task()
         except RuntimeError:
@@ -130,20 +130,15 @@ def first_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
 
 
 def _creation(task: asyncio.Task[Any]) -> tuple[int, str]:
-    """Tasks in the order of their creation: asyncio numbers the names it gives."""
+    """Return a sort key for the order of creation."""
     name = task.get_name()
     number = name.removeprefix("Task-")
     return (int(number), name) if number.isdigit() else (sys.maxsize, name)
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop, live_run_id: int) -> LoopBranches:
-    """The task factory of a loop, installed if a run is the first to meet it."""
+    """Return the task factory of a loop, installed at first use."""
     installed: Any = loop.get_task_factory()
     factory = installed if isinstance(installed, LoopBranches) else LoopBranches(loop)
     factory.use(live_run_id)
     return factory
-
-
-def spawn(coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """A task in a branch of its own."""
-    return asyncio.get_running_loop().create_task(coro)

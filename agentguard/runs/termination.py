@@ -26,7 +26,7 @@ _AMOUNTS = ("spent", "reserved", "requested", "limit")
 
 
 def termination(error: BaseException, redact: Callable[[str], str] | None = None) -> dict[str, Any]:
-    """An error as data: its type, message and facts; `redact` takes the secrets out of the message."""
+    """Return an error as data: type, message and facts."""
     message = _text(error)
     if redact is not None:
         message = redact(message[:_SEARCHED])
@@ -41,7 +41,7 @@ def termination(error: BaseException, redact: Callable[[str], str] | None = None
 
 
 def stop_from(data: Mapping[str, Any]) -> RunStopped | None:
-    """The stop that a termination stands for; None where the run ended otherwise."""
+    """Return the stop that a termination stands for; None if the run ended otherwise."""
     cls = _STOPS.get(data["type"])
     if cls is None:
         return None
@@ -56,7 +56,7 @@ def stop_from(data: Mapping[str, Any]) -> RunStopped | None:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
+    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything
         return "(its message cannot be read)"
 
 

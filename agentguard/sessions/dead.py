@@ -1,4 +1,4 @@
-"""Runs whose process is dead: a kill that covers one ends it, though nobody is there to meet it."""
+"""Runs whose process is dead: another process puts the kill that covers one on record."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def finish(runtime: Runtime, live_run: LiveRun) -> None:
     if _in_a_loop():
         _release(runtime, live_run)  # to wait would keep the steps of this loop from finishing
     for each in _family(runtime, live_run):
-        # Nobody asks them on any more.  Blocks may have been begun in a thread that is still at work.
+        # The program no longer iterates them.  Blocks may have been begun in a thread that is still at work.
         draining.cut_off |= {
             (each.run_id, held.step.key) for held in still_open(each) if isinstance(held, _GENERATORS)
         }

@@ -14,7 +14,6 @@ from agentguard.replay.origin import Shared, origin_log
 from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runtime import Runtime
 from agentguard.sessions.live import LiveSession
-from agentguard.sessions.loading import take_scope_stops
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
 from agentguard.steps.live import LiveRun
@@ -85,7 +84,7 @@ class ForkSession(ResumedSession, LiveSession):
     def open(self) -> LiveRun:
         """Put the fork on record; the origin's prefix answers for what is in it."""
         live_run = LiveSession.open(self)
-        take_scope_stops(live_run)
+        live_run.take_stops()
         log = origin_log(self.components.store, self.run_id, live_run.fold.seq)
         carry_on(live_run, log, stall_timeout=self._stall_timeout)
         return live_run

@@ -133,7 +133,7 @@ class LiveSession(OwnedSession):
 
         def create_inside() -> LiveRun:
             check(parent, scope)
-            movements, outer = parent.nest(scope, around.account)
+            movements, outer = parent.levels.sharing(scope, around.account), parent.enclosing(scope)
             live_run = self._create(generation, outer, span, started=started)  # first: its id may be taken
             if not self.is_in_outer_log:
                 parent.log.act([self._opened(parent, around)], movements=movements)

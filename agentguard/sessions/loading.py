@@ -9,7 +9,6 @@ from agentguard.events.conversations import StoredMessages
 from agentguard.protocols import RunRow
 from agentguard.runs.branch import Branch
 from agentguard.runs.fold import RunFold
-from agentguard.runs.termination import stop_from
 from agentguard.steps.components import Components
 from agentguard.steps.live import EnclosingRun, LiveRun
 
@@ -25,25 +24,16 @@ def load_live_run(components: Components, row: RunRow, branch: Branch | None = N
         messages.take_in(stored)
         if branch is not None and record.key is not None:
             branch.passed(record.key)
-    live_run = LiveRun(components, row, fold, _outer_levels(components, row))
+    live_run = LiveRun(components, row, fold, _enclosing_runs(components, row))
     live_run.log.messages = messages
     live_run.owner = False
     live_run.time.count(_started_monotonic(components, row, fold))
-    if fold.termination is not None:
-        live_run.stop = stop_from(fold.termination)
-    take_scope_stops(live_run)
+    live_run.take_stops()
     return live_run
 
 
-def take_scope_stops(live_run: LiveRun) -> None:
-    """Let the stops of scopes that the fold has stop them in this process."""
-    for key, scope in live_run.fold.scopes.items():
-        if scope.stop is not None and (stop := stop_from(scope.stop)) is not None:
-            live_run.scope_stops[key] = stop
-
-
-def _outer_levels(components: Components, row: RunRow) -> list[EnclosingRun]:
-    """Return the levels around a nested run, from the logs of the runs around it."""
+def _enclosing_runs(components: Components, row: RunRow) -> list[EnclosingRun]:
+    """Return the runs around a nested run, from their logs."""
     if row.parent_id is None or (parent_row := components.store.row(row.parent_id)) is None:
         return []
     parent = load_live_run(components, parent_row)
@@ -51,7 +41,7 @@ def _outer_levels(components: Components, row: RunRow) -> list[EnclosingRun]:
         record = codec.decode(stored.body)
         data = record.data or {}
         if record.type == ev.SCOPE_OPENED and data.get("run") == row.run_id:
-            return parent.nest(data.get("scope", ""))[1]
+            return parent.enclosing(data.get("scope", ""))
     return []
 
 

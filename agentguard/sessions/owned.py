@@ -95,14 +95,14 @@ class OwnedSession(Session):
         return None if live_run.fold.state is RunState.COMPLETED else live_run.stop
 
     def _find_stop(self, live_run: LiveRun, error: BaseException | None) -> None:
-        """Let a stop that the run has not met yet stop it: a kill, or what its own block raised."""
+        """Stop the run with a kill that no step has found, or with the stop that its block raised."""
         if live_run.stop is None and live_run.stops.signal[GENERATION] != live_run.stops.seen:
             with contextlib.suppress(AgentGuardError):
-                live_run.look()  # a kill that no step has met is found here
+                live_run.look()
         if isinstance(error, RunStopped) and live_run.stop is None:
             if error.run_id in (None, live_run.run_id):
                 live_run.stops.set(error)
-            else:  # a stranger's, or of a run inside: an error like any other, unless a kill is for us
+            else:  # of another run: an ordinary error, unless a kill covers this run
                 with contextlib.suppress(AgentGuardError):
                     live_run.look()
 

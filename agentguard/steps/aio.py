@@ -65,7 +65,7 @@ async def _with_timeout(timeout: float | None, body: Awaitable[Any]) -> Any:
 
 
 async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Everything before the body; waits without blocking the loop."""
+    """Do everything before the body, without blocking the loop."""
     require_asyncio(step)
     prepare(step, args, kwargs)
     phases.start_span(step)
@@ -248,7 +248,7 @@ class Body:
         task.cancel()
 
     def close(self) -> RunStopped | None:
-        """The body is over; gives the stop that cancelled it, if nobody else wanted that too."""
+        """End the body; return the stop that cancelled it, if nothing else cancelled the task."""
         self._live_run.in_flight.bodies.discard(self)
         if self in self._nested:
             self._nested.remove(self)

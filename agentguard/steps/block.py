@@ -19,7 +19,7 @@ NOT_REPLAYABLE = {"unreplayable": "a block, not a function"}
 
 
 class BlockAbandonedError(AgentGuardError):
-    """The run ended while the block was open: whoever began it never said how it ended."""
+    """The run ended while the block was open, so how the block ended is not known."""
 
 
 class StepBlock:

@@ -208,7 +208,7 @@ class PayloadRecorder:
             payload = values.by_codec(self._spec.codec, value)
         except NotExactError as error:  # a codec that knows why
             return self.encoded(values.readable(value), str(error))
-        except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
+        except Exception as error:  # noqa: BLE001 - a user's codec may raise anything
             return None, {"unreplayable": f"its codec failed: {type_name(type(error))}"}
         return self.encoded(payload, None)
 

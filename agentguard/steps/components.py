@@ -1,4 +1,4 @@
-"""The parts that a guard holds and every run of it uses."""
+"""The components of a guard: what every run of it uses."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class SharedCommit:
     def _start(self) -> None:
         alone = self._waiters == 1 and self._before <= 1
         if not alone and self._waiters > self._seen and self._loop.time() < self._latest:
-            # The gate hands outcomes out one by one, and who has got one is soon here with the next step.
+            # The gate delivers outcomes one by one; a task that got one is a few turns from its next step.
             self._seen = self._waiters
             after_turns(self._loop, TURNS + 1, self._start)
             return

@@ -55,7 +55,7 @@ class _Capture:
         for part in (self._group, self._arguments, self._attributes, self._notes, self._cause):
             try:
                 data |= part(error, data["message"], depth)
-            except Exception as failure:  # noqa: BLE001 - a stranger's attributes may raise anything
+            except Exception as failure:  # noqa: BLE001 - a user's attributes may raise anything
                 data["lost"] = f"{data['type']}: looking at it raised {type_name(type(failure))}"
         if "lost" not in data and find(data["type"]) is type(error) and not _comes_back(error, data):
             data["lost"] = f"{data['type']} does not come back as it was; raise one with plain arguments"
@@ -130,7 +130,7 @@ def _is(error: BaseException, message: str) -> bool:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - a stranger's __str__ may raise anything
+    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything
         return "(its message cannot be read)"
 
 
@@ -206,7 +206,7 @@ def _rebuilt(data: dict[str, Any], own: Callable[[RunStopped], BaseException]) -
             error = cls.__new__(cls, *args)
             error.args = args
         facts = unpack(data.get("facts", {}), imported)
-    except Exception:  # noqa: BLE001 - a stranger's __new__ may raise anything; no exceptions were captured
+    except Exception:  # noqa: BLE001 - a user's __new__ may raise anything; no exceptions were captured
         return None
     if isinstance(error, AgentGuardError):
         facts |= {name: data.get(name) for name in error._facts}

@@ -53,7 +53,7 @@ _RUNNING = RunState.RUNNING
 
 
 def open_step(spec: StepSpec, position: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
-    """A call of a step, its key fixed now."""
+    """Return the step of a call; its key is fixed now."""
     branch = position.branch
     if branch.tasks is not None:
         branch = branch.tasks.branch_here(branch)
@@ -200,7 +200,7 @@ def wait_for_commit(step: Step) -> Mapping[str, Account]:
 
 
 def needs_care(live_run: LiveRun, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
-    """Whether something follows from where a commit left shared accounts: a warning, or a stop."""
+    """Return whether a commit left a shared account near or over a limit."""
     warned = live_run.log.fold.warned
     return any(
         account.overdrawn() is not None
@@ -210,7 +210,7 @@ def needs_care(live_run: LiveRun, amounts: Amounts, accounts: Mapping[str, Accou
 
 
 def _check_start(step: Step, live_run: LiveRun) -> None:
-    """Whether the step may start, but for its budget."""
+    """Raise unless the step may start, its budget left aside."""
     check(live_run, step.scope_key)
     fold = live_run.log.fold
     if fold.state is not _RUNNING:
@@ -273,7 +273,7 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
 
 
 def _refused_by_account(step: Step, error: LedgerRefusedError) -> Exception:
-    """What to raise where a shared level has no room, or is closed since its run has ended elsewhere."""
+    """Return the error of a shared level without room, or of one that is closed."""
     live_run = step.live_run
     if error.refusal is not None:
         return _refuse(step, live_run.levels.whose(error.account, error.path, error.refusal))
@@ -284,7 +284,7 @@ def _refused_by_account(step: Step, error: LedgerRefusedError) -> Exception:
 
 
 def _examine(step: Step) -> None:
-    """The questions that few steps are asked: for an approval, a price, and the number of an attempt."""
+    """Check what few steps have: an approval, a price, a key of their own."""
     spec = step.spec
     if spec.approval is not None:
         approvals.require(step)
@@ -358,7 +358,7 @@ def _check_run(live_run: LiveRun, scope: str) -> None:
 
 
 def ended_error(live_run: LiveRun) -> AgentGuardError:
-    """What a step of a run that has ended without a stop is told."""
+    """Return the error for a step of a run that has ended without a stop."""
     return NoActiveRunError(
         f"run {live_run.run_id} is {live_run.log.fold.state}: it takes no further step; open a new run"
     )
@@ -437,7 +437,7 @@ def stop_level(live_run: LiveRun, refused: Refused, record: Record | None) -> Ru
 
 
 def _owner_of(refused: Refused, live_run: LiveRun) -> LiveRun | None:
-    """The run whose level refused: this one or one around it; None for a tenant's."""
+    """Return the run whose level refused: this one or one around it; None for a tenant's."""
     runs = (live_run, *(around.live_run for around in live_run.around))
     return next((live for live in runs if live.log is refused.log), None)
 
@@ -478,7 +478,7 @@ def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
 
 
 def _next_attempt(step: Step) -> None:
-    """A `key=` may be called again only after a failure: the next attempt, with the same key."""
+    """Number the next attempt of a `key=`; refuse it unless the last one failed."""
     attempts, completed = step.live_run.log.fold.keyed.get(step.key, (0, False))
     if completed or step.key in step.live_run.log.fold.open:
         raise DuplicateKeyError(step.key.removeprefix("key:"), step.live_run.run_id)

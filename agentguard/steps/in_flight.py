@@ -36,7 +36,7 @@ class Body(Protocol):
         """Cancel it; called from any thread."""
 
 
-class Generator(Protocol):
+class OpenGenerator(Protocol):
     """A generator or a block that is open between the calls of its consumer."""
 
     @property
@@ -56,18 +56,6 @@ class Orphan(Protocol):
         """Settle its step."""
 
 
-class Nested(Protocol):
-    """A run that was opened inside this one, and stops with it."""
-
-    @property
-    def scope_around(self) -> str:
-        """The scope of this run that it lies in."""
-        ...
-
-    def end(self, stop: RunStopped) -> None:
-        """Stop it."""
-
-
 class InFlight:
     """What one run has under way in this process."""
 
@@ -75,9 +63,9 @@ class InFlight:
         self._run_id = run_id
         self.bodies: set[Body] = set()
         #: Generators and blocks that are open, and generators that were dropped while they were.
-        self.generators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.generators: weakref.WeakSet[OpenGenerator] = weakref.WeakSet()
         self.orphans: collections.deque[Orphan] = collections.deque()
-        #: Runs opened inside this one.
+        #: The live runs that were opened inside this one, and stop with it.
         self.children: list[Any] = []
         #: The event loops that this run has met, and the task factories it uses there.
         self.loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBranches]
@@ -127,7 +115,7 @@ class InFlight:
                 return
             try:
                 self.on_warning(data)
-            except Exception:  # noqa: BLE001 - a stranger's callback must not harm the step
+            except Exception:  # noqa: BLE001 - a user's callback must not harm the step
                 _log.exception("on_warning= of run %s failed", self._run_id)
 
     def forget(self) -> None:

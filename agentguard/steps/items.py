@@ -95,7 +95,7 @@ class Items:
                 captured = values.Captured(payload)
             else:
                 captured = values.capture(item, self._yields)
-        except Exception as error:  # noqa: BLE001 - a stranger's type; the body goes on
+        except Exception as error:  # noqa: BLE001 - a user's type; the body goes on
             captured = values.Captured(None, reason=f"capturing an item raised {type_name(type(error))}")
         if captured.payload is None or captured.reason is not None:
             self._lose(f"an item: {captured.reason}")
@@ -162,7 +162,7 @@ class Items:
             return b"[" + b",".join(self._parts) + b"]"
         try:
             encoded = values.by_codec(self._spec.codec, self._given)
-        except Exception as error:  # noqa: BLE001 - a stranger's codec may raise anything
+        except Exception as error:  # noqa: BLE001 - a user's codec may raise anything
             self._lose(f"its codec failed: {type_name(type(error))}")
             return b"[]"
         if len(encoded) > self._limit:

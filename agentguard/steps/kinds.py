@@ -32,14 +32,12 @@ AWAITED = frozenset({"awaited", "coroutine", "future"})
 #: Files are iterators too, but are values: what they cost is spent when they are opened.
 _VALUES = (io.IOBase, contextlib.ExitStack, contextlib.AsyncExitStack)
 _BLOCKS = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)
-#: Of these modules, iterators have no attributes that anybody asks for.
-_BARE_ITERATORS = frozenset({"builtins", "itertools"})
 
 
 def _guarded_kind_of(cls: type) -> Kind | None:
     try:
         return _kind_of(cls)
-    except Exception:  # noqa: BLE001 - of a stranger's metaclass, which may refuse to be looked at
+    except Exception:  # noqa: BLE001 - of a user's metaclass, which may refuse to be looked at
         return None
 
 

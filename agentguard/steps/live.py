@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentguard.budget.account import Account, Amounts
 from agentguard.budget.ledger import Movement
-from agentguard.budget.named import NamedAccount
 from agentguard.budget.resources import SECONDS
 from agentguard.errors import AgentGuardError, KillSwitchTriggeredError, RunStopped
 from agentguard.events import model as ev
@@ -53,7 +52,7 @@ class EnclosingRun(NamedTuple):
 
 
 class LiveRun:
-    """A run in this process: it composes the parts, wires them, and ends the run."""
+    """A run in this process: it composes the log, the stops, what is in flight, the levels and the clock."""
 
     def __init__(
         self, components: Components, row: RunRow, fold: RunFold, around: Sequence[EnclosingRun] = ()
@@ -116,14 +115,17 @@ class LiveRun:
             self.stops.take_scope(record.data or {})
         self._take_stop()
 
-    def _on_reload(self) -> None:
-        self.levels.changed()
-        self.time.count()
-        fold = self.log.fold
-        for key, scope in fold.scopes.items():
+    def take_stops(self) -> None:
+        """Let the stops that the fold has, of the run and of its scopes, hold in this process."""
+        for key, scope in self.log.fold.scopes.items():
             if scope.stop is not None:
                 self.stops.take_scope({"stops": key, "termination": scope.stop})
         self._take_stop()
+
+    def _on_reload(self) -> None:
+        self.levels.changed()
+        self.time.count()
+        self.take_stops()
         with self._condition:
             self._condition.notify_all()
 
@@ -237,11 +239,9 @@ class LiveRun:
 
     # --- runs inside, and attachments ----------------------------------------------------------
 
-    def nest(
-        self, scope: str, account: NamedAccount | None = None
-    ) -> tuple[list[Movement], list[EnclosingRun]]:
-        """Return what makes the levels around a nested run shared, and the runs around it."""
-        return self.levels.sharing(scope, account), [EnclosingRun(self, scope), *self.around]
+    def enclosing(self, scope: str) -> list[EnclosingRun]:
+        """Return the runs around a run that is nested in a scope of this one, the innermost first."""
+        return [EnclosingRun(self, scope), *self.around]
 
     def unnamed_branch(self) -> Branch:
         """Return a branch for an attachment without a name, by a number that is given out once."""
@@ -336,16 +336,7 @@ class LiveRun:
         """The stop on record."""
         return self.stops.stop
 
-    @stop.setter
-    def stop(self, stop: RunStopped | None) -> None:
-        self.stops.stop = stop
-
     @property
     def draining(self) -> Draining | None:
         """How this process is letting go of it."""
         return self.stops.draining
-
-    @property
-    def scope_stops(self) -> dict[str, RunStopped]:
-        """The stops of its scopes."""
-        return self.stops.scopes

@@ -2,7 +2,7 @@
 
 A decision is made under the lock, on a fold that has taken in all that was appended, and is appended by
 compare-and-swap.  `hold` is the way in.  Whatever interrupts it between two lines, nothing is lost: a log
-is marked `dirty` before a write and clean after what was written is applied, and whoever comes next to a
+is marked `dirty` before a write and clean after what was written is applied, and the next call on a
 dirty one reads it again before deciding.
 """
 
@@ -384,7 +384,7 @@ class RunLog:
                 self.elsewhere.add(record.key or "")
 
     def _claims(self, record: Record) -> bool:
-        """Whether this is a claim by somebody else, after which this process is fenced (rule 13)."""
+        """Return whether this is a claim by another process, which fences this one."""
         return record.type == ev.RUN_RECOVERED and (record.data or {})["epoch"] > self.epoch
 
     def reload(self) -> None:

@@ -14,7 +14,7 @@ from agentguard.budget.resources import nanoseconds
 from agentguard.protocols import Durability
 from agentguard.steps.model import with_step
 from agentguard.steps.redaction import redactor
-from agentguard.steps.spec import LLM, Capture, Effect, Outside, StepSpec, checked_attributes
+from agentguard.steps.spec import LLM, TOOL, Capture, Effect, Outside, StepSpec, checked_attributes
 from agentguard.tenancy import check_id
 
 
@@ -52,7 +52,7 @@ def step_spec(name: str, fn: Callable[..., Any] | None, options: StepOptions) ->
     unknown = sorted(set(options) - OPTION_NAMES)
     if unknown:
         raise TypeError(f"{name}: unknown option {unknown[0]!r}; known are {sorted(OPTION_NAMES)}")
-    kind = check_id(options.get("kind", "tool"), "kind")
+    kind = check_id(options.get("kind", TOOL), "kind")
     spec = StepSpec(check_id(name, "name"), kind)
     _money(spec, options)
     _kept(spec, options)

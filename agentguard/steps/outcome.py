@@ -40,12 +40,12 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled the step."""
+        """Whether the step was cancelled."""
         return self.data is not None and self.data.get("outcome") == CANCELLED
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether an exception is there because somebody cancelled the task that runs here.
+    """Return whether the exception comes from a cancellation of the task that runs here.
 
     A CancelledError that nobody asked for, of a task inside the body or of an executor's future, is an
     error of the step like any other: a replay must raise it by itself.
@@ -60,7 +60,7 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 def unentered(error: BaseException) -> Outcome:
-    """The outcome of a step that started and whose body never ran: it gives everything back."""
+    """Return the outcome of a step whose body never ran: it gives everything back."""
     data = {"error": exceptions.capture(error), "body_ran": False}
     if is_cancellation(error):
         data["outcome"] = CANCELLED
@@ -68,12 +68,12 @@ def unentered(error: BaseException) -> Outcome:
 
 
 def completed(usage: Amounts, payload: bytes | None, data: dict[str, Any]) -> Outcome:
-    """The outcome of a body that returned."""
+    """Return the outcome of a body that returned."""
     return Outcome(ev.STEP_COMPLETED, usage, payload, data)
 
 
 def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
-    """The outcome of a body that raised, was cancelled, or was abandoned.
+    """Return the outcome of a body that raised, was cancelled, or was abandoned.
 
     It is charged what it settled, else its reservation; an exception in `free_on` proves that
     nothing but the step itself was used.
@@ -91,7 +91,7 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
 
 
 def untold(step: Step, error: BaseException) -> Outcome:
-    """The outcome of a step of whose error nothing can be put on record but its type."""
+    """Return the outcome of a step whose error cannot be recorded beyond its type."""
     usage = step.request.reserve if step.entered else None
     data: dict[str, Any] = {
         "error": {"type": type_name(type(error)), "message": "(it could not be recorded)"}
@@ -102,7 +102,7 @@ def untold(step: Step, error: BaseException) -> Outcome:
 
 
 def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
-    """What a body that returned has used: settled, else by `usage=`, else its reservation.
+    """Return what a body that returned has used: settled, else by `usage=`, else its reservation.
 
     Raises:
         TypeError: `usage=` gave no `Usage`; and whatever it raises itself.
@@ -165,7 +165,7 @@ def _care(step: Step, usage: Amounts, accounts: Mapping[str, Account]) -> None:
 
 
 def _stays_open(step: Step, outcome: Outcome) -> bool:
-    """Whether what the step came to is for the next process to say: this one's program goes no further."""
+    """Return whether the step stays in flight on record, because another process will carry the run on."""
     live_run = step.live_run
     draining = live_run.stops.draining
     if draining is not None and draining.discards(step, outcome.error, outcome.data):
@@ -173,7 +173,7 @@ def _stays_open(step: Step, outcome: Outcome) -> bool:
     player = live_run.player
     if player is None:
         return False
-    # Who waits for a step in doubt cancels what runs beside it: that is not what the program did.
+    # A step in doubt makes the program cancel the steps beside it; those cancellations are no outcome.
     return isinstance(outcome.error, _IN_DOUBT) or (outcome.cancelled and player.halted)
 
 
@@ -231,7 +231,7 @@ def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
 
 
 def _stop(step: Step, live_run: LiveRun, over: Refused | None) -> None:
-    """Stop the level that an excess took over its limit, or the run whose spending nobody knows now."""
+    """Stop the level that went over its limit, or the run whose cost is unknown."""
     if live_run.stops.stop is None and over is not None:
         stop_level(live_run, over, None)
     if live_run.stops.stop is None and step.unpriced is not None:
@@ -239,7 +239,7 @@ def _stop(step: Step, live_run: LiveRun, over: Refused | None) -> None:
 
 
 def _too_late(live_run: LiveRun, outcome: Outcome) -> None:
-    """The step is settled already: abandoned at the run's end, fenced by another owner, or let go."""
+    """Raise the drain's stop if the run was released; else ignore the outcome."""
     draining = live_run.stops.draining
     if draining is not None and draining.released and outcome.error is None:
         raise draining.stop.with_traceback(None)  # a result that is on no record is not handed out
@@ -262,7 +262,7 @@ def _settle_late(
 def _excess(
     step: Step, live_run: LiveRun, usage: Amounts, data: dict[str, Any] | None
 ) -> tuple[Refused | None, dict[str, Any] | None]:
-    """What goes beyond the reservation: logged, charged, and a stop where it passes a limit."""
+    """Return the level over its limit, and the event's data with the excess."""
     reserve = step.request.reserve
     excess = {k: n - reserve.get(k, 0) for k, n in usage.items() if n > reserve.get(k, 0)}
     if not excess:

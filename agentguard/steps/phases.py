@@ -22,7 +22,7 @@ _REFUSALS = (BudgetExceededError, UnknownCostError)
 
 
 def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Everything before the body, waiting out a pause."""
+    """Do everything before the body; wait out a pause."""
     live_run = step.live_run
     if live_run.interrupt and in_a_body():
         with uninterruptible():
@@ -85,19 +85,19 @@ def rescue(step: Step, error: BaseException) -> None:
         return
     try:
         done = outcome.failed(step, error) if step.entered else outcome.unentered(error)
-    except BaseException:  # noqa: BLE001 - of a stranger's redact= or metaclass; the step must not stay open
+    except BaseException:  # noqa: BLE001 - of a user's redact= or metaclass; the step must not stay open
         done = outcome.untold(step, error)
     close(step, done)
 
 
 def is_open(step: Step) -> bool:
-    """Whether the step is in flight in this process, as far as the log is known."""
+    """Return whether the step is in flight, as far as this process knows."""
     log = step.live_run.log
     return log.dirty or step.key in log.fold.open
 
 
 def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> outcome.Outcome:
-    """The outcome of a body that returned.
+    """Return the outcome of a body that returned.
 
     Raises:
         BaseException: what `usage=` and capture raise; it fails the step.

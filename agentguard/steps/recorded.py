@@ -103,7 +103,7 @@ def _capture(position: Any, call: tuple[str, int], name: str, value: Any) -> Non
     live_run: LiveRun = position.run.live_run
     try:
         payload, _, reason = values.capture(value, by_name=True)
-    except Exception as error:  # noqa: BLE001 - a stranger's type; its function has run
+    except Exception as error:  # noqa: BLE001 - a user's type; its function has run
         payload, reason = None, f"capturing it raised {type_name(type(error))}"
     data: dict[str, Any] = {}
     if payload is not None:

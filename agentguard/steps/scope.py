@@ -113,7 +113,7 @@ class Scope:
     def _close(self, live_run: LiveRun, stop: RunStopped | None) -> None:
         draining = live_run.stops.draining
         if draining is not None and not draining.allows():
-            return  # what the agent does on its way out is not on record: whoever recovers closes it
+            return  # what the agent does on its way out is not on record; the recovery closes it
         data = {"stopped": True} if stop is not None else None
 
         def decide() -> None:

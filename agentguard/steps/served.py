@@ -26,7 +26,7 @@ class RecordedOutcome:
         self.error = error
 
     def result(self) -> Any:
-        """The value, or the exception raised."""
+        """Return the value, or raise the exception."""
         if self.error is not None:
             raise self.error.with_traceback(None)
         return self.value
@@ -46,7 +46,7 @@ class ServedItems(NamedTuple):
     until_cancelled: Callable[[], Awaitable[None]] | None = None
 
     def differs(self, count: int) -> bool:
-        """Whether to leave it after so many items is something else than was done live.
+        """Return whether leaving after `count` items differs from the live run.
 
         Which of the tasks around it a stop meets first is timing.
         """
@@ -55,34 +55,34 @@ class ServedItems(NamedTuple):
 
 
 class ReplaySource(Protocol):
-    """What replay and recovery answer."""
+    """The calls that a player answers, in a replay or a recovery."""
 
     def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
-        """The program runs in this event loop; `early`: which began inside the run's block."""
+        """Watch an event loop of the program; `early`: it began inside the run's block."""
         ...
 
     def came(self, step: Step) -> tuple[str, ...]:
-        """How a recorded result went on after its function had returned; empty where it was there."""
+        """Return the ways in which a recorded result went on; empty for a plain value."""
         ...
 
     def serve(self, step: Step) -> RecordedOutcome | None:
-        """The outcome of a sync step."""
+        """Return the recorded outcome of a sync step, or None to run it."""
         ...
 
     async def serve_async(self, step: Step) -> RecordedOutcome | None:
-        """The outcome of an async step, delivered in log order."""
+        """Return the recorded outcome of an async step in log order, or None to run it."""
         ...
 
     def serve_items(self, step: Step) -> ServedItems | None:
-        """The items of a generator, and how it ended."""
+        """Return the recorded items of a generator and its end, or None to run it."""
         ...
 
     def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
-        """Raise that something else was sent into a generator than is on record."""
+        """Raise that the value sent into a generator differs from the recorded one."""
         ...
 
     def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
-        """Raise that a generator was left, or went on, after so many items, other than on record."""
+        """Raise that a generator ended after another number of items than on record."""
         ...
 
     @property
@@ -96,27 +96,27 @@ class ReplaySource(Protocol):
         ...
 
     def skip(self, done: Callable[[str], bool]) -> int:
-        """Take recorded calls as done, by their branch, that the program will not come to."""
+        """Mark recorded calls as made, by their branch; return how many."""
         ...
 
     def block(self, step: Step) -> None:
-        """A block begins, which cannot be served: refuse it, or let it go live."""
+        """Refuse a block that is on record, or let it run."""
 
     def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:
-        """A recorded value."""
+        """Return a recorded value, or None to make it."""
         ...
 
     def ahead(self, scope: str) -> tuple[Amounts, Amounts] | None:
-        """What of a level's spending and reservations on record the program has not come to yet."""
+        """Return spending and reservations that are on record and not yet replayed, or None."""
         ...
 
     def check_doubt(self) -> None:
-        """Raise, while a step waits, if the run cannot go on here because another step is in doubt."""
+        """Raise if another step is in doubt."""
 
     def open_scope(self, scope: Any) -> bool:
-        """A scope opens; True if that is on record."""
+        """Return whether the opening of a scope is on record."""
         ...
 
     def close_scope(self, scope: Any) -> bool:
-        """A scope closes; True if that is on record."""
+        """Return whether the closing of a scope is on record."""
         ...

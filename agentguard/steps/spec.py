@@ -16,7 +16,6 @@ Outside = Literal["refuse", "allow"]
 
 TOOL = "tool"
 LLM = "llm"
-STEP = "step"
 
 
 class StepSpec:

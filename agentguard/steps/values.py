@@ -102,7 +102,7 @@ def _annotated(value: Any, returns: Any) -> bytes | None:
     try:
         payload = _encode_native(value)
         return payload if _TAG not in payload and same(value, _through(payload, returns)) else None
-    except Exception:  # noqa: BLE001 - a stranger's types may raise anything
+    except Exception:  # noqa: BLE001 - a user's types may raise anything
         return None
 
 
@@ -128,7 +128,7 @@ def _tagged(value: Any, returns: Any, *, by_name: bool) -> Captured:
         reason = str(error)
     except RecursionError:
         reason = "it is nested too deeply, or holds itself"
-    except Exception as error:  # noqa: BLE001 - a stranger's types may raise anything
+    except Exception as error:  # noqa: BLE001 - a user's types may raise anything
         reason = f"{type_name(type(value))} cannot be recorded: {type_name(type(error))}"
     return Captured(readable(value), reason=reason)
 

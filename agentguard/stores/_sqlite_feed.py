@@ -1,4 +1,4 @@
-"""The one order of the events of all runs, which whoever asks for it carries on.
+"""The one order of the events of all runs; each reader that asks for it carries it on.
 
 A second key on every event would cost each step half as much again.  So an event gets its position
 not when it is appended but when a reader first comes by: in one act, so that positions never change

@@ -66,7 +66,7 @@ def prepare(path: str, execute: Execute) -> None:
         _use_wal(path, execute)
     execute("PRAGMA synchronous = NORMAL")
     execute("PRAGMA secure_delete = ON")
-    # Checkpoints are the work of `_checkpointer`, in no commit; whoever begins the WAL anew cuts its file.
+    # Checkpoints are the work of `_checkpointer`, in no commit; who begins the WAL anew cuts its file.
     execute("PRAGMA wal_autocheckpoint = 0")
     execute(f"PRAGMA journal_size_limit = {MOVE_FROM}")
 

@@ -137,7 +137,7 @@ def test_rule_12_a_scopes_stop_is_seen_by_other_writers(twins):
         with suppress(BudgetExceededError):
             pay()
         live_run.refresh()
-        assert live_run.scope_stops["main/s#1"].scope == "s"
+        assert live_run.stops.scopes["main/s#1"].scope == "s"
 
 
 def test_rule_12_commit_order_is_log_order_is_hash_order(twins):

@@ -463,7 +463,7 @@ def test_a_nested_run_that_an_earlier_version_announced_and_never_began_is_opene
         if HANGS.first:
             key, pos = run.here().branch.next_call("inner")
             live_run = run.live_run
-            movements, _ = live_run.nest("")
+            movements = live_run.levels.sharing("", None)
             opened = Record(0, "scope_opened", 1, key, pos, "inner", data={"run": "inner"})
             live_run.log.decide(lambda: live_run.log.act([opened], movements=movements))
             HANGS.here()
