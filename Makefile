@@ -13,7 +13,7 @@ PINS := tests/constraints.txt
 EXTRAS := anthropic,celery,cli,console,crypto,kafka,langchain,litellm,mcp,openai,openai-agents,otel,postgres,prices,pydantic-ai,re2,redis,workers
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-long check lint format types bench coverage constraints clean
+.PHONY: help setup demo test test-long check lint format types bench compare coverage constraints clean
 
 help:
 	@echo "make demo         watch a run hit its budget and its kill switch"
@@ -22,6 +22,7 @@ help:
 	@echo "make check        ruff, import-linter, mypy and pyright"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make bench        measure the figures"
+	@echo "make compare      measure the packages that people would pick instead, from the package index"
 	@echo "make coverage     run the tests and report the lines they miss"
 	@echo "make setup        make or refresh .venv (the others do it by themselves)"
 	@echo "make constraints  pin the newest versions in $(PINS)"
@@ -91,6 +92,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks
+
+compare: $(STAMP)
+	$(PY) -m benchmarks.peers --json benchmarks/peers/found.json
 
 coverage: $(STAMP)
 	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term --cov-report=html
