@@ -62,8 +62,8 @@ class Hosts:
 
 
 def end_relays(folder: Path) -> None:
-    """End the relay of every home in a folder."""
-    relays = {page.parent: relay_pid(page.parent) for page in folder.glob("*/relay/*/kill.page")}
+    """End the relay of every home in a folder, and of the folder where it is one."""
+    relays = {page.parent: relay_pid(page.parent) for page in folder.rglob("relay/*/kill.page")}
     for pid in relays.values():
         if pid is not None:
             with suppress(ProcessLookupError):

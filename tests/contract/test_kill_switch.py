@@ -13,6 +13,7 @@ from agentguard.killswitch.network import NetworkKillSwitch
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.protocols import KillSwitch
 from agentguard.testing.conformance import KillSwitchContract
+from tests.relays import end_relays
 
 
 class TestKillSwitch(KillSwitchContract):
@@ -33,6 +34,7 @@ class TestRedisKillSwitch(KillSwitchContract):
         made = NetworkKillSwitch(redis_url, home, clock)
         yield made
         made.close()
+        end_relays(home)
 
 
 class TestPostgresKillSwitch(KillSwitchContract):
@@ -41,3 +43,4 @@ class TestPostgresKillSwitch(KillSwitchContract):
         made = NetworkKillSwitch(postgres_url, home, clock)
         yield made
         made.close()
+        end_relays(home)
