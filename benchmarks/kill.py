@@ -101,7 +101,9 @@ class _Stamps:
         self.stops.clear()
 
     def until(self, ended: int) -> tuple[int, int, int]:
-        return self.looks[0], self.stops[0], ended
+        # Those before found nothing: the process is told of the kill before, too.
+        noticed = max(look for look in self.looks if look <= self.stops[0])
+        return noticed, self.stops[0], ended
 
 
 def guard_in(home: str) -> Guard:

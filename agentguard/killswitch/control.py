@@ -115,9 +115,10 @@ class ControlLog:
         line = format_entry(stored)
         with self._lock:
             self._refresh()
-            _entry(line, self._seq + 1, self._head)
-            self._write(line + b"\n", durable=durable)
-            return self._refresh()
+            added, record = _entry(line, self._seq + 1, self._head)
+            self._file = self._write(line + b"\n", durable=durable)
+            self._take_in(added, record)
+            return self._seq
 
     def newest(self) -> tuple[int, bytes]:
         """Sequence and hash of the newest record, after reading on."""
@@ -180,11 +181,13 @@ class ControlLog:
                 return
         raise self._fault("the log was replaced by another, which does not have this record")
 
-    def _write(self, line: bytes, *, durable: bool) -> None:
+    def _write(self, line: bytes, *, durable: bool) -> tuple[int, int]:
+        """Write a line behind what was read; return which file it is in."""
         created = not self.path.exists()
         descriptor = self._open(os.O_WRONLY | os.O_CREAT)
         try:
-            if os.fstat(descriptor).st_size > self._offset:
+            info = os.fstat(descriptor)
+            if info.st_size > self._offset:
                 os.ftruncate(descriptor, self._offset)
             os.lseek(descriptor, self._offset, os.SEEK_SET)
             while line:
@@ -195,6 +198,7 @@ class ControlLog:
             os.close(descriptor)
         if created:
             sync_directory(self.path.parent)
+        return info.st_dev, info.st_ino
 
     def _complete_lines(self, offset: int) -> bytes:
         try:

@@ -61,7 +61,8 @@ class KillFiles:
     def locked(self, timeout: float = _LOCK_SECONDS) -> Iterator[None]:
         """Keep out everybody else who would write, in this process and others."""
         with self._lock:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.home.is_dir():
+                self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_private(self.home)
             with self._file.held(timeout):
                 yield

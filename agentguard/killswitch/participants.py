@@ -160,10 +160,13 @@ class Participants:
         roster |= before - self.missing(before, generation)
 
         def count() -> Count:
-            if late := self.missing(roster, generation):
-                gone = late - self.roster()
-                roster.difference_update(gone)
-                late -= gone
+            late = self.missing(roster, generation)
+            if late:
+                # In this order, for a process acknowledges before it leaves.
+                present = self.roster()
+                late = self.missing(late, generation)
+                roster.difference_update(late - present)
+                late &= present
             return Count(len(roster), len(roster) - len(late))
 
         return count
