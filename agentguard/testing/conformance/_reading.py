@@ -35,6 +35,23 @@ CALLS: dict[str, Callable[[EventStore], Any]] = {
 class ReadingContract(StoreSuite):
     """Reading, and the end of reading."""
 
+    def test_payloads_of_several_lines_read_back_byte_for_byte(self, store: EventStore) -> None:
+        """As those of calls with conversations are."""
+        payloads = (
+            b'{"conversations":[]}\n' + b"0" * 64 + b'{"text":"\xc3\xa9"}\n',
+            b"\n",
+            b"",
+            b"\n" * 70_000,
+        )
+        log = log_of("r1", len(payloads))
+        events = [event._replace(payload=payload) for event, payload in zip(log, payloads, strict=True)]
+        number = store.create(a_row("r1"), events[:1])
+        for event in events[1:]:
+            store.append(number, [event])
+        assert [event.payload for event in store.read("r1")] == list(payloads)
+        assert [event.payload for _, event in store.tail()] == list(payloads)
+        assert store.erase("r1") == len(payloads)
+
     def test_what_was_written_reads_back_equal_each_time(self, store: EventStore) -> None:
         row = a_row("r1", parent_id="p", heartbeat_ns=5)
         events = log_of("r1", 3, payload=b"\x00payload")
