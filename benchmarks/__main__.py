@@ -33,6 +33,7 @@ from benchmarks import (
     payloads,
     postgres,
     replay,
+    startup,
     telemetry,
     wal,
 )
@@ -84,6 +85,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
         ),
     ),
     "clients": (clients.measure, ("client", "client-disk", "client-at-once")),
+    "startup": (startup.measure, ("startup-import", "startup-runs", "startup-kill")),
     "breakdown": (breakdown.measure, ()),
 }
 
