@@ -36,6 +36,7 @@ from benchmarks import (
     startup,
     telemetry,
     wal,
+    workers,
 )
 from benchmarks._rows import Row, table
 
@@ -63,6 +64,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     ),
     "kill": (kill.measure, ("kill-check-p50", "kill-check-p99", "kill-body")),
     "kill-network": (kill_network.measure, ("kill-redis", "kill-postgres", "kill-hosts")),
+    "workers": (workers.measure, ("worker-take-over", "worker-latency")),
     "kafka": (kafka.measure, ("kafka-events", "kafka-lag")),
     "logs": (logs.measure, ("verify", "list")),
     "replay": (replay.measure, ("replay", "replay-memory", "replay-async")),

@@ -196,16 +196,14 @@ class Worker:
     async def _beat(self, deployment: Deployment, engine: Engine) -> None:
         """Write signs of life, to the last moment of a drain, and put back the runs of dead workers."""
         while True:
-            await asyncio.sleep(self.options.heartbeat)
-            if engine.worker_id is None:
-                continue
             try:
-                if not await deployment.jobs.beat(engine.worker_id):
+                if engine.worker_id is not None and not await deployment.jobs.beat(engine.worker_id):
                     _log.warning("this worker was silent for so long that others took its runs over")
                     engine.worker_id = await deployment.jobs.register_worker()
                 await deployment.jobs.put_back_stalled(self.options.stalled_after)
             except ConnectorException as error:
                 _log.warning("no sign of life could be written: %s", said(error))
+            await asyncio.sleep(self.options.heartbeat)
 
     def _observe(self) -> None:
         telemetry = self.runtime.components.telemetry
