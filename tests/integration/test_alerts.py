@@ -198,7 +198,7 @@ def test_a_relay_that_is_not_heard_is_told(redis_url: str) -> None:
     with Guard.open("memory://", kill_switch=redis_url, telemetry=False) as guard:
         assert [alert.kind for alert in alerts(Reader(guard).read(), Thresholds())] == ["relay_stale"]
         with guard.run("r"):  # which starts the relay of this host
-            assert alerts(Reader(guard).read(), Thresholds()) == []
+            wait_for(lambda: alerts(Reader(guard).read(), Thresholds()) == [])
 
 
 def test_a_store_that_cannot_be_read_is_told_and_ends_no_other_alert(sqlite_guard: Guard) -> None:

@@ -114,7 +114,7 @@ def test_five_commands_lead_from_something_burns_to_stopped_proven_and_written_d
 
     # 3. Stop it, and see that it has stopped.
     reason = ["--reason", "burns $500 a second", "--actor", "ann"]
-    code, said = drill.command("kill", top[0]["run_id"], "--wait", *reason)
+    code, said = drill.command("kill", top[0]["run_id"], "--wait", "--timeout", "60", *reason)
     assert code == 0, said
     assert drill.guard.summary(drill.wild).state is RunState.KILLED
     spent = drill.guard.summary(drill.wild).usage.usd
