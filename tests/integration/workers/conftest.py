@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 #: A worker that is silent for so long counts as dead, in tests that do not wait for that.
 PATIENT = ("--heartbeat", "1", "--stalled-after", "60")
 #: In those that do.
-FAST = ("--heartbeat", "0.5", "--stalled-after", "3")
+FAST = ("--heartbeat", "0.5", "--stalled-after", "6")
 
 
 class OfficeOfTest:
