@@ -118,7 +118,7 @@ class Runtime:
         """Hold every live run of this process against the kill switch."""
         for live_run in self.live_runs():
             with contextlib.suppress(AgentGuardError):
-                live_run.look()
+                live_run.apply_kill()
 
     # --- runs ----------------------------------------------------------------------------------
 

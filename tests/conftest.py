@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from agentguard import Guard, RunStopped
 from agentguard.runs.current import CURRENT
 from agentguard.steps.exit_rule import raise_on_exit
 from tests import postgres, servers
+from tests.kit import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -69,16 +68,8 @@ def sqlite_guard(home: Path) -> Iterator[Guard]:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], object]], None]:
-    """Wait until a condition holds, at most ten seconds."""
-
-    def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
-        pause = threading.Event()
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come to hold"
-            pause.wait(0.001)
-
-    return wait
+    """Wait until a condition holds."""
+    return wait_until
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

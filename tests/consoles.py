@@ -14,7 +14,8 @@ from typing import NamedTuple
 import httpx
 
 from agentguard.console.tokens import Role, Tokens
-from tests.servers import free_port, wait_for
+from tests.kit import wait_until
+from tests.servers import free_port
 
 #: Runs a program of `console_agents.py`: its name, then what it is given.
 AGENTS = Path(__file__).parent / "integration" / "console_agents.py"
@@ -54,7 +55,7 @@ def serving(home: Path) -> Iterator[Served]:
     try:
         line(agent("spend", "first", "quiet"))  # so that there is a store
         start("-m", "agentguard.cli", "serve", "--port", str(port))
-        wait_for(lambda: _answers(port), 60)
+        wait_until(lambda: _answers(port), 60)
         yield Served(f"http://127.0.0.1:{port}", token, agent)
     finally:
         for process in started:

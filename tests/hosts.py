@@ -14,8 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.kit import wait_until
 from tests.relays import end_relays
-from tests.servers import free_port, missing, valkey_binary, wait_for
+from tests.servers import free_port, missing, valkey_binary
 
 _SOURCE = Path(__file__).parents[1]
 
@@ -113,7 +114,7 @@ def _server(net: Network, folder: Path) -> Iterator[list[str]]:
     port, log = free_port(), folder / "valkey.log"
     words = [binary, "--port", str(port), "--bind", *net.addresses, "--protected-mode", "no", "--save", ""]
     with _running(net.server, [*words, "--dir", str(folder), "--logfile", str(log)], dict(os.environ)):
-        wait_for(lambda: log.exists() and "Ready to accept connections" in log.read_text(), 60)
+        wait_until(lambda: log.exists() and "Ready to accept connections" in log.read_text(), 60)
         yield [f"redis://{address}:{port}/0" for address in net.addresses]
 
 

@@ -19,7 +19,8 @@ from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
-from tests.servers import free_port, missing, wait_for
+from tests.kit import wait_until
+from tests.servers import free_port, missing
 
 VERSION = "1.76.0"
 MODULE = Path(__file__).parent / "data" / "jaeger"
@@ -60,7 +61,7 @@ class Jaeger:
             found = self.get(f"/api/traces/{trace_id}")[0]["spans"]
             return len(found) == count
 
-        wait_for(complete)
+        wait_until(complete)
         return {span["operationName"]: span for span in found}
 
     def search(self, service: str, tags: dict[str, str]) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ def jaeger() -> Iterator[Jaeger]:
                 [BINARY, "--config", settings], stdout=log, stderr=log, cwd=folder, env=environment
             )
         try:
-            wait_for(lambda: process.poll() is None and _healthy(ports["health"]), 60)
+            wait_until(lambda: process.poll() is None and _healthy(ports["health"]), 60)
             yield Jaeger(ports["otlp"], ports["query"])
         finally:
             process.terminate()

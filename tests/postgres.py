@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.servers import free_port, missing, wait_for
+from tests.kit import wait_until
+from tests.servers import free_port, missing
 
 #: A server that is there already, as the URL of a superuser's database.
 POSTGRES_URL = os.environ.get("AGENTGUARD_TEST_POSTGRES_URL")
@@ -92,7 +93,7 @@ class Process:
                 start_new_session=True,  # Ctrl-C is for the tests
                 **options,
             )
-        wait_for(self._answers, 60)
+        wait_until(self._answers, 60)
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -305,7 +306,7 @@ def _end(facts: dict[str, Any]) -> None:
     pid_file = Path(facts["folder"]) / "data/postmaster.pid"
     with suppress(ProcessLookupError):
         os.kill(facts["pid"], signal.SIGINT)
-        wait_for(lambda: not pid_file.exists())
+        wait_until(lambda: not pid_file.exists())
     with suppress(ChildProcessError):
         os.waitpid(facts["pid"], 0)
     shutil.rmtree(facts["folder"], ignore_errors=True)

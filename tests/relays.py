@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,15 +11,10 @@ from agentguard import guarded_step
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.network import NetworkKillSwitch
-from tests import servers
+from tests.kit import wait_until
 
 #: Seconds of silence that are tolerated where silence is not what is tested.
 PATIENT = 60.0
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when a condition holds; relays may have to start first, on a loaded machine."""
-    servers.wait_for(condition, 60)
 
 
 def with_option(url: str, **options: float) -> str:
@@ -51,7 +45,7 @@ class Hosts:
         """Open a switch that takes part, as a process with runs does, so that the host has a relay."""
         switch = self(name, max_staleness=max_staleness)
         switch.join(lambda generation: None)
-        wait_for(lambda: not refused(switch))
+        wait_until(lambda: not refused(switch))
         return switch
 
     def close(self) -> None:
@@ -70,7 +64,7 @@ def end_relays(folder: Path) -> None:
                 os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signal.SIGTERM)
     for home, pid in relays.items():
-        wait_for(lambda home=home, pid=pid: pid is None or relay_pid(home) != pid)  # type: ignore[misc]
+        wait_until(lambda home=home, pid=pid: pid is None or relay_pid(home) != pid)  # type: ignore[misc]
 
 
 def relay_pid(home: Path) -> int | None:

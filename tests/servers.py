@@ -12,13 +12,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+from tests.kit import wait_until
 
 #: A server that is there already; tests that stop theirs still need one of their own.
 REDIS_URL = os.environ.get("AGENTGUARD_TEST_REDIS_URL")
@@ -37,14 +38,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Return when a condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come to hold"
-        time.sleep(0.005)
 
 
 def valkey_binary() -> str | None:
@@ -77,7 +70,7 @@ class Valkey:
         options += ["--save", "", "--dir", str(self.folder), *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen([binary, *options], stdout=log, stderr=log, cwd=self.folder)
-        wait_for(self._listens)
+        wait_until(self._listens)
 
     def _listens(self) -> bool:
         assert self._process is not None

@@ -1,4 +1,4 @@
-"""Where two live runs of a program differ: branch by branch, in call order (SEMANTICS rule 18)."""
+"""Where two live runs of a program differ: branch by branch, in call order."""
 
 from __future__ import annotations
 

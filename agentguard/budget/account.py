@@ -108,7 +108,7 @@ class Account:
         self.by_call = bool(self.budget.calls) or self.budget.repeats is not None
 
     def refusal(self, request: Request) -> Refusal | None:
-        """The rule at the limit (SEMANTICS rule 1): None if the step may run here."""
+        """The rule at the limit ("At the limit" in docs/semantics.md): None if the step may run here."""
         limits = self.limits
         if limits:
             for resource, amount in request.reserve.items():

@@ -49,7 +49,7 @@ class Stalls:
         task = first_task(loop) if early else asyncio.current_task(loop)
         if task is not None:
             now = self._progress = time.monotonic()
-            loop.call_soon(self.look, loop, task, now)
+            loop.call_soon(self._poll, loop, task, now)
 
     def progress(self) -> None:
         """The program has come to a call."""
@@ -66,8 +66,8 @@ class Stalls:
             if task is here:  # that was for this block, and is over with it
                 task.uncancel()
 
-    def look(self, loop: Loop, task: asyncio.Task[Any], due: float) -> None:
-        """Look whether the program still comes to calls."""
+    def _poll(self, loop: Loop, task: asyncio.Task[Any], due: float) -> None:
+        """Cancel the program's task if it has made no call for `stall_timeout`."""
         if self._closed or task.done():
             return
         now = time.monotonic()
@@ -76,7 +76,7 @@ class Stalls:
         if now - self._progress >= self._stall_timeout:
             self._stalled(task)
             self._progress = now
-        loop.call_later(LOOK_AGAIN, self.look, loop, task, now + LOOK_AGAIN)
+        loop.call_later(LOOK_AGAIN, self._poll, loop, task, now + LOOK_AGAIN)
 
     def _stalled(self, task: asyncio.Task[Any]) -> None:
         call = self._player.first_left()

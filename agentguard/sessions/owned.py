@@ -98,13 +98,13 @@ class OwnedSession(Session):
         """Stop the run with a kill that no step has found, or with the stop that its block raised."""
         if live_run.stop is None and live_run.stops.signal[GENERATION] != live_run.stops.seen:
             with contextlib.suppress(AgentGuardError):
-                live_run.look()
+                live_run.apply_kill()
         if isinstance(error, RunStopped) and live_run.stop is None:
             if error.run_id in (None, live_run.run_id):
                 live_run.stops.set(error)
             else:  # of another run: an ordinary error, unless a kill covers this run
                 with contextlib.suppress(AgentGuardError):
-                    live_run.look()
+                    live_run.apply_kill()
 
     def _record_end(self, live_run: LiveRun, error: BaseException | None) -> None:
         """Put the end on record.  That it cannot be is raised, unless something else is already."""

@@ -13,7 +13,7 @@ from agentguard.steps.flow import check
 
 
 def check_bodies(runtime: Runtime) -> None:
-    """Stop bodies in flight that no step of theirs tells of a stop.
+    """Check the stop for every body in flight.
 
     Another process may have stopped their run; and the time of a run may be up, for which async bodies
     have timers of their own, and threads that may be interrupted have not.

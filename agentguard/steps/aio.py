@@ -1,7 +1,7 @@
 """The beginning, the body and the end of an async step, where waiting must not block the event loop.
 
 A stop cancels the task inside the body once; the CancelledError becomes the stop only if nobody
-else wanted the task cancelled (SEMANTICS rule 8).
+else wanted the task cancelled ("Cancellation" in docs/semantics.md).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
             await spinning.refused_async(step, error)
         withdrawal.withdraw(step, error)
         raise
-    phases.look(step)
+    phases.check_before_body(step)
 
 
 async def _admit_in_time(step: Step) -> None:

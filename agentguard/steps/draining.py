@@ -1,4 +1,4 @@
-"""A drain: this process lets go of a run that is to go on elsewhere (SEMANTICS rule 13).
+"""A drain: this process lets go of a run that is to go on elsewhere ("Ownership" in docs/semantics.md).
 
 Admission closes for the agent; a body in flight, and all that is called in it, goes on until the run is
 released.  After that this process writes nothing more to it.  What unwinds the agent meanwhile is no

@@ -1,4 +1,4 @@
-"""The exit rule: what leaves a run's or a scope's block once it is stopped (SEMANTICS rule 7)."""
+"""The exit rule: what leaves a run's or a scope's block once it is stopped."""
 
 from __future__ import annotations
 

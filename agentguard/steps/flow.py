@@ -345,7 +345,7 @@ def _check_run(live_run: LiveRun, scope: str) -> None:
     """The same for one run alone: what is around it is not asked."""
     stops = live_run.stops
     if stops.signal[GENERATION] != stops.seen:
-        live_run.look()
+        live_run.apply_kill()
     if stops.stop is not None:
         raise stops.stop.with_traceback(None)
     fold = live_run.log.fold

@@ -120,7 +120,7 @@ class Going:
         """Await the result to its end."""
         if not self._take(how):
             raise self._abandoned("awaited")
-        phases.look(self._step)
+        phases.check_before_body(self._step)
         return await finish(self._step, self._awaitable, self._args, self._kwargs)
 
     def _awaitable(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
@@ -206,7 +206,7 @@ class Block:
 
     def enter(self, manager: Any) -> Any:
         """Enter a block as the step's body."""
-        phases.look(self._step)
+        phases.check_before_body(self._step)
         token = CURRENT.set(self._step)
         try:
             value = manager.__enter__()
@@ -219,7 +219,7 @@ class Block:
 
     async def aenter(self, manager: Any) -> Any:
         """Enter an async block as the step's body."""
-        phases.look(self._step)
+        phases.check_before_body(self._step)
         return self.opened(await self._opening(manager))
 
     async def _opening(self, manager: Any) -> Any:

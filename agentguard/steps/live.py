@@ -181,9 +181,9 @@ class LiveRun:
 
     # --- stops ---------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """See exactly whether a kill covers this run, after the switch has signalled a change."""
-        self.stops.look(self.end, self._refresh_tenants)
+    def apply_kill(self) -> None:
+        """Stop this run if a kill covers it; called when the switch signals a change."""
+        self.stops.apply_kill(self.end, self._refresh_tenants)
 
     def _refresh_tenants(self) -> None:
         self.components.refresh()

@@ -44,7 +44,7 @@ def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             spinning.refused(step, error)
         withdrawal.withdraw(step, error)
         raise
-    look(step)
+    check_before_body(step)
 
 
 def _admit_in_time(step: Step) -> None:
@@ -58,8 +58,8 @@ def _admit_in_time(step: Step) -> None:
                 return admit(step)
 
 
-def look(step: Step) -> None:
-    """The last look at the stop, immediately before the body and after any wait."""
+def check_before_body(step: Step) -> None:
+    """Check the stop once more, immediately before the body and after any wait."""
     live_run = step.live_run
     if live_run.in_flight.pending_warnings:
         live_run.in_flight.tell_warnings()

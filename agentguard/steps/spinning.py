@@ -1,4 +1,4 @@
-"""A program that swallows its stop and calls again is slowed down, then cancelled (SEMANTICS rule 28).
+"""A program that swallows its stop and calls again is slowed down, then cancelled.
 
 Refusing costs next to nothing, so a loop that retries every error for ever would take a whole core, and
 in an event loop the turn of every other task.  A branch that was refused `PATIENCE` times in a row is

@@ -38,7 +38,7 @@ class Stops:
         #: Whether a kill covers the run, be it what stopped it or not.
         self.killed = False
         self.signal = switch.signal
-        #: The generation that `look` has seen; -1 makes every check look.
+        #: The generation up to which kills were applied; -1 makes every check apply them.
         self.seen = -1
 
     def set(self, stop: RunStopped) -> None:
@@ -59,8 +59,8 @@ class Stops:
         """Stop what is in flight inside a scope, nested runs too; the empty one is the whole run."""
         self._in_flight.stop(stop, self._log.fold.inside(scope))
 
-    def look(self, end: Callable[[RunStopped], None], refresh: Callable[[], None]) -> None:
-        """See exactly whether a kill covers this run, after the switch has signalled a change.
+    def apply_kill(self, end: Callable[[RunStopped], None], refresh: Callable[[], None]) -> None:
+        """Stop the run if a kill covers it; called when the switch signals a change.
 
         `end` ends the run with the kill; `refresh` takes in the tenants' budgets, which the control log
         has too.

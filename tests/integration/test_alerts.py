@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.kit import wait_until
+
 pytest.importorskip("typer")
 
 from agentguard import Budget, Guard, Usage, guarded_step
@@ -26,7 +28,7 @@ from agentguard.alerts.webhook import Webhook
 from agentguard.cli import main
 from agentguard.killswitch.model import Kill
 from agentguard.testing import FakeClock
-from tests.servers import free_port, wait_for
+from tests.servers import free_port
 
 SECRET = f"whsec_{base64.b64encode(b'a very secret key').decode()}"
 
@@ -171,7 +173,7 @@ def test_a_step_that_waits_for_an_operator_is_told(guard: Guard, tmp_path: Path)
     with guard.run("r", run_id="r") as run:
         thread = threading.Thread(target=run.bind(lambda: run.call("wire", int, approval=True)))
         thread.start()
-        wait_for(guard.approvals)
+        wait_until(guard.approvals)
         assert told(watch) == [("waiting", "firing")]
         guard.approve("r", guard.approvals()[0].key)
         thread.join()
@@ -198,7 +200,7 @@ def test_a_relay_that_is_not_heard_is_told(redis_url: str) -> None:
     with Guard.open("memory://", kill_switch=redis_url, telemetry=False) as guard:
         assert [alert.kind for alert in alerts(Reader(guard).read(), Thresholds())] == ["relay_stale"]
         with guard.run("r"):  # which starts the relay of this host
-            wait_for(lambda: alerts(Reader(guard).read(), Thresholds()) == [])
+            wait_until(lambda: alerts(Reader(guard).read(), Thresholds()) == [])
 
 
 def test_a_store_that_cannot_be_read_is_told_and_ends_no_other_alert(sqlite_guard: Guard) -> None:
@@ -268,7 +270,7 @@ def test_it_is_tried_again_under_the_same_id_until_it_arrives(receiver: Receiver
     receiver.answers = [503, 429, 500]
     sink = Webhook(receiver.url, first_pause=0.01)
     sink(notice())
-    wait_for(lambda: len(receiver.got) == 4)
+    wait_until(lambda: len(receiver.got) == 4)
     sink.close()
     assert len({message.headers["Webhook-Id"] for message in receiver.got}) == 1
 

@@ -423,7 +423,7 @@ def dead(home: Path) -> str:
 @pytest.mark.parametrize(
     "target", [("--run", "dead-run"), ("--tenant", "acme"), ()], ids=["run", "tenant", "global"]
 )
-def test_rule_11_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
+def test_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
     home: Path, run: Callable[..., Result], dead: str, target: tuple[str, ...]
 ) -> None:
     result = run("kill", *target, "--yes", "--reason", "why", "--actor", "ann")
@@ -434,7 +434,7 @@ def test_rule_11_the_killer_writes_the_end_of_a_run_whose_process_is_dead(
         assert row.state == "KILLED"
 
 
-def test_rule_11_the_end_of_a_dead_run_is_written_in_the_store_that_the_environment_names(
+def test_the_end_of_a_dead_run_is_written_in_the_store_that_the_environment_names(
     home: Path, run: Callable[..., Result], dead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in home.glob("agentguard.db*"):  # with what its process had not moved into it yet

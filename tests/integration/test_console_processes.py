@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import wait_until
+
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 pytest.importorskip("uvicorn")
@@ -18,7 +20,6 @@ pytest.importorskip("typer")
 from agentguard import Guard
 from agentguard.console.tokens import Tokens
 from tests.consoles import Served, line, serving
-from tests.servers import wait_for
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_kill_from_the_console_stops_the_runs_of_other_processes_and_says_so(s
         answer = client.post("/api/kill", json=order).json()
         assert set(answer["runs"]) == wild
         generation = answer["generation"]
-        wait_for(lambda: client.get(f"/api/kills/{generation}").json()["complete"], 60)
+        wait_until(lambda: client.get(f"/api/kills/{generation}").json()["complete"], 60)
         hit = client.get(f"/api/kills/{generation}").json()
         assert set(hit["runs"].values()) == {"KILLED"}
         assert (hit["live"], hit["late_pids"]) == (hit["acknowledged"], [])
@@ -57,7 +58,7 @@ def test_a_step_of_another_process_runs_once_it_was_approved_and_only_one_answer
     worker = served.agent("ask", "pays", "acme", "500")
     run_id = line(worker)
     with served.client() as client:
-        wait_for(lambda: client.get("/api/now").json()["approvals"], 60)
+        wait_until(lambda: client.get("/api/now").json()["approvals"], 60)
         [asked] = client.get("/api/now").json()["approvals"]
         assert asked["arguments"] == [["500"], {}]
         path, key = f"/api/runs/{run_id}/decide", asked["key"]

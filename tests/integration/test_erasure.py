@@ -97,7 +97,7 @@ def test_a_live_run_cannot_be_erased(guard: Guard) -> None:
         guard.erase("nobody")
 
 
-def test_rule_06_an_outcome_after_the_erasure_leaves_no_payload(guard: Guard) -> None:
+def test_an_outcome_after_the_erasure_leaves_no_payload(guard: Guard) -> None:
     started, finish = threading.Event(), threading.Event()
 
     def body(name: str) -> str:
@@ -117,7 +117,7 @@ def test_rule_06_an_outcome_after_the_erasure_leaves_no_payload(guard: Guard) ->
     assert guard.verify(run.id)
 
 
-def test_rule_21_erasure_has_the_effect_of_not_captured(guard: Guard) -> None:
+def test_erasure_has_the_effect_of_not_captured(guard: Guard) -> None:
     run_id = a_run(guard)
     guard.erase(run_id)
     with pytest.raises(ReplayDivergenceError, match="erased") as caught, guard.replay(run_id):

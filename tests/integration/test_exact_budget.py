@@ -414,7 +414,7 @@ def attach_elsewhere(run_id: str, how: str) -> dict:
     return json.loads(ran.stdout)
 
 
-def test_rule_07_attach_from_a_second_process_detaches(sqlite_guard):
+def test_attach_from_a_second_process_detaches(sqlite_guard):
     with sqlite_guard.run("r", inputs={"q": 1}, budget=Budget(steps=9)) as run:
         said = attach_elsewhere(run.id, "leaves")
         assert said == {
@@ -431,13 +431,13 @@ def test_rule_07_attach_from_a_second_process_detaches(sqlite_guard):
     assert keys == ["main/other/step#1", "main/f#1"]
 
 
-def test_rule_07_an_error_in_a_second_process_does_not_end_the_run(sqlite_guard):
+def test_an_error_in_a_second_process_does_not_end_the_run(sqlite_guard):
     with sqlite_guard.run("r") as run:
         assert attach_elsewhere(run.id, "fails")["error"] == "ZeroDivisionError"
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_07_a_stop_in_a_second_process_is_the_runs(sqlite_guard):
+def test_a_stop_in_a_second_process_is_the_runs(sqlite_guard):
     with pytest.raises(BudgetExceededError) as raised, sqlite_guard.run("r", budget=Budget(steps=3)) as run:
         assert attach_elsewhere(run.id, "spends") == {
             "first": "ran",
@@ -453,14 +453,14 @@ def test_rule_07_a_stop_in_a_second_process_is_the_runs(sqlite_guard):
     assert raised.value is run.stop
 
 
-def test_rule_07_a_stop_in_a_second_process_is_found_at_the_exit(sqlite_guard):
+def test_a_stop_in_a_second_process_is_found_at_the_exit(sqlite_guard):
     """Also where the owner calls no further step."""
     with pytest.raises(BudgetExceededError), sqlite_guard.run("r", budget=Budget(steps=3)) as run:
         attach_elsewhere(run.id, "spends")
     assert run.state is RunState.FAILED
 
 
-def test_rule_11_a_kill_by_a_second_process(sqlite_guard):
+def test_a_kill_by_a_second_process(sqlite_guard):
     from agentguard import KillSwitchTriggeredError
 
     with pytest.raises(KillSwitchTriggeredError) as raised, sqlite_guard.run("r") as run:

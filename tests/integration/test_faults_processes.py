@@ -112,7 +112,7 @@ def tool(n: int) -> int:
 # --- SIGSTOP of the owner ----------------------------------------------------------------------------
 
 
-def test_rule_13_an_owner_that_stands_still_is_alive_and_is_named(owner, sqlite_guard):
+def test_an_owner_that_stands_still_is_alive_and_is_named(owner, sqlite_guard):
     owner.steps(0)
     owner.stand_still()
     assert sqlite_guard.summary("r").state is RunState.RUNNING
@@ -126,7 +126,7 @@ def test_rule_13_an_owner_that_stands_still_is_alive_and_is_named(owner, sqlite_
     agree(sqlite_guard, "r")
 
 
-def test_rule_11_a_kill_of_a_run_whose_owner_stands_still_waits_for_it(owner, sqlite_guard):
+def test_a_kill_of_a_run_whose_owner_stands_still_waits_for_it(owner, sqlite_guard):
     """It is not written off: it may go on at any time, and stops itself then, before any body."""
     owner.steps(0)
     owner.stand_still()
@@ -139,7 +139,7 @@ def test_rule_11_a_kill_of_a_run_whose_owner_stands_still_waits_for_it(owner, sq
     agree(sqlite_guard, "r")
 
 
-def test_rule_13_an_owner_that_wakes_after_a_take_over_is_fenced(owner, sqlite_guard):
+def test_an_owner_that_wakes_after_a_take_over_is_fenced(owner, sqlite_guard):
     owner.steps(0)
     owner.stand_still()
     with sqlite_guard.recover("r", take_over=True) as run:
@@ -155,7 +155,7 @@ def test_rule_13_an_owner_that_wakes_after_a_take_over_is_fenced(owner, sqlite_g
     assert sqlite_guard.summary("r").usage.steps == 3
 
 
-def test_rule_13_an_owner_that_is_dead_needs_no_take_over(owner, sqlite_guard):
+def test_an_owner_that_is_dead_needs_no_take_over(owner, sqlite_guard):
     owner.steps(0)
     owner.process.kill()
     owner.process.wait()
@@ -216,7 +216,7 @@ assert account.spent["coins"] == 12 and account.reserved["coins"] == 3, account
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_16_children_forked_in_mid_run_may_die_anywhere(home, durability):
+def test_children_forked_in_mid_run_may_die_anywhere(home, durability):
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORKS, durability],
         capture_output=True,
@@ -231,7 +231,7 @@ def test_rule_16_children_forked_in_mid_run_may_die_anywhere(home, durability):
 # --- a clock set back --------------------------------------------------------------------------------
 
 
-def test_rule_03_a_wall_clock_set_back_by_an_hour_changes_no_order_and_no_limit(home):
+def test_a_wall_clock_set_back_by_an_hour_changes_no_order_and_no_limit(home):
     clock = FakeClock()
     with Guard.open(telemetry=False, clock=clock) as guard:
         guard.set_tenant_budget("acme", Budget(steps=100), per="day")
@@ -258,7 +258,7 @@ def test_rule_03_a_wall_clock_set_back_by_an_hour_changes_no_order_and_no_limit(
         assert [row.run_id for row in guard.runs()] == ["s", "r"]
 
 
-def test_rule_13_a_wall_clock_set_back_makes_no_live_owner_stale(home):
+def test_a_wall_clock_set_back_makes_no_live_owner_stale(home):
     """Neither of this host, which goes by the process, nor of another, which goes by the heartbeat."""
     now = time.time_ns()
     hour = 3600 * 10**9
@@ -272,7 +272,7 @@ def test_rule_13_a_wall_clock_set_back_makes_no_live_owner_stale(home):
     check_owner(other, now + hour, take_over=False)
 
 
-def test_rule_03_a_run_is_recovered_by_a_process_whose_clock_is_an_hour_behind(owner, home):
+def test_a_run_is_recovered_by_a_process_whose_clock_is_an_hour_behind(owner, home):
     owner.steps(0)
     owner.process.kill()
     owner.process.wait()

@@ -25,7 +25,7 @@ from agentguard.publishing.consumer import Repeats, new_events, read_message
 from agentguard.publishing.kafka import KafkaPublisher, parse_target, reader_name, tenants_of
 from agentguard.publishing.outbox import Outbox
 from tests import kafka
-from tests.servers import wait_for
+from tests.kit import wait_until
 
 PROJECTION = Path(__file__).parents[2] / "examples/40_kafka_projection/projection.py"
 
@@ -239,14 +239,14 @@ def test_a_relay_that_is_killed_again_and_again_leaves_nothing_out(
             before = positions.position(reader_name(url))
             relay = start()
             work(guard, runs=3, steps=10)
-            wait_for(lambda before=before: positions.position(reader_name(url)) > before, 60)
+            wait_until(lambda before=before: positions.position(reader_name(url)) > before, 60)
             work(guard, runs=3, steps=10)
             relay.kill()
             relay.wait()
         start()
         total = sum(len(bodies) for bodies in of_store(guard).values())
         last = guard.components.store.tail(0, limit=10_000)[-1][1].position
-        wait_for(lambda: positions.position(reader_name(url)) == last, 60)
+        wait_until(lambda: positions.position(reader_name(url)) == last, 60)
     messages = kafka.consume(servers, topic, total)
     assert of_messages(messages) == of_store(guard)
 
@@ -279,7 +279,7 @@ def test_a_broker_that_is_killed_and_started_again_gets_everything_and_no_agent_
             positions = abilities_of(guard.components.store).positions
             assert positions is not None
             last = guard.components.store.tail(0, limit=10_000)[-1][1].position
-            wait_for(lambda: positions.position(reader_name(url)) == last, 120)
+            wait_until(lambda: positions.position(reader_name(url)) == last, 120)
             messages = kafka.consume(server.servers, topic, total)
     found = of_messages(messages)
     assert found == of_store(guard)

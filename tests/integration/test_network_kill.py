@@ -26,7 +26,8 @@ from agentguard.killswitch.network import NetworkKillSwitch
 from agentguard.killswitch.relay import Relay
 from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 from tests import servers
-from tests.relays import Hosts, refused, relay_pid, running_relay, step_is_refused, wait_for
+from tests.kit import wait_until
+from tests.relays import Hosts, refused, relay_pid, running_relay, step_is_refused
 from tests.servers import Valkey
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
@@ -82,7 +83,7 @@ def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Hosts) -> None:
         assert [kill.target for kill in switch.kills()] == ["r1"]
     host("b").record(*revive_data("fixed", run="r1"))
     switch = host("a")
-    wait_for(lambda: switch.find("acme", "r1", since=2) is None)
+    wait_until(lambda: switch.find("acme", "r1", since=2) is None)
 
 
 TAKES_PART = """
@@ -124,7 +125,7 @@ def test_a_process_that_stands_still_on_another_host_has_not_acknowledged(host: 
     child.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
     killer = host("a")
-    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
     generation = killer.record(*kill_data("stop"))
     assert killer.acknowledgements(generation, timeout=0.2)[:2] == (1, 0)
     child.send_signal(signal.SIGCONT)
@@ -138,11 +139,11 @@ def test_a_process_that_has_acted_on_another_host_counts_after_its_end(
     child = away("participant.leave()" if ending == "it leaves" else "None")
     killer = host("a")
     generation = killer.record(*kill_data("stop"))
-    wait_for(lambda: [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)])
+    wait_until(lambda: [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)])
     if ending == "it dies":
         child.kill()
         child.wait()
-    wait_for(lambda: [report.acknowledged for report in killer.hosts()] == [()])
+    wait_until(lambda: [report.acknowledged for report in killer.hosts()] == [()])
     assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
     assert [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)]
 
@@ -153,7 +154,7 @@ def test_a_process_that_died_on_another_host_without_having_acted_counts_no_more
     child = away()
     child.send_signal(signal.SIGSTOP)
     killer = host("a")
-    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
     generation = killer.record(*kill_data("stop"))
     threading.Timer(0.1, child.kill).start()
     live, acknowledged, seconds = killer.acknowledgements(generation, timeout=60)
@@ -165,7 +166,7 @@ def test_a_host_whose_relay_stands_still_is_waited_for(host: Hosts, away: Any) -
     away()
     relay = running_relay(host("b"))
     killer = host("a")
-    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
     os.kill(relay, signal.SIGSTOP)
     generation = killer.record(*kill_data("stop"))
     assert killer.acknowledgements(generation, timeout=0.3)[:2] == (1, 0)
@@ -176,7 +177,7 @@ def test_a_host_whose_relay_stands_still_is_waited_for(host: Hosts, away: Any) -
 def test_a_host_whose_relay_dies_and_is_replaced_is_waited_for(host: Hosts, away: Any) -> None:
     away()
     killer = host("a")
-    wait_for(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
     os.kill(running_relay(host("b")), signal.SIGKILL)
     generation = killer.record(*kill_data("stop"))
     assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
@@ -213,7 +214,7 @@ def test_a_relay_ends_when_the_last_that_takes_part_has_left(host: Hosts, tmp_pa
         thread.start()
         participants = [switch.join(lambda generation: None) for _ in range(2)]
         other = host("b")
-        wait_for(lambda: [report.acknowledged for report in other.hosts()] == [(0,)])
+        wait_until(lambda: [report.acknowledged for report in other.hosts()] == [(0,)])
         participants[0].leave()
         assert thread.is_alive()
         participants[1].leave()
@@ -237,7 +238,7 @@ def test_the_server_knows_a_host_before_its_page_is_believed(
     monkeypatch.setattr(relay._remote, "report", reporting)
     thread = threading.Thread(target=relay.run)
     thread.start()
-    wait_for(lambda: switch._mirrored.fresh)
+    wait_until(lambda: switch._mirrored.fresh)
     assert [each.name for each in switch.hosts()] != []
     relay.stop()
     thread.join(60)
@@ -248,24 +249,24 @@ def test_a_relay_that_was_killed_is_replaced(host: Hosts) -> None:
     switch = host.following("a", max_staleness=5)
     first = running_relay(switch)
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: relay_pid(switch.home) not in (None, first))
-    wait_for(lambda: not refused(switch))
+    wait_until(lambda: relay_pid(switch.home) not in (None, first))
+    wait_until(lambda: not refused(switch))
     host("b").record(*kill_data("stop", run="r1"))
-    wait_for(lambda: not refused(switch) and switch.find("acme", "r1", since=0) is not None)
+    wait_until(lambda: not refused(switch) and switch.find("acme", "r1", since=0) is not None)
 
 
 def test_while_the_relay_stands_still_nobody_is_believed(host: Hosts) -> None:
     switch = host.following("a", max_staleness=1)
     pid = running_relay(switch)
     os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: refused(switch))
+    wait_until(lambda: refused(switch))
     with pytest.raises(KillSwitchUnavailableError, match="silent for"):
         switch.find("acme", "r1", since=0)
     host("b").record(*kill_data("stop", run="r1"))
     assert refused(switch)
     os.kill(pid, signal.SIGCONT)
-    wait_for(lambda: not refused(switch))
-    wait_for(lambda: switch.find("acme", "r1", since=0) is not None)
+    wait_until(lambda: not refused(switch))
+    wait_until(lambda: switch.find("acme", "r1", since=0) is not None)
 
 
 @pytest.mark.parametrize("fault", ["paused", "stopped"])
@@ -276,18 +277,18 @@ def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_res
     url = f"{host.url}&max_staleness=1"
     with Guard.open("memory://", kill_switch=url, telemetry=False) as guard:
         with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
-            wait_for(lambda: not step_is_refused())
+            wait_until(lambda: not step_is_refused())
             guard.kill(reason="another", run="another")
             if fault == "paused":
                 server.send(signal.SIGSTOP)
             else:
                 server.stop()
-            wait_for(step_is_refused)
+            wait_until(step_is_refused)
             server.resume()
-            wait_for(lambda: not step_is_refused())
+            wait_until(lambda: not step_is_refused())
             host("b").record(*kill_data("stop", run=run.id))
             while True:
-                wait_for(lambda: not step_is_refused())
+                wait_until(lambda: not step_is_refused())
         assert [kill.target for kill in guard.kills()] == ["another", run.id]
 
 
@@ -306,9 +307,9 @@ def test_records_that_the_server_lost_are_given_back_and_stay_in_force(
             file.unlink()
         server.start()
     new = host("b")
-    wait_for(lambda: len(new.kills()) == 2)
+    wait_until(lambda: len(new.kills()) == 2)
     assert new.record(*kill_data("three", run="r3")) == 3
-    wait_for(lambda: switch.find("acme", "r3", since=0) is not None)
+    wait_until(lambda: switch.find("acme", "r3", since=0) is not None)
     assert switch.find("acme", "r1", since=0) is not None
     assert switch.verify() == new.verify()
 
@@ -321,13 +322,13 @@ def test_a_server_with_another_history_is_not_believed_until_somebody_decides(
     server.command("FLUSHALL")
     host("b").record(*kill_data("another", run="r2"))
     switch.join(lambda generation: None)
-    wait_for(lambda: (switch.home / relay_process.COMPLAINT_NAME).exists() and refused(switch))
+    wait_until(lambda: (switch.home / relay_process.COMPLAINT_NAME).exists() and refused(switch))
     with pytest.raises(KillSwitchUnavailableError, match="another record than this host has seen"):
         switch.find("acme", "r9", since=0)
     assert switch.find("acme", "r1", since=0) is not None, "what is known stays in force"
     repaired = host("a")
     assert repaired.repair(accept_loss=True) == 1
-    wait_for(lambda: not refused(repaired))
+    wait_until(lambda: not refused(repaired))
     assert [kill.target for kill in repaired.kills()] == ["r2"]
 
 
@@ -369,7 +370,7 @@ def test_a_kill_that_the_server_does_not_take_refuses_this_host_until_it_does(
     with pytest.raises(KillSwitchUnavailableError, match="kill again"):
         switch.find("acme", "r2", since=0)
     host("b").record(*kill_data("stop", run="r1"))
-    wait_for(lambda: not refused(switch))
+    wait_until(lambda: not refused(switch))
 
 
 def test_the_command_line_kills_on_every_host_and_names_each(
@@ -405,7 +406,7 @@ def test_a_relay_runs_by_itself(host: Hosts, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "agentguard.cli", "relay", "--kill-switch", host.url, "--name", "box"]
     with subprocess.Popen([*words, "--home", str(tmp_path / "a")]) as relay:
         switch = host("a")
-        wait_for(lambda: relay_pid(switch.home) == relay.pid)
+        wait_until(lambda: relay_pid(switch.home) == relay.pid)
         switch.join(lambda generation: None)
         assert relay_pid(switch.home) == relay.pid
         assert not refused(switch)

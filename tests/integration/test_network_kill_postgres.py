@@ -14,8 +14,9 @@ from agentguard.errors import LogIntegrityError
 from agentguard.killswitch.kill_requests import kill_data
 from agentguard.protocols import abilities_of
 from tests import postgres
+from tests.kit import wait_until
 from tests.postgres import Postgres
-from tests.relays import Hosts, step_is_refused, wait_for, with_option
+from tests.relays import Hosts, step_is_refused, with_option
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
@@ -50,18 +51,18 @@ def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_res
     url = with_option(host.url, max_staleness=1)
     with Guard.open("memory://", kill_switch=url, telemetry=False) as guard:
         with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
-            wait_for(lambda: not step_is_refused())
+            wait_until(lambda: not step_is_refused())
             guard.kill(reason="another", run="another")
             server.everything(signal.SIGSTOP) if fault == "paused" else server.kill()
-            wait_for(step_is_refused)
+            wait_until(step_is_refused)
             away = host("b")
             with pytest.raises(KillSwitchUnavailableError, match="could not be recorded"):
                 away.record(*kill_data("lost", run="lost"))
             server.resume() if fault == "paused" else server.start()
-            wait_for(lambda: not step_is_refused())
+            wait_until(lambda: not step_is_refused())
             away.record(*kill_data("stop", run=run.id))
             while True:
-                wait_for(lambda: not step_is_refused())
+                wait_until(lambda: not step_is_refused())
         targets = [kill.target for kill in guard.kills()]
         assert targets[0] == "another"
         assert targets[-1] == run.id
@@ -75,7 +76,7 @@ def test_records_that_the_server_lost_are_given_back(sql: Sql, host: Hosts) -> N
     sql("DELETE FROM agentguard.kill_record WHERE seq > 1")
     sql("ALTER TABLE agentguard.kill_record ENABLE TRIGGER kill_record_stays")
     new = host("b")
-    wait_for(lambda: len(new.kills()) == 3)
+    wait_until(lambda: len(new.kills()) == 3)
     assert new.record(*kill_data("stop", run="r4")) == 4
     assert new.verify().seq == 4
 
@@ -108,7 +109,7 @@ def test_a_login_of_one_tenant_sees_nothing_of_it_and_uses_the_page_of_a_relay(s
     switch = host.following("a")
     assert hers.home == switch.home
     host("b").record(*kill_data("stop", run="r1"))
-    wait_for(lambda: hers.find("acme", "r1", since=0) is not None)
+    wait_until(lambda: hers.find("acme", "r1", since=0) is not None)
 
 
 def test_a_database_without_our_schema_says_what_to_do(empty_postgres: str, host: Hosts) -> None:
@@ -123,9 +124,9 @@ def test_a_guard_on_postgres_takes_its_kills_from_there_by_itself(
     monkeypatch.setenv("AGENTGUARD_HOME", str(host.folder / "a"))
     with Guard.open(postgres_url, telemetry=False) as guard:
         with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
-            wait_for(lambda: not step_is_refused())
+            wait_until(lambda: not step_is_refused())
             host("b", url=postgres_url).record(*kill_data("stop", run=run.id))
-            wait_for(lambda: run.stop)
+            wait_until(lambda: run.stop)
         assert guard.summary(run.id).state == "KILLED"
         assert guard.verify()
         positions = abilities_of(guard.components.store).positions

@@ -56,7 +56,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guard]:
         yield guard
 
 
-def test_rule_15_an_old_log_verifies_and_adds_up(old: Guard) -> None:
+def test_an_old_log_verifies_and_adds_up(old: Guard) -> None:
     report = old.verify()
     assert report, report
     assert old.summary("travel").state is RunState.FAILED
@@ -69,7 +69,7 @@ def test_rule_15_an_old_log_verifies_and_adds_up(old: Guard) -> None:
         assert [event.seq for event in old.history(row.run_id)] == list(range(1, row.head.seq + 1))
 
 
-def test_rule_15_an_old_log_replays(old: Guard, agent: ModuleType) -> None:
+def test_an_old_log_replays(old: Guard, agent: ModuleType) -> None:
     replay = old.replay("travel")
     assert replay.inputs == {"to": "Bergen"}
     seen, stop = asyncio.run(agent.carried_out(old, replay))
@@ -78,7 +78,7 @@ def test_rule_15_an_old_log_replays(old: Guard, agent: ModuleType) -> None:
     assert replay.spent == old.summary("travel").usage
 
 
-def test_rule_15_an_old_run_is_carried_on(database: Guard, agent: ModuleType) -> None:
+def test_an_old_run_is_carried_on(database: Guard, agent: ModuleType) -> None:
     """What was begun before an upgrade is ended after it."""
     with database as old:
         assert old.summary("half").state is RunState.RUNNING
@@ -93,7 +93,7 @@ def test_rule_15_an_old_run_is_carried_on(database: Guard, agent: ModuleType) ->
         assert old.verify("half")
 
 
-def test_rule_15_an_old_run_is_forked_and_asked(database: Guard, agent: ModuleType) -> None:
+def test_an_old_run_is_forked_and_asked(database: Guard, agent: ModuleType) -> None:
     with database as old:
         answer = old.what_if("travel", agent.Budget(usd="0.01"))
         assert (answer.would_stop, answer.seq, answer.resource) == (True, 4, "usd")

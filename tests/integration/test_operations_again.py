@@ -8,8 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from agentguard.events.model import PROCESSES_SIGNALLED
 from agentguard.protocols import abilities_of
 from agentguard.sessions import upkeep
 from agentguard.stores.memory import MemoryEventStore
+from tests.kit import wait_until
 
 DEADLINE = 60.0
 
@@ -39,13 +38,6 @@ def url(tmp_path: Path) -> str:
 
 def opened(url: str, **options: object) -> Guard:
     return Guard.open(url, kill_switch="memory", telemetry=False, **options)  # type: ignore[arg-type]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- closing -----------------------------------------------------------------------------------
@@ -94,7 +86,7 @@ def test_a_guard_beats_for_its_runs(url: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(heartbeats, "INTERVAL", 0.01)
     with opened(url) as guard, guard.run("r") as run:
         begun = heartbeat(guard, run.id)
-        until(lambda: heartbeat(guard, run.id) > begun)
+        wait_until(lambda: heartbeat(guard, run.id) > begun)
 
 
 def test_a_late_beat_does_not_open_a_closed_guard(url: str) -> None:
@@ -115,7 +107,7 @@ def test_beats_end_with_the_guard(url: str, monkeypatch: pytest.MonkeyPatch) -> 
             -1:
         ]
     guard.close()
-    until(lambda: not thread.is_alive())
+    wait_until(lambda: not thread.is_alive())
 
 
 # --- evictions ---------------------------------------------------------------------------------
@@ -202,7 +194,7 @@ def test_a_live_run_of_another_process_has_a_duration(url: str) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == "running\n"
         with opened(url) as guard:
-            until(lambda: (guard.summary("r1").duration or 0) > 0.05)
+            wait_until(lambda: (guard.summary("r1").duration or 0) > 0.05)
             (listed,) = guard.runs()
             assert listed.duration is not None
             assert listed.duration > 0.05

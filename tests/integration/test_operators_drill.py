@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.kit import wait_until
+
 pytest.importorskip("typer")
 
 from agentguard import Guard, RunState
 from tests.consoles import AGENTS, line
-from tests.servers import wait_for
 
 #: How many runs each process has beside the wild one, which has a process with others.
 TAME = (8, 7, 7, 7)
@@ -100,7 +101,7 @@ def data(done: tuple[int, str]) -> Any:
 
 def test_five_commands_lead_from_something_burns_to_stopped_proven_and_written_down(drill: Drill) -> None:
     assert len(drill.tame) == 29
-    wait_for(lambda: drill.guard.summary(drill.wild).usage.usd > 50, 60)
+    wait_until(lambda: drill.guard.summary(drill.wild).usage.usd > 50, 60)
 
     # 1. Which one burns?
     top = data(drill.command("top", "--once", "--sort", "rate", "--json"))
@@ -130,5 +131,5 @@ def test_five_commands_lead_from_something_burns_to_stopped_proven_and_written_d
 
     # It spends no more, though it swallows every stop; and its neighbours have not noticed.
     before = {run_id: drill.guard.summary(run_id).steps for run_id in drill.tame}
-    wait_for(lambda: all(drill.guard.summary(run_id).steps > steps for run_id, steps in before.items()), 60)
+    wait_until(lambda: all(drill.guard.summary(run_id).steps > steps for run_id, steps in before.items()), 60)
     assert drill.guard.summary(drill.wild).usage.usd == spent

@@ -8,8 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,6 @@ def finish(*processes: subprocess.Popen[str]) -> list[str]:
     return outputs
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.001)
-
-
 def event_after(head: Stored | None, tag: str = "") -> Stored:
     seq, digest = (head.seq, head.hash) if head else (0, genesis("r1"))
     body = b'{"seq":%d,"tag":"%s"}' % (seq + 1, tag.encode())
@@ -137,7 +129,7 @@ on_threads(int(os.environ["THREADS"]), work)
     ],
     ids=["exclusive", "optimistic", "exclusive-16-threads"],
 )
-def test_rule_12_four_processes_of_many_threads_leave_one_intact_chain(
+def test_four_processes_of_many_threads_leave_one_intact_chain(
     store: SQLiteEventStore, path: Path, script: str, threads: int, each: int
 ) -> None:
     options = {"THREADS": str(threads), "EACH": str(each)}
@@ -147,7 +139,7 @@ def test_rule_12_four_processes_of_many_threads_leave_one_intact_chain(
     assert len({body.partition(b"writer")[2] for body in writers}) == 4
 
 
-def test_rule_12_no_thread_starves_in_exclusive(store: SQLiteEventStore, path: Path) -> None:
+def test_no_thread_starves_in_exclusive(store: SQLiteEventStore, path: Path) -> None:
     """While fifteen threads of each of four processes never pause, the sixteenth gets its turns."""
     script = """
 enough = threading.Event()
@@ -234,7 +226,7 @@ def test_a_lock_held_by_another_thread_is_waited_for_up_to_the_timeout(path: Pat
 # --- crashes -----------------------------------------------------------------------------------
 
 
-def test_rule_14_after_kill_9_the_log_is_a_gapless_prefix(store: SQLiteEventStore, path: Path) -> None:
+def test_after_kill_9_the_log_is_a_gapless_prefix(store: SQLiteEventStore, path: Path) -> None:
     """In ten kills at random moments nothing is lost that was acknowledged."""
     script = """
 head = store.last("r1")
@@ -263,7 +255,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 
 @needs_fork
-def test_rule_16_a_forked_child_opens_its_own_connections(store: SQLiteEventStore, path: Path) -> None:
+def test_a_forked_child_opens_its_own_connections(store: SQLiteEventStore, path: Path) -> None:
     script = """
 head = extend(None, "parent")
 child = os.fork()
@@ -281,7 +273,7 @@ extend(store.last("r1"), "parent")
 
 @needs_fork
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_16_children_that_end_while_the_parent_writes_do_no_harm(
+def test_children_that_end_while_the_parent_writes_do_no_harm(
     store: SQLiteEventStore, path: Path, durability: str
 ) -> None:
     """Children exit through the interpreter, which would close what they inherited."""
@@ -310,7 +302,7 @@ for writer in writers: writer.join()
 
 
 @needs_fork
-def test_rule_16_a_child_forked_inside_exclusive_neither_commits_nor_undoes_it(
+def test_a_child_forked_inside_exclusive_neither_commits_nor_undoes_it(
     store: SQLiteEventStore, path: Path
 ) -> None:
     """The child ends after the parent has committed, and must not roll back what it inherited."""
@@ -339,7 +331,7 @@ extend(head)
 # --- sharing -----------------------------------------------------------------------------------
 
 
-def test_rule_16_stores_of_one_file_share_lock_and_connection(tmp_path: Path, path: Path) -> None:
+def test_stores_of_one_file_share_lock_and_connection(tmp_path: Path, path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     first = SQLiteEventStore(path)
     second = SQLiteEventStore(tmp_path / "link" / "events.db", durability="power")

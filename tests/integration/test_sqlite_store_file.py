@@ -175,7 +175,7 @@ def test_the_database_of_another_program_is_refused(path: Path, version: int) ->
     assert "another program" in refused(path)
 
 
-def test_rule_15_a_newer_schema_is_refused(path: Path) -> None:
+def test_a_newer_schema_is_refused(path: Path) -> None:
     store = SQLiteEventStore(path)
     create(store)
     store.close()

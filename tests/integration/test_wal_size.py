@@ -16,6 +16,7 @@ import pytest
 from agentguard import Guard
 from agentguard.cli import main
 from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, LOOK_AFTER, MOVE_FROM, wal_size
+from tests.kit import wait_until
 
 WRITES = """
 import sys
@@ -24,13 +25,6 @@ with Guard.open(sys.argv[1], kill_switch="memory", telemetry=False) as guard, gu
     for number in range(int(sys.argv[2])):
         run.call("note", len, "x" * int(sys.argv[3]))
 """
-
-
-def until(condition: object, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def write(guard: Guard, count: int) -> None:
@@ -84,7 +78,7 @@ def test_a_wal_that_a_reader_has_pinned_is_small_again_once_the_reader_is_gone(t
             write(guard, 1)  # a WAL begins anew with the next event
             return wal_size(str(path)) <= BEGIN_ANEW_FROM
 
-        until(small)
+        wait_until(small)
         assert guard.verify()
 
 

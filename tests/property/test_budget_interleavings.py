@@ -83,7 +83,7 @@ class AccountMachine(RuleBasedStateMachine):
             self.open.append(request)
 
     def room_for(self, request: Request) -> bool:
-        """Rule 1, said another way."""
+        """At the limit, said another way."""
         account, budget = self.account, self.account.budget
         for name, limit in account.limits.items():
             asked = request.reserve.get(name, 0)

@@ -408,23 +408,21 @@ def check_accounts(guard: Guard) -> None:
 @pytest.mark.timeout(1200)
 @given(ops=programs, crashes=st.lists(st.integers(1, 12), min_size=1, max_size=3))
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200)
-def test_rule_13_a_crashed_program_carries_on_until_done(ops: Any, crashes: list[int]) -> None:
+def test_a_crashed_program_carries_on_until_done(ops: Any, crashes: list[int]) -> None:
     check_recovery(ops, crashes)
 
 
 @pytest.mark.long
 @given(ops=programs, crashes=st.lists(st.integers(1, 20), min_size=1, max_size=4))
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=scaled(2000))
-def test_rule_13_two_thousand_crashed_programs(ops: Any, crashes: list[int]) -> None:
+def test_two_thousand_crashed_programs(ops: Any, crashes: list[int]) -> None:
     check_recovery(ops, crashes)
 
 
 @pytest.mark.timeout(1200)
 @given(ops=programs, crashes=st.lists(st.integers(1, 12), min_size=1, max_size=3))
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=10)
-def test_rule_13_a_crashed_program_carries_on_in_postgres(
-    postgres_server: str, ops: Any, crashes: list[int]
-) -> None:
+def test_a_crashed_program_carries_on_in_postgres(postgres_server: str, ops: Any, crashes: list[int]) -> None:
     with postgres.database(postgres_server, postgres.template(postgres_server)) as url:
         check_recovery(ops, crashes, url)
 
@@ -432,8 +430,6 @@ def test_rule_13_a_crashed_program_carries_on_in_postgres(
 @pytest.mark.long
 @given(ops=programs, crashes=st.lists(st.integers(1, 20), min_size=1, max_size=4))
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=scaled(300))
-def test_rule_13_hundreds_of_crashed_programs_in_postgres(
-    postgres_server: str, ops: Any, crashes: list[int]
-) -> None:
+def test_hundreds_of_crashed_programs_in_postgres(postgres_server: str, ops: Any, crashes: list[int]) -> None:
     with postgres.database(postgres_server, postgres.template(postgres_server)) as url:
         check_recovery(ops, crashes, url)

@@ -298,14 +298,14 @@ def test_the_programs_do_what_they_say() -> None:
 @pytest.mark.timeout(1200)
 @given(ops=programs, steps=st.integers(2, 30))
 @settings(deadline=None, suppress_health_check=HEALTH, max_examples=200)
-def test_rule_19_a_replay_equals_its_recording(ops: Any, steps: int) -> None:
+def test_a_replay_equals_its_recording(ops: Any, steps: int) -> None:
     check_replay(ops, steps)
 
 
 @pytest.mark.long
 @given(ops=programs, steps=st.integers(2, 30))
 @settings(deadline=None, suppress_health_check=HEALTH, max_examples=scaled(2000))
-def test_rule_19_two_thousand_replays_equal_their_recordings(ops: Any, steps: int) -> None:
+def test_two_thousand_replays_equal_their_recordings(ops: Any, steps: int) -> None:
     check_replay(ops, steps)
 
 
@@ -406,12 +406,12 @@ def calls_named(guard: Guard, name: str) -> list[tuple[str, str]]:
 @pytest.mark.timeout(1200)
 @given(ops=programs, edit=EDITS, data=st.data())
 @settings(deadline=None, suppress_health_check=HEALTH, max_examples=200)
-def test_rule_19_one_edit_is_always_a_divergence(ops: Any, edit: str, data: Any) -> None:
+def test_one_edit_is_always_a_divergence(ops: Any, edit: str, data: Any) -> None:
     check_edit(ops, edit, data)
 
 
 @pytest.mark.long
 @given(ops=programs, edit=EDITS, data=st.data())
 @settings(deadline=None, suppress_health_check=HEALTH, max_examples=scaled(2000))
-def test_rule_19_two_thousand_edits_are_divergences(ops: Any, edit: str, data: Any) -> None:
+def test_two_thousand_edits_are_divergences(ops: Any, edit: str, data: Any) -> None:
     check_edit(ops, edit, data)

@@ -131,7 +131,7 @@ def test_garbage_is_no_record(body):
     assert codec.decode(codec.encode(record)) == record
 
 
-def test_rule_15_a_newer_schema_is_not_read():
+def test_a_newer_schema_is_not_read():
     newer = codec.encode(msgspec.structs.replace(Record(1, ev.RUN_CREATED, 0), v=ev.SCHEMA_VERSION + 1))
     with pytest.raises(LogIntegrityError, match="newer"):
         codec.decode(newer)

@@ -1,4 +1,4 @@
-"""`interrupt_threads=True`: a stop ends sync bodies in flight, and touches nothing but them (rule 8)."""
+"""`interrupt_threads=True`: a stop ends sync bodies in flight, and touches nothing but them ("Cancellation" in docs/semantics.md)."""
 
 from __future__ import annotations
 

@@ -65,15 +65,15 @@ def test_a_kill_covers_its_target_and_nothing_else(
     assert {run for run in runs if find(log(order), *run, since=1)} == stopped
 
 
-def test_rule_11_an_active_kill_stops_a_run_created_after_it() -> None:
+def test_an_active_kill_stops_a_run_created_after_it() -> None:
     assert find(log(GLOBAL_KILL), "acme", "r1", since=1) == 1
 
 
-def test_rule_11_a_revive_lets_later_runs_start() -> None:
+def test_a_revive_lets_later_runs_start() -> None:
     assert find(log(GLOBAL_KILL, GLOBAL_REVIVE), "acme", "r1", since=2) is None
 
 
-def test_rule_11_a_kill_stops_a_run_created_before_it_revived_since_or_not() -> None:
+def test_a_kill_stops_a_run_created_before_it_revived_since_or_not() -> None:
     assert find(log(GLOBAL_KILL, GLOBAL_REVIVE), "acme", "r1", since=0) == 1
 
 
@@ -219,7 +219,7 @@ def test_hints_exclude_kills_of_others_and_no_other() -> None:
     assert not shown.excludes("other", "r2", after=2, size=300)
 
 
-def test_rule_11_a_missing_hint_sends_everyone_to_the_log() -> None:
+def test_a_missing_hint_sends_everyone_to_the_log() -> None:
     shown = page()
     shown.announce(LogState(1, 100, stopped=False), target_of("run", "r1"))
     shown.announce(LogState(2, 200, stopped=False))
@@ -228,7 +228,7 @@ def test_rule_11_a_missing_hint_sends_everyone_to_the_log() -> None:
     assert shown.excludes("acme", "r2", after=2, size=300)
 
 
-def test_rule_11_an_overfull_page_sends_everyone_to_the_log() -> None:
+def test_an_overfull_page_sends_everyone_to_the_log() -> None:
     shown = page()
     for generation in range(1, HINT_COUNT + 2):
         state = LogState(generation, generation, stopped=False)

@@ -31,7 +31,7 @@ from agentguard import (
 from agentguard.cli import main
 from agentguard.queries import Approval
 from agentguard.testing import FakeClock
-from tests.servers import wait_for
+from tests.kit import wait_until
 
 ASKS = Budget(usd=1, on_limit="ask")
 RAISED = Budget(usd=2, on_limit="ask")
@@ -83,7 +83,7 @@ def running(guard: Guard, budget: Budget = ASKS, payments: int = 3) -> Iterator[
 
 def asked(guard: Guard) -> Approval:
     """The one step that waits."""
-    wait_for(guard.approvals)
+    wait_until(guard.approvals)
     [found] = guard.approvals()
     return found
 
@@ -148,7 +148,7 @@ def test_an_answer_that_is_none_is_refused_and_the_question_stays(guard: Guard) 
 def test_the_next_step_without_room_asks_anew(guard: Guard) -> None:
     with running(guard, payments=6) as future:
         guard.set_budget("r", RAISED)
-        wait_for(lambda: any(found.key == "main/pay#6" for found in guard.approvals()))
+        wait_until(lambda: any(found.key == "main/pay#6" for found in guard.approvals()))
         guard.set_budget("r", Budget(usd=3))
         assert future.result(60) == [*range(6)]
     assert types(guard).count("run_paused") == 2
@@ -198,7 +198,7 @@ def test_nobody_answers_in_time_and_who_comes_later_is_told(tmp_path: Path) -> N
     ):
         clock.advance(29)
         assert not future.done()
-        wait_for(lambda: clock.advance(1) or future.done())
+        wait_until(lambda: clock.advance(1) or future.done())
         with pytest.raises(BudgetExceededError):
             future.result()
         refused = next(event for event in guard.history("r") if event.type == "step_refused")
@@ -239,10 +239,10 @@ def test_threads_and_other_guards_spend_no_cent_above_the_last_limit(guard: Guar
         with ThreadPoolExecutor(6) as pool:
             workers = [pool.submit(work, run, n) for n in range(6)]
             for budget in raises:
-                wait_for(guard.approvals)
+                wait_until(guard.approvals)
                 guard.set_budget("r", budget)
-                wait_for(lambda limit=budget.usd: guard.summary("r").usage.usd > limit - Decimal("0.4"))
-            wait_for(guard.approvals)
+                wait_until(lambda limit=budget.usd: guard.summary("r").usage.usd > limit - Decimal("0.4"))
+            wait_until(guard.approvals)
             guard.deny("r", guard.approvals()[0].key)
             assert sum(worker.result(60) for worker in workers) == 10  # 4 dollars
     assert guard.summary("r").usage.usd == Decimal(4)
@@ -394,7 +394,7 @@ def test_a_budget_names_what_cannot_be_right_in_it(fields: dict[str, Any]) -> No
 def test_a_replay_serves_the_raise_and_the_denial_that_are_on_record(guard: Guard) -> None:
     with running(guard, payments=6) as future:
         guard.set_budget("r", RAISED)
-        wait_for(lambda: any(found.key == "main/pay#6" for found in guard.approvals()))
+        wait_until(lambda: any(found.key == "main/pay#6" for found in guard.approvals()))
         guard.deny("r", "main/pay#6")
         with pytest.raises(BudgetExceededError):
             future.result(60)
@@ -424,7 +424,7 @@ def test_a_question_survives_a_crash_and_is_answered_before_or_after_the_recover
     if url == "memory://":
         pytest.skip("it ends with its process")
     process = subprocess.Popen([sys.executable, "-c", CRASHING, url])
-    wait_for(guard.approvals, 60)
+    wait_until(guard.approvals, 60)
     process.kill()
     process.wait()
 
@@ -438,7 +438,7 @@ def test_a_question_survives_a_crash_and_is_answered_before_or_after_the_recover
     else:
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(recover)
-            wait_for(lambda: "run_recovered" in types(guard))
+            wait_until(lambda: "run_recovered" in types(guard))
             found = asked(guard)
             if answer == "after":
                 guard.set_budget("r", RAISED, asked=found.key)

@@ -39,7 +39,7 @@ def kept(store: MemoryEventStore) -> set[str]:
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_14_a_durability_it_cannot_have_is_refused(durability: Any) -> None:
+def test_a_durability_it_cannot_have_is_refused(durability: Any) -> None:
     store = MemoryEventStore()
     number = fill(store, "r1", 1)
     with pytest.raises(ValueError, match=f"cannot promise '{durability}'"):
@@ -52,7 +52,7 @@ def test_room_for_no_event_is_refused() -> None:
         MemoryEventStore(max_events=0)
 
 
-def test_rule_15_ended_runs_are_evicted_whole_in_the_order_in_which_they_ended() -> None:
+def test_ended_runs_are_evicted_whole_in_the_order_in_which_they_ended() -> None:
     store = MemoryEventStore(max_events=12)
     numbers = {run_id: fill(store, run_id, 3) for run_id in ("live", "second", "first")}
     end(store, numbers["first"], "first", 4)
@@ -67,7 +67,7 @@ def test_rule_15_ended_runs_are_evicted_whole_in_the_order_in_which_they_ended()
     assert kept(store) == {"live", "new", "newer"}
 
 
-def test_rule_15_an_evicted_run_keeps_its_summary_and_says_that_its_events_are_gone() -> None:
+def test_an_evicted_run_keeps_its_summary_and_says_that_its_events_are_gone() -> None:
     store = MemoryEventStore(max_events=3)
     number = fill(store, "old", 1)
     end(store, number, "old", 2)
@@ -88,7 +88,7 @@ def test_rule_15_an_evicted_run_keeps_its_summary_and_says_that_its_events_are_g
     assert list(store.read("old")) == []
 
 
-def test_rule_15_if_live_runs_fill_it_what_begins_is_refused_and_what_ends_is_taken() -> None:
+def test_if_live_runs_fill_it_what_begins_is_refused_and_what_ends_is_taken() -> None:
     store = MemoryEventStore(max_events=3)
     number = fill(store, "r1", 3)
     for attempt in (
@@ -148,7 +148,7 @@ def test_two_stores_share_nothing() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_rule_16_a_forked_child_is_refused_even_while_a_thread_of_the_parent_writes() -> None:
+def test_a_forked_child_is_refused_even_while_a_thread_of_the_parent_writes() -> None:
     script = """
 import os, sys, threading
 from agentguard.errors import StoreUnavailableError

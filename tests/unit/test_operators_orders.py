@@ -11,7 +11,7 @@ import pytest
 
 from agentguard import ApprovalDeniedError, Budget, Event, Guard, KillSwitchUnavailableError, Run, RunState
 from agentguard.cli import main
-from tests.servers import wait_for
+from tests.kit import wait_until
 
 NAMES = ("pause", "resume", "set_budget", "approve", "deny")
 ORDERS = ("run_paused", "run_resumed", "run_budget_set", "approval_granted", "approval_denied")
@@ -61,7 +61,7 @@ def give_all_orders(guard: Guard, order: Callable[..., None]) -> Run:
         order("set_budget", run.id)
         with paying(guard, run) as paid:
             for number, decision in enumerate(("approve", "deny"), 1):
-                wait_for(
+                wait_until(
                     lambda n=number: [True for asked in guard.approvals() if asked.key.endswith(f"#{n}")]
                 )
                 order(decision, run.id)

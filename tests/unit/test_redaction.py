@@ -400,7 +400,7 @@ def test_messages_of_exceptions_are_masked(guard: Guard, everything: list[str]) 
     assert termination["message"] == f"no: {MASK}"
 
 
-def test_rule_21_arguments_are_compared_after_redaction(guard: Guard) -> None:
+def test_arguments_are_compared_after_redaction(guard: Guard) -> None:
     """A rotated key is no difference; another user is."""
     with guard.run("r") as run:
         log_in("ann", "old")
@@ -411,7 +411,7 @@ def test_rule_21_arguments_are_compared_after_redaction(guard: Guard) -> None:
     assert caught.value.kind == "arguments"
 
 
-def test_rule_21_a_redacted_result_is_not_replayable_and_says_so(guard: Guard) -> None:
+def test_a_redacted_result_is_not_replayable_and_says_so(guard: Guard) -> None:
     with guard.run("r") as run:
         assert use({"password": "abc"}) == {"password": "abc"}
     completed = next(event for event in guard.history(run.id) if event.type == "step_completed")

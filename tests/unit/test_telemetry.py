@@ -133,6 +133,8 @@ def test_attribute_names_are_pinned():
         "COST_CURRENCY": "agentguard.cost.currency",
         "COST_SOURCE": "agentguard.cost.source",
         "USAGE_PREFIX": "agentguard.usage.",
+        "QUEUE": "agentguard.queue.name",
+        "QUEUE_STATE": "agentguard.queue.state",
         "DECISION": "agentguard.decision",
         "DENY_REASON": "agentguard.deny.reason",
         "BUDGET_SCOPE": "agentguard.budget.scope",

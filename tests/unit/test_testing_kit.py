@@ -95,7 +95,7 @@ def test_a_fake_clock_refuses_what_no_clock_does() -> None:
         FakeClock(datetime(2026, 1, 1))  # noqa: DTZ001 - that is the point
 
 
-def test_rule_03_a_fake_clock_runs_out_of_seconds() -> None:
+def test_a_fake_clock_runs_out_of_seconds() -> None:
     clock = FakeClock()
 
     def agent() -> None:

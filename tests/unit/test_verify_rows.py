@@ -13,7 +13,7 @@ def echo(text: str) -> str:
     return text
 
 
-def test_rule_15_a_run_that_ends_between_listing_and_reading_is_no_fault(guard: Guard) -> None:
+def test_a_run_that_ends_between_listing_and_reading_is_no_fault(guard: Guard) -> None:
     """Row and events are read in one snapshot; what was listed before is only a name."""
     store = guard.components.store
     with guard.run("r") as run:

@@ -29,7 +29,7 @@ class ActsContract(StoreSuite):
         store.append(number, log_of("r1", 2)[1:], row=other)
         assert store.row("r1") == a_row("r1", parent_id="p", number=number, salt=None)
 
-    def test_rule_13_a_row_of_an_epoch_that_is_over_is_fenced(self, store: EventStore) -> None:
+    def test_a_row_of_an_epoch_that_is_over_is_fenced(self, store: EventStore) -> None:
         events = log_of("r1", 2)
         number = store.create(a_row("r1", epoch=1), events[:1])
         assert store.update_row(a_row("r1", epoch=2, owner={"pid": 8}))
@@ -38,7 +38,7 @@ class ActsContract(StoreSuite):
         assert unplaced(store.read("r1")) == events[:1]
         assert store.row("r1") == a_row("r1", epoch=2, owner={"pid": 8}, number=number)
 
-    def test_rule_13_the_first_claim_wins_and_fences_the_old_owner(self, store: EventStore) -> None:
+    def test_the_first_claim_wins_and_fences_the_old_owner(self, store: EventStore) -> None:
         mine, yours = {"host": "h", "pid": 8}, {"pid": 9, "host": "h"}
         number = store.create(a_row("r1"), log_of("r1", 1))
         assert store.update_row(a_row("r1", heartbeat_ns=2)), "the owner's heartbeat"
@@ -52,7 +52,7 @@ class ActsContract(StoreSuite):
         assert not store.update_row(a_row("r1", epoch=2, owner=mine)), "a heartbeat after the release"
         assert store.update_row(a_row("r1", epoch=3, owner=yours)), "a claim of a released run"
 
-    def test_rule_13_of_many_claims_one_wins(self, store: EventStore) -> None:
+    def test_of_many_claims_one_wins(self, store: EventStore) -> None:
         store.create(a_row("r1"), log_of("r1", 1))
         claims = on_threads(8, lambda index: store.update_row(a_row("r1", epoch=2, owner={"pid": index})))
         assert claims.count(True) == 1

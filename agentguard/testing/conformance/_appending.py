@@ -17,7 +17,7 @@ from agentguard.testing.conformance._stores import StoreSuite
 class AppendingContract(StoreSuite):
     """Appending: the first of two writers wins."""
 
-    def test_rule_12_conflicting_append_writes_nothing(self, store: EventStore) -> None:
+    def test_conflicting_append_writes_nothing(self, store: EventStore) -> None:
         events = log_of("r1", 3)
         number = store.create(a_row("r1"), events[:2])
         rival = log_of("r1", 4, tag="-rival")
@@ -63,7 +63,7 @@ class AppendingContract(StoreSuite):
         assert store.accounts(["a"]) == {}
         assert len(store.tail()) == 1
 
-    def test_rule_12_of_two_writers_the_first_wins(self, store: EventStore) -> None:
+    def test_of_two_writers_the_first_wins(self, store: EventStore) -> None:
         number = store.create(a_row("r1"), [])
         rivals = [log_of("r1", 60, tag=f"-{index}") for index in range(2)]
         won = []

@@ -112,7 +112,7 @@ class ReadingContract(StoreSuite):
         store.append(number, events[3:])
         assert unplaced([first, *reading]) == events[:3]
 
-    def test_rule_15_row_and_events_can_be_read_in_one_snapshot(self, store: EventStore) -> None:
+    def test_row_and_events_can_be_read_in_one_snapshot(self, store: EventStore) -> None:
         events = log_of("r1", 2)
         number = store.create(a_row("r1"), events[:1])
         changed = a_row("r1", state="FAILED", ended_ns=3)

@@ -47,7 +47,7 @@ class KillSwitchContract:
         assert switch.kills() == []
         assert list(switch.read()) == []
 
-    def test_rule_11_the_generation_is_the_sequence_of_the_newest_record(self, switch: KillSwitch) -> None:
+    def test_the_generation_is_the_sequence_of_the_newest_record(self, switch: KillSwitch) -> None:
         signal = switch.signal
         for expected in (1, 2, 3):
             assert switch.record(*kill_data("why", run=f"r{expected}")) == expected
@@ -66,7 +66,7 @@ class KillSwitchContract:
         assert kill == ("tenant", "acme", "bad prompt", "ann", 42, generation, False)
         assert switch.find("other", "r1", since=0) is None
 
-    def test_rule_11_an_active_kill_stops_runs_created_after_it_until_revived(
+    def test_an_active_kill_stops_runs_created_after_it_until_revived(
         self,
         switch: KillSwitch,
     ) -> None:

@@ -8,7 +8,6 @@ import signal as signals
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 import agentguard
 from agentguard.killswitch.page import PageKillSwitch
+from tests.kit import wait_until
 
 DEADLINE = 30.0
 
@@ -38,13 +38,6 @@ switch.join(lambda generation: say("told", generation))
 say("ready")
 sys.stdin.read()
 """
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.002)
 
 
 class Child:

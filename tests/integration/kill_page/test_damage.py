@@ -80,7 +80,7 @@ def test_repair_rebuilds_the_page_in_place_from_the_log(home: Path, open_switch:
     assert mended.find("acme", "r2", since=1) is None
 
 
-def test_rule_11_a_kill_is_recorded_and_delivered_though_the_page_is_damaged(
+def test_a_kill_is_recorded_and_delivered_though_the_page_is_damaged(
     home: Path, open_switch: Open, spawn: Start
 ) -> None:
     child = spawn(
@@ -176,7 +176,7 @@ def garble(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("change", [edit, drop, swap, garble])
-def test_rule_11_a_change_of_the_log_is_found_and_refuses(
+def test_a_change_of_the_log_is_found_and_refuses(
     home: Path, open_switch: Open, change: Callable[[bytes], bytes]
 ) -> None:
     for reason in ("one", "two", "three"):
@@ -226,9 +226,7 @@ def test_a_deleted_page_is_made_again_and_loses_no_kill(home: Path, open_switch:
     assert old[GENERATION] == 2
 
 
-def test_rule_11_holders_of_a_deleted_page_are_reached(
-    home: Path, spawn: Start, switch: PageKillSwitch
-) -> None:
+def test_holders_of_a_deleted_page_are_reached(home: Path, spawn: Start, switch: PageKillSwitch) -> None:
     child = spawn("switch.join(lambda generation: None)\n" + SPINS + "say('saw')\nsys.stdin.read()")
     (home / "kill.page").unlink()
     generation = switch.record(*kill_data("why"))

@@ -57,7 +57,7 @@ def test_a_line_of_the_log_holds_the_hash_and_the_body_as_hashed(home: Path, swi
     assert event["data"] == {"scope": "run", "target": "r1", "reason": "why", "actor": "ann"}
 
 
-def test_rule_11_a_kill_survives_a_restart(open_switch: Open) -> None:
+def test_a_kill_survives_a_restart(open_switch: Open) -> None:
     open_switch().record(*kill_data("why", run="r1"))
     again = open_switch()
     assert again.signal[GENERATION] == 1
@@ -67,7 +67,7 @@ def test_rule_11_a_kill_survives_a_restart(open_switch: Open) -> None:
     assert again.verify().seq == 1
 
 
-def test_rule_11_the_page_is_never_truncated_or_replaced_while_in_use(home: Path, open_switch: Open) -> None:
+def test_the_page_is_never_truncated_or_replaced_while_in_use(home: Path, open_switch: Open) -> None:
     first = open_switch()
     signal = first.signal
     before = (home / "kill.page").stat()
@@ -86,7 +86,7 @@ def test_rule_11_the_page_is_never_truncated_or_replaced_while_in_use(home: Path
     assert signal[GENERATION] == 3
 
 
-def test_rule_11_a_record_is_durable_before_the_page_shows_it(
+def test_a_record_is_durable_before_the_page_shows_it(
     home: Path, switch: PageKillSwitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[str, int]] = []
@@ -137,7 +137,7 @@ def test_a_torn_last_line_is_passed_over_and_removed_by_the_next_append(
     assert open_switch().verify().seq == 2
 
 
-def test_rule_11_a_kill_that_never_reached_the_page_counts(home: Path, open_switch: Open) -> None:
+def test_a_kill_that_never_reached_the_page_counts(home: Path, open_switch: Open) -> None:
     before = open_switch()
     signal = before.signal
     ControlLog(home).append(*kill_data("why", run="r1"), at_ns=1)

@@ -37,7 +37,7 @@ while signal[GENERATION] == seen:
 """
 
 
-def test_rule_11_a_kill_reaches_another_process_by_memory_alone(spawn: Start, switch: PageKillSwitch) -> None:
+def test_a_kill_reaches_another_process_by_memory_alone(spawn: Start, switch: PageKillSwitch) -> None:
     child = spawn(SPINS + "say('saw', switch.find('acme', 'r1', since=seen).reason)")
     switch.record(*kill_data("why", tenant="acme"))
     child.expect("saw why")

@@ -37,7 +37,7 @@ say("done")
 """
 
 
-def test_rule_11_recorders_of_many_processes_make_one_chain_without_gaps(
+def test_recorders_of_many_processes_make_one_chain_without_gaps(
     spawn: Start, switch: PageKillSwitch, eventually: Wait
 ) -> None:
     told: list[int] = []
@@ -109,7 +109,7 @@ with open(read) as told:
 """
 
 
-def test_rule_16_a_forked_child_keeps_the_page_and_takes_part_by_itself(
+def test_a_forked_child_keeps_the_page_and_takes_part_by_itself(
     home: Path, spawn: Start, switch: PageKillSwitch
 ) -> None:
     parent = spawn(FORKS)

@@ -16,7 +16,7 @@ import pytest
 
 from agentguard import Guard
 from agentguard.workers.submission import SubmittedRun
-from tests.servers import wait_for
+from tests.kit import wait_until
 
 HERE = Path(__file__).parent
 #: A worker that is silent for so long counts as dead, in tests that do not wait for that.
@@ -55,7 +55,7 @@ class OfficeOfTest:
 
     def until(self, text: str, times: int = 1) -> None:
         """Wait until an agent has told something."""
-        wait_for(lambda: self.times(text) >= times, 60)
+        wait_until(lambda: self.times(text) >= times, 60)
 
     def open_gate(self, name: str) -> None:
         (self.folder / f"gate-{name}").touch()
@@ -66,7 +66,7 @@ class OfficeOfTest:
     def ends(self, run: SubmittedRun) -> str:
         """Wait until a run has ended, and its job is gone; gives its state."""
         state = run.wait(60)
-        wait_for(lambda: not [queue for queue in self.guard.queue() if queue.running], 60)
+        wait_until(lambda: not [queue for queue in self.guard.queue() if queue.running], 60)
         return str(state)
 
     def log(self) -> str:

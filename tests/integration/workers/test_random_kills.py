@@ -9,8 +9,8 @@ import pytest
 from agentguard import Budget
 from agentguard.cli import main
 from tests.integration.workers.conftest import OfficeOfTest
+from tests.kit import wait_until
 from tests.scale import scaled
-from tests.servers import wait_for
 
 FAST = ("--heartbeat", "0.4", "--stalled-after", "2", "--concurrency", "3", "--most-deaths", "100")
 COUNT = 12
@@ -30,7 +30,7 @@ def _end_all(office: OfficeOfTest, runs: int, kills: int) -> None:
     workers = [office.worker(*FAST) for _ in range(3)]
     for _ in range(kills):
         before = len(office.told())
-        wait_for(lambda before=before: len(office.told()) > before or _ended(submitted), 60)
+        wait_until(lambda before=before: len(office.told()) > before or _ended(submitted), 60)
         victim = draw.randrange(len(workers))
         workers[victim].kill()
         workers[victim].wait()

@@ -13,8 +13,8 @@ from agentguard.stores._postgres_schema import migrate
 from agentguard.workers.engine import Deployment
 from agentguard.workers.job import RunJob
 from tests.integration.workers.conftest import FAST, OfficeOfTest
+from tests.kit import wait_until
 from tests.postgres import Postgres, execute
-from tests.servers import wait_for
 
 
 def owner(office: OfficeOfTest, run_id: str) -> int | None:
@@ -51,7 +51,7 @@ def test_a_worker_that_was_stopped_and_wakes_appends_nothing(office: OfficeOfTes
     assert owner(office, run.id) == second.pid
     before = len(office.guard.history(run.id))
     zombie.send_signal(signal.SIGCONT)  # both wait at the gate now
-    wait_for(lambda: "others took its runs over" in office.log(), 60)
+    wait_until(lambda: "others took its runs over" in office.log(), 60)
     assert len(office.guard.history(run.id)) == before
     office.open_gate("b")
     assert office.ends(run) == "COMPLETED"
@@ -177,5 +177,5 @@ def test_a_kill_of_one_tenant_ends_its_runs_wherever_they_are(office: OfficeOfTe
     assert [office.ends(run) for run in running] == ["KILLED", "COMPLETED"]
     assert [office.ends(run) for run in waiting] == ["KILLED", "COMPLETED"]
     assert office.times("step c") == 1
-    wait_for(lambda: office.guard.queue() == [], 60)
+    wait_until(lambda: office.guard.queue() == [], 60)
     assert office.guard.verify()

@@ -11,7 +11,7 @@ import pytest
 from agentguard import Budget, RunState
 from agentguard.cli import main
 from tests.integration.workers.conftest import OfficeOfTest
-from tests.servers import wait_for
+from tests.kit import wait_until
 
 
 def types(office: OfficeOfTest, run_id: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_runs_of_higher_priority_are_taken_first(office: OfficeOfTest) -> None:
     for priority in (0, 5, -5, 9, 5):
         office.guard.submit(office.agents.alone, [f"p{priority}"], priority=priority)
     office.worker("--concurrency", "1")
-    wait_for(lambda: office.guard.queue() == [], 60)
+    wait_until(lambda: office.guard.queue() == [], 60)
     assert office.told() == [f"step p{priority}" for priority in (9, 5, 5, 0, -5)]
 
 
@@ -83,7 +83,7 @@ def test_a_worker_takes_the_runs_of_its_queues_alone(office: OfficeOfTest) -> No
 def test_as_many_runs_as_concurrency_says_are_carried_out_at_a_time(office: OfficeOfTest) -> None:
     runs = [office.guard.submit(office.agents.letters, [[], f"w{n}", []]) for n in range(4)]
     office.worker("--concurrency", "3")
-    wait_for(lambda: len(office.told()) == 3, 60)
+    wait_until(lambda: len(office.told()) == 3, 60)
     [depth] = office.guard.queue()
     assert (depth.waiting, depth.running) == (1, 3)
     for number in range(4):
@@ -121,7 +121,7 @@ def test_a_failure_comes_again_after_its_back_off(office: OfficeOfTest) -> None:
     office.fails("server", 1)
     office.guard.submit(office.agents.retried, "server", retries=1, backoff=300, tenant="acme")
     office.worker()
-    wait_for(lambda: [(q.delayed, q.running) for q in office.guard.queue()] == [(1, 0)], 60)
+    wait_until(lambda: [(q.delayed, q.running) for q in office.guard.queue()] == [(1, 0)], 60)
     assert office.guard.queue()[0].oldest_seconds == 0, "it does not wait for a worker"
 
 
@@ -129,7 +129,7 @@ def test_a_run_in_which_one_worker_after_the_other_dies_is_ended(office: OfficeO
     run = office.guard.submit(office.agents.dies)
     for _ in range(2):
         worker = office.worker("--heartbeat", "0.2", "--stalled-after", "0.5", "--most-deaths", "2")
-        wait_for(lambda worker=worker: worker.poll() is not None, 60)
+        wait_until(lambda worker=worker: worker.poll() is not None, 60)
     office.worker("--heartbeat", "0.2", "--stalled-after", "0.5", "--most-deaths", "2")
     assert office.ends(run) == "FAILED"
     assert office.guard.summary(run.id).termination["type"].endswith("WorkersDiedError")
@@ -139,8 +139,8 @@ def test_a_run_in_which_one_worker_after_the_other_dies_is_ended(office: OfficeO
 def test_a_function_that_a_worker_must_not_call_is_not_called(office: OfficeOfTest) -> None:
     run = office.guard.submit(office.agents.alone)
     office.worker("--allow", "billing")
-    wait_for(lambda: "(--allow)" in office.log(), 60)
-    wait_for(lambda: [(q.delayed, q.running) for q in office.guard.queue()] == [(1, 0)], 60)
+    wait_until(lambda: "(--allow)" in office.log(), 60)
+    wait_until(lambda: [(q.delayed, q.running) for q in office.guard.queue()] == [(1, 0)], 60)
     assert (run.state, office.told()) == (RunState.CREATED, [])
 
 
@@ -152,7 +152,7 @@ def test_a_worker_that_is_told_to_stop_lets_its_runs_go(office: OfficeOfTest) ->
     first = office.worker()
     office.until("waits b")
     first.terminate()
-    wait_for(lambda: "are let go" in office.log(), 60)
+    wait_until(lambda: "are let go" in office.log(), 60)
     office.open_gate("b")  # the step in flight finishes
     assert first.wait(60) == 0
     assert run.state is RunState.RUNNING
@@ -198,7 +198,7 @@ def test_the_second_signal_ends_a_worker_at_once(office: OfficeOfTest) -> None:
     worker = office.worker()
     office.until("deaf")
     worker.send_signal(signal.SIGINT)
-    wait_for(lambda: "are let go" in office.log(), 60)
+    wait_until(lambda: "are let go" in office.log(), 60)
     worker.send_signal(signal.SIGINT)
     assert worker.wait(60) == 128 + signal.SIGINT
 
@@ -215,8 +215,8 @@ def test_a_paused_run_waits_outside_of_the_workers(
     first.kill()
     first.wait()
     second = office.worker("--heartbeat", "0.2", "--stalled-after", "0.5")
-    wait_for(lambda: run.state is RunState.PAUSED, 60)
-    wait_for(lambda: [(q.delayed, q.running) for q in office.guard.queue()] == [(1, 0)], 60)
+    wait_until(lambda: run.state is RunState.PAUSED, 60)
+    wait_until(lambda: [(q.delayed, q.running) for q in office.guard.queue()] == [(1, 0)], 60)
     [key] = [event.key for event in office.guard.history(run.id) if event.name == "once"][:1]
     assert main(["resolve", run.id, str(key), "completed", "--result", json.dumps("wire")]) == 0
     assert office.ends(run) == "COMPLETED"

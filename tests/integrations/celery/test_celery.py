@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 
 from agentguard import RunState
-from tests.servers import Valkey, wait_for
+from tests.kit import wait_until
+from tests.servers import Valkey
 
 pytest.importorskip("celery")
 HERE = Path(__file__).parent
@@ -79,9 +80,9 @@ def test_a_task_is_a_run(office: Office) -> None:
 def test_a_task_whose_worker_died_is_carried_on(office: Office) -> None:
     office.start()
     sent = office.tasks.letters.delay("a", "gate", "b")
-    wait_for(lambda: "waits" in office.told(), 60)
+    wait_until(lambda: "waits" in office.told(), 60)
     os.kill(office.pids("waits")[0], signal.SIGKILL)
-    wait_for(lambda: office.told().count("waits") == 2, 60)
+    wait_until(lambda: office.told().count("waits") == 2, 60)
     (office.folder / "gate").touch()
     assert sent.get(timeout=60) == ["a", "gate", "b"]
     assert office.told() == ["a", "waits", "waits", "b"], "what was done is not done again"
@@ -109,10 +110,10 @@ def test_a_task_that_is_delivered_while_it_runs_is_done_once(
     office.start()
     letters = office.tasks.letters
     sent = letters.delay("a", "gate", "b")
-    wait_for(lambda: "waits" in office.told(), 60)
+    wait_until(lambda: "waits" in office.told(), 60)
     letters.apply_async(("a", "gate", "b"), task_id=sent.id)
     log = office.folder / "worker.log"
-    wait_for(lambda: "ignored" in log.read_text().lower(), 60)  # it was told to come later
+    wait_until(lambda: "ignored" in log.read_text().lower(), 60)  # it was told to come later
     (office.folder / "gate").touch()
     assert sent.get(timeout=60) == ["a", "gate", "b"]
     assert office.told() == ["a", "waits", "b"]
@@ -130,7 +131,7 @@ def test_a_stop_fails_the_task_and_is_not_retried(office: Office) -> None:
 def test_a_kill_ends_the_task(office: Office) -> None:
     office.start()
     sent = office.tasks.letters.delay("a", "gate", "b")
-    wait_for(lambda: "waits" in office.told(), 60)
+    wait_until(lambda: "waits" in office.told(), 60)
     office.tasks.guard.kill(reason="enough", tenant="of-a")
     (office.folder / "gate").touch()
     with pytest.raises(Exception, match="KillSwitchTriggeredError.*enough"):

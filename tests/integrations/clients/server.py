@@ -385,11 +385,3 @@ def serve(*, uses_all: bool = False, answers_after: float = 0) -> Iterator[Provi
         finally:
             server.shutdown()
             thread.join()
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> None:
-    """Wait for a condition; fail when it does not come."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)

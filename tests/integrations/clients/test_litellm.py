@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit import wait_until
+
 pytest.importorskip("litellm")
 
 import litellm as bare
@@ -24,7 +26,7 @@ from agentguard import (
 )
 from agentguard.cost import ModelPrices
 from tests.integrations.clients.conftest import ANSWER_USD, MESSAGES, TEXT, outcomes
-from tests.integrations.clients.server import Break, Pause, Providers, chat, error, wait_until
+from tests.integrations.clients.server import Break, Pause, Providers, chat, error
 
 PRICES = ModelPrices(
     {name: {"input": 1, "output": 10} for name in ("openai/gpt-test", "anthropic/claude-test")}, fallback=None

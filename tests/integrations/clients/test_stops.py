@@ -8,7 +8,8 @@ import pytest
 
 from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError
 from tests.integrations.clients.conftest import TEXT, Sdk, closing, outcomes
-from tests.integrations.clients.server import Break, Pause, error, wait_until
+from tests.integrations.clients.server import Break, Pause, error
+from tests.kit import wait_until
 
 
 def test_each_retry_of_the_sdk_is_a_step_and_a_refused_attempt_is_free(sdk: Sdk, guard: Guard) -> None:

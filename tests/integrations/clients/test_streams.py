@@ -9,7 +9,8 @@ import pytest
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError
 from tests.integrations.clients.conftest import ANSWER_USD, TEXT, Sdk, closing, outcomes
-from tests.integrations.clients.server import Break, Pause, Providers, Reply, chat, message, wait_until
+from tests.integrations.clients.server import Break, Pause, Providers, Reply, chat, message
+from tests.kit import wait_until
 
 RESERVED = Decimal("0.001")  # 100 tokens of the answer; the prompt comes on top
 

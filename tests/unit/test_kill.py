@@ -1,4 +1,4 @@
-"""SEMANTICS rule 11, the run's side: whom a kill stops, from when on, and what is on record of it."""
+"""Truth, the run's side: whom a kill stops, from when on, and what is on record of it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stopped(run) -> bool:
 # --- whom it stops ---------------------------------------------------------------------------------
 
 
-def test_rule_11_a_global_kill_stops_every_run(either):
+def test_a_global_kill_stops_every_run(either):
     runs = [start(either, tenant=tenant) for tenant in ("a", "b", "default")]
     either.kill(reason="all")
     assert all(stopped(run) for run in runs)
@@ -60,7 +60,7 @@ def test_rule_11_a_global_kill_stops_every_run(either):
     assert {run.stop.scope for run in runs} == {"global"}
 
 
-def test_rule_11_a_tenants_kill_stops_its_runs(either):
+def test_a_tenants_kill_stops_its_runs(either):
     mine, other = start(either, tenant="a"), start(either, tenant="b")
     either.kill(tenant="a", reason="all of a")
     assert stopped(mine)
@@ -69,7 +69,7 @@ def test_rule_11_a_tenants_kill_stops_its_runs(either):
     other.close()
 
 
-def test_rule_11_a_runs_kill_stops_that_run(either):
+def test_a_runs_kill_stops_that_run(either):
     mine, other = start(either), start(either)
     either.kill(run=mine.id, reason="this one")
     assert stopped(mine)
@@ -78,7 +78,7 @@ def test_rule_11_a_runs_kill_stops_that_run(either):
     other.close()
 
 
-def test_rule_11_tenants_and_runs_are_told_apart_exactly(either):
+def test_tenants_and_runs_are_told_apart_exactly(either):
     """Hints may collide; what is stopped is looked up exactly."""
     runs = [start(either, tenant=f"tenant-{n}", run_id=f"run-{n}") for n in range(200)]
     either.kill(tenant="tenant-7", reason="seven")
@@ -91,7 +91,7 @@ def test_rule_11_tenants_and_runs_are_told_apart_exactly(either):
             run.close()
 
 
-def test_rule_11_who_why_and_when_are_on_record(either):
+def test_who_why_and_when_are_on_record(either):
     before = datetime.now(UTC)
     generation = either.kill(tenant="a", reason="runaway", actor="ann@ops")
     (kill,) = either.kills()
@@ -115,7 +115,7 @@ def test_rule_11_who_why_and_when_are_on_record(either):
 
 @pytest.mark.parametrize("argument", ["tenant", "run"])
 @pytest.mark.parametrize("value", [None, ""])
-def test_rule_11_a_missing_target_stops_nothing(either, argument, value):
+def test_a_missing_target_stops_nothing(either, argument, value):
     run = start(either)
     with pytest.raises(ValueError, match=argument):
         either.kill(reason="oops", **{argument: value})
@@ -127,13 +127,13 @@ def test_rule_11_a_missing_target_stops_nothing(either, argument, value):
 
 
 @pytest.mark.parametrize("reason", ["", "  ", None, 5])
-def test_rule_11_a_kill_needs_a_reason(either, reason):
+def test_a_kill_needs_a_reason(either, reason):
     with pytest.raises((ValueError, TypeError), match="reason"):
         either.kill(reason=reason)
     assert either.kills() == []
 
 
-def test_rule_11_a_kill_is_for_one_target(either):
+def test_a_kill_is_for_one_target(either):
     with pytest.raises(ValueError, match="not both"):
         either.kill(reason="r", tenant="a", run="b")
 
@@ -141,7 +141,7 @@ def test_rule_11_a_kill_is_for_one_target(either):
 # --- from when on ----------------------------------------------------------------------------------
 
 
-def test_rule_11_an_active_kill_stops_a_run_that_begins(either):
+def test_an_active_kill_stops_a_run_that_begins(either):
     either.kill(tenant="a", reason="before")
     for _ in range(2):
         with pytest.raises(KillSwitchTriggeredError), either.run("r", tenant="a"):
@@ -149,7 +149,7 @@ def test_rule_11_an_active_kill_stops_a_run_that_begins(either):
     assert {row.state for row in either.runs(tenant="a")} == {RunState.KILLED}
 
 
-def test_rule_11_a_revive_lets_later_runs_start(either):
+def test_a_revive_lets_later_runs_start(either):
     killed = start(either, tenant="a")
     either.kill(tenant="a", reason="stop")
     either.revive(tenant="a", reason="fixed")
@@ -159,7 +159,7 @@ def test_rule_11_a_revive_lets_later_runs_start(either):
     assert [kill.cleared for kill in either.kills()] == [True]
 
 
-def test_rule_11_a_run_that_did_not_look_in_between_is_killed_all_the_same(either):
+def test_a_run_that_did_not_look_in_between_is_killed_all_the_same(either):
     """Kill and revive between two steps: the run is dead, as the log of kills says."""
     run = start(either)
     quiet = either.runtime.live
@@ -173,7 +173,7 @@ def test_rule_11_a_run_that_did_not_look_in_between_is_killed_all_the_same(eithe
     assert stopped(run)
 
 
-def test_rule_11_a_revive_clears_exactly_its_scope(either):
+def test_a_revive_clears_exactly_its_scope(either):
     either.kill(reason="everything")
     either.kill(tenant="a", reason="a")
     either.revive(tenant="a")
@@ -193,7 +193,7 @@ def stopped_at_start(guard: Guard, tenant: str) -> bool:
         return True
 
 
-def test_rule_11_a_revive_does_not_bring_back_the_dead(either):
+def test_a_revive_does_not_bring_back_the_dead(either):
     run = start(either)
     either.kill(run=run.id, reason="stop")
     assert stopped(run)
@@ -204,7 +204,7 @@ def test_rule_11_a_revive_does_not_bring_back_the_dead(either):
     assert run.state is RunState.KILLED
 
 
-def test_rule_11_kills_outlive_the_process(home):
+def test_kills_outlive_the_process(home):
     """Durable over restarts: another guard of this home finds them."""
     with Guard.open(telemetry=False) as first:
         first.kill(tenant="a", reason="for good")
@@ -217,14 +217,14 @@ def test_rule_11_kills_outlive_the_process(home):
         assert len(third.kills()) == 1
 
 
-def test_rule_11_one_page_serves_all_guards_of_a_home(home):
+def test_one_page_serves_all_guards_of_a_home(home):
     with Guard.open(telemetry=False) as first, Guard.in_memory(kill_switch="page", telemetry=False) as second:
         run = start(second)
         first.kill(reason="everything under this home")
         assert stopped(run)
 
 
-def test_rule_11_a_guard_in_memory_has_a_switch_of_its_own(home):
+def test_a_guard_in_memory_has_a_switch_of_its_own(home):
     with Guard.open(telemetry=False) as shared, Guard.in_memory(telemetry=False) as alone:
         shared.kill(reason="everything under this home")
         with alone.run("r"):
@@ -234,7 +234,7 @@ def test_rule_11_a_guard_in_memory_has_a_switch_of_its_own(home):
 # --- how it is found -------------------------------------------------------------------------------
 
 
-def test_rule_11_an_idle_run_is_ended_at_once(either, eventually):
+def test_an_idle_run_is_ended_at_once(either, eventually):
     """Also a run that calls nothing: its record says KILLED soon after."""
     run = start(either)
     either.kill(run=run.id, reason="idle")
@@ -242,7 +242,7 @@ def test_rule_11_an_idle_run_is_ended_at_once(either, eventually):
     assert [e.type for e in either.history(run.id)][-1] == "run_killed"
 
 
-def test_rule_11_run_killed_is_written_once(either):
+def test_run_killed_is_written_once(either):
     with suppress(RunStopped), either.run("r") as run:
         threads = [threading.Thread(target=run.bind(lambda: suppressed(tool))) for _ in range(8)]
         for thread in threads:
@@ -261,7 +261,7 @@ def suppressed(function) -> None:
             function()
 
 
-def test_rule_11_a_kill_of_what_has_ended_changes_nothing(either):
+def test_a_kill_of_what_has_ended_changes_nothing(either):
     with either.run("r") as run:
         tool()
     head = either.summary(run.id).head
@@ -270,7 +270,7 @@ def test_rule_11_a_kill_of_what_has_ended_changes_nothing(either):
     assert either.summary(run.id).head == head
 
 
-def test_rule_11_a_kill_is_acknowledged(either, eventually):
+def test_a_kill_is_acknowledged(either, eventually):
     run = start(either)
     generation = either.kill(run=run.id, reason="ack")
     acks = either.acknowledged(generation, timeout=5)
@@ -297,7 +297,7 @@ class Unreadable(MemoryKillSwitch):
             raise KillSwitchUnavailableError("the switch cannot be read")
 
 
-def test_rule_11_a_switch_that_cannot_be_read_refuses_the_step(home):
+def test_a_switch_that_cannot_be_read_refuses_the_step(home):
     """Fail closed, for this call alone; when it can be read again, the run goes on."""
     switch = Unreadable()
     with Guard.in_memory(kill_switch=switch, telemetry=False) as guard:
@@ -316,7 +316,7 @@ def test_rule_11_a_switch_that_cannot_be_read_refuses_the_step(home):
         assert run.spent.steps == 2
 
 
-def test_rule_11_what_came_while_it_could_not_be_read_is_found(home):
+def test_what_came_while_it_could_not_be_read_is_found(home):
     switch = Unreadable()
     with Guard.in_memory(kill_switch=switch, telemetry=False) as guard:
         with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
@@ -329,7 +329,7 @@ def test_rule_11_what_came_while_it_could_not_be_read_is_found(home):
         assert run.state is RunState.KILLED
 
 
-def test_rule_11_a_kill_finds_every_run_while_others_come_and_go(guard):
+def test_a_kill_finds_every_run_while_others_come_and_go(guard):
     """Runs, scopes and kills in threads of their own: nobody stumbles over another's changes."""
     interval, over, errors = sys.getswitchinterval(), threading.Event(), []
 

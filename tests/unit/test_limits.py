@@ -1,4 +1,4 @@
-"""SEMANTICS rule 1: when a step is refused at a limit, and when it is not."""
+"""At the limit: when a step is refused at a limit, and when it is not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refusal(
         ("2", "0", "0", False),
     ],
 )
-def test_rule_01_spent_and_reserved_and_requested_against_the_limit(spent, reserved, requested, refused):
+def test_spent_and_reserved_and_requested_against_the_limit(spent, reserved, requested, refused):
     found = refusal(Budget(usd=1), Usage(usd=requested), spent=Usage(usd=spent), reserved=Usage(usd=reserved))
     assert (found is not None) is refused
 
@@ -74,26 +74,26 @@ def test_rule_01_spent_and_reserved_and_requested_against_the_limit(spent, reser
         ("2", "0", True),
     ],
 )
-def test_rule_01_known_only_afterwards_needs_room(spent, reserved, refused):
+def test_known_only_afterwards_needs_room(spent, reserved, refused):
     found = refusal(Budget(usd=1), postpaid=True, spent=Usage(usd=spent), reserved=Usage(usd=reserved))
     assert (found is not None) is refused
 
 
-def test_rule_01_known_only_afterwards_but_reserved_is_judged_by_the_reservation():
+def test_known_only_afterwards_but_reserved_is_judged_by_the_reservation():
     assert refusal(Budget(usd=1), Usage(usd=1), postpaid=True) is None
     assert refusal(Budget(usd=1), Usage(usd="0.5"), postpaid=True, spent=Usage(usd="0.6")) is not None
     assert refusal(Budget(usd=1, emails=0), Usage(usd=1), postpaid=True).resource == "emails"
 
 
 @pytest.mark.parametrize("resource", ["usd", "tokens", "input_tokens", "cached_tokens", "emails"])
-def test_rule_01_a_step_known_not_to_use_a_resource_passes_at_zero(guard, resource):
+def test_a_step_known_not_to_use_a_resource_passes_at_zero(guard, resource):
     with guard.run("r", budget=Budget(**{resource: 0})) as run:
         assert run.call("free", lambda: "ran") == "ran"
         assert run.call("other", lambda: "ran", usage=Usage(pages=3)) == "ran"
 
 
 @pytest.mark.parametrize("resource", ["usd", "tokens", "emails", "steps"])
-def test_rule_01_a_limit_of_zero_stops_what_would_use_it(guard, resource):
+def test_a_limit_of_zero_stops_what_would_use_it(guard, resource):
     usage = Usage() if resource == "steps" else Usage(**{resource: 1})
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(**{resource: 0})) as run:
         run.call("tool", pytest.fail, "its body ran", usage=usage)
@@ -101,20 +101,20 @@ def test_rule_01_a_limit_of_zero_stops_what_would_use_it(guard, resource):
     assert raised.value.limit == 0
 
 
-def test_rule_01_a_limit_of_zero_seconds_stops_every_step(guard):
+def test_a_limit_of_zero_seconds_stops_every_step(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(seconds=0)) as run:
         run.call("tool", pytest.fail, "its body ran")
     assert raised.value.resource == "seconds"
 
 
-def test_rule_01_every_step_requests_one_step(guard):
+def test_every_step_requests_one_step(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(steps=3)) as run:
         for _ in range(10):
             run.call("tool", int)
     assert run.spent.steps == 3
 
 
-def test_rule_01_tokens_are_input_and_output(guard):
+def test_tokens_are_input_and_output(guard):
     call = guarded_step(usage=Usage(input_tokens=60, output_tokens=30))(nothing)
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(tokens=100)) as run:
         call()
@@ -126,7 +126,7 @@ def test_rule_01_tokens_are_input_and_output(guard):
 # --- the refusal -----------------------------------------------------------------------------------
 
 
-def test_rule_01_the_error_shows_spent_and_reserved_apart(guard):
+def test_the_error_shows_spent_and_reserved_apart(guard):
     entered, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -151,7 +151,7 @@ def test_rule_01_the_error_shows_spent_and_reserved_apart(guard):
         assert amount in str(error)
 
 
-def test_rule_01_a_refusal_does_not_wait_and_is_final(guard):
+def test_a_refusal_does_not_wait_and_is_final(guard):
     """Room that a step in flight gives back later helps nobody."""
     entered, go_on = threading.Event(), threading.Event()
 
@@ -174,7 +174,7 @@ def test_rule_01_a_refusal_does_not_wait_and_is_final(guard):
         assert second.value is first.value
 
 
-def test_rule_01_a_refusal_reserves_nothing(guard):
+def test_a_refusal_reserves_nothing(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(usd=1, emails=1)) as run:
         run.call("send", pytest.fail, "ran", usage=Usage(usd="0.5", emails=2))
     assert run.spent == Usage()
@@ -182,7 +182,7 @@ def test_rule_01_a_refusal_reserves_nothing(guard):
     assert run.remaining.emails == 1
 
 
-def test_rule_01_usage_is_a_steps_own_never_its_childrens(guard):
+def test_usage_is_a_steps_own_never_its_childrens(guard):
     inner = guarded_step(usage=Usage(usd="0.2"))(nothing)
 
     @guarded_step(usage=Usage(usd="0.1"))
@@ -197,7 +197,7 @@ def test_rule_01_usage_is_a_steps_own_never_its_childrens(guard):
     assert run.spent.usd == Decimal("0.5")
 
 
-def test_rule_01_a_nested_step_does_not_wait_for_the_one_around_it(guard):
+def test_a_nested_step_does_not_wait_for_the_one_around_it(guard):
     """The outer step holds what the inner one wants: refused, not deadlocked."""
     inner = guarded_step(usage=Usage(usd="0.6"))(nothing)
     outer = guarded_step(usage=Usage(usd="0.6"))(lambda: inner())
@@ -209,7 +209,7 @@ def test_rule_01_a_nested_step_does_not_wait_for_the_one_around_it(guard):
 # --- excess ----------------------------------------------------------------------------------------
 
 
-def test_rule_01_excess_is_charged_and_logged_and_stops_past_a_limit(guard):
+def test_excess_is_charged_and_logged_and_stops_past_a_limit(guard):
     grow = guarded_step(reserve=Usage(usd="0.5"), usage=lambda usd: Usage(usd=usd))(echo)
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         assert grow("0.8") == "0.8"
@@ -222,7 +222,7 @@ def test_rule_01_excess_is_charged_and_logged_and_stops_past_a_limit(guard):
     assert excess == [{"nano_usd": 300_000_000}]
 
 
-def test_rule_01_a_result_over_the_limit_is_still_given(guard):
+def test_a_result_over_the_limit_is_still_given(guard):
     """The body has run and is paid for: its caller gets the result, and the run is stopped."""
     grow = guarded_step(reserve=Usage(usd="0.5"), usage=lambda usd: Usage(usd=usd))(echo)
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
@@ -234,7 +234,7 @@ def test_rule_01_a_result_over_the_limit_is_still_given(guard):
     assert guard.verify(run.id)
 
 
-def test_rule_01_excess_of_what_is_not_limited_stops_nothing(guard):
+def test_excess_of_what_is_not_limited_stops_nothing(guard):
     grow = guarded_step(reserve=Usage(usd="0.5"), usage=lambda _: Usage(usd=9, emails=5))(nothing)
     with guard.run("r", budget=Budget(tokens=5)) as run:
         grow()
@@ -242,7 +242,7 @@ def test_rule_01_excess_of_what_is_not_limited_stops_nothing(guard):
     assert run.spent["emails"] == 10
 
 
-def test_rule_01_settling_less_gives_the_rest_back(guard):
+def test_settling_less_gives_the_rest_back(guard):
     def body() -> None:
         assert current_step().run.remaining.usd == Decimal("0.2")
         current_step().settle(Usage(usd="0.3"))
@@ -255,7 +255,7 @@ def test_rule_01_settling_less_gives_the_rest_back(guard):
 # --- calls and repeats -----------------------------------------------------------------------------
 
 
-def test_rule_01_calls_of_a_name(guard):
+def test_calls_of_a_name(guard):
     with (
         pytest.raises(BudgetExceededError) as raised,
         guard.run("r", budget=Budget(calls={"fetch": 2})) as run,
@@ -269,7 +269,7 @@ def test_rule_01_calls_of_a_name(guard):
     assert run.spent.steps == 7
 
 
-def test_rule_01_calls_of_a_kind(guard):
+def test_calls_of_a_kind(guard):
     ask = guarded_step(kind="llm")(nothing)
     with (
         pytest.raises(BudgetExceededError) as raised,
@@ -282,7 +282,7 @@ def test_rule_01_calls_of_a_kind(guard):
     assert run.remaining["calls:kind:llm"] == 0
 
 
-def test_rule_01_calls_count_what_failed_too(guard):
+def test_calls_count_what_failed_too(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(calls={"fetch": 3})) as run:
         for _ in range(10):
             with suppress(ZeroDivisionError):
@@ -290,7 +290,7 @@ def test_rule_01_calls_count_what_failed_too(guard):
     assert run.spent.steps == 3
 
 
-def test_rule_01_the_nth_repeat_is_refused(guard):
+def test_the_nth_repeat_is_refused(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(repeats=3)) as run:
         for n in range(10):
             run.call("f", str, n)
@@ -304,7 +304,7 @@ def test_rule_01_the_nth_repeat_is_refused(guard):
 
 
 @pytest.mark.parametrize("capture", ["full", "digest", "none"])
-def test_rule_01_repeats_do_not_depend_on_what_is_captured(guard, capture):
+def test_repeats_do_not_depend_on_what_is_captured(guard, capture):
     f = guarded_step(capture=capture)(lambda *args: None)
     with suppress(RunStopped), guard.run("r", budget=Budget(repeats=3)) as run:
         for _ in range(2):
@@ -317,7 +317,7 @@ def test_rule_01_repeats_do_not_depend_on_what_is_captured(guard, capture):
     assert run.spent.steps == 4
 
 
-def test_rule_01_repeats_tell_calls_apart_by_what_is_left_out_of_the_log(guard):
+def test_repeats_tell_calls_apart_by_what_is_left_out_of_the_log(guard):
     f = guarded_step(ignore=("body",))(lambda body, q: None)
     with suppress(RunStopped), guard.run("r", budget=Budget(repeats=2)) as run:
         for body in ("one", "two", "three"):
@@ -352,7 +352,7 @@ def ignores(a, b=0, *, c=0, **more):
     ],
 )
 @pytest.mark.parametrize("fn", [look, ignores, Tool().look, partial(look)])
-def test_rule_01_repeats_are_the_same_however_arguments_are_given(guard, calls, fn):
+def test_repeats_are_the_same_however_arguments_are_given(guard, calls, fn):
     fn = guarded_step(name="partial")(fn) if isinstance(fn, partial) else fn
     with suppress(RunStopped), guard.run("r", budget=Budget(repeats=len(calls)), run_id="r") as run:
         for each in calls[:-1]:
@@ -363,7 +363,7 @@ def test_rule_01_repeats_are_the_same_however_arguments_are_given(guard, calls, 
     assert guard.reconstruct("r") == guard.summary("r")
 
 
-def test_rule_01_repeats_tell_other_arguments_apart(guard):
+def test_repeats_tell_other_arguments_apart(guard):
     def both(a=0, /, b=0, *rest, c=0, **more):
         """`a` by position, and another `a` by name."""
 
@@ -382,7 +382,7 @@ def test_rule_01_repeats_tell_other_arguments_apart(guard):
             f(*args, **kwargs)
 
 
-def test_rule_01_a_repeat_is_on_record_only_where_it_is_counted_and_given_by_name(guard):
+def test_a_repeat_is_on_record_only_where_it_is_counted_and_given_by_name(guard):
     with guard.run("r", run_id="counted", budget=Budget(repeats=9)):
         look(1)
         look(a=1)
@@ -404,7 +404,7 @@ def test_rule_01_a_repeat_is_on_record_only_where_it_is_counted_and_given_by_nam
 
 
 @pytest.mark.parametrize("repeats", [0, 1])
-def test_rule_01_no_repeat_at_all(guard, repeats):
+def test_no_repeat_at_all(guard, repeats):
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(repeats=repeats)) as run:
         run.call("f", pytest.fail, "ran")
 
@@ -412,7 +412,7 @@ def test_rule_01_no_repeat_at_all(guard, repeats):
 # --- soft limits -----------------------------------------------------------------------------------
 
 
-def test_rule_01_one_warning_for_each_resource_and_level(guard):
+def test_one_warning_for_each_resource_and_level(guard):
     told = []
     spend = guarded_step(usage=Usage(usd="0.1", emails=1))(nothing)
     with guard.run("r", budget=Budget(usd=1, emails=100), on_warning=told.append) as run:
@@ -431,7 +431,7 @@ def test_rule_01_one_warning_for_each_resource_and_level(guard):
     assert [e.data for e in guard.history(run.id) if e.type == "budget_warning"] == told
 
 
-def test_rule_01_a_warning_for_what_was_known_only_afterwards(guard):
+def test_a_warning_for_what_was_known_only_afterwards(guard):
     ask = guarded_step(reserve=None, usage=lambda usd: Usage(usd=usd))(echo)
     with guard.run("r", budget=Budget(usd=1)) as run:
         ask("0.9")
@@ -439,7 +439,7 @@ def test_rule_01_a_warning_for_what_was_known_only_afterwards(guard):
         assert run.warnings[0]["used"] == "0.9"
 
 
-def test_rule_01_warn_at(guard):
+def test_warn_at(guard):
     with guard.run("r", budget=Budget(steps=10, warn_at=0.35)) as run:
         for _ in range(3):
             run.call("f", int)
@@ -448,7 +448,7 @@ def test_rule_01_warn_at(guard):
         assert len(run.warnings) == 1
 
 
-def test_rule_01_on_warning_may_fail(guard, caplog):
+def test_on_warning_may_fail(guard, caplog):
     def broken(warning: dict) -> None:
         raise ZeroDivisionError
 
@@ -459,14 +459,14 @@ def test_rule_01_on_warning_may_fail(guard, caplog):
     assert "on_warning" in caplog.text
 
 
-def test_rule_01_on_warning_may_call_a_step(guard):
+def test_on_warning_may_call_a_step(guard):
     with guard.run("r", budget=Budget(steps=10), on_warning=lambda _: run.call("report", int)) as run:
         for _ in range(8):
             run.call("f", int)
     assert run.spent.steps == 9
 
 
-def test_rule_01_on_warning_from_many_threads(guard):
+def test_on_warning_from_many_threads(guard):
     """Each warning is told once, and nobody stumbles over another's."""
     told = []
     limits = {f"c{n}": 8 for n in range(8)}
@@ -492,7 +492,7 @@ def test_rule_01_on_warning_from_many_threads(guard):
 # --- shadow mode -----------------------------------------------------------------------------------
 
 
-def test_rule_01_shadow_mode_observes_only(guard):
+def test_shadow_mode_observes_only(guard):
     with guard.run("r", budget=Budget(usd=1, calls={"f": 1}, enforce=False)) as run:
         for _ in range(3):
             assert run.call("f", lambda: "ran", usage=Usage(usd="0.6")) == "ran"
@@ -506,20 +506,20 @@ def test_rule_01_shadow_mode_observes_only(guard):
     assert marks == [None, "usd", "usd"]
 
 
-def test_rule_01_shadow_mode_still_warns(guard):
+def test_shadow_mode_still_warns(guard):
     with guard.run("r", budget=Budget(usd=1, enforce=False)) as run:
         run.call("f", int, usage=Usage(usd=2))
     assert [w["resource"] for w in run.warnings] == ["usd"]
 
 
-def test_rule_01_shadow_mode_still_kills(guard):
+def test_shadow_mode_still_kills(guard):
     with pytest.raises(RunStopped), guard.run("r", budget=Budget(usd=1, enforce=False)) as run:
         run.kill("real")
         run.call("f", pytest.fail, "ran")
     assert run.state is RunState.KILLED
 
 
-def test_rule_01_shadow_mode_in_a_scope_leaves_the_run_enforced(guard):
+def test_shadow_mode_in_a_scope_leaves_the_run_enforced(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=2)) as run:
         with run.scope("s", Budget(usd=1, enforce=False)):
             for _ in range(9):
@@ -528,7 +528,7 @@ def test_rule_01_shadow_mode_in_a_scope_leaves_the_run_enforced(guard):
     assert run.spent.usd == 2
 
 
-def test_rule_01_shadow_mode_excess_and_deadline(guard):
+def test_shadow_mode_excess_and_deadline(guard):
     grow = guarded_step(reserve=Usage(usd="0.5"), usage=lambda _: Usage(usd=5))(nothing)
     with guard.run("r", budget=Budget(usd=1, seconds=0, enforce=False)) as run:
         grow()
@@ -536,7 +536,7 @@ def test_rule_01_shadow_mode_excess_and_deadline(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_01_shadow_mode_asks_for_no_price(guard):
+def test_shadow_mode_asks_for_no_price(guard):
     ask = guarded_step(kind="llm")(lambda: "asked")
     with guard.run("r", budget=Budget(usd=1, enforce=False)):
         assert ask() == "asked"
@@ -546,7 +546,7 @@ def test_rule_01_shadow_mode_asks_for_no_price(guard):
 
 
 @pytest.mark.parametrize("limit", ["usd", "tokens", "input_tokens", "output_tokens"])
-def test_rule_01_an_llm_step_without_cost_under_a_limit(guard, limit):
+def test_an_llm_step_without_cost_under_a_limit(guard, limit):
     ask = guarded_step(kind="llm")(lambda: pytest.fail("asked"))
     with pytest.raises(UnknownCostError) as raised, guard.run("r", budget=Budget(**{limit: 5})) as run:
         ask()
@@ -556,14 +556,14 @@ def test_rule_01_an_llm_step_without_cost_under_a_limit(guard, limit):
     assert kinds[-2:] == ["step_refused", "run_failed"]
 
 
-def test_rule_01_an_llm_step_without_cost_where_nothing_is_limited(guard):
+def test_an_llm_step_without_cost_where_nothing_is_limited(guard):
     ask = guarded_step(kind="llm")(lambda: "asked")
     with guard.run("r", budget=Budget(steps=5, emails=1, calls={"kind:llm": 5})):
         assert ask() == "asked"
 
 
 @pytest.mark.parametrize("usd", [0, "0.00", Decimal(0), 0.0])
-def test_rule_01_an_llm_step_may_say_that_it_is_free(guard, usd):
+def test_an_llm_step_may_say_that_it_is_free(guard, usd):
     ways = {
         "usage": {"usage": Usage(usd=usd)},
         "reserve": {"reserve": Usage(usd=usd)},
@@ -581,7 +581,7 @@ def test_rule_01_an_llm_step_may_say_that_it_is_free(guard, usd):
         ask()
 
 
-def test_rule_01_a_scopes_limit_asks_for_a_price_inside_it_alone(guard):
+def test_a_scopes_limit_asks_for_a_price_inside_it_alone(guard):
     ask = guarded_step(kind="llm")(lambda: "asked")
     with suppress(RunStopped), guard.run("r") as run:
         with run.scope("s", Budget(usd=1)):
@@ -603,13 +603,13 @@ def test_rule_01_a_scopes_limit_asks_for_a_price_inside_it_alone(guard):
     ],
     ids=["usd", "bounded", "overshoot accepted"],
 )
-def test_rule_01_an_llm_step_that_names_its_cost(guard, options):
+def test_an_llm_step_that_names_its_cost(guard, options):
     ask = guarded_step(kind="llm", **options)(lambda: "asked")
     with guard.run("r", budget=Budget(usd=1)):
         assert ask() == "asked"
 
 
-def test_rule_01_overshoot_accepted_is_said_in_the_summary(guard):
+def test_overshoot_accepted_is_said_in_the_summary(guard):
     ask = guarded_step(kind="llm", reserve=None, usage=lambda usd: Usage(usd=usd))(echo)
     with suppress(RunStopped), guard.run("r", budget=Budget(usd=1)) as run:
         ask("0.9")
@@ -623,7 +623,7 @@ def test_rule_01_overshoot_accepted_is_said_in_the_summary(guard):
     assert bounded.summary().bounded is True
 
 
-def test_rule_01_a_reserve_may_give_nothing_for_one_call_which_is_then_not_bounded(guard):
+def test_a_reserve_may_give_nothing_for_one_call_which_is_then_not_bounded(guard):
     """The summary says so, live and from the log; further calls are refused at the limit."""
     ask = guarded_step(
         reserve=lambda usd, known: Usage(usd=usd) if known else None, usage=lambda usd, *_: Usage(usd=usd)
@@ -640,7 +640,7 @@ def test_rule_01_a_reserve_may_give_nothing_for_one_call_which_is_then_not_bound
     assert "not bounded" in str(guard.summary(run.id))
 
 
-def test_rule_01_async_steps_tell_of_warnings_that_came_with_their_usage(guard):
+def test_async_steps_tell_of_warnings_that_came_with_their_usage(guard):
     told = []
 
     @guarded_step(reserve=None, usage=lambda usd: Usage(usd=usd))
@@ -655,7 +655,7 @@ def test_rule_01_async_steps_tell_of_warnings_that_came_with_their_usage(guard):
     asyncio.run(main())
 
 
-def test_rule_01_options_that_are_made_anew_for_each_call_do_not_pile_up(guard):
+def test_options_that_are_made_anew_for_each_call_do_not_pile_up(guard):
     with guard.run("r") as run:
         for n in range(1100):
             run.call(f"step {n}", int)

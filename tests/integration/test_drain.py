@@ -1,4 +1,4 @@
-"""Rule 13: a drain releases ownership and leaves the run RUNNING, for whoever carries it on."""
+"""Ownership: a drain releases ownership and leaves the run RUNNING, for whoever carries it on."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def carried_on(guard: Guard, agent: Callable[[], Any], run_id: str = "r") -> Any
 # --- what is in flight ---------------------------------------------------------------------------
 
 
-def test_rule_13_a_drain_lets_what_is_in_flight_finish_and_leaves_the_run_running(guard, bodies):
+def test_a_drain_lets_what_is_in_flight_finish_and_leaves_the_run_running(guard, bodies):
     def agent() -> list[str]:
         return [bodies.slow("a"), bodies.quick("b")]
 
@@ -162,7 +162,7 @@ def test_rule_13_a_drain_lets_what_is_in_flight_finish_and_leaves_the_run_runnin
     assert bodies.ran == ["a", "inside a", "b"], "no body ran twice"
 
 
-def test_rule_13_what_does_not_finish_in_time_stays_in_flight_on_record(guard, bodies):
+def test_what_does_not_finish_in_time_stays_in_flight_on_record(guard, bodies):
     def agent() -> str:
         return bodies.slow("a")
 
@@ -180,7 +180,7 @@ def test_rule_13_what_does_not_finish_in_time_stays_in_flight_on_record(guard, b
     assert bodies.ran == ["a", "a", "inside a"], "in doubt; its effect says that it may run again"
 
 
-def test_rule_13_a_drain_waits_for_threads_and_refuses_what_they_begin_after_it(guard, bodies):
+def test_a_drain_waits_for_threads_and_refuses_what_they_begin_after_it(guard, bodies):
     def thread(name: str) -> list[str]:
         return [bodies.slow(name), bodies.quick("too late")]
 
@@ -197,7 +197,7 @@ def test_rule_13_a_drain_waits_for_threads_and_refuses_what_they_begin_after_it(
     assert is_let_go(guard)
 
 
-def test_rule_13_an_async_drain_does_not_block_the_loop(guard, bodies):
+def test_an_async_drain_does_not_block_the_loop(guard, bodies):
     """One body finishes, the other is cancelled when the time is up: that is no outcome of its own."""
     never = guarded_step(effect="read", name="never")(lambda: None)
     cancelled: list[str] = []
@@ -235,7 +235,7 @@ def test_rule_13_an_async_drain_does_not_block_the_loop(guard, bodies):
     assert [kind for kind, _ in types(guard)[2:]] == ["step_started", "step_started", "step_completed"]
 
 
-def test_rule_13_the_blocks_end_waits_for_a_drain_in_its_own_loop(guard, bodies):
+def test_the_blocks_end_waits_for_a_drain_in_its_own_loop(guard, bodies):
     """The agent is through before the drain is: the guard must not be closed under it."""
 
     async def aside() -> None:
@@ -261,7 +261,7 @@ def test_rule_13_the_blocks_end_waits_for_a_drain_in_its_own_loop(guard, bodies)
     assert types(guard)[-1] == ("step_completed", "main/task#1/_aslow#1")
 
 
-def test_rule_13_tasks_cancelled_as_the_agent_unwinds_stay_in_flight(guard, bodies):
+def test_tasks_cancelled_as_the_agent_unwinds_stay_in_flight(guard, bodies):
     """A TaskGroup cancels the others once one is refused; a recovery must not wait for that again."""
     first = True
 
@@ -299,7 +299,7 @@ def test_rule_13_tasks_cancelled_as_the_agent_unwinds_stay_in_flight(guard, bodi
     assert bodies.ran == ["b", "a", "a", "c"] or bodies.ran == ["a", "b", "a", "c"]
 
 
-def test_rule_13_a_generator_in_flight_goes_on_and_is_not_closed_early_by_the_way_out(guard):
+def test_a_generator_in_flight_goes_on_and_is_not_closed_early_by_the_way_out(guard):
     @guarded_step(effect="read", name="numbers")
     def numbers(upto: int) -> Iterator[int]:
         yield from range(upto)
@@ -346,7 +346,7 @@ def test_rule_13_a_generator_in_flight_goes_on_and_is_not_closed_early_by_the_wa
 # --- the agent's way out -------------------------------------------------------------------------
 
 
-def test_rule_13_no_agent_can_swallow_a_drain(guard, bodies):
+def test_no_agent_can_swallow_a_drain(guard, bodies):
     refused = 0
     with pytest.raises(RunStopped) as caught, guard.run("job", run_id="r") as run:
         bodies.quick("a")
@@ -374,7 +374,7 @@ def test_rule_13_no_agent_can_swallow_a_drain(guard, bodies):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, LookupError, None])
-def test_rule_13_however_the_block_is_left_a_drained_run_has_not_ended(guard, bodies, error):
+def test_however_the_block_is_left_a_drained_run_has_not_ended(guard, bodies, error):
     expected = RunStopped if error in (None, LookupError) else error
     with pytest.raises(expected) as caught, guard.run("job", run_id="r") as run:
         run.drain()
@@ -385,7 +385,7 @@ def test_rule_13_however_the_block_is_left_a_drained_run_has_not_ended(guard, bo
         assert isinstance(caught.value.__cause__, LookupError)
 
 
-def test_rule_13_a_scope_left_on_the_way_out_is_not_closed(guard, bodies):
+def test_a_scope_left_on_the_way_out_is_not_closed(guard, bodies):
     def agent(run: Run, *, leaves: bool) -> None:
         with run.scope("part", Budget(coins=10)):
             bodies.quick("a")
@@ -403,7 +403,7 @@ def test_rule_13_a_scope_left_on_the_way_out_is_not_closed(guard, bodies):
     assert guard.summary("r").usage["coins"] == 2
 
 
-def test_rule_13_a_scope_left_while_the_drain_still_waits_is_not_closed(guard, bodies):
+def test_a_scope_left_while_the_drain_still_waits_is_not_closed(guard, bodies):
     def agent(run: Run) -> None:
         with run.scope("part", Budget(coins=30)):
             bodies.slow("a")
@@ -427,7 +427,7 @@ def test_rule_13_a_scope_left_while_the_drain_still_waits_is_not_closed(guard, b
 
 
 @pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept"])
-def test_rule_13_a_drain_does_not_wait_for_a_generator_that_the_agent_has_left(guard, keeps):
+def test_a_drain_does_not_wait_for_a_generator_that_the_agent_has_left(guard, keeps):
     @guarded_step(effect="read", name="numbers")
     def numbers(upto: int) -> Iterator[int]:
         yield from range(upto)
@@ -454,7 +454,7 @@ def test_rule_13_a_drain_does_not_wait_for_a_generator_that_the_agent_has_left(g
     assert carried_on(guard, agent) == [0, 1, 2]
 
 
-def test_rule_13_a_run_that_a_decorator_made_or_start_opened_is_drained_likewise(guard, bodies):
+def test_a_run_that_a_decorator_made_or_start_opened_is_drained_likewise(guard, bodies):
     @guard.run("job")
     def agent(name: str) -> str:
         run = agentguard.current_run()
@@ -480,7 +480,7 @@ def test_rule_13_a_run_that_a_decorator_made_or_start_opened_is_drained_likewise
 # --- runs in runs --------------------------------------------------------------------------------
 
 
-def test_rule_13_a_drain_goes_down_into_the_runs_nested_in_this_process(guard, bodies):
+def test_a_drain_goes_down_into_the_runs_nested_in_this_process(guard, bodies):
     def agent(guard: Guard, run: Run | None = None) -> str:
         bodies.quick("a")
         with guard.run("inner"):
@@ -506,7 +506,7 @@ def test_rule_13_a_drain_goes_down_into_the_runs_nested_in_this_process(guard, b
     assert guard.verify()
 
 
-def test_rule_13_a_run_nested_in_a_body_in_flight_ends_as_it_would(guard, bodies):
+def test_a_run_nested_in_a_body_in_flight_ends_as_it_would(guard, bodies):
     @guarded_step
     def sub_agent() -> list[str]:
         with guards[-1].run("inner"):
@@ -534,7 +534,7 @@ def test_rule_13_a_run_nested_in_a_body_in_flight_ends_as_it_would(guard, bodies
 # --- kills, pauses, and who else is there --------------------------------------------------------
 
 
-def test_rule_13_a_kill_during_a_drain_wins(guard, bodies):
+def test_a_kill_during_a_drain_wins(guard, bodies):
     with pytest.raises(KillSwitchTriggeredError), guard.run("job", run_id="r") as run:
         with drained_from_a_thread(run, bodies) as said:
             killed = when(lambda: run.stop is not None, lambda: (run.kill("enough"), bodies.out.set()))
@@ -546,7 +546,7 @@ def test_rule_13_a_kill_during_a_drain_wins(guard, bodies):
     assert guard.reconstruct("r") == guard.summary("r")
 
 
-def test_rule_13_a_drained_run_can_be_killed(guard, bodies):
+def test_a_drained_run_can_be_killed(guard, bodies):
     """Nobody is there to write it: the killer does."""
     with suppress(RunStopped), guard.run("job", run_id="r") as run:
         run.drain()
@@ -555,7 +555,7 @@ def test_rule_13_a_drained_run_can_be_killed(guard, bodies):
     assert guard.verify()
 
 
-def test_rule_13_a_paused_run_is_drained_and_stays_paused(guard, bodies):
+def test_a_paused_run_is_drained_and_stays_paused(guard, bodies):
     with suppress(RunStopped), guard.run("job", run_id="r") as run:
         run.pause("look at it first")
         with ThreadPoolExecutor() as pool:
@@ -568,7 +568,7 @@ def test_rule_13_a_paused_run_is_drained_and_stays_paused(guard, bodies):
     assert carried_on(guard, lambda: bodies.quick("a")) == "a"
 
 
-def test_rule_13_a_drained_run_can_be_attached_to(guard, bodies):
+def test_a_drained_run_can_be_attached_to(guard, bodies):
     """Like any run whose owner is gone: its steps count, and whoever recovers it fences them."""
     with suppress(RunStopped), guard.run("job", run_id="r") as run:
         bodies.quick("a")
@@ -581,7 +581,7 @@ def test_rule_13_a_drained_run_can_be_attached_to(guard, bodies):
     assert is_let_go(guard)
 
 
-def test_rule_13_steps_of_attached_processes_are_not_waited_for(guard, bodies):
+def test_steps_of_attached_processes_are_not_waited_for(guard, bodies):
     program = """
 import sys
 from agentguard import Guard, guarded_step
@@ -614,7 +614,7 @@ with Guard.open(telemetry=False) as guard, guard.attach("r", branch="helper"):
     assert types(guard)[-1] == ("step_completed", "main/helper/stays#1")
 
 
-def test_rule_13_a_heartbeat_does_not_take_a_drained_run_back(guard, bodies):
+def test_a_heartbeat_does_not_take_a_drained_run_back(guard, bodies):
     with suppress(RunStopped), guard.run("job", run_id="r") as run:
         live_run = run.live_run
         run.drain()
@@ -627,7 +627,7 @@ def test_rule_13_a_heartbeat_does_not_take_a_drained_run_back(guard, bodies):
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_13_a_drain_leaves_the_whole_log_behind(home, bodies, durability):
+def test_a_drain_leaves_the_whole_log_behind(home, bodies, durability):
     def agent() -> list[str]:
         return [bodies.quick(name) for name in "abc"[: 2 if first else 3]]
 
@@ -643,7 +643,7 @@ def test_rule_13_a_drain_leaves_the_whole_log_behind(home, bodies, durability):
     assert bodies.ran == ["a", "b", "c"]
 
 
-def test_rule_13_in_memory_the_same_process_carries_on(bodies):
+def test_in_memory_the_same_process_carries_on(bodies):
     with Guard.in_memory(telemetry=False) as guard:
         with suppress(RunStopped), guard.run("job", run_id="r") as run:
             bodies.quick("a")
@@ -654,7 +654,7 @@ def test_rule_13_in_memory_the_same_process_carries_on(bodies):
     assert bodies.ran == ["a", "b"]
 
 
-def test_rule_13_a_recovered_run_can_be_drained_again_also_before_it_is_live(guard, bodies):
+def test_a_recovered_run_can_be_drained_again_also_before_it_is_live(guard, bodies):
     def agent(upto: int, drain_at: int | None = None) -> None:
         for n in range(upto):
             if n == drain_at:
@@ -677,7 +677,7 @@ def test_rule_13_a_recovered_run_can_be_drained_again_also_before_it_is_live(gua
 # --- what it refuses -----------------------------------------------------------------------------
 
 
-def test_rule_13_a_drain_inside_a_step_is_refused_and_changes_nothing(guard, bodies):
+def test_a_drain_inside_a_step_is_refused_and_changes_nothing(guard, bodies):
     @guarded_step
     def drains() -> None:
         agentguard.current_run().drain()
@@ -690,7 +690,7 @@ def test_rule_13_a_drain_inside_a_step_is_refused_and_changes_nothing(guard, bod
     assert guard.summary("r").state is RunState.COMPLETED
 
 
-def test_rule_13_what_cannot_be_drained(guard, bodies):
+def test_what_cannot_be_drained(guard, bodies):
     run = guard.run("job", run_id="r")
     with pytest.raises(NoActiveRunError):
         run.drain()
@@ -715,7 +715,7 @@ def test_rule_13_what_cannot_be_drained(guard, bodies):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_rule_13_a_forked_child_cannot_drain_its_parents_run(guard):
+def test_a_forked_child_cannot_drain_its_parents_run(guard):
     with guard.run("job", run_id="r") as run:
         pid = os.fork()
         if not pid:
@@ -728,7 +728,7 @@ def test_rule_13_a_forked_child_cannot_drain_its_parents_run(guard):
         assert run.stop is None
 
 
-def test_rule_13_a_store_that_is_gone_is_told_of_and_nothing_more_is_written(guard, bodies, monkeypatch):
+def test_a_store_that_is_gone_is_told_of_and_nothing_more_is_written(guard, bodies, monkeypatch):
     with pytest.raises(RunStopped), guard.run("job", run_id="r") as run:
         bodies.quick("a")
         home = Path(os.environ["AGENTGUARD_HOME"])
@@ -756,7 +756,7 @@ def test_rule_13_a_store_that_is_gone_is_told_of_and_nothing_more_is_written(gua
     assert bodies.ran == ["a"]
 
 
-def test_rule_13_a_drain_knows_its_stop_wherever_it_is_hidden():
+def test_a_drain_knows_its_stop_wherever_it_is_hidden():
     drain = draining.Draining("r")
     assert not drain.is_unwinding(None)
     assert not drain.is_unwinding(LookupError())
@@ -801,7 +801,7 @@ except RunStopped as stop:
 """
 
 
-def test_rule_13_a_worker_that_is_told_to_leave_hands_its_run_over(guard):
+def test_a_worker_that_is_told_to_leave_hands_its_run_over(guard):
     def worker() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-u", "-c", WORKER],

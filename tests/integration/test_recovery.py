@@ -1,4 +1,4 @@
-"""Rule 13: who may carry on a run, and what becomes of a step that was in flight when its process died."""
+"""Ownership: who may carry on a run, and what becomes of a step that was in flight when its process died."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def holds_together(guard: Guard, work: Callable[[int], int], result: list[int]) 
 
 
 @pytest.mark.parametrize("effect", ["read", "idempotent"])
-def test_rule_13_what_may_run_twice_runs_again_under_the_same_idempotency_key(
+def test_what_may_run_twice_runs_again_under_the_same_idempotency_key(
     effect: str, guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     work = BY_EFFECT[effect]
@@ -136,7 +136,7 @@ def test_rule_13_what_may_run_twice_runs_again_under_the_same_idempotency_key(
     holds_together(guard, work, [2, 20, 4])
 
 
-def test_rule_13_a_once_step_pauses_the_run_until_an_operator_has_spoken(
+def test_a_once_step_pauses_the_run_until_an_operator_has_spoken(
     guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     work = BY_EFFECT["once"]
@@ -154,9 +154,7 @@ def test_rule_13_a_once_step_pauses_the_run_until_an_operator_has_spoken(
     holds_together(guard, work, [2, 20, 4])
 
 
-def test_rule_13_a_swallowed_doubt_does_not_end_the_run(
-    guard: Guard, notes: Callable[[], list[list[Any]]]
-) -> None:
+def test_a_swallowed_doubt_does_not_end_the_run(guard: Guard, notes: Callable[[], list[list[Any]]]) -> None:
     work = BY_EFFECT["once"]
     crash(work)
     with pytest.raises(StepOutcomeUnknownError), guard.recover("r"):
@@ -177,7 +175,7 @@ def around(n: int) -> int:
 
 
 @pytest.mark.parametrize("waits", ["sync", "async"])
-def test_rule_13_a_recovery_of_a_run_in_doubt_says_so_again_and_does_not_wait_for_an_operator(
+def test_a_recovery_of_a_run_in_doubt_says_so_again_and_does_not_wait_for_an_operator(
     waits: str, guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     """Even where something else has to go live first: the step around it, which may run again."""
@@ -202,9 +200,7 @@ async def _around_later(n: int) -> int:
     return BY_EFFECT["once"](n)
 
 
-def test_rule_13_an_operator_may_have_it_tried_again(
-    guard: Guard, notes: Callable[[], list[list[Any]]]
-) -> None:
+def test_an_operator_may_have_it_tried_again(guard: Guard, notes: Callable[[], list[list[Any]]]) -> None:
     work = BY_EFFECT["once"]
     crash(work)
     guard.resolve("r", "main/work#1", "retry", actor="ann")
@@ -219,9 +215,7 @@ def failure_of(act: Callable[[], Any]) -> tuple[type[BaseException], str]:
     return type(caught.value), str(caught.value)
 
 
-def test_rule_13_an_operator_may_say_that_it_failed(
-    guard: Guard, notes: Callable[[], list[list[Any]]]
-) -> None:
+def test_an_operator_may_say_that_it_failed(guard: Guard, notes: Callable[[], list[list[Any]]]) -> None:
     work = BY_EFFECT["once"]
     crash(work)
     guard.resolve("r", "main/work#1", "failed", result="the bank never saw it", actor="ann")
@@ -244,7 +238,7 @@ def test_rule_13_an_operator_may_say_that_it_failed(
     ],
     ids=["an outcome", "no such step", "another word"],
 )
-def test_rule_13_what_an_operator_cannot_say(
+def test_what_an_operator_cannot_say(
     arguments: tuple[str, str],
     error: type[Exception],
     said: str,
@@ -263,7 +257,7 @@ def test_rule_13_what_an_operator_cannot_say(
     [("retry", [2, 20, 4], 2), (("completed", 21), [2, 21, 4], 1)],
     ids=["retry", "completed"],
 )
-def test_rule_13_a_probe_is_asked_with_the_idempotency_key(
+def test_a_probe_is_asked_with_the_idempotency_key(
     answer: Any, result: list[int], bodies: int, guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     asked: list[str] = []
@@ -277,7 +271,7 @@ def test_rule_13_a_probe_is_asked_with_the_idempotency_key(
     assert len(asked) == 1, "a replay asks nobody"
 
 
-def test_rule_13_a_probe_may_know_of_a_failure_and_a_replay_raises_the_same(
+def test_a_probe_may_know_of_a_failure_and_a_replay_raises_the_same(
     guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     work = guarded_step(name="work", probe=lambda key: ("failed", "declined"))(body)
@@ -293,7 +287,7 @@ def _replayed(guard: Guard, work: Callable[[int], int]) -> None:
         agent(work)
 
 
-def test_rule_13_a_probe_that_cannot_tell_leaves_it_to_an_operator(
+def test_a_probe_that_cannot_tell_leaves_it_to_an_operator(
     guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     work = guarded_step(name="work", probe=lambda key: None)(body)
@@ -303,7 +297,7 @@ def test_rule_13_a_probe_that_cannot_tell_leaves_it_to_an_operator(
     assert guard.summary("r").state is RunState.PAUSED
 
 
-def test_rule_13_a_probe_that_says_something_else_is_told_so(
+def test_a_probe_that_says_something_else_is_told_so(
     guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     work = guarded_step(name="work", probe=lambda key: True)(body)
@@ -315,7 +309,7 @@ def test_rule_13_a_probe_that_says_something_else_is_told_so(
 # --- who may -------------------------------------------------------------------------------------
 
 
-def test_rule_13_two_processes_recover_at_once_and_the_loser_is_told_who_has_it(
+def test_two_processes_recover_at_once_and_the_loser_is_told_who_has_it(
     guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     work = BY_EFFECT["read"]
@@ -366,7 +360,7 @@ def _forked(act: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("how", ["completed", "failed", "killed"])
-def test_rule_13_what_has_ended_never_recovers(how: str, guard: Guard) -> None:
+def test_what_has_ended_never_recovers(how: str, guard: Guard) -> None:
     try:
         with guard.run("program", run_id="r") as run:
             if how == "killed":
@@ -381,15 +375,13 @@ def test_rule_13_what_has_ended_never_recovers(how: str, guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_rule_13_a_process_that_is_asked_to_end_ends_its_run(
-    error: type[BaseException], guard: Guard
-) -> None:
+def test_a_process_that_is_asked_to_end_ends_its_run(error: type[BaseException], guard: Guard) -> None:
     with pytest.raises(error), guard.run("program", run_id="r"):
         raise error
     assert guard.summary("r").state is RunState.FAILED
 
 
-def test_rule_13_a_paused_run_whose_owner_is_dead_stays_paused_and_can_be_recovered(
+def test_a_paused_run_whose_owner_is_dead_stays_paused_and_can_be_recovered(
     guard: Guard, notes: Callable[[], list[list[Any]]]
 ) -> None:
     def live(own: Guard) -> None:
@@ -406,9 +398,7 @@ def test_rule_13_a_paused_run_whose_owner_is_dead_stays_paused_and_can_be_recove
     assert [what for what, *_ in notes()] == ["before", "body", "before"]
 
 
-def test_rule_13_if_exists_recover_opens_or_carries_on(
-    guard: Guard, notes: Callable[[], list[list[Any]]]
-) -> None:
+def test_if_exists_recover_opens_or_carries_on(guard: Guard, notes: Callable[[], list[list[Any]]]) -> None:
     """The one line for a service that is started again."""
     work = BY_EFFECT["read"]
 
@@ -480,7 +470,7 @@ def test_a_run_is_not_recovered_inside_another_whose_log_does_not_have_it(
     assert other.spent["steps"] == 0
 
 
-def test_rule_13_a_run_that_lives_here_is_not_recovered_beside_itself(guard: Guard) -> None:
+def test_a_run_that_lives_here_is_not_recovered_beside_itself(guard: Guard) -> None:
     with (
         guard.run("program", run_id="r"),
         pytest.raises(RunOwnedError, match=f"process {os.getpid()} on "),

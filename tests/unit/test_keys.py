@@ -1,4 +1,4 @@
-"""SEMANTICS rule 17: keys and branches follow the program, never the order in which things arrive."""
+"""Keys: keys and branches follow the program, never the order in which things arrive."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def key_of_name(guard: Guard, run) -> dict[str, list[str]]:
 # --- without `key=` --------------------------------------------------------------------------------
 
 
-def test_rule_17_the_nth_call_of_a_name_in_its_branch(guard):
+def test_the_nth_call_of_a_name_in_its_branch(guard):
     other = guarded_step(name="other")(lambda: None)
     with guard.run("r") as run:
         tool()
@@ -61,7 +61,7 @@ def test_rule_17_the_nth_call_of_a_name_in_its_branch(guard):
     assert keys(guard, run) == ["main/tool#1", "main/other#1", "main/tool#2", "main/tool#3"]
 
 
-def test_rule_17_a_users_retry_is_a_new_step(guard):
+def test_a_users_retry_is_a_new_step(guard):
     broken = guarded_step(name="broken")(lambda: 1 / 0)
     with guard.run("r") as run:
         for _ in range(3):
@@ -71,7 +71,7 @@ def test_rule_17_a_users_retry_is_a_new_step(guard):
     assert {e.attempt for e in guard.history(run.id) if e.type == "step_started"} == {1}
 
 
-def test_rule_17_the_key_is_fixed_at_the_call_and_not_at_the_await(guard):
+def test_the_key_is_fixed_at_the_call_and_not_at_the_await(guard):
     async def main():
         first, second = atool("first"), atool("second")
         assert await second == "second"
@@ -83,7 +83,7 @@ def test_rule_17_the_key_is_fixed_at_the_call_and_not_at_the_await(guard):
 
 
 @pytest.mark.parametrize("name", ["a/b", "a#1", "a%2Fb", "ä ö", "x" * 200])
-def test_rule_17_a_name_cannot_pass_for_something_else(guard, name):
+def test_a_name_cannot_pass_for_something_else(guard, name):
     with guard.run("r") as run:
         run.call(name, int)
         with run.scope(name), run.branch(name):
@@ -94,7 +94,7 @@ def test_rule_17_a_name_cannot_pass_for_something_else(guard, name):
     assert {e.name for e in guard.history(run.id) if e.type == "step_started"} == {name}
 
 
-def test_rule_17_steps_inside_a_step_are_numbered_within_it(guard):
+def test_steps_inside_a_step_are_numbered_within_it(guard):
     """So the bodies of two steps that run at once cannot take each other's numbers."""
 
     @guarded_step
@@ -118,7 +118,7 @@ def test_rule_17_steps_inside_a_step_are_numbered_within_it(guard):
 # --- with `key=` -----------------------------------------------------------------------------------
 
 
-def test_rule_17_a_key_is_unique_in_its_run(guard):
+def test_a_key_is_unique_in_its_run(guard):
     step = guarded_step(key="the one")(lambda: "done")
     with guard.run("r") as run:
         assert step() == "done"
@@ -131,7 +131,7 @@ def test_rule_17_a_key_is_unique_in_its_run(guard):
         assert step() == "done"
 
 
-def test_rule_17_a_key_may_follow_from_the_arguments(guard):
+def test_a_key_may_follow_from_the_arguments(guard):
     step = guarded_step(key=lambda order: f"order-{order}")(lambda order: order)
     with guard.run("r") as run:
         step(1)
@@ -141,7 +141,7 @@ def test_rule_17_a_key_may_follow_from_the_arguments(guard):
     assert keys(guard, run) == ["key:order-1", "key:order-2"]
 
 
-def test_rule_17_after_a_failure_it_is_a_further_attempt_with_the_same_idempotency_key(guard):
+def test_after_a_failure_it_is_a_further_attempt_with_the_same_idempotency_key(guard):
     seen = []
 
     @guarded_step(key="pay")
@@ -158,7 +158,7 @@ def test_rule_17_after_a_failure_it_is_a_further_attempt_with_the_same_idempoten
     assert len({key for _, key in seen}) == 1
 
 
-def test_rule_17_a_key_in_flight_is_not_run_twice(guard):
+def test_a_key_in_flight_is_not_run_twice(guard):
     entered, go_on = threading.Event(), threading.Event()
 
     @guarded_step(key="slow")
@@ -178,14 +178,14 @@ def test_rule_17_a_key_in_flight_is_not_run_twice(guard):
 
 
 @pytest.mark.parametrize("bad", ["", "new\nline", "\x00", 5, None, "\ud800"])
-def test_rule_17_a_key_that_is_none(guard, bad):
+def test_a_key_that_is_none(guard, bad):
     step = guarded_step(key=lambda: bad)(lambda: pytest.fail("ran"))
     with guard.run("r") as run, pytest.raises((ValueError, TypeError), match="key"):
         step()
     assert run.spent.steps == 0
 
 
-def test_rule_17_idempotency_keys_differ_between_steps_runs_and_tenants(guard):
+def test_idempotency_keys_differ_between_steps_runs_and_tenants(guard):
     note = guarded_step(lambda: current_step().idempotency_key)
     found = []
     for tenant, run_id in (("a", "r1"), ("a", "r2"), ("b", "r3")):
@@ -200,7 +200,7 @@ def test_rule_17_idempotency_keys_differ_between_steps_runs_and_tenants(guard):
 # --- tasks -----------------------------------------------------------------------------------------
 
 
-def test_rule_17_a_task_begins_a_branch_at_its_creation(guard):
+def test_a_task_begins_a_branch_at_its_creation(guard):
     async def work(name, delay):
         await atool(name, delay)
         await atool(name)
@@ -255,7 +255,7 @@ def everything(run, name, delay):
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["loop known", "loop not yet known"])
-def test_rule_17_keys_do_not_depend_on_arrival(guard, early):
+def test_keys_do_not_depend_on_arrival(guard, early):
     """The same program with other delays, opened outside its event loop, gets the same keys."""
 
     async def main(run, delays):
@@ -273,7 +273,7 @@ def test_rule_17_keys_do_not_depend_on_arrival(guard, early):
     assert found[0] == found[1] == found[2]
 
 
-def test_rule_17_uuid_and_random_follow_the_branch(guard):
+def test_uuid_and_random_follow_the_branch(guard):
     """Drawn in tasks, they are the task's own whoever comes first."""
 
     async def draw(run, delay):
@@ -296,7 +296,7 @@ def test_rule_17_uuid_and_random_follow_the_branch(guard):
     assert recorded.seeded(run.live_run, "x") != recorded.seeded(run.live_run, "y")
 
 
-def test_rule_17_gather_in_the_order_given(guard):
+def test_gather_in_the_order_given(guard):
     async def main(run):
         results = await run.gather(*(atool(n, 3 - n) for n in range(3)))
         assert results == [0, 1, 2]
@@ -312,7 +312,7 @@ def test_rule_17_gather_in_the_order_given(guard):
     assert sorted(keys(guard, run))[:3] == ["main/atool#1", "main/atool#2", "main/atool#3"]
 
 
-def test_rule_17_wait_for_begins_no_branch(guard):
+def test_wait_for_begins_no_branch(guard):
     """It makes a task in Python 3.11 and none from 3.12 on; keys are the same in all."""
 
     async def nested():
@@ -329,7 +329,7 @@ def test_rule_17_wait_for_begins_no_branch(guard):
     assert keys(guard, run) == [f"main/atool#{n}" for n in (1, 2, 3, 4)]
 
 
-def test_rule_17_task_groups(guard):
+def test_task_groups(guard):
     async def work():
         await atool()
 
@@ -347,7 +347,7 @@ def test_rule_17_task_groups(guard):
     assert sorted(keys(guard, run)) == ["main/task#1/atool#1", "main/task#2/atool#1"]
 
 
-def test_rule_17_to_thread_runs_in_the_branch_of_its_task(guard):
+def test_to_thread_runs_in_the_branch_of_its_task(guard):
     async def main():
         await asyncio.gather(*(asyncio.to_thread(tool, n) for n in range(3)))
 
@@ -357,7 +357,7 @@ def test_rule_17_to_thread_runs_in_the_branch_of_its_task(guard):
     assert len(set(keys(guard, run))) == 4
 
 
-def test_rule_17_the_task_factory_wraps_another_and_goes_with_the_last_run(guard):
+def test_the_task_factory_wraps_another_and_goes_with_the_last_run(guard):
     made = []
 
     def factory(loop, coro, **options):
@@ -379,7 +379,7 @@ def test_rule_17_the_task_factory_wraps_another_and_goes_with_the_last_run(guard
     assert len(made) >= 2
 
 
-def test_rule_17_the_task_factory_acts_only_where_there_is_a_run(guard):
+def test_the_task_factory_acts_only_where_there_is_a_run(guard):
     async def outside():
         assert current_run() is None
 
@@ -396,7 +396,7 @@ def test_rule_17_the_task_factory_acts_only_where_there_is_a_run(guard):
     asyncio.run(main())
 
 
-def test_rule_17_a_task_with_a_context_of_its_own(guard):
+def test_a_task_with_a_context_of_its_own(guard):
     import contextvars
 
     async def main():
@@ -415,7 +415,7 @@ def test_rule_17_a_task_with_a_context_of_its_own(guard):
 # --- threads ---------------------------------------------------------------------------------------
 
 
-def test_rule_17_bind_begins_a_branch_on_the_creating_side(guard):
+def test_bind_begins_a_branch_on_the_creating_side(guard):
     with guard.run("r") as run:
         first, second = run.bind(tool), run.bind(tool)
         with ThreadPoolExecutor(1) as pool:
@@ -424,7 +424,7 @@ def test_rule_17_bind_begins_a_branch_on_the_creating_side(guard):
     assert keys(guard, run) == ["main/tool#2/tool#1", "main/tool#1/tool#1"]
 
 
-def test_rule_17_a_bound_function_called_again(guard):
+def test_a_bound_function_called_again(guard):
     with guard.run("r") as run:
         bound = run.bind(tool)
         bound()
@@ -437,7 +437,7 @@ def test_rule_17_a_bound_function_called_again(guard):
     ]
 
 
-def test_rule_17_bind_keeps_the_scope_and_the_run(guard):
+def test_bind_keeps_the_scope_and_the_run(guard):
     from agentguard import Budget
 
     with guard.run("r") as run, run.scope("s", Budget(steps=9)) as scope:
@@ -458,7 +458,7 @@ class AsyncCallable:
     [atool, AsyncCallable(), lambda value: atool(value)],
     ids=["coroutine function", "callable object", "function that gives a coroutine"],
 )
-def test_rule_17_bind_what_is_awaited_in_another_loop(guard, fn):
+def test_bind_what_is_awaited_in_another_loop(guard, fn):
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -475,7 +475,7 @@ def test_rule_17_bind_what_is_awaited_in_another_loop(guard, fn):
     assert len(keys(guard, run)) == 1
 
 
-def test_rule_17_bind_in_a_loop_that_is_busy_with_other_things(guard):
+def test_bind_in_a_loop_that_is_busy_with_other_things(guard):
     """What else runs in that loop has no part in the keys."""
     found = []
     for others in (0, 5):
@@ -503,7 +503,7 @@ def test_rule_17_bind_in_a_loop_that_is_busy_with_other_things(guard):
     assert found[0] == found[1]
 
 
-def test_rule_17_bare_threads_are_refused(guard):
+def test_bare_threads_are_refused(guard):
     raised = []
 
     def work():
@@ -522,7 +522,7 @@ def test_rule_17_bare_threads_are_refused(guard):
     assert all("run.bind(fn)" in message for message in raised)
 
 
-def test_rule_17_branch_names_a_line_of_control(guard):
+def test_branch_names_a_line_of_control(guard):
     with guard.run("r") as run:
         with run.branch("left"):
             tool()
@@ -539,7 +539,7 @@ def test_rule_17_branch_names_a_line_of_control(guard):
     ]
 
 
-def test_rule_17_attach_with_a_branch_name(guard):
+def test_attach_with_a_branch_name(guard):
     with guard.run("r") as run:
         for name in ("left", "right"):
 
@@ -559,7 +559,7 @@ def test_rule_17_attach_with_a_branch_name(guard):
     ]
 
 
-def test_rule_17_attaching_again_goes_on_with_the_numbers(guard):
+def test_attaching_again_goes_on_with_the_numbers(guard):
     with guard.run("r") as run:
         for _ in range(3):
             with guard.attach(run.id, branch="w"):
@@ -567,7 +567,7 @@ def test_rule_17_attaching_again_goes_on_with_the_numbers(guard):
     assert keys(guard, run) == ["main/w/tool#1", "main/w/tool#2", "main/w/tool#3"]
 
 
-def test_rule_17_attach_without_a_name_gets_a_branch_of_its_own(guard):
+def test_attach_without_a_name_gets_a_branch_of_its_own(guard):
     with guard.run("r") as run:
         for _ in range(3):
             with guard.attach(run.id):
@@ -576,7 +576,7 @@ def test_rule_17_attach_without_a_name_gets_a_branch_of_its_own(guard):
     assert keys(guard, run) == ["attach#1/tool#1", "attach#2/tool#1", "attach#3/tool#1", "main/tool#1"]
 
 
-def test_rule_17_an_attachment_without_a_name_marks_the_run(guard):
+def test_an_attachment_without_a_name_marks_the_run(guard):
     def agent(run_id):
         with guard.attach(run_id):
             tool()
@@ -591,7 +591,7 @@ def test_rule_17_an_attachment_without_a_name_marks_the_run(guard):
     assert (raised.value.kind, raised.value.key) == ("not_replayable", "attach#1/tool#1")
 
 
-def test_rule_17_attachments_of_many_threads_are_numbered_apart(guard):
+def test_attachments_of_many_threads_are_numbered_apart(guard):
     with guard.run("r") as run:
 
         def work():
@@ -606,7 +606,7 @@ def test_rule_17_attachments_of_many_threads_are_numbered_apart(guard):
     assert sorted(keys(guard, run)) == sorted(f"attach#{n}/tool#1" for n in range(1, 17))
 
 
-def test_rule_17_run_created_says_how_keys_are_made(guard):
+def test_run_created_says_how_keys_are_made(guard):
     import platform
 
     with guard.run("r") as run:
@@ -616,7 +616,7 @@ def test_rule_17_run_created_says_how_keys_are_made(guard):
     assert created["python"] == platform.python_version()
 
 
-def test_rule_17_asyncio_run_inside_a_sync_block(guard):
+def test_asyncio_run_inside_a_sync_block(guard):
     async def main(name):
         return await atool(name)
 
@@ -628,7 +628,7 @@ def test_rule_17_asyncio_run_inside_a_sync_block(guard):
     assert keys(guard, run) == ["main/atool#1", "main/tool#1", "main/atool#2"]
 
 
-def test_rule_17_the_task_factory_goes_with_the_last_attachment(sqlite_guard):
+def test_the_task_factory_goes_with_the_last_attachment(sqlite_guard):
     async def main():
         loop = asyncio.get_running_loop()
         with Guard.open(telemetry=False) as other:

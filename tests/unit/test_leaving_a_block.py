@@ -1,4 +1,4 @@
-"""SEMANTICS rule 7: what leaves a run's block, and what stays behind."""
+"""Leaving the block: what leaves a run's block, and what stays behind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def never_meets_itself(error: BaseException) -> bool:
 # --- what arrives, and what is raised --------------------------------------------------------------
 
 
-def test_rule_07_nothing_arrives(guard):
+def test_nothing_arrives(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         spend(5)
     assert raised.value is run.stop
@@ -69,7 +69,7 @@ def test_rule_07_nothing_arrives(guard):
     assert run.spent.usd == Decimal("0.8")
 
 
-def test_rule_07_the_stop_itself_arrives(guard):
+def test_the_stop_itself_arrives(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         while True:
             pay()
@@ -77,7 +77,7 @@ def test_rule_07_the_stop_itself_arrives(guard):
     assert raised.value.__cause__ is None
 
 
-def test_rule_07_a_wrapper_arrives(guard):
+def test_a_wrapper_arrives(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         try:
             while True:
@@ -88,7 +88,7 @@ def test_rule_07_a_wrapper_arrives(guard):
     assert isinstance(raised.value.__cause__, LookupError)
 
 
-def test_rule_07_a_group_arrives(guard):
+def test_a_group_arrives(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         try:
             while True:
@@ -99,7 +99,7 @@ def test_rule_07_a_group_arrives(guard):
     assert isinstance(raised.value.__cause__, ExceptionGroup)
 
 
-def test_rule_07_another_error_arrives(guard):
+def test_another_error_arrives(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         spend(5)
         raise ZeroDivisionError
@@ -127,7 +127,7 @@ def arrivals(stop: RunStopped) -> list[BaseException]:
 
 
 @pytest.mark.parametrize("index", range(7))
-def test_rule_07_no_reference_ring(guard, index):
+def test_no_reference_ring(guard, index):
     """What arrived becomes the cause of the stop, so the stop may no longer be behind it."""
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd=1)) as run:
         spend(5)
@@ -140,7 +140,7 @@ def test_rule_07_no_reference_ring(guard, index):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
-def test_rule_07_who_wants_out_gets_out(guard, error):
+def test_who_wants_out_gets_out(guard, error):
     """The process, the consumer and the caller pass unchanged, and the state still shows the stop."""
     wanted = error()
     with pytest.raises(error) as raised, guard.run("r", budget=Budget(usd=1)) as run:
@@ -153,7 +153,7 @@ def test_rule_07_who_wants_out_gets_out(guard, error):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-def test_rule_07_who_wants_out_of_a_run_without_a_stop_fails_it(guard, error):
+def test_who_wants_out_of_a_run_without_a_stop_fails_it(guard, error):
     with pytest.raises(error), guard.run("r") as run:
         raise error
     assert run.state is RunState.FAILED
@@ -161,7 +161,7 @@ def test_rule_07_who_wants_out_of_a_run_without_a_stop_fails_it(guard, error):
     assert guard.summary(run.id).termination["type"].endswith(error.__name__)
 
 
-def test_rule_07_the_agents_own_error_goes_on(guard):
+def test_the_agents_own_error_goes_on(guard):
     error = ZeroDivisionError("by the agent")
     with pytest.raises(ZeroDivisionError) as raised, guard.run("r") as run:
         raise error
@@ -171,7 +171,7 @@ def test_rule_07_the_agents_own_error_goes_on(guard):
     assert guard.summary(run.id).termination == {"type": "ZeroDivisionError", "message": "by the agent"}
 
 
-def test_rule_07_a_kill_ends_as_killed(guard):
+def test_a_kill_ends_as_killed(guard):
     with pytest.raises(KillSwitchTriggeredError) as raised, guard.run("r") as run:
         run.kill("enough", actor="ann")
         spend(1)
@@ -182,14 +182,14 @@ def test_rule_07_a_kill_ends_as_killed(guard):
     assert raised.value.at is not None
 
 
-def test_rule_07_killed_without_a_further_step(guard):
+def test_killed_without_a_further_step(guard):
     """A kill that no step has met is found at the exit at the latest."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         guard.kill(run=run.id, reason="while nothing ran")
     assert run.state is RunState.KILLED
 
 
-def test_rule_07_first_stop_wins(guard):
+def test_first_stop_wins(guard):
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(usd=1)) as run:
         spend(5)
         run.kill("too late")
@@ -199,7 +199,7 @@ def test_rule_07_first_stop_wins(guard):
 # --- ways out of the block -------------------------------------------------------------------------
 
 
-def test_rule_07_return_inside_the_block(guard):
+def test_return_inside_the_block(guard):
     runs = []
 
     def agent() -> str:
@@ -213,7 +213,7 @@ def test_rule_07_return_inside_the_block(guard):
     assert runs[0].state is RunState.FAILED
 
 
-def test_rule_07_return_without_a_stop(guard):
+def test_return_without_a_stop(guard):
     def agent() -> str:
         with guard.run("r"):
             return look()
@@ -221,7 +221,7 @@ def test_rule_07_return_without_a_stop(guard):
     assert agent() == "seen"
 
 
-def test_rule_07_break_out_of_the_block(guard):
+def test_break_out_of_the_block(guard):
     with pytest.raises(BudgetExceededError):
         for _ in range(3):
             with guard.run("r", budget=Budget(usd=1)):
@@ -229,7 +229,7 @@ def test_rule_07_break_out_of_the_block(guard):
                 break
 
 
-def test_rule_07_the_quiet_form(guard):
+def test_the_quiet_form(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(usd=1)) as run:
         while True:
             pay()
@@ -237,7 +237,7 @@ def test_rule_07_the_quiet_form(guard):
     assert run.state is RunState.FAILED
 
 
-def test_rule_07_stop_is_none_after_success(guard):
+def test_stop_is_none_after_success(guard):
     with guard.run("r") as run:
         assert run.stop is None
         look()
@@ -245,7 +245,7 @@ def test_rule_07_stop_is_none_after_success(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_07_async_block(guard):
+def test_async_block(guard):
     async def main() -> None:
         async with guard.run("r", budget=Budget(usd=1)):
             spend(5)
@@ -254,7 +254,7 @@ def test_rule_07_async_block(guard):
         asyncio.run(main())
 
 
-def test_rule_07_start_and_close(guard):
+def test_start_and_close(guard):
     run = guard.start("r", budget=Budget(usd=1))
     spend(5)
     with pytest.raises(BudgetExceededError) as raised:
@@ -263,7 +263,7 @@ def test_rule_07_start_and_close(guard):
     assert current_run() is None
 
 
-def test_rule_07_closing_twice_says_the_same(guard):
+def test_closing_twice_says_the_same(guard):
     run = guard.start("r", budget=Budget(usd=1))
     spend(5)
     for _ in range(2):
@@ -275,7 +275,7 @@ def test_rule_07_closing_twice_says_the_same(guard):
     assert quiet.state is RunState.COMPLETED
 
 
-def test_rule_07_aclose(guard):
+def test_aclose(guard):
     async def main() -> None:
         run = guard.start("r", budget=Budget(usd=1))
         spend(5)
@@ -285,12 +285,12 @@ def test_rule_07_aclose(guard):
         asyncio.run(main())
 
 
-def test_rule_07_only_what_was_entered_can_be_closed(guard):
+def test_only_what_was_entered_can_be_closed(guard):
     with pytest.raises(NoActiveRunError):
         guard.run("r").close()
 
 
-def test_rule_07_a_run_is_entered_once(guard):
+def test_a_run_is_entered_once(guard):
     run = guard.run("r")
     with run:
         pass
@@ -301,7 +301,7 @@ def test_rule_07_a_run_is_entered_once(guard):
 # --- who ends a run --------------------------------------------------------------------------------
 
 
-def test_rule_07_leaving_attach_detaches(guard):
+def test_leaving_attach_detaches(guard):
     with guard.run("r") as run:
         with guard.attach(run.id):
             look()
@@ -311,7 +311,7 @@ def test_rule_07_leaving_attach_detaches(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_07_leaving_attach_raises_the_stop(guard):
+def test_leaving_attach_raises_the_stop(guard):
     with pytest.raises(BudgetExceededError) as outer, guard.run("r", budget=Budget(usd=1)) as run:
         with pytest.raises(BudgetExceededError) as inner, guard.attach(run.id):
             spend(5)
@@ -319,14 +319,14 @@ def test_rule_07_leaving_attach_raises_the_stop(guard):
     assert outer.value is inner.value
 
 
-def test_rule_07_an_error_in_attach_does_not_end_the_run(guard):
+def test_an_error_in_attach_does_not_end_the_run(guard):
     with guard.run("r") as run:
         with pytest.raises(ZeroDivisionError), guard.attach(run.id):
             raise ZeroDivisionError
         assert run.state is RunState.RUNNING
 
 
-def test_rule_07_exit_does_not_wait_for_steps_in_flight(guard):
+def test_exit_does_not_wait_for_steps_in_flight(guard):
     """It closes admission; what is in flight settles late, and changes spending only."""
     entered, go_on = threading.Event(), threading.Event()
 
@@ -355,7 +355,7 @@ def test_rule_07_exit_does_not_wait_for_steps_in_flight(guard):
     assert guard.verify(run.id)
 
 
-def test_rule_07_a_late_excess_does_not_stop_what_has_completed(guard):
+def test_a_late_excess_does_not_stop_what_has_completed(guard):
     entered, go_on = threading.Event(), threading.Event()
 
     @guarded_step(reserve=Usage(usd="0.1"), usage=lambda _: Usage(usd=5))
@@ -374,7 +374,7 @@ def test_rule_07_a_late_excess_does_not_stop_what_has_completed(guard):
     assert guard.summary(run.id).usage.usd == 5
 
 
-def test_rule_07_no_step_after_the_end(guard):
+def test_no_step_after_the_end(guard):
     """A context that still holds the run is told that it is over."""
     with guard.run("r"):
         later = contextvars.copy_context()
@@ -390,7 +390,7 @@ def test_rule_07_no_step_after_the_end(guard):
 # --- what is current -------------------------------------------------------------------------------
 
 
-def test_rule_07_the_outer_run_is_current_again(guard):
+def test_the_outer_run_is_current_again(guard):
     with guard.run("outer") as outer:
         with guard.run("inner") as inner:
             assert current_run() is inner
@@ -398,14 +398,14 @@ def test_rule_07_the_outer_run_is_current_again(guard):
     assert current_run() is None
 
 
-def test_rule_07_entered_in_one_context_and_left_in_another(guard):
+def test_entered_in_one_context_and_left_in_another(guard):
     run = contextvars.copy_context().run(guard.start, "r")
     assert current_run() is None
     run.close()
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_07_left_in_a_context_that_stands_in_another_run(guard):
+def test_left_in_a_context_that_stands_in_another_run(guard):
     first = contextvars.copy_context().run(guard.start, "first")
     with guard.run("second") as second:
         first.close()
@@ -414,7 +414,7 @@ def test_rule_07_left_in_a_context_that_stands_in_another_run(guard):
     assert second.spent.steps == 1
 
 
-def test_rule_07_left_in_a_copy_of_the_context(guard):
+def test_left_in_a_copy_of_the_context(guard):
     """As a streaming response does: the block is left in a task that has the run by copy."""
     with guard.run("outer") as outer:
         inner = guard.start("inner")
@@ -423,7 +423,7 @@ def test_rule_07_left_in_a_copy_of_the_context(guard):
         assert copy.run(current_run) is outer
 
 
-def test_rule_07_async_generator_left_elsewhere(guard):
+def test_async_generator_left_elsewhere(guard):
     """A run opened in an async generator that another task closes."""
 
     async def stream():
@@ -440,7 +440,7 @@ def test_rule_07_async_generator_left_elsewhere(guard):
     assert guard.runs()[0].termination["type"] == "GeneratorExit"
 
 
-def test_rule_07_a_foreign_kill_fails_but_does_not_kill(guard):
+def test_a_foreign_kill_fails_but_does_not_kill(guard):
     """The kill of a detached run is, to the run around it, an error like any other."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
         with guard.run("inner", detached=True) as inner:
@@ -450,7 +450,7 @@ def test_rule_07_a_foreign_kill_fails_but_does_not_kill(guard):
     assert outer.stop is None
 
 
-def test_rule_07_verdict_and_record_agree_when_a_kill_races_the_end():
+def test_verdict_and_record_agree_when_a_kill_races_the_end():
     """Whichever came first: a run on record as COMPLETED raises nothing."""
     for _ in range(30):
         with Guard.in_memory(telemetry=False) as guard:
@@ -475,7 +475,7 @@ def test_rule_07_verdict_and_record_agree_when_a_kill_races_the_end():
             assert (run.stop is None) == (verdict is RunState.COMPLETED)
 
 
-def test_rule_07_a_group_that_holds_the_end_of_the_process_passes(guard):
+def test_a_group_that_holds_the_end_of_the_process_passes(guard):
     wanted = BaseExceptionGroup("both", [ValueError(), KeyboardInterrupt()])
     with pytest.raises(BaseExceptionGroup) as raised, guard.run("r", budget=Budget(steps=0)) as run:
         with suppress(RunStopped):
@@ -485,7 +485,7 @@ def test_rule_07_a_group_that_holds_the_end_of_the_process_passes(guard):
     assert run.state is RunState.FAILED
 
 
-def test_rule_07_runs_left_in_the_order_they_were_entered_in(guard):
+def test_runs_left_in_the_order_they_were_entered_in(guard):
     with guard.run("around") as around:
         first, second = guard.start("first"), guard.start("second")
         first.close()

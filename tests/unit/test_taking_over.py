@@ -1,4 +1,4 @@
-"""Rule 13: a run is taken over from a process that hangs, and what it had begun is settled or asked about."""
+"""Ownership: a run is taken over from a process that hangs, and what it had begun is settled or asked about."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def holds_together(guard: Guard) -> None:
 # --- what was in flight --------------------------------------------------------------------------
 
 
-def test_rule_13_the_one_that_hung_is_fenced(
+def test_the_one_that_hung_is_fenced(
     guard: Guard, hung: Taken, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
     @guarded_step(effect="read")
@@ -145,7 +145,7 @@ def test_rule_13_the_one_that_hung_is_fenced(
     holds_together(guard)
 
 
-def test_rule_13_an_open_generator_is_made_again(guard: Guard, hung: Taken) -> None:
+def test_an_open_generator_is_made_again(guard: Guard, hung: Taken) -> None:
     @guarded_step(effect="idempotent")
     def pages(n: int) -> Iterator[int]:
         RAN.append("pages")
@@ -167,7 +167,7 @@ def test_rule_13_an_open_generator_is_made_again(guard: Guard, hung: Taken) -> N
     assert len(RAN) == 2
 
 
-def test_rule_13_a_probe_may_know_how_an_open_generator_ended(guard: Guard, hung: Taken) -> None:
+def test_a_probe_may_know_how_an_open_generator_ended(guard: Guard, hung: Taken) -> None:
     @guarded_step(probe=lambda key: ("failed", "the line went dead"))
     def stream() -> Iterator[int]:
         RAN.append("stream")
@@ -188,7 +188,7 @@ def test_rule_13_a_probe_may_know_how_an_open_generator_ended(guard: Guard, hung
     holds_together(guard)
 
 
-def test_rule_13_a_block_in_flight_runs_again_where_it_may(guard: Guard, hung: Taken) -> None:
+def test_a_block_in_flight_runs_again_where_it_may(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> int:
         with run.step("open", effect="read"):
             RAN.append("open")
@@ -203,7 +203,7 @@ def test_rule_13_a_block_in_flight_runs_again_where_it_may(guard: Guard, hung: T
     holds_together(guard)
 
 
-def test_rule_13_a_block_that_has_happened_by_its_probe_is_not_run_again(guard: Guard, hung: Taken) -> None:
+def test_a_block_that_has_happened_by_its_probe_is_not_run_again(guard: Guard, hung: Taken) -> None:
     """It cannot be left out either, so the run is given back."""
 
     def program(run: Run) -> None:
@@ -218,7 +218,7 @@ def test_rule_13_a_block_that_has_happened_by_its_probe_is_not_run_again(guard: 
     assert guard.summary("r").state is RunState.PAUSED
 
 
-def test_rule_13_a_block_that_may_have_happened_is_left_to_an_operator(guard: Guard, hung: Taken) -> None:
+def test_a_block_that_may_have_happened_is_left_to_an_operator(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> None:
         with run.step("open"):
             RAN.append("open")
@@ -231,7 +231,7 @@ def test_rule_13_a_block_that_may_have_happened_is_left_to_an_operator(guard: Gu
     assert guard.summary("r").state is RunState.PAUSED
 
 
-def test_rule_13_values_past_the_end_of_the_log_are_made_live(guard: Guard, hung: Taken) -> None:
+def test_values_past_the_end_of_the_log_are_made_live(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> Any:
         first = run.record("dice", lambda: RAN.append("first") or 4)
         HANGS.here()
@@ -243,7 +243,7 @@ def test_rule_13_values_past_the_end_of_the_log_are_made_live(guard: Guard, hung
 
 
 @pytest.mark.parametrize("wraps", [None, RuntimeError, KeyboardInterrupt])
-def test_rule_13_a_doubt_that_the_program_makes_something_else_of_does_not_end_the_run(
+def test_a_doubt_that_the_program_makes_something_else_of_does_not_end_the_run(
     guard: Guard, hung: Taken, wraps: type[BaseException] | None
 ) -> None:
     """As frameworks do: ended, it could not be carried on whatever an operator says."""
@@ -273,7 +273,7 @@ def test_rule_13_a_doubt_that_the_program_makes_something_else_of_does_not_end_t
 # --- beside a step in doubt ----------------------------------------------------------------------
 
 
-def test_rule_13_what_waits_for_its_turn_is_delivered_though_another_step_is_in_doubt(
+def test_what_waits_for_its_turn_is_delivered_though_another_step_is_in_doubt(
     guard: Guard, hung: Taken
 ) -> None:
     """The program gives up what would have come first; nobody would ever ask for it."""
@@ -309,9 +309,7 @@ def test_rule_13_what_waits_for_its_turn_is_delivered_though_another_step_is_in_
     assert RAN == []
 
 
-def test_rule_13_the_outcome_that_an_operator_gave_is_delivered_in_its_turn(
-    guard: Guard, hung: Taken
-) -> None:
+def test_the_outcome_that_an_operator_gave_is_delivered_in_its_turn(guard: Guard, hung: Taken) -> None:
     @guarded_step
     async def pay(n: int) -> str:
         RAN.append("pay")
@@ -343,7 +341,7 @@ def test_rule_13_the_outcome_that_an_operator_gave_is_delivered_in_its_turn(
     holds_together(guard)
 
 
-def test_rule_13_a_pause_by_an_operator_is_waited_out(
+def test_a_pause_by_an_operator_is_waited_out(
     guard: Guard, hung: Taken, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
     """Unlike that for a step in doubt, which only `resolve` ends."""
@@ -396,7 +394,7 @@ def hung_inside(
     return begin
 
 
-def test_rule_13_a_run_inside_is_taken_over_with_the_one_around_it(
+def test_a_run_inside_is_taken_over_with_the_one_around_it(
     guard: Guard, hung_inside: Callable[[Program], str]
 ) -> None:
     program = nested(guard)
@@ -408,7 +406,7 @@ def test_rule_13_a_run_inside_is_taken_over_with_the_one_around_it(
     holds_together(guard)
 
 
-def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_around_it(
+def test_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_around_it(
     guard: Guard, hung_inside: Callable[[Program], str]
 ) -> None:
     def program(run: Run) -> list[Any]:
@@ -417,7 +415,7 @@ def test_rule_13_a_run_inside_that_was_taken_over_counts_and_stops_with_the_one_
             HANGS.here()
             seen = [run.spent == inner.spent, run.spent.steps]
             run.kill("enough")
-            run.live_run.look()
+            run.live_run.apply_kill()
             return [*seen, inner.stop]
 
     inner_id = hung_inside(program)
@@ -477,7 +475,7 @@ def test_a_nested_run_that_an_earlier_version_announced_and_never_began_is_opene
 
 
 @pytest.mark.parametrize("run_id", [None, "inner"])
-def test_rule_13_a_fork_leaves_an_unended_run_inside_to_its_origin(
+def test_a_fork_leaves_an_unended_run_inside_to_its_origin(
     guard: Guard, hung_inside: Callable[[Program], str], run_id: str | None
 ) -> None:
     """Two runs cannot carry on the same one."""
@@ -496,7 +494,7 @@ def test_rule_13_a_fork_leaves_an_unended_run_inside_to_its_origin(
 # --- claiming ------------------------------------------------------------------------------------
 
 
-def test_rule_13_who_asked_first_and_enters_last_is_told_who_has_it(guard: Guard, hung: Taken) -> None:
+def test_who_asked_first_and_enters_last_is_told_who_has_it(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> int:
         first = look(1)
         HANGS.here()
@@ -510,9 +508,7 @@ def test_rule_13_who_asked_first_and_enters_last_is_told_who_has_it(guard: Guard
         assert program(run) == 10
 
 
-def test_rule_13_who_asked_first_is_told_that_it_was_carried_on_and_given_back(
-    guard: Guard, hung: Taken
-) -> None:
+def test_who_asked_first_is_told_that_it_was_carried_on_and_given_back(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> int:
         first = look(1)
         HANGS.here()
@@ -528,9 +524,7 @@ def test_rule_13_who_asked_first_is_told_that_it_was_carried_on_and_given_back(
         assert program(run) == 10
 
 
-def test_rule_13_a_difference_leaves_the_block_though_the_program_swallows_it(
-    guard: Guard, hung: Taken
-) -> None:
+def test_a_difference_leaves_the_block_though_the_program_swallows_it(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> int:
         first = look(1)
         HANGS.here()
@@ -545,7 +539,7 @@ def test_rule_13_a_difference_leaves_the_block_though_the_program_swallows_it(
     assert take_over(guard, program) == 10
 
 
-def test_rule_13_a_run_that_was_killed_before_it_began_can_be_recovered_once_revived(guard: Guard) -> None:
+def test_a_run_that_was_killed_before_it_began_can_be_recovered_once_revived(guard: Guard) -> None:
     """Its process went before the kill was on record in its log."""
     guard.kill(tenant="acme", reason="why")
     append = guard.components.store.append
@@ -565,7 +559,7 @@ def test_rule_13_a_run_that_was_killed_before_it_began_can_be_recovered_once_rev
     holds_together(guard)
 
 
-def test_rule_13_the_time_of_the_budget_that_was_used_stays_used(guard: Guard, hung: Taken) -> None:
+def test_the_time_of_the_budget_that_was_used_stays_used(guard: Guard, hung: Taken) -> None:
     def program(run: Run) -> Any:
         first = look(1)
         HANGS.here()
@@ -625,7 +619,7 @@ def test_only_a_missing_process_of_the_same_pid_namespace_is_provably_dead() -> 
     assert is_alive(before) is None, "an earlier version did not say in which namespace it was"
 
 
-def test_rule_13_an_owner_on_another_host_is_dead_when_it_has_given_no_sign_of_life(
+def test_an_owner_on_another_host_is_dead_when_it_has_given_no_sign_of_life(
     guard: Guard, hung: Taken
 ) -> None:
     hung(hangs_after_one, "step_completed", "main/look#1")

@@ -1,4 +1,4 @@
-"""SEMANTICS rule 2: which levels a step is charged to, and which one a stop belongs to."""
+"""Levels: which levels a step is charged to, and which one a stop belongs to."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def spent(guard: Guard, account: str) -> Decimal:
 # --- scopes ----------------------------------------------------------------------------------------
 
 
-def test_rule_02_a_step_is_charged_to_its_whole_scope_chain(guard):
+def test_a_step_is_charged_to_its_whole_scope_chain(guard):
     with guard.run("r", budget=Budget(usd=9)) as run:
         with run.scope("a", Budget(usd=5)) as a:
             pay()
@@ -62,7 +62,7 @@ def test_rule_02_a_step_is_charged_to_its_whole_scope_chain(guard):
 
 
 @pytest.mark.parametrize("form", ["with", "async with"])
-def test_rule_02_a_scopes_stop_is_raised_at_its_exit(guard, form):
+def test_a_scopes_stop_is_raised_at_its_exit(guard, form):
     def inside() -> None:
         for _ in range(9):
             with suppress(Exception):
@@ -88,7 +88,7 @@ def test_rule_02_a_scopes_stop_is_raised_at_its_exit(guard, form):
     assert run.spent.usd == Decimal("1.25")
 
 
-def test_rule_02_the_refusing_level_is_the_one_that_stops(guard):
+def test_the_refusing_level_is_the_one_that_stops(guard):
     """The inner scope has room; the outer one has not: the stop is the outer scope's."""
     with guard.run("r") as run:
         with pytest.raises(BudgetExceededError) as raised, run.scope("outer", Budget(usd="0.5")) as outer:
@@ -105,7 +105,7 @@ def test_rule_02_the_refusing_level_is_the_one_that_stops(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_02_the_inner_scope_stops_and_the_outer_goes_on(guard):
+def test_the_inner_scope_stops_and_the_outer_goes_on(guard):
     with guard.run("r") as run, run.scope("outer", Budget(usd=5)):
         with pytest.raises(BudgetExceededError) as raised, run.scope("inner", Budget(usd="0.25")):
             pay()
@@ -115,7 +115,7 @@ def test_rule_02_the_inner_scope_stops_and_the_outer_goes_on(guard):
     assert run.spent.usd == Decimal("0.5")
 
 
-def test_rule_02_a_stop_sticks_in_the_scopes_children_too(guard):
+def test_a_stop_sticks_in_the_scopes_children_too(guard):
     with guard.run("r") as run:
         with suppress(BudgetExceededError), run.scope("s", Budget(usd="0.25")) as scope:
             pay()
@@ -126,7 +126,7 @@ def test_rule_02_a_stop_sticks_in_the_scopes_children_too(guard):
             assert raised.value is scope.stop
 
 
-def test_rule_02_the_runs_refusal_inside_a_scope_stops_the_run(guard):
+def test_the_runs_refusal_inside_a_scope_stops_the_run(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(usd="0.5")) as run:
         with suppress(BudgetExceededError), run.scope("s", Budget(usd=5)):
             for _ in range(5):
@@ -137,7 +137,7 @@ def test_rule_02_the_runs_refusal_inside_a_scope_stops_the_run(guard):
     assert run.state is RunState.FAILED
 
 
-def test_rule_02_a_refusal_reserves_at_no_level(guard):
+def test_a_refusal_reserves_at_no_level(guard):
     with guard.run("r", budget=Budget(usd=9)) as run:
         with suppress(BudgetExceededError), run.scope("a", Budget(usd=9)) as a:
             with run.scope("b", Budget(usd="0.2")):
@@ -145,7 +145,7 @@ def test_rule_02_a_refusal_reserves_at_no_level(guard):
         assert run.remaining.usd == a.remaining.usd == 9
 
 
-def test_rule_02_a_scopes_excess_stops_the_scope(guard):
+def test_a_scopes_excess_stops_the_scope(guard):
     with guard.run("r", budget=Budget(usd=9)) as run:
         with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(usd=1)):
             assert overrun() == "done"
@@ -154,7 +154,7 @@ def test_rule_02_a_scopes_excess_stops_the_scope(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_02_scopes_of_one_name_have_budgets_of_their_own(guard):
+def test_scopes_of_one_name_have_budgets_of_their_own(guard):
     with guard.run("r") as run:
         for _ in range(3):
             with run.scope("s", Budget(usd="0.25")):
@@ -163,7 +163,7 @@ def test_rule_02_scopes_of_one_name_have_budgets_of_their_own(guard):
     assert keys == ["main/s#1", "main/s#2", "main/s#3"]
 
 
-def test_rule_02_a_scope_is_entered_once(guard):
+def test_a_scope_is_entered_once(guard):
     """Entering it again would give it a fresh budget."""
     with guard.run("r") as run:
         scope = run.scope("s", Budget(steps=1))
@@ -173,7 +173,7 @@ def test_rule_02_a_scope_is_entered_once(guard):
             pay()
 
 
-def test_rule_02_a_scope_has_seconds_of_its_own(guard):
+def test_a_scope_has_seconds_of_its_own(guard):
     with guard.run("r") as run:
         with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(seconds=0)):
             pay()
@@ -181,7 +181,7 @@ def test_rule_02_a_scope_has_seconds_of_its_own(guard):
         pay()
 
 
-def test_rule_02_calls_and_repeats_of_a_scope(guard):
+def test_calls_and_repeats_of_a_scope(guard):
     with guard.run("r") as run:
         for _ in range(3):
             with run.scope("s", Budget(calls={"pay": 1})):
@@ -199,7 +199,7 @@ def test_rule_02_calls_and_repeats_of_a_scope(guard):
 # --- nested runs -----------------------------------------------------------------------------------
 
 
-def test_rule_02_a_nested_run_is_a_child(guard):
+def test_a_nested_run_is_a_child(guard):
     with guard.run("outer", tenant="acme") as outer, guard.run("inner") as inner:
         pay()
     assert guard.summary(inner.id).parent_id == outer.id
@@ -208,7 +208,7 @@ def test_rule_02_a_nested_run_is_a_child(guard):
     assert (opened[0].key, opened[0].data["run"]) == ("main/inner#1", inner.id)
 
 
-def test_rule_02_a_nested_runs_id_derives_from_the_parents_key(guard):
+def test_a_nested_runs_id_derives_from_the_parents_key(guard):
     ids = []
     for _ in range(2):
         with Guard.in_memory(telemetry=False) as fresh, fresh.run("outer", run_id="fixed"):
@@ -219,7 +219,7 @@ def test_rule_02_a_nested_runs_id_derives_from_the_parents_key(guard):
     assert ids[0] != ids[1]
 
 
-def test_rule_02_a_nested_run_counts_at_every_level_above(guard):
+def test_a_nested_run_counts_at_every_level_above(guard):
     with guard.run("outer", budget=Budget(usd=9)) as outer:
         with outer.scope("s", Budget(usd=5)) as scope:
             pay()
@@ -241,7 +241,7 @@ def test_rule_02_a_nested_run_counts_at_every_level_above(guard):
     assert spent(guard, f"run:{middle.id}") == Decimal("0.5")
 
 
-def test_rule_02_an_outer_limit_stops_both_runs(guard):
+def test_an_outer_limit_stops_both_runs(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(usd=1)) as outer:
         pay()
         with suppress(BudgetExceededError), guard.run("inner", budget=Budget(usd=9)) as inner:
@@ -255,7 +255,7 @@ def test_rule_02_an_outer_limit_stops_both_runs(guard):
     assert outer.spent.usd == 1
 
 
-def test_rule_02_an_outer_scopes_limit_stops_the_inner_run_and_the_scope(guard):
+def test_an_outer_scopes_limit_stops_the_inner_run_and_the_scope(guard):
     with guard.run("outer") as outer:
         with pytest.raises(BudgetExceededError) as raised, outer.scope("s", Budget(usd="0.5")):
             with guard.run("inner") as inner:
@@ -268,7 +268,7 @@ def test_rule_02_an_outer_scopes_limit_stops_the_inner_run_and_the_scope(guard):
     assert outer.spent.usd == Decimal("0.75")
 
 
-def test_rule_02_an_inner_limit_stops_the_inner_run_alone(guard):
+def test_an_inner_limit_stops_the_inner_run_alone(guard):
     with guard.run("outer", budget=Budget(usd=9)) as outer:
         with (
             pytest.raises(BudgetExceededError) as raised,
@@ -282,7 +282,7 @@ def test_rule_02_an_inner_limit_stops_the_inner_run_alone(guard):
     assert outer.state is RunState.COMPLETED
 
 
-def test_rule_02_an_inner_excess_passes_the_outer_limit(guard):
+def test_an_inner_excess_passes_the_outer_limit(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(usd=1)) as outer:
         with suppress(BudgetExceededError), guard.run("inner") as inner:
             assert overrun() == "done"
@@ -293,7 +293,7 @@ def test_rule_02_an_inner_excess_passes_the_outer_limit(guard):
     assert outer.spent.usd == 2
 
 
-def test_rule_02_runs_inside_stop_with_the_run_around(guard):
+def test_runs_inside_stop_with_the_run_around(guard):
     with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
         with suppress(RunStopped), guard.run("inner") as inner:
             outer.kill("both")
@@ -303,7 +303,7 @@ def test_rule_02_runs_inside_stop_with_the_run_around(guard):
     assert inner.spent == Usage()
 
 
-def test_rule_02_the_inner_run_finds_the_kill_of_the_outer_one_by_itself(guard):
+def test_the_inner_run_finds_the_kill_of_the_outer_one_by_itself(guard):
     """Also where nobody told this process: its own check looks at the runs around it."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("outer") as outer:
         with pytest.raises(KillSwitchTriggeredError), guard.run("inner") as inner:
@@ -316,7 +316,7 @@ def test_rule_02_the_inner_run_finds_the_kill_of_the_outer_one_by_itself(guard):
     assert outer.state is RunState.KILLED
 
 
-def test_rule_02_a_body_of_a_nested_run_is_cancelled_with_the_outer_one(guard):
+def test_a_body_of_a_nested_run_is_cancelled_with_the_outer_one(guard):
     @guarded_step
     async def stuck(entered):
         entered.set()
@@ -341,7 +341,7 @@ def test_rule_02_a_body_of_a_nested_run_is_cancelled_with_the_outer_one(guard):
     }
 
 
-def test_rule_02_detached_opts_out(guard):
+def test_detached_opts_out(guard):
     with guard.run("outer", budget=Budget(usd="0.25"), tenant="acme") as outer:
         with guard.run("inner", detached=True) as inner:
             pay()
@@ -352,7 +352,7 @@ def test_rule_02_detached_opts_out(guard):
     assert inner.tenant == "default"
 
 
-def test_rule_02_a_detached_run_is_not_stopped_with_the_other(guard):
+def test_a_detached_run_is_not_stopped_with_the_other(guard):
     with suppress(RunStopped), guard.run("outer") as outer, guard.run("inner", detached=True) as inner:
         outer.kill("outer alone")
         pay()
@@ -360,7 +360,7 @@ def test_rule_02_a_detached_run_is_not_stopped_with_the_other(guard):
     assert outer.state is RunState.KILLED
 
 
-def test_rule_02_another_guards_run_cannot_be_nested(guard):
+def test_another_guards_run_cannot_be_nested(guard):
     with Guard.in_memory(telemetry=False) as other, guard.run("outer"):
         with pytest.raises(ValueError, match="detached=True"):
             other.run("inner")
@@ -368,7 +368,7 @@ def test_rule_02_another_guards_run_cannot_be_nested(guard):
             pay()
 
 
-def test_rule_02_many_nested_runs_at_once_share_the_outer_limit(guard):
+def test_many_nested_runs_at_once_share_the_outer_limit(guard):
     """64 children in threads: the outer run never passes its limit."""
     ran = []
     step = guarded_step(usage=Usage(usd="0.1"))(lambda: ran.append(1))
@@ -390,7 +390,7 @@ def test_rule_02_many_nested_runs_at_once_share_the_outer_limit(guard):
     assert guard.verify()
 
 
-def test_rule_02_the_outer_deadline_stops_the_inner_run(guard):
+def test_the_outer_deadline_stops_the_inner_run(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("outer", budget=Budget(seconds=0)) as outer:
         with guard.run("inner"):
             pay()
@@ -398,7 +398,7 @@ def test_rule_02_the_outer_deadline_stops_the_inner_run(guard):
     assert outer.state is RunState.FAILED
 
 
-def test_rule_02_a_nested_run_of_a_killed_tenant_is_refused_and_the_outer_goes_on(guard):
+def test_a_nested_run_of_a_killed_tenant_is_refused_and_the_outer_goes_on(guard):
     guard.kill(tenant="bad", reason="no more")
     with guard.run("outer", tenant="good") as outer:
         with pytest.raises(KillSwitchTriggeredError), guard.run("inner", tenant="bad"):
@@ -411,7 +411,7 @@ def test_rule_02_a_nested_run_of_a_killed_tenant_is_refused_and_the_outer_goes_o
 # --- tenants ---------------------------------------------------------------------------------------
 
 
-def test_rule_02_a_tenants_limit_is_shared_by_its_runs(guard):
+def test_a_tenants_limit_is_shared_by_its_runs(guard):
     guard.set_tenant_budget("acme", Budget(usd=1))
     with guard.run("first", tenant="acme"):
         for _ in range(3):
@@ -427,7 +427,7 @@ def test_rule_02_a_tenants_limit_is_shared_by_its_runs(guard):
     assert spent(guard, "tenant:acme") == 1
 
 
-def test_rule_02_a_tenants_refusal_stops_the_run_also_inside_a_scope(guard):
+def test_a_tenants_refusal_stops_the_run_also_inside_a_scope(guard):
     guard.set_tenant_budget("acme", Budget(usd="0.25"))
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", tenant="acme") as run:
         with suppress(BudgetExceededError), run.scope("s", Budget(usd=9)):
@@ -437,7 +437,7 @@ def test_rule_02_a_tenants_refusal_stops_the_run_also_inside_a_scope(guard):
     assert raised.value is run.stop
 
 
-def test_rule_02_a_tenants_limit_set_while_a_run_is_live(guard):
+def test_a_tenants_limit_set_while_a_run_is_live(guard):
     with pytest.raises(BudgetExceededError), guard.run("r", tenant="acme") as run:
         pay()
         guard.set_tenant_budget("acme", Budget(usd="0.5"))
@@ -446,7 +446,7 @@ def test_rule_02_a_tenants_limit_set_while_a_run_is_live(guard):
     assert run.spent.usd == Decimal("0.75")  # what was spent before the limit is not held against it
 
 
-def test_rule_02_tenant_windows_are_utc_by_the_guards_clock():
+def test_tenant_windows_are_utc_by_the_guards_clock():
     day = 86_400 * 10**9
     now = [20_000 * day + day - 1]  # a moment before midnight
     with Guard.in_memory(telemetry=False, clock=Clock(wall=lambda: now[0])) as guard:
@@ -465,7 +465,7 @@ def test_rule_02_tenant_windows_are_utc_by_the_guards_clock():
         assert again.stop.scope == "tenant:acme"
 
 
-def test_rule_02_settlement_goes_to_the_window_of_the_reservation():
+def test_settlement_goes_to_the_window_of_the_reservation():
     day = 86_400 * 10**9
     now = [20_000 * day + day - 1]
 
@@ -481,7 +481,7 @@ def test_rule_02_settlement_goes_to_the_window_of_the_reservation():
         assert spent(guard, before) == Decimal("0.5")
 
 
-def test_rule_02_levels_in_shadow_mode_stop_nothing(guard):
+def test_levels_in_shadow_mode_stop_nothing(guard):
     """Neither a tenant's budget nor that of a run around this one."""
     guard.set_tenant_budget("acme", Budget(usd="0.25", enforce=False))
     with guard.run("outer", tenant="acme", budget=Budget(usd="0.25", enforce=False)) as outer:
@@ -493,7 +493,7 @@ def test_rule_02_levels_in_shadow_mode_stop_nothing(guard):
     assert spent(guard, "tenant:acme") == spent(guard, f"run:{outer.id}") == Decimal("2.75")
 
 
-def test_rule_02_a_tenants_warning(guard):
+def test_a_tenants_warning(guard):
     guard.set_tenant_budget("acme", Budget(usd=1))
     with guard.run("r", tenant="acme") as run:
         for _ in range(4):
@@ -501,7 +501,7 @@ def test_rule_02_a_tenants_warning(guard):
     assert [(w["path"], w["resource"]) for w in run.warnings] == [("tenant:acme", "usd")]
 
 
-def test_rule_02_a_nested_run_whose_id_is_taken_leaves_nothing_in_the_run_around(guard):
+def test_a_nested_run_whose_id_is_taken_leaves_nothing_in_the_run_around(guard):
     with guard.run("other", run_id="taken"):
         pass
     with guard.run("outer") as outer, pytest.raises(RunExistsError), guard.run("inner", run_id="taken"):
@@ -514,7 +514,7 @@ def test_rule_02_a_nested_run_whose_id_is_taken_leaves_nothing_in_the_run_around
     ]
 
 
-def test_rule_02_repeats_of_a_run_are_counted_over_its_nested_runs(guard):
+def test_repeats_of_a_run_are_counted_over_its_nested_runs(guard):
     ran = []
 
     @guarded_step
@@ -532,7 +532,7 @@ def test_rule_02_repeats_of_a_run_are_counted_over_its_nested_runs(guard):
     assert raised.value.resource == "repeats"
 
 
-def test_rule_02_a_nested_run_stops_when_another_process_stops_the_run_around_it(sqlite_guard):
+def test_a_nested_run_stops_when_another_process_stops_the_run_around_it(sqlite_guard):
     ran = []
 
     @guarded_step
@@ -562,7 +562,7 @@ def test_rule_02_a_nested_run_stops_when_another_process_stops_the_run_around_it
     ("name", "path"),
     [("a/b", "a%2Fb"), ("run", "%72un"), ("tenant:acme", "%74enant:acme"), ("a: b #1", "a: b #1")],
 )
-def test_rule_02_a_scopes_path_is_no_other_levels(guard, name, path):
+def test_a_scopes_path_is_no_other_levels(guard, name, path):
     with (
         guard.run("r") as run,
         pytest.raises(BudgetExceededError) as raised,
@@ -573,7 +573,7 @@ def test_rule_02_a_scopes_path_is_no_other_levels(guard, name, path):
     assert guard.reconstruct(run.id) == guard.summary(run.id)
 
 
-def test_rule_02_two_steps_that_both_pass_a_scope_s_limit_stop_it_once(guard):
+def test_two_steps_that_both_pass_a_scope_s_limit_stop_it_once(guard):
     @guarded_step(reserve=None, usage=lambda tokens: Usage(tokens=tokens))
     async def ask(tokens):
         await asyncio.sleep(0)
@@ -592,7 +592,7 @@ def test_rule_02_two_steps_that_both_pass_a_scope_s_limit_stop_it_once(guard):
     assert guard.verify(run.id)
 
 
-def test_rule_02_what_a_scope_has_spent_is_asked_inside_it(guard):
+def test_what_a_scope_has_spent_is_asked_inside_it(guard):
     with guard.run("r") as run:
         scope = run.scope("part", Budget(steps=3))
         for ask in (lambda: scope.spent, lambda: scope.remaining):

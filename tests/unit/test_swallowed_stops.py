@@ -1,4 +1,4 @@
-"""Rule 28: a program that swallows its stop and calls again is slowed down, then cancelled."""
+"""A swallowed stop does not spin: a program that swallows its stop and calls again is slowed down, then cancelled."""
 
 from __future__ import annotations
 

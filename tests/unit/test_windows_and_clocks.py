@@ -1,4 +1,4 @@
-"""Rule 3: seconds by the monotonic clock, tenant windows in UTC by the store's, order by sequence alone."""
+"""Windows and clocks: seconds by the monotonic clock, tenant windows in UTC by the store's, order by sequence alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECOND = 1_000_000_000
 def pay() -> None: ...
 
 
-def test_rule_03_a_wall_clock_that_jumps_changes_no_deadline_and_no_order() -> None:
+def test_a_wall_clock_that_jumps_changes_no_deadline_and_no_order() -> None:
     wall, monotonic = [10_000 * SECOND], [0]
     clock = Clock(wall=lambda: wall[0], monotonic=lambda: monotonic[0])
     with Guard.in_memory(clock=clock, telemetry=False) as guard:
@@ -39,7 +39,7 @@ def test_rule_03_a_wall_clock_that_jumps_changes_no_deadline_and_no_order() -> N
         assert guard.verify()
 
 
-def test_rule_03_a_clock_that_stands_still_never_makes_time_negative() -> None:
+def test_a_clock_that_stands_still_never_makes_time_negative() -> None:
     wall = [10_000 * SECOND]
     clock = Clock(wall=lambda: wall[0], monotonic=lambda: 5)
     with Guard.in_memory(clock=clock, telemetry=False) as guard:
@@ -50,7 +50,7 @@ def test_rule_03_a_clock_that_stands_still_never_makes_time_negative() -> None:
         assert guard.summary(run.id).duration == 0
 
 
-def test_rule_03_seconds_add_up_over_pauses_and_stop_the_run_when_they_are_used_up() -> None:
+def test_seconds_add_up_over_pauses_and_stop_the_run_when_they_are_used_up() -> None:
     clock = FakeClock()
     with Guard.in_memory(clock=clock, telemetry=False) as guard:
         with pytest.raises(BudgetExceededError) as stop, guard.run("r", budget=Budget(seconds=10)) as run:
@@ -73,7 +73,7 @@ def test_rule_03_seconds_add_up_over_pauses_and_stop_the_run_when_they_are_used_
         ("month", datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(2027, 1, 1, 0, 0, 0, tzinfo=UTC)),
     ],
 )
-def test_rule_03_a_tenants_window_begins_at_midnight_utc(
+def test_a_tenants_window_begins_at_midnight_utc(
     per: str, before: datetime, after: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the zone of the host."""
@@ -105,7 +105,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_rule_03_the_time_from_the_last_sign_of_life_to_a_recovery_is_not_counted(tmp_path: Path) -> None:
+def test_the_time_from_the_last_sign_of_life_to_a_recovery_is_not_counted(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'events.db'}"
     child = subprocess.run(
         [sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, timeout=DEADLINE, check=False

@@ -1,4 +1,4 @@
-"""Rule 14: what each durability promises, and what memory:// refuses."""
+"""Durability: what each durability promises, and what memory:// refuses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def opened(url: str, durability: str) -> Guard:
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_14_memory_cannot_promise_what_outlives_it(durability: str) -> None:
+def test_memory_cannot_promise_what_outlives_it(durability: str) -> None:
     with pytest.raises(ValueError, match="promises nothing across the process's death"):
         _ = Guard.open("memory://", durability=durability, kill_switch="memory").components
 
@@ -82,14 +82,14 @@ def killed_after_twenty_steps(url: str, durability: str) -> None:
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_14_what_was_reported_survives_a_kill_9(url: str, durability: str) -> None:
+def test_what_was_reported_survives_a_kill_9(url: str, durability: str) -> None:
     killed_after_twenty_steps(url, durability)
     with opened(url, "process") as guard:
         assert [event.type for event in guard.history("r1")].count("step_completed") == 20
         assert guard.verify()
 
 
-def test_rule_14_only_power_waits_for_the_disk(url: str, syncs: list[int]) -> None:
+def test_only_power_waits_for_the_disk(url: str, syncs: list[int]) -> None:
     with opened(url, "process") as guard, guard.run("r"):
         work()
         assert syncs == []
@@ -100,18 +100,18 @@ def test_rule_14_only_power_waits_for_the_disk(url: str, syncs: list[int]) -> No
 
 
 @pytest.mark.parametrize("url", [None, "memory://"])
-def test_rule_14_the_durability_that_is_gone_says_what_to_use(url: str | None) -> None:
+def test_the_durability_that_is_gone_says_what_to_use(url: str | None) -> None:
     with pytest.raises(ValueError, match="'buffered' is gone; use 'process'.*for memory:// leave it out"):
         Guard.open(url, durability="buffered")
 
 
-def test_rule_14_a_durability_that_there_is_not_is_refused() -> None:
+def test_a_durability_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="durability must be one of"):
         Guard.open(durability="disk")
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_rule_14_memory_refuses_a_promise_at_once(durability: str) -> None:
+def test_memory_refuses_a_promise_at_once(durability: str) -> None:
     with pytest.raises(ValueError, match="memory:// promises nothing"):
         Guard.in_memory(durability=durability)
     with pytest.raises(ValueError, match="memory:// promises nothing"):

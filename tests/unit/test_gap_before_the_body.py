@@ -1,4 +1,4 @@
-"""SEMANTICS rule 5: the stop is read again after every wait and immediately before the body."""
+"""The gap before the body: the stop is read again after every wait and immediately before the body."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_rule_05_a_stop_between_step_started_and_the_body(guard, call):
+def test_a_stop_between_step_started_and_the_body(guard, call):
     """The body never runs, the outcome says so, and everything is given back."""
 
     def kill(warning: dict) -> None:
@@ -82,7 +82,7 @@ def test_rule_05_a_stop_between_step_started_and_the_body(guard, call):
     assert guard.reconstruct(run.id) == guard.summary(run.id)
 
 
-def test_rule_05_released_at_every_level(guard):
+def test_released_at_every_level(guard):
     guard.set_tenant_budget("acme", Budget(usd=1))
     kill = lambda _: guard.kill(reason="in the gap")  # noqa: E731
     with suppress(RunStopped), guard.run("outer", tenant="acme", budget=Budget(usd=1)) as outer:
@@ -96,7 +96,7 @@ def test_rule_05_released_at_every_level(guard):
 
 
 @pytest.mark.parametrize("where", ["run", "scope"])
-def test_rule_05_a_refusal_of_another_step_takes_nothing_back(guard, where):
+def test_a_refusal_of_another_step_takes_nothing_back(guard, where):
     """What was admitted within the limits runs, so that a budget of 100 is 100 under any interleaving."""
     ran = []
     dear = guarded_step(usage=Usage(usd=9))(lambda: None)
@@ -114,7 +114,7 @@ def test_rule_05_a_refusal_of_another_step_takes_nothing_back(guard, where):
     assert run.spent == Usage(usd="0.5") + Usage.from_amounts({"steps": 1})
 
 
-def test_rule_05_a_kill_after_a_refusal_in_the_gap(guard):
+def test_a_kill_after_a_refusal_in_the_gap(guard):
     """The run is stopped by its budget already; that does not let a body past the kill."""
     dear = guarded_step(usage=Usage(usd=9))(lambda: None)
 
@@ -130,7 +130,7 @@ def test_rule_05_a_kill_after_a_refusal_in_the_gap(guard):
     assert run.state is RunState.FAILED
 
 
-def test_rule_05_the_stop_is_read_after_a_pause(guard, eventually):
+def test_the_stop_is_read_after_a_pause(guard, eventually):
     """A step that waited out a pause is not let through by what it read before."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         run.pause("wait")
@@ -151,7 +151,7 @@ def test_rule_05_the_stop_is_read_after_a_pause(guard, eventually):
     assert [e.type for e in guard.history(run.id)].count("step_started") == 0
 
 
-def test_rule_05_no_further_body_starts_after_a_kill(guard):
+def test_no_further_body_starts_after_a_kill(guard):
     """64 threads hammer away; once `kill` has returned, no body begins."""
     killed = threading.Event()
     late = []

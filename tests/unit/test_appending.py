@@ -1,4 +1,4 @@
-"""SEMANTICS rule 12, the run's side: appending against others, and a store that fails."""
+"""Appending, the run's side: appending against others, and a store that fails."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def twins(home):
         yield first, second
 
 
-def test_rule_12_another_head_is_a_race_and_is_tried_again(twins):
+def test_another_head_is_a_race_and_is_tried_again(twins):
     first, second = twins
     with first.run("r", budget=Budget(usd=9)) as run, second.attach(run.id, branch="b") as attached:
         for _ in range(5):
@@ -87,7 +87,7 @@ def test_rule_12_another_head_is_a_race_and_is_tried_again(twins):
     assert first.summary(run.id).usage.steps == 10
 
 
-def test_rule_12_a_terminal_state_is_final(twins):
+def test_a_terminal_state_is_final(twins):
     first, second = twins
     with suppress(RunStopped), first.run("r") as run:
         attached = second.attach(run.id, branch="b")
@@ -97,7 +97,7 @@ def test_rule_12_a_terminal_state_is_final(twins):
     assert first.history(run.id)[-1].type == "run_killed"
 
 
-def test_rule_12_a_stop_of_another_writer_is_met_at_the_next_append(twins):
+def test_a_stop_of_another_writer_is_met_at_the_next_append(twins):
     """Without any signal: the log itself says so."""
     first, second = twins
     with pytest.raises(BudgetExceededError), first.run("r", budget=Budget(usd="0.2")) as run:
@@ -109,7 +109,7 @@ def test_rule_12_a_stop_of_another_writer_is_met_at_the_next_append(twins):
     assert run.stop.resource == "usd"
 
 
-def test_rule_12_a_stop_of_another_writer_ends_the_runs_inside_too(twins):
+def test_a_stop_of_another_writer_ends_the_runs_inside_too(twins):
     """Taken in from the log, it is as good as one of this process."""
     first, second = twins
     with pytest.raises(BudgetExceededError), first.run("outer", budget=Budget(steps=3)) as outer:
@@ -128,7 +128,7 @@ def test_rule_12_a_stop_of_another_writer_ends_the_runs_inside_too(twins):
     assert first.verify()
 
 
-def test_rule_12_a_scopes_stop_is_seen_by_other_writers(twins):
+def test_a_scopes_stop_is_seen_by_other_writers(twins):
     """Its event carries the stop; a writer whose live run is behind takes it in."""
     first, second = twins
     with first.run("r") as run, suppress(BudgetExceededError), run.scope("s", Budget(usd="0.1")):
@@ -140,7 +140,7 @@ def test_rule_12_a_scopes_stop_is_seen_by_other_writers(twins):
         assert live_run.stops.scopes["main/s#1"].scope == "s"
 
 
-def test_rule_12_commit_order_is_log_order_is_hash_order(twins):
+def test_commit_order_is_log_order_is_hash_order(twins):
     first, second = twins
 
     def work(guard: Guard, name: str) -> None:
@@ -168,7 +168,7 @@ def test_rule_12_commit_order_is_log_order_is_hash_order(twins):
     assert first.summary(run.id).usage.steps == 120
 
 
-def test_rule_12_pause_reaches_other_writers(twins, eventually):
+def test_pause_reaches_other_writers(twins, eventually):
     first, second = twins
     went_on = []
     with first.run("r") as run:
@@ -197,7 +197,7 @@ def test_rule_12_pause_reaches_other_writers(twins, eventually):
 # --- a store that fails ----------------------------------------------------------------------------
 
 
-def test_rule_12_a_store_that_fails_refuses_the_step(guard, failing):
+def test_a_store_that_fails_refuses_the_step(guard, failing):
     """This call alone: when the store is back, the run goes on, and the log has no hole."""
     with guard.run("r", budget=Budget(usd=1)) as run:
         pay()
@@ -218,7 +218,7 @@ def test_rule_12_a_store_that_fails_refuses_the_step(guard, failing):
 
 
 @pytest.mark.parametrize("act", ["scope", "nested run", "value", "pause", "warning"])
-def test_rule_12_whatever_was_not_written_did_not_happen(guard, failing, act):
+def test_whatever_was_not_written_did_not_happen(guard, failing, act):
     with guard.run("r", budget=Budget(usd=1, warn_at=0.05)) as run:
         failing.down = True
         with pytest.raises(StoreUnavailableError):
@@ -242,7 +242,7 @@ def test_rule_12_whatever_was_not_written_did_not_happen(guard, failing, act):
         assert guard.reconstruct(row.run_id) == row
 
 
-def test_rule_12_an_outcome_that_cannot_be_written_is_told_to_the_caller(guard, failing):
+def test_an_outcome_that_cannot_be_written_is_told_to_the_caller(guard, failing):
     """The start is on record, so the books show a step that may have happened."""
 
     def body() -> None:
@@ -260,7 +260,7 @@ def test_rule_12_an_outcome_that_cannot_be_written_is_told_to_the_caller(guard, 
     assert guard.verify(run.id)
 
 
-def test_rule_12_a_store_that_fails_saves_nobody_from_a_stop(guard, failing):
+def test_a_store_that_fails_saves_nobody_from_a_stop(guard, failing):
     """A kill holds in memory, and is put on record as soon as that is possible."""
     with pytest.raises(KillSwitchTriggeredError) as raised, guard.run("r") as run:
         failing.down = True
@@ -274,7 +274,7 @@ def test_rule_12_a_store_that_fails_saves_nobody_from_a_stop(guard, failing):
     assert guard.verify(run.id)
 
 
-def test_rule_12_an_end_that_cannot_be_written_is_raised(guard, failing):
+def test_an_end_that_cannot_be_written_is_raised(guard, failing):
     with pytest.raises(StoreUnavailableError), guard.run("r") as run:
         pay()
         failing.down = True
@@ -282,7 +282,7 @@ def test_rule_12_an_end_that_cannot_be_written_is_raised(guard, failing):
     assert failing.row(run.id).state == "RUNNING"
 
 
-def test_rule_12_an_end_that_cannot_be_written_hides_no_error(guard, failing):
+def test_an_end_that_cannot_be_written_hides_no_error(guard, failing):
     error = ZeroDivisionError("the agent's own")
     with pytest.raises(ZeroDivisionError) as raised, guard.run("r"):
         failing.down = True
@@ -291,7 +291,7 @@ def test_rule_12_an_end_that_cannot_be_written_hides_no_error(guard, failing):
     assert "could not record the end" in error.__notes__[0]
 
 
-def test_rule_12_an_end_that_cannot_be_written_hides_no_stop(guard, failing):
+def test_an_end_that_cannot_be_written_hides_no_stop(guard, failing):
     with pytest.raises(KillSwitchTriggeredError) as raised, guard.run("r") as run:
         failing.down = True
         guard.kill(run=run.id, reason="now")
@@ -299,7 +299,7 @@ def test_rule_12_an_end_that_cannot_be_written_hides_no_stop(guard, failing):
     assert "could not record the end" in raised.value.__notes__[0]
 
 
-def test_rule_12_no_run_without_a_store(guard, failing):
+def test_no_run_without_a_store(guard, failing):
     failing.down = True
     with pytest.raises(StoreUnavailableError), guard.run("r", run_id="r1"):
         pytest.fail("entered")
@@ -308,7 +308,7 @@ def test_rule_12_no_run_without_a_store(guard, failing):
         pay()
 
 
-def test_rule_12_a_closed_guard_refuses(home):
+def test_a_closed_guard_refuses(home):
     with Guard.open(telemetry=False) as guard:
         run = guard.run("r").__enter__()
         guard.close()
@@ -322,7 +322,7 @@ def test_rule_12_a_closed_guard_refuses(home):
 
 
 @pytest.mark.parametrize("url", ["memory://", None])
-def test_rule_16_a_guard_is_opened_once(home, url):
+def test_a_guard_is_opened_once(home, url):
     """The first uses come together: all of them get the same parts."""
     import sys
 
@@ -352,7 +352,7 @@ def test_rule_16_a_guard_is_opened_once(home, url):
 # --- async steps among other writers ---------------------------------------------------------------
 
 
-def test_rule_12_async_steps_race_with_other_writers_too(twins):
+def test_async_steps_race_with_other_writers_too(twins):
     """At the start, and while the body runs: the head has moved, and is met in a thread."""
     first, second = twins
 
@@ -376,7 +376,7 @@ def test_rule_12_async_steps_race_with_other_writers_too(twins):
     assert first.summary(run.id).usage.steps == 9
 
 
-def test_rule_12_a_step_cancelled_while_the_store_is_busy_runs_no_body(sqlite_guard, eventually):
+def test_a_step_cancelled_while_the_store_is_busy_runs_no_body(sqlite_guard, eventually):
     """What was begun in a thread is written; the cancelled caller gives it back before it goes on."""
     ran = []
 
@@ -407,7 +407,7 @@ def test_rule_12_a_step_cancelled_while_the_store_is_busy_runs_no_body(sqlite_gu
     assert sqlite_guard.verify(run.id)
 
 
-def test_rule_12_one_name_attached_twice_makes_no_second_step_of_a_key(twins):
+def test_one_name_attached_twice_makes_no_second_step_of_a_key(twins):
     first, second = twins
     going_on, hangs = threading.Event(), threading.Event()
 

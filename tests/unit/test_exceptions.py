@@ -1,4 +1,4 @@
-"""Rule 21: a recorded exception comes back as its own type, with its arguments, attributes and group."""
+"""Values: a recorded exception comes back as its own type, with its arguments, attributes and group."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.mark.parametrize("make", ERRORS.values(), ids=ERRORS)
-def test_rule_21_an_exception_comes_back_as_it_was(guard: Guard, make: Callable[[], BaseException]) -> None:
+def test_an_exception_comes_back_as_it_was(guard: Guard, make: Callable[[], BaseException]) -> None:
     @guarded_step
     def fails() -> None:
         raise make()
@@ -128,7 +128,7 @@ def test_rule_21_an_exception_comes_back_as_it_was(guard: Guard, make: Callable[
         assert program() == live
 
 
-def test_rule_21_what_a_task_group_raises_is_told_apart_by_except_star(guard: Guard) -> None:
+def test_what_a_task_group_raises_is_told_apart_by_except_star(guard: Guard) -> None:
     @guarded_step
     async def several() -> None:
         async def one(error: Exception) -> None:
@@ -154,7 +154,7 @@ def test_rule_21_what_a_task_group_raises_is_told_apart_by_except_star(guard: Gu
         assert asyncio.run(main()) == live == ["(KeyError('k'),)", "(ValueError('v'),)"]
 
 
-def test_rule_21_no_code_of_an_exception_runs_when_it_comes_back() -> None:
+def test_no_code_of_an_exception_runs_when_it_comes_back() -> None:
     ran = []
 
     class Loud(Exception):
@@ -175,7 +175,7 @@ def test_rule_21_no_code_of_an_exception_runs_when_it_comes_back() -> None:
     assert ran == []
 
 
-def test_rule_21_a_stop_in_a_group_is_the_run_s_own() -> None:
+def test_a_stop_in_a_group_is_the_run_s_own() -> None:
     stop = BudgetExceededError("steps", 1, 0, 1, 1)
     own = BudgetExceededError("steps", 1, 0, 1, 1)
     error = exceptions.restore(exceptions.capture(ExceptionGroup("g", [stop])), lambda _: own)
@@ -183,7 +183,7 @@ def test_rule_21_a_stop_in_a_group_is_the_run_s_own() -> None:
     assert error.exceptions == (own,)
 
 
-def test_rule_21_a_group_too_large_to_keep_comes_back_as_recorded() -> None:
+def test_a_group_too_large_to_keep_comes_back_as_recorded() -> None:
     deep: Exception = ValueError("v")
     for _ in range(10):
         deep = ExceptionGroup("g", [deep])
@@ -193,7 +193,7 @@ def test_rule_21_a_group_too_large_to_keep_comes_back_as_recorded() -> None:
         assert isinstance(exceptions.restore(data), RecordedError)
 
 
-def test_rule_21_secrets_are_taken_out_of_whatever_is_kept(guard: Guard) -> None:
+def test_secrets_are_taken_out_of_whatever_is_kept(guard: Guard) -> None:
     secret = "sk-ant-api03-" + "a" * 40
     inside = ValueError({"password": "hunter2"}, (secret.encode(), secret))
     inside.add_note(secret)
@@ -211,7 +211,7 @@ def test_rule_21_secrets_are_taken_out_of_whatever_is_kept(guard: Guard) -> None
     assert b"hunter2" not in stored
 
 
-def test_rule_21_what_an_older_log_kept_of_an_exception_is_enough() -> None:
+def test_what_an_older_log_kept_of_an_exception_is_enough() -> None:
     error = exceptions.restore({"type": "ValueError", "message": "m", "facts": {"status": 3}})
     assert (type(error), error.args, vars(error)) == (ValueError, ("m",), {"status": 3})
     group = exceptions.restore({"type": "ExceptionGroup", "message": "g (1 sub-exception)"})

@@ -1,4 +1,4 @@
-"""Rule 20: async outcomes are delivered one at a time in log order, live as in replay; never a hang."""
+"""Delivery order: async outcomes are delivered one at a time in log order, live as in replay; never a hang."""
 
 from __future__ import annotations
 
@@ -53,15 +53,13 @@ def order_of(delays: dict[str, int], *, gathered: bool) -> Main:
 
 
 @pytest.mark.parametrize("gathered", [True, False], ids=["gather", "group"])
-def test_rule_20_the_recorded_order_comes_again_whatever_the_bodies_took(
-    guard: Guard, gathered: bool
-) -> None:
+def test_the_recorded_order_comes_again_whatever_the_bodies_took(guard: Guard, gathered: bool) -> None:
     main = order_of({"slow": 20, "fast": 0, "middle": 8}, gathered=gathered)
     live, again = both(guard, main)
     assert again == live == ["fast", "middle", "slow"]
 
 
-def test_rule_20_two_outcomes_of_one_turn_are_seen_apart(guard: Guard) -> None:
+def test_two_outcomes_of_one_turn_are_seen_apart(guard: Guard) -> None:
     """Otherwise `wait(FIRST_COMPLETED)` would give two tasks live, and one of them in a replay."""
 
     async def main() -> list[int]:
@@ -76,7 +74,7 @@ def test_rule_20_two_outcomes_of_one_turn_are_seen_apart(guard: Guard) -> None:
     assert again == live == [1, 1, 1]
 
 
-def test_rule_20_tasks_that_a_loop_had_before_its_first_step_are_in_the_order_too(guard: Guard) -> None:
+def test_tasks_that_a_loop_had_before_its_first_step_are_in_the_order_too(guard: Guard) -> None:
     """The run is opened outside the loop, and the tasks are made before any step is called."""
 
     async def main() -> list[list[str]]:
@@ -93,7 +91,7 @@ def test_rule_20_tasks_that_a_loop_had_before_its_first_step_are_in_the_order_to
     assert [len(names) for names in live] == [1, 1, 1, 1]
 
 
-def test_rule_20_delivery_does_not_wait_for_its_consumer(guard: Guard) -> None:
+def test_delivery_does_not_wait_for_its_consumer(guard: Guard) -> None:
     async def main() -> list[str]:
         never_asked = asyncio.ensure_future(fetch("left alone"))
         seen = [await fetch("b", 3), await fetch("c")]
@@ -104,7 +102,7 @@ def test_rule_20_delivery_does_not_wait_for_its_consumer(guard: Guard) -> None:
     assert again == live == ["b", "c"]
 
 
-def test_rule_20_a_step_that_was_cancelled_stays_pending_until_it_is_again(guard: Guard) -> None:
+def test_a_step_that_was_cancelled_stays_pending_until_it_is_again(guard: Guard) -> None:
     async def main() -> list[str]:
         forever = asyncio.ensure_future(fetch("forever", 10**9))
         seen = [await fetch("a"), await fetch("b", 2)]
@@ -118,7 +116,7 @@ def test_rule_20_a_step_that_was_cancelled_stays_pending_until_it_is_again(guard
     assert again == live == ["a", "b", "c"]
 
 
-def test_rule_20_a_cancelled_step_that_is_waited_for_is_a_difference_and_no_hang(guard: Guard) -> None:
+def test_a_cancelled_step_that_is_waited_for_is_a_difference_and_no_hang(guard: Guard) -> None:
     async def cancels() -> None:
         forever = asyncio.ensure_future(fetch("forever", 10**9))
         await fetch("a")
@@ -152,7 +150,7 @@ async def cancelled_after(turns: int, asked: Any) -> str:
 
 
 @pytest.mark.parametrize("turns", range(10))
-def test_rule_20_a_step_may_be_cancelled_in_any_turn_around_its_delivery(guard: Guard, turns: int) -> None:
+def test_a_step_may_be_cancelled_in_any_turn_around_its_delivery(guard: Guard, turns: int) -> None:
     """Which of the two is first hangs on a turn of the loop; what comes after does not."""
 
     async def main() -> list[str]:
@@ -165,7 +163,7 @@ def test_rule_20_a_step_may_be_cancelled_in_any_turn_around_its_delivery(guard: 
     assert again == live == ["d", "b"]
 
 
-def test_rule_20_what_is_cancelled_in_its_turn_hides_no_difference(guard: Guard) -> None:
+def test_what_is_cancelled_in_its_turn_hides_no_difference(guard: Guard) -> None:
     """The next in turn is never asked for: that is told, where the one before it was given up."""
 
     def program(*, asks: bool) -> Main:
@@ -185,7 +183,7 @@ def test_rule_20_what_is_cancelled_in_its_turn_hides_no_difference(guard: Guard)
     assert (caught.value.kind, caught.value.key) == ("order", "main/fetch#3")
 
 
-def test_rule_20_an_outcome_reaches_the_loop_that_waits_for_it(guard: Guard) -> None:
+def test_an_outcome_reaches_the_loop_that_waits_for_it(guard: Guard) -> None:
     """Two loops in two threads: the one that asks last has its outcome first, and lets the other go on."""
     with guard.run("program") as run:
         live = two_loops(run)
@@ -241,7 +239,7 @@ def in_turn(first: str, *, then: str) -> Main:
     return main
 
 
-def test_rule_20_a_program_that_waits_for_what_comes_later_is_told_so(guard: Guard) -> None:
+def test_a_program_that_waits_for_what_comes_later_is_told_so(guard: Guard) -> None:
     """`b` is asked for only when `a` is back, which came after it: nothing would ever happen again."""
     with pytest.raises(ReplayDivergenceError) as caught:
         both(guard, in_turn("b", then="a"), in_turn("a", then="b"), stall_timeout=0.5)
@@ -249,7 +247,7 @@ def test_rule_20_a_program_that_waits_for_what_comes_later_is_told_so(guard: Gua
     assert "only main/task#1/fetch#1 asked for" in str(caught.value)
 
 
-def test_rule_20_a_loop_with_timers_is_given_the_stall_timeout(guard: Guard) -> None:
+def test_a_loop_with_timers_is_given_the_stall_timeout(guard: Guard) -> None:
     async def ticking() -> None:
         async def tick() -> None:
             while True:
@@ -273,7 +271,7 @@ def test_rule_20_a_loop_with_timers_is_given_the_stall_timeout(guard: Guard) -> 
     assert caught.value.kind == "order"
 
 
-def test_rule_20_a_difference_in_one_task_reaches_those_that_wait(guard: Guard) -> None:
+def test_a_difference_in_one_task_reaches_those_that_wait(guard: Guard) -> None:
     async def three(last: str) -> list[Any]:
         return await asyncio.gather(fetch("a"), fetch("b"), fetch(last), return_exceptions=True)
 
@@ -314,7 +312,7 @@ async def for_a_connection() -> None:
 
 
 @pytest.mark.parametrize("wait", [for_a_thread, for_a_thread_in_a_task, for_a_process, for_a_connection])
-def test_rule_20_a_loop_that_waits_for_the_world_outside_is_no_stall(
+def test_a_loop_that_waits_for_the_world_outside_is_no_stall(
     guard: Guard, wait: Callable[[], Awaitable[None]]
 ) -> None:
     """The next outcome belongs to a call that comes only after something slow that is no step."""
@@ -381,7 +379,7 @@ async def in_sequence(stuck: set[str], event: asyncio.Event) -> None:
     ],
     ids=["first", "last", "all", "in sequence"],
 )
-def test_rule_20_a_program_that_waits_outside_of_steps_is_no_hang(
+def test_a_program_that_waits_outside_of_steps_is_no_hang(
     guard: Guard,
     program: Callable[[set[str], asyncio.Event], Awaitable[None]],
     stuck: str,
@@ -416,7 +414,7 @@ def test_rule_20_a_program_that_waits_outside_of_steps_is_no_hang(
     assert (caught.value.kind, caught.value.key) == ("order", key)
 
 
-def test_rule_20_a_stall_does_not_cancel_what_is_around_the_replay(guard: Guard) -> None:
+def test_a_stall_does_not_cancel_what_is_around_the_replay(guard: Guard) -> None:
     async def main() -> tuple[str, int]:
         async with guard.run("program") as run:
             await fetch("a")
@@ -432,7 +430,7 @@ def test_rule_20_a_stall_does_not_cancel_what_is_around_the_replay(guard: Guard)
     assert asyncio.run(main()) == ("order", 0)
 
 
-def test_rule_20_a_program_that_never_ends_is_no_hang(guard: Guard) -> None:
+def test_a_program_that_never_ends_is_no_hang(guard: Guard) -> None:
     async def main(event: asyncio.Event) -> None:
         await fetch("a")
         await event.wait()
@@ -451,7 +449,7 @@ def both_within(guard: Guard, main: Main, again: Main) -> None:
         asyncio.run(again())  # type: ignore[arg-type]
 
 
-def test_rule_20_a_program_that_keeps_its_loop_busy_is_no_stall(guard: Guard) -> None:
+def test_a_program_that_keeps_its_loop_busy_is_no_stall(guard: Guard) -> None:
     """It computes, longer than the stall timeout, and no timer of the loop runs meanwhile."""
 
     async def main() -> list[str]:
@@ -465,7 +463,7 @@ def test_rule_20_a_program_that_keeps_its_loop_busy_is_no_stall(guard: Guard) ->
     both_within(guard, main, main)
 
 
-def test_rule_20_a_replay_left_open_does_not_touch_the_loop_s_other_tasks(guard: Guard) -> None:
+def test_a_replay_left_open_does_not_touch_the_loop_s_other_tasks(guard: Guard) -> None:
     """As in a notebook, where the task that opened it is over long before it is closed."""
     with guard.run("program") as run:
         asyncio.run(fetch("a"))

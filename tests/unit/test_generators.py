@@ -1,4 +1,4 @@
-"""SEMANTICS rule 9: a generator is one step, from its first item to its end, however it ends."""
+"""Generators: a generator is one step, from its first item to its end, however it ends."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def take(agen, n):
 # --- from the first item ---------------------------------------------------------------------------
 
 
-def test_rule_09_nothing_starts_before_the_first_item(guard):
+def test_nothing_starts_before_the_first_item(guard):
     with guard.run("r") as run:
         items = numbers()
         assert step_events(guard, run) == []
@@ -80,7 +80,7 @@ def test_rule_09_nothing_starts_before_the_first_item(guard):
         items.close()
 
 
-def test_rule_09_the_key_is_fixed_at_the_call(guard):
+def test_the_key_is_fixed_at_the_call(guard):
     with guard.run("r") as run:
         first, second = numbers(1), numbers(1)
         assert list(second) == list(first) == [0]
@@ -88,7 +88,7 @@ def test_rule_09_the_key_is_fixed_at_the_call(guard):
     assert keys == ["main/numbers#2", "main/numbers#1"]
 
 
-def test_rule_09_one_step_with_its_items_in_order(guard):
+def test_one_step_with_its_items_in_order(guard):
     with guard.run("r") as run:
         assert list(numbers(4)) == [0, 1, 2, 3]
     (started, _), (completed, data) = step_events(guard, run)
@@ -99,7 +99,7 @@ def test_rule_09_one_step_with_its_items_in_order(guard):
     assert run.spent == Usage(usd="0.25") + Usage.from_amounts({"steps": 1})
 
 
-def test_rule_09_async_one_step_with_its_items_in_order(guard):
+def test_async_one_step_with_its_items_in_order(guard):
     async def main():
         return [item async for item in async_numbers(4)]
 
@@ -109,20 +109,20 @@ def test_rule_09_async_one_step_with_its_items_in_order(guard):
     assert run.spent.steps == 1
 
 
-def test_rule_09_an_empty_generator_is_a_step(guard):
+def test_an_empty_generator_is_a_step(guard):
     with guard.run("r") as run:
         assert list(numbers(0)) == []
     assert step_events(guard, run)[-1][1]["items"] == 0
 
 
-def test_rule_09_a_generator_that_is_never_asked_is_no_step(guard):
+def test_a_generator_that_is_never_asked_is_no_step(guard):
     with guard.run("r") as run:
         numbers()
         asyncio.run(async_numbers().aclose())
     assert step_events(guard, run) == []
 
 
-def test_rule_09_too_many_items_are_not_kept(guard):
+def test_too_many_items_are_not_kept(guard):
     @guarded_step(max_items_bytes=20)
     def words():
         for _ in range(10):
@@ -136,7 +136,7 @@ def test_rule_09_too_many_items_are_not_kept(guard):
     assert payload_of(guard, run, "step_completed") == []
 
 
-def test_rule_09_an_item_that_cannot_be_encoded(guard):
+def test_an_item_that_cannot_be_encoded(guard):
     @guarded_step
     def things():
         yield 1
@@ -150,7 +150,7 @@ def test_rule_09_an_item_that_cannot_be_encoded(guard):
 # --- the end by the user ---------------------------------------------------------------------------
 
 
-def test_rule_09_closed_by_the_user(guard):
+def test_closed_by_the_user(guard):
     with guard.run("r") as run:
         items = numbers()
         assert [next(items), next(items)] == [0, 1]
@@ -164,7 +164,7 @@ def test_rule_09_closed_by_the_user(guard):
     assert payload_of(guard, run, "step_completed") == [0, 1]
 
 
-def test_rule_09_async_closed_by_the_user(guard):
+def test_async_closed_by_the_user(guard):
     async def main():
         items = async_numbers()
         await take(items, 2)
@@ -180,7 +180,7 @@ def test_rule_09_async_closed_by_the_user(guard):
     assert (kind, data["closed_early"], data["items"]) == ("step_completed", True, 2)
 
 
-def test_rule_09_dropped_by_the_user(guard):
+def test_dropped_by_the_user(guard):
     """A finaliser only enqueues; the next step, or the run's end, settles it."""
     with guard.run("r") as run:
         items = numbers()
@@ -193,7 +193,7 @@ def test_rule_09_dropped_by_the_user(guard):
     assert run.spent.usd == Decimal("0.5")
 
 
-def test_rule_09_async_dropped_by_the_user(guard):
+def test_async_dropped_by_the_user(guard):
     async def main():
         items = async_numbers()
         await take(items, 1)
@@ -208,7 +208,7 @@ def test_rule_09_async_dropped_by_the_user(guard):
     assert completed[0]["closed_early"] is True
 
 
-def test_rule_09_broken_out_of_a_loop(guard):
+def test_broken_out_of_a_loop(guard):
     with guard.run("r") as run:
         for item in numbers():
             if item == 1:
@@ -216,7 +216,7 @@ def test_rule_09_broken_out_of_a_loop(guard):
     assert step_events(guard, run)[-1][1]["items"] == 2
 
 
-def test_rule_09_the_body_raises(guard):
+def test_the_body_raises(guard):
     @guarded_step(usage=Usage(usd="0.25"))
     def broken():
         yield 1
@@ -234,7 +234,7 @@ def test_rule_09_the_body_raises(guard):
     assert run.spent.usd == Decimal("0.25")
 
 
-def test_rule_09_send_throw_and_the_value_returned(guard):
+def test_send_throw_and_the_value_returned(guard):
     @guarded_step
     def talk():
         heard = yield "hello"
@@ -254,7 +254,7 @@ def test_rule_09_send_throw_and_the_value_returned(guard):
         assert end.value.value == "bye"
 
 
-def test_rule_09_yield_from_a_guarded_generator(guard):
+def test_yield_from_a_guarded_generator(guard):
     @guarded_step
     def inner():
         yield 1
@@ -268,7 +268,7 @@ def test_rule_09_yield_from_a_guarded_generator(guard):
         assert list(outer()) == [1, "returned"]
 
 
-def test_rule_09_throwing_into_one_that_never_began(guard):
+def test_throwing_into_one_that_never_began(guard):
     with guard.run("r") as run:
         items = numbers()
         with pytest.raises(LookupError, match="early"):
@@ -280,7 +280,7 @@ def test_rule_09_throwing_into_one_that_never_began(guard):
     assert step_events(guard, run) == []
 
 
-def test_rule_09_throwing_into_an_async_one_that_never_began(guard):
+def test_throwing_into_an_async_one_that_never_began(guard):
     async def main():
         items = async_numbers()
         with pytest.raises(LookupError, match="early"):
@@ -297,7 +297,7 @@ def test_rule_09_throwing_into_an_async_one_that_never_began(guard):
     assert step_events(guard, run) == []
 
 
-def test_rule_09_async_send_and_throw_reach_the_body(guard):
+def test_async_send_and_throw_reach_the_body(guard):
     @guarded_step
     async def talk():
         heard = yield "hello"
@@ -318,7 +318,7 @@ def test_rule_09_async_send_and_throw_reach_the_body(guard):
         asyncio.run(main())
 
 
-def test_rule_09_the_step_is_current_inside_and_not_outside(guard):
+def test_the_step_is_current_inside_and_not_outside(guard):
     @guarded_step
     def names():
         for _ in range(2):
@@ -333,7 +333,7 @@ def test_rule_09_the_step_is_current_inside_and_not_outside(guard):
 # --- the end of the run ----------------------------------------------------------------------------
 
 
-def test_rule_09_open_at_the_end_of_the_run(guard):
+def test_open_at_the_end_of_the_run(guard):
     with guard.run("r") as run:
         items = numbers()
         next(items)
@@ -346,7 +346,7 @@ def test_rule_09_open_at_the_end_of_the_run(guard):
         next(items)
 
 
-def test_rule_09_an_abandoned_generator_can_still_be_closed(guard):
+def test_an_abandoned_generator_can_still_be_closed(guard):
     """Its body is closed where its consumer closes it, in its own thread."""
     with guard.run("r"):
         items = numbers()
@@ -356,7 +356,7 @@ def test_rule_09_an_abandoned_generator_can_still_be_closed(guard):
     assert closed == [threading.get_ident()]
 
 
-def test_rule_09_an_abandoned_async_generator_can_still_be_closed(guard):
+def test_an_abandoned_async_generator_can_still_be_closed(guard):
     async def main():
         async with guard.run("r"):
             items = async_numbers()
@@ -369,7 +369,7 @@ def test_rule_09_an_abandoned_async_generator_can_still_be_closed(guard):
     asyncio.run(main())
 
 
-def test_rule_09_a_body_that_raises_after_the_end_of_the_run_has_its_one_outcome(guard):
+def test_a_body_that_raises_after_the_end_of_the_run_has_its_one_outcome(guard):
     """The run's end has settled it; its consumer hears what it raised all the same."""
 
     async def main():
@@ -398,7 +398,7 @@ def test_rule_09_a_body_that_raises_after_the_end_of_the_run_has_its_one_outcome
     assert guard.verify(run.id)
 
 
-def test_rule_09_abandoned_after_a_stop(guard):
+def test_abandoned_after_a_stop(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(usd="0.25")) as run:
         items = numbers()
         next(items)
@@ -410,7 +410,7 @@ def test_rule_09_abandoned_after_a_stop(guard):
         next(items)
 
 
-def test_rule_09_the_body_is_not_closed_in_another_thread(guard):
+def test_the_body_is_not_closed_in_another_thread(guard):
     """The run ends in one thread while a generator of another is open."""
     opened, over = threading.Event(), threading.Event()
     raised = []
@@ -440,7 +440,7 @@ def test_rule_09_the_body_is_not_closed_in_another_thread(guard):
 # --- stops -----------------------------------------------------------------------------------------
 
 
-def test_rule_09_the_stop_is_looked_for_at_every_item(guard):
+def test_the_stop_is_looked_for_at_every_item(guard):
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         seen = []
         for item in numbers():
@@ -453,7 +453,7 @@ def test_rule_09_the_stop_is_looked_for_at_every_item(guard):
     assert closed == [threading.get_ident()]
 
 
-def test_rule_09_async_the_stop_is_looked_for_at_every_item(guard):
+def test_async_the_stop_is_looked_for_at_every_item(guard):
     async def main(run):
         seen = []
         async for item in async_numbers():
@@ -468,7 +468,7 @@ def test_rule_09_async_the_stop_is_looked_for_at_every_item(guard):
     assert len(closed) == 1
 
 
-def test_rule_09_an_async_generator_is_cancelled_while_it_makes_an_item(guard):
+def test_an_async_generator_is_cancelled_while_it_makes_an_item(guard):
     @guarded_step
     async def stuck():
         yield 1
@@ -487,7 +487,7 @@ def test_rule_09_an_async_generator_is_cancelled_while_it_makes_an_item(guard):
         asyncio.run(main())
 
 
-def test_rule_09_an_async_generator_cancelled_by_its_consumer(guard):
+def test_an_async_generator_cancelled_by_its_consumer(guard):
     @guarded_step
     async def stuck():
         yield 1
@@ -507,13 +507,13 @@ def test_rule_09_an_async_generator_cancelled_by_its_consumer(guard):
     assert step_events(guard, run)[-1][1]["outcome"] == "cancelled"
 
 
-def test_rule_09_a_refused_generator_makes_no_item(guard):
+def test_a_refused_generator_makes_no_item(guard):
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(usd="0.2")):
         next(numbers())
     assert closed == []
 
 
-def test_rule_09_usage_of_a_generator(guard):
+def test_usage_of_a_generator(guard):
     """A callable usage is asked at the end, with None for a result; `settle` goes before it."""
 
     @guarded_step(reserve=Usage(tokens=100), usage=lambda result, n: Usage(tokens=n))
@@ -532,7 +532,7 @@ def test_rule_09_usage_of_a_generator(guard):
         assert run.spent.tokens == 17
 
 
-def test_rule_09_a_usage_that_gives_no_usage_fails_the_step_at_its_end(guard):
+def test_a_usage_that_gives_no_usage_fails_the_step_at_its_end(guard):
     """Also where the consumer closes early; the step is charged its reservation."""
 
     @guarded_step(reserve=Usage(tokens=100), usage=lambda result: "much")
@@ -632,7 +632,7 @@ def replayed(guard, program, again=None):
     return live, after
 
 
-def test_rule_09_what_a_generator_returns_comes_back_in_a_replay(guard):
+def test_what_a_generator_returns_comes_back_in_a_replay(guard):
     def program():
         return (yield from summed(n=4))
 
@@ -649,7 +649,7 @@ def test_rule_09_what_a_generator_returns_comes_back_in_a_replay(guard):
     assert again == live == ([0, 1, 2, 3], Total(6))
 
 
-def test_rule_09_a_returned_value_that_would_not_come_back_is_said_so(guard):
+def test_a_returned_value_that_would_not_come_back_is_said_so(guard):
     @guarded_step
     def gives():
         yield 1
@@ -663,7 +663,7 @@ def test_rule_09_a_returned_value_that_would_not_come_back_is_said_so(guard):
     assert caught.value.kind == "not_replayable"
 
 
-def test_rule_09_values_sent_in_are_checked_as_arguments(guard):
+def test_values_sent_in_are_checked_as_arguments(guard):
     live, again = replayed(guard, lambda: told("a", {"b": 2}))
     assert again == live == ([0, 1, 2], ["a", {"b": 2}])
     for other in (("a", {"b": 3}), ("a", None), ("a", {"b": 2}, "more")):
@@ -674,7 +674,7 @@ def test_rule_09_values_sent_in_are_checked_as_arguments(guard):
     assert caught.value.found == 'send("more")'
 
 
-def test_rule_09_values_sent_into_an_async_generator_are_checked(guard):
+def test_values_sent_into_an_async_generator_are_checked(guard):
     def program(said):
         async def main():
             talk = async_echo()
@@ -689,7 +689,7 @@ def test_rule_09_values_sent_into_an_async_generator_are_checked(guard):
         replayed(guard, program("a"), program("b"))
 
 
-def test_rule_09_an_exception_thrown_in_is_checked(guard):
+def test_an_exception_thrown_in_is_checked(guard):
     def program(error):
         def main():
             items = stubborn()
@@ -710,7 +710,7 @@ def test_rule_09_an_exception_thrown_in_is_checked(guard):
         replayed(guard, program(KeyError), program(ValueError))
 
 
-def test_rule_09_an_exception_that_ends_a_generator_is_checked_too(guard):
+def test_an_exception_that_ends_a_generator_is_checked_too(guard):
     def program(error):
         def main():
             items = numbers(3)
@@ -725,7 +725,7 @@ def test_rule_09_an_exception_that_ends_a_generator_is_checked_too(guard):
         replayed(guard, program(KeyError("k")), program(IndexError("k")))
 
 
-def test_rule_09_what_is_sent_in_is_compared_after_redaction(guard):
+def test_what_is_sent_in_is_compared_after_redaction(guard):
     secret = {"password": "hunter2"}
     live, again = replayed(guard, lambda: told_items(secret), lambda: told_items({"password": "other"}))
     assert again == live
@@ -747,7 +747,7 @@ def counts_words():
         count += 1
 
 
-def test_rule_09_what_is_sent_in_counts_for_the_size(guard):
+def test_what_is_sent_in_counts_for_the_size(guard):
     @guarded_step(max_items_bytes=100)
     def listens():
         while (yield 1):
@@ -761,7 +761,7 @@ def test_rule_09_what_is_sent_in_counts_for_the_size(guard):
     assert step_events(guard, run)[-1][1]["unreplayable"] == "more than max_items_bytes=100"
 
 
-def test_rule_09_what_is_returned_counts_for_the_size(guard):
+def test_what_is_returned_counts_for_the_size(guard):
     @guarded_step(max_items_bytes=100)
     def ends_long():
         yield 1
@@ -778,7 +778,7 @@ def test_rule_09_what_is_returned_counts_for_the_size(guard):
         list(ends_long())
 
 
-def test_rule_09_what_a_codec_makes_counts_for_the_size(guard):
+def test_what_a_codec_makes_counts_for_the_size(guard):
     class Codec:
         def encode(self, items):
             return b"x" * 200
@@ -796,7 +796,7 @@ def test_rule_09_what_a_codec_makes_counts_for_the_size(guard):
     assert data["unreplayable"] == "more than max_items_bytes=100"
 
 
-def test_rule_09_a_codec_keeps_the_items_beside_what_was_sent_and_returned(guard):
+def test_a_codec_keeps_the_items_beside_what_was_sent_and_returned(guard):
     class Codec:
         def encode(self, items):
             return b"\xff" + bytes(items)
@@ -828,7 +828,7 @@ def test_rule_09_a_codec_keeps_the_items_beside_what_was_sent_and_returned(guard
 
 
 @pytest.mark.parametrize("items", [[1, "two", None], [1.5, 2], [2, Total(1)]], ids=str)
-def test_rule_09_items_come_back_as_they_were_whatever_the_annotation_makes_of_them(guard, items):
+def test_items_come_back_as_they_were_whatever_the_annotation_makes_of_them(guard, items):
     @guarded_step
     def gives() -> Iterator[float]:
         yield from items

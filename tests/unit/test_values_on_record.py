@@ -1,4 +1,4 @@
-"""Rule 21: a recorded value comes back with its own type and value, or is refused with the reason."""
+"""Values: a recorded value comes back with its own type and value, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def giving(value: Any, returns: Any = None, **options: Any) -> Callable[[], Any]
 
 
 @pytest.mark.parametrize(("returns", "value"), VALUES, ids=[str(i) for i, _ in enumerate(VALUES)])
-def test_rule_21_a_result_is_rebuilt_through_its_annotation(guard: Guard, returns: Any, value: Any) -> None:
+def test_a_result_is_rebuilt_through_its_annotation(guard: Guard, returns: Any, value: Any) -> None:
     step = giving(value, returns)
     again = replayed(guard, recorded(guard, step), step)
     assert again == value
@@ -126,7 +126,7 @@ def test_rule_21_a_result_is_rebuilt_through_its_annotation(guard: Guard, return
     ],
     ids=["dataclass", "view", "keys", "dataclass inside", "object", "function"],
 )
-def test_rule_21_what_would_not_come_back_says_so_when_recorded_and_is_never_substituted(
+def test_what_would_not_come_back_says_so_when_recorded_and_is_never_substituted(
     guard: Guard, value: Any, reason: str
 ) -> None:
     step = giving(value)
@@ -166,7 +166,7 @@ class Loose(pydantic.BaseModel):
     ],
     ids=repr,
 )
-def test_rule_21_a_field_of_another_type_than_its_annotation_says_comes_back_as_it_was(
+def test_a_field_of_another_type_than_its_annotation_says_comes_back_as_it_was(
     guard: Guard, value: Any, returns: Any
 ) -> None:
     """1 == 1.0, and yet a step called with the one has other arguments than with the other."""
@@ -174,7 +174,7 @@ def test_rule_21_a_field_of_another_type_than_its_annotation_says_comes_back_as_
     assert repr(replayed(guard, recorded(guard, step), step)) == repr(value)
 
 
-def test_rule_21_a_codec_brings_back_what_no_annotation_could(guard: Guard) -> None:
+def test_a_codec_brings_back_what_no_annotation_could(guard: Guard) -> None:
     class Codec:
         def encode(self, value: complex) -> bytes:
             return repr(value).encode()
@@ -186,7 +186,7 @@ def test_rule_21_a_codec_brings_back_what_no_annotation_could(guard: Guard) -> N
     assert replayed(guard, recorded(guard, step), step) == 3 + 4j
 
 
-def test_rule_21_items_of_a_generator_are_rebuilt_through_theirs(guard: Guard) -> None:
+def test_items_of_a_generator_are_rebuilt_through_theirs(guard: Guard) -> None:
     @guarded_step
     def points() -> Iterator[Point]:
         RAN.append("points")
@@ -218,7 +218,7 @@ class Agent:
         return name
 
 
-def test_rule_21_self_and_cls_are_never_captured(guard: Guard) -> None:
+def test_self_and_cls_are_never_captured(guard: Guard) -> None:
     run_id = recorded(guard, lambda: (Agent("hidden one").ask("why?"), Agent.make("x")))
     payloads = [stored.payload or b"" for stored in guard.components.store.read(run_id)]
     assert not any(b"hidden" in payload or b"Agent" in payload for payload in payloads)
@@ -226,7 +226,7 @@ def test_rule_21_self_and_cls_are_never_captured(guard: Guard) -> None:
     assert replayed(guard, run_id, lambda: Agent("another").ask("why?") + Agent.make("x")) == "WHY?x"
 
 
-def test_rule_21_an_argument_that_cannot_be_encoded_is_recorded_by_type_and_not_compared(
+def test_an_argument_that_cannot_be_encoded_is_recorded_by_type_and_not_compared(
     guard: Guard,
 ) -> None:
     @guarded_step
@@ -240,7 +240,7 @@ def test_rule_21_an_argument_that_cannot_be_encoded_is_recorded_by_type_and_not_
         replayed(guard, run_id, lambda: query(object(), "select 2"))
 
 
-def test_rule_21_ignored_arguments_are_neither_kept_nor_compared(guard: Guard) -> None:
+def test_ignored_arguments_are_neither_kept_nor_compared(guard: Guard) -> None:
     @guarded_step(ignore=("session",))
     def call(question: str, session: str) -> str:
         RAN.append(question)
@@ -255,7 +255,7 @@ def test_rule_21_ignored_arguments_are_neither_kept_nor_compared(guard: Guard) -
         replayed(guard, run_id, lambda: call("p", session="first session"))
 
 
-def test_rule_21_arguments_are_those_from_before_the_body(guard: Guard) -> None:
+def test_arguments_are_those_from_before_the_body(guard: Guard) -> None:
     """A body that changes what it was given does not change what was called."""
 
     @guarded_step
@@ -269,7 +269,7 @@ def test_rule_21_arguments_are_those_from_before_the_body(guard: Guard) -> None:
     assert replayed(guard, run_id, lambda: drain([1, 2])) == 3
 
 
-def test_rule_21_what_was_not_captured_is_not_replayable(guard: Guard) -> None:
+def test_what_was_not_captured_is_not_replayable(guard: Guard) -> None:
     step = giving({"a": 1}, capture="digest")
     run_id = recorded(guard, step)
     with pytest.raises(ReplayDivergenceError) as caught:
@@ -290,7 +290,7 @@ class OwnError(Exception):
         self.hint = hint
 
 
-def test_rule_21_an_exception_comes_back_as_its_own_type_without_its_init(guard: Guard) -> None:
+def test_an_exception_comes_back_as_its_own_type_without_its_init(guard: Guard) -> None:
     @guarded_step
     def fail() -> None:
         RAN.append("fail")
@@ -309,7 +309,7 @@ def test_rule_21_an_exception_comes_back_as_its_own_type_without_its_init(guard:
     assert OwnError.made == made
 
 
-def test_rule_21_an_exception_of_a_module_that_is_not_imported_is_a_recorded_error(guard: Guard) -> None:
+def test_an_exception_of_a_module_that_is_not_imported_is_a_recorded_error(guard: Guard) -> None:
     gone = type("GoneError", (Exception,), {"__module__": "a_module_that_is_gone"})
 
     @guarded_step
@@ -335,7 +335,7 @@ def test_rule_21_an_exception_of_a_module_that_is_not_imported_is_a_recorded_err
 # --- what an operator can supply -----------------------------------------------------------------
 
 
-def test_rule_21_a_recovery_waits_for_an_operator_to_supply_what_would_not_come_back(guard: Guard) -> None:
+def test_a_recovery_waits_for_an_operator_to_supply_what_would_not_come_back(guard: Guard) -> None:
     step = giving(Point(1))  # without an annotation
     run = guard.run("program")
     with ThreadPoolExecutor(1) as pool:  # a process that is gone leaves no exit behind
@@ -376,7 +376,7 @@ ODD_SCALARS: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("returns", "value"), ODD_SCALARS, ids=[f"{v!r}-{r}" for r, v in ODD_SCALARS])
-def test_rule_21_a_scalar_comes_back_as_it_was_whatever_the_annotation_makes_of_it(
+def test_a_scalar_comes_back_as_it_was_whatever_the_annotation_makes_of_it(
     guard: Guard, returns: Any, value: Any
 ) -> None:
     step = giving(value, returns)
@@ -384,7 +384,7 @@ def test_rule_21_a_scalar_comes_back_as_it_was_whatever_the_annotation_makes_of_
     assert (type(again), repr(again)) == (type(value), repr(value))
 
 
-def test_rule_21_a_result_that_the_program_no_longer_decodes_is_a_difference(guard: Guard) -> None:
+def test_a_result_that_the_program_no_longer_decodes_is_a_difference(guard: Guard) -> None:
     run_id = recorded(guard, giving(Point(1), Point))
     with pytest.raises(ReplayDivergenceError) as caught, guard.replay(run_id):
         giving(Point(1), Size)()

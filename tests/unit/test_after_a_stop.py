@@ -1,4 +1,4 @@
-"""SEMANTICS rule 6: what may still be appended after a stop, and what is legal for a key."""
+"""After a stop: what may still be appended after a stop, and what is legal for a key."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LEGAL = {
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(RunState, RunState)))
-def test_rule_06_one_table_says_which_moves_are_legal(before, after):
+def test_one_table_says_which_moves_are_legal(before, after):
     if after.value in LEGAL[before.value]:
         check_move("r1", before, after)
     else:
@@ -53,7 +53,7 @@ def test_rule_06_one_table_says_which_moves_are_legal(before, after):
         assert all(text in str(error) for text in ("r1", before, after))
 
 
-def test_rule_06_final_states():
+def test_final_states():
     assert {state for state in RunState if state.final} == {
         RunState.COMPLETED,
         RunState.KILLED,
@@ -62,7 +62,7 @@ def test_rule_06_final_states():
     assert {state.value: set(moves) for state, moves in LEGAL_MOVES.items()} == LEGAL
 
 
-def test_rule_06_illegal_moves_are_refused_and_leave_no_trace(guard):
+def test_illegal_moves_are_refused_and_leave_no_trace(guard):
     with guard.run("r") as run:
         with pytest.raises(InvalidStateTransitionError):
             run.resume()
@@ -83,7 +83,7 @@ def test_rule_06_illegal_moves_are_refused_and_leave_no_trace(guard):
     ]
 
 
-def test_rule_06_a_paused_run_may_end(guard):
+def test_a_paused_run_may_end(guard):
     with guard.run("completes") as completes:
         completes.pause()
     with suppress(RunStopped), guard.run("killed") as killed:
@@ -99,7 +99,7 @@ def test_rule_06_a_paused_run_may_end(guard):
     ]
 
 
-def test_rule_06_a_kill_ends_a_run_that_was_only_created(guard):
+def test_a_kill_ends_a_run_that_was_only_created(guard):
     guard.kill(reason="all")
     with pytest.raises(KillSwitchTriggeredError), guard.run("r", run_id="r1"):
         pytest.fail("entered")
@@ -141,7 +141,7 @@ def in_flight(guard: Guard, run, body, **options):
     [(lambda: 1, "step_completed", "0.5"), (lambda: 1 / 0, "step_failed", "0.5")],
     ids=["completed", "failed"],
 )
-def test_rule_06_settlement_stays_open(guard, body, outcome, usd):
+def test_settlement_stays_open(guard, body, outcome, usd):
     with suppress(RunStopped), guard.run("r", budget=Budget(usd=9)) as run:
         finish = in_flight(guard, run, body, usage=Usage(usd="0.5"))
         run.kill("now")
@@ -161,7 +161,7 @@ def test_rule_06_settlement_stays_open(guard, body, outcome, usd):
     assert guard.history(run.id)[-1].spent.usd == Decimal(usd)
 
 
-def test_rule_06_an_anchor_says_what_an_event_was_and_not_that_the_log_ends_there(guard):
+def test_an_anchor_says_what_an_event_was_and_not_that_the_log_ends_there(guard):
     with suppress(RunStopped), guard.run("r") as run:
         finish = in_flight(guard, run, lambda: 1)
         run.kill("now")
@@ -171,14 +171,14 @@ def test_rule_06_an_anchor_says_what_an_event_was_and_not_that_the_log_ends_ther
     assert guard.summary(run.id).head != anchor
 
 
-def test_rule_06_scopes_close_after_the_stop(guard):
+def test_scopes_close_after_the_stop(guard):
     with suppress(RunStopped), guard.run("r") as run, run.scope("a"), run.scope("b"):
         run.kill("now")
     assert types(guard, run.id)[-3:] == ["run_killed", "scope_closed", "scope_closed"]
     assert guard.verify(run.id)
 
 
-def test_rule_06_nothing_else_is_appended(guard):
+def test_nothing_else_is_appended(guard):
     with suppress(RunStopped), guard.run("r") as run:
         run.kill("now")
         for attempt in (
@@ -195,7 +195,7 @@ def test_rule_06_nothing_else_is_appended(guard):
     assert types(guard, run.id) == ["run_created", "run_started", "run_killed"]
 
 
-def test_rule_06_the_first_stop_wins(guard):
+def test_the_first_stop_wins(guard):
     """Many threads meet different stops at once: one is on record, with one refusal at most."""
     for _ in range(10):
         with suppress(RunStopped), guard.run("r", budget=Budget(steps=8)) as run:
@@ -218,7 +218,7 @@ def test_rule_06_the_first_stop_wins(guard):
         assert guard.reconstruct(run.id) == guard.summary(run.id)
 
 
-def test_rule_06_later_refusals_raise_without_an_event(guard):
+def test_later_refusals_raise_without_an_event(guard):
     with suppress(RunStopped), guard.run("r", budget=Budget(steps=1)) as run:
         run.call("f", int)
         for _ in range(5):
@@ -227,7 +227,7 @@ def test_rule_06_later_refusals_raise_without_an_event(guard):
     assert types(guard, run.id)[-3:] == ["step_completed", "step_refused", "run_failed"]
 
 
-def test_rule_06_one_refusal_for_a_scopes_stop(guard):
+def test_one_refusal_for_a_scopes_stop(guard):
     with guard.run("r") as run, suppress(RunStopped), run.scope("s", Budget(steps=1)):
         for _ in range(5):
             with suppress(BudgetExceededError):
@@ -238,7 +238,7 @@ def test_rule_06_one_refusal_for_a_scopes_stop(guard):
 # --- legal for a key -------------------------------------------------------------------------------
 
 
-def test_rule_06_a_key_is_repeated_by_attempt(guard):
+def test_a_key_is_repeated_by_attempt(guard):
     @guarded_step(key="once")
     def flaky(fail: bool) -> str:
         if fail:
@@ -262,14 +262,14 @@ def test_rule_06_a_key_is_repeated_by_attempt(guard):
     ]
 
 
-def test_rule_06_a_refused_key_never_started(guard):
+def test_a_refused_key_never_started(guard):
     step = guarded_step(key="dear", usage=Usage(usd=2))(lambda: pytest.fail("ran"))
     with suppress(RunStopped), guard.run("r", budget=Budget(usd=1)) as run:
         step()
     assert [e.type for e in guard.history(run.id) if e.key == "key:dear"] == ["step_refused"]
 
 
-def test_rule_06_two_lines_of_control_in_one_branch_never_mix(guard):
+def test_two_lines_of_control_in_one_branch_never_mix(guard):
     """One name attached twice: the second step of a key in flight is refused, not mixed up."""
     url_guard = guard
     entered, go_on = threading.Event(), threading.Event()

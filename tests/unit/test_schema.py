@@ -1,4 +1,4 @@
-"""SEMANTICS rule 15: schema versions, one snapshot for `verify`, and a memory store that is full."""
+"""Old formats: schema versions, one snapshot for `verify`, and a memory store that is full."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tool(value: object = None) -> object:
 # --- events ----------------------------------------------------------------------------------------
 
 
-def test_rule_15_events_are_decoded_by_the_version_they_carry(guard):
+def test_events_are_decoded_by_the_version_they_carry(guard):
     """A body without later fields reads with their defaults; the present version is left out of it."""
     with guard.run("r") as run:
         tool()
@@ -50,7 +50,7 @@ def test_rule_15_events_are_decoded_by_the_version_they_carry(guard):
     assert (fold.name, fold.tenant, fold.budget, fold.state) == ("r", "t", Budget(), State.CREATED)
 
 
-def test_rule_15_an_event_of_a_newer_schema_is_refused_wherever_it_is_read(guard):
+def test_an_event_of_a_newer_schema_is_refused_wherever_it_is_read(guard):
     with guard.run("r") as run:
         tool()
     store = guard.components.store
@@ -67,7 +67,7 @@ def test_rule_15_an_event_of_a_newer_schema_is_refused_wherever_it_is_read(guard
             reading()
 
 
-def test_rule_15_an_event_of_an_unknown_type_changes_nothing():
+def test_an_event_of_an_unknown_type_changes_nothing():
     """What a later version may add is kept and passed over by the fold."""
     fold = RunFold("r1")
     created = Record(1, ev.RUN_CREATED, 0, name="r", data={"tenant": "t"})
@@ -78,7 +78,7 @@ def test_rule_15_an_event_of_an_unknown_type_changes_nothing():
     assert (fold.seq, fold.state) == (2, State.CREATED)
 
 
-def test_rule_15_event_bytes_are_never_rewritten(guard):
+def test_event_bytes_are_never_rewritten(guard):
     """Reading, folding, verifying and summing up leave every byte as it was."""
     with guard.run("r") as run:
         tool()
@@ -90,7 +90,7 @@ def test_rule_15_event_bytes_are_never_rewritten(guard):
     assert list(guard.components.store.read(run.id)) == before
 
 
-def test_rule_15_verify_sees_row_and_events_in_one_moment(sqlite_guard):
+def test_verify_sees_row_and_events_in_one_moment(sqlite_guard):
     """While a run is written to, its row and its log never seem to disagree."""
     stop = threading.Event()
     faults = []
@@ -132,7 +132,7 @@ def is_held(store: MemoryEventStore, run_id: str) -> bool:
         return False
 
 
-def test_rule_15_whole_ended_runs_are_evicted_oldest_first(guard, small):
+def test_whole_ended_runs_are_evicted_oldest_first(guard, small):
     runs = []
     for n in range(10):
         with guard.run(f"r{n}") as run:
@@ -151,7 +151,7 @@ def test_rule_15_whole_ended_runs_are_evicted_oldest_first(guard, small):
         assert guard.reconstruct(run.id) == guard.summary(run.id)
 
 
-def test_rule_15_an_eviction_says_so(guard, small):
+def test_an_eviction_says_so(guard, small):
     with guard.run("first") as first:
         tool()
     for _ in range(10):
@@ -163,7 +163,7 @@ def test_rule_15_an_eviction_says_so(guard, small):
     assert guard.summary(first.id).usage.steps == 1
 
 
-def test_rule_15_live_runs_that_fill_it_are_refused_further_steps(guard, small):
+def test_live_runs_that_fill_it_are_refused_further_steps(guard, small):
     with guard.run("r") as run:
         with pytest.raises(StoreUnavailableError, match="max_events"):
             for _ in range(1000):
@@ -176,7 +176,7 @@ def test_rule_15_live_runs_that_fill_it_are_refused_further_steps(guard, small):
     assert guard.verify(run.id)
 
 
-def test_rule_15_what_has_started_may_still_end(guard, small):
+def test_what_has_started_may_still_end(guard, small):
     """The last step to be admitted gets its outcome on record, full or not."""
     with guard.run("r") as run:
 
@@ -191,14 +191,14 @@ def test_rule_15_what_has_started_may_still_end(guard, small):
     assert guard.verify(run.id)
 
 
-def test_rule_15_a_record_has_its_sequence_first():
+def test_a_record_has_its_sequence_first():
     """What `verify` and stores in SQL rely on without decoding."""
     body = codec.encode(Record(17, ev.STEP_STARTED, 1, key="k"))
     assert body.startswith(b'{"seq":17,"type":"step_started",')
     assert list(msgspec.json.decode(body)) == ["seq", "type", "at_ns", "key"]
 
 
-def test_rule_15_memory_promises_no_durability():
+def test_memory_promises_no_durability():
     for durability in ("process", "power"):
         with pytest.raises(ValueError, match="memory://"):
             Guard.open("memory://", durability=durability).components  # noqa: B018

@@ -1,4 +1,4 @@
-"""Rule 18: two live runs with the same inputs are compared branch by branch, and by what counts."""
+"""Same inputs, same events: two live runs with the same inputs are compared branch by branch, and by what counts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def everything(run: Run) -> None:
     asyncio.run(main())
 
 
-def test_rule_18_the_same_program_is_the_same_whatever_the_time_and_the_order(guard: Guard) -> None:
+def test_the_same_program_is_the_same_whatever_the_time_and_the_order(guard: Guard) -> None:
     """Times, ids, hashes, `seq` and the order over branches differ; nothing of that is a difference."""
     diff = compared(guard, everything, everything)
     assert not diff
@@ -75,7 +75,7 @@ def test_rule_18_the_same_program_is_the_same_whatever_the_time_and_the_order(gu
     assert {event.hash for event in a}.isdisjoint(event.hash for event in b)
 
 
-def test_rule_18_the_order_of_concurrent_branches_is_no_difference(guard: Guard) -> None:
+def test_the_order_of_concurrent_branches_is_no_difference(guard: Guard) -> None:
     def in_order(*turns: int) -> Program:
         async def main() -> None:
             tasks = [asyncio.create_task(_in_turn(n, turn)) for n, turn in enumerate(turns)]
@@ -135,13 +135,11 @@ def test_rule_18_the_order_of_concurrent_branches_is_no_difference(guard: Guard)
     ],
     ids=["arguments", "missing", "extra", "key", "effect", "outcome", "value", "scope"],
 )
-def test_rule_18_what_is_compared(
-    guard: Guard, one: Program, other: Program, expected: tuple[Any, ...]
-) -> None:
+def test_what_is_compared(guard: Guard, one: Program, other: Program, expected: tuple[Any, ...]) -> None:
     assert the_difference(guard, one, other) == expected
 
 
-def test_rule_18_a_failure_is_compared_by_type_and_message(guard: Guard) -> None:
+def test_a_failure_is_compared_by_type_and_message(guard: Guard) -> None:
     def fails(message: str) -> Program:
         def program(run: Run) -> None:
             with suppress(ValueError):
@@ -154,7 +152,7 @@ def test_rule_18_a_failure_is_compared_by_type_and_message(guard: Guard) -> None
     assert [found.kind for found in diff.differences] == ["arguments"]
 
 
-def test_rule_18_each_branch_shows_its_first_difference_and_no_other(guard: Guard) -> None:
+def test_each_branch_shows_its_first_difference_and_no_other(guard: Guard) -> None:
     def program(first: str, in_branch: str) -> Program:
         def run_it(run: Run) -> None:
             look(first)
@@ -168,7 +166,7 @@ def test_rule_18_each_branch_shows_its_first_difference_and_no_other(guard: Guar
     assert [(found.branch, found.pos) for found in diff.differences] == [("main", 1), ("main/side#1", 1)]
 
 
-def test_rule_18_another_end_is_a_difference(guard: Guard) -> None:
+def test_another_end_is_a_difference(guard: Guard) -> None:
     def ends(error: Exception | None) -> Program:
         def program(run: Run) -> None:
             if error is not None:
@@ -181,7 +179,7 @@ def test_rule_18_another_end_is_a_difference(guard: Guard) -> None:
     assert (found.kind, found.a["type"], found.b["type"]) == ("termination", "completed", "ValueError")
 
 
-def test_rule_18_who_was_admitted_when_a_stop_met_concurrent_steps_is_timing(guard: Guard) -> None:
+def test_who_was_admitted_when_a_stop_met_concurrent_steps_is_timing(guard: Guard) -> None:
     def in_order(*turns: int) -> Program:
         async def one(n: int, turns: int) -> None:
             for _ in range(turns):
@@ -199,7 +197,7 @@ def test_rule_18_who_was_admitted_when_a_stop_met_concurrent_steps_is_timing(gua
     assert {found.branch for found in diff.timing} >= {"main/task#1", "main/task#3"}
 
 
-def test_rule_18_a_stop_by_another_limit_is_a_difference(guard: Guard) -> None:
+def test_a_stop_by_another_limit_is_a_difference(guard: Guard) -> None:
     ids = []
     for budget in (Budget(steps=1), Budget(calls={"look": 1})):
         with suppress(RunStopped), guard.run("program", budget=budget) as run:
@@ -211,7 +209,7 @@ def test_rule_18_a_stop_by_another_limit_is_a_difference(guard: Guard) -> None:
     assert (found.kind, found.a["resource"], found.b["resource"]) == ("termination", "steps", "calls:look")
 
 
-def test_rule_18_an_error_of_the_program_is_no_stop_and_excuses_no_missing_call(guard: Guard) -> None:
+def test_an_error_of_the_program_is_no_stop_and_excuses_no_missing_call(guard: Guard) -> None:
     def fails_after(calls: int) -> Program:
         def program(run: Run) -> None:
             for _ in range(calls):

@@ -1,4 +1,4 @@
-"""Rule 19: what a replay answers, what it refuses, and that it changes nothing."""
+"""Replay: what a replay answers, what it refuses, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -145,15 +145,15 @@ def everything(run: Run) -> list[Any]:
     return out
 
 
-def test_rule_19_everything_a_sync_agent_does_comes_back(guard: Guard) -> None:
+def test_everything_a_sync_agent_does_comes_back(guard: Guard) -> None:
     same_again(guard, everything, budget=Budget(usd="1"))
 
 
-def test_rule_19_everything_comes_back_from_sqlite(sqlite_guard: Guard) -> None:
+def test_everything_comes_back_from_sqlite(sqlite_guard: Guard) -> None:
     same_again(sqlite_guard, everything, budget=Budget(usd="1"))
 
 
-def test_rule_19_what_a_program_reads_of_its_budget_is_what_it_was(guard: Guard) -> None:
+def test_what_a_program_reads_of_its_budget_is_what_it_was(guard: Guard) -> None:
     """At every step, and not only at the end: programs act on it."""
 
     def until_half(run: Run) -> list[Any]:
@@ -166,7 +166,7 @@ def test_rule_19_what_a_program_reads_of_its_budget_is_what_it_was(guard: Guard)
     same_again(guard, until_half, budget=Budget(usd="0.09"))
 
 
-def test_rule_19_generators_item_by_item(guard: Guard) -> None:
+def test_generators_item_by_item(guard: Guard) -> None:
     def program(run: Run) -> list[Any]:
         out: list[Any] = []
         for number in count_to(5):
@@ -178,7 +178,7 @@ def test_rule_19_generators_item_by_item(guard: Guard) -> None:
     same_again(guard, program)
 
 
-def test_rule_19_another_item_than_was_asked_for_is_a_difference(guard: Guard) -> None:
+def test_another_item_than_was_asked_for_is_a_difference(guard: Guard) -> None:
     def first_two(run: Run) -> list[int]:
         items = count_to(5)
         found = [next(items), next(items)]
@@ -189,7 +189,7 @@ def test_rule_19_another_item_than_was_asked_for_is_a_difference(guard: Guard) -
     assert (error.kind, error.key) == ("missing", "main/count_to#1")
 
 
-def test_rule_19_threads(guard: Guard) -> None:
+def test_threads(guard: Guard) -> None:
     def program(run: Run) -> list[int]:
         with ThreadPoolExecutor(4) as pool:
             jobs = [pool.submit(run.bind(lambda n: add(n) + add(n, 1)), n) for n in range(6)]
@@ -198,7 +198,7 @@ def test_rule_19_threads(guard: Guard) -> None:
     same_again(guard, program)
 
 
-def test_rule_19_runs_inside_runs(guard: Guard) -> None:
+def test_runs_inside_runs(guard: Guard) -> None:
     def program(run: Run) -> Any:
         add(1)
         with guard.run("inner", budget=Budget(steps=2)) as inner:
@@ -210,7 +210,7 @@ def test_rule_19_runs_inside_runs(guard: Guard) -> None:
     same_again(guard, program, budget=Budget(usd="1"))
 
 
-def test_rule_19_a_run_inside_that_is_no_longer_the_same_shows(guard: Guard) -> None:
+def test_a_run_inside_that_is_no_longer_the_same_shows(guard: Guard) -> None:
     def with_inner(number: int) -> Program:
         def program(run: Run) -> None:
             with suppress(RunStopped), run.scope("part", Budget(steps=1)):
@@ -225,12 +225,12 @@ def test_rule_19_a_run_inside_that_is_no_longer_the_same_shows(guard: Guard) -> 
     assert (error.kind, error.key) == ("arguments", "main/add#1")
 
 
-def test_rule_19_the_run_is_the_current_one(guard: Guard) -> None:
+def test_the_run_is_the_current_one(guard: Guard) -> None:
     same_again(guard, lambda run: (add(1), current_run() is run)[1])
 
 
 @pytest.mark.parametrize("mode", ["gather", "group", "completed", "first"])
-def test_rule_19_tasks(guard: Guard, mode: str) -> None:
+def test_tasks(guard: Guard, mode: str) -> None:
     async def work(n: int) -> int:
         for _ in range(n % 3):
             await asyncio.sleep(0)
@@ -256,14 +256,14 @@ def test_rule_19_tasks(guard: Guard, mode: str) -> None:
     same_again(guard, lambda run: asyncio.run(main()))
 
 
-def test_rule_19_inputs(guard: Guard) -> None:
+def test_inputs(guard: Guard) -> None:
     same_again(guard, lambda run: add(run.inputs["n"]), inputs={"n": 4})
 
 
 # --- ends ----------------------------------------------------------------------------------------
 
 
-def test_rule_19_the_agents_own_error_is_the_end_again(guard: Guard) -> None:
+def test_the_agents_own_error_is_the_end_again(guard: Guard) -> None:
     replay = same_again(guard, lambda run: fail(3))
     assert replay.state is RunState.FAILED
 
@@ -277,13 +277,13 @@ def careless(run: Run) -> int:
     return done
 
 
-def test_rule_19_a_budget_stop_comes_at_the_same_step_and_cannot_be_swallowed(guard: Guard) -> None:
+def test_a_budget_stop_comes_at_the_same_step_and_cannot_be_swallowed(guard: Guard) -> None:
     replay = same_again(guard, careless, budget=Budget(usd="0.03"))
     assert isinstance(replay.stop, BudgetExceededError)
     assert (replay.stop.resource, str(replay.stop.spent)) == ("usd", "0.03")
 
 
-def test_rule_19_a_kill_comes_at_the_same_step(guard: Guard) -> None:
+def test_a_kill_comes_at_the_same_step(guard: Guard) -> None:
     def program(run: Run) -> None:
         add(1)
         run.kill("enough", actor="ann")  # in the replay, nobody
@@ -294,7 +294,7 @@ def test_rule_19_a_kill_comes_at_the_same_step(guard: Guard) -> None:
     assert (replay.stop.reason, replay.stop.actor) == ("enough", "ann")
 
 
-def test_rule_19_live_kills_are_ignored_and_a_killed_run_can_be_replayed(guard: Guard) -> None:
+def test_live_kills_are_ignored_and_a_killed_run_can_be_replayed(guard: Guard) -> None:
     with guard.run("program") as run:
         add(1)
     guard.kill(reason="everything")
@@ -302,7 +302,7 @@ def test_rule_19_live_kills_are_ignored_and_a_killed_run_can_be_replayed(guard: 
         assert add(1) == 1
 
 
-def test_rule_19_a_scopes_stop_and_the_run_going_on(guard: Guard) -> None:
+def test_a_scopes_stop_and_the_run_going_on(guard: Guard) -> None:
     """Calls that a stopped scope refused leave no event of their own; a careless agent makes them all the same."""
 
     def program(run: Run) -> list[Any]:
@@ -323,7 +323,7 @@ def test_rule_19_a_scopes_stop_and_the_run_going_on(guard: Guard) -> None:
     same_again(guard, program)
 
 
-def test_rule_19_a_stopped_scope_refuses_all_kinds_of_calls_again(guard: Guard) -> None:
+def test_a_stopped_scope_refuses_all_kinds_of_calls_again(guard: Guard) -> None:
     def program(run: Run) -> list[Any]:
         out: list[Any] = []
         calls: list[Callable[[], Any]] = [
@@ -345,7 +345,7 @@ def test_rule_19_a_stopped_scope_refuses_all_kinds_of_calls_again(guard: Guard) 
     same_again(guard, program)
 
 
-def test_rule_19_a_scopes_deadline(guard: Guard) -> None:
+def test_a_scopes_deadline(guard: Guard) -> None:
     def program(run: Run) -> list[Any]:
         out: list[Any] = []
         with suppress(BudgetExceededError), run.scope("part", Budget(seconds=0)):
@@ -359,7 +359,7 @@ def test_rule_19_a_scopes_deadline(guard: Guard) -> None:
     same_again(guard, program)
 
 
-def test_rule_19_a_denied_approval(guard: Guard) -> None:
+def test_a_denied_approval(guard: Guard) -> None:
     def ask(run: Run, n: int) -> Any:
         try:
             return run.call("add", add.__wrapped__, n, approval=True)
@@ -385,7 +385,7 @@ def test_rule_19_a_denied_approval(guard: Guard) -> None:
     assert RAN == []
 
 
-def test_rule_19_a_pause_is_copied_and_never_waited_for(guard: Guard) -> None:
+def test_a_pause_is_copied_and_never_waited_for(guard: Guard) -> None:
     def program(run: Run) -> int:
         add(1)
         run.pause("a moment")
@@ -395,7 +395,7 @@ def test_rule_19_a_pause_is_copied_and_never_waited_for(guard: Guard) -> None:
     same_again(guard, program)
 
 
-def test_rule_19_a_key_called_again(guard: Guard) -> None:
+def test_a_key_called_again(guard: Guard) -> None:
     def program(run: Run) -> list[Any]:
         out: list[Any] = [once("a")]
         try:
@@ -407,7 +407,7 @@ def test_rule_19_a_key_called_again(guard: Guard) -> None:
     same_again(guard, program)
 
 
-def test_rule_19_another_attempt_of_a_key(guard: Guard) -> None:
+def test_another_attempt_of_a_key(guard: Guard) -> None:
     failures = iter([True, False, True, False])
 
     @guarded_step(key="flaky")
@@ -429,7 +429,7 @@ def test_rule_19_another_attempt_of_a_key(guard: Guard) -> None:
 # --- a replay changes nothing --------------------------------------------------------------------
 
 
-def test_rule_19_nothing_is_written_spent_or_opened(guard: Guard) -> None:
+def test_nothing_is_written_spent_or_opened(guard: Guard) -> None:
     with guard.run("program", tenant="acme") as run:
         add(1)
     guard.set_tenant_budget("acme", Budget(usd="0.001"))
@@ -444,7 +444,7 @@ def test_rule_19_nothing_is_written_spent_or_opened(guard: Guard) -> None:
     assert guard.verify()
 
 
-def test_rule_19_the_store_of_a_replay_refuses_to_write(guard: Guard) -> None:
+def test_the_store_of_a_replay_refuses_to_write(guard: Guard) -> None:
     with guard.run("program") as run:
         pass
     replay = guard.replay(run.id)
@@ -455,7 +455,7 @@ def test_rule_19_the_store_of_a_replay_refuses_to_write(guard: Guard) -> None:
             store.append(1, [])
 
 
-def test_rule_19_two_replays_at_once(guard: Guard) -> None:
+def test_two_replays_at_once(guard: Guard) -> None:
     with guard.run("program") as run:
         results = [add(n) for n in range(20)]
 
@@ -469,7 +469,7 @@ def test_rule_19_two_replays_at_once(guard: Guard) -> None:
     assert RAN == []
 
 
-def test_rule_19_a_run_that_is_not_there(guard: Guard) -> None:
+def test_a_run_that_is_not_there(guard: Guard) -> None:
     with pytest.raises(RunNotFoundError):
         guard.replay("nobody")
 
@@ -524,7 +524,7 @@ def calls(*numbers: int) -> Program:
     ],
     ids=["arguments", "left over", "missing", "name", "kind", "value", "scope"],
 )
-def test_rule_19_the_first_difference(
+def test_the_first_difference(
     guard: Guard, now: Program, kind: str, key: str, expected: Any, found: Any
 ) -> None:
     error = differs(guard, calls(1, 2, 3), now)
@@ -532,7 +532,7 @@ def test_rule_19_the_first_difference(
     assert str(error).startswith(f"replay differs from the log ({kind}) at {key}\n  recorded: ")
 
 
-def test_rule_19_arguments_that_differ_are_shown_line_by_line(guard: Guard) -> None:
+def test_arguments_that_differ_are_shown_line_by_line(guard: Guard) -> None:
     recorded = {"to": "ann", "lines": ["one", "two"]}
     now = {"to": "ann", "lines": ["one", "three"]}
     error = differs(
@@ -545,7 +545,7 @@ def test_rule_19_arguments_that_differ_are_shown_line_by_line(guard: Guard) -> N
     assert '+        "three"' in note.splitlines()
 
 
-def test_rule_19_another_end_is_a_difference(guard: Guard) -> None:
+def test_another_end_is_a_difference(guard: Guard) -> None:
     def other_error(run: Run) -> None:
         add(1)
         raise KeyError("no")
@@ -557,7 +557,7 @@ def test_rule_19_another_end_is_a_difference(guard: Guard) -> None:
     assert (error.expected, error.found) == ("the run ended: KeyError", "it ended: completed")
 
 
-def test_rule_19_a_call_that_moved_into_a_scope(guard: Guard) -> None:
+def test_a_call_that_moved_into_a_scope(guard: Guard) -> None:
     def inside(run: Run) -> None:
         with run.scope("s"):
             add(1)
@@ -573,7 +573,7 @@ def test_rule_19_a_call_that_moved_into_a_scope(guard: Guard) -> None:
     assert error.found == "in no scope"
 
 
-def test_rule_19_another_budget_of_a_scope(guard: Guard) -> None:
+def test_another_budget_of_a_scope(guard: Guard) -> None:
     def with_budget(steps: int) -> Program:
         return lambda run: run.scope("s", Budget(steps=steps)).__enter__()
 
@@ -581,7 +581,7 @@ def test_rule_19_another_budget_of_a_scope(guard: Guard) -> None:
     assert (error.kind, error.expected, error.found) == ("arguments", {"steps": 1}, {"steps": 2})
 
 
-def test_rule_19_another_branch(guard: Guard) -> None:
+def test_another_branch(guard: Guard) -> None:
     def in_branch(name: str) -> Program:
         def program(run: Run) -> None:
             with run.branch(name):
@@ -594,7 +594,7 @@ def test_rule_19_another_branch(guard: Guard) -> None:
     assert error.found == "key:x as call 1 of branch main/right#1"
 
 
-def test_rule_19_the_first_difference_sticks_whatever_the_program_swallows(guard: Guard) -> None:
+def test_the_first_difference_sticks_whatever_the_program_swallows(guard: Guard) -> None:
     with guard.run("program") as run:
         for n in range(3):
             add(n)
@@ -610,7 +610,7 @@ def test_rule_19_the_first_difference_sticks_whatever_the_program_swallows(guard
     assert raised.value.key == "main/add#2"
 
 
-def test_rule_19_a_difference_is_found_without_reading_on(guard: Guard) -> None:
+def test_a_difference_is_found_without_reading_on(guard: Guard) -> None:
     """Where another call stands on record at the place, the rest of a long log is not taken into memory."""
     with guard.run("program") as run:
         for n in range(500):
@@ -622,7 +622,7 @@ def test_rule_19_a_difference_is_found_without_reading_on(guard: Guard) -> None:
     assert replay.live_run.player.tape.last.seq < 10  # type: ignore[union-attr]
 
 
-def test_rule_19_what_was_served_is_forgotten(guard: Guard) -> None:
+def test_what_was_served_is_forgotten(guard: Guard) -> None:
     """Bodies number their calls in branches of their own, and those do not stay either."""
     with guard.run("program") as run:
         for n in range(50):
@@ -635,7 +635,7 @@ def test_rule_19_what_was_served_is_forgotten(guard: Guard) -> None:
             assert len(tape._calls) + len(tape._places) + len(tape.deliveries) <= 4
 
 
-def test_rule_19_a_block_cannot_be_replayed(guard: Guard) -> None:
+def test_a_block_cannot_be_replayed(guard: Guard) -> None:
     def program(run: Run) -> None:
         with run.step("by hand"):
             RAN.append("inside")
@@ -645,7 +645,7 @@ def test_rule_19_a_block_cannot_be_replayed(guard: Guard) -> None:
     assert error.found == "a block, not a function"
 
 
-def test_rule_19_a_step_around_a_block_is_served_whole(guard: Guard) -> None:
+def test_a_step_around_a_block_is_served_whole(guard: Guard) -> None:
     @guarded_step
     def around(n: int) -> int:
         RAN.append("around")
@@ -674,7 +674,7 @@ def abandoned(guard: Guard, program: Program) -> Iterator[str]:
     yield run.id
 
 
-def test_rule_19_a_log_of_a_crashed_run_replays_as_far_as_it_goes(guard: Guard) -> None:
+def test_a_log_of_a_crashed_run_replays_as_far_as_it_goes(guard: Guard) -> None:
     with abandoned(guard, calls(1, 2)) as run_id:
         RAN.clear()
         with guard.replay(run_id):
@@ -686,7 +686,7 @@ def test_rule_19_a_log_of_a_crashed_run_replays_as_far_as_it_goes(guard: Guard) 
     assert RAN == []
 
 
-def test_rule_19_a_step_without_an_outcome(guard: Guard) -> None:
+def test_a_step_without_an_outcome(guard: Guard) -> None:
     @guarded_step
     def dies() -> None:
         raise KeyboardInterrupt
@@ -733,7 +733,7 @@ async def inner_async(x: int) -> int:
     return x
 
 
-def test_rule_19_a_value_served_consumes_the_steps_inside_it(guard: Guard) -> None:
+def test_a_value_served_consumes_the_steps_inside_it(guard: Guard) -> None:
     def made(run: Run) -> int:
         with run.scope("inside", Budget(steps=5)):
             deeper = run.record("deeper", lambda: inner(4))
@@ -754,7 +754,7 @@ def test_rule_19_a_value_served_consumes_the_steps_inside_it(guard: Guard) -> No
     ]
 
 
-def test_rule_19_a_value_in_a_body_is_consumed_with_it_and_counted_once(guard: Guard) -> None:
+def test_a_value_in_a_body_is_consumed_with_it_and_counted_once(guard: Guard) -> None:
     replay = same_again(guard, lambda run: [with_a_value(run), inner(9)])
     assert replay.spent.steps == 3 + 1
 
@@ -768,7 +768,7 @@ def with_a_value(run: Run) -> Any:
     return body(run)
 
 
-def test_rule_19_an_async_value_with_tasks_inside_is_consumed_whole(guard: Guard) -> None:
+def test_an_async_value_with_tasks_inside_is_consumed_whole(guard: Guard) -> None:
     def program(run: Run) -> Any:
         async def several() -> int:
             return sum(await asyncio.gather(*(inner_async(n) for n in range(3))))
@@ -782,7 +782,7 @@ def test_rule_19_an_async_value_with_tasks_inside_is_consumed_whole(guard: Guard
     same_again(guard, program)
 
 
-def test_rule_19_what_a_value_s_function_calls_is_not_asked_of_another_program(guard: Guard) -> None:
+def test_what_a_value_s_function_calls_is_not_asked_of_another_program(guard: Guard) -> None:
     error = differs(
         guard,
         lambda run: run.record("value", lambda: inner(1)),
@@ -791,7 +791,7 @@ def test_rule_19_what_a_value_s_function_calls_is_not_asked_of_another_program(g
     assert (error.kind, error.key) == ("name", "main/inner#1")
 
 
-def test_rule_19_what_a_value_s_function_raised_is_raised_again(guard: Guard) -> None:
+def test_what_a_value_s_function_raised_is_raised_again(guard: Guard) -> None:
     def fails() -> int:
         raise LookupError("nothing", inner(1))
 
@@ -816,7 +816,7 @@ def test_rule_19_what_a_value_s_function_raised_is_raised_again(guard: Guard) ->
     same_again(guard, program)
 
 
-def test_rule_19_a_value_that_failed_live_and_is_asked_otherwise_is_a_difference(guard: Guard) -> None:
+def test_a_value_that_failed_live_and_is_asked_otherwise_is_a_difference(guard: Guard) -> None:
     def fails() -> int:
         raise LookupError
 
@@ -829,7 +829,7 @@ def test_rule_19_a_value_that_failed_live_and_is_asked_otherwise_is_a_difference
     assert (error.kind, error.key) == ("name", "main/inner#1")
 
 
-def test_rule_19_a_stop_in_a_value_s_function_is_the_run_s_and_no_value(guard: Guard) -> None:
+def test_a_stop_in_a_value_s_function_is_the_run_s_and_no_value(guard: Guard) -> None:
     def program(run: Run) -> None:
         run.record("value", lambda: [inner(n) for n in range(9)])
 
@@ -840,7 +840,7 @@ def test_rule_19_a_stop_in_a_value_s_function_is_the_run_s_and_no_value(guard: G
         program(replay)
 
 
-def test_rule_19_the_failure_of_a_value_has_no_secrets_and_can_be_seen(guard: Guard) -> None:
+def test_the_failure_of_a_value_has_no_secrets_and_can_be_seen(guard: Guard) -> None:
     def fails() -> int:
         raise LookupError("key sk-ant-api03-" + "a" * 40)
 
@@ -862,7 +862,7 @@ def test_rule_19_the_failure_of_a_value_has_no_secrets_and_can_be_seen(guard: Gu
 # --- what goes on beside the body that called it ----------------------------------------------------
 
 
-def test_rule_19_a_task_that_outlives_the_body_it_was_made_in_goes_with_it(guard: Guard) -> None:
+def test_a_task_that_outlives_the_body_it_was_made_in_goes_with_it(guard: Guard) -> None:
     """Its calls are on record when the step around it has ended; nothing makes them in a replay."""
     left: list[asyncio.Task[int]] = []
 
@@ -895,7 +895,7 @@ def test_rule_19_a_task_that_outlives_the_body_it_was_made_in_goes_with_it(guard
     assert replay.spent.steps == 4
 
 
-def test_rule_19_a_step_in_flight_when_the_body_around_it_ends_goes_with_it(guard: Guard) -> None:
+def test_a_step_in_flight_when_the_body_around_it_ends_goes_with_it(guard: Guard) -> None:
     left: list[Any] = []
 
     @guarded_step
@@ -926,7 +926,7 @@ def test_rule_19_a_step_in_flight_when_the_body_around_it_ends_goes_with_it(guar
     same_again(guard, program)
 
 
-def test_rule_19_a_step_that_outlived_its_run_has_no_outcome_and_the_end_is_as_recorded(
+def test_a_step_that_outlived_its_run_has_no_outcome_and_the_end_is_as_recorded(
     guard: Guard,
 ) -> None:
     going_on, hangs = threading.Event(), threading.Event()
@@ -970,7 +970,7 @@ def suppressing(error: type[Exception], fn: Callable[[], Any]) -> Callable[[], N
 # --- stops of other runs, and what comes behind them ------------------------------------------------
 
 
-def test_rule_19_the_stop_of_another_run_is_an_error_like_any_other(guard: Guard) -> None:
+def test_the_stop_of_another_run_is_an_error_like_any_other(guard: Guard) -> None:
     """Caught, the run goes on; to tell whose it is, the log is read on, past later attempts of a key."""
     failed: list[str] = []
 
@@ -1010,7 +1010,7 @@ def test_rule_19_the_stop_of_another_run_is_an_error_like_any_other(guard: Guard
 # --- what is gone ------------------------------------------------------------------------------------
 
 
-def test_rule_19_a_value_that_was_erased_cannot_be_handed_out(guard: Guard) -> None:
+def test_a_value_that_was_erased_cannot_be_handed_out(guard: Guard) -> None:
     with guard.run("program") as run:
         run.record("dice", lambda: 4)
     guard.erase(run.id)
@@ -1020,7 +1020,7 @@ def test_rule_19_a_value_that_was_erased_cannot_be_handed_out(guard: Guard) -> N
     assert (caught.value.kind, RAN) == ("not_replayable", [])
 
 
-def test_rule_19_a_run_inside_that_was_pruned_is_missed_where_it_was_opened() -> None:
+def test_a_run_inside_that_was_pruned_is_missed_where_it_was_opened() -> None:
     clock = FakeClock()
     with Guard.in_memory(telemetry=False, clock=clock) as guard:
 
@@ -1091,7 +1091,7 @@ HOW = ["close", "dropped", "kept", "aclose"]
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_rule_19_a_generator_left_where_it_was_is_the_same(guard: Guard, count: int, how: str) -> None:
+def test_a_generator_left_where_it_was_is_the_same(guard: Guard, count: int, how: str) -> None:
     same_again(guard, takes(count, how))
 
 
@@ -1100,7 +1100,7 @@ def test_rule_19_a_generator_left_where_it_was_is_the_same(guard: Guard, count: 
     ("then", "now", "kind"),
     [(3, 1, "left_over"), (4, 2, "left_over"), (4, 3, "outcome"), (1, 2, "missing"), (3, 4, "missing")],
 )
-def test_rule_19_a_generator_left_elsewhere_is_a_difference(
+def test_a_generator_left_elsewhere_is_a_difference(
     guard: Guard, then: int, now: int, kind: str, how: str
 ) -> None:
     error = differs(guard, takes(then, how), takes(now, how))
@@ -1109,7 +1109,7 @@ def test_rule_19_a_generator_left_elsewhere_is_a_difference(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_rule_19_a_replay_that_is_interrupted_says_so(guard: Guard, error: type[BaseException]) -> None:
+def test_a_replay_that_is_interrupted_says_so(guard: Guard, error: type[BaseException]) -> None:
     def program(*, interrupted: bool) -> None:
         with contextlib.closing(numbers(3)) as items:
             next(items)
@@ -1123,7 +1123,7 @@ def test_rule_19_a_replay_that_is_interrupted_says_so(guard: Guard, error: type[
         program(interrupted=True)
 
 
-def test_rule_19_a_recovery_that_leaves_a_generator_elsewhere_does_not_go_on(sqlite_guard: Guard) -> None:
+def test_a_recovery_that_leaves_a_generator_elsewhere_does_not_go_on(sqlite_guard: Guard) -> None:
     with suppress(RunStopped), sqlite_guard.run("r", run_id="r") as run:
         takes(3, "close")(run)
         run.drain()

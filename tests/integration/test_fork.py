@@ -1,4 +1,4 @@
-"""SEMANTICS rule 16: forked children, and several guards in one process."""
+"""Fork and many guards: forked children, and several guards in one process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def in_fresh_process(program: str) -> str:
 
 
 @needs_fork
-def test_rule_16_a_child_is_attached_in_a_branch_of_its_own(home):
+def test_a_child_is_attached_in_a_branch_of_its_own(home):
     in_fresh_process("""
 with Guard.open(telemetry=False) as guard:
     with guard.run("r", budget=Budget(steps=20)) as run:
@@ -92,7 +92,7 @@ with Guard.open(telemetry=False) as guard:
 
 
 @needs_fork
-def test_rule_16_a_child_never_writes_the_runs_end(home):
+def test_a_child_never_writes_the_runs_end(home):
     in_fresh_process("""
 with Guard.open(telemetry=False) as guard:
     run = guard.run("r").__enter__()
@@ -113,7 +113,7 @@ with Guard.open(telemetry=False) as guard:
 
 
 @needs_fork
-def test_rule_16_a_stop_in_the_child_is_the_runs(home):
+def test_a_stop_in_the_child_is_the_runs(home):
     in_fresh_process("""
 def greedy():
     with suppress(RunStopped):
@@ -136,7 +136,7 @@ with Guard.open(telemetry=False) as guard:
 
 
 @needs_fork
-def test_rule_16_a_kill_reaches_the_child(home):
+def test_a_kill_reaches_the_child(home):
     in_fresh_process("""
 with Guard.open(telemetry=False) as guard:
     with suppress(RunStopped), guard.run("r") as run:
@@ -157,7 +157,7 @@ with Guard.open(telemetry=False) as guard:
 
 
 @needs_fork
-def test_rule_16_forked_while_other_threads_work(home):
+def test_forked_while_other_threads_work(home):
     """Locks that a thread held at the fork are gone with it."""
     in_fresh_process("""
 stop = threading.Event()
@@ -183,7 +183,7 @@ with Guard.open(telemetry=False) as guard:
 
 
 @needs_fork
-def test_rule_16_in_memory_the_child_is_refused(home):
+def test_in_memory_the_child_is_refused(home):
     in_fresh_process("""
 with Guard.in_memory(telemetry=False) as guard:
     with guard.run("r") as run:
@@ -196,7 +196,7 @@ with Guard.in_memory(telemetry=False) as guard:
 
 
 @needs_fork
-def test_rule_16_a_guard_made_before_the_fork_works_after_it(home):
+def test_a_guard_made_before_the_fork_works_after_it(home):
     """Lazy or used: the child opens its own connection and leaves the parent's alone."""
     in_fresh_process("""
 def own_run():
@@ -216,7 +216,7 @@ for used in (False, True):
 
 
 @needs_fork
-def test_rule_16_multiprocessing_by_fork(home):
+def test_multiprocessing_by_fork(home):
     in_fresh_process("""
 import multiprocessing
 
@@ -235,7 +235,7 @@ if __name__ == "__main__":
 """)
 
 
-def test_rule_16_multiprocessing_by_spawn(home, tmp_path):
+def test_multiprocessing_by_spawn(home, tmp_path):
     """A spawned child knows of no run; decorated functions are picklable, and it may attach."""
     script = tmp_path / "spawned.py"
     script.write_text("""
@@ -281,7 +281,7 @@ def pay() -> None:
     pass
 
 
-def test_rule_16_a_step_belongs_to_the_current_runs_guard(home):
+def test_a_step_belongs_to_the_current_runs_guard(home):
     with Guard.open(telemetry=False) as disk, Guard.in_memory(telemetry=False) as memory:
         with disk.run("on disk") as outer:
             pay()
@@ -294,7 +294,7 @@ def test_rule_16_a_step_belongs_to_the_current_runs_guard(home):
         assert [row.run_id for row in memory.runs()] == [inner.id]
 
 
-def test_rule_16_guards_of_one_file_share_it(home):
+def test_guards_of_one_file_share_it(home):
     """By real path, however they spell it; closing one leaves the other open."""
     path = home / "shared.db"
     link = home / "link.db"
@@ -314,7 +314,7 @@ def test_rule_16_guards_of_one_file_share_it(home):
     second.close()
 
 
-def test_rule_16_runs_of_two_guards_on_one_file_at_once(home):
+def test_runs_of_two_guards_on_one_file_at_once(home):
     with Guard.open(telemetry=False) as first, Guard.open(telemetry=False) as second:
 
         def work(guard: Guard) -> None:
@@ -334,7 +334,7 @@ def test_rule_16_runs_of_two_guards_on_one_file_at_once(home):
         assert first.verify()
 
 
-def test_rule_16_one_page_serves_all_guards_of_a_home(home):
+def test_one_page_serves_all_guards_of_a_home(home):
     with (
         Guard.open(telemetry=False) as first,
         Guard.open(f"sqlite:///{home / 'b.db'}", telemetry=False) as second,

@@ -1,4 +1,4 @@
-"""Rule 22: forks share a pinned prefix and go live after it; what-if folds a log under another budget."""
+"""Fork and what-if: forks share a pinned prefix and go live after it; what-if folds a log under another budget."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def seq_of(guard: Guard, run_id: str, kind: str, key: str) -> int:
 # --- fork ----------------------------------------------------------------------------------------
 
 
-def test_rule_22_a_fork_is_served_the_prefix_and_goes_live_after_it(guard: Guard) -> None:
+def test_a_fork_is_served_the_prefix_and_goes_live_after_it(guard: Guard) -> None:
     origin = recorded(guard, inputs={"a": 1})
     at = seq_of(guard, origin.id, "step_completed", "main/work#3")
     before = guard.history(origin.id)
@@ -81,7 +81,7 @@ def test_rule_22_a_fork_is_served_the_prefix_and_goes_live_after_it(guard: Guard
     assert not guard.diff(origin.id, fork.id)
 
 
-def test_rule_22_a_fork_names_and_pins_its_origin(guard: Guard) -> None:
+def test_a_fork_names_and_pins_its_origin(guard: Guard) -> None:
     origin = recorded(guard)
     at = seq_of(guard, origin.id, "step_completed", "main/work#2")
     with guard.fork(origin.id, at, name="again", new_run_id="again") as fork:
@@ -96,7 +96,7 @@ def test_rule_22_a_fork_names_and_pins_its_origin(guard: Guard) -> None:
     assert (fork.name, guard.summary("again").state) == ("again", RunState.COMPLETED)
 
 
-def test_rule_22_a_fork_that_differs_in_the_prefix_is_a_divergence_and_after_it_is_not(guard: Guard) -> None:
+def test_a_fork_that_differs_in_the_prefix_is_a_divergence_and_after_it_is_not(guard: Guard) -> None:
     origin = recorded(guard)
     at = seq_of(guard, origin.id, "step_completed", "main/work#2")
     with guard.fork(origin.id, at):
@@ -107,7 +107,7 @@ def test_rule_22_a_fork_that_differs_in_the_prefix_is_a_divergence_and_after_it_
     assert RAN == [99]
 
 
-def test_rule_22_a_step_that_began_in_the_prefix_is_served_the_outcome_that_came_later(guard: Guard) -> None:
+def test_a_step_that_began_in_the_prefix_is_served_the_outcome_that_came_later(guard: Guard) -> None:
     origin = recorded(guard)
     at = seq_of(guard, origin.id, "step_started", "main/work#3")
     with guard.fork(origin.id, at) as fork:
@@ -153,7 +153,7 @@ def died_inside(guard: Guard, effect: str) -> Iterator[tuple[Run, Callable[[], i
     yield run, dies
 
 
-def test_rule_22_a_step_without_an_outcome_may_have_happened_under_the_origins_idempotency_key(
+def test_a_step_without_an_outcome_may_have_happened_under_the_origins_idempotency_key(
     guard: Guard,
 ) -> None:
     with died_inside(guard, "idempotent") as (origin, dies):
@@ -170,7 +170,7 @@ def test_rule_22_a_step_without_an_outcome_may_have_happened_under_the_origins_i
         assert RAN == ["dies"]
 
 
-def test_rule_22_the_prefix_counts_against_the_budget_of_the_fork(guard: Guard) -> None:
+def test_the_prefix_counts_against_the_budget_of_the_fork(guard: Guard) -> None:
     origin = recorded(guard)
     at = seq_of(guard, origin.id, "step_completed", "main/work#3")
     with pytest.raises(BudgetExceededError) as caught, guard.fork(origin.id, at, budget=Budget(usd="0.04")):
@@ -179,7 +179,7 @@ def test_rule_22_the_prefix_counts_against_the_budget_of_the_fork(guard: Guard) 
     assert RAN == [4]
 
 
-def test_rule_22_the_prefix_does_not_count_again_against_the_tenant(guard: Guard) -> None:
+def test_the_prefix_does_not_count_again_against_the_tenant(guard: Guard) -> None:
     guard.set_tenant_budget("shop", Budget(usd="0.06"))
     origin = recorded(guard, tenant="shop")
     at = seq_of(guard, origin.id, "step_completed", "main/work#4")
@@ -193,9 +193,7 @@ def test_rule_22_the_prefix_does_not_count_again_against_the_tenant(guard: Guard
 
 
 @pytest.mark.parametrize("budget", [None, Budget(usd="1")], ids=["the same budget", "another"])
-def test_rule_22_a_stopped_run_is_carried_on_by_a_fork_of_its_whole_log(
-    guard: Guard, budget: Budget | None
-) -> None:
+def test_a_stopped_run_is_carried_on_by_a_fork_of_its_whole_log(guard: Guard, budget: Budget | None) -> None:
     """An ended run never recovers: this is the way on."""
     origin = recorded(guard, budget=Budget(usd="0.03"))
     assert origin.state is RunState.FAILED
@@ -211,7 +209,7 @@ def test_rule_22_a_stopped_run_is_carried_on_by_a_fork_of_its_whole_log(
     assert guard.verify()
 
 
-def test_rule_22_a_scope_that_was_stopped_in_the_prefix_stays_stopped(guard: Guard) -> None:
+def test_a_scope_that_was_stopped_in_the_prefix_stays_stopped(guard: Guard) -> None:
     def program(run: Run) -> list[Any]:
         out: list[Any] = []
         with suppress(BudgetExceededError), run.scope("part", Budget(steps=1)):
@@ -227,7 +225,7 @@ def test_rule_22_a_scope_that_was_stopped_in_the_prefix_stays_stopped(guard: Gua
     assert RAN == [3]
 
 
-def test_rule_22_a_fork_of_a_fork(guard: Guard) -> None:
+def test_a_fork_of_a_fork(guard: Guard) -> None:
     origin = recorded(guard)
     with guard.fork(origin.id, seq_of(guard, origin.id, "step_completed", "main/work#2")) as child:
         five(child)
@@ -244,7 +242,7 @@ def test_rule_22_a_fork_of_a_fork(guard: Guard) -> None:
     assert RAN == []
 
 
-def test_rule_22_a_fork_has_its_origins_seed(guard: Guard) -> None:
+def test_a_fork_has_its_origins_seed(guard: Guard) -> None:
     def program(run: Run) -> list[Any]:
         return [work(1), str(run.uuid()), run.random(), work(2), str(run.uuid())]
 
@@ -255,7 +253,7 @@ def test_rule_22_a_fork_has_its_origins_seed(guard: Guard) -> None:
         assert program(fork) == drawn
 
 
-def test_rule_22_a_fork_goes_live_with_all_kinds_of_calls(guard: Guard) -> None:
+def test_a_fork_goes_live_with_all_kinds_of_calls(guard: Guard) -> None:
     @guarded_step
     def count_to(n: int) -> Iterator[int]:
         RAN.append("count")
@@ -279,7 +277,7 @@ def work_once(run: Run) -> int:
     return work(1)
 
 
-def test_rule_22_what_a_live_origin_does_later_is_not_the_fork_s(guard: Guard) -> None:
+def test_what_a_live_origin_does_later_is_not_the_fork_s(guard: Guard) -> None:
     with guard.run("program") as origin:
         work(1)
         forked = guard.fork(origin.id, guard.history(origin.id)[-1].seq)
@@ -293,7 +291,7 @@ def test_rule_22_what_a_live_origin_does_later_is_not_the_fork_s(guard: Guard) -
     assert guard.verify(forked.id)
 
 
-def test_rule_22_a_fork_whose_origin_is_gone_or_another_cannot_be_replayed() -> None:
+def test_a_fork_whose_origin_is_gone_or_another_cannot_be_replayed() -> None:
     clock = FakeClock()
     with Guard.in_memory(telemetry=False, clock=clock) as guard:
         recorded(guard, run_id="origin")
@@ -312,7 +310,7 @@ def test_rule_22_a_fork_whose_origin_is_gone_or_another_cannot_be_replayed() -> 
     assert "it is not the event that the run was forked at" in str(caught.value)
 
 
-def test_rule_22_an_event_that_is_not_there_is_refused(guard: Guard) -> None:
+def test_an_event_that_is_not_there_is_refused(guard: Guard) -> None:
     origin = recorded(guard)
     length = guard.summary(origin.id).head.seq
     for at in (0, length + 1, -1):
@@ -335,7 +333,7 @@ def test_rule_22_an_event_that_is_not_there_is_refused(guard: Guard) -> None:
     ],
     ids=["usd", "tokens", "steps", "calls", "nothing"],
 )
-def test_rule_22_what_if_says_where_and_by_which_limit_and_a_live_run_agrees(
+def test_what_if_says_where_and_by_which_limit_and_a_live_run_agrees(
     guard: Guard, budget: Budget, key: str, resource: str, spent: Any
 ) -> None:
     origin = recorded(guard)
@@ -351,7 +349,7 @@ def test_rule_22_what_if_says_where_and_by_which_limit_and_a_live_run_agrees(
     assert guard.summary(live.id).steps == begun.index(answer.seq)
 
 
-def test_rule_22_what_if_of_a_budget_that_suffices(guard: Guard) -> None:
+def test_what_if_of_a_budget_that_suffices(guard: Guard) -> None:
     origin = recorded(guard)
     answer = guard.what_if(origin.id, Budget(usd="0.05", tokens=500, steps=5))
     assert not answer
@@ -359,7 +357,7 @@ def test_rule_22_what_if_of_a_budget_that_suffices(guard: Guard) -> None:
     assert answer.unknown_beyond is None
 
 
-def test_rule_22_what_if_knows_nothing_beyond_the_recorded_stop(guard: Guard) -> None:
+def test_what_if_knows_nothing_beyond_the_recorded_stop(guard: Guard) -> None:
     origin = recorded(guard, budget=Budget(usd="0.03"))
     refused = seq_of(guard, origin.id, "step_refused", "main/work#4")
     answer = guard.what_if(origin.id, Budget(usd="0.04"))
@@ -369,7 +367,7 @@ def test_rule_22_what_if_knows_nothing_beyond_the_recorded_stop(guard: Guard) ->
     assert guard.what_if(origin.id, Budget(usd="0.02")).key == "main/work#3"
 
 
-def test_rule_22_what_if_folds_reservations_of_steps_in_flight(guard: Guard) -> None:
+def test_what_if_folds_reservations_of_steps_in_flight(guard: Guard) -> None:
     """Two that run at the same time need room for both, though each uses little in the end."""
 
     def used(result: int) -> Usage:
@@ -392,7 +390,7 @@ def test_rule_22_what_if_folds_reservations_of_steps_in_flight(guard: Guard) -> 
     assert not guard.what_if(run.id, Budget(usd="0.10"))
 
 
-def test_rule_22_what_if_counts_no_body_that_did_not_run_and_all_of_a_run_inside(guard: Guard) -> None:
+def test_what_if_counts_no_body_that_did_not_run_and_all_of_a_run_inside(guard: Guard) -> None:
     with suppress(RunStopped), guard.run("program") as run:
         with guard.run("inside"):
             work(1)
@@ -413,7 +411,7 @@ def test_rule_22_what_if_counts_no_body_that_did_not_run_and_all_of_a_run_inside
     assert (answer.key, answer.spent) == ("main/inside#1", Decimal("0.02"))
 
 
-def test_rule_22_what_if_of_a_deadline() -> None:
+def test_what_if_of_a_deadline() -> None:
     clock = FakeClock()
     with Guard.in_memory(telemetry=False, clock=clock) as guard:
         with guard.run("program") as run:
@@ -426,7 +424,7 @@ def test_rule_22_what_if_of_a_deadline() -> None:
 
 
 @pytest.mark.parametrize("result", [object(), [memoryview(b"x")]], ids=["no data", "deep inside"])
-def test_rule_21_what_an_operator_says_must_come_back(
+def test_what_an_operator_says_must_come_back(
     guard: Guard, result: Any, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
     """What would not come back is refused, and the run is left as it was."""

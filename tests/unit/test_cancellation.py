@@ -1,4 +1,4 @@
-"""SEMANTICS rule 8: what a stop cancels, whose cancellation it is, and what stays the caller's own."""
+"""Cancellation: what a stop cancels, whose cancellation it is, and what stays the caller's own."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def kill_in_flight(guard: Guard, agent, **run_options) -> KillSwitchTriggeredErr
     return raised.value
 
 
-def test_rule_08_a_kill_cancels_the_body(guard):
+def test_a_kill_cancels_the_body(guard):
     ended = []
 
     @guarded_step
@@ -79,7 +79,7 @@ def test_rule_08_a_kill_cancels_the_body(guard):
     assert guard.summary(stop.run_id).state is RunState.KILLED
 
 
-def test_rule_08_a_kill_from_another_thread_cancels_the_body(guard):
+def test_a_kill_from_another_thread_cancels_the_body(guard):
     async def main() -> None:
         entered = asyncio.Event()
         task = asyncio.create_task(sleeper(entered))
@@ -95,7 +95,7 @@ def test_rule_08_a_kill_from_another_thread_cancels_the_body(guard):
         asyncio.run(main())
 
 
-def test_rule_08_every_body_in_flight_is_cancelled(guard):
+def test_every_body_in_flight_is_cancelled(guard):
     async def main() -> list[object]:
         events = [asyncio.Event() for _ in range(16)]
         tasks = [asyncio.create_task(sleeper(event)) for event in events]
@@ -111,7 +111,7 @@ def test_rule_08_every_body_in_flight_is_cancelled(guard):
 
 
 @pytest.mark.parametrize("level", ["run", "scope", "outer run", "tenant"])
-def test_rule_08_a_refusal_leaves_in_flight_what_has_its_reservation(guard, level):
+def test_a_refusal_leaves_in_flight_what_has_its_reservation(guard, level):
     """As in sync code, where nothing could cut it off."""
     finished = []
 
@@ -144,7 +144,7 @@ def test_rule_08_a_refusal_leaves_in_flight_what_has_its_reservation(guard, leve
     assert run.summary().open_steps == ()
 
 
-def test_rule_08_a_kill_after_a_refusal_cancels_what_went_on(guard):
+def test_a_kill_after_a_refusal_cancels_what_went_on(guard):
     async def main() -> list[object]:
         entered = asyncio.Event()
         other = asyncio.create_task(sleeper(entered))
@@ -159,7 +159,7 @@ def test_rule_08_a_kill_after_a_refusal_cancels_what_went_on(guard):
         assert isinstance(end, KillSwitchTriggeredError)
 
 
-def test_rule_08_a_scopes_deadline_cancels_inside_it_alone(guard):
+def test_a_scopes_deadline_cancels_inside_it_alone(guard):
     async def main(run) -> None:
         outside_entered, inside_entered, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -185,7 +185,7 @@ def test_rule_08_a_scopes_deadline_cancels_inside_it_alone(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_08_the_outermost_body_turns_the_cancellation_into_the_stop(guard):
+def test_the_outermost_body_turns_the_cancellation_into_the_stop(guard):
     """So code between two bodies cannot swallow it with `except Exception` and go on for ever."""
     went_on = []
 
@@ -207,7 +207,7 @@ def test_rule_08_the_outermost_body_turns_the_cancellation_into_the_stop(guard):
     assert not went_on
 
 
-def test_rule_08_nested_runs_in_one_task_are_cancelled_once(guard):
+def test_nested_runs_in_one_task_are_cancelled_once(guard):
     cancellations = []
 
     @guarded_step
@@ -228,7 +228,7 @@ def test_rule_08_nested_runs_in_one_task_are_cancelled_once(guard):
     assert cancellations == [1]
 
 
-def test_rule_08_the_count_is_as_it_was(guard):
+def test_the_count_is_as_it_was(guard):
     """After the conversion the task is not cancelled any more, so its cleanup can await."""
     counts = []
 
@@ -249,7 +249,7 @@ def test_rule_08_the_count_is_as_it_was(guard):
     assert counts == [0, "cleaned up"]
 
 
-def test_rule_08_a_body_that_returns_first_is_completed(guard):
+def test_a_body_that_returns_first_is_completed(guard):
     """A stop that finds the body over leaves its outcome alone, and does not cancel what follows."""
 
     @guarded_step
@@ -266,7 +266,7 @@ def test_rule_08_a_body_that_returns_first_is_completed(guard):
     assert outcome_of(guard, run.id, "kills_and_returns")["type"] == "step_completed"
 
 
-def test_rule_08_a_body_that_swallows_the_cancellation_is_completed(guard):
+def test_a_body_that_swallows_the_cancellation_is_completed(guard):
     @guarded_step
     async def stubborn(entered):
         entered.set()
@@ -285,7 +285,7 @@ def test_rule_08_a_body_that_swallows_the_cancellation_is_completed(guard):
 # --- the caller's own cancellation -----------------------------------------------------------------
 
 
-def test_rule_08_a_task_cancelled_by_others_stays_cancelled(guard):
+def test_a_task_cancelled_by_others_stays_cancelled(guard):
     async def main() -> None:
         entered = asyncio.Event()
         task = asyncio.create_task(sleeper(entered))
@@ -302,7 +302,7 @@ def test_rule_08_a_task_cancelled_by_others_stays_cancelled(guard):
     assert (outcome["type"], outcome["outcome"]) == ("step_failed", "cancelled")
 
 
-def test_rule_08_a_cancelled_step_is_charged_its_reservation(guard):
+def test_a_cancelled_step_is_charged_its_reservation(guard):
     @guarded_step(usage=Usage(usd="0.25"))
     async def pay(entered):
         entered.set()
@@ -320,7 +320,7 @@ def test_rule_08_a_cancelled_step_is_charged_its_reservation(guard):
     assert run.spent == Usage(usd="0.25") + Usage.from_amounts({"steps": 1})
 
 
-def test_rule_08_both_want_it_cancelled(guard):
+def test_both_want_it_cancelled(guard):
     """Then the caller's cancellation passes, the outcome is `cancelled`, and the stop is recorded."""
 
     async def main() -> None:
@@ -339,7 +339,7 @@ def test_rule_08_both_want_it_cancelled(guard):
     assert run.state is RunState.KILLED
 
 
-def test_rule_08_a_timeout_of_the_caller_is_a_timeout(guard):
+def test_a_timeout_of_the_caller_is_a_timeout(guard):
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -352,7 +352,7 @@ def test_rule_08_a_timeout_of_the_caller_is_a_timeout(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_08_the_whole_program_is_cancelled(guard):
+def test_the_whole_program_is_cancelled(guard):
     """`asyncio.run` is left by a CancelledError: it passes, and the run is FAILED."""
 
     async def main() -> None:
@@ -369,7 +369,7 @@ def test_rule_08_the_whole_program_is_cancelled(guard):
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["group in run", "run around asyncio.run"])
-def test_rule_08_the_bare_stop_comes_out_of_a_task_group(guard, inside):
+def test_the_bare_stop_comes_out_of_a_task_group(guard, inside):
     @guarded_step(usage=Usage(usd="0.3"))
     async def pay():
         await asyncio.sleep(0)
@@ -394,7 +394,7 @@ def test_rule_08_the_bare_stop_comes_out_of_a_task_group(guard, inside):
     assert guard.runs()[0].usage.usd <= 1
 
 
-def test_rule_08_a_kill_ends_a_task_group(guard):
+def test_a_kill_ends_a_task_group(guard):
     async def agent(entered):
         async with asyncio.TaskGroup() as group:
             group.create_task(sleeper(entered))
@@ -404,7 +404,7 @@ def test_rule_08_a_kill_ends_a_task_group(guard):
     assert isinstance(stop.__cause__, ExceptionGroup)
 
 
-def test_rule_08_a_group_inside_a_body(guard):
+def test_a_group_inside_a_body(guard):
     @guarded_step
     async def crew(entered):
         async with asyncio.TaskGroup() as group:
@@ -418,7 +418,7 @@ def test_rule_08_a_group_inside_a_body(guard):
 # --- timeouts and deadlines ------------------------------------------------------------------------
 
 
-def test_rule_08_a_steps_timeout_is_no_stop(guard):
+def test_a_steps_timeout_is_no_stop(guard):
     @guarded_step(timeout=0.01)
     async def slow():
         await asyncio.Event().wait()
@@ -434,7 +434,7 @@ def test_rule_08_a_steps_timeout_is_no_stop(guard):
     assert outcome_of(guard, run.id, "slow")["error"]["type"] == "TimeoutError"
 
 
-def test_rule_08_the_runs_deadline_is_a_budget_stop(guard):
+def test_the_runs_deadline_is_a_budget_stop(guard):
     with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(seconds=0.5)) as run:
         asyncio.run(sleeper())
     assert raised.value.resource == "seconds"
@@ -444,7 +444,7 @@ def test_rule_08_the_runs_deadline_is_a_budget_stop(guard):
     assert outcome_of(guard, run.id, "sleeper")["error"]["type"] == "BudgetExceededError"
 
 
-def test_rule_08_nested_bodies_at_the_deadline(guard):
+def test_nested_bodies_at_the_deadline(guard):
     @guarded_step
     async def agent():
         with suppress(Exception):
@@ -456,7 +456,7 @@ def test_rule_08_nested_bodies_at_the_deadline(guard):
     assert raised.value.__cause__ is None
 
 
-def test_rule_08_a_scopes_deadline(guard):
+def test_a_scopes_deadline(guard):
     async def main(run) -> str:
         with pytest.raises(BudgetExceededError) as raised:
             async with run.scope("s", Budget(seconds=0.05)):
@@ -469,7 +469,7 @@ def test_rule_08_a_scopes_deadline(guard):
     assert run.state is RunState.COMPLETED
 
 
-def test_rule_08_a_kill_wins_over_a_deadline(guard):
+def test_a_kill_wins_over_a_deadline(guard):
     """Both are met at the same check: the kill is raised."""
     with pytest.raises(KillSwitchTriggeredError), guard.run("r", budget=Budget(seconds=0)) as run:
         guard.components.switch.record("kill_set", {"scope": "global", "reason": "first", "actor": "ann"})
@@ -477,7 +477,7 @@ def test_rule_08_a_kill_wins_over_a_deadline(guard):
     assert run.state is RunState.KILLED
 
 
-def test_rule_08_a_sync_body_meets_the_deadline_at_its_next_step(guard):
+def test_a_sync_body_meets_the_deadline_at_its_next_step(guard):
     @guarded_step
     def work() -> None:
         threading.Event().wait(0.06)
@@ -492,7 +492,7 @@ def test_rule_08_a_sync_body_meets_the_deadline_at_its_next_step(guard):
 # --- code between the steps ------------------------------------------------------------------------
 
 
-def test_rule_08_code_between_steps_is_stopped_at_its_next_check(guard):
+def test_code_between_steps_is_stopped_at_its_next_check(guard):
     reached = []
 
     async def agent() -> None:
@@ -508,7 +508,7 @@ def test_rule_08_code_between_steps_is_stopped_at_its_next_check(guard):
     assert reached == ["after the await"]
 
 
-def test_rule_08_run_check_stops_a_loop_without_steps(guard):
+def test_run_check_stops_a_loop_without_steps(guard):
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         for n in range(10):
             run.check()
@@ -516,7 +516,7 @@ def test_rule_08_run_check_stops_a_loop_without_steps(guard):
             run.kill("now")
 
 
-def test_rule_08_a_step_block_is_cancelled_too(guard):
+def test_a_step_block_is_cancelled_too(guard):
     async def agent(entered):
         from agentguard import current_run
 
@@ -528,7 +528,7 @@ def test_rule_08_a_step_block_is_cancelled_too(guard):
     assert outcome_of(guard, stop.run_id, "block")["error"]["type"] == "KillSwitchTriggeredError"
 
 
-def test_rule_08_no_body_is_left_behind(guard):
+def test_no_body_is_left_behind(guard):
     """What a run holds of its bodies is gone when they are."""
     with suppress(RunStopped), guard.run("r", budget=Budget(steps=3)) as run:
         for _ in range(4):
@@ -536,7 +536,7 @@ def test_rule_08_no_body_is_left_behind(guard):
     assert not run.live_run.in_flight.bodies
 
 
-def test_rule_08_no_task_is_held_once_it_is_done(guard):
+def test_no_task_is_held_once_it_is_done(guard):
     tasks = weakref.WeakSet()
 
     async def main() -> None:
@@ -549,7 +549,7 @@ def test_rule_08_no_task_is_held_once_it_is_done(guard):
         assert not tasks
 
 
-def test_rule_08_a_budget_stop_of_another_process_leaves_the_body_in_flight(sqlite_guard):
+def test_a_budget_stop_of_another_process_leaves_the_body_in_flight(sqlite_guard):
     @guarded_step
     async def waits() -> str:
         began.set()
@@ -580,7 +580,7 @@ def test_rule_08_a_budget_stop_of_another_process_leaves_the_body_in_flight(sqli
 # --- without a task ----------------------------------------------------------------------------------
 
 
-def test_rule_08_a_step_that_is_driven_by_no_task_is_counted_and_refused_like_any_other(guard):
+def test_a_step_that_is_driven_by_no_task_is_counted_and_refused_like_any_other(guard):
     """As by another library's loop, which sends into coroutines itself."""
 
     @guarded_step

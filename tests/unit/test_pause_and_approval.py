@@ -1,4 +1,4 @@
-"""Rule 10: a pause closes admission and nothing else; an approval blocks its own step and no other."""
+"""Pause and approval: a pause closes admission and nothing else; an approval blocks its own step and no other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.testing import FakeClock
+from tests.kit import wait_until
 
 DEADLINE = 60.0
 
@@ -44,13 +44,6 @@ def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guard]:
     url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'events.db'}"
     with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
         yield guard
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Other:
@@ -82,7 +75,7 @@ def types(guard: Guard, run_id: str) -> list[str]:
 # --- pause -------------------------------------------------------------------------------------
 
 
-def test_rule_10_a_body_in_flight_finishes_and_is_delivered_during_a_pause(guard: Guard) -> None:
+def test_a_body_in_flight_finishes_and_is_delivered_during_a_pause(guard: Guard) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     @guarded_step
@@ -103,7 +96,7 @@ def test_rule_10_a_body_in_flight_finishes_and_is_delivered_during_a_pause(guard
         run.resume()
 
 
-def test_rule_10_a_step_waits_for_the_resume_and_is_not_on_record_before(guard: Guard) -> None:
+def test_a_step_waits_for_the_resume_and_is_not_on_record_before(guard: Guard) -> None:
     with guard.run("r") as run:
         run.pause("look")
         other = Other(run.bind(lambda: work(7)))
@@ -114,7 +107,7 @@ def test_rule_10_a_step_waits_for_the_resume_and_is_not_on_record_before(guard: 
         assert other.join().result == 7
 
 
-def test_rule_10_a_task_waits_without_blocking_the_loop(guard: Guard) -> None:
+def test_a_task_waits_without_blocking_the_loop(guard: Guard) -> None:
     @guarded_step
     async def ask() -> str:
         return "answer"
@@ -132,7 +125,7 @@ def test_rule_10_a_task_waits_without_blocking_the_loop(guard: Guard) -> None:
     asyncio.run(main())
 
 
-def test_rule_10_whoever_waits_wakes_on_a_stop(guard: Guard) -> None:
+def test_whoever_waits_wakes_on_a_stop(guard: Guard) -> None:
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         run.pause("look")
         others = [Other(run.bind(work)) for _ in range(3)]
@@ -142,7 +135,7 @@ def test_rule_10_whoever_waits_wakes_on_a_stop(guard: Guard) -> None:
     assert "step_started" not in types(guard, run.id)
 
 
-def test_rule_10_a_pause_takes_no_running_time() -> None:
+def test_a_pause_takes_no_running_time() -> None:
     clock = FakeClock()
     with Guard.in_memory(clock=clock, telemetry=False) as guard:
         with guard.run("r", budget=Budget(seconds=10)) as run:
@@ -156,7 +149,7 @@ def test_rule_10_a_pause_takes_no_running_time() -> None:
         assert guard.summary(run.id).duration == 9
 
 
-def test_rule_10_resume_lifts_a_pause_and_nothing_else(guard: Guard) -> None:
+def test_resume_lifts_a_pause_and_nothing_else(guard: Guard) -> None:
     with guard.run("r") as run:
         with pytest.raises(InvalidStateTransitionError):
             run.resume()
@@ -178,7 +171,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_rule_10_a_pause_outlives_its_owner(tmp_path: Path) -> None:
+def test_a_pause_outlives_its_owner(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'events.db'}"
     child = subprocess.run(
         [sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, timeout=DEADLINE, check=False
@@ -194,10 +187,10 @@ def test_rule_10_a_pause_outlives_its_owner(tmp_path: Path) -> None:
 # --- approvals ---------------------------------------------------------------------------------
 
 
-def test_rule_10_an_approval_blocks_its_own_step_and_no_other(guard: Guard) -> None:
+def test_an_approval_blocks_its_own_step_and_no_other(guard: Guard) -> None:
     with guard.run("r") as run:
         other = Other(run.bind(lambda: wire(5)))
-        until(guard.approvals)
+        wait_until(guard.approvals)
         assert run.state is RunState.RUNNING
         assert work(1) == 1
         (waiting,) = guard.approvals()
@@ -205,10 +198,10 @@ def test_rule_10_an_approval_blocks_its_own_step_and_no_other(guard: Guard) -> N
         assert other.join().result == 5
 
 
-def test_rule_10_a_denied_step_does_not_run_and_the_run_goes_on(guard: Guard) -> None:
+def test_a_denied_step_does_not_run_and_the_run_goes_on(guard: Guard) -> None:
     with guard.run("r") as run:
         other = Other(run.bind(lambda: wire(5)))
-        until(guard.approvals)
+        wait_until(guard.approvals)
         guard.deny(run.id, guard.approvals()[0].key, reason="too much", actor="ann")
         error = other.join().error
         assert isinstance(error, ApprovalDeniedError)
@@ -218,7 +211,7 @@ def test_rule_10_a_denied_step_does_not_run_and_the_run_goes_on(guard: Guard) ->
     assert run.spent["steps"] == 1, "a refused step uses nothing"
 
 
-def test_rule_10_a_decision_is_for_the_arguments_it_was_asked_about(guard: Guard) -> None:
+def test_a_decision_is_for_the_arguments_it_was_asked_about(guard: Guard) -> None:
     @guarded_step(approval=True, key="the-transfer")
     def transfer(amount: int) -> int:
         if amount == 5:
@@ -228,30 +221,30 @@ def test_rule_10_a_decision_is_for_the_arguments_it_was_asked_about(guard: Guard
     with guard.run("r") as run:
         for amount in (5, 9):
             other = Other(run.bind(lambda amount=amount: transfer(amount)))
-            until(guard.approvals)
+            wait_until(guard.approvals)
             guard.approve(run.id, guard.approvals()[0].key)
             other.join()
         assert other.result == 9
     assert types(guard, run.id).count("approval_requested") == 2, "other arguments were asked about anew"
 
 
-def test_rule_10_a_decision_that_nobody_waits_for_is_refused(guard: Guard) -> None:
+def test_a_decision_that_nobody_waits_for_is_refused(guard: Guard) -> None:
     with guard.run("r") as run:
         for decide in (guard.approve, guard.deny):
             with pytest.raises(AgentGuardError, match="no step 'main/wire#1'"):
                 decide(run.id, "main/wire#1")
 
 
-def test_rule_10_a_step_that_waits_wakes_on_a_kill(guard: Guard) -> None:
+def test_a_step_that_waits_wakes_on_a_kill(guard: Guard) -> None:
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         other = Other(run.bind(lambda: wire(5)))
-        until(guard.approvals)
+        wait_until(guard.approvals)
         run.kill("enough")
         assert isinstance(other.join().error, KillSwitchTriggeredError)
     assert "step_started" not in types(guard, run.id)
 
 
-def test_rule_10_seconds_do_not_count_while_approvals_alone_are_waited_for() -> None:
+def test_seconds_do_not_count_while_approvals_alone_are_waited_for() -> None:
     clock = FakeClock()
     with Guard.in_memory(clock=clock, telemetry=False) as guard:
 
@@ -261,7 +254,7 @@ def test_rule_10_seconds_do_not_count_while_approvals_alone_are_waited_for() -> 
 
         with guard.run("r", budget=Budget(seconds=10)) as run:
             waiter = Other(lambda: run.bind(pay)(7))
-            until(guard.approvals)
+            wait_until(guard.approvals)
             clock.advance(3600)
             assert run.remaining.seconds == 10
             guard.approve(run.id, guard.approvals()[0].key)
@@ -272,7 +265,7 @@ def test_rule_10_seconds_do_not_count_while_approvals_alone_are_waited_for() -> 
         assert guard.summary(run.id).duration == 4
 
 
-def test_rule_10_seconds_count_while_another_step_is_in_flight() -> None:
+def test_seconds_count_while_another_step_is_in_flight() -> None:
     clock, go = FakeClock(), threading.Event()
     with Guard.in_memory(clock=clock, telemetry=False) as guard:
 
@@ -282,7 +275,7 @@ def test_rule_10_seconds_count_while_another_step_is_in_flight() -> None:
 
         with guard.run("r", budget=Budget(seconds=10)) as run:
             other, waiter = Other(run.bind(busy)), Other(lambda: run.bind(wire)(7))
-            until(lambda: guard.approvals() and run.summary().open_steps)
+            wait_until(lambda: guard.approvals() and run.summary().open_steps)
             clock.advance(9)
             assert run.remaining.seconds == 1
             go.set()
