@@ -11,7 +11,7 @@ from agentguard.errors import AgentGuardError
 from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import aio, outcome, phases
 from agentguard.steps.flow import open_step
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.spec import StepSpec
 
 #: Why a block cannot be replayed: there is no function to leave out.
@@ -25,7 +25,9 @@ class BlockAbandonedError(AgentGuardError):
 class StepBlock:
     """A step around a block, sync or async; `as` gives its `Step`."""
 
-    def __init__(self, spec: StepSpec, position: Any, *, attributes: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, spec: StepSpec, position: InRun, *, attributes: Mapping[str, Any] | None = None
+    ) -> None:
         self._step = open_step(spec, position, (), {})
         self._step.attributes = attributes
         self._token: Any = None

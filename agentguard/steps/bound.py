@@ -12,10 +12,11 @@ from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
 from agentguard.runs.current import CURRENT, Position, leave, on_branch
 from agentguard.steps.drivers import is_coroutine_function
+from agentguard.steps.model import InRun
 from agentguard.tenancy import check_id
 
 
-def bind(position: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+def bind(position: InRun, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, which will run in a branch of its own that begins here, wherever it is called.
 
     Called more than once, each further call begins a branch under that one.
@@ -72,7 +73,7 @@ class _PositionBlock:
 class BranchBlock(_PositionBlock):
     """`with run.branch(name):` a line of control that the caller names."""
 
-    def __init__(self, position: Any, name: str) -> None:
+    def __init__(self, position: InRun, name: str) -> None:
         super().__init__(on_branch(position, position.branch.child(check_id(name, "branch"))))
 
     def __enter__(self) -> Branch:
@@ -86,7 +87,7 @@ class BranchBlock(_PositionBlock):
 class AccountBlock(_PositionBlock):
     """`with run.account(name, budget):` steps inside are charged to a named account too."""
 
-    def __init__(self, position: Any, account: NamedAccount) -> None:
+    def __init__(self, position: InRun, account: NamedAccount) -> None:
         there = Position(position.run, position.scope, position.branch, position.step, account)
         super().__init__(there)
 

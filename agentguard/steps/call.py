@@ -9,13 +9,14 @@ from typing import Any
 
 from agentguard.steps.block import StepBlock
 from agentguard.steps.drivers import driver_of
+from agentguard.steps.model import InRun
 from agentguard.steps.options import OPTION_NAMES, step_spec
 from agentguard.steps.spec import StepSpec, checked_attributes
 
 running_loop = asyncio._get_running_loop
 
 
-def ensure_task_factory(position: Any) -> None:
+def ensure_task_factory(position: InRun) -> None:
     """See to it that tasks of the loop that runs now, if one does, get branches."""
     loop = running_loop()
     if loop is not None and loop not in position.live_run.in_flight.loops:
@@ -23,7 +24,7 @@ def ensure_task_factory(position: Any) -> None:
 
 
 def call(
-    position: Any, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+    position: InRun, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """One guarded call of a function that carries no decorator, its options among its keywords."""
     step_options = {key: options.pop(key) for key in tuple(options) if key in OPTION_NAMES}
@@ -31,7 +32,7 @@ def call(
 
 
 def apply(  # noqa: PLR0917 - called from two places, in the order of the call itself
-    position: Any,
+    position: InRun,
     name: str,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -46,7 +47,7 @@ def apply(  # noqa: PLR0917 - called from two places, in the order of the call i
     return driver(spec, position, fn, args, kwargs, attributes=attributes)
 
 
-def block(position: Any, name: str, options: dict[str, Any]) -> StepBlock:
+def block(position: InRun, name: str, options: dict[str, Any]) -> StepBlock:
     """A `run.step` block."""
     if callable(options.get("usage")) or callable(options.get("reserve")):
         raise TypeError(

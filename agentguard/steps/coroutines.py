@@ -8,13 +8,13 @@ from typing import Any
 from agentguard.steps.aio import require_asyncio
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import finish, recorded
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.spec import StepSpec
 
 
 def call(
     spec: StepSpec,
-    position: Any,
+    position: InRun,
     fn: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

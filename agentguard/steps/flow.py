@@ -40,7 +40,7 @@ from agentguard.steps import approvals, exceptions, limit_questions
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import Step, with_step
+from agentguard.steps.model import InRun, Step, with_step
 from agentguard.steps.spec import StepSpec, name_option
 from agentguard.steps.unknown_cost import unknown_cost
 
@@ -52,7 +52,7 @@ _RUNNING = RunState.RUNNING
 # --- opening a step: synchronous, at the call ----------------------------------------------------
 
 
-def open_step(spec: StepSpec, position: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
+def open_step(spec: StepSpec, position: InRun, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
     """Return the step of a call; its key is fixed now."""
     branch = position.branch
     if branch.tasks is not None:

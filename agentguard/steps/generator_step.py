@@ -18,7 +18,7 @@ from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, phases
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.served import RecordedOutcome, ServedItems
 from agentguard.steps.spec import StepSpec
 
@@ -56,7 +56,7 @@ class GeneratorStep:
     def __init__(
         self,
         spec: StepSpec,
-        position: Any,
+        position: InRun,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agentguard.budget.account import Amounts, Request
 from agentguard.budget.model import Usage
@@ -20,8 +20,47 @@ if TYPE_CHECKING:
     from agentguard.steps.live import LiveRun
 
 
+class InRun(Protocol):
+    """Where code stands in a run: a `Position`, or the `Step` in whose body it runs."""
+
+    @property
+    def run(self) -> Any:
+        """The public `Run`."""
+        ...
+
+    @property
+    def live_run(self) -> LiveRun:
+        """The run as this process has it."""
+        ...
+
+    @property
+    def scope(self) -> Any:
+        """The public `Scope`, or None."""
+        ...
+
+    @property
+    def scope_key(self) -> str:
+        """The scope's key; empty for the run itself."""
+        ...
+
+    @property
+    def branch(self) -> Branch:
+        """Where calls are numbered."""
+        ...
+
+    @property
+    def step(self) -> Step | None:
+        """The step whose body runs here, or None."""
+        ...
+
+    @property
+    def account(self) -> NamedAccount | None:
+        """The named account that steps here are charged to, or None."""
+        ...
+
+
 class Step:
-    """One call of a guarded step, and the place its body runs in.
+    """One call of a guarded step, and the position of its body.
 
     `current_step()` gives it inside the body.  `idempotency_key` is stable over attempts, replays
     and recoveries: hand it to the service that you call, so that a repeat happens once.
@@ -58,7 +97,7 @@ class Step:
         "unpriced",
     )
 
-    def __init__(self, spec: StepSpec, position: Any, key: str, pos: int) -> None:
+    def __init__(self, spec: StepSpec, position: InRun, key: str, pos: int) -> None:
         self.spec = spec
         self.pos = pos
         self.run = position.run

@@ -24,6 +24,7 @@ from agentguard.runs.current import CURRENT, leave, on_branch
 from agentguard.steps import exceptions, values
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun
 from agentguard.steps.served import RecordedOutcome
 from agentguard.steps.spinning import check_place
 
@@ -33,26 +34,26 @@ def seeded(live_run: LiveRun, key: str) -> bytes:
     return hmac.digest(live_run.log.fold.seed.encode(), key.encode(), sha256)
 
 
-def seeded_uuid(live_run: LiveRun, position: Any) -> uuid.UUID:
+def seeded_uuid(live_run: LiveRun, position: InRun) -> uuid.UUID:
     """A random-looking UUID (version 8, RFC 9562) that replays."""
     number = int.from_bytes(seeded(live_run, position.branch.next_key("run.uuid"))[:16], "big")
     number = number & ~(0xF << 76) | (8 << 76)
     return uuid.UUID(int=number & ~(0x3 << 62) | (2 << 62))
 
 
-def seeded_random(live_run: LiveRun, position: Any) -> float:
+def seeded_random(live_run: LiveRun, position: InRun) -> float:
     """A number in [0, 1), 53 bits, that replays."""
     digest = seeded(live_run, position.branch.next_key("run.random"))
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
-def now(live_run: LiveRun, position: Any) -> datetime:
+def now(live_run: LiveRun, position: InRun) -> datetime:
     """The wall clock, recorded."""
     stamp = record(live_run, position, "run.now", live_run.clock.wall)
     return datetime.fromtimestamp(stamp / 1e9, UTC)
 
 
-def record(live_run: LiveRun, position: Any, name: str, fn: Callable[[], Any]) -> Any:
+def record(live_run: LiveRun, position: InRun, name: str, fn: Callable[[], Any]) -> Any:
     """What `fn()` gives or raises, recorded; awaitable for a coroutine function."""
     key, pos = position.branch.next_call(key_segment(name))
     if live_run.player is not None:
@@ -69,7 +70,7 @@ def record(live_run: LiveRun, position: Any, name: str, fn: Callable[[], Any]) -
 
 
 @contextlib.contextmanager
-def _body(position: Any, call: tuple[str, int], name: str) -> Iterator[None]:
+def _body(position: InRun, call: tuple[str, int], name: str) -> Iterator[None]:
     """Where the function runs: in a branch of its own, as the body of a step does.
 
     What it raises is on record too, for a replay to raise; not what ends a program or a recovery.
@@ -92,14 +93,14 @@ async def _ready(served: RecordedOutcome) -> Any:
     return served.result()
 
 
-async def _record_async(position: Any, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
+async def _record_async(position: InRun, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
     with _body(position, call, name):
         value = await fn()
     _capture(position, call, name, value)
     return value
 
 
-def _capture(position: Any, call: tuple[str, int], name: str, value: Any) -> None:
+def _capture(position: InRun, call: tuple[str, int], name: str, value: Any) -> None:
     live_run: LiveRun = position.run.live_run
     try:
         payload, _, reason = values.capture(value, by_name=True)
@@ -118,7 +119,7 @@ def _capture(position: Any, call: tuple[str, int], name: str, value: Any) -> Non
 
 
 def _put(
-    position: Any, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
+    position: InRun, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
 ) -> None:
     live_run: LiveRun = position.run.live_run
     key, pos = call

@@ -15,6 +15,7 @@ from agentguard.runs.current import CURRENT, Position, leave
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun
 from agentguard.steps.spinning import check_place
 from agentguard.tenancy import check_id
 
@@ -29,7 +30,7 @@ class Scope:
     Use it as `with` or `async with`; made by `run.scope(name, budget=...)`.
     """
 
-    def __init__(self, run: Any, position: Any, name: str, budget: Budget | None) -> None:
+    def __init__(self, run: Any, position: InRun, name: str, budget: Budget | None) -> None:
         self._live_run: LiveRun = run.live_run
         self._position = position
         self._token: Any = None

@@ -11,13 +11,14 @@ from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import follow, recorded
 from agentguard.steps.interrupt import SyncBody, in_a_body, uninterruptible
 from agentguard.steps.kinds import is_value, kind_of
+from agentguard.steps.model import InRun
 from agentguard.steps.phases import begin, close, rescue, settled
 from agentguard.steps.spec import StepSpec
 
 
 def call(
     spec: StepSpec,
-    position: Any,
+    position: InRun,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
