@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -87,12 +88,13 @@ class Webhook:
             logger.error("%s takes no alerts, one is dropped: %s", self._name, notice.alert.message)  # noqa: TRY400
 
     def close(self, timeout: float = 10.0) -> None:
-        """Send what waits, and end; after `timeout` seconds nothing is tried again, or begun."""
+        """Send what waits, and end; after `timeout` seconds nothing is tried again, begun, or waited for."""
         giving_up = threading.Timer(timeout, self._closing.set)
         giving_up.daemon = True
         giving_up.start()
-        self._waiting.put(None)
-        self._thread.join()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=timeout)
+        self._thread.join(timeout + _TIMEOUT)  # an endpoint that answers byte by byte has no end
         giving_up.cancel()
 
     def send(self, notice: Notice) -> None:

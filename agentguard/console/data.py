@@ -14,7 +14,7 @@ from agentguard import _encoding
 from agentguard.alerts.rules import Alert, Present, Thresholds, alerts
 from agentguard.alerts.watch import relay_is_silent
 from agentguard.audit.reading import asked_arguments, read_whole
-from agentguard.console.auth import Auth, Identity
+from agentguard.console.auth import Auth, ConsoleError, Identity
 from agentguard.console.tokens import Role, Tokens
 from agentguard.errors import AgentGuardError, RunNotFoundError
 from agentguard.events import codec
@@ -185,11 +185,14 @@ class Console:
 
         Raises:
             ValueError: there is no such state.
+            ConsoleError: there is no run `after`.
         """
         wanted = RunState(state) if state else None
         own = who.tenant if who.tenant is not None else tenant or None
         if tenant and not who.sees(tenant):
             return RunPage([], None)
+        if after and not self._is_there(who, after):
+            raise ConsoleError(400, f"there is no run {after} to go on from; begin again with the newest")
         found: list[RunRow] = []
         last: str | None = None
         for row in islice(self._older(own, wanted, after), _LOOKED_THROUGH):
@@ -199,6 +202,10 @@ class Console:
             if not name or fnmatchcase(row.name, name):
                 found.append(row)
         return RunPage(found, None if last is None or self._is_oldest(own, wanted, last) else last)
+
+    def _is_there(self, who: Identity, run_id: str) -> bool:
+        row = self.guard.components.store.row(run_id)
+        return row is not None and who.sees(row.tenant)
 
     def _older(self, tenant: str | None, state: RunState | None, after: str) -> Iterator[RunRow]:
         """The rows from after a run on; the store is asked for more only as they are needed."""

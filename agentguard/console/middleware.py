@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Limits:
         except TimeoutError:
             await PlainTextResponse("the body took too long", 408)(scope, receive, send_safely)
             return
+        except ClientDisconnect:  # what came is not the whole request, and nobody waits for an answer
+            return
         if body is None:
             text = f"the body is larger than {MOST_BYTES} bytes"
             response = PlainTextResponse(text, 413, headers={"connection": "close"})
@@ -68,7 +71,7 @@ async def _read(receive: Receive) -> bytes | None:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return body
+            raise ClientDisconnect
         body += bytes(message.get("body", b""))
         if len(body) > MOST_BYTES:
             return None

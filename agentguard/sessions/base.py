@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Budget, check_budget
-from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped
+from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped, StoreUnavailableError
 from agentguard.events import model as ev
 from agentguard.events.model import Head, Record
 from agentguard.killswitch import kill_requests
@@ -104,7 +105,8 @@ def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
     """Put a kill on record, stop what it covers, and return its generation."""
     generation = runtime.components.switch.record(kind, order)
     runtime.observe()
-    close_dead_runs(runtime.components)
+    with contextlib.suppress(StoreUnavailableError):  # the kill is in force; a heartbeat ends dead runs later
+        close_dead_runs(runtime.components)
     return generation
 
 

@@ -22,13 +22,15 @@ from agentguard.errors import (
 )
 from agentguard.events import codec
 from agentguard.events import model as ev
-from agentguard.program import Program, check_own
+from agentguard.program import Program, check_own, load, name_of
 from agentguard.protocols import RunQueue, RunRow
 from agentguard.run import Run
 from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
+from agentguard.sessions.base import live_run_of
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.options import RunOptions
+from agentguard.steps.limit_questions import question
 from agentguard.workers.job import ComesAgain, RunJob, backoff
 from agentguard.workers.session import Claim, WorkerSession
 
@@ -70,7 +72,7 @@ class Execution:
         except ComesAgain:
             raise
         except _PASSING as error:
-            raise ComesAgain(str(error), _SOON) from error
+            raise self._after_outage(error, 1) from error
         except Exception as error:
             _log.exception("run %s could not be carried out", self.job.run_id)
             raise self._after_obstacle(error) from error
@@ -79,7 +81,7 @@ class Execution:
         row = self._row()  # first: if somebody else claims the run later, ours is refused
         if row is None or not self.queue.holds(self.job_id, self.worker):
             return
-        if RunState(row.state) is RunState.PAUSED:
+        if RunState(row.state) is RunState.PAUSED and not self._asks():
             raise ComesAgain("it is paused", _PAUSED)
         if self._deaths(row) >= self.most_deaths:
             self._end(row, WorkersDiedError(row.run_id, self.most_deaths))
@@ -94,16 +96,23 @@ class Execution:
         if row is not None:
             self._come_again(row, claim, error)
 
+    def _asks(self) -> bool:
+        """Return whether a paused run asks at its limit: only a process that has it counts the time."""
+        return question(live_run_of(self.runtime, self.job.run_id).fold) is not None
+
     def _row(self) -> RunRow | None:
         """Return the row of the run; None where it has ended."""
         row = self.runtime.components.store.row(self.job.run_id)
         return None if row is None or RunState(row.state).final else row
 
     def _deaths(self, row: RunRow) -> int:
-        """Return how many owners of a run have died, the last one included."""
+        """Return how many owners of a run have died, the last one included.
+
+        One that could not let the run go, since the store was away, has not died.
+        """
         records = (codec.decode(stored.body) for stored in self.runtime.components.store.read(row.run_id))
         taken = sum(r.type == ev.RUN_RECOVERED and "from" in (r.data or {}) for r in records)
-        return taken + bool(row.owner)
+        return taken + bool(row.owner) - self.job.outages
 
     def _call(self, row: RunRow, claim: Claim) -> None:
         program = self._program()
@@ -113,13 +122,19 @@ class Execution:
 
     def _program(self) -> Program:
         target = self.job.function
-        check_own(target)
         module = target.partition(":")[0]
+        # Before anything is loaded: to load a file is to run it.
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ProgramError(target, "workers call functions of modules, and this is none")
+        check_own(target)
         if self.allowed and not any(f"{module}.".startswith(f"{name}.") for name in self.allowed):
             raise ProgramError(
                 target, f"this worker calls functions of {', '.join(self.allowed)} alone (--allow)"
             )
-        return Program.load(target)
+        found, loaded = load(target)
+        if name_of(found) != target:  # a name that the module has imported from elsewhere
+            raise ProgramError(target, "it is defined in another module; name it there")
+        return Program(target, found, loaded)
 
     # --- runs that have not ended --------------------------------------------------------------
 
@@ -132,7 +147,7 @@ class Execution:
         if RunState(row.state) is RunState.PAUSED:
             raise ComesAgain("it is paused", _PAUSED) from error
         if isinstance(error, _PASSING):
-            raise ComesAgain(str(error), _SOON) from error
+            raise self._after_outage(error, bool(row.owner)) from error
         if isinstance(error, RunStopped):  # drained
             raise ComesAgain("this worker lets it go") from error
         again = self._after_obstacle(error)
@@ -140,6 +155,9 @@ class Execution:
         if again.note["obstacles"] < _MOST_OBSTACLES or not isinstance(error, _OBSTACLES):
             raise again from error
         self._end(row, error)
+
+    def _after_outage(self, error: BaseException, left_owned: int) -> ComesAgain:
+        return ComesAgain(str(error), _SOON, outages=self.job.outages + left_owned)
 
     def _after_obstacle(self, error: BaseException | None) -> ComesAgain:
         obstacles = self.job.obstacles + 1

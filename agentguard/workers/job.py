@@ -28,6 +28,8 @@ class RunJob(msgspec.Struct, kw_only=True):
     failures: int = 0
     #: How often a worker could not carry it out, and another might.
     obstacles: int = 0
+    #: How often a worker that lives could not let it go, since the store was away.
+    outages: int = 0
 
     def to_args(self) -> dict[str, Any]:
         """Return it as plain data, but for the two ids, which the queue adds."""

@@ -9,6 +9,7 @@ from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, RunSt
 from agentguard.protocols import RunRow
 from agentguard.replay import trying_again
 from agentguard.runtime import Runtime
+from agentguard.sessions import drain
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.steps.live import LiveRun
@@ -54,7 +55,8 @@ class WorkerSession(RecoverySession):
     def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, or let it go for another try."""
         if error is not None and self._comes_again(live_run, error):
-            self.give_back(live_run)
+            drain.drain(self.runtime, live_run, timeout=0)  # its other threads begin nothing more
+            self.end_span(live_run, None)
             return None
         return super().close(live_run, error)
 
@@ -67,6 +69,8 @@ class WorkerSession(RecoverySession):
         if isinstance(error, _PASSING):
             return True
         if isinstance(error, AgentGuardError) or not isinstance(error, Exception):
+            return False
+        if live_run.fold.open.keys() - live_run.log.elsewhere:  # of threads that go on
             return False
         if not self._claimed.may_try_again or not trying_again.prepare(live_run, error):
             return False

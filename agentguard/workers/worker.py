@@ -231,12 +231,12 @@ class Worker:
         _log.info("stopping: %d runs are let go", len(self._busy))
         deployment.jobs.stopping = True
         engine.stop()  # type: ignore[no-untyped-call]
-        drains: set[asyncio.Task[None]] = set()
         while True:
             for busy in tuple(self._busy):
                 if not busy.drained and busy.run.state is not RunState.CREATED:
                     busy.drained = True
-                    drains.add(asyncio.create_task(asyncio.to_thread(self._let_go, busy.run)))
+                    # A drain may wait: an executor would have no room for all of them, nor end.
+                    threading.Thread(target=self._let_go, args=(busy.run,), daemon=True).start()
             await asyncio.sleep(_POLL)
 
     def _let_go(self, run: Run) -> None:

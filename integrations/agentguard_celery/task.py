@@ -18,6 +18,7 @@ from agentguard import (
     RunState,
     RunStopped,
     StepOutcomeUnknownError,
+    current_run,
 )
 from agentguard.errors import RunNotFoundError, RunOwnedError
 
@@ -59,11 +60,14 @@ class GuardedTask(Task):  # type: ignore[misc]
         run_id = f"celery-{self.request.id}"
         if self.request.retries:
             run_id += f"-{self.request.retries}"
+        around = current_run()
+        if around is not None and around.id == run_id:  # called by hand, in its own delivery
+            return self._in_a_run(None, args, kwargs)
         return self._delivered(run_id, args, kwargs)
 
     def _delivered(self, run_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self._state(run_id)
-        if state is RunState.PAUSED:
+        if state is RunState.PAUSED and not self._asks(run_id):
             self._come_later()
         if state is not None and state.final:
             return self._as_recorded(run_id, args, kwargs)
@@ -83,6 +87,10 @@ class GuardedTask(Task):  # type: ignore[misc]
             return self.guard.summary(run_id).state
         except RunNotFoundError:
             return None
+
+    def _asks(self, run_id: str) -> bool:
+        """Return whether the run asks at its limit: the time to answer runs in the process that has it."""
+        return any(asked.run_id == run_id and asked.limit for asked in self.guard.approvals())
 
     def _in_a_run(self, run_id: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.guard.run(

@@ -6,7 +6,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ pytest.importorskip("jinja2")
 
 from typing import TYPE_CHECKING
 
-from agentguard import Budget, Guard
+from agentguard import Budget, Guard, KillSwitchTriggeredError, StoreUnavailableError
 from agentguard.console.app import create_app
 from agentguard.console.middleware import MOST_BYTES, Limits
 from agentguard.console.tokens import Role, TokenError, Tokens
@@ -305,6 +305,71 @@ def test_metrics_name_the_live_runs_of_each_tenant_and_escape_them(site: Site) -
     with site.guard.run("a", tenant="acme"):
         text = site.client(site.token(Role.VIEWER)).get("/metrics").text
     assert 'agentguard_runs_live{tenant="acme",state="RUNNING"} 1' in text
+
+
+def test_a_kill_needs_no_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = site.client(site.token(Role.OPERATOR))
+
+    def away(**given: object) -> None:
+        raise StoreUnavailableError("the store is away")
+
+    with pytest.raises(KillSwitchTriggeredError), site.guard.run("a") as run:
+        with monkeypatch.context() as patched:
+            patched.setattr(site.guard.components.store, "rows", away)
+            killed = client.http.post(
+                "/api/kill",
+                json={"scope": "global", "target": "", "reason": "it burns", "confirm": "kill all"},
+            )
+        assert killed.status_code == 200, killed.text
+        with suppress(KillSwitchTriggeredError):
+            run.call("x", int)
+        assert isinstance(run.stop, KillSwitchTriggeredError)
+
+
+def test_a_form_that_is_cut_off_is_not_carried_out(site: Site) -> None:
+    browser = site.browser()
+    with site.guard.run("a", budget=Budget(usd=5)) as run:
+        whole = f"csrf={browser.csrf('/')}&usd=100&reason=more".encode()
+        cut = whole[: whole.index(b"usd=1") + len(b"usd=1")]
+        sent: list[dict[str, object]] = []
+        arriving = iter(
+            [{"type": "http.request", "body": cut, "more_body": True}, {"type": "http.disconnect"}]
+        )
+
+        async def receive() -> dict[str, object]:
+            return next(arriving)
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        cookies = "; ".join(f"{name}={value}" for name, value in browser.http.cookies.items())
+        path = f"/runs/{run.id}/limit"
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [
+                (b"host", b"testserver"),
+                (b"cookie", cookies.encode()),
+                (b"content-type", FORM["content-type"].encode()),
+            ],
+            "client": ("127.0.0.1", 1),
+            "server": ("testserver", 80),
+        }
+        asyncio.run(site.app(scope, receive, send))
+        assert sent == []
+        assert run.summary().budget.usd == 5
+
+
+def test_a_page_after_a_run_that_is_not_there_is_refused(site: Site) -> None:
+    answer = site.client(site.token(Role.VIEWER)).get("/api/runs?after=gone")
+    assert answer.status_code == 400
+    assert "begin again" in answer.text
 
 
 def test_runs_are_paged_without_gap_or_repetition(site: Site) -> None:

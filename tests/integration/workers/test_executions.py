@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 
 from agentguard import Guard, RunState
+from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import QueueDepth
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.submitted import SubmittedSession
 from agentguard.workers.execution import Execution
 from agentguard.workers.job import ComesAgain, RunJob, backoff
+from tests.kit import wait_until
 
 HERE = Path(__file__).parent
 
@@ -188,6 +191,10 @@ def test_a_step_that_may_be_done_once_is_not_tried_again(guard: Guard, tmp_path:
     [
         ("worker_office:gone", "no function gone"),
         ("os:system", "own library"),
+        ("worker_office:os.system", "own library"),
+        ("worker_office:Path.cwd", "own library"),
+        ("worker_office:Run", "defined in another module"),
+        ("worker_office.egg-info/../evil.py:go", "functions of modules"),
         ("no_such:fn", "cannot import"),
     ],
 )
@@ -210,6 +217,36 @@ def test_a_run_of_another_program_is_ended_at_last(guard: Guard, tmp_path: Path)
     run.known["function"] = "worker_office:plain"  # a deployment that is another program
     assert run.until_the_end() is RunState.FAILED
     assert guard.summary(run.run_id).termination["type"] == "agentguard.errors.ReplayDivergenceError"
+
+
+def test_an_outage_of_the_store_is_no_death_of_a_worker(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run keeps its owner, who could not let it go, and is no nearer to its end."""
+
+    def away(*args: object) -> None:
+        raise StoreUnavailableError("the store is away")
+
+    run = job(guard, tmp_path, "store_is_away")
+    for outages in range(1, 6):
+        with monkeypatch.context() as patched:
+            patched.setattr(guard.components.store, "update_row", away)
+            again = run.execute()
+        assert again is not None
+        assert again.note == {"outages": outages}
+        assert run.state is RunState.RUNNING
+    run.known["function"] = "worker_office:nothing"
+    assert run.until_the_end() is RunState.COMPLETED
+
+
+def test_a_run_whose_threads_go_on_is_not_tried_again(guard: Guard, tmp_path: Path) -> None:
+    run = job(guard, tmp_path, "leaves_a_thread_at_work", retries=3, fails=1)
+    try:
+        assert run.until_the_end() is RunState.FAILED
+    finally:
+        (tmp_path / "gate-left").touch()
+    wait_until(lambda: not any(thread.name == "left" for thread in threading.enumerate()))
+    assert run.told() == ["flaky server attempt 1"]
 
 
 def test_the_back_off_grows_and_has_an_end() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
-from agentguard import Budget, Guard, Run, Usage, current_step, guarded_step
+from agentguard import Budget, Guard, Run, Usage, current_run, current_step, guarded_step
+from agentguard.errors import StoreUnavailableError
 
 guard = Guard.open(telemetry=False)
 
@@ -128,6 +130,23 @@ def nothing() -> None:
 async def asynchronous(run: Run, inputs: str) -> None:
     await asyncio.gather(slow(f"{inputs}-1"), slow(f"{inputs}-2"))
     step(run.name)
+
+
+def store_is_away(inputs: str) -> None:
+    raise StoreUnavailableError("the store is away")
+
+
+def leaves_a_thread_at_work(inputs: str) -> None:
+    at_work = threading.Event()
+
+    @guarded_step(effect="read")
+    def waits_on() -> None:
+        at_work.set()
+        gate("left")
+
+    threading.Thread(target=current_run().bind(waits_on), name="left").start()
+    at_work.wait(60)
+    flaky(inputs)
 
 
 def retried(inputs: str) -> None:
