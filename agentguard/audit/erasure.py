@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from agentguard.audit.verify import reconstruct
 from agentguard.errors import AgentGuardError
 from agentguard.events import codec
 from agentguard.events.model import PAYLOAD_ERASED, RUN_FORKED, Record
@@ -62,11 +63,14 @@ def prune(
 ) -> list[str]:
     """Drop the runs that ended before a time, and give their ids.
 
-    Runs that a live one may have to be recovered from stay.  The heads of the others go on record
-    first, so that `verify` tells a pruned run from a lost one.
+    Runs that a live one may have to be recovered from stay, and runs with a step in flight: without their log
+    its reservations could not be settled (`agentguard doctor --repair` does, where the process is dead).  The
+    heads of the others go on record first, so that `verify` tells a pruned run from a lost one.
     """
     before = datetime.fromtimestamp(ended_before_ns / 1e9, UTC).isoformat()
-    keep = _needed(store)
+    keep = _needed(store) | {
+        row.run_id for row in _ended_before(store, ended_before_ns) if _holds_reservations(store, row)
+    }
     ended = (row for row in _ended_before(store, ended_before_ns) if row.run_id not in keep)
     while batch := list(islice(ended, _BATCH)):
         heads = [{"run": row.run_id, **from_row(row).head._asdict()} for row in batch]
@@ -116,6 +120,11 @@ def _ended_before(store: EventStore, ended_before_ns: int) -> Iterator[RunRow]:
             for row in store.rows(state=str(state), limit=2**62):
                 if row.ended_ns is not None and row.ended_ns < ended_before_ns:
                     yield row
+
+
+def _holds_reservations(store: EventStore, row: RunRow) -> bool:
+    """Return whether steps of an ended run have no outcome; the row is as of its end, the log of now."""
+    return bool(from_row(row).open_steps) and bool(reconstruct(store, row).open)
 
 
 def _needed(store: EventStore) -> set[str]:

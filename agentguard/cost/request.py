@@ -10,8 +10,15 @@ from agentguard.cost.usage import MEDIA_TOKENS, USUAL_OUTPUT, CacheTtl
 
 #: What the APIs call the model, the bound of an answer and the number of answers, and where they nest them.
 _MODELS: Final = ("model", "model_name", "modelId", "model_id")
-_BOUNDS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "maxTokens", "maxOutputTokens")
-_ANSWERS: Final = ("n", "candidate_count", "candidateCount")
+_BOUNDS: Final = (
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "maxTokens",
+    "maxOutputTokens",
+    "max_tokens_to_sample",
+)
+_ANSWERS: Final = ("n", "best_of", "candidate_count", "candidateCount")
 _NESTED: Final = ("inferenceConfig", "config", "generation_config", "generationConfig")
 #: Parts of a message that are no text, by the `type` or the key that says so.
 _MEDIA_TYPES: Final = frozenset(
@@ -47,8 +54,8 @@ class ModelRequest(NamedTuple):
     @property
     def answers(self) -> int:
         """How many answers are asked for."""
-        asked = self._option(_ANSWERS)
-        return asked if _is_count(asked) else 1
+        asked = [self._option((name,)) for name in _ANSWERS]
+        return max((count for count in asked if _is_count(count)), default=1)
 
     @property
     def input_tokens(self) -> int:

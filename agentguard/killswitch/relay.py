@@ -164,7 +164,8 @@ class Relay:
 
     def _end(self) -> None:
         try:
-            self._remote.forget(self._host)
+            if not live_processes(self._live):  # else the host is waited for as one that is silent
+                self._remote.forget(self._host)
         except KillSwitchUnavailableError as error:
             _logger.info("%s", error)
         self._remote.close()

@@ -97,6 +97,11 @@ class Player:
         """Stop watching the program."""
         self._stalls.close()
 
+    def leave(self) -> None:
+        """Read the log no further; the program has left the run's block."""
+        with self._lock:
+            self.tape.close()
+
     def first_left(self) -> Call | None:
         """Return the first recorded call that was not made."""
         with self._lock:

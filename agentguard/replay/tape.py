@@ -6,7 +6,7 @@ What is kept in memory is what was read and not yet asked for, so it does not gr
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import msgspec
@@ -121,6 +121,11 @@ class Tape:
         self.last: Stored | None = None
 
     # --- reading -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Read no further: an open reader would keep what is erased in the store's files."""
+        if isinstance(self._log, Generator):
+            self._log.close()
 
     def read_until(self, done: Callable[[], bool]) -> None:
         """Read on until `done()`, or to the end."""

@@ -101,6 +101,12 @@ class ReplaySession(Session):
         if player is None:
             return None
         player.close()
+        try:
+            return self._close(live_run, player, error)
+        finally:
+            player.leave()
+
+    def _close(self, live_run: LiveRun, player: Player, error: BaseException | None) -> RunStopped | None:
         if player.divergence is not None and error is not player.divergence:
             raise player.divergence.with_traceback(None) from error
         if isinstance(error, ReplayDivergenceError | StepOutcomeUnknownError | LogIntegrityError) or (

@@ -33,6 +33,13 @@ class ResumedSession(OwnedSession):
     def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, unless it cannot be carried on: then it is given back as it is."""
         player: Any = live_run.player
+        try:
+            return self._close(live_run, player, error)
+        finally:
+            if isinstance(player, Player):
+                player.leave()
+
+    def _close(self, live_run: LiveRun, player: Any, error: BaseException | None) -> RunStopped | None:
         live = live_run.owner and live_run.stop is None and live_run.draining is None
         if isinstance(player, Player) and live:
             reason = _in_the_way(live_run, player, error)

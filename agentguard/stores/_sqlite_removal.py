@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from agentguard.protocols import StoreBusyError
 if TYPE_CHECKING:
     from agentguard.stores._database import Database
 
+_log = logging.getLogger("agentguard.stores")
 #: How long readers are waited for before the WAL is emptied; it is tried again the next time.
 _PATIENCE = 1.0
 _PAUSE = 0.005
@@ -63,6 +65,8 @@ def empty_wal(database: Database) -> None:
             finally:
                 database.lock.release()
             done = not busy
+        if not done and time.monotonic() > deadline:
+            _log.warning("readers hold %s-wal: what was dropped stays in it until they let go", database.path)
+            return
         if not done:
-            done = time.monotonic() > deadline
             time.sleep(_PAUSE)

@@ -48,7 +48,7 @@ PROVIDER: Final = Provider(
     name="anthropic",
     endpoints=(_Messages(), _Complete()),
     free=re.compile(
-        r"/messages/count_tokens$|count-tokens:rawPredict$|/v1/(files|skills)(/|$)|/batches/[^/]+/cancel$"
+        r"/messages/count_tokens$|count-tokens:rawPredict$|/v1/(files|skills)(/(?!.*/(messages|complete)$)|$)|/batches/[^/]+/cancel$"
     ),
     hosts={"anthropic.com": "anthropic", "amazonaws.com": "aws", "googleapis.com": "anthropic"},
     lets_through=AnthropicError,

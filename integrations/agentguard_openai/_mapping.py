@@ -74,7 +74,7 @@ PROVIDER: Final = Provider(
     endpoints=_ENDPOINTS,
     free=re.compile(
         r"/(moderations|files|conversations|responses/input_tokens|uploads)$"
-        r"|/(uploads|conversations|vector_stores|files)/"
+        r"|/(uploads|conversations|vector_stores|files)/(?!.*/(completions|responses|embeddings)$)"
         r"|/(responses|batches|fine_tuning/jobs|videos)/[^/]+/cancel$"
         r"|/chat/completions/[^/]+$"
     ),

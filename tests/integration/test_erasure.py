@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agentguard import (
     InvalidStateTransitionError,
     ReplayDivergenceError,
     RunState,
+    RunStopped,
     guarded_step,
 )
 from agentguard.errors import RunNotFoundError
@@ -140,6 +142,37 @@ def test_nothing_of_an_erased_payload_is_left_on_the_disk(home: Path) -> None:
         guard.erase(run_id)
         for file in home.rglob("*"):
             assert not file.is_file() or NEEDLE.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("way", ["replay", "recover", "fork"])
+def test_a_log_that_was_not_read_to_its_end_keeps_nothing_that_is_erased(home: Path, way: str) -> None:
+    """A reader that stayed open would pin what it can see, in the file beside the log."""
+    secret = "a text of a person"
+
+    def program(text: str, steps: int = 9) -> None:
+        for _ in range(steps):
+            look_up(text)
+
+    with Guard.open(telemetry=False) as guard:
+        with guard.run("r") as origin:
+            program(secret)
+        if way == "replay":
+            left = guard.replay(origin.id)
+        elif way == "fork":
+            left = guard.fork(origin.id, at=origin.summary().head.seq - 2)
+        else:
+            with suppress(RunStopped), guard.run("r") as crashed:
+                program(secret)
+                crashed.drain(0)
+            left = guard.recover(crashed.id)
+        with suppress(ReplayDivergenceError), left:
+            program("another text", 2)
+        if way != "replay":
+            guard.kill(run=left.id, reason="done with it")
+        for run_id in {origin.id, left.id}:
+            guard.erase(run_id)
+        for file in home.rglob("*.db*"):
+            assert secret.encode() not in file.read_bytes(), file
 
 
 # --- pruning -------------------------------------------------------------------------------------

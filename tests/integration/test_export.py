@@ -75,7 +75,9 @@ def guard(home: Path) -> Iterator[Guard]:
 @pytest.fixture
 def runs(guard: Guard) -> list[str]:
     """Two runs, one of them with payloads of every kind, and a kill of another run."""
-    with guard.run("first", tenant="acme", inputs={"q": AWKWARD}, metadata={AWKWARD: 1}) as first:
+    with guard.run(
+        "first", tenant="acme", inputs={"q": AWKWARD}, metadata={AWKWARD: 1, "args": "x"}
+    ) as first:
         echo(AWKWARD)
         binary(AWKWARD)
         assert first.call("nested", lambda: echo("x")) == "x"

@@ -25,6 +25,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.errors import RunOwnedError
+from agentguard.sessions.abandoned import charge_abandoned
 
 
 def note(what: str) -> None:
@@ -468,6 +469,24 @@ def test_a_run_is_not_recovered_inside_another_whose_log_does_not_have_it(
             assert agent(BY_EFFECT["read"]) == [2, 20, 4]
     assert guard.summary("r").state is RunState.COMPLETED
     assert other.spent["steps"] == 0
+
+
+def test_a_run_with_a_step_in_flight_is_not_pruned_before_its_reservation_is_settled(
+    guard: Guard, notes: Callable[[], list[list[Any]]]
+) -> None:
+    """What it holds of an account that other runs share could never be given back without its log."""
+    crash(BY_EFFECT["once"], account="jobs", account_budget=Budget(usd=1))
+    guard.kill(run="r", reason="it is over")
+    assert guard.summary("r").open_steps == ("main/work#1",)
+    assert guard.prune("0s") == []
+    account = guard.account("jobs")
+    assert account is not None
+    assert account.reserved.usd == USES.usd
+    charge_abandoned(guard.components, "ann")
+    assert guard.prune("0s") == ["r"]
+    settled = guard.account("jobs")
+    assert settled is not None
+    assert (settled.reserved.usd, settled.spent.usd) == (0, USES.usd)
 
 
 def test_a_run_that_lives_here_is_not_recovered_beside_itself(guard: Guard) -> None:

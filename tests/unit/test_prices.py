@@ -13,6 +13,7 @@ import pytest
 from agentguard import Budget, Guard, KillSwitchTriggeredError, RunState, UnknownCostError, Usage
 from agentguard.cost import ModelUsage
 from agentguard.cost.prices import GenaiPrices, ModelPrices
+from agentguard.cost.request import ModelRequest
 from agentguard.cost.usage import LEAST_OUTPUT, USUAL_OUTPUT, ModelCosts, estimated_tokens
 from agentguard.protocols import ModelPrice
 
@@ -368,3 +369,21 @@ def test_a_kill_goes_before_an_unknown_cost(guard: Guard) -> None:
 
     with pytest.raises(KillSwitchTriggeredError), guard.run("run", budget=Budget(usd=1)) as run:
         run.call("ask", lambda: None, kind="llm", reserve=reserve)
+
+
+def test_the_callers_bound_is_known_by_all_its_names() -> None:
+    """One that was not seen would be raised, and the call could take more than it asked for."""
+    names = (
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "max_tokens_to_sample",
+        "maxOutputTokens",
+    )
+    assert {ModelRequest((), {name: 100}).max_tokens for name in names} == {100}
+
+
+def test_every_answer_that_is_made_is_reserved() -> None:
+    assert ModelRequest((), {"n": 2, "best_of": 5}).answers == 5
+    assert ModelRequest((), {"n": 2}).answers == 2
+    assert ModelRequest((), {}).answers == 1

@@ -226,3 +226,17 @@ def test_guarding_twice_guards_once(sdk: Sdk, guard: Guard) -> None:
         assert run.spent.steps == 1
 
     closing(program, client)
+
+
+@pytest.mark.parametrize("folder", ["files", "conversations", "uploads", "vector_stores"])
+def test_a_model_call_below_any_address_is_guarded(folder: str) -> None:
+    """An address of one's own may have the name of what is free in its path."""
+    from agentguard_anthropic._mapping import PROVIDER as ANTHROPIC
+    from agentguard_openai._mapping import PROVIDER as OPENAI
+
+    for path in ("chat/completions", "responses", "embeddings", "completions"):
+        assert not OPENAI.free.search(f"/{folder}/v1/{path}")
+    assert OPENAI.free.search(f"/v1/{folder}/x/parts")
+    for path in ("messages", "complete"):
+        assert not ANTHROPIC.free.search(f"/v1/{folder}/v1/{path}")
+    assert ANTHROPIC.free.search("/v1/files/x")
