@@ -177,6 +177,8 @@ def _had_payload(body: bytes) -> bool:
         return False
     record = codec.decode(body)
     data = record.data or {}
+    if record.type == ev.APPROVAL_REQUESTED:
+        return bool(data.get("captured"))
     name = _DIGESTS.get(record.type)
     return name in data and not data.get("digest_only") and data.get("unreplayable") != ev.ONLY_A_DIGEST
 

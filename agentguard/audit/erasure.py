@@ -34,14 +34,9 @@ def erase(live_run: LiveRun, switch: KillSwitch, actor: str) -> int:
     Doing it again does nothing, but finish what a crash had left undone.
 
     Raises:
-        AgentGuardError: the run has not ended, or one that has not could not be recovered without it.
+        AgentGuardError: the run has not ended.
     """
     log, store, run_id = live_run.log, live_run.log.store, live_run.run_id
-    if log.fold.state.final and run_id in _needed(store):
-        raise AgentGuardError(
-            f"run {run_id} is needed to recover a run that has not ended, inside which or from which it was "
-            "made; end or kill that one, then erase this one"
-        )
 
     def drop() -> int:
         state = log.fold.state

@@ -45,6 +45,11 @@ def require(step: Step) -> None:
 
 def _ask(step: Step) -> None:
     live_run = step.live_run
+    data: dict[str, Any] = {"args": step.digest}
+    if step.unknown is not None:
+        data["unknown"] = step.unknown
+    if step.payload is not None:  # so that its deletion is found
+        data["captured"] = True
     record = Record(
         0,
         ev.APPROVAL_REQUESTED,
@@ -54,7 +59,7 @@ def _ask(step: Step) -> None:
         step.spec.name,
         step.spec.kind,
         step.attempt,
-        data={"args": step.digest} | ({} if step.unknown is None else {"unknown": step.unknown}),
+        data=data,
     )
     live_run.log.decide(lambda: live_run.log.act([record], [step.payload]))
 

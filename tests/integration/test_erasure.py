@@ -175,16 +175,6 @@ def test_a_log_that_was_not_read_to_its_end_keeps_nothing_that_is_erased(home: P
             assert secret.encode() not in file.read_bytes(), file
 
 
-def test_what_a_live_run_may_be_recovered_from_is_not_erased(guard: Guard) -> None:
-    with guard.run("outer") as outer:
-        with guard.run("inner") as inner:
-            look_up(NEEDLE)
-        with pytest.raises(AgentGuardError, match=f"run {inner.id} is needed to recover"):
-            guard.erase(inner.id)
-    assert guard.erase(inner.id) > 0
-    assert guard.verify(outer.id)
-
-
 # --- pruning -------------------------------------------------------------------------------------
 
 

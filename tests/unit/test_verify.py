@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from agentguard.audit.verify import reconstruct
 from agentguard.events import codec
 from agentguard.events.model import Head
 from agentguard.steps.log import row_of
+from tests.kit import wait_until
 
 
 @guarded_step(usage=Usage(usd="0.1"))
@@ -413,6 +415,24 @@ def test_a_payload_deleted_without_an_erasure_on_record_is_found(recorded, seq):
     tamper(("UPDATE event SET payload = NULL WHERE key = ? << 32 | ?", tamper.number, seq))
     assert first_fault(guard) == (run_id, seq)
     assert "its payload is gone" in guard.verify().faults[0].problem
+
+
+def test_what_an_operator_was_shown_is_a_payload_too(sqlite_guard):
+    """An approval that hides what it is for is no approval."""
+    paying = guarded_step(approval=True)(lambda to: to)
+    with sqlite_guard.run("r", run_id="r") as run:
+        thread = threading.Thread(target=run.bind(lambda: paying("eve")))
+        thread.start()
+        wait_until(sqlite_guard.approvals)
+        [asked] = sqlite_guard.approvals()
+        sqlite_guard.approve("r", asked.key, actor="ann")
+        thread.join()
+    assert sqlite_guard.verify()
+    [seq] = [event.seq for event in sqlite_guard.history("r") if event.type == "approval_requested"]
+    tamper = Tamperer(sqlite_guard, "r")
+    tamper(("UPDATE event SET payload = NULL WHERE key = ? << 32 | ?", tamper.number, seq))
+    fault = sqlite_guard.verify("r").faults[0]
+    assert (fault.seq, fault.problem) == (seq, "its payload is gone, and no erasure is on record")
 
 
 @pytest.mark.parametrize("capture", ["digest", "none"])
