@@ -59,6 +59,8 @@ class Checkpointer:
         self._closed = threading.Event()
         #: Whether a reader stays at an old moment, so that nothing can be done.
         self._pinned = False
+        #: Held while the thread is inside SQLite.
+        self._moving = threading.Lock()
 
     def look(self) -> None:
         """Have pages moved if there are many, and wait for it a while if there are too many.
@@ -85,6 +87,14 @@ class Checkpointer:
             target=self._work, args=arguments, name="agentguard-checkpoint", daemon=True
         )
         self._thread.start()
+
+    def stand_still(self, timeout: float) -> bool:
+        """Keep the thread out of SQLite until `go_on`, before a fork; return whether it is out."""
+        return self._moving.acquire(timeout=timeout)
+
+    def go_on(self) -> None:
+        """Let the thread go on after `stand_still`."""
+        self._moving.release()
 
     def abandon(self) -> list[sqlite3.Connection]:
         """Begin anew, in a forked child or for another file; return the connection, not to be closed."""
@@ -119,7 +129,8 @@ class Checkpointer:
             if closed.is_set():
                 return
             began = time.monotonic()
-            done = self._move(closed, URGENT_PATIENCE_MS if urgent else PATIENCE_MS)
+            with self._moving:
+                done = self._move(closed, URGENT_PATIENCE_MS if urgent else PATIENCE_MS)
             tried.set()
             if done:
                 pause = 0.0

@@ -16,6 +16,7 @@ _lock = threading.RLock()
 #: Connections of the parent, for ever: SQLite must not close them in a forked child.
 _graveyard: list[sqlite3.Connection] = []
 _held_for_fork: list[Database] = []
+_standing_still: list[Database] = []
 
 #: A writer that is at work is waited for this long before a fork.
 _FORK_WAIT = 1.0
@@ -47,14 +48,18 @@ def give_back(database: Database) -> None:
 
 def _before_fork() -> None:
     # A thread that is inside SQLite while another one forks leaves SQLite's own mutexes locked in
-    # the child for ever.  Writers are kept out; only a reader can still be caught.
+    # the child for ever.  Writers and checkpoints are kept out; only a reader can still be caught.
     _lock.acquire()
     for _, database in sorted(_databases.items()):
         if database.lock.acquire(timeout=_FORK_WAIT):
             _held_for_fork.append(database)
+        if database.checkpointer.stand_still(_FORK_WAIT):
+            _standing_still.append(database)
 
 
 def _after_fork_in_parent() -> None:
+    while _standing_still:
+        _standing_still.pop().checkpointer.go_on()
     while _held_for_fork:
         _held_for_fork.pop().lock.release()
     _lock.release()
@@ -69,6 +74,7 @@ def _after_fork_in_child() -> None:
         else:
             database.lock._at_fork_reinit()  # type: ignore[attr-defined]  # as `logging` does
     _held_for_fork.clear()
+    _standing_still.clear()
     _lock.release()
 
 
