@@ -802,8 +802,8 @@ def test_help_names_every_command_and_exit_code(cli: Cli) -> None:
     assert "5: the store or the kill switch cannot be used" in out
 
 
-#: Those that go on until they are ended, and one that is a group of commands.
-WITHOUT_JSON = {"relay", "serve", "token"}
+#: Those that go on until they are ended, and groups of commands.
+WITHOUT_JSON = {"alerts", "relay", "serve", "token", "worker"}
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

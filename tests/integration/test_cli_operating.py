@@ -404,6 +404,7 @@ def test_approvals_says_what_waits_and_what_it_was_called_with(
             "key": "main/refund#1",
             "name": "refund",
             "arguments": [["A-1"], {"amount": 5}],
+            "limit": None,
         }
     ]
     code, out, _ = cli("approvals")

@@ -16,6 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import interrupt
 
 from agentguard import Budget, BudgetExceededError, Guard
+from agentguard.audit.reading import read_whole
 from agentguard.cost.prices import ModelPrices
 from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 
@@ -34,7 +35,9 @@ def guards(guarded_by: str) -> tuple[list[Any], Any]:
 
 def payloads(guard: Guard, run_id: str) -> dict[int, Any]:
     return {
-        s.seq: json.loads(s.payload) for s in guard.components.store.read(run_id) if s.payload is not None
+        s.seq: json.loads(s.payload)
+        for s in read_whole(guard.components.store, run_id)
+        if s.payload is not None
     }
 
 
