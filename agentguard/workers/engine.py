@@ -122,10 +122,11 @@ class Jobs(JobManager):
         return bool(await self._connector.execute_query_all_async(query, worker_id=worker_id))
 
     async def put_back_stalled(self, seconds: float) -> None:
-        """Put back the jobs of workers that have been silent for so long."""
+        """Put back the jobs of workers that have been silent for so long, and take those for dead."""
         for job in await self.get_stalled_jobs(seconds_since_heartbeat=seconds):
             _log.warning("the worker of run %s is silent; the run goes on elsewhere", job.lock)
             await self._execute("put_back", job_id=job.id, worker_id=job.worker_id, delay=0.0, note="{}")
+        await self.prune_stalled_workers(seconds)
 
     async def _execute(self, query: str, **arguments: Any) -> None:
         await self._connector.execute_query_async(self._sql[query], **arguments)

@@ -218,7 +218,7 @@ def test_a_relay_ends_when_the_last_that_takes_part_has_left(host: Hosts, tmp_pa
         participants[0].leave()
         assert thread.is_alive()
         participants[1].leave()
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive()
     assert other.hosts() == []
 
@@ -418,7 +418,8 @@ def test_a_relay_runs_by_itself(host: Hosts, tmp_path: Path) -> None:
         assert "has a relay already" in second.stderr
         relay.terminate()
         assert relay.wait(60) == 0
-        assert switch.hosts() == []
+        # A process of it lives: the host is not taken for one that has nobody left.
+        assert [report.name for report in switch.hosts()] == ["box"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "soon"])
