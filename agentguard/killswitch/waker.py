@@ -130,19 +130,21 @@ class Waker:
             self.give_back()
 
     def give_back(self) -> None:
-        """Remove the FIFO and leave the entry; the thread's last act."""
+        """Leave the entry and remove the FIFO; the thread's last act.
+
+        In this order: who counts whom a kill has reached must not find a process that is neither there nor
+        has acted.
+        """
+        page, entry = self.page, self._entry
+        if page is not None and entry is not None and page.whole and page.table.held(entry, self.process):
+            # Nothing here can be stopped any more, so that everything has been acted on.
+            page.table.acknowledge(entry, page.newest)
+            page.table.vacate(entry, acted=page.newest > self._claimed_at)
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
         self.fifo.unlink(missing_ok=True)
-        page, entry = self.page, self._entry
-        if page is None or entry is None or not page.whole:
-            return
-        if page.table.held(entry, self.process):
-            # Nothing here can be stopped any more, so that everything has been acted on.
-            page.table.acknowledge(entry, page.newest)
-            page.table.vacate(entry, acted=page.newest > self._claimed_at)
 
 
 def wake(live: Path) -> None:

@@ -59,6 +59,8 @@ class Checkpointer:
         self._closed = threading.Event()
         #: Whether a reader stays at an old moment, so that nothing can be done.
         self._pinned = False
+        #: How many pages of the WAL were moved at the last look.
+        self._moved = -1
         #: Held while the thread is inside SQLite.
         self._moving = threading.Lock()
 
@@ -155,7 +157,10 @@ class Checkpointer:
                 self._connection = connection
             # Most of it without keeping anybody out.
             busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._pinned = not busy and (pages - moved) * _PAGE >= MOVE_FROM
+            # A reader that stays lets no more be moved than last time; what busy writers added is moved next.
+            behind = (pages - moved) * _PAGE
+            self._pinned = not busy and behind >= MOVE_FROM and moved == self._moved
+            self._moved = moved
             if size < BEGIN_ANEW_FROM or self._pinned:
                 return bool(not busy and moved == pages)
             connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
