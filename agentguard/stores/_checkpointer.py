@@ -5,7 +5,8 @@ and reader: two busy writers never leave one, so it grows without end.  And whil
 moment, SQLite tries, in vain, at every commit.
 
 Where the thread cannot keep up, as on a loaded machine, writers wait for it from `WAIT_FROM` on, so that
-the WAL stays below 64 MB.  They do not wait for a reader that stays: while there is one, nothing bounds it.
+the WAL stays below 64 MB where payloads are not very large.  They do not wait for a reader that stays: while
+there is one, nothing bounds it.
 """
 
 from __future__ import annotations
