@@ -17,8 +17,8 @@ from agentguard import Guard
 from agentguard.stores._postgres_schema import migrate
 from benchmarks import _measure as m
 from benchmarks._rows import Row
+from tests.kit import wait_until
 from tests.postgres import DURABLE, execute, postgres
-from tests.servers import wait_for
 
 _ROOT = Path(__file__).parents[1]
 _LIVE = """
@@ -87,12 +87,12 @@ def _taken_over(guard: Guard, agents: Any) -> float:
     """Seconds from the kill of a worker to the claim by the other."""
     run = guard.submit(agents.busy, 60.0)
     with _worker() as first:
-        wait_for(lambda: guard.summary(run.id).steps > 1, 60)
+        wait_until(lambda: guard.summary(run.id).steps > 1, 60)
         with _worker() as second:
-            wait_for(lambda: execute(os.environ["AGENTGUARD_STORE"], _LIVE) == [(2,)], 120)
+            wait_until(lambda: execute(os.environ["AGENTGUARD_STORE"], _LIVE) == [(2,)], 120)
             first.kill()
             killed = time.time_ns()
-            wait_for(lambda: len(_claims(guard, run.id)) == 2, 60)
+            wait_until(lambda: len(_claims(guard, run.id)) == 2, 60)
             assert second.poll() is None
             guard.kill(run=run.id, reason="measured")
             run.wait(60)
