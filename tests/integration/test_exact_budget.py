@@ -220,6 +220,8 @@ def test_4_processes_of_16_threads(shared_guard, tmp_path):
     assert len(bodies) == sum(finished) == LIMIT - given_back
     assert shared_guard.summary(run.id).usage.usd == Decimal("0.01") * len(bodies)
     assert run.state is RunState.FAILED
+    if shared_guard.components.store.url.startswith("sqlite"):
+        assert given_back == 0
     if not given_back:
         check_books(shared_guard, run.id, ran=len(bodies))
 
