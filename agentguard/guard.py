@@ -28,11 +28,13 @@ from agentguard.queries import Approval, Queries, SharedAccount, TenantAccount
 from agentguard.replay.resolving import Resolution
 from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.run import Run
+from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 from agentguard.runtime import Runtime
 from agentguard.sessions import upkeep
 from agentguard.sessions.attached import AttachedSession
 from agentguard.sessions.forked import ForkOptions, ForkSession
+from agentguard.sessions.joined import end
 from agentguard.sessions.opening import session_for
 from agentguard.sessions.options import IfExists, OnWarning, RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
@@ -206,7 +208,9 @@ class Guard:
                 `"thread:42"`: one limit over all turns of a conversation, across processes and restarts.
             account_budget: what they may use together; this run is held to it, whatever others name.
             if_exists: `"error"`, or `"recover"` a run of this `run_id` that has crashed; it keeps the budget,
-                account, tenant, inputs and metadata that it was created with.
+                account, tenant, inputs and metadata that it was created with.  Or `"join"` the run of this
+                `run_id`, created if it is not there: nobody owns it, leaving the block does not end it
+                (`guard.end` does), and a step with a `key=` is done once over all that join it.
 
         It is a decorator too, on a sync or async function: a fresh run for each call, its arguments
         recorded as inputs.
@@ -323,6 +327,33 @@ class Guard:
             NoActiveRunError: it has ended (when a step is called).
         """
         return Run(AttachedSession(self.runtime, run_id, branch))
+
+    def end(self, run_id: str, *, error: BaseException | None = None) -> RunState:
+        """End a run that nobody owns, and return the state that it has then: for orchestrators.
+
+        A run of `guard.run(..., if_exists="join")` is ended so, and one whose owner has died and that nobody
+        is to carry on.  A run that has ended stays as it is.  Steps in flight are charged what they reserved;
+        their outcome, if one comes yet, is not taken.
+
+        Args:
+            run_id: the run.
+            error: why it FAILED; None where it is COMPLETED.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            RunOwnedError: it has an owner who lives, and whose block ends it.
+
+        Example:
+            >>> from agentguard import Guard
+            >>> guard = Guard.in_memory()
+            >>> for attempt in (1, 2):  # in whatever process: the body runs once
+            ...     with guard.run("order", run_id="order-17", if_exists="join") as run:
+            ...         paid = run.call("pay", print, "paying", key="pay")
+            paying
+            >>> guard.end("order-17")
+            <RunState.COMPLETED: 'COMPLETED'>
+        """
+        return end(self.runtime, run_id, error)
 
     # --- running again -------------------------------------------------------------------------
 

@@ -104,6 +104,12 @@ def retry_failed(live_run: LiveRun, key: str, *, by: str) -> None:
     _put(live_run, key, RETRY, None, by=by)
 
 
+def give_up(live_run: LiveRun, key: str, *, by: str) -> None:
+    """Take a step in flight as failed, charged what it holds: nobody waits for its outcome any longer."""
+    held = live_run.log.fold.open[key].request.reserve
+    _put(live_run, key, FAILED, held, by=by, result="its run ended before its outcome was known")
+
+
 def resolve(
     live_run: LiveRun, key: str, outcome: str, *, result: Any, actor: str, usage: Usage | None = None
 ) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from agentguard.budget.model import Budget
 from agentguard.errors import RunStopped, StepOutcomeUnknownError
 from agentguard.replay.divergence import NOT_REPLAYABLE
+from agentguard.replay.keyed import KeyedOutcomes
 from agentguard.replay.player import Player
+from agentguard.runs.branch import branch_of
 from agentguard.runs.state import RunState
 from agentguard.sessions.base import Session
 from agentguard.sessions.live import LiveSession
@@ -72,6 +74,8 @@ class NestedSession(LiveSession):
     def _session_on_record(self) -> Session | None:
         around = self.around
         player = None if around is None else around.live_run.player
+        if isinstance(player, KeyedOutcomes):
+            player = player.player_at(branch_of(self.key))
         if around is None or not isinstance(player, Player):
             return None
         recorded = player.open_run(self.key, self.pos, around.scope_key)

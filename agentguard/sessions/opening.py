@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from agentguard.runs.current import CURRENT
 from agentguard.runtime import Runtime
+from agentguard.sessions.joined import JoinedSession
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.nested import NestedSession
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.recovered import RecoverySession
 
 
-def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | RecoverySession:
+def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | RecoverySession | JoinedSession:
     """Return the session of `guard.run`.
 
     Raises:
         ValueError: the run exists and is to be recovered inside another one, whose log does not have it.
     """
+    if options.if_exists == "join":
+        return JoinedSession(runtime, options)
     position = None if options.detached else CURRENT.get()
     if position is not None and position.run.session.runtime.adopts:
         runtime = position.run.session.runtime

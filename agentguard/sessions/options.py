@@ -14,7 +14,7 @@ from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.tenancy import check_id
 
 OnWarning = Callable[[dict[str, Any]], None]
-IfExists = Literal["error", "recover"]
+IfExists = Literal["error", "recover", "join"]
 
 
 class RunKeywords(TypedDict, total=False):
@@ -64,10 +64,11 @@ class RunOptions:
                 raise TypeError(f"{field} must be True or False, not {getattr(self, field)!r}")
         if self.on_warning is not None and not callable(self.on_warning):
             raise TypeError("on_warning must be callable")
-        if self.if_exists not in ("error", "recover") or (
-            self.if_exists == "recover" and self.run_id is None
-        ):
-            raise ValueError(f"if_exists must be 'error', or 'recover' with a run_id, not {self.if_exists!r}")
+        named = self.run_id is not None
+        if self.if_exists not in (("error", "recover", "join") if named else ("error",)):
+            raise ValueError(
+                f"if_exists must be 'error', or 'recover' or 'join' with a run_id, not {self.if_exists!r}"
+            )
         if self.run_id == CONTROL_RUN_ID:
             raise ValueError(f"run_id {self.run_id!r} is reserved for the control log")
         if self.run_id is not None:

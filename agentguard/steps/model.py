@@ -148,7 +148,7 @@ class Step:
 
     def begin_branch(self, body: int) -> None:
         """Number what the body calls; `body` counts the bodies that a `key=` has had."""
-        self._branch = Branch(self.key if body == 1 else f"{self.key}~{body}")
+        self._branch = Branch(body_branch(self.key, body))
 
     @property
     def step(self) -> Step:
@@ -184,6 +184,11 @@ class Step:
 
     def __repr__(self) -> str:
         return f"<Step {self.key} attempt {self.attempt} of run {self.live_run.log.fold.run_id}>"
+
+
+def body_branch(key: str, body: int) -> str:
+    """Return the branch of what a step's body calls; `body` counts the bodies that a `key=` has had."""
+    return key if body == 1 else f"{key}~{body}"
 
 
 def with_step(usage: Usage) -> Amounts:

@@ -184,7 +184,8 @@ def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
     seq = fold.seq + 1
     if live_run.time.waiters:
         live_run.time.count_idle()
-    if step.key not in fold.open:
+    held = fold.open.get(step.key)
+    if held is None or held.attempt != step.attempt:  # it was resolved, and perhaps tried again elsewhere
         _too_late(live_run, outcome)
         return
     usage = outcome.usage
