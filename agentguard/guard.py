@@ -22,9 +22,10 @@ from agentguard.budget.model import Budget, Usage, check_budget
 from agentguard.events.model import Event, Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements, Kill
+from agentguard.monitoring import Approval
 from agentguard.operations import Operations
 from agentguard.protocols import Durability, KillSwitch, QueueDepth
-from agentguard.queries import Approval, Queries, SharedAccount, TenantAccount
+from agentguard.queries import Queries, SharedAccount, TenantAccount
 from agentguard.replay.resolving import Resolution
 from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.run import Run

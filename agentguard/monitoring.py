@@ -25,9 +25,14 @@ from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, from_row, moment, summarize
+from agentguard.steps.limit_questions import question
 
 #: Over how many nanoseconds the rate of spending is taken: the last minute.
 RATE_WINDOW_NS = 60_000_000_000
+#: What is spent is also told for spans of so many seconds, the newest so many of them: ten minutes.
+BUCKET_SECONDS, BUCKETS = 10, 60
+
+_BUCKET_NS = BUCKET_SECONDS * 1_000_000_000
 
 _LIVE = tuple(str(state) for state in RunState if not state.final)
 
@@ -39,11 +44,25 @@ class LimitUse(NamedTuple):
     share: float
 
 
+class Approval(NamedTuple):
+    """A step that waits for an operator: for an approval, or for a higher limit of its run.
+
+    `limit` is None for an approval; else the facts of the `BudgetExceededError` that a refusal raises:
+    `resource`, `spent`, `reserved`, `requested`, `limit`, `message`.
+    """
+
+    run_id: str
+    key: str
+    name: str
+    limit: dict[str, Any] | None = None
+
+
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run and what an operator asks of it.
 
-    `usd_per_minute` is what the last minute cost.  `alive` says whether the owner's process lives: None
-    where there is no owner, or nobody can tell.
+    `usd_per_minute` is what the last minute cost.  `spending` is what each `BUCKET_SECONDS` of the last
+    minutes cost, in USD, oldest first.  `waiting` are its steps that wait for an operator.  `alive` says
+    whether the owner's process lives: None where there is no owner, or nobody can tell.
     """
 
     summary: RunSummary
@@ -55,6 +74,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     pid: int | None
     alive: bool | None
+    spending: tuple[Decimal, ...] = ()
+    waiting: tuple[Approval, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for JSON: the summary, and the rest beside it; money as text."""
@@ -133,6 +154,8 @@ class _Followed:
         self._last_ns: int | None = None
         #: When each outcome of the last minute was, and what it cost, in 1e-9 USD.
         self._costs: deque[tuple[int, int]] = deque()
+        #: What each span of time cost, by its number, in 1e-9 USD.
+        self._buckets: dict[int, int] = {}
 
     def status(self, store: EventStore, row: RunRow, now: int) -> RunStatus:
         """Read on, and say how the run stands at `now`."""
@@ -146,7 +169,7 @@ class _Followed:
         owner = row.owner
         return RunStatus(
             summary=self._summary(row, now),
-            usd_per_minute=Decimal(sum(cost for _, cost in self._costs)).scaleb(-9).normalize() + 0,
+            usd_per_minute=_usd(sum(cost for _, cost in self._costs)),
             nearest_limit=nearest_limit(self._fold.account),
             last_step=self._last_step,
             last_event_at=moment(self._last_ns),
@@ -154,7 +177,18 @@ class _Followed:
             host=str(owner.get("host", "")),
             pid=owner.get("pid"),
             alive=owner_lives(row, now),
+            spending=self._spending(now),
+            waiting=() if self._damage is not None else tuple(approvals_in(self._fold)),
         )
+
+    def _spending(self, now: int) -> tuple[Decimal, ...]:
+        """What each span of time cost up to now; those before the run began are left out."""
+        newest = now // _BUCKET_NS
+        began = self._fold.created_ns // _BUCKET_NS
+        first = max(newest - BUCKETS + 1, min(began, newest))
+        for old in [number for number in self._buckets if number < first]:
+            del self._buckets[old]
+        return tuple(_usd(self._buckets.get(number, 0)) for number in range(first, newest + 1))
 
     def _summary(self, row: RunRow, now: int) -> RunSummary:
         if self._damage is not None:
@@ -169,6 +203,23 @@ class _Followed:
         cost = (record.usage or {}).get(r.NANO_USD, 0)
         if cost and record.type != ev.RUN_FORKED:  # of a fork, that was its origin's
             self._costs.append((record.at_ns, cost))
+            bucket = record.at_ns // _BUCKET_NS
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + cost
+
+
+def approvals_in(fold: RunFold) -> list[Approval]:
+    """Return the steps of a run that wait for an operator."""
+    found = []
+    if (asks := question(fold)) is not None:
+        found.append(Approval(fold.run_id, asks.key, asks.name, asks.termination))
+    for key, asked in list(fold.approvals.items()):
+        if asked["state"] == ev.APPROVAL_REQUESTED:
+            found.append(Approval(fold.run_id, key, asked["name"]))
+    return found
+
+
+def _usd(nano: int) -> Decimal:
+    return Decimal(nano).scaleb(-9).normalize() + 0
 
 
 def nearest_limit(account: Account) -> LimitUse | None:

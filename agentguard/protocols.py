@@ -333,6 +333,15 @@ class PositionStore(Protocol):
 
 
 @runtime_checkable
+class ReaderListStore(Protocol):
+    """A store that lists the readers whose positions it keeps."""
+
+    def positions(self) -> dict[str, int]:
+        """Return the saved position of every reader, by its name."""
+        ...
+
+
+@runtime_checkable
 class SwitchedStore(Protocol):
     """A store that brings its own kill switch, as an export does."""
 
@@ -359,6 +368,16 @@ class QueueDepth(NamedTuple):
     running: int
     #: How many seconds ago the run that waits longest could have been taken; 0 where none waits.
     oldest_seconds: float
+
+
+class WorkerSign(NamedTuple):
+    """A worker of the queue, by the signs of life that it writes."""
+
+    worker_id: int
+    #: How many seconds ago it wrote one.
+    silent_seconds: float
+    #: How many runs it has.
+    running: int
 
 
 class RunQueue(Protocol):
@@ -393,6 +412,14 @@ class RunQueue(Protocol):
         """
         ...
 
+    def workers(self) -> list[WorkerSign]:
+        """Return the workers that have said that they began and not that they ended, oldest first.
+
+        Raises:
+            StoreUnavailableError: there is no queue here.
+        """
+        ...
+
 
 @runtime_checkable
 class QueueingStore(Protocol):
@@ -414,6 +441,7 @@ class Abilities(NamedTuple):
     rowless: RowlessLogs | None
     damage: DamageReport | None
     positions: PositionStore | None
+    readers: ReaderListStore | None
     queue: RunQueue | None
     switch: KillSwitch | None
 
@@ -431,6 +459,7 @@ def abilities_of(store: EventStore) -> Abilities:
         rowless=store if isinstance(store, RowlessLogs) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,
+        readers=store if isinstance(store, ReaderListStore) else None,
         queue=store.queue if isinstance(store, QueueingStore) else None,
         switch=store.switch if isinstance(store, SwitchedStore) else None,
     )

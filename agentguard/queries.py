@@ -26,13 +26,13 @@ from agentguard.events import model as ev
 from agentguard.events.conversations import whole
 from agentguard.events.model import Event, Head
 from agentguard.killswitch.model import Kill
+from agentguard.monitoring import Approval, approvals_in
 from agentguard.protocols import RunRow
 from agentguard.replay.origin import origin_log
 from agentguard.runs.summary import RunSummary, from_row, summarize
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import live_run_of
 from agentguard.steps.budget_levels import check_no_ledger
-from agentguard.steps.limit_questions import question
 from agentguard.tenancy import check_id
 
 _ALL = 2**31
@@ -59,19 +59,6 @@ class SharedAccount(NamedTuple):
     spent: Usage
     reserved: Usage
     remaining: Remaining
-
-
-class Approval(NamedTuple):
-    """A step that waits for an operator: for an approval, or for a higher limit of its run.
-
-    `limit` is None for an approval; else the facts of the `BudgetExceededError` that a refusal raises:
-    `resource`, `spent`, `reserved`, `requested`, `limit`, `message`.
-    """
-
-    run_id: str
-    key: str
-    name: str
-    limit: dict[str, Any] | None = None
 
 
 class Queries:
@@ -183,16 +170,11 @@ class Queries:
         run_ids = dict.fromkeys(row.run_id for row in rows)  # one may have been paused in between
         return [asked for run_id in run_ids for asked in self._waiting(run_id)]
 
-    def _waiting(self, run_id: str) -> Iterator[Approval]:
+    def _waiting(self, run_id: str) -> list[Approval]:
         try:
-            fold = live_run_of(self._runtime, run_id).fold
+            return approvals_in(live_run_of(self._runtime, run_id).fold)
         except LogIntegrityError:  # a log that was altered takes no decision, and hides no other run's
-            return
-        if (asks := question(fold)) is not None:
-            yield Approval(run_id, asks.key, asks.name, asks.termination)
-        for key, asked in list(fold.approvals.items()):
-            if asked["state"] == ev.APPROVAL_REQUESTED:
-                yield Approval(run_id, key, asked["name"])
+            return []
 
     def kills(self) -> list[Kill]:
         """See `Guard.kills`."""

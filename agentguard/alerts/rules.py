@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from agentguard.killswitch.model import Kill
-from agentguard.monitoring import RunStatus
-from agentguard.queries import Approval, TenantAccount
+from agentguard.monitoring import Approval, RunStatus
+from agentguard.queries import TenantAccount
 
 BUDGET: Final = "budget"
 TENANT_BUDGET: Final = "tenant_budget"

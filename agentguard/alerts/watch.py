@@ -54,9 +54,10 @@ class Reader:
                 trouble[component] = str(error)
                 return []
 
+        live = read("store", self._live.read)
         return Present(
-            live=read("store", self._live.read),
-            waiting=read("store", guard.approvals),
+            live=live,
+            waiting=[asked for status in live for asked in status.waiting],
             kills=read("kill switch", guard.kills),
             tenants=read("store", guard.tenants),
             relay_silent=relay_is_silent(guard),

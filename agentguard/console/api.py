@@ -8,15 +8,17 @@ from starlette.responses import JSONResponse, Response
 
 from agentguard.console import metrics
 from agentguard.console.actions import ACTIONS
+from agentguard.console.auth import ConsoleError
 from agentguard.console.calls import Call, parse_number
 from agentguard.console.dashboard import dashboard
-from agentguard.console.data import Hit, entry_data, row_data
+from agentguard.console.data import Hit, Snapshot, entry_data, row_data
 from agentguard.protocols import RunRow
 
 
 def present(call: Call) -> Response:
-    """Return live runs, steps that wait, alerts, kills in force, and tenants' budgets."""
+    """Return live runs, steps that wait, alerts, kills in force, tenants' budgets, and how parts stand."""
     now = call.console.now(call.who)
+    check_read(now)
     return JSONResponse(
         {
             "live": [status.to_data() for status in now.live],
@@ -29,6 +31,7 @@ def present(call: Call) -> Response:
                 {"tenant": a.tenant, "per": a.per, "budget": a.budget.to_fields(), "usd": str(a.spent.usd)}
                 for a in now.tenants
             ],
+            "health": [part._asdict() for part in now.health],
         }
     )
 
@@ -78,12 +81,24 @@ def after(call: Call, done: Hit | RunRow | None) -> Response:
 
 def read_metrics(call: Call) -> Response:
     """Return the metrics for Prometheus."""
-    return Response(metrics.text(call.console.now(call.who)), media_type=metrics.CONTENT_TYPE)
+    now = call.console.now(call.who)
+    check_read(now)
+    return Response(metrics.text(now), media_type=metrics.CONTENT_TYPE)
 
 
 def grafana(call: Call) -> Response:
     """Return a Grafana dashboard of the metrics, to be imported there."""
     return JSONResponse(dashboard())
+
+
+def check_read(now: Snapshot) -> None:
+    """Refuse to say of the present what could not be read.
+
+    Raises:
+        ConsoleError: the store or the kill switch could not be.
+    """
+    if now.trouble:
+        raise ConsoleError(503, "; ".join(f"{name}: {problem}" for name, problem in now.trouble.items()))
 
 
 def _hit_data(hit: Hit) -> dict[str, Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, NamedTuple
 
 from agentguard import _encoding
-from agentguard.alerts.rules import Alert, Present, Thresholds, alerts
-from agentguard.alerts.watch import relay_is_silent
+from agentguard.alerts.rules import Alert, Thresholds, alerts
+from agentguard.alerts.watch import Reader
 from agentguard.audit.reading import asked_arguments, read_whole
 from agentguard.console.auth import Auth, ConsoleError, Identity
+from agentguard.console.health import Part, examine, summed
 from agentguard.console.tokens import Role, Tokens
 from agentguard.errors import AgentGuardError, RunNotFoundError
 from agentguard.events import codec
@@ -23,14 +24,16 @@ from agentguard.events.model import CONTROL_RUN_ID, Event
 from agentguard.guard import Guard
 from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.killswitch.page import PageKillSwitch
-from agentguard.monitoring import LiveRuns, RunStatus, status_of
+from agentguard.monitoring import Approval, RunStatus, status_of
 from agentguard.protocols import RunRow
-from agentguard.queries import Approval, TenantAccount
+from agentguard.queries import TenantAccount
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import from_row, usage_data
 
 #: How long, in seconds, what was read of the live runs is shown to others too.
 _FRESH_SECONDS = 0.5
+#: The same for how the parts stand, which costs more.
+_HEALTH_SECONDS = 5.0
 #: How many runs are looked through for one page of them, before the reader is asked to go on.
 _LOOKED_THROUGH = 5000
 PAGE = 50
@@ -46,13 +49,19 @@ class Waiting(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The present: live runs, steps that wait, kills in force, tenants' budgets, alerts."""
+    """The present: live runs, steps that wait, kills in force, tenants' budgets, alerts, how the parts stand.
+
+    `trouble` says by component what could not be read; `number` rises with each reading.
+    """
 
     live: list[RunStatus]
     waiting: list[Waiting]
     kills: list[Kill]
     tenants: list[TenantAccount]
     alerts: list[Alert]
+    health: Sequence[Part] = ()
+    trouble: Mapping[str, str] = {}
+    number: int = 0
 
 
 class RunPage(NamedTuple):
@@ -94,8 +103,12 @@ class Console:
         self._hide_payloads = hide_payloads
         self._thresholds = thresholds.check()
         self._lock = threading.Lock()
-        self._followed = LiveRuns(guard.components.store, guard.components.clock)
+        self._reader = Reader(guard)
         self._snapshot: tuple[float, Snapshot] | None = None
+        self._number = 0
+        self._health: tuple[float, list[Part]] | None = None
+        #: The arguments of steps that wait, by run and key, and the number of the run's event as of which.
+        self._asked: dict[tuple[str, str], tuple[int, Any]] = {}
         #: By generation: the runs that each kill of this console covered when it was given.
         self._covered: dict[int, list[str]] = {}
 
@@ -117,6 +130,9 @@ class Console:
             [kill for kill in whole.kills if self._sees_kill(who, kill)],
             [account for account in whole.tenants if who.sees(account.tenant)],
             [alert for alert in whole.alerts if who.sees(alert.tenant) or not alert.tenant],
+            whole.health if who.tenant is None else summed(whole.health),
+            whole.trouble,
+            whole.number,
         )
 
     def changed(self) -> None:
@@ -127,31 +143,46 @@ class Console:
     def _read(self) -> Snapshot:
         with self._lock:
             if self._snapshot is None or self._snapshot[0] < time.monotonic() - _FRESH_SECONDS:
+                self._number += 1
                 self._snapshot = (time.monotonic(), self._read_anew())
             return self._snapshot[1]
 
     def _read_anew(self) -> Snapshot:
-        live = sorted(self._followed.read(), key=lambda run: (-run.usd_per_minute, -run.summary.usage.usd))
-        tenant_of = {status.summary.run_id: status.summary.tenant for status in live}
-        waiting = [
-            Waiting(asked, tenant_of[asked.run_id], self._arguments(asked))
-            for asked in self.guard.approvals()
-            if asked.run_id in tenant_of
-        ]
-        kills = [kill for kill in self.guard.kills() if not kill.cleared]
-        tenants = self.guard.tenants()
-        present = Present(
-            live=live,
-            waiting=[],  # they are shown beside
-            kills=kills,
-            tenants=tenants,
-            relay_silent=relay_is_silent(self.guard),
-            trouble={},
-            now_ns=self.guard.components.clock.wall(),
+        present = self._reader.read()
+        live = sorted(present.live, key=lambda run: (-run.usd_per_minute, -run.summary.usage.usd))
+        return Snapshot(
+            live,
+            self._waiting(live),
+            [kill for kill in present.kills if not kill.cleared],
+            present.tenants,
+            alerts(present._replace(waiting=[]), self._thresholds),  # those that wait are shown beside
+            self._examined(),
+            present.trouble,
+            self._number,
         )
-        return Snapshot(live, waiting, kills, tenants, alerts(present, self._thresholds))
+
+    def _waiting(self, live: list[RunStatus]) -> list[Waiting]:
+        found = [(status, asked) for status in live for asked in status.waiting]
+        # A log that has not grown asks with the same arguments.
+        self._asked = {
+            (asked.run_id, asked.key): known
+            if (known := self._asked.get((asked.run_id, asked.key))) and known[0] == status.summary.head.seq
+            else (status.summary.head.seq, self._arguments(asked))
+            for status, asked in found
+        }
+        return [
+            Waiting(asked, status.summary.tenant, self._asked[asked.run_id, asked.key][1])
+            for status, asked in found
+        ]
+
+    def _examined(self) -> list[Part]:
+        if self._health is None or self._health[0] < time.monotonic() - _HEALTH_SECONDS:
+            self._health = (time.monotonic(), examine(self.guard))
+        return self._health[1]
 
     def _arguments(self, asked: Approval) -> Any:
+        if asked.limit is not None:
+            return None
         found = asked_arguments(self.guard.components.store, asked.run_id, asked.key)
         return None if found is None else _decoded(found)
 

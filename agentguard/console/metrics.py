@@ -21,6 +21,7 @@ FAMILIES = {
     "approvals_waiting": "Steps that wait for an operator.",
     "kills_in_force": "Kills that were not cleared.",
     "alerts": "What an operator is to be told, by kind.",
+    "part_works": "Whether a part of the installation works.",
     "tenant_usd": "Spent of a tenant's budget in its present window, in USD.",
 }
 
@@ -58,6 +59,7 @@ def text(now: Snapshot) -> str:
         "approvals_waiting": {none: len(now.waiting)},
         "kills_in_force": {(("scope", scope),): count for scope, count in kills.items()},
         "alerts": _alerts(now),
+        "part_works": {(("kind", part.kind), ("name", part.name)): int(part.ok) for part in now.health},
         "tenant_usd": accounts,
     }
     return "".join(_family(name, values) for name, values in families.items())

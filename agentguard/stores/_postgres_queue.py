@@ -16,7 +16,7 @@ import msgspec
 from psycopg import errors as pg
 
 from agentguard.errors import StoreUnavailableError
-from agentguard.protocols import QueueDepth
+from agentguard.protocols import QueueDepth, WorkerSign
 from agentguard.stores import _sql
 from agentguard.stores._postgres_link import Link, Translation
 
@@ -70,6 +70,15 @@ class PostgresRunQueue:
         """
         with self._errors(), self._transaction("READ ONLY") as link, _explained():
             return [QueueDepth(*columns) for columns in link.ask(self._sql["depth"])]
+
+    def workers(self) -> list[WorkerSign]:
+        """Return the workers that have begun and not ended, oldest first.
+
+        Raises:
+            StoreUnavailableError: the database has no queue.
+        """
+        with self._errors(), self._transaction("READ ONLY") as link, _explained():
+            return [WorkerSign(*columns) for columns in link.ask(self._sql["workers"])]
 
     def holds(self, job_id: int, worker_id: int) -> bool:
         """Say whether a worker still has a job, and nobody has taken it over."""

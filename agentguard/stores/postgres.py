@@ -309,6 +309,10 @@ class PostgresEventStore:
         found = self._select("position", (reader,))
         return found[0][0] if found else 0
 
+    def positions(self) -> dict[str, int]:
+        """The saved position of every reader, by its name."""
+        return dict(self._select("positions", ()))
+
     def save_position(self, reader: str, position: int) -> None:
         """Save how far a reader has come, durably; a lower position changes nothing."""
         with self._errors(), self._transaction() as link:

@@ -29,7 +29,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.cli import main
-from agentguard.queries import Approval
+from agentguard.monitoring import Approval
 from agentguard.testing import FakeClock
 from tests.kit import wait_until
 

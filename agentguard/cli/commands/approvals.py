@@ -15,7 +15,7 @@ from agentguard.cli.options import (
     StoreOption,
 )
 from agentguard.guard import Guard
-from agentguard.queries import Approval
+from agentguard.monitoring import Approval
 
 
 @app.command(epilog="--json: an array of {run_id, key, name, limit, arguments}.")

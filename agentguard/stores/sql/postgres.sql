@@ -186,6 +186,10 @@ WHERE id IN ('run:' || %(run_id)s, 'attach:' || %(run_id)s)
 -- How far a reader has come.
 SELECT position FROM agentguard.reader_position WHERE reader = %s;
 
+-- name: positions
+-- How far every reader has come.
+SELECT reader, position FROM agentguard.reader_position ORDER BY reader;
+
 -- name: save_position
 -- A reader goes on, and never back.
 INSERT INTO agentguard.reader_position (reader, position) VALUES (%s, %s)

@@ -74,14 +74,23 @@ CROSS JOIN LATERAL (
 WHERE job.status IN ('todo', 'doing')
 GROUP BY job.queue_name;
 
+-- The workers that have begun and not ended, when each gave its last sign of life, and how many runs it has.
+CREATE OR REPLACE VIEW agentguard_queue.worker AS
+SELECT worker.id::bigint AS worker_id,
+    greatest(extract(epoch FROM now() - worker.last_heartbeat), 0)::double precision AS silent_seconds,
+    (SELECT count(*) FROM agentguard_queue.procrastinate_jobs AS job
+        WHERE job.worker_id = worker.id AND job.status = 'doing') AS running
+FROM agentguard_queue.procrastinate_workers AS worker;
+
 REVOKE ALL ON SCHEMA agentguard_queue FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA agentguard_queue FROM PUBLIC;
 GRANT USAGE ON SCHEMA agentguard_queue TO agentguard_agent, agentguard_worker, agentguard_operator;
 GRANT EXECUTE ON FUNCTION agentguard_queue.submit(text, integer, text, text, jsonb)
     TO agentguard_agent, agentguard_worker;
-GRANT SELECT ON agentguard_queue.depth TO agentguard_worker, agentguard_operator;
+GRANT SELECT ON agentguard_queue.depth, agentguard_queue.worker TO agentguard_worker, agentguard_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agentguard_queue TO agentguard_worker;
-REVOKE INSERT, UPDATE, DELETE ON agentguard_queue.migration, agentguard_queue.depth FROM agentguard_worker;
+REVOKE INSERT, UPDATE, DELETE ON agentguard_queue.migration, agentguard_queue.depth, agentguard_queue.worker
+    FROM agentguard_worker;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA agentguard_queue TO agentguard_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA agentguard_queue TO agentguard_worker;
 
@@ -94,6 +103,10 @@ SELECT agentguard_queue.submit(
 -- name: depth
 -- How long each queue is.
 SELECT queue, waiting, delayed, running, oldest_seconds FROM agentguard_queue.depth ORDER BY queue;
+
+-- name: workers
+-- The workers, the oldest first.
+SELECT worker_id, silent_seconds, running FROM agentguard_queue.worker ORDER BY worker_id;
 
 -- name: holds
 -- Whether a worker still has a job.

@@ -212,6 +212,10 @@ DELETE FROM run WHERE number = ?;
 -- How far a reader has come.
 SELECT position FROM reader_position WHERE reader = ?;
 
+-- name: positions
+-- How far every reader has come.
+SELECT CAST(reader AS TEXT), position FROM reader_position ORDER BY reader;
+
 -- name: save_position
 -- A reader goes on, and never back.
 INSERT INTO reader_position (reader, position) VALUES (:reader, :position)

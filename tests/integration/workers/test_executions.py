@@ -15,7 +15,7 @@ import pytest
 
 from agentguard import Guard, RunState
 from agentguard.errors import StoreUnavailableError
-from agentguard.protocols import QueueDepth
+from agentguard.protocols import QueueDepth, WorkerSign
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.submitted import SubmittedSession
 from agentguard.workers.execution import Execution
@@ -40,6 +40,9 @@ class Always:
     def put(self, *args: Any, **kwargs: Any) -> None: ...
 
     def depth(self) -> list[QueueDepth]:
+        return []
+
+    def workers(self) -> list[WorkerSign]:
         return []
 
 
