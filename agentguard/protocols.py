@@ -159,8 +159,15 @@ class EventStore(Protocol):
         """The run's row, or None."""
         ...
 
-    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
-        """The newest runs first."""
+    def rows(
+        self,
+        *,
+        tenant: str | None = None,
+        state: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[RunRow]:
+        """The newest runs first; with `before`, those older than that run: none if it is not there."""
         ...
 
     def children(self, run_id: str) -> list[RunRow]:

@@ -240,17 +240,15 @@ class Console:
 
     def _older(self, tenant: str | None, state: RunState | None, after: str) -> Iterator[RunRow]:
         """The rows from after a run on; the store is asked for more only as they are needed."""
-        count, given = PAGE * 2, 0
-        started = not after
+        before, count = after or None, PAGE * 2
         while True:
-            rows = self.guard.components.store.rows(tenant=tenant, state=state and str(state), limit=count)
-            for row in rows[given:]:
-                if started:
-                    yield row
-                started = started or row.run_id == after
+            rows = self.guard.components.store.rows(
+                tenant=tenant, state=state and str(state), limit=count, before=before
+            )
+            yield from rows
             if len(rows) < count:
                 return
-            given, count = len(rows), count * 4
+            before, count = rows[-1].run_id, min(count * 4, _LOOKED_THROUGH)
 
     def _is_oldest(self, tenant: str | None, state: RunState | None, run_id: str) -> bool:
         return next(self._older(tenant, state, run_id), None) is None

@@ -138,9 +138,20 @@ class JsonlEventStore:
     def _rows(self) -> list[RunRow]:
         return [log.row for run_id, log in self._index().items() if run_id != CONTROL_RUN_ID]
 
-    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
-        """The newest runs first, which are the last ones in the file."""
-        found = (row for row in reversed(self._rows()) if tenant in (None, row.tenant))
+    def rows(
+        self,
+        *,
+        tenant: str | None = None,
+        state: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[RunRow]:
+        """The newest runs first, the last of the file; with `before`, those older than that run."""
+        limiting = None if before is None else self.row(before)
+        if before is not None and limiting is None:
+            return []
+        rows = (row for row in reversed(self._rows()) if limiting is None or row.number < limiting.number)
+        found = (row for row in rows if tenant in (None, row.tenant))
         return list(islice((row for row in found if state in (None, row.state)), min(limit, 2**62)))
 
     def children(self, run_id: str) -> list[RunRow]:

@@ -289,11 +289,23 @@ class MemoryEventStore:
             log = self._table.by_id.get(run_id)
             return None if log is None else log.row
 
-    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
-        """The newest runs first."""
+    def rows(
+        self,
+        *,
+        tenant: str | None = None,
+        state: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[RunRow]:
+        """The newest runs first; with `before`, those older than that run."""
         with self._lock:
             self._check()
-            rows = (log.row for log in reversed(self._table.logs.values()))
+            limiting = None if before is None else self._table.by_id.get(before)
+            if before is not None and limiting is None:
+                return []
+            below = None if limiting is None else limiting.number
+            logs = reversed(self._table.logs.values())
+            rows = (log.row for log in logs if below is None or log.number < below)
             found = (
                 row
                 for row in rows

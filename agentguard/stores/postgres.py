@@ -261,11 +261,21 @@ class PostgresEventStore:
         found = self._rows("run", {"run_id": run_id})
         return found[0] if found else None
 
-    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
-        """The newest runs first."""
+    def rows(
+        self,
+        *,
+        tenant: str | None = None,
+        state: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[RunRow]:
+        """The newest runs first; with `before`, those older than that run."""
         wanted = {"tenant": tenant, "state": state}
-        which = " AND ".join(f"{name} = %({name})s" for name, value in wanted.items() if value is not None)
-        return self._rows("runs", wanted | {"limit": limit}, which=which or "true")
+        which = [f"{name} = %({name})s" for name, value in wanted.items() if value is not None]
+        if before is not None:
+            which.append("born < (SELECT older.born FROM {run} AS older WHERE older.run_id = %(before)s)")
+        parameters = wanted | {"limit": limit, "before": before}
+        return self._rows("runs", parameters, which=" AND ".join(which) or "true")
 
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
@@ -362,7 +372,7 @@ class PostgresEventStore:
         if self._pool.tenant_login:
             tables = _FUNCTIONS
             text = self._sql.get(f"tenant_{query}", text)
-        for name, table in (*tables.items(), ("which", which)):
+        for name, table in (("which", which), *tables.items()):
             text = text.replace(f"{{{name}}}", table)
         return link.ask(text, parameters)
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _LEVELS: Final[dict[str, int]] = {"process": 1, "power": 2}
 _PROCESS: Final = 1
 _POWER: Final = 2
+#: Above the number of any run.
+_NEWER_THAN_ALL: Final = 2**63 - 1
 
 # `Stored._make` is a Python function that does the same.
 _to_stored: Any = partial(tuple.__new__, Stored)
@@ -247,13 +249,26 @@ class SQLiteEventStore:
         found = self._select("run", (run_id,))
         return _sqlite_rows.run_row(found[0]) if found else None
 
-    def rows(self, *, tenant: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRow]:
-        """The newest runs first."""
+    def rows(
+        self,
+        *,
+        tenant: str | None = None,
+        state: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[RunRow]:
+        """The newest runs first; with `before`, those older than that run."""
+        if before is None:
+            below = _NEWER_THAN_ALL
+        elif (limiting := self.row(before)) is not None:
+            below = limiting.number
+        else:
+            return []
         if tenant is None:
             query = "runs" if state is None else "runs_in_state"
         else:
             query = "runs_of_tenant" if state is None else "runs_of_tenant_in_state"
-        found = self._select(query, {"tenant": tenant, "state": state, "limit": limit})
+        found = self._select(query, {"tenant": tenant, "state": state, "limit": limit, "below": below})
         return [_sqlite_rows.run_row(columns) for columns in found]
 
     def children(self, run_id: str) -> list[RunRow]:

@@ -44,7 +44,7 @@ SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(stat
     CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
     CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
     CAST(summary AS BLOB)
-FROM run ORDER BY number DESC LIMIT :limit;
+FROM run WHERE number < :below ORDER BY number DESC LIMIT :limit;
 
 -- name: runs_of_tenant
 -- The newest runs of a tenant.
@@ -52,7 +52,7 @@ SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(stat
     CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
     CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
     CAST(summary AS BLOB)
-FROM run WHERE tenant = :tenant ORDER BY number DESC LIMIT :limit;
+FROM run WHERE tenant = :tenant AND number < :below ORDER BY number DESC LIMIT :limit;
 
 -- name: runs_in_state
 -- The newest runs in a state.
@@ -60,7 +60,7 @@ SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(stat
     CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
     CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
     CAST(summary AS BLOB)
-FROM run WHERE state = :state ORDER BY number DESC LIMIT :limit;
+FROM run WHERE state = :state AND number < :below ORDER BY number DESC LIMIT :limit;
 
 -- name: runs_of_tenant_in_state
 -- The newest runs of a tenant in a state.
@@ -68,7 +68,7 @@ SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(stat
     CAST(created_ns AS INTEGER), number, CAST(parent_id AS BLOB), CAST(ended_ns AS INTEGER),
     CAST(epoch AS INTEGER), CAST(owner AS BLOB), CAST(heartbeat_ns AS INTEGER), CAST(salt AS BLOB),
     CAST(summary AS BLOB)
-FROM run WHERE tenant = :tenant AND state = :state ORDER BY number DESC LIMIT :limit;
+FROM run WHERE tenant = :tenant AND state = :state AND number < :below ORDER BY number DESC LIMIT :limit;
 
 -- name: children
 -- The runs nested directly in a run, oldest first.

@@ -98,6 +98,11 @@ class ReadingContract(StoreSuite):
         assert ids(store.rows(tenant="acme")) == ["r5", "r3", "r1"]
         assert ids(store.rows(state="RUNNING", limit=3)) == ["r3", "r2", "r1"]
         assert ids(store.rows(tenant="acme", state="RUNNING")) == ["r3", "r1"]
+        assert ids(store.rows(before="r4", limit=2)) == ["r3", "r2"]
+        assert ids(store.rows(tenant="acme", before="r5")) == ["r3", "r1"]
+        assert ids(store.rows(state="RUNNING", before="r2")) == ["r1", "r0"]
+        assert ids(store.rows(tenant="acme", state="RUNNING", before="r1")) == []
+        assert ids(store.rows(before="nobody")) == []
 
     def test_children_are_those_of_the_run_the_oldest_first(self, store: EventStore) -> None:
         for run_id, parent in (("a", None), ("b", "a"), ("c", "b"), ("d", "a")):
