@@ -38,7 +38,7 @@ def measure(*, quick: bool) -> list[Row]:
         from agentguard_openai import guard_client  # noqa: PLC0415
     except ImportError:
         return []
-    rounds = 5 if quick else 30
+    rounds = 10 if quick else 30
     with tempfile.TemporaryDirectory() as home, _server(_ANSWERS_AFTER) as slow, _server(0) as at_once:
         os.environ["AGENTGUARD_HOME"] = home
         with OpenAI(api_key="k", base_url=slow, max_retries=0) as bare:

@@ -5,8 +5,7 @@ and reader: two busy writers never leave one, so it grows without end.  And whil
 moment, SQLite tries, in vain, at every commit.
 
 Where the thread cannot keep up, as on a loaded machine, writers wait for it from `WAIT_FROM` on, so that
-the WAL stays below 64 MB where payloads are not very large.  They do not wait for a reader that stays: while
-there is one, nothing bounds it.
+the WAL stays below 64 MB.  They do not wait for a reader that stays: while there is one, nothing bounds it.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ BEGIN_ANEW_FROM = 24 << 20
 WAIT_FROM = 40 << 20
 #: How long, in milliseconds, other writers may have to stand aside so that the WAL can begin anew.
 PATIENCE_MS = 40
-#: The same while a writer waits, and for how many seconds it waits at each look.
+#: The same while a writer waits, and for how many seconds it waits at each look at most: no more than the
+#: size of a file is at stake.
 URGENT_PATIENCE_MS = 250
-_LONGEST_WAIT = 0.5
+_LONGEST_WAIT = 5.0
 #: A try in vain is followed by a pause so many times as long as it took, and of so many seconds at least;
 #: the pauses grow to a second by themselves.
 BACK_OFF = 20
@@ -57,6 +57,8 @@ class Checkpointer:
         #: Ends a pause: a writer waits, or the store is closed.
         self._hurry = threading.Event()
         self._tried = threading.Event()
+        #: Whether the last try left nothing to do.
+        self._done = False
         self._closed = threading.Event()
         #: Whether a reader stays at an old moment, so that nothing can be done.
         self._pinned = False
@@ -73,15 +75,21 @@ class Checkpointer:
         size = wal_size(self._path)
         if size < MOVE_FROM:
             return
-        waits = size >= WAIT_FROM and not self._pinned
-        if waits:
+        self._want()
+        if size < WAIT_FROM:
+            return
+        latest = time.monotonic() + _LONGEST_WAIT
+        while not self._pinned and (left := latest - time.monotonic()) > 0:
             self._tried.clear()
             self._hurry.set()
+            self._want()
+            if self._tried.wait(left) and self._done:
+                return
+
+    def _want(self) -> None:
         self._wanted.set()
         if self._thread is None:
             self._start()
-        if waits:
-            self._tried.wait(_LONGEST_WAIT)
 
     def _start(self) -> None:
         # Daemon: a process that ends is not kept; the next one that opens the file finds the WAL.
@@ -130,10 +138,12 @@ class Checkpointer:
             wanted.clear()
             hurry.clear()
             if closed.is_set():
+                tried.set()
                 return
             began = time.monotonic()
             with self._moving:
                 done = self._move(closed, URGENT_PATIENCE_MS if urgent else PATIENCE_MS)
+            self._done = done
             tried.set()
             if done:
                 pause = 0.0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 _failed: set[str] = set()
+_runs: list[Any] = []
 GUARDED = os.environ.get("AGENTGUARD_OUTSIDE_GUARDED") == "1"
 
 
@@ -35,7 +36,7 @@ def _install() -> None:
 
         def guarded(self: Any, *args: Any, **options: Any) -> None:
             made(self, *args, **options)
-            self.middleware.append(GuardMiddleware())
+            self.middleware.append(GuardMiddleware(lambda _: _runs[-1]))  # servers run in any task or thread
 
         Server.__init__ = guarded  # type: ignore[method-assign]
 
@@ -48,8 +49,10 @@ if GUARDED:
 def _guarded_run() -> Iterator[None]:
     from agentguard import Guard
 
-    with Guard.in_memory() as guard, guard.run("outside"):
+    with Guard.in_memory() as guard, guard.run("outside") as run:
+        _runs.append(run)
         yield
+        _runs.pop()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -34,7 +34,7 @@ class Suite(NamedTuple):
 SUITES = {
     "langchain": Suite("langchain", "tests/unit_tests/agents"),
     "langgraph-prebuilt": Suite("langgraph-prebuilt", "tests"),
-    "mcp": Suite("mcp", "tests"),
+    "mcp": Suite("mcp", "tests", ("-p", "no:asyncio")),  # its async tests are anyio's
     "openai-agents": Suite("openai-agents", "tests"),
     "pydantic-ai": Suite("pydantic-ai-slim", "tests"),
 }
@@ -60,7 +60,8 @@ def failures(suite: Suite, folder: Path, *, guarded: bool) -> set[str]:
     report = folder / f"report-{guarded}.json"
     env = {**os.environ, "PYTHONPATH": str(HERE), "AGENTGUARD_OUTSIDE_REPORT": str(report)}
     env["AGENTGUARD_OUTSIDE_GUARDED"] = str(int(guarded))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "hooks", "-p", "no:agentguard", suite.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "hooks", "-p", "no:agentguard"]
+    command += ["--continue-on-collection-errors", "--timeout", "120", suite.tests]
     subprocess.run([*command, *suite.options], cwd=folder, env=env, check=False)
     return set(json.loads(report.read_text()))
 
