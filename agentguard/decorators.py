@@ -88,8 +88,9 @@ def guarded_step(fn: Any = None, /, **options: Any) -> Any:
             `free_on` (exceptions that prove that nothing was used), `capture` ("full", "digest",
             "none"), `redact`, `ignore` (parameters left out of the log), `codec`, `effect` (what a
             repeat would do: "read", "idempotent" or "once", the default; "read" for llm), `probe`,
-            `durability`, `approval`, `timeout` (seconds, async functions), `outside` ("refuse" or
-            "allow" calls outside a run).
+            `durability`, `approval` (True, or a callable of the arguments: wait for an operator),
+            `approval_timeout` (seconds until that counts as denied), `timeout` (seconds, async functions),
+            `outside` ("refuse" or "allow" calls outside a run).
 
     Raises:
         TypeError, ValueError: an option is wrong; the message names it.

@@ -18,7 +18,8 @@ from agentguard.audit.costs import CostKey, CostLine
 from agentguard.audit.export import Exported, Sink
 from agentguard.audit.verify import VerifyReport
 from agentguard.audit.whatif import WhatIf
-from agentguard.budget.model import Budget, Usage, check_budget
+from agentguard.budget.model import Budget, BudgetChange, Usage, check_budget
+from agentguard.budget.resources import seconds_to_answer
 from agentguard.events.model import Event, Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements, Kill
@@ -82,6 +83,7 @@ class Guard:
         redact: Any = None,
         default_budget: Budget | None = None,
         store_timeout: float | None = None,
+        approval_timeout: float | timedelta | None = None,
         clock: Clock = SYSTEM_CLOCK,
         ids: Callable[[], str] = new_run_id,
     ) -> Guard:
@@ -103,6 +105,8 @@ class Guard:
                 tenant: `AGENTGUARD_BUDGET`, or a table of `agentguard.toml` or `pyproject.toml`.
             store_timeout: seconds that a call waits for other writers of a SQLite file (30), or for
                 PostgreSQL, before it is refused; in a URL, `sqlite:///path?store_timeout=5`.
+            approval_timeout: seconds, or a timedelta, after which a step that nobody approved counts as
+                denied, where it does not say; by default it waits for ever.
             clock: where time comes from.
             ids: where the ids of runs come from.
 
@@ -116,6 +120,9 @@ class Guard:
         if store_timeout is not None and not 0 <= store_timeout < math.inf:
             raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         rules = redactor(redact)
+        patience = None
+        if approval_timeout is not None:
+            patience = seconds_to_answer(approval_timeout, "approval_timeout")
 
         def open_components() -> Components:
             store = config.open_store(url, durability, clock, store_timeout)
@@ -126,6 +133,7 @@ class Guard:
                 clock=clock,
                 capture=capture,
                 redact=BUILT_IN if rules is None else rules,
+                approval_timeout=patience,
             )
 
         runtime = Runtime(
@@ -542,9 +550,9 @@ class Guard:
     def set_budget(
         self,
         run_id: str,
-        budget: Budget,
+        budget: BudgetChange,
         *,
-        asked: str | None = None,
+        asked: str | int | None = None,
         reason: str = "",
         actor: str | None = None,
     ) -> None:
@@ -555,15 +563,17 @@ class Guard:
 
         Args:
             run_id: the run.
-            budget: its limits from now on.
-            asked: the key of the step that asks, as `approvals` has it; where it asks no longer, because it
-                was answered, nothing is set.
+            budget: its limits from now on; or those that change, by name, as `{"usd": 5}`: the others stay as
+                they are when this is put on record, so that of two operators at once neither undoes what the
+                other did.  None lifts a limit.
+            asked: the key of the step that asks, or the `seq` of its question, as `approvals` has them; where
+                that is asked no longer, because it was answered, nothing is set.
             reason: why.
             actor: who orders it; by default `user@host`.
 
         Raises:
             RunNotFoundError: there is no such run.
-            TypeError: it is no Budget.
+            TypeError, ValueError: it is no Budget and no limits by name.
             AgentGuardError: the run has ended, has no room for the step that asks, or asks no longer.
             KillSwitchUnavailableError: the control log cannot be used.
         """
@@ -611,26 +621,51 @@ class Guard:
         """Return the steps that wait for an approval or a higher limit (`on_limit="ask"`), in all runs."""
         return self._queries.approvals()
 
-    def approve(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
+    def approve(
+        self,
+        run_id: str,
+        key: str,
+        *,
+        asked: int | None = None,
+        reason: str | None = None,
+        actor: str | None = None,
+    ) -> None:
         """Let a waiting step run; on record in the run's log, and in the control log.
 
+        One answer counts.  Whoever comes second, or after the time is over, is told what was answered.
+
+        Args:
+            run_id: the run.
+            key: the step, as `approvals` has it.
+            asked: the `seq` of its question there; where the step asks another by now, nothing is decided.
+            reason: why.
+            actor: who decides; by default `user@host`.
+
         Raises:
-            AgentGuardError: no step of that key waits, or it waits for a higher limit.
+            AgentGuardError: no step of that key waits, it waits for a higher limit, or asks another question.
             KillSwitchUnavailableError: the control log cannot be used.
         """
-        self._operations.decide(run_id, key, granted=True, reason=reason, actor=actor)
+        self._operations.decide(run_id, key, granted=True, asked=asked, reason=reason, actor=actor)
 
-    def deny(self, run_id: str, key: str, *, reason: str | None = None, actor: str | None = None) -> None:
+    def deny(
+        self,
+        run_id: str,
+        key: str,
+        *,
+        asked: int | None = None,
+        reason: str | None = None,
+        actor: str | None = None,
+    ) -> None:
         """Refuse a waiting step: it raises `ApprovalDeniedError`; the run goes on.
 
         One that waits for a higher limit raises `BudgetExceededError`, and its run is stopped.
-        On record in the run's log, and in the control log.
+        On record in the run's log, and in the control log.  The arguments are those of `approve`.
 
         Raises:
-            AgentGuardError: no step of that key waits.
+            AgentGuardError: no step of that key waits, or it asks another question.
             KillSwitchUnavailableError: the control log cannot be used.
         """
-        self._operations.decide(run_id, key, granted=False, reason=reason, actor=actor)
+        self._operations.decide(run_id, key, granted=False, asked=asked, reason=reason, actor=actor)
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary, from_row, moment, summarize
+from agentguard.steps.approvals import waiting
 from agentguard.steps.limit_questions import question
 
 #: Over how many nanoseconds the rate of spending is taken: the last minute.
@@ -48,13 +49,19 @@ class Approval(NamedTuple):
     """A step that waits for an operator: for an approval, or for a higher limit of its run.
 
     `limit` is None for an approval; else the facts of the `BudgetExceededError` that a refusal raises:
-    `resource`, `spent`, `reserved`, `requested`, `limit`, `message`.
+    `resource`, `spent`, `reserved`, `requested`, `limit`, `message`.  `seq` is the number of the event that
+    asks, for `asked=` of `Guard.approve`, `deny` and `set_budget`; `asked_ns` its wall-clock time, in
+    nanoseconds since the epoch.  `timeout` is how many seconds the step waits until it is denied, counted
+    from when it began to wait, anew after a recovery; None where it waits for ever.
     """
 
     run_id: str
     key: str
     name: str
     limit: dict[str, Any] | None = None
+    seq: int = 0
+    asked_ns: int = 0
+    timeout: float | None = None
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,10 +218,28 @@ def approvals_in(fold: RunFold) -> list[Approval]:
     """Return the steps of a run that wait for an operator."""
     found = []
     if (asks := question(fold)) is not None:
-        found.append(Approval(fold.run_id, asks.key, asks.name, asks.termination))
-    for key, asked in list(fold.approvals.items()):
-        if asked["state"] == ev.APPROVAL_REQUESTED:
-            found.append(Approval(fold.run_id, key, asked["name"]))
+        found.append(
+            Approval(
+                fold.run_id,
+                asks.key,
+                asks.name,
+                asks.termination,
+                seq=asks.seq,
+                asked_ns=fold.paused_ns,
+                timeout=fold.budget.ask_timeout,
+            )
+        )
+    for key, asked in waiting(fold).items():
+        found.append(
+            Approval(
+                fold.run_id,
+                key,
+                asked["name"],
+                seq=asked["seq"],
+                asked_ns=asked["at_ns"],
+                timeout=asked.get("timeout"),
+            )
+        )
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from agentguard.audit import erasure
 from agentguard.budget.ledger import check_shared
-from agentguard.budget.model import Budget, Usage, check_budget
+from agentguard.budget.model import Budget, BudgetChange, Usage, check_budget
 from agentguard.budget.tenant import PERIODS
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events import model as ev
@@ -53,17 +53,33 @@ class Operations:
         self._ordered("resume", run_id, base.resume(self._runtime, run_id, said), said)
 
     def set_budget(
-        self, run_id: str, budget: Budget, *, asked: str | None, reason: str, actor: str | None
+        self,
+        run_id: str,
+        budget: BudgetChange,
+        *,
+        asked: str | int | None,
+        reason: str,
+        actor: str | None,
     ) -> None:
         """See `Guard.set_budget`."""
         said = self._authorship(reason, actor)
-        head = base.set_budget(self._runtime, run_id, budget, said, asked)
-        self._ordered("set_budget", run_id, head, {"budget": budget.to_fields(), **said})
+        head, data = base.set_budget(self._runtime, run_id, budget, said, asked)
+        self._ordered("set_budget", run_id, head, data)
 
-    def decide(self, run_id: str, key: str, *, granted: bool, reason: str | None, actor: str | None) -> None:
+    def decide(
+        self,
+        run_id: str,
+        key: str,
+        *,
+        granted: bool,
+        asked: int | None,
+        reason: str | None,
+        actor: str | None,
+    ) -> None:
         """See `Guard.approve` and `Guard.deny`."""
         said = self._authorship(reason, actor)
-        head = approvals.decide(base.live_run_of(self._runtime, run_id), key, granted=granted, said=said)
+        live_run = base.live_run_of(self._runtime, run_id)
+        head = approvals.decide(live_run, key, granted=granted, said=said, asked=asked)
         self._ordered("approve" if granted else "deny", run_id, head, {"key": key, **said})
 
     def _authorship(self, reason: str | None, actor: str | None) -> dict[str, str]:

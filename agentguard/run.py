@@ -13,7 +13,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentguard.budget.model import Budget, Remaining, Usage
+from agentguard.budget.model import Budget, BudgetChange, Remaining, Usage
 from agentguard.budget.named import joined
 from agentguard.budget.resources import NANO_USD
 from agentguard.errors import NoActiveRunError, RunStopped
@@ -449,7 +449,13 @@ class Run:
         """Lift a pause."""
         self._session.resume()
 
-    def set_budget(self, budget: Budget, *, actor: str | None = None) -> None:
+    def set_budget(
+        self,
+        budget: BudgetChange,
+        *,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         """Give the run another budget from now on, in every process; on record as `run_budget_set`.
 
         The new budget takes the place of the whole old one, and what was spent and reserved counts
@@ -457,11 +463,13 @@ class Run:
         the run.  Calls and repeats that were not limited before count from now on.
 
         Args:
-            budget: all limits of the run; `Budget()` has none.
+            budget: all limits of the run (`Budget()` has none), or those that change, by name: `{"usd": 5}`
+                leaves the others as they are then, and `{"usd": None}` lifts one.
             actor: who says so; by default `user@host`.
+            reason: why.
 
         Raises:
-            TypeError: it is no Budget.
+            TypeError, ValueError: it is no Budget and no limits by name.
             AgentGuardError: the run has ended.
 
         Example:
@@ -473,7 +481,7 @@ class Run:
             ...     run.remaining.steps
             1
         """
-        self._session.set_budget(budget, actor)
+        self._session.set_budget(budget, actor, reason)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Let go of the run, so that another process can carry it on: for a worker that is told to leave.

@@ -308,10 +308,7 @@ class Budget:
         if on_limit not in ("stop", "ask"):
             raise ValueError(f"on_limit must be 'stop' or 'ask', not {on_limit!r}")
         self.on_limit = on_limit
-        nanoseconds = r.nanoseconds(ask_timeout, "ask_timeout")
-        if not nanoseconds:
-            raise ValueError("ask_timeout must be above 0; on_limit='stop' asks nobody")
-        self.ask_timeout = nanoseconds / 1e9
+        self.ask_timeout = r.seconds_to_answer(ask_timeout, "ask_timeout")
 
     def __getattr__(self, name: str) -> Any:
         if name == "usd" or name in _READABLE or name in self.limits:
@@ -354,6 +351,26 @@ class Budget:
         """A budget from what `to_fields` gave."""
         return cls(**fields)
 
+    def replace(self, **changes: Any) -> Budget:
+        """Return the same budget with other limits; those that are not named stay as they are.
+
+        Args:
+            changes: limits by the names that `Budget` takes; None lifts one.  Of `calls`, those that are
+                named change.
+
+        Raises:
+            TypeError, ValueError: a limit that `Budget` would not take.
+
+        Example:
+            >>> Budget(usd=1, steps=20).replace(usd=5, steps=None, emails=3)
+            Budget(usd='5', emails=3)
+        """
+        fields = self.to_fields() | changes
+        if isinstance(calls := changes.get("calls"), Mapping):
+            merged = {**self.calls, **calls}
+            fields["calls"] = {name: limit for name, limit in merged.items() if limit is not None}
+        return Budget(**{name: value for name, value in fields.items() if value is not None})
+
     def __eq__(self, other: object) -> bool:
         return self.to_fields() == other.to_fields() if isinstance(other, Budget) else NotImplemented
 
@@ -365,6 +382,10 @@ class Budget:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Budget.from_fields, (self.to_fields(),))
+
+
+#: Another budget, or changes of some limits by their names, as `Budget.replace` takes them.
+BudgetChange = Budget | Mapping[str, Any]
 
 
 def check_budget(value: object, field: str = "budget") -> None:

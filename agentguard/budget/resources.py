@@ -172,6 +172,19 @@ def nanoseconds(value: object, field: str) -> int:
     return _nano(value, field, ROUND_FLOOR)
 
 
+def seconds_to_answer(value: object, field: str) -> float:
+    """Read how long an answer is waited for (a number of seconds or a timedelta), in seconds.
+
+    Raises:
+        TypeError: a bool, or no number and no timedelta.
+        ValueError: not above 0, NaN or infinite.
+    """
+    found = nanoseconds(value, field)
+    if not found:
+        raise ValueError(f"{field} must be above 0: within no time nobody can answer")
+    return found / 1e9
+
+
 def public_name(resource: str) -> str:
     """The name a user knows: `usd` for `nano_usd`, else the same."""
     return "usd" if resource == NANO_USD else resource

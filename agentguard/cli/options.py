@@ -50,6 +50,16 @@ ActorOption = Annotated[
 ]
 
 
+AskedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--asked",
+        metavar="N",
+        help="Only the question of event N; see `approvals`.",
+        show_default=False,
+    ),
+]
+
 KeyArgument = Annotated[
     str | None,
     typer.Argument(

@@ -10,9 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from agentguard.budget.model import Budget
 from agentguard.console.auth import ConsoleError, Identity
-from agentguard.console.calls import Call
+from agentguard.console.calls import Call, parse_number
 from agentguard.console.confirming import check_scope, confirmation
 from agentguard.console.data import Hit
 from agentguard.console.tokens import Role
@@ -66,13 +65,13 @@ def revive(call: Call) -> None:
 
 
 def decide(call: Call) -> None:
-    """Approve or deny a step that waits."""
+    """Approve or deny a step that waits; with `asked`, the `seq` of its question, none that it asks later."""
     row, decision, key = _run(call), call.field("decision"), call.field("key")
     if decision not in ("approve", "deny"):
         raise ConsoleError(400, f"decision must be approve or deny, not {decision!r}")
     guard = call.console.guard
     answer = guard.approve if decision == "approve" else guard.deny
-    answer(row.run_id, key, reason=_reason(call) or None, actor=_actor(call.who))
+    answer(row.run_id, key, asked=_asked(call), reason=_reason(call) or None, actor=_actor(call.who))
     _done(call, decision, f"{row.run_id} {key}")
 
 
@@ -95,21 +94,19 @@ def resume(call: Call) -> RunRow:
 def set_limit(call: Call) -> RunRow:
     """Set limits of a live run (usd, tokens, steps); its others stay.
 
-    With `asked`, the key of a step that waits for a higher limit, only while it waits.
+    With `asked`, the `seq` of a step's question for a higher limit, only while that is asked.
     """
     row = _run(call)
     named = {name: text for name in _LIMITS if (text := call.field(name).strip())}
     if not named:
         raise ConsoleError(400, f"name a limit: {', '.join(_LIMITS)}")
-    before = call.console.status(row).summary.budget.to_fields()
     try:
         limits: dict[str, Any] = {n: text if n == "usd" else int(text) for n, text in named.items()}
-        budget = Budget.from_fields(before | limits)
+        call.console.guard.set_budget(
+            row.run_id, limits, asked=_asked(call), reason=_reason(call), actor=_actor(call.who)
+        )
     except (TypeError, ValueError) as error:
         raise ConsoleError(400, str(error)) from error
-    call.console.guard.set_budget(
-        row.run_id, budget, asked=call.field("asked") or None, reason=_reason(call), actor=_actor(call.who)
-    )
     _done(call, "limit", f"{row.run_id} {named}")
     return row
 
@@ -118,7 +115,7 @@ ACTIONS = (
     Action("/runs/{run_id}/pause", ("reason",), pause),
     Action("/runs/{run_id}/resume", ("reason",), resume),
     Action("/runs/{run_id}/limit", (*_LIMITS, "asked", "reason"), set_limit),
-    Action("/runs/{run_id}/decide", ("key", "decision", "reason"), decide),
+    Action("/runs/{run_id}/decide", ("key", "decision", "asked", "reason"), decide),
     Action("/kill", ("scope", "target", "reason", "confirm"), kill),
     Action("/revive", ("scope", "target", "reason"), revive),
 )
@@ -128,6 +125,12 @@ def _run(call: Call) -> RunRow:
     """Return the run that an operator acts on."""
     call.who.require(Role.OPERATOR)
     return call.console.row(call.who, call.path("run_id"))
+
+
+def _asked(call: Call) -> int | None:
+    """Return which question is answered, by the number of its event; None for whichever is asked."""
+    given = call.field("asked")
+    return parse_number(given) if given else None
 
 
 def _target(scope: str, target: str) -> dict[str, str]:

@@ -89,6 +89,8 @@ class RunFold:
         self.pause: dict[str, Any] = {}
         #: The number of its event.
         self.paused_seq = 0
+        #: When it began, by the writer's wall clock.
+        self.paused_ns = 0
         self.termination: dict[str, Any] | None = None
         self.warnings: list[dict[str, Any]] = []
         self.warned: set[tuple[str, str]] = set()
@@ -281,6 +283,7 @@ class RunFold:
         self._move(RunState.PAUSED)
         self.pause = data
         self.paused_seq = record.seq
+        self.paused_ns = record.at_ns
         self.running_ns = data.get("running_ns", self.running_ns)
 
     def _resumed(self, record: Record, data: dict[str, Any]) -> None:
@@ -333,7 +336,12 @@ class RunFold:
             scope.closed = True
 
     def _approval(self, record: Record, data: dict[str, Any]) -> None:
-        self.approvals[record.key or ""] = data | {"state": record.type, "name": record.name}
+        self.approvals[record.key or ""] = data | {
+            "state": record.type,
+            "name": record.name,
+            "seq": record.seq,
+            "at_ns": record.at_ns,
+        }
 
     def _warned(self, record: Record, data: dict[str, Any]) -> None:
         self.warned.add((data["level"], data["resource"]))

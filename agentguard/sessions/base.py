@@ -9,7 +9,7 @@ from typing import Any
 
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import Movement
-from agentguard.budget.model import Budget, check_budget
+from agentguard.budget.model import Budget, BudgetChange, check_budget
 from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped, StoreUnavailableError
 from agentguard.events import model as ev
 from agentguard.events.model import Head, Record
@@ -78,9 +78,9 @@ class Session(abc.ABC):
         """See `Run.resume`."""
         resume(self.runtime, self.run_id, {})
 
-    def set_budget(self, budget: Budget, actor: str | None) -> None:
+    def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
         """See `Run.set_budget`."""
-        set_budget(self.runtime, self.run_id, budget, kill_requests.authorship(None, actor))
+        set_budget(self.runtime, self.run_id, budget, kill_requests.authorship(reason, actor))
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""
@@ -140,19 +140,33 @@ def resume(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
 
 
 def set_budget(
-    runtime: Runtime, run_id: str, budget: Budget, said: Mapping[str, str], asked: str | None = None
-) -> Head:
-    """Put another budget on record, and return where; a run that asks at its limit goes on."""
-    check_budget(budget)
-    live_run = live_run_of(runtime, run_id)
-    data = {"budget": budget.to_fields(), **said}
+    runtime: Runtime,
+    run_id: str,
+    change: BudgetChange,
+    said: Mapping[str, str],
+    asked: str | int | None = None,
+) -> tuple[Head, dict[str, Any]]:
+    """Put another budget on record, or changes of some limits; a run that asks at its limit goes on.
 
-    def put() -> Head:
+    Changes are made to the budget that the run has when they are appended, so that of two operators who
+    change different limits neither undoes what the other did.  Return where it stands, and what it says.
+    """
+    if not isinstance(change, Mapping):
+        check_budget(change)
+    else:
+        if not change:
+            raise ValueError("budget names no limit to change; name one, as in {'usd': 5}")
+        Budget().replace(**change)  # what is wrong in it is wrong for every run
+    live_run = live_run_of(runtime, run_id)
+
+    def put() -> tuple[Head, dict[str, Any]]:
         fold = live_run.fold
         if fold.state.final:
             raise AgentGuardError(
                 f"run {run_id} is {fold.state} and spends no more: fork it with another budget"
             )
+        budget = fold.budget.replace(**change) if isinstance(change, Mapping) else change
+        data: dict[str, Any] = {"budget": budget.to_fields(), **said}
         movements: list[Movement] = []
         if fold.scopes[""].shared:  # runs inside it are held against the account that the store has
             account = Account.from_data(fold.account.to_data())
@@ -161,6 +175,6 @@ def set_budget(
         resumed = limit_questions.answer(live_run, budget, said, asked)
         raised = Record(0, ev.RUN_BUDGET_SET, live_run.clock.wall(), data=data)
         live_run.log.act([raised, *resumed], movements=movements)
-        return live_run.log.head
+        return live_run.log.head, data
 
     return live_run.log.decide(put)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentguard.budget.model import Budget
+from agentguard.budget.model import BudgetChange
 from agentguard.errors import RunStopped, StepOutcomeUnknownError
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.keyed import KeyedOutcomes
@@ -52,12 +52,12 @@ class NestedSession(LiveSession):
         else:
             self._recorded.resume()
 
-    def set_budget(self, budget: Budget, actor: str | None) -> None:
+    def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
         """See `Run.set_budget`."""
         if self._recorded is None:
-            super().set_budget(budget, actor)
+            super().set_budget(budget, actor, reason)
         else:
-            self._recorded.set_budget(budget, actor)
+            self._recorded.set_budget(budget, actor, reason)
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentguard.budget.model import Budget
+from agentguard.budget.model import BudgetChange
 from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
@@ -135,7 +135,7 @@ class ReplaySession(Session):
     def resume(self) -> None:
         """See `pause`."""
 
-    def set_budget(self, budget: Budget, actor: str | None) -> None:
+    def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
         """Take the budget that the run was given here."""
         if self._player is not None:
             self._player.take_budget()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentguard.audit.verify import verify
-from agentguard.budget.model import Budget
+from agentguard.budget.model import BudgetChange
 from agentguard.errors import (
     AgentGuardError,
     LogIntegrityError,
@@ -52,12 +52,12 @@ class ResumedSession(OwnedSession):
                 return None
         return super().close(live_run, error)
 
-    def set_budget(self, budget: Budget, actor: str | None) -> None:
+    def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
         """See `Run.set_budget`; what is on record is not done again."""
         live = self.runtime.live.get(self.run_id)
         player = None if live is None else live.player
         if not (isinstance(player, Player) and player.take_budget()):
-            super().set_budget(budget, actor)
+            super().set_budget(budget, actor, reason)
 
     def give_back(self, live_run: LiveRun) -> None:
         """Leave the run without an owner, for an operator or another program to go on."""

@@ -21,8 +21,8 @@ from agentguard.steps import outcome, phases, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
-from agentguard.steps.limit_questions import Patience
 from agentguard.steps.model import Step
+from agentguard.steps.patience import Patience
 
 
 async def in_body(

@@ -15,6 +15,7 @@ from agentguard.events.model import Head, Record
 from agentguard.steps import limit_questions
 
 if TYPE_CHECKING:
+    from agentguard.runs.fold import RunFold
     from agentguard.steps.live import LiveRun
     from agentguard.steps.model import Step
 
@@ -43,9 +44,16 @@ def require(step: Step) -> None:
         raise ApprovalDeniedError(step.key, decision.get("reason"), decision.get("actor"), live_run.run_id)
 
 
+def timeout_of(step: Step) -> float | None:
+    """Return how many seconds a step waits for its approval; None where it waits for ever."""
+    return step.spec.approval_timeout or step.live_run.components.approval_timeout
+
+
 def _ask(step: Step) -> None:
     live_run = step.live_run
     data: dict[str, Any] = {"args": step.digest}
+    if (timeout := timeout_of(step)) is not None:
+        data["timeout"] = timeout
     if step.unknown is not None:
         data["unknown"] = step.unknown
     if step.payload is not None:  # so that its deletion is found
@@ -64,32 +72,64 @@ def _ask(step: Step) -> None:
     live_run.log.decide(lambda: live_run.log.act([record], [step.payload]))
 
 
-def decide(live_run: LiveRun, key: str, *, granted: bool, said: Mapping[str, str]) -> Head:
+def waiting(fold: RunFold) -> dict[str, dict[str, Any]]:
+    """Return the requests of the steps that wait for an approval, by their keys."""
+    found = {key: asked(fold, key) for key in list(fold.approvals)}
+    return {key: request for key, request in found.items() if request is not None}
+
+
+def asked(fold: RunFold, key: str) -> dict[str, Any] | None:
+    """Return the request for an approval that a step waits with; None where it waits for none."""
+    found = fold.approvals.get(key)
+    if found is None or fold.state.final or found["state"] != ev.APPROVAL_REQUESTED:
+        return None
+    return found
+
+
+def decide(
+    live_run: LiveRun, key: str, *, granted: bool, said: Mapping[str, str], asked: int | None = None
+) -> Head:
     """Put an operator's decision on record, with who made it and why, and return where.
 
+    `asked` is the number of the event that asks: then no later question of that step is answered.
+
     Raises:
-        AgentGuardError: no step of that key waits, or it waits for a higher limit and not for an approval.
+        AgentGuardError: no step of that key waits, it waits for a higher limit and not for an approval, or
+            the question was another.
     """
     log = live_run.log
 
     def put() -> Head:
-        asked_limit = limit_questions.question(log.fold)
-        if asked_limit is not None and asked_limit.key == key:
+        limit = limit_questions.question(log.fold)
+        if limit is not None and limit.key == key:
+            limit_questions.check_same(live_run.run_id, key, limit.seq, asked)
             if granted:
-                raise AgentGuardError(f"{key} waits for a higher limit: {asked_limit.way_out}")
-            return limit_questions.deny(live_run, asked_limit, said)
-        approvals = log.fold.approvals
-        asked = approvals.get(key)
-        if asked is None or asked["state"] != ev.APPROVAL_REQUESTED:
-            waiting = [k for k, a in approvals.items() if a["state"] == ev.APPROVAL_REQUESTED]
-            raise AgentGuardError(
-                f"no step {key!r} of run {live_run.run_id} waits for an approval"
-                + (f"; waiting are {', '.join(waiting)}" if waiting else "")
-            )
-        data: dict[str, Any] = {name: asked[name] for name in ("args", "unknown") if name in asked}
+                raise AgentGuardError(f"{key} waits for a higher limit: {limit.way_out}")
+            return limit_questions.deny(live_run, limit, said)
+        request = _asked_now(live_run, key)
+        limit_questions.check_same(live_run.run_id, key, request["seq"], asked)
+        data: dict[str, Any] = {name: request[name] for name in ("args", "unknown") if name in request}
         data |= said
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
-        log.act([Record(0, kind, live_run.clock.wall(), key, name=asked["name"], data=data)])
+        log.act([Record(0, kind, live_run.clock.wall(), key, name=request["name"], data=data)])
         return log.head
 
     return log.decide(put)
+
+
+def _asked_now(live_run: LiveRun, key: str) -> dict[str, Any]:
+    fold = live_run.log.fold
+    found = asked(fold, key)
+    if found is not None:
+        return found
+    problem = f"no step {key!r} of run {live_run.run_id} waits for an approval or a higher limit"
+    decided, others = fold.approvals.get(key), waiting(fold)
+    if fold.state.final:
+        problem += f": the run is {fold.state}"
+    elif decided is not None:
+        how = "granted" if decided["state"] == ev.APPROVAL_GRANTED else "denied"
+        by, reason = decided.get("actor"), decided.get("reason")
+        problem += f": it was {how}" + (f" by {by}" if by else "") + (f" ({reason})" if reason else "")
+    if others:
+        problem += f"; waiting are {', '.join(others)}"
+    raise AgentGuardError(problem)

@@ -29,6 +29,8 @@ class Components:
     capture: Capture = "full"
     #: A `agentguard.steps.redaction.Redactor`, or False.
     redact: Any = BUILT_IN
+    #: How many seconds a step waits for its approval, where it does not say; None for ever.
+    approval_timeout: float | None = None
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
     #: What the store can do beyond `EventStore`.
     abilities: Abilities = field(init=False)

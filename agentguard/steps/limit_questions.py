@@ -7,7 +7,6 @@ by another operator or by the time-out, finds no question any more.  Nothing is 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,9 +24,6 @@ from agentguard.steps.budget_levels import Refused
 if TYPE_CHECKING:
     from agentguard.steps.live import LiveRun
     from agentguard.steps.model import Step
-
-#: Who refuses where nobody answers.
-TIMED_OUT = "agentguard"
 
 
 class LimitQuestion(NamedTuple):
@@ -103,18 +99,33 @@ def ask(live_run: LiveRun, step: Step, refused: Refused, refusal: Record) -> Non
     live_run.log.decide(pause)
 
 
+def check_same(run_id: str, key: str, now: int, asked: int | None) -> None:
+    """Raise unless the question that a step asks `now` is the one that was `asked`, by its event.
+
+    Raises:
+        AgentGuardError: it is another: the one that was asked has been answered.
+    """
+    if asked not in {None, now}:
+        raise AgentGuardError(
+            f"the question of event {asked} of run {run_id} has been answered; {key} asks another by now, "
+            f"with event {now}: look at it first"
+        )
+
+
 def answer(
-    live_run: LiveRun, budget: Budget, said: Mapping[str, str], asked: str | None = None
+    live_run: LiveRun, budget: Budget, said: Mapping[str, str], asked: str | int | None = None
 ) -> list[Record]:
     """Return what ends the pause of a run that asks, once `budget` has room; nothing where it does not ask.
 
     Raises:
-        AgentGuardError: the budget has no room for the step either, or the step `asked` does not ask.
+        AgentGuardError: the budget has no room for the step either, or what was `asked`, the key of a step
+            or the number of the event that asks, is not asked now.
     """
     found = question(live_run.log.fold)
-    if asked is not None and (found is None or found.key != asked):
+    if asked is not None and (found is None or asked not in {found.key, found.seq}):
+        which = f"event {asked}" if isinstance(asked, int) else f"step {asked!r}"
         raise AgentGuardError(
-            f"step {asked!r} of run {live_run.run_id} asks for no higher limit; somebody may have answered"
+            f"{which} of run {live_run.run_id} asks for no higher limit; somebody may have answered"
         )
     if found is None:
         return []
@@ -173,42 +184,6 @@ def _take_back(step: Step, live_run: LiveRun) -> None:
     if _is_of(step, live_run):
         data = {"reason": f"{step.name} was given up", "running_ns": live_run.time.elapsed()}
         live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
-
-
-class Patience:
-    """How long a step that waits has waited for the answer to a question, of its run or one around it.
-
-    The time counts from when this process begins to wait, so that a recovered run is asked for anew.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self._live_runs = (step.live_run, *(around.live_run for around in step.live_run.around))
-        self._asked: tuple[str, int] | None = None
-        self._since = 0
-
-    def check(self) -> None:
-        """Refuse for the operator, once nobody has answered in time."""
-        for live_run in self._live_runs:
-            found = question(live_run.log.fold)
-            if found is not None:
-                self._check(live_run, found)
-                return
-
-    def _check(self, live_run: LiveRun, found: LimitQuestion) -> None:
-        now = live_run.clock.monotonic()
-        if self._asked != (live_run.run_id, found.seq):
-            self._asked, self._since = (live_run.run_id, found.seq), now
-        timeout = live_run.log.fold.budget.ask_timeout
-        if now - self._since < timeout * 1e9:
-            return
-        said = {"actor": TIMED_OUT, "reason": f"nobody answered within {timeout:g} seconds"}
-
-        def refuse() -> None:
-            if question(live_run.log.fold) == found:  # else somebody has answered just now
-                deny(live_run, found, said)
-
-        with contextlib.suppress(AgentGuardError):  # a store that is gone; it is tried again
-            live_run.log.decide(refuse)
 
 
 def _refusal_fields(record: Record) -> dict[str, Any]:

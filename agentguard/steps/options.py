@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_args, get_type_hints
 
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
-from agentguard.budget.resources import nanoseconds
+from agentguard.budget.resources import nanoseconds, seconds_to_answer
 from agentguard.protocols import Durability
 from agentguard.steps.model import with_step
 from agentguard.steps.redaction import redactor
@@ -34,6 +34,7 @@ class StepOptions(TypedDict, total=False):
     probe: Callable[..., Any] | None
     durability: Durability | None
     approval: Any
+    approval_timeout: float | timedelta | None
     timeout: float | timedelta | None
     outside: Outside
     max_items_bytes: int
@@ -130,6 +131,11 @@ def _repeats(spec: StepSpec, options: StepOptions) -> None:
     spec.approval = options.get("approval") or None
     if spec.approval is not None and spec.approval is not True and not callable(spec.approval):
         raise TypeError(f"{spec.name}: approval must be True or a callable of the arguments")
+    approval_timeout = options.get("approval_timeout")
+    if approval_timeout is not None:
+        if spec.approval is None:
+            raise ValueError(f"{spec.name}: approval_timeout is how long approval= waits; give approval= too")
+        spec.approval_timeout = seconds_to_answer(approval_timeout, f"{spec.name}: approval_timeout")
     spec.outside = options.get("outside", "refuse")
     _one_of(spec, "outside", spec.outside, get_args(Outside))
     timeout = options.get("timeout")

@@ -15,8 +15,8 @@ from agentguard.steps import outcome, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, prepare
 from agentguard.steps.interrupt import in_a_body, uninterruptible
-from agentguard.steps.limit_questions import Patience
 from agentguard.steps.model import Step
+from agentguard.steps.patience import Patience
 
 _REFUSALS = (BudgetExceededError, UnknownCostError)
 

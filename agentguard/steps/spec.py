@@ -26,6 +26,7 @@ class StepSpec:
 
     __slots__ = (
         "approval",
+        "approval_timeout",
         "attributes",
         "capture",
         "codec",
@@ -76,6 +77,8 @@ class StepSpec:
         self.probe: Callable[..., Any] | None = None
         self.durability: Any = None
         self.approval: Any = None
+        #: How many seconds its approval is waited for; None: as the guard says.
+        self.approval_timeout: float | None = None
         self.timeout: float | None = None
         self.outside: Outside = "refuse"
         #: Names of the parameters that take positional arguments, `self` included.

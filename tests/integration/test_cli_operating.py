@@ -398,18 +398,20 @@ def waiting(guard: Guard, eventually: Callable[..., None]) -> Iterator[list[Any]
 def test_approvals_says_what_waits_and_what_it_was_called_with(
     waiting: list[Any], cli: Cli, data: Callable[..., Any]
 ) -> None:
-    assert data("approvals") == [
-        {
-            "run_id": "support-1",
-            "key": "main/refund#1",
-            "name": "refund",
-            "arguments": [["A-1"], {"amount": 5}],
-            "limit": None,
-        }
-    ]
+    [found] = data("approvals")
+    assert found.pop("asked_ns") > 0
+    assert found == {
+        "run_id": "support-1",
+        "key": "main/refund#1",
+        "name": "refund",
+        "arguments": [["A-1"], {"amount": 5}],
+        "limit": None,
+        "seq": 3,
+        "timeout": None,
+    }
     code, out, _ = cli("approvals")
     assert code == 0
-    assert out.splitlines()[1].split() == ["support-1", "main/refund#1", 'refund("A-1",', "amount=5)"]
+    assert out.splitlines()[1].split() == ["support-1", "main/refund#1", "3", 'refund("A-1",', "amount=5)"]
 
 
 def test_show_at_says_which_step_waits(waiting: list[Any], guard: Guard, cli: Cli) -> None:

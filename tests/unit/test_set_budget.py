@@ -66,6 +66,56 @@ def test_a_run_that_has_ended_is_given_none(guard: Guard) -> None:
         guard.set_budget(run.id, 3)  # type: ignore[arg-type]
 
 
+def test_limits_by_name_leave_the_others_as_they_are(guard: Guard) -> None:
+    with guard.run("r", budget=Budget(usd=1, steps=5, calls={"a": 1, "b": 2}, on_limit="ask")) as run:
+        run.set_budget({"usd": "2.50", "steps": None, "calls": {"b": 3}}, actor="ann", reason="a long one")
+        assert guard.summary(run.id).budget == Budget(usd="2.50", calls={"a": 1, "b": 3}, on_limit="ask")
+        guard.set_budget(run.id, {"emails": 4, "calls": {"a": None}})
+    assert guard.summary(run.id).budget == Budget(usd="2.50", calls={"b": 3}, on_limit="ask", emails=4)
+    raised = next(event for event in guard.history(run.id) if event.type == "run_budget_set")
+    assert (raised.data["actor"], raised.data["reason"]) == ("ann", "a long one")
+    assert raised.data["budget"]["usd"] == "2.5", "the whole budget is on record"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"usd": -1}, "usd"),
+        ({"step": 3}, "step"),
+        ({"calls": 3}, "calls"),
+        ({"on_limit": "beg"}, "on_limit"),
+        ({}, "no limit"),
+    ],
+)
+def test_a_change_that_cannot_be_meant_is_named_and_nothing_is_set(
+    guard: Guard, change: dict[str, Any], named: str
+) -> None:
+    with guard.run("r", budget=Budget(usd=1)) as run:
+        with pytest.raises((TypeError, ValueError), match=named):
+            guard.set_budget(run.id, change)
+        assert guard.summary(run.id).budget == Budget(usd=1)
+    assert "run_budget_set" not in {event.type for event in guard.history(run.id)}
+
+
+def test_operators_at_once_who_change_different_limits_lose_none(guard: Guard) -> None:
+    changes = [{f"counter_{n}": n + 1} for n in range(8)]
+    start = threading.Barrier(len(changes))
+
+    def change(limits: dict[str, int]) -> None:
+        start.wait()
+        guard.set_budget("r", limits)
+
+    with guard.run("r", run_id="r", budget=Budget(usd=1)):
+        threads = [threading.Thread(target=change, args=(limits,)) for limits in changes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        expected = {name: limit for limits in changes for name, limit in limits.items()}
+        assert guard.summary("r").budget == Budget(usd=1, **expected)
+    assert guard.verify()
+
+
 def test_runs_inside_are_held_against_the_new_budget(guard: Guard) -> None:
     with suppress(BudgetExceededError), guard.run("outer", budget=Budget(steps=2)) as outer:
         with guard.run("first"):

@@ -18,7 +18,7 @@ from agentguard.guard import Guard
 from agentguard.monitoring import Approval
 
 
-@app.command(epilog="--json: an array of {run_id, key, name, limit, arguments}.")
+@app.command(epilog="--json: an array of {run_id, key, name, limit, seq, asked_ns, timeout, arguments}.")
 def approvals(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the steps that wait for an approval, or for a higher limit."""
     lookup.use(store, home)
@@ -45,12 +45,11 @@ def _list_waiting(*, as_json: bool) -> None:
     if not waiting:
         console.print("no step waits for an approval or a higher limit")
         return
-    table = tables.table(("run", "key", "step"))
+    table = tables.table(("run", "key", "event", "step"))
     for asked, arguments in waiting:
-        if asked.limit is None:
-            tables.add(table, asked.run_id, asked.key, f"{asked.name}({_said(arguments)})")
-        else:
-            tables.add(table, asked.run_id, asked.key, f"{asked.name}: {asked.limit['message']}")
+        wants = f"({_said(arguments)})" if asked.limit is None else f": {asked.limit['message']}"
+        until = "" if asked.timeout is None else f"; denied after {asked.timeout:g} s without an answer"
+        tables.add(table, asked.run_id, asked.key, str(asked.seq), f"{asked.name}{wants}{until}")
     console.print(table)
 
 

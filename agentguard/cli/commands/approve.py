@@ -6,6 +6,7 @@ from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import (
     ActorOption,
+    AskedOption,
     HomeOption,
     JsonOption,
     KeyArgument,
@@ -21,6 +22,7 @@ def approve(
     *,
     run_id: RunArgument,
     key: KeyArgument = None,
+    asked: AskedOption = None,
     reason: ReasonOption = None,
     actor: ActorOption = None,
     store: StoreOption = None,
@@ -29,27 +31,37 @@ def approve(
 ) -> None:
     """Let a step that waits run."""
     lookup.use(store, home)
-    decide(run_id, key, reason, actor, granted=True, as_json=as_json)
+    decide(run_id, key, reason, actor, granted=True, asked=asked, as_json=as_json)
 
 
 def decide(
-    typed: str, key: str | None, reason: str | None, actor: str | None, *, granted: bool, as_json: bool
+    typed: str,
+    key: str | None,
+    reason: str | None,
+    actor: str | None,
+    *,
+    granted: bool,
+    asked: int | None,
+    as_json: bool,
 ) -> None:
     """Let a waiting step run, or refuse it."""
     with lookup.acting() as guard:
         run_id = lookup.find_run(guard, typed)
-        key = key or _only_key(guard, run_id)
+        if key is None:
+            key, asked = _only_question(guard, run_id, asked)
         act = guard.approve if granted else guard.deny
-        act(run_id, key, reason=reason, actor=actor)
+        act(run_id, key, asked=asked, reason=reason, actor=actor)
     if as_json:
         output.print_json({"run_id": run_id, "key": key, "decision": "granted" if granted else "denied"})
     else:
         print(output.one_line(f"{'approved' if granted else 'denied'} {key} of run {run_id}"))
 
 
-def _only_key(guard: Guard, run_id: str) -> str:
-    keys = [asked.key for asked in guard.approvals() if asked.run_id == run_id]
-    if len(keys) != 1:
-        waiting = f"; waiting are {', '.join(keys)}" if keys else ""
-        raise exit_codes.UsageError(f"{len(keys)} steps of run {run_id} wait; name one by its KEY{waiting}")
-    return keys[0]
+def _only_question(guard: Guard, run_id: str, asked: int | None) -> tuple[str, int]:
+    """Return the key of the only step that waits, and the number of its question, or of the one `asked`."""
+    found = [(waits.key, waits.seq) for waits in guard.approvals() if waits.run_id == run_id]
+    if len(found) != 1:
+        waiting = f"; waiting are {', '.join(key for key, _ in found)}" if found else ""
+        raise exit_codes.UsageError(f"{len(found)} steps of run {run_id} wait; name one by its KEY{waiting}")
+    key, seq = found[0]
+    return key, seq if asked is None else asked

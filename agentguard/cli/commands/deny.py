@@ -7,6 +7,7 @@ from agentguard.cli.app import app
 from agentguard.cli.commands.approve import decide
 from agentguard.cli.options import (
     ActorOption,
+    AskedOption,
     HomeOption,
     JsonOption,
     KeyArgument,
@@ -21,6 +22,7 @@ def deny(
     *,
     run_id: RunArgument,
     key: KeyArgument = None,
+    asked: AskedOption = None,
     reason: ReasonOption = None,
     actor: ActorOption = None,
     store: StoreOption = None,
@@ -29,4 +31,4 @@ def deny(
 ) -> None:
     """Refuse a step that waits; its run goes on."""
     lookup.use(store, home)
-    decide(run_id, key, reason, actor, granted=False, as_json=as_json)
+    decide(run_id, key, reason, actor, granted=False, asked=asked, as_json=as_json)

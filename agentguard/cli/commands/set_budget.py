@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from agentguard.budget.model import Budget
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.limits import (
@@ -38,7 +37,7 @@ def set_budget(
     counter: CounterOption = None,
     asked: Annotated[
         str | None,
-        typer.Option("--asked", metavar="KEY", help="Only while this step asks for a higher limit."),
+        typer.Option("--asked", metavar="KEY", help="Only while this step, or event, asks for more."),
     ] = None,
     reason: ReasonOption = None,
     actor: ActorOption = None,
@@ -53,7 +52,7 @@ def set_budget(
         raise exit_codes.UsageError("name a limit: --usd, --tokens, --steps, --seconds or --counter NAME=N")
     with lookup.acting() as guard:
         found = lookup.find_run(guard, run_id)
-        before = guard.reconstruct(found).budget.to_fields()
-        budget = Budget.from_fields(before | Budget(**limits).to_fields())
-        guard.set_budget(found, budget, asked=asked, reason=reason or "", actor=actor)
+        question = int(asked) if asked is not None and asked.isdecimal() else asked
+        guard.set_budget(found, limits, asked=question, reason=reason or "", actor=actor)
+        budget = guard.summary(found).budget
         output.say_state(guard, found, f"has the budget {budget}", as_json=as_json)

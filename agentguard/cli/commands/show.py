@@ -27,6 +27,7 @@ from agentguard.events.model import CONTROL_RUN_ID, Event
 from agentguard.guard import Guard
 from agentguard.runs.fold import RunFold, ScopeFold
 from agentguard.runs.summary import moment, usage_data
+from agentguard.steps.approvals import waiting
 
 
 class AsOf(NamedTuple):
@@ -141,10 +142,6 @@ def _scopes(fold: RunFold) -> list[ScopeFold]:
     return [scope for scope in fold.scopes.values() if scope.key and not scope.closed]
 
 
-def _waiting(fold: RunFold) -> list[str]:
-    return [key for key, asked in fold.approvals.items() if asked["state"] == ev.APPROVAL_REQUESTED]
-
-
 def _data(found: AsOf) -> dict[str, Any]:
     fold, event, begun = found
     return {
@@ -174,7 +171,7 @@ def _data(found: AsOf) -> dict[str, Any]:
             }
             for scope in _scopes(fold)
         ],
-        "waiting": _waiting(fold),
+        "waiting": list(waiting(fold)),
     }
 
 
@@ -193,7 +190,7 @@ def _lines(found: AsOf) -> Iterator[Text]:
         yield _fact("scope", f"{scope.path}: used {_amounts(scope.accounts[0].spent) or 'nothing'}{stopped}")
     for start in begun:
         yield _fact("open", f"{start.key}, since event {start.seq}")
-    for key in _waiting(fold):
+    for key in waiting(fold):
         yield _fact("waiting", f"{key}, for an approval")
 
 
