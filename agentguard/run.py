@@ -349,6 +349,11 @@ class Run:
         player = self.live_run.player
         return player is not None and not player.live
 
+    @property
+    def captures(self) -> bool:
+        """Whether the guard keeps arguments and results in full: for integrations."""
+        return self.live_run.components.capture == "full"
+
     def skip(self, done: Callable[[str], bool]) -> int:
         """In a recovery, take recorded calls as done that the program will not make again: for integrations.
 

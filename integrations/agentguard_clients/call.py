@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from agentguard import AgentGuardError, Run, Step, UnknownCostError, Usage, current_step
+from agentguard import Run, Step, UnknownCostError, Usage, current_step
 from agentguard.cost import ModelRequest, ModelUsage
+from agentguard_clients.attempt import Attempt
 from agentguard_clients.endpoints import Body, Endpoint
-from agentguard_clients.errors import ProviderStatusError, status_error
 from agentguard_clients.guarding import Guarding
 from agentguard_clients.sse import Events, event_data
-from agentguard_clients.stops import let_through
 
 
-class ModelCall:
-    """One attempt at a request, made of the request that the SDK builds.
+class ModelCall(Attempt):
+    """One attempt at a request that is a step.
 
     Attributes:
-        run: the run that pays.
         body: what the SDK asks, as it goes on record.
-        sent: what is really sent: bounded by what the budget leaves, and a stream asked for its usage.
-        send: sends it; set when the SDK does.
-        refusal: the answer with an error status that came, for the SDK to judge; None in a replay.
+        sent: what is really sent: bounded by what the budget leaves, and a stream asked for its usage;
+            None for a form with files, which is sent as it is.
     """
 
-    def __init__(self, guarding: Guarding, run: Run, path: str, content: bytes) -> None:
-        self.run = run
-        self.body: Body = _json(content)
-        self.send: Any = None
-        self.refusal: Any = None
-        self._guarding = guarding
+    def __init__(self, guarding: Guarding, run: Run, path: str, content: bytes | None, form: Body) -> None:
+        super().__init__(guarding, run)
+        self.body: Body = form if content is None else _json(content)
         self._path = path
         self._endpoint = guarding.api.endpoint(path)
         self._reserved: Usage | UnknownCostError = Usage()
@@ -58,9 +51,9 @@ class ModelCall:
     def _model(self) -> str:
         return "" if self._endpoint is None else self._endpoint.model(self._path, self.body)
 
-    def _prepared(self, content: bytes) -> bytes:
+    def _prepared(self, content: bytes | None) -> bytes | None:
         """Work out the reservation; return what to send."""
-        if self._endpoint is None:
+        if self._endpoint is None or content is None:
             self._reserved = self._guarding.unknown(self.run, self._path)
             return content
         body = self._bounded(self._endpoint)
@@ -109,11 +102,6 @@ class ModelCall:
         self.read(content)
         self.settle(current_step())
 
-    def refused_by(self, response: Any) -> ProviderStatusError:
-        """Return the error of an answer with an error status, which has been read."""
-        self.refusal = response
-        return status_error(response)
-
     def read(self, content: bytes) -> None:
         """Take in a whole answer."""
         if self._endpoint is not None:
@@ -135,17 +123,6 @@ class ModelCall:
         """Charge what the provider counted; what it did not count is charged as reserved."""
         if step is not None and self._final and self._counted is not None:
             step.settle(self._guarding.used(self._model, self._counted))
-
-    @contextmanager
-    def passage(self) -> Iterator[None]:
-        """Raise the guard's errors in a form that the SDK does not wrap."""
-        try:
-            yield
-        except AgentGuardError as error:
-            through = self._guarding.api.lets_through
-            if through is None or isinstance(error, through):
-                raise
-            raise let_through(error, through) from error.__cause__
 
 
 class Parts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -35,12 +37,26 @@ class Head(msgspec.Struct, frozen=True):
         return cls(response.status_code, [[k, v] for k, v in pairs if k.lower() not in _DROPPED])
 
 
-class _Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An answer on record: its body as text, or in base64."""
+class RecordedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole answer on record: its body as text, or in base64."""
 
     head: Head
     text: str = ""
     base64: str = ""
+
+    @classmethod
+    def of(cls, response: Any) -> RecordedAnswer:
+        """Return what goes on record of a response that has been read."""
+        content: bytes = response.content
+        try:
+            return cls(Head.of(response), text=content.decode())
+        except UnicodeDecodeError:
+            return cls(Head.of(response), base64=base64.b64encode(content).decode())
+
+    @property
+    def body(self) -> bytes:
+        """The body as it came."""
+        return base64.b64decode(self.base64) if self.base64 else self.text.encode()
 
 
 class _Streamed(msgspec.Struct, frozen=True):
@@ -51,7 +67,7 @@ class _Streamed(msgspec.Struct, frozen=True):
     binary: bool = False
 
 
-_ANSWERS = msgspec.json.Decoder(_Answer)
+_ANSWERS = msgspec.json.Decoder(RecordedAnswer)
 _STREAMS = msgspec.json.Decoder(_Streamed)
 
 
@@ -60,25 +76,11 @@ class AnswerCodec:
 
     def encode(self, value: Any) -> bytes:
         """Return the response as JSON."""
-        content: bytes = value.content
-        try:
-            answer = _Answer(Head.of(value), text=content.decode())
-        except UnicodeDecodeError:
-            answer = _Answer(Head.of(value), base64=base64.b64encode(content).decode())
-        return msgspec.json.encode(answer)
+        return msgspec.json.encode(RecordedAnswer.of(value))
 
     def decode(self, data: bytes) -> RecordedAnswer:
         """Return what the log has of it."""
-        answer = _ANSWERS.decode(data)
-        body = base64.b64decode(answer.base64) if answer.base64 else answer.text.encode()
-        return RecordedAnswer(answer.head, body)
-
-
-class RecordedAnswer(msgspec.Struct, frozen=True):
-    """An answer that was read from the log: no network was used."""
-
-    head: Head
-    body: bytes
+        return _ANSWERS.decode(data)
 
 
 class StreamCodec:
@@ -107,6 +109,41 @@ class StreamCodec:
 def library_of(request: Any) -> Any:
     """Return the HTTP library that made a request: httpx or httpx2."""
     return sys.modules[type(request).__module__.partition(".")[0]]
+
+
+def content_of(request: Any) -> bytes | None:
+    """Return the body of a request, or None for one that is sent as it is read, as forms with files are."""
+    try:
+        content: bytes = request.content
+    except library_of(request).RequestNotRead:
+        return None
+    return content
+
+
+def form_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells one form with files from another: its fields, and each file by name and digest."""
+    files = options.get("files") or ()
+    parts = files.items() if isinstance(files, Mapping) else files
+    fields = options.get("data") or {}
+    return {**dict(fields), "files": [[field, *_file(value)] for field, value in parts]}
+
+
+def _file(value: Any) -> tuple[str | None, str | None]:
+    """Return the name of a file in a form, and its digest where it can be read more than once."""
+    name, content = value[:2] if isinstance(value, tuple) else (None, value)
+    if isinstance(content, str):
+        content = content.encode()
+    if isinstance(content, bytes):
+        return name, sha256(content).hexdigest()
+    name = name or str(getattr(content, "name", ""))
+    if not (hasattr(content, "seekable") and content.seekable()):
+        return name, None
+    at = content.tell()
+    content.seek(0)  # as the HTTP library does
+    try:
+        return name, _file((name, content.read()))[1]
+    finally:
+        content.seek(at)
 
 
 def as_response(http: Any, head: Head, body: bytes) -> Any:

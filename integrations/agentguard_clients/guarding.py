@@ -57,21 +57,23 @@ class Guarding:
 
     # --- which requests ------------------------------------------------------------------------
 
-    def paying_run(self, request: Any) -> Run | None:
-        """Return the run that pays for a request; None for one that is not guarded.
+    def is_free(self, request: Any) -> bool:
+        """Return whether a request costs nothing, and is no step."""
+        return request.method != "POST" or bool(self.api.free.search(request.url.path))
+
+    def run_of(self, request: Any) -> Run | None:
+        """Return the run that a request belongs to; None for one that is not guarded.
 
         Raises:
             RunStopped: the run is stopped, and takes no request of any kind.
             NoActiveRunError: no run is active here.
         """
         run = self._run or current_run()
-        path = request.url.path
-        if request.method != "POST" or self.api.free.search(path):
+        if self.is_free(request):
             if run is not None:
                 run.check()
-            return None
-        if run is None:
-            self._check_outside(path)
+        elif run is None:
+            self._check_outside(request.url.path)
         return run
 
     def _check_outside(self, path: str) -> None:

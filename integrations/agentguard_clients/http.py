@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import timedelta
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import wrapt
 
 from agentguard import Usage, current_step
 from agentguard.fragments import fragmented
+from agentguard_clients.attempt import FreeRequest
 from agentguard_clients.call import ModelCall, Parts
 from agentguard_clients.endpoints import Body
 from agentguard_clients.errors import FreeProviderStatusError, ProviderStatusError, errors_without_request
@@ -26,6 +27,8 @@ from agentguard_clients.exchange import (
     RecordedAnswer,
     StreamCodec,
     as_response,
+    content_of,
+    form_of,
     library_of,
 )
 from agentguard_clients.guarding import Guarding
@@ -102,6 +105,19 @@ async def _stream_async(body: Body, call: ModelCall) -> AsyncIterator[Any]:
         await response.aclose()
 
 
+def _read(call: FreeRequest) -> Any:
+    """Send a request that costs nothing, and read its answer."""
+    with errors_without_request():
+        response = call.send(stream=False)
+    return call.answered(response)
+
+
+async def _read_async(call: FreeRequest) -> Any:
+    with errors_without_request():
+        response = await call.send(stream=False)
+    return call.answered(response)
+
+
 _ANSWER = AnswerCodec()
 _STREAM = StreamCodec()
 
@@ -137,27 +153,34 @@ class _Guarded(wrapt.ObjectProxy[Any]):
     def build_request(self, *args: Any, **kwargs: Any) -> Any:
         """Build a request, with its answer bounded by what the budget leaves."""
         request = self.__wrapped__.build_request(*args, **kwargs)
-        call = self._self_seen(request)
+        call = self._self_seen(request, kwargs)
         if call is None:
             return request
-        if call.sent is not request.content:
+        if isinstance(call, ModelCall) and call.sent is not None and call.sent is not request.content:
             for name in ("json", "data"):
                 kwargs.pop(name, None)
             request = self.__wrapped__.build_request(*args, **kwargs | {"content": call.sent})
         request.extensions = {**request.extensions, _EXTENSION: call}
         return request
 
-    def _self_seen(self, request: Any) -> ModelCall | None:
-        run = self._self_guarding.paying_run(request)
-        return None if run is None else ModelCall(self._self_guarding, run, request.url.path, request.content)
+    def _self_seen(self, request: Any, form: Mapping[str, Any]) -> ModelCall | FreeRequest | None:
+        guarding = self._self_guarding
+        run = guarding.run_of(request)
+        if run is None:
+            return None
+        if guarding.is_free(request):
+            return FreeRequest(guarding, run, request)
+        content = content_of(request)
+        asked = form_of(form) if content is None else {}
+        return ModelCall(guarding, run, request.url.path, content, asked)
 
-    def _self_call(self, request: Any, options: dict[str, Any]) -> ModelCall | None:
+    def _self_call(self, request: Any, options: dict[str, Any]) -> ModelCall | FreeRequest | None:
         """Return the call of a request that was built here; one that was not is seen here first."""
-        call: ModelCall | None = request.extensions.get(_EXTENSION) or self._self_seen(request)
+        call = request.extensions.get(_EXTENSION) or self._self_seen(request, {})
         if call is not None:
             call.refusal = None
             call.send = functools.partial(self.__wrapped__.send, request, **options)
-        return call
+        return cast("ModelCall | FreeRequest | None", call)
 
     def _self_apply(self, call: ModelCall, fn: Any, codec: Any) -> Any:
         body = fragmented(call.body) if call.kind == "llm" else call.body
@@ -185,9 +208,16 @@ class GuardedClient(_Guarded):
         http = library_of(request)
         with call.passage():
             try:
-                if stream:
+                if isinstance(call, FreeRequest):
+                    if stream:
+                        call.check_stream()
+                        return call.send(stream=True)
+                    answer = call.run.record(call.name, functools.partial(_read, call))
+                    answer = call.response or answer
+                elif stream:
                     return self._self_streamed(call, request, http)
-                answer = self._self_apply(call, _exchange, _ANSWER)
+                else:
+                    answer = self._self_apply(call, _exchange, _ANSWER)
             except ProviderStatusError as error:
                 answer = call.refusal or error.recorded_response(http)
             except http.RequestError as error:
@@ -211,9 +241,16 @@ class GuardedAsyncClient(_Guarded):
         http = library_of(request)
         with call.passage():
             try:
-                if stream:
+                if isinstance(call, FreeRequest):
+                    if stream:
+                        call.check_stream()
+                        return await call.send(stream=True)
+                    answer = await call.run.record(call.name, functools.partial(_read_async, call))
+                    answer = call.response or answer
+                elif stream:
                     return await self._self_streamed(call, request, http)
-                answer = await self._self_apply(call, _exchange_async, _ANSWER)
+                else:
+                    answer = await self._self_apply(call, _exchange_async, _ANSWER)
             except ProviderStatusError as error:
                 answer = call.refusal or error.recorded_response(http)
             except http.RequestError as error:

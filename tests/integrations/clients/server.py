@@ -294,7 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        body = json.loads(raw or b"{}")
+        form = self.headers.get("content-type", "").startswith("multipart/")
+        body = {} if form else json.loads(raw or b"{}")
         path = self.path.partition("?")[0]
         providers = self.providers
         providers.requests.append(body)
