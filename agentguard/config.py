@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from agentguard._clock import Clock
@@ -15,7 +15,7 @@ from agentguard._home import default_home
 from agentguard._optional import require
 from agentguard._secrets import public_url
 from agentguard.budget.rules import BudgetRule, BudgetRules, budget_rules, parse_budget
-from agentguard.protocols import Durability, EventStore, KillSwitch, abilities_of
+from agentguard.protocols import EventStore, KillSwitch, abilities_of
 
 
 class _Backend(NamedTuple):
@@ -74,21 +74,6 @@ def open_store(
             options["store_timeout"] = store_timeout
         store = backend(sqlite_path(url), durability=durability or "process", clock=clock, **options)
     return store
-
-
-def check_durability(durability: str) -> None:
-    """Refuse a durability that no store has.
-
-    Raises:
-        ValueError: it names what there is.
-    """
-    if durability == "buffered":
-        raise ValueError(
-            "durability='buffered' is gone; use 'process' (the default: survives kill -9), "
-            "and for memory:// leave it out"
-        )
-    if durability not in get_args(Durability):
-        raise ValueError(f"durability must be one of {get_args(Durability)}, not {durability!r}")
 
 
 def check_promise(url: str, durability: str | None) -> None:

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from agentguard.errors import NoActiveRunError
 from agentguard.runs.current import here, outside_allowed
-from agentguard.steps.call import ensure_task_factory, running_loop
-from agentguard.steps.drivers import bare_function, driver_of
-from agentguard.steps.model import Step
+from agentguard.steps.functions import bare_function, kind_of_function
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
-from agentguard.steps.sync import call as call_sync
 
 if TYPE_CHECKING:
     from agentguard.run import Run
+    from agentguard.steps.model import Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,8 +121,14 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
     given = step_options.pop("name", None)
     name = _name(fn) if given is None else given
     spec = step_spec(name, fn, cast("StepOptions", step_options))
-    driver = driver_of(fn)
-    return _plain(fn, spec, name) if driver is call_sync else _FunctionLike(fn, spec, driver, name)
+    return _plain(fn, spec, name) if kind_of_function(fn) == "plain" else _FunctionLike(fn, spec, name)
+
+
+def _driver_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what drives calls of `fn`: the guard whose run the call is in has loaded it."""
+    from agentguard.steps.drivers import driver_of  # noqa: PLC0415 - so that an import of guarded_step is light
+
+    return driver_of(fn)
 
 
 def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
@@ -133,14 +137,16 @@ def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., A
     One that is pickled by value takes along what it names (cloudpickle), or all that this module names
     (dill): so this module names functions and classes of ours, never a ContextVar nor a module of ours.
     """
+    driver: Callable[..., Any] | None = None
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal driver
         position = here()
         if position is None:
             return _outside(spec, fn)(*args, **kwargs)
-        if running_loop() is not None:
-            ensure_task_factory(position)
-        return call_sync(spec, position, fn, args, kwargs)
+        if driver is None:
+            driver = _driver_of(fn)
+        return driver(spec, position, fn, args, kwargs)
 
     _dressed(wrapper, fn, name)
     return wrapper
@@ -153,11 +159,11 @@ class _FunctionLike:
     to `inspect` as the function it wraps, binds like one, and is pickled by name like one.
     """
 
-    def __init__(self, fn: Callable[..., Any], spec: StepSpec, driver: Any, name: str) -> None:
+    def __init__(self, fn: Callable[..., Any], spec: StepSpec, name: str) -> None:
         _dressed(self, fn, name)  # first: it copies the attributes of a callable object, whatever they are
         self._fn = fn
         self._spec = spec
-        self._driver = driver
+        self._driver: Callable[..., Any] | None = None
         self._name = name
         bare = bare_function(fn)
         self.__code__ = bare.__code__
@@ -174,14 +180,15 @@ class _FunctionLike:
         position = here()
         if position is None:
             return _outside(self._spec, self._fn)(*args, **kwargs)
-        ensure_task_factory(position)
+        if self._driver is None:
+            self._driver = _driver_of(self._fn)
         return self._driver(self._spec, position, self._fn, args, kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
-        return _pickled(self, (self._fn, self._spec, self._driver, self._name))
+        return _pickled(self, (self._fn, self._spec, self._name))
 
     def __repr__(self) -> str:
         return f"<guarded step {self._spec.name}>"

@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-import math
+import logging  # noqa: F401 - its fork hook is to come before the one below, so that its lock is taken last
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import date, datetime, timedelta
-from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from agentguard import config
-from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard._ids import new_run_id
-from agentguard.audit.compare import RunDiff
-from agentguard.audit.costs import CostKey, CostLine
-from agentguard.audit.export import Exported, Sink
-from agentguard.audit.verify import VerifyReport
-from agentguard.audit.whatif import WhatIf
-from agentguard.budget.model import Budget, BudgetChange, Usage, check_budget
-from agentguard.budget.resources import seconds_to_answer
-from agentguard.events.model import Event, Head
-from agentguard.killswitch import kill_requests
-from agentguard.killswitch.model import Acknowledgements, Kill
-from agentguard.monitoring import Approval
-from agentguard.operations import Operations
-from agentguard.protocols import Durability, KillSwitch, QueueDepth
-from agentguard.queries import Queries, SharedAccount, TenantAccount
-from agentguard.replay.resolving import Resolution
-from agentguard.replay.stalls import STALL_TIMEOUT
-from agentguard.run import Run
-from agentguard.runs.state import RunState
-from agentguard.runs.summary import RunSummary
-from agentguard.runtime import Runtime
-from agentguard.sessions import upkeep
-from agentguard.sessions.attached import AttachedSession
-from agentguard.sessions.forked import ForkOptions, ForkSession
-from agentguard.sessions.joined import end
-from agentguard.sessions.opening import session_for
-from agentguard.sessions.options import IfExists, OnWarning, RunKeywords, RunOptions
-from agentguard.sessions.recovered import RecoverySession
-from agentguard.sessions.replayed import ReplaySession
-from agentguard.steps.components import Components
-from agentguard.steps.redaction import BUILT_IN, redactor
-from agentguard.steps.spec import Capture
-from agentguard.workers.submission import SubmittedRun, Terms, queue_of, submit
+from agentguard.replay import STALL_TIMEOUT
+from agentguard.tenancy import UNSET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date, datetime, timedelta
+    from types import TracebackType
+
+    from agentguard._clock import Clock
+    from agentguard.audit.compare import RunDiff
+    from agentguard.audit.costs import CostKey, CostLine
+    from agentguard.audit.export import Exported, Sink
+    from agentguard.audit.verify import VerifyReport
+    from agentguard.audit.whatif import WhatIf
+    from agentguard.budget.model import Budget, BudgetChange, Usage
+    from agentguard.durability import Durability
+    from agentguard.engine import Engine
+    from agentguard.events.model import Event, Head
+    from agentguard.killswitch.model import Acknowledgements, Kill
+    from agentguard.monitoring import Approval
+    from agentguard.protocols import KillSwitch, QueueDepth
+    from agentguard.queries import SharedAccount, TenantAccount
+    from agentguard.replay.resolving import Resolution
+    from agentguard.run import Run
+    from agentguard.runs.state import RunState
+    from agentguard.runs.summary import RunSummary
+    from agentguard.sessions.options import IfExists, OnWarning, RunKeywords
+    from agentguard.steps.components import Components
+    from agentguard.steps.spec import Capture
+    from agentguard.tenancy import Id
+    from agentguard.workers.submission import SubmittedRun
+
+#: Held while the engine loads.  A fork waits for it: its child would have a module that stays half loaded.
+_LOADING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release
+    )
 
 
 class Guard:
@@ -63,12 +66,13 @@ class Guard:
         (5, <RunState.COMPLETED: 'COMPLETED'>, True)
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, engine: Engine) -> None:
         """See `Guard.open`."""
+        self._engine = engine
         #: For agentguard's own rooms.
-        self.runtime = runtime
-        self._operations = Operations(runtime)
-        self._queries = Queries(runtime)
+        self.runtime = engine.runtime
+        self._operations = engine.operations
+        self._queries = engine.queries
 
     @classmethod
     def open(
@@ -113,37 +117,23 @@ class Guard:
         Raises:
             ValueError: an option is wrong.
         """
-        _check_options(durability, capture, default_budget)
-        config.check_ledger(ledger)
-        if url is not None:
-            _check_url(url, durability)
-        if store_timeout is not None and not 0 <= store_timeout < math.inf:
-            raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
-        rules = redactor(redact)
-        patience = None
-        if approval_timeout is not None:
-            patience = seconds_to_answer(approval_timeout, "approval_timeout")
-
-        def open_components() -> Components:
-            store = config.open_store(url, durability, clock, store_timeout)
-            return Components(
-                store=store,
-                switch=config.open_switch(kill_switch, clock, store),
-                telemetry=config.open_telemetry(telemetry),
-                clock=clock,
-                capture=capture,
-                redact=BUILT_IN if rules is None else rules,
-                approval_timeout=patience,
-            )
-
-        runtime = Runtime(
-            open_components,
+        with _LOADING:
+            from agentguard.engine import Engine  # noqa: PLC0415 - so that an import of Guard is light
+        engine = Engine.open(
+            url,
+            kill_switch=kill_switch,
+            ledger=ledger,
+            durability=durability,
+            telemetry=telemetry,
+            capture=capture,
+            redact=redact,
             default_budget=default_budget,
-            new_run_id=ids,
-            check=upkeep.check_bodies,
-            beat=upkeep.beat,
+            store_timeout=store_timeout,
+            approval_timeout=approval_timeout,
+            clock=clock,
+            ids=ids,
         )
-        return cls(runtime)
+        return cls(engine)
 
     @classmethod
     def in_memory(cls, **options: Any) -> Guard:
@@ -231,8 +221,8 @@ class Guard:
             RunExistsError: the id is taken (when the block is entered).
             KillSwitchTriggeredError: a kill covers it already (when the block is entered).
         """
-        options = RunOptions(
-            name=name,
+        return self._engine.run(
+            name,
             budget=budget,
             tenant=tenant,
             run_id=run_id,
@@ -245,13 +235,6 @@ class Guard:
             account=account,
             account_budget=account_budget,
         )
-        return self._run(options)
-
-    def _run(self, options: RunOptions) -> Run:
-        def again(inputs: dict[str, Any]) -> Run:
-            return self._run(replace(options, inputs=inputs))
-
-        return Run(session_for(self.runtime, options), again)
 
     def start(self, name: str, **options: Unpack[RunKeywords]) -> Run:
         """Open a run where no block fits (notebooks); end it with `run.close()` or `run.aclose()`."""
@@ -314,8 +297,16 @@ class Guard:
             "account": account,
             "account_budget": account_budget,
         }
-        terms = Terms(queue=queue, priority=priority, retries=retries, backoff=backoff)
-        return submit(self.runtime, fn, inputs, name=name, given=given, terms=terms)
+        return self._engine.submit(
+            fn,
+            inputs,
+            name=name,
+            given=given,
+            queue=queue,
+            priority=priority,
+            retries=retries,
+            backoff=backoff,
+        )
 
     def queue(self) -> list[QueueDepth]:
         """Return how long each queue of submitted runs is; those that are empty are not there.
@@ -323,7 +314,7 @@ class Guard:
         Raises:
             QueueUnavailableError: the store has no queue.
         """
-        return queue_of(self.runtime).depth()
+        return self._engine.queue()
 
     def attach(self, run_id: str, *, branch: str | None = None) -> Run:
         """Join a live run from another thread, process or host.
@@ -335,7 +326,7 @@ class Guard:
             RunNotFoundError: there is no such run.
             NoActiveRunError: it has ended (when a step is called).
         """
-        return Run(AttachedSession(self.runtime, run_id, branch))
+        return self._engine.attach(run_id, branch)
 
     def end(self, run_id: str, *, error: BaseException | None = None) -> RunState:
         """End a run that nobody owns, and return the state that it has then: for orchestrators.
@@ -362,7 +353,7 @@ class Guard:
             >>> guard.end("order-17")
             <RunState.COMPLETED: 'COMPLETED'>
         """
-        return end(self.runtime, run_id, error)
+        return self._engine.end(run_id, error)
 
     # --- running again -------------------------------------------------------------------------
 
@@ -384,8 +375,7 @@ class Guard:
             LogIntegrityError: the log was altered.
             RunNotFoundError: there is no such run.
         """
-        row = self.runtime.row(run_id)
-        return Run(ReplaySession(self.runtime, row, stall_timeout=stall_timeout, telemetry=telemetry))
+        return self._engine.replay(run_id, stall_timeout, telemetry)
 
     def recover(self, run_id: str, *, take_over: bool = False, stall_timeout: float = STALL_TIMEOUT) -> Run:
         """Carry on a crashed run: `with guard.recover(run_id) as run: agent(run.inputs)`.
@@ -405,8 +395,7 @@ class Guard:
             StepOutcomeUnknownError: a `once` step may have happened (at the step).
             ReplayDivergenceError: the program is another than the one on record.
         """
-        row = self.runtime.row(run_id)
-        return Run(RecoverySession(self.runtime, row, take_over=take_over, stall_timeout=stall_timeout))
+        return self._engine.recover(run_id, stall_timeout, take_over=take_over)
 
     def fork(
         self,
@@ -437,15 +426,15 @@ class Guard:
             ValueError: the origin has no event `at`.
             TypeError: `at` is no int, or `budget` no Budget.
         """
-        fork = ForkOptions(
-            at=at,
+        return self._engine.fork(
+            run_id,
+            at,
             budget=budget,
             account_budget=account_budget,
             name=name,
-            run_id=new_run_id,
+            new_run_id=new_run_id,
             stall_timeout=stall_timeout,
         )
-        return Run(ForkSession(self.runtime, self.runtime.row(run_id), fork))
 
     def resolve(
         self,
@@ -511,8 +500,8 @@ class Guard:
         self,
         *,
         reason: str,
-        tenant: kill_requests.Id = kill_requests.UNSET,
-        run: kill_requests.Id = kill_requests.UNSET,
+        tenant: Id = UNSET,
+        run: Id = UNSET,
         actor: str | None = None,
     ) -> int:
         """Stop a run, a tenant's runs, or (neither given) everything under this home.
@@ -528,8 +517,8 @@ class Guard:
     def revive(
         self,
         *,
-        tenant: kill_requests.Id = kill_requests.UNSET,
-        run: kill_requests.Id = kill_requests.UNSET,
+        tenant: Id = UNSET,
+        run: Id = UNSET,
         reason: str = "revived",
         actor: str | None = None,
     ) -> int:
@@ -840,20 +829,3 @@ class Guard:
             actor: who says so; by default `user@host`.
         """
         return self._operations.prune(older_than, actor=actor)
-
-
-def _check_url(url: str, durability: Durability | None) -> None:
-    if not isinstance(url, str):
-        raise TypeError(f"url must be a str, not {type(url).__name__}")
-    if not url:
-        raise ValueError("url must not be empty; leave it out for the default store")
-    config.check_promise(url, durability)
-
-
-def _check_options(durability: Durability | None, capture: str, default_budget: Budget | None) -> None:
-    if durability is not None:
-        config.check_durability(durability)
-    if capture not in ("full", "digest", "none"):
-        raise ValueError(f"capture must be 'full', 'digest' or 'none', not {capture!r}")
-    if default_budget is not None:
-        check_budget(default_budget, "default_budget")

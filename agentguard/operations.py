@@ -18,7 +18,7 @@ from agentguard.replay import resolving
 from agentguard.runtime import Runtime
 from agentguard.sessions import base
 from agentguard.steps import approvals
-from agentguard.tenancy import check_id
+from agentguard.tenancy import Id, check_id
 
 
 class Operations:
@@ -27,13 +27,11 @@ class Operations:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    def kill(self, *, reason: str, tenant: kill_requests.Id, run: kill_requests.Id, actor: str | None) -> int:
+    def kill(self, *, reason: str, tenant: Id, run: Id, actor: str | None) -> int:
         """See `Guard.kill`."""
         return base.kill(self._runtime, *kill_requests.kill_data(reason, tenant=tenant, run=run, actor=actor))
 
-    def revive(
-        self, *, reason: str, tenant: kill_requests.Id, run: kill_requests.Id, actor: str | None
-    ) -> int:
+    def revive(self, *, reason: str, tenant: Id, run: Id, actor: str | None) -> int:
         """See `Guard.revive`."""
         kind, data = kill_requests.revive_data(reason, tenant=tenant, run=run, actor=actor)
         return self._runtime.components.switch.record(kind, data)

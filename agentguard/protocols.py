@@ -9,17 +9,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model_usage import ModelUsage
+from agentguard.durability import Durability as Durability  # noqa: PLC0414 - stores take it from here
 from agentguard.events.codec import Stored
 from agentguard.killswitch.model import Acknowledgements, Kill
-
-Durability = Literal["process", "power"]
 
 
 class HeadMovedError(Exception):

@@ -293,7 +293,7 @@ class Run:
         """The place of the code that runs now, in this run."""
         position = CURRENT.get()
         if position is not None and position.run is self:
-            call.ensure_task_factory(position)
+            tasks.ensure_task_factory(position)
             branch = position.branch.here()
             return position if branch is position.branch else on_branch(position, branch)
         if self._position is None:
@@ -376,7 +376,7 @@ class Run:
         position = self.here()
         if branch is None:
             return position
-        call.ensure_task_factory(
+        tasks.ensure_task_factory(
             position
         )  # by where the code is, so that tasks it has made are not looked for in `branch`
         if isinstance(branch, str):

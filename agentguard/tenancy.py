@@ -1,9 +1,24 @@
-"""Tenant ids: what is a legal one."""
+"""Ids of tenants and runs: what is a legal one, and what says that none was given."""
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import Final, Literal
+
 DEFAULT_TENANT = "default"
 MAX_ID_LENGTH = 200
+
+
+class Unset(Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "not given"
+
+
+#: The default of a tenant or run, since None and "" are mistakes that must not stop everything.
+UNSET: Final = Unset.UNSET
+
+Id = str | Literal[Unset.UNSET]
 
 
 def check_id(value: object, field: str) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from agentguard.budget import resources as r
-from agentguard.budget.account import Account, Refusal, Request
+from agentguard.budget.account import ONE_STEP, Account, Refusal, Request
 from agentguard.budget.model import Budget
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.model import Record
-from agentguard.runs.fold import ONE_STEP, repeat_of
+from agentguard.runs.fold import repeat_of
 
 _ENDS = (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED)
 _STOPS = (ev.STEP_REFUSED, ev.RUN_FAILED, ev.RUN_KILLED)

@@ -10,17 +10,18 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from agentguard.budget import resources as r
 from agentguard.budget.model import Budget
 from agentguard.errors import BudgetExceededError
 
 Amounts = dict[str, int]
 
+#: What a step reserves where it names nothing else.
+ONE_STEP: Amounts = {r.STEPS: 1}
 
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """What one step asks of every level.
+
+class Request:
+    """What one step asks of every level.  It is never changed.
 
     `reserve` holds amounts by resource, always with `steps=1`.  `postpaid` says that usage is
     known only afterwards: any limited resource without a reservation is then checked for room.
@@ -28,18 +29,31 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     `repeat_around` does so for all levels that runs share.
     """
 
-    reserve: Amounts
-    name: str
-    kind: str
-    postpaid: bool = False
-    repeat: str | None = None
-    repeat_around: str | None = None
+    # No msgspec.Struct: `guarded_step` makes one, and msgspec takes longer to load than all that it needs.
+    __slots__ = ("kind", "name", "postpaid", "repeat", "repeat_around", "reserve")
+
+    def __init__(  # noqa: PLR0917 - in the order of the fields, for speed
+        self,
+        reserve: Amounts,
+        name: str,
+        kind: str,
+        postpaid: bool = False,  # noqa: FBT001, FBT002 - likewise
+        repeat: str | None = None,
+        repeat_around: str | None = None,
+    ) -> None:
+        self.reserve = reserve
+        self.name = name
+        self.kind = kind
+        self.postpaid = postpaid
+        self.repeat = repeat
+        self.repeat_around = repeat_around
 
     def shared(self) -> Request:
         """The same, as levels that several runs charge count it."""
         if self.repeat_around is None:
             return self
-        return msgspec.structs.replace(self, repeat=self.repeat_around)
+        around = self.repeat_around
+        return Request(self.reserve, self.name, self.kind, self.postpaid, around, around)
 
 
 class Refusal(NamedTuple):

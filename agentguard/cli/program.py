@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from agentguard.cli.exit_codes import UsageError
+from agentguard.engine import Engine
 from agentguard.errors import ProgramError
 from agentguard.guard import Guard
 from agentguard.program import Program
@@ -34,7 +35,7 @@ def own_guard(program: Program, url: str) -> Guard | None:
     own = [value for value in vars(program.module).values() if isinstance(value, Guard)]
     if program.decorated is not None:
         runtime = program.decorated.session.runtime
-        own.insert(0, next((guard for guard in own if guard.runtime is runtime), Guard(runtime)))
+        own.insert(0, next((guard for guard in own if guard.runtime is runtime), Guard(Engine(runtime))))
     return next((guard for guard in own if guard.components.store.url == url), None)
 
 

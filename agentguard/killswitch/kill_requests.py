@@ -6,24 +6,11 @@ import getpass
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any
 
 from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.model import GLOBAL, RUN, TENANT, Kill
-from agentguard.tenancy import check_id
-
-
-class Unset(Enum):
-    """The type of `UNSET`."""
-
-    UNSET = "not given"
-
-
-#: The default of a tenant or run, since None and "" are mistakes that must not stop everything.
-UNSET: Final = Unset.UNSET
-
-Id = str | Literal[Unset.UNSET]
+from agentguard.tenancy import UNSET, Id, check_id
 
 
 def kill_data(

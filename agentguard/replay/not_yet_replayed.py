@@ -6,9 +6,9 @@ asks what is spent, or left, must hear what it heard the first time, or it would
 
 from __future__ import annotations
 
-from agentguard.budget.account import Amounts
+from agentguard.budget.account import ONE_STEP, Amounts
 from agentguard.replay.tape import Call
-from agentguard.runs.fold import ONE_STEP, RunFold
+from agentguard.runs.fold import RunFold
 
 
 class NotYetReplayed:

@@ -25,10 +25,11 @@ from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.conversations import ConversationCall
 from agentguard.events.model import Record
+from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay import divergence as d
 from agentguard.replay.not_yet_replayed import NotYetReplayed
 from agentguard.replay.order import DeliveryOrder
-from agentguard.replay.stalls import STALL_TIMEOUT, Stalls
+from agentguard.replay.stalls import Stalls
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.state import RunState

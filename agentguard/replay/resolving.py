@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from agentguard._values.names import clean_text
-from agentguard.budget.account import Amounts
+from agentguard.budget.account import ONE_STEP, Amounts
 from agentguard.budget.model import Usage
 from agentguard.errors import AgentGuardError, StepOutcomeUnknownError
 from agentguard.events import codec
@@ -14,7 +14,6 @@ from agentguard.events.codec import payload_digest
 from agentguard.events.model import Record
 from agentguard.replay.origin import origin_log
 from agentguard.replay.tape import Call
-from agentguard.runs.fold import ONE_STEP
 from agentguard.runs.state import RunState
 from agentguard.steps import exceptions, values
 from agentguard.steps.live import LiveRun

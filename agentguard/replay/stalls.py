@@ -20,8 +20,6 @@ from agentguard.runs.tasks import first_task
 if TYPE_CHECKING:
     from agentguard.replay.player import Player
 
-#: How long, in seconds, a program may come to no call before it counts as stalled, where nobody says.
-STALL_TIMEOUT = 5.0
 LOOK_AGAIN = 0.02
 #: How late, in seconds, a look must come to show that the program kept the loop busy meanwhile.
 _LATE = 0.5

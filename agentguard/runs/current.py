@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
+
+if TYPE_CHECKING:
+    from agentguard.budget.named import NamedAccount
 
 
 class Position:

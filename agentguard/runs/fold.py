@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from agentguard.budget import resources as r
-from agentguard.budget.account import Account, Amounts, Request
+from agentguard.budget.account import ONE_STEP, Account, Amounts, Request
 from agentguard.budget.model import Budget
 from agentguard.budget.named import NamedAccount
 from agentguard.errors import LogIntegrityError
@@ -22,8 +21,6 @@ from agentguard.events.model import Record
 from agentguard.runs.branch import UNNAMED, scope_part
 from agentguard.runs.state import RunState, check_move
 
-#: What a step reserves where it names nothing else.
-ONE_STEP: Amounts = {r.STEPS: 1}
 RUN_PATH = "run"
 
 

@@ -21,6 +21,8 @@ from agentguard.runs.current import CURRENT, on_branch
 
 _LABEL = "task"
 
+running_loop = asyncio._get_running_loop
+
 
 class LoopBranches:
     """The task factory of one loop, and the runs that use it."""
@@ -134,6 +136,13 @@ def _creation(task: asyncio.Task[Any]) -> tuple[int, str]:
     name = task.get_name()
     number = name.removeprefix("Task-")
     return (int(number), name) if number.isdigit() else (sys.maxsize, name)
+
+
+def ensure_task_factory(position: Any) -> None:
+    """See to it that tasks of the loop that runs now, if one does, get branches."""
+    loop = running_loop()
+    if loop is not None and loop not in position.live_run.in_flight.loops:
+        position.run.install_task_factory(loop, position.branch)
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop, live_run_id: int) -> LoopBranches:

@@ -10,8 +10,8 @@ from agentguard.budget.named import NamedAccount, check_account
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import RunRow
+from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay.origin import Shared, origin_log
-from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runtime import Runtime
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.options import RunOptions

@@ -12,8 +12,8 @@ from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
+from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay.origin import origin_log
-from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runs.current import Position
 from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime

@@ -14,10 +14,10 @@ from agentguard.errors import (
 )
 from agentguard.events import codec
 from agentguard.protocols import RunRow
+from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay.origin import checked, origin_log
 from agentguard.replay.player import Player
 from agentguard.replay.sealed import SealedStore, StillSwitch
-from agentguard.replay.stalls import STALL_TIMEOUT
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime

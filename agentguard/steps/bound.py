@@ -11,7 +11,7 @@ from typing import Any
 from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
 from agentguard.runs.current import CURRENT, Position, leave, on_branch
-from agentguard.steps.drivers import is_coroutine_function
+from agentguard.steps.functions import kind_of_function
 from agentguard.steps.model import InRun
 from agentguard.tenancy import check_id
 
@@ -28,7 +28,7 @@ def bind(position: InRun, fn: Callable[..., Any]) -> Callable[..., Any]:
         where = branch if next(calls) == 0 else branch.child("call")
         return on_branch(position, where)
 
-    if is_coroutine_function(fn):
+    if kind_of_function(fn) == "coroutine":
 
         @functools.wraps(fn)
         async def bound_async(*args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +11,6 @@ from agentguard.steps.drivers import driver_of
 from agentguard.steps.model import InRun
 from agentguard.steps.options import OPTION_NAMES, step_spec
 from agentguard.steps.spec import StepSpec, checked_attributes
-
-running_loop = asyncio._get_running_loop
-
-
-def ensure_task_factory(position: InRun) -> None:
-    """See to it that tasks of the loop that runs now, if one does, get branches."""
-    loop = running_loop()
-    if loop is not None and loop not in position.live_run.in_flight.loops:
-        position.run.install_task_factory(loop, position.branch)
 
 
 def call(
@@ -40,7 +30,6 @@ def apply(  # noqa: PLR0917 - called from two places, in the order of the call i
     options: dict[str, Any],
 ) -> Any:
     """The same, its options apart."""
-    ensure_task_factory(position)
     # Most differ from call to call (the id of a tool call), and nothing else of the options does.
     attributes = checked_attributes(name, options.pop("attributes", None)) or None
     spec, driver = _prepared(name, fn, options)

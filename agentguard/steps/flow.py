@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from agentguard.budget import resources as r
-from agentguard.budget.account import Account, Amounts, Request
+from agentguard.budget.account import ONE_STEP, Account, Amounts, Request
 from agentguard.budget.ledger import LedgerRefusedError
 from agentguard.budget.model import Usage
 from agentguard.errors import (
@@ -33,15 +33,16 @@ from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.branch import MAIN
-from agentguard.runs.fold import ONE_STEP, repeat_id
+from agentguard.runs.fold import repeat_id
 from agentguard.runs.state import RunState
+from agentguard.runs.tasks import ensure_task_factory
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals, exceptions, limit_questions
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import InRun, Step, with_step
-from agentguard.steps.spec import StepSpec, name_option
+from agentguard.steps.model import InRun, Step
+from agentguard.steps.spec import StepSpec, name_option, with_step
 from agentguard.steps.unknown_cost import unknown_cost
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ _RUNNING = RunState.RUNNING
 
 def open_step(spec: StepSpec, position: InRun, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
     """Return the step of a call; its key is fixed now."""
+    ensure_task_factory(position)
     branch = position.branch
     if branch.tasks is not None:
         branch = branch.tasks.branch_here(branch)

@@ -12,7 +12,7 @@ from agentguard.budget.model import Usage
 from agentguard.budget.named import NamedAccount
 from agentguard.errors import UnknownCostError
 from agentguard.runs.branch import Branch
-from agentguard.steps.spec import StepSpec
+from agentguard.steps.spec import StepSpec, with_step
 
 if TYPE_CHECKING:
     from agentguard.protocols import Commit
@@ -189,10 +189,3 @@ class Step:
 def body_branch(key: str, body: int) -> str:
     """Return the branch of what a step's body calls; `body` counts the bodies that a `key=` has had."""
     return key if body == 1 else f"{key}~{body}"
-
-
-def with_step(usage: Usage) -> Amounts:
-    """The amounts of a step's usage, the step itself included."""
-    amounts = usage.named()
-    amounts["steps"] = 1
-    return amounts

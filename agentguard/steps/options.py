@@ -11,10 +11,8 @@ from typing import Any, TypedDict, get_args, get_type_hints
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds, seconds_to_answer
-from agentguard.protocols import Durability
-from agentguard.steps.model import with_step
-from agentguard.steps.redaction import redactor
-from agentguard.steps.spec import LLM, TOOL, Capture, Effect, Outside, StepSpec, checked_attributes
+from agentguard.durability import DURABILITIES, Durability
+from agentguard.steps.spec import LLM, TOOL, Capture, Effect, Outside, StepSpec, checked_attributes, with_step
 from agentguard.tenancy import check_id
 
 
@@ -100,10 +98,7 @@ def _money(spec: StepSpec, options: StepOptions) -> None:
 def _kept(spec: StepSpec, options: StepOptions) -> None:
     spec.capture = options.get("capture")
     _one_of(spec, "capture", spec.capture, (*get_args(Capture), None))
-    try:
-        spec.redact = redactor(options.get("redact"))
-    except TypeError as error:
-        raise TypeError(f"{spec.name}: {error}") from None
+    _redact(spec, options.get("redact"))
     ignore = options.get("ignore", ())
     spec.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     spec.codec = options.get("codec")
@@ -114,6 +109,17 @@ def _kept(spec: StepSpec, options: StepOptions) -> None:
         raise ValueError(f"{spec.name}: max_items_bytes must be an int of at least 0, not {size!r}")
     spec.max_items_bytes = size
     spec.attributes = checked_attributes(spec.name, options.get("attributes"))
+
+
+def _redact(spec: StepSpec, option: Any) -> None:
+    if option is None:
+        return
+    from agentguard.steps.redaction import redactor  # noqa: PLC0415 - few steps have a rule of their own
+
+    try:
+        spec.redact = redactor(option)
+    except TypeError as error:
+        raise TypeError(f"{spec.name}: {error}") from None
 
 
 def _repeats(spec: StepSpec, options: StepOptions) -> None:
@@ -127,7 +133,7 @@ def _repeats(spec: StepSpec, options: StepOptions) -> None:
     if spec.probe is not None and not callable(spec.probe):
         raise TypeError(f"{spec.name}: probe must be callable")
     spec.durability = options.get("durability")
-    _one_of(spec, "durability", spec.durability, (*get_args(Durability), None))
+    _one_of(spec, "durability", spec.durability, (*DURABILITIES, None))
     spec.approval = options.get("approval") or None
     if spec.approval is not None and spec.approval is not True and not callable(spec.approval):
         raise TypeError(f"{spec.name}: approval must be True or a callable of the arguments")

@@ -9,20 +9,19 @@ from typing import Any
 import msgspec
 
 from agentguard._values.names import type_name
-from agentguard.budget.account import Account, Amounts
+from agentguard.budget.account import ONE_STEP, Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
 from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
-from agentguard.runs.fold import ONE_STEP
 from agentguard.steps import exceptions
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.flow import append_in_turn, needs_care, stop_level, wait_for_commit, warn
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import Step, with_step
-from agentguard.steps.spec import name_option
+from agentguard.steps.model import Step
+from agentguard.steps.spec import name_option, with_step
 from agentguard.steps.unknown_cost import charged
 
 #: What the log calls the outcome of a step that somebody cancelled.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from agentguard.budget.account import Request
+from agentguard.budget.account import ONE_STEP, Amounts, Request
 from agentguard.budget.model import Usage
 from agentguard.runs.branch import key_segment
-from agentguard.runs.fold import ONE_STEP
 
 Effect = Literal["read", "idempotent", "once"]
 Capture = Literal["full", "digest", "none"]
@@ -114,6 +113,13 @@ class StepSpec:
             self.facts["keyed"] = True
         if self.unbounded:
             self.facts["unbounded"] = True
+
+
+def with_step(usage: Usage) -> Amounts:
+    """The amounts of a step's usage, the step itself included."""
+    amounts = usage.named()
+    amounts["steps"] = 1
+    return amounts
 
 
 def name_option(error: BaseException, step: str, option: str) -> None:

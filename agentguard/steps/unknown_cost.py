@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agentguard.budget import resources as r
-from agentguard.budget.account import Amounts
+from agentguard.budget.account import ONE_STEP, Amounts
 from agentguard.errors import UnknownCostError
-from agentguard.runs.fold import ONE_STEP
 from agentguard.steps.spec import LLM
 
 if TYPE_CHECKING:

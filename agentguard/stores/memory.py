@@ -22,7 +22,8 @@ from agentguard.stores._memory_undo import Undo
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
     from agentguard.budget.ledger import Movement
-    from agentguard.protocols import Durability, RunLock, RunRow
+    from agentguard.durability import Durability
+    from agentguard.protocols import RunLock, RunRow
 
 
 class MemoryEventStore:

@@ -16,9 +16,10 @@ from psycopg import errors as pg
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._secrets import public_url
+from agentguard.durability import Durability
 from agentguard.errors import RunExistsError
 from agentguard.events.codec import Stored
-from agentguard.protocols import Commit, Durability, RunLock, RunRow, StoreBusyError
+from agentguard.protocols import Commit, RunLock, RunRow, StoreBusyError
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores import _postgres_rows, _sql
 from agentguard.stores._postgres_acts import Act

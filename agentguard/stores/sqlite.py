@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget import ledger
+from agentguard.durability import Durability
 from agentguard.errors import RunExistsError, StoreUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.protocols import Durability, HeadMovedError, RunLock, RunRow
+from agentguard.protocols import HeadMovedError, RunLock, RunRow
 from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_removal, _sqlite_rows
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from agentguard import Budget, Guard, Usage
-from agentguard.budget.account import Account, Request
+from agentguard.budget.account import ONE_STEP, Account, Request
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored, chain, digester, genesis, payload_digest
 from agentguard.protocols import HeadMovedError, RunRow
-from agentguard.runs.fold import ONE_STEP
 from agentguard.steps.options import step_spec
 from agentguard.stores.memory import MemoryEventStore
 

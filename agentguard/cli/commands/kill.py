@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from agentguard._home import default_home
 from agentguard.cli import exit_codes
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
-from agentguard.killswitch.kill_requests import UNSET, in_force, kill_data, revive_data
+from agentguard.killswitch.kill_requests import in_force, kill_data, revive_data
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.tenancy import UNSET
 
 if TYPE_CHECKING:
     from agentguard.cli import aftermath, kill_target
