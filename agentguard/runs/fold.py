@@ -84,7 +84,9 @@ class RunFold:
         self._last_ns = 0
         #: What the present, or last, pause says of itself.
         self.pause: dict[str, Any] = {}
-        #: The number of its event.
+        #: What the last resume says of itself.
+        self.resumed: dict[str, Any] = {}
+        #: The number of the event of the present, or last, pause.
         self.paused_seq = 0
         #: When it began, by the writer's wall clock.
         self.paused_ns = 0
@@ -285,6 +287,7 @@ class RunFold:
 
     def _resumed(self, record: Record, data: dict[str, Any]) -> None:
         self._move(RunState.RUNNING)
+        self.resumed = data
         self._running_from_ns = record.at_ns
 
     def _recovered(self, record: Record, data: dict[str, Any]) -> None:

@@ -128,8 +128,9 @@ def _asked_now(live_run: LiveRun, key: str) -> dict[str, Any]:
         problem += f": the run is {fold.state}"
     elif decided is not None:
         how = "granted" if decided["state"] == ev.APPROVAL_GRANTED else "denied"
-        by, reason = decided.get("actor"), decided.get("reason")
-        problem += f": it was {how}" + (f" by {by}" if by else "") + (f" ({reason})" if reason else "")
+        problem += f": it was {how}{limit_questions.said_by(decided)}"
+    else:
+        problem += limit_questions.how_answered(fold, key)
     if others:
         problem += f"; waiting are {', '.join(others)}"
     raise AgentGuardError(problem)

@@ -112,6 +112,20 @@ def check_same(run_id: str, key: str, now: int, asked: int | None) -> None:
         )
 
 
+def how_answered(fold: RunFold, asked: str | int) -> str:
+    """Return how the question of a step, or of an event, was answered, to go on with; empty if it was not."""
+    key = fold.pause.get("asks", {}).get("key")
+    if asked not in {key, fold.paused_seq} or key is None or fold.state is not RunState.RUNNING:
+        return ""
+    return f": that was answered{said_by(fold.resumed)}"
+
+
+def said_by(said: Mapping[str, Any]) -> str:
+    """Return who gave an answer, and why, as far as that is on record."""
+    actor, reason = said.get("actor"), said.get("reason")
+    return (f" by {actor}" if actor else "") + (f" ({reason})" if reason else "")
+
+
 def answer(
     live_run: LiveRun, budget: Budget, said: Mapping[str, str], asked: str | int | None = None
 ) -> list[Record]:
@@ -124,9 +138,8 @@ def answer(
     found = question(live_run.log.fold)
     if asked is not None and (found is None or asked not in {found.key, found.seq}):
         which = f"event {asked}" if isinstance(asked, int) else f"step {asked!r}"
-        raise AgentGuardError(
-            f"{which} of run {live_run.run_id} asks for no higher limit; somebody may have answered"
-        )
+        answered = how_answered(live_run.log.fold, asked)
+        raise AgentGuardError(f"{which} of run {live_run.run_id} asks for no higher limit{answered}")
     if found is None:
         return []
     account = _account(live_run)

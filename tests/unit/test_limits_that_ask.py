@@ -190,6 +190,37 @@ def test_of_two_operators_at_once_one_is_told_that_it_is_answered(guard: Guard) 
     assert len([event for event in guard.history("control") if event.type == "operator_action"]) == 1
 
 
+def test_who_answers_a_limit_second_is_told_who_was_first(guard: Guard) -> None:
+    with running(guard, payments=6) as future:
+        first = asked(guard)
+        guard.set_budget("r", RAISED, asked=first.seq, actor="ann", reason="fine")
+        wait_until(lambda: any(found.key == "main/pay#6" for found in guard.approvals()))
+        with pytest.raises(AgentGuardError, match=f"event {first.seq} of run r asks for no higher limit"):
+            guard.set_budget("r", {"usd": 9}, asked=first.seq)
+        with pytest.raises(
+            AgentGuardError, match=f"the question of event {first.seq} of run r has been answered"
+        ):
+            guard.deny("r", "main/pay#6", asked=first.seq)
+        guard.set_budget("r", {"usd": 3}, actor="eve")
+        assert future.result(60) == [*range(6)]
+
+
+def test_a_limit_that_was_raised_is_denied_no_more(guard: Guard) -> None:
+    with guard.run("billing", run_id="r", budget=ASKS) as run, ThreadPoolExecutor(1) as pool:
+        paid = pool.submit(run.bind(agent))
+        key = asked(guard).key
+        guard.set_budget("r", RAISED, actor="ann", reason="fine")
+        assert paid.result(60) == [0, 1, 2]
+        with pytest.raises(
+            AgentGuardError, match=r"waits for .* a higher limit: that was answered by ann .fine."
+        ):
+            guard.deny("r", key)
+        with pytest.raises(
+            AgentGuardError, match=r"asks for no higher limit: that was answered by ann .fine."
+        ):
+            guard.set_budget("r", {"usd": 9}, asked=key)
+
+
 def test_nobody_answers_in_time_and_who_comes_later_is_told(tmp_path: Path) -> None:
     clock = FakeClock()
     with (
