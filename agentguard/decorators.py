@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentguard.errors import NoActiveRunError
-from agentguard.runs.current import here, outside_allowed
+from agentguard.steps.current import here, outside_allowed
 from agentguard.steps.functions import bare_function, kind_of_function
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
@@ -165,7 +165,7 @@ class _FunctionLike:
         self._spec = spec
         self._driver: Callable[..., Any] | None = None
         self._name = name
-        bare = bare_function(fn)
+        bare: Any = bare_function(fn)
         self.__code__ = bare.__code__
         self.__defaults__ = bare.__defaults__
         self.__kwdefaults__ = bare.__kwdefaults__
@@ -253,8 +253,7 @@ def current_run() -> Run | None:
         True
     """
     position = here()
-    run: Run | None = None if position is None else position.run
-    return run
+    return None if position is None else cast("Run", position.run)  # which is what opens runs
 
 
 def current_step() -> Step | None:

@@ -234,7 +234,7 @@ def approvals_in(fold: RunFold) -> list[Approval]:
             Approval(
                 fold.run_id,
                 key,
-                asked["name"],
+                asked["name"] or "",
                 seq=asked["seq"],
                 asked_ns=asked["at_ns"],
                 timeout=asked.get("timeout"),

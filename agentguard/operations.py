@@ -11,6 +11,7 @@ from agentguard.budget.model import Budget, BudgetChange, Usage, check_budget
 from agentguard.budget.tenant import PERIODS
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events import model as ev
+from agentguard.events.data import Said
 from agentguard.events.model import Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements
@@ -80,7 +81,7 @@ class Operations:
         head = approvals.decide(live_run, key, granted=granted, said=said, asked=asked)
         self._ordered("approve" if granted else "deny", run_id, head, {"key": key, **said})
 
-    def _authorship(self, reason: str | None, actor: str | None) -> dict[str, str]:
+    def _authorship(self, reason: str | None, actor: str | None) -> Said:
         """Return who orders and why; without a control log to record it in, nothing may be ordered.
 
         Raises:
@@ -90,7 +91,7 @@ class Operations:
         self._runtime.components.switch.kills()
         return said
 
-    def _ordered(self, action: str, run_id: str, head: Head, data: Mapping[str, Any]) -> None:
+    def _ordered(self, action: str, run_id: str, head: Head, data: Mapping[str, object]) -> None:
         """Record in the control log what was done to a run, and at which event of its log it stands.
 
         Raises:

@@ -9,6 +9,7 @@ import inspect
 import threading
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Token
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,14 +18,13 @@ from agentguard.budget.model import Budget, BudgetChange, Remaining, Usage
 from agentguard.budget.named import joined
 from agentguard.budget.resources import NANO_USD
 from agentguard.errors import NoActiveRunError, RunStopped
-from agentguard.runs import tasks
 from agentguard.runs.branch import MAIN, Branch, check_branch
-from agentguard.runs.current import CURRENT, Position, leave, on_branch
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
-from agentguard.steps import bound, call, recorded
+from agentguard.steps import bound, call, recorded, tasks
 from agentguard.steps.block import StepBlock
+from agentguard.steps.current import CURRENT, InRun, Position, leave, on_branch
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.kinds import check_followed
 from agentguard.steps.live import LiveRun
@@ -63,10 +63,10 @@ class Run:
         self._session = session
         self._again = again
         self._live_run: LiveRun | None = None
-        self._token: Any = None
-        self._position: Any = None
+        self._token: Token[InRun | None] | None = None
+        self._position: Position | None = None
         #: What was current before.
-        self._before: Any = None
+        self._before: InRun | None = None
         self._branch: Branch | None = None
         #: The thread that entered the block; others need names of their own to be told apart.
         self.thread = 0
@@ -182,9 +182,13 @@ class Run:
     def _skip_what_was_left(self) -> None:
         """Make current what was so before runs that were left out of order."""
         position = CURRENT.get()
-        while position is not None and position.run._live_run is not None and position.run._token is None:
+        while position is not None and isinstance(position.run, Run) and position.run._is_left:
             position = position.run._before
             CURRENT.set(position)
+
+    @property
+    def _is_left(self) -> bool:
+        return self._live_run is not None and self._token is None
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -246,7 +250,8 @@ class Run:
     def _step_out(self) -> None:
         """Leave the context in which the run was entered; it goes on elsewhere."""
         token, self._token = self._token, None
-        leave(token, self)
+        if token is not None:
+            leave(token, self)
         self._skip_what_was_left()
 
     async def _awaited(self, result: Awaitable[Any]) -> Any:
@@ -270,7 +275,8 @@ class Run:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        self.install_task_factory(loop, self._position.branch, early=False)
+        if self._position is not None:
+            self.install_task_factory(loop, self._position.branch, early=False)
 
     def install_task_factory(
         self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True
@@ -289,8 +295,8 @@ class Run:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def here(self) -> Any:
-        """The place of the code that runs now, in this run."""
+    def here(self) -> InRun:
+        """Return the place of the code that runs now, in this run."""
         position = CURRENT.get()
         if position is not None and position.run is self:
             tasks.ensure_task_factory(position)

@@ -12,8 +12,8 @@ from agentguard._encoding import encode_call
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
 from agentguard.events.model import Record
-from agentguard.runs.current import CURRENT
 from agentguard.steps import outcome, phases
+from agentguard.steps.current import CURRENT
 from agentguard.steps.flow import admit, open_step, prepare
 from agentguard.steps.options import step_spec
 from benchmarks import _measure as m

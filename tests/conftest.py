@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentguard import Guard, RunStopped
-from agentguard.runs.current import CURRENT
+from agentguard.steps.current import CURRENT
 from agentguard.steps.exit_rule import raise_on_exit
 from tests import postgres, servers
 from tests.kit import wait_until

@@ -17,6 +17,7 @@ from agentguard.errors import AgentGuardError, LogIntegrityError
 from agentguard.events import codec, conversations
 from agentguard.events import model as ev
 from agentguard.events.conversations import ConversationError, Messages
+from agentguard.events.data import StepEnded, data_of
 from agentguard.events.model import Head, Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
@@ -100,7 +101,7 @@ class LogVerifier:
                     record = self._take(body, digest)
                     if record.spent is not None:
                         spent = body
-                    if (record.data or {}).get("body_ran") is False:
+                    if data_of(record, StepEnded).get("body_ran") is False:
                         steps -= 1
                 head = digest
                 if position in marks:

@@ -11,6 +11,15 @@ from agentguard._encoding import decode
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
+from agentguard.events.data import (
+    Failure,
+    RunEnded,
+    ScopeOpened,
+    StepStarted,
+    Termination,
+    Value,
+    data_of,
+)
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of
 from agentguard.runs.termination import stop_from
@@ -55,10 +64,12 @@ class _Call:
     __slots__ = ("arguments", "effect", "key", "outcome")
 
     def __init__(self, record: Record, payload: bytes | None) -> None:
-        data = record.data or {}
+        data = data_of(record, Value)
         self.key = record.key or ""
         self.arguments: Any = None if payload is None else _value(payload)
-        self.effect = data.get("effect", "once") if record.type == ev.STEP_STARTED else record.type
+        self.effect = record.type
+        if record.type == ev.STEP_STARTED:
+            self.effect = data_of(record, StepStarted).get("effect", "once")
         self.outcome: Any = None
         if record.type == ev.STEP_REFUSED:
             self.effect, self.outcome = _UNKNOWN, _failure(data) or _REFUSED
@@ -66,7 +77,7 @@ class _Call:
             self.outcome = _failure(data) or (_UNKNOWN if record.name == "run.now" else self.arguments)
             self.arguments = None
         elif record.type == ev.SCOPE_OPENED:
-            self.arguments = data.get("budget")
+            self.arguments = data_of(record, ScopeOpened).get("budget")
         if payload is None and "args" in data:
             self.arguments = _UNKNOWN
 
@@ -76,7 +87,7 @@ class _Log:
 
     def __init__(self, log: Iterable[Stored]) -> None:
         self.branches: dict[str, dict[int, _Call]] = {}
-        self.termination: dict[str, Any] | None = None
+        self.termination: Termination | None = None
         self._open: dict[str, _Call] = {}
         for stored in log:
             self._take(codec.decode(stored.body), stored.payload)
@@ -85,12 +96,13 @@ class _Log:
         key = record.key or ""
         if record.type in (ev.STEP_STARTED, ev.STEP_REFUSED, ev.VALUE, ev.SCOPE_OPENED) and key:
             call = _Call(record, payload)
-            self.branches.setdefault(branch_of(key, record.data), {})[record.pos] = call
+            branch = branch_of(key, record.data)
+            self.branches.setdefault(branch, {})[record.pos] = call
             self._open[key] = call
         elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED) and key in self._open:
             self._open[key].outcome = _outcome(record, payload)
         elif record.type in (ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED):
-            self.termination = (record.data or {}).get("termination")
+            self.termination = data_of(record, RunEnded).get("termination")
 
     @property
     def stopped(self) -> bool:
@@ -98,16 +110,17 @@ class _Log:
 
 
 def _outcome(record: Record, payload: bytes | None) -> Any:
-    failure = _failure(record.data or {})
+    failure = _failure(data_of(record, Failure))
     if failure is not None:
         return failure
     return {"completed": None if payload is None else _value(payload)}
 
 
-def _failure(data: dict[str, Any]) -> dict[str, Any] | None:
+def _failure(data: Failure) -> dict[str, Any] | None:
     if "error" not in data:
         return None
-    return {"failed": {k: data["error"].get(k) for k in ("type", "message")}}
+    error = data["error"]
+    return {"failed": {"type": error.get("type"), "message": error.get("message")}}
 
 
 def _value(payload: bytes) -> Any:
@@ -141,7 +154,7 @@ def _is_admission(found: Difference) -> bool:
     return found.kind in ("missing", "extra") or (found.kind == "outcome" and _REFUSED in (found.a, found.b))
 
 
-def _shown(termination: dict[str, Any] | None) -> dict[str, Any] | None:
+def _shown(termination: Termination | None) -> dict[str, Any] | None:
     if termination is None:
         return None
     own = ("run_id", "message", "at")  # what differs in every run

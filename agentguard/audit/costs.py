@@ -15,6 +15,7 @@ from agentguard.budget.named import named_account
 from agentguard.errors import StoreUnavailableError
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.data import StepEnded, StepStarted, data_of
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore, RunRow
 
@@ -123,7 +124,7 @@ def _charges_of(store: EventStore, row: RunRow, since: int) -> Iterator[Charge]:
                 started[key] = record
             elif record.type in _OUTCOMES and key in started:
                 start = started.pop(key)
-                unentered = (record.data or {}).get("body_ran") is False
+                unentered = data_of(record, StepEnded).get("body_ran") is False
                 if not unentered and record.at_ns >= since:
                     yield Charge(row, start, record)
     except StoreUnavailableError:
@@ -133,12 +134,12 @@ def _charges_of(store: EventStore, row: RunRow, since: int) -> Iterator[Charge]:
 
 
 def _model(charge: Charge) -> str:
-    attributes = (charge.started.data or {}).get("attributes") or {}
+    attributes = data_of(charge.started, StepStarted).get("attributes") or {}
     return next((str(attributes[name]) for name in _MODELS if attributes.get(name)), "")
 
 
 def _account(charge: Charge) -> str:
-    return next(filter(None, map(named_account, (charge.started.data or {}).get("windows", ()))), "")
+    return next(filter(None, map(named_account, data_of(charge.started, StepStarted).get("windows", ()))), "")
 
 
 def _day(charge: Charge) -> str:

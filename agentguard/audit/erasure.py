@@ -15,6 +15,7 @@ from typing import Any
 from agentguard.audit.verify import reconstruct
 from agentguard.errors import AgentGuardError
 from agentguard.events import codec
+from agentguard.events.data import PayloadErased, RunForked, data_of
 from agentguard.events.model import PAYLOAD_ERASED, RUN_FORKED, Record
 from agentguard.protocols import EventStore, KillSwitch, RunRow
 from agentguard.runs.state import RunState
@@ -144,11 +145,12 @@ def _origin(store: EventStore, run_id: str) -> set[str]:
     """The run that this one was forked from, which is told behind its first two events."""
     for stored in islice(store.read(run_id), 3):
         if RUN_FORKED.encode() in stored.body[:64]:
-            return {(codec.decode(stored.body).data or {})["origin"]}
+            return {data_of(codec.decode(stored.body), RunForked)["origin"]}
     return set()
 
 
 def _erased_runs(switch: KillSwitch) -> set[str]:
     mark = b'"type":"%s"' % PAYLOAD_ERASED.encode()
     records = (codec.decode(stored.body) for stored in switch.read() if mark in stored.body[:64])
-    return {record.data["run"] for record in records if record.data and "run" in record.data}
+    erased = (data_of(record, PayloadErased) for record in records)
+    return {data["run"] for data in erased if "run" in data}

@@ -15,6 +15,7 @@ from agentguard.audit._log import LogVerifier
 from agentguard.errors import EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
+from agentguard.events.data import PayloadErased, data_of
 from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head, Record
 from agentguard.protocols import EventStore, RunRow, abilities_of
 from agentguard.runs.fold import RunFold
@@ -186,7 +187,7 @@ def pruned_heads(control: Iterable[Stored]) -> dict[str, Head]:
     heads: dict[str, Head] = {}
     for stored in control:
         if b'"type":"%s"' % PAYLOAD_ERASED.encode() in stored.body[:64]:
-            pruned = (codec.decode(stored.body).data or {}).get("pruned", ())
+            pruned = data_of(codec.decode(stored.body), PayloadErased).get("pruned", ())
             heads.update({run["run"]: Head(run["seq"], run["hash"]) for run in pruned})
     return heads
 

@@ -13,6 +13,7 @@ from agentguard.budget.model import Budget
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
+from agentguard.events.data import StepEnded, StepStarted, data_of
 from agentguard.events.model import Record
 from agentguard.runs.fold import repeat_of
 
@@ -72,10 +73,10 @@ def what_if(log: Iterable[Stored], budget: Budget) -> WhatIf:
 
 
 def _apply(account: Account, open_steps: dict[str, Request], record: Record) -> Refusal | None:
-    data = record.data or {}
     key = record.key or ""
     if record.type == ev.STEP_STARTED:
         name = record.name or ""
+        data = data_of(record, StepStarted)
         reserve = data.get("reserve", ONE_STEP)
         request = Request(reserve, name, record.kind or "", bool(data.get("unbounded")), repeat_of(record))
         refusal = account.refusal(request)
@@ -85,7 +86,7 @@ def _apply(account: Account, open_steps: dict[str, Request], record: Record) -> 
         return refusal
     if record.type in _ENDS and key in open_steps:
         request = open_steps.pop(key)
-        if data.get("body_ran") is False:
+        if data_of(record, StepEnded).get("body_ran") is False:
             account.release(request)
         else:
             account.settle(request.reserve, record.usage or {})

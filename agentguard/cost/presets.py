@@ -13,7 +13,7 @@ from agentguard.cost.request import ModelRequest
 from agentguard.cost.usage import ModelCosts, Unpriced, no_price
 from agentguard.errors import UnknownCostError
 from agentguard.protocols import PriceBook
-from agentguard.runs.current import CURRENT
+from agentguard.steps.current import CURRENT
 
 
 def usage_of(

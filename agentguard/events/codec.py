@@ -18,6 +18,7 @@ import msgspec
 
 from agentguard.budget.model import Usage
 from agentguard.errors import LogIntegrityError
+from agentguard.events.data import RunForked, data_of
 from agentguard.events.model import SCHEMA_VERSION, Event, Record
 
 encode = msgspec.json.Encoder().encode
@@ -65,7 +66,7 @@ def origin(log: Iterable[Stored]) -> str | None:
     """The run that a run was forked from, by the first events of its log; None if it was not."""
     for stored in log:
         if b'"type":"run_forked"' in stored.body[:64]:
-            return str((decode(stored.body).data or {})["origin"])
+            return data_of(decode(stored.body), RunForked)["origin"]
     return None
 
 
@@ -87,7 +88,7 @@ def to_event(run_id: str, stored: Stored, prev_hash: bytes) -> Event:
         duration_ns=record.duration_ns,
         usage=None if record.usage is None else Usage.from_amounts(record.usage),
         spent=None if record.spent is None else Usage.from_amounts(record.spent),
-        data=record.data or {},
+        data=dict(record.data or {}),
         trace_id=record.trace_id,
         span_id=record.span_id,
         prev_hash=prev_hash.hex(),

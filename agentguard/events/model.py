@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -57,7 +58,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     Amounts are internal ones: money in 1e-9 USD under `nano_usd`.  `at_ns` is the writer's wall
     clock, for information; the order of a log is `seq`.  `pos` is the place of the call among all calls
-    of its branch, which replay holds a program against.
+    of its branch, which replay holds a program against.  What `data` says goes by the type: `events/data.py`.
     """
 
     seq: int
@@ -71,7 +72,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     duration_ns: int | None = None
     usage: dict[str, int] | None = None
     spent: dict[str, int] | None = None
-    data: dict[str, Any] | None = None
+    data: Mapping[str, object] | None = None
     trace_id: str | None = None
     span_id: str | None = None
     v: int = SCHEMA_VERSION

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from operator import attrgetter
 
+from agentguard.events.data import KillRequest, data_of
 from agentguard.events.model import KILL_CLEARED, KILL_SET, Record
 from agentguard.killswitch.model import GLOBAL, RUN, TENANT, Kill, covering, fold
 
@@ -23,7 +24,7 @@ class KillIndex:
         """Take in the next record of the log; only kills and revives matter here."""
         if record.type not in (KILL_SET, KILL_CLEARED):
             return
-        data = record.data or {}
+        data = data_of(record, KillRequest)
         target = (data["scope"], data.get("target", ""))
         records = self._records.setdefault(target, [])
         records.append(record)

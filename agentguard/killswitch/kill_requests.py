@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from agentguard.events.data import Said
 from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.model import GLOBAL, RUN, TENANT, Kill
 from agentguard.tenancy import UNSET, Id, check_id
@@ -32,14 +33,14 @@ def revive_data(
     return KILL_CLEARED, _request(reason, tenant, run, actor)
 
 
-def authorship(reason: str | None, actor: str | None) -> dict[str, str]:
+def authorship(reason: str | None, actor: str | None) -> Said:
     """Who does something to a run, `user@host` by default, and why, as the logs keep it.
 
     Raises:
         ValueError: the actor is empty.
         TypeError: one of them is no string.
     """
-    data = {"actor": _text(default_actor() if actor is None else actor, "actor")}
+    data: Said = {"actor": _text(default_actor() if actor is None else actor, "actor")}
     if reason is not None and reason != "":
         data["reason"] = _text(reason, "reason")
     return data

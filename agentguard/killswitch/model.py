@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from agentguard.errors import KillSwitchTriggeredError
+from agentguard.events.data import KillRequest, data_of
 from agentguard.events.model import KILL_CLEARED, KILL_SET, Record
 
 GLOBAL = "global"
@@ -59,7 +60,7 @@ def fold(records: Iterable[Record]) -> list[Kill]:
     """
     kills: list[Kill] = []
     for record in records:
-        data = record.data or {}
+        data = data_of(record, KillRequest)
         if record.type == KILL_SET:
             kills.append(
                 Kill(

@@ -7,6 +7,7 @@ asks what is spent, or left, must hear what it heard the first time, or it would
 from __future__ import annotations
 
 from agentguard.budget.account import ONE_STEP, Amounts
+from agentguard.events.data import StepStarted, data_of
 from agentguard.replay.tape import Call
 from agentguard.runs.fold import RunFold
 
@@ -37,7 +38,11 @@ class NotYetReplayed:
 
     def doubted(self, call: Call, *, own: bool) -> None:
         """Count what a call without an outcome holds; a fork was charged for one not its own."""
-        self._take(self._reserved if own else self._spent, call, call.data.get("reserve", ONE_STEP))
+        self._take(
+            self._reserved if own else self._spent,
+            call,
+            data_of(call.start, StepStarted).get("reserve", ONE_STEP),
+        )
 
     def _take(self, ahead: dict[str, Amounts], call: Call, amounts: Amounts) -> None:
         for level in self._fold.chain(call.data.get("scope", "")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from agentguard.budget.account import Account, Amounts
 from agentguard.budget.model import Budget
@@ -11,6 +10,7 @@ from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
+from agentguard.events.data import NestedRunOpened, RunForked, ScopeStopped, ScopeTaken, StepResolved, data_of
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore
 from agentguard.runs.fold import RunFold, ScopeFold
@@ -52,7 +52,7 @@ def prefix(store: EventStore, fork: Record) -> Iterator[Stored]:
     Raises:
         LogIntegrityError: the origin's log is not there, or is not the one that was forked.
     """
-    data = fork.data or {}
+    data = data_of(fork, RunForked)
     origin, at = data["origin"], data["seq"]
     cut, found = _Cut(at), False
     for stored in checked(store.read(origin), origin):
@@ -88,10 +88,16 @@ class _Cut:
         key = record.key or ""
         if record.seq > self._at and key not in self._under_way:
             return False
-        data = record.data or {}
-        if record.type == ev.STEP_REFUSED and "stops" not in data and not ev.withdrawn(record):
+        data = data_of(record, StepResolved)
+        if (
+            record.type == ev.STEP_REFUSED
+            and "stops" not in data_of(record, ScopeStopped)
+            and not ev.withdrawn(record)
+        ):
             return False  # by the origin's own limit: the fork has another, and makes the call live
-        if record.type == ev.STEP_STARTED or (record.type == ev.SCOPE_OPENED and "run" in data):
+        if record.type == ev.STEP_STARTED or (
+            record.type == ev.SCOPE_OPENED and "run" in data_of(record, NestedRunOpened)
+        ):
             self._under_way.add(key)
         elif record.type in _ENDS and data.get("as") != _RETRY:
             self._under_way.discard(key)
@@ -139,30 +145,34 @@ class Shared:
         """What was spent; steps that may have happened count with their reservations."""
         return _spent(self._fold.account)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunForked:
         """Return what `run_forked` holds beside the spending."""
         fold = self._fold
-        data: dict[str, Any] = {
+        data: RunForked = {
             "origin": self._origin,
             "seq": self._at,
             "hash": self._pin.hex(),
             "until": self.whole.seq,
             "root": self.whole.origin or self._origin,
         }
-        state = {
-            "calls": fold.account.calls,
-            "repeats": fold.account.repeats,
-            "keyed": fold.keyed,
-            "scopes": [_scope(scope) for scope in fold.scopes.values() if scope.key],
-        }
-        return data | {name: value for name, value in state.items() if value}
+        if fold.account.calls:
+            data["calls"] = fold.account.calls
+        if fold.account.repeats:
+            data["repeats"] = fold.account.repeats
+        if fold.keyed:
+            data["keyed"] = fold.keyed
+        if scopes := [_scope(scope) for scope in fold.scopes.values() if scope.key]:
+            data["scopes"] = scopes
+        return data
 
 
-def _scope(scope: ScopeFold) -> dict[str, Any]:
+def _scope(scope: ScopeFold) -> ScopeTaken:
     account = scope.accounts[0]
     held = account.to_data() | {"spent": _spent(account), "reserved": {}}
-    facts = {"key": scope.key, "around": scope.parent, "stop": scope.stop, "account": held}
-    return facts | {"closed": True} if scope.closed else facts
+    facts: ScopeTaken = {"key": scope.key, "around": scope.parent, "stop": scope.stop, "account": held}
+    if scope.closed:
+        facts["closed"] = True
+    return facts
 
 
 def _under(budget: Budget | None, created: Record) -> Record:

@@ -24,6 +24,16 @@ from agentguard.errors import (
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.conversations import ConversationCall
+from agentguard.events.data import (
+    Approval,
+    Failed,
+    NestedRunOpened,
+    RunEnded,
+    ScopeOpened,
+    ScopeStopped,
+    Value,
+    data_of,
+)
 from agentguard.events.model import Record
 from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay import divergence as d
@@ -278,7 +288,7 @@ class Player:
         if stop is not None:
             return stop
         if decision is not None and denied:
-            data = decision.data or {}
+            data = data_of(decision, Approval)
             return ApprovalDeniedError(key, data.get("reason"), data.get("actor"), self._live_run.run_id)
         earlier = self._keyed.get(key)
         if earlier is not None and not earlier.failed:
@@ -298,7 +308,7 @@ class Player:
         return None
 
     def _stop_of(self, scope: str) -> RunStopped | None:
-        stop = stop_from((self.tape.scope_stops[scope].data or {})["termination"])
+        stop = stop_from(data_of(self.tape.scope_stops[scope], ScopeStopped)["termination"])
         return self._live_run.stops.scopes.setdefault(scope, stop) if stop is not None else None
 
     def check_doubt(self) -> None:
@@ -317,8 +327,7 @@ class Player:
     def recorded_stop(self) -> RunStopped | None:
         """Return the recorded stop of the run, always the same object."""
         if self._live_run.stops.stop is None and self.tape.terminal is not None:
-            data = (self.tape.terminal.data or {})["termination"]
-            stop = stop_from(data)
+            stop = stop_from(data_of(self.tape.terminal, RunEnded)["termination"])
             if stop is not None:
                 self._live_run.stops.set(stop)
         return self._live_run.stops.stop
@@ -438,8 +447,8 @@ class Player:
 
     def _refusal(self, call: Call) -> BaseException:
         if call.withdrawn:
-            return self._restored_error(call, call.data)
-        scope = call.data.get("stops")
+            return self._restored_error(call, call.start)
+        scope = data_of(call.start, ScopeStopped).get("stops")
         if scope and (stop := self._stop_of(scope)) is not None:
             return stop
         self.tape.read_until(lambda: self.tape.terminal is not None)
@@ -447,10 +456,12 @@ class Player:
 
     def _error(self, call: Call) -> BaseException:
         """Return the recorded exception of a step that failed."""
-        return self._restored_error(call, call.end_data)
+        return self._restored_error(call, call.end)
 
-    def _restored_error(self, call: Call, data: dict[str, Any]) -> BaseException:
+    def _restored_error(self, call: Call, event: Record | None) -> BaseException:
         """Return a recorded exception; a stop is the run's own, so that it is one object everywhere."""
+        assert event is not None  # noqa: S101 - it failed
+        data = data_of(event, Failed)
         if (reason := data.get("unreplayable")) is not None:
             self._not_replayable(call, reason)
         return exceptions.restore(data["error"], self._own_stop)
@@ -467,7 +478,7 @@ class Player:
         if self._live_run.stops.stop is None:
             self.tape.read_until(lambda: self.tape.terminal is not None)
             if self.tape.terminal is not None:
-                stop = stop_from((self.tape.terminal.data or {})["termination"])
+                stop = stop_from(data_of(self.tape.terminal, RunEnded)["termination"])
                 if stop is not None and stop.facts() == error.facts():
                     return self.recorded_stop()
         return self._live_run.stops.stop
@@ -492,10 +503,11 @@ class Player:
                 raise
             if call is None:
                 return None
-            if "error" in call.data and "unreplayable" not in call.data:
+            data = data_of(call.start, Value)
+            if "error" in data and "unreplayable" not in data:
                 self.consume(call)
-                return RecordedOutcome(error=exceptions.restore(call.data["error"], self._own_stop))
-            reason = call.data.get("unreplayable")
+                return RecordedOutcome(error=exceptions.restore(data["error"], self._own_stop))
+            reason = data.get("unreplayable")
             if reason is None and call.payload is None:
                 reason = "its payload was erased, or not captured"
             if reason is not None:
@@ -512,7 +524,7 @@ class Player:
             call = self._call(scope.key, scope.pos, scope.around)
             if call is None:
                 return False
-            recorded = call.data.get("budget", {})
+            recorded = data_of(call.start, ScopeOpened).get("budget", {})
             if recorded != scope.budget.to_fields():
                 self.diverge(d.ARGUMENTS, scope.key, recorded, scope.budget.to_fields())
             self.tape.take(call)
@@ -529,7 +541,7 @@ class Player:
                 return None
             self.tape.read_until(lambda: call.end is not None)
             self.consume(call)
-            return str(call.data["run"])
+            return data_of(call.start, NestedRunOpened)["run"]
 
     def close_scope(self, scope: Any) -> bool:
         """See `agentguard.steps.served.ReplaySource`."""
@@ -576,7 +588,7 @@ class Player:
         terminal = self.tape.terminal
         if terminal is None:
             return self._live_run.stops.stop
-        recorded = (terminal.data or {})["termination"]
+        recorded = data_of(terminal, RunEnded)["termination"]
         self._live_run.log.apply(terminal, self._live_run.log.fold.hash)
         stop = self.recorded_stop()
         if stop is not None:

@@ -11,6 +11,7 @@ from agentguard.errors import AgentGuardError, StepOutcomeUnknownError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
+from agentguard.events.data import ErrorData, RunPaused, RunResumed, StepResolved, StepStarted, data_of
 from agentguard.events.model import Record
 from agentguard.replay.origin import origin_log
 from agentguard.replay.tape import Call
@@ -36,7 +37,7 @@ def settle_unknown(step: Step, call: Call) -> RecordedOutcome | None:
     """
     live_run = step.live_run
     spec = step.spec
-    held = call.data.get("reserve", ONE_STEP)
+    held = data_of(call.start, StepStarted).get("reserve", ONE_STEP)
     if spec.probe is not None:
         return _by_probe(step, call, held)
     if spec.effect == "once":
@@ -92,7 +93,7 @@ def pause_for(live_run: LiveRun, key: str, reason: str) -> None:
 
     def pause() -> None:
         if log.fold.state is RunState.RUNNING:
-            data: dict[str, Any] = {"reason": reason, "unknown": key, "running_ns": live_run.time.elapsed()}
+            data: RunPaused = {"reason": reason, "unknown": key, "running_ns": live_run.time.elapsed()}
             log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
 
     log.decide(pause)
@@ -137,7 +138,8 @@ def resolve(
         _put(live_run, key, outcome, held, by=actor, result=result)
         paused_for = log.fold.pause.get("unknown")
         if log.fold.state is RunState.PAUSED and paused_for == key:
-            log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data={"actor": actor})])
+            resumed: RunResumed = {"actor": actor}
+            log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=resumed)])
 
     log.decide(put)
 
@@ -158,9 +160,9 @@ def _doubt(live_run: LiveRun, key: str) -> _Doubt | None:
         record = codec.decode(stored.body)
         if record.key != key:
             continue
-        data = record.data or {}
+        data = data_of(record, StepResolved)
         if record.type == ev.STEP_STARTED:
-            doubt = _Doubt(data.get("reserve", ONE_STEP))
+            doubt = _Doubt(data_of(record, StepStarted).get("reserve", ONE_STEP))
         elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED):
             gave = record.type == ev.STEP_COMPLETED or data.get("as") == COMPLETED
             missing = gave and stored.payload is None
@@ -168,7 +170,7 @@ def _doubt(live_run: LiveRun, key: str) -> _Doubt | None:
     return doubt
 
 
-def _failure(said: Any) -> dict[str, Any]:
+def _failure(said: object) -> ErrorData:
     """How a step failed by somebody's word, as the log has it."""
     message = clean_text(str(said if said is not None else "it failed, says who resolved it"))
     return {"type": "agentguard.StepFailed", "message": message}
@@ -178,7 +180,7 @@ def _put(
     live_run: LiveRun, key: str, outcome: str, held: Amounts | None, *, by: str, result: Any = None
 ) -> None:
     """Append `step_resolved`; a step in doubt is charged what it `held`, since it may have happened."""
-    data: dict[str, Any] = {"as": outcome, "by": by}
+    data: StepResolved = {"as": outcome, "by": by}
     payload = None
     if outcome == COMPLETED:
         payload, _, reason = values.capture(result, by_name=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentguard.errors import ReplayDivergenceError
 from agentguard.replay import divergence as d
-from agentguard.runs.tasks import first_task
+from agentguard.steps.tasks import first_task
 
 if TYPE_CHECKING:
     from agentguard.replay.player import Player

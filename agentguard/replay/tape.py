@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
 
 import msgspec
 
@@ -15,6 +14,15 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored
 from agentguard.events.conversations import ConversationError, Messages, has_conversations
+from agentguard.events.data import (
+    CallStarted,
+    RunCreated,
+    ScopeStopped,
+    StepRefused,
+    StepResolved,
+    StepStarted,
+    data_of,
+)
 from agentguard.events.model import Record
 from agentguard.fragments import Digest
 from agentguard.runs.branch import branch_of
@@ -44,14 +52,14 @@ class Call:
         self.before: list[Call] = []
 
     @property
-    def data(self) -> dict[str, Any]:
-        """What the first event says."""
-        return self.start.data or {}
+    def data(self) -> CallStarted:
+        """What the first event says, whatever the call is."""
+        return data_of(self.start, CallStarted)
 
     @property
-    def end_data(self) -> dict[str, Any]:
+    def end_data(self) -> StepResolved:
         """What the last event says."""
-        return (self.end.data or {}) if self.end is not None else {}
+        return {} if self.end is None else data_of(self.end, StepResolved)
 
     @property
     def settled(self) -> bool:
@@ -82,13 +90,17 @@ class Call:
     @property
     def awaited(self) -> bool:
         """Whether its outcome was delivered to code that awaited it."""
-        return bool(self.data.get("async")) or self.end_data.get("came", ("",))[-1] in AWAITED
+        return (
+            bool(data_of(self.start, StepStarted).get("async"))
+            or self.end_data.get("came", ("",))[-1] in AWAITED
+        )
 
     @property
     def cancelled(self) -> bool:
         """Whether the program had cancelled it."""
-        how = self.data if self.withdrawn else self.end_data
-        return bool(how.get("outcome") == "cancelled")
+        if self.withdrawn:
+            return data_of(self.start, StepRefused).get("outcome") == "cancelled"
+        return self.end_data.get("outcome") == "cancelled"
 
 
 class Tape:
@@ -171,7 +183,7 @@ class Tape:
     def _begin(self, record: Record, payload: bytes | None) -> None:
         call = Call(record, payload)
         key = record.key
-        if record.type == ev.STEP_REFUSED and (scope := call.data.get("stops")):
+        if record.type == ev.STEP_REFUSED and (scope := data_of(record, ScopeStopped).get("stops")):
             self.scope_stops[scope] = record
         if key is None:
             return  # a scope's deadline, which no call carries: see `stop_of`
@@ -245,8 +257,8 @@ class Tape:
         call = calls[-1]
         if call.end is not None:  # completed, with a result that cannot be handed out: it was charged then
             record = msgspec.structs.replace(record, usage=call.end.usage)
-        retried = (record.data or {}).get("as") == "retry"
-        if call.end is None and not retried and call.data.get("async"):
+        retried = data_of(record, StepResolved).get("as") == "retry"
+        if call.end is None and not retried and data_of(call.start, StepStarted).get("async"):
             self.deliveries.append(call)
         call.end, call.end_payload = record, payload
         if retried:
@@ -282,7 +294,7 @@ class Tape:
     @property
     def _is_tried_again(self) -> bool:
         """Whether the run is of those that a worker carries on after they have failed."""
-        return self.created is not None and bool((self.created.data or {}).get("retries"))
+        return self.created is not None and bool(data_of(self.created, RunCreated).get("retries"))
 
     def take(self, call: Call, *, with_children: bool = True) -> None:
         """Take a call out, and with it what was recorded inside its body, unless that runs again."""

@@ -7,10 +7,11 @@ to be tried again, with the steps around it that failed with it and those that w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.data import ErrorData, StepEnded, StepStarted, data_of
 from agentguard.events.model import Record
 from agentguard.replay.resolving import retry_failed
 from agentguard.steps import exceptions
@@ -18,6 +19,10 @@ from agentguard.steps.live import LiveRun
 
 #: What may be done twice.
 _REPEATABLE: Final = ("read", "idempotent")
+
+
+#: Type and message of an error on record.
+_Error = tuple[object, object]
 
 
 class _Failed:
@@ -34,20 +39,20 @@ class _Failed:
     @property
     def parent(self) -> str:
         """The step in whose body it was called, if it was."""
-        return str((self.start.data or {}).get("parent", ""))
+        return data_of(self.start, StepStarted).get("parent", "")
 
     @property
     def repeatable(self) -> bool:
         """Whether it may be done again: its effect says so, or nothing was done."""
-        unentered = (self.end.data or {}).get("body_ran") is False
-        return unentered or (self.start.data or {}).get("effect") in _REPEATABLE
+        unentered = data_of(self.end, StepEnded).get("body_ran") is False
+        return unentered or data_of(self.start, StepStarted).get("effect") in _REPEATABLE
 
     @property
     def cancelled(self) -> bool:
-        return (self.end.data or {}).get("outcome") == "cancelled"
+        return data_of(self.end, StepEnded).get("outcome") == "cancelled"
 
-    def failed_with(self, errors: set[tuple[str, str]]) -> bool:
-        said = (self.end.data or {}).get("error", {})
+    def failed_with(self, errors: set[_Error]) -> bool:
+        said = data_of(self.end, StepEnded).get("error", {})
         return (said.get("type"), said.get("message")) in errors
 
 
@@ -57,7 +62,7 @@ def prepare(live: LiveRun, error: Exception) -> bool:
     An error that no step raised needs nothing: what is on record is served again, and the rest runs.
     """
     failed = _failed_steps(live)
-    errors = {(said["type"], said["message"]) for said in _as_recorded(live, error)}
+    errors: set[_Error] = {(said["type"], said["message"]) for said in _as_recorded(live, error)}
     last = next((step for step in reversed(failed) if step.failed_with(errors)), None)
     if last is None:
         return not _ended_inside(live, errors)
@@ -71,7 +76,7 @@ def prepare(live: LiveRun, error: Exception) -> bool:
     return True
 
 
-def _ended_inside(live: LiveRun, errors: set[tuple[str, str]]) -> bool:
+def _ended_inside(live: LiveRun, errors: set[_Error]) -> bool:
     """Say whether the error is that of a run nested in this one, which has ended for good."""
     ended = [row.summary.get("termination") or {} for row in live.log.store.children(live.run_id)]
     return any((said.get("type"), said.get("message")) in errors for said in ended)
@@ -94,13 +99,13 @@ def _failed_steps(live: LiveRun) -> list[_Failed]:
     return sorted(failed.values(), key=lambda step: step.end.seq)
 
 
-def _inside(outer: _Failed, failed: list[_Failed], errors: set[tuple[str, str]]) -> list[_Failed]:
+def _inside(outer: _Failed, failed: list[_Failed], errors: set[_Error]) -> list[_Failed]:
     """Return the steps in the body of one, and in theirs, that failed with the error that ended it."""
     inner = next((s for s in reversed(failed) if s.parent == outer.key and s.failed_with(errors)), None)
     return [] if inner is None else [inner, *_inside(inner, failed, errors)]
 
 
-def _as_recorded(live: LiveRun, error: BaseException) -> Iterator[dict[str, Any]]:
+def _as_recorded(live: LiveRun, error: BaseException) -> Iterator[ErrorData]:
     """Return an error, its causes and its members, as the log has them."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
 
 MAIN = "main"
 #: What the branch of an attachment without a name begins with.
@@ -47,9 +50,22 @@ def scope_part(name: str) -> str:
     return part
 
 
-def branch_of(key: str, data: Mapping[str, Any] | None = None) -> str:
-    """Return the branch that a recorded call was made in."""
-    return (data or {}).get("branch") or key.rpartition("/")[0]
+def branch_of(key: str, data: Mapping[str, object] | None = None) -> str:
+    """Return the branch that a recorded call was made in: its event's data says it where its key does not."""
+    named = None if data is None else data.get("branch")
+    return str(named) if named else key.rpartition("/")[0]
+
+
+class TaskBranches(Protocol):
+    """The branches of tasks that were made before the run met their event loop."""
+
+    def branch_here(self, branch: Branch) -> Branch:
+        """Return the branch of the code that runs now."""
+        ...
+
+    def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[object]]:
+        """Give the tasks of a loop their branches; return those with one of their own."""
+        ...
 
 
 class Branch:
@@ -69,9 +85,9 @@ class Branch:
         self._calls = count(1)
         self._highest: dict[str, int] = {}
         #: Branches of tasks that were made before the run met their event loop, by task.
-        self.tasks: Any = None
+        self.tasks: TaskBranches | None = None
 
-    def __deepcopy__(self, memo: Any) -> Branch:
+    def __deepcopy__(self, memo: object) -> Branch:
         return self  # a copy would hand out the same keys
 
     def next_key(self, part: str) -> str:

@@ -6,8 +6,8 @@ that it has just appended, and `apply` with one that was read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Required
 
 import msgspec
 
@@ -16,10 +16,13 @@ from agentguard.budget.model import Budget
 from agentguard.budget.named import NamedAccount
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
+from agentguard.events import data as d
 from agentguard.events import model as ev
+from agentguard.events.data import data_of
 from agentguard.events.model import Record
 from agentguard.runs.branch import UNNAMED, scope_part
 from agentguard.runs.state import RunState, check_move
+from agentguard.runs.termination import COMPLETED
 
 RUN_PATH = "run"
 
@@ -33,6 +36,17 @@ class OpenStep(msgspec.Struct, frozen=True, gc=False):
     windows: tuple[str, ...] = ()
 
 
+class ApprovalState(d.Approval, total=False):
+    """The newest event of a step that waits, or waited, for an approval."""
+
+    #: Its type.
+    state: Required[str]
+    name: Required[str | None]
+    #: Its number and its time.
+    seq: Required[int]
+    at_ns: Required[int]
+
+
 class ScopeFold:
     """A scope as the log knows it."""
 
@@ -44,7 +58,7 @@ class ScopeFold:
         #: Its own account and those around it, innermost first, the run's last.
         self.accounts = accounts
         self.parent = parent
-        self.stop: dict[str, Any] | None = None
+        self.stop: d.Termination | None = None
         self.closed = False
         #: Whether other logs charge this level too, so that its account lies in the store.
         self.shared = False
@@ -60,7 +74,7 @@ class RunFold:
         self.name = ""
         self.tenant = ""
         self.parent_id: str | None = None
-        self.metadata: dict[str, Any] = {}
+        self.metadata: dict[str, object] = {}
         self.state = RunState.CREATED
         self.budget = Budget()
         #: The account that its steps are charged to beside its own levels, and those of other runs too.
@@ -83,18 +97,18 @@ class RunFold:
         self._running_from_ns = 0
         self._last_ns = 0
         #: What the present, or last, pause says of itself.
-        self.pause: dict[str, Any] = {}
+        self.pause: d.RunPaused = {}
         #: What the last resume says of itself.
-        self.resumed: dict[str, Any] = {}
+        self.resumed: d.RunResumed = {}
         #: The number of the event of the present, or last, pause.
         self.paused_seq = 0
         #: When it began, by the writer's wall clock.
         self.paused_ns = 0
-        self.termination: dict[str, Any] | None = None
-        self.warnings: list[dict[str, Any]] = []
+        self.termination: d.Termination | None = None
+        self.warnings: list[dict[str, object]] = []
         self.warned: set[tuple[str, str]] = set()
         #: Steps that wait, or waited, for an approval, by key.
-        self.approvals: dict[str, dict[str, Any]] = {}
+        self.approvals: dict[str, ApprovalState] = {}
         #: How values are encoded; logs that do not say are of the first scheme.
         self.value_scheme = 1
         #: Whether payloads were erased: none is taken after that.
@@ -193,10 +207,11 @@ class RunFold:
 
         Return whether a limit of it is near now.
         """
-        scope, windows = "", ()
+        scope = ""
+        windows: tuple[str, ...] = ()
         key = record.key or ""
-        data = record.data
-        if data is not None:
+        if record.data is not None:
+            data = data_of(record, d.StepStarted)
             scope = data.get("scope", "")
             windows = tuple(data.get("windows", ()))
             if "unbounded" in data:
@@ -223,13 +238,13 @@ class RunFold:
         everything back.
         """
         key = record.key or ""
-        data = record.data
+        data = data_of(record, d.StepResolved)
         if self.keyed and key in self.keyed:
-            done = record.type == ev.STEP_COMPLETED or (data is not None and data.get("as") == "completed")
+            done = record.type == ev.STEP_COMPLETED or data.get("as") == "completed"
             self.keyed[key] = (record.attempt or self.keyed[key][0], done)
         step = self.open.pop(key, None)
         if step is not None:  # else a resolution of a step whose failure is already on record
-            unentered = data is not None and data.get("body_ran") is False
+            unentered = data.get("body_ran") is False
             for account in self.scopes[step.scope].accounts:
                 if unentered:
                     account.release(step.request)
@@ -245,7 +260,7 @@ class RunFold:
         check_move(self.run_id, self.state, to_state)
         self.state = to_state
 
-    def _created(self, record: Record, data: dict[str, Any]) -> None:
+    def _created(self, record: Record, data: d.RunCreated) -> None:
         self.name = record.name or ""
         self.tenant = data["tenant"]
         self.parent_id = data.get("parent")
@@ -258,17 +273,17 @@ class RunFold:
             self.named_account = NamedAccount.from_data(data["account"])
         self._set_budget(Budget.from_fields(data.get("budget", {})))
 
-    def _budget_set(self, record: Record, data: dict[str, Any]) -> None:
+    def _budget_set(self, record: Record, data: d.RunBudgetSet) -> None:
         self.budget = Budget.from_fields(data["budget"])
         self.account.limit_by(self.budget)
         self.warned = {(level, resource) for level, resource in self.warned if level != RUN_PATH}
         self._budgets_changed()
 
-    def _run_started(self, record: Record, data: dict[str, Any]) -> None:
+    def _run_started(self, record: Record, data: Mapping[str, object]) -> None:
         self._move(RunState.RUNNING)
         self.started_ns = self._running_from_ns = record.at_ns
 
-    def _forked(self, record: Record, data: dict[str, Any]) -> None:
+    def _forked(self, record: Record, data: d.RunForked) -> None:
         self.origin = data["root"]
         self.account.charge(record.usage or {})
         self.account.calls.update(data.get("calls", {}))
@@ -278,37 +293,37 @@ class RunFold:
             scope = self._add_scope(given["key"], given["around"], Account.from_data(given["account"]))
             scope.stop, scope.closed = given["stop"], given.get("closed", False)
 
-    def _paused(self, record: Record, data: dict[str, Any]) -> None:
+    def _paused(self, record: Record, data: d.RunPaused) -> None:
         self._move(RunState.PAUSED)
         self.pause = data
         self.paused_seq = record.seq
         self.paused_ns = record.at_ns
         self.running_ns = data.get("running_ns", self.running_ns)
 
-    def _resumed(self, record: Record, data: dict[str, Any]) -> None:
+    def _resumed(self, record: Record, data: d.RunResumed) -> None:
         self._move(RunState.RUNNING)
         self.resumed = data
         self._running_from_ns = record.at_ns
 
-    def _recovered(self, record: Record, data: dict[str, Any]) -> None:
+    def _recovered(self, record: Record, data: d.RunRecovered) -> None:
         self.epoch = data["epoch"]
         self._running_from_ns = record.at_ns
         self.running_ns = data.get("running_ns", self.running_ns)
 
-    def _ended(self, record: Record, data: dict[str, Any]) -> None:
+    def _ended(self, record: Record, data: d.RunEnded) -> None:
         self._move(_TERMINAL[record.type])
         self.ended_ns = record.at_ns
-        self.termination = data.get("termination", {"type": "completed"})
+        self.termination = data.get("termination", COMPLETED)
         self.running_ns = data.get("running_ns", self.running_ns)
 
-    def _refused(self, record: Record, data: dict[str, Any]) -> None:
+    def _refused(self, record: Record, data: d.ScopeStopped) -> None:
         if (scope := data.get("stops")) and scope in self.scopes:
             self.scopes[scope].stop = data["termination"]
         asked = self.approvals.get(record.key or "")
         if asked is not None and asked["state"] == ev.APPROVAL_REQUESTED:
             del self.approvals[record.key or ""]  # nobody waits for an answer any more
 
-    def _scope_opened(self, record: Record, data: dict[str, Any]) -> None:
+    def _scope_opened(self, record: Record, data: d.ScopeOpened) -> None:
         around = self.scopes[data.get("scope", "")]
         key = record.key or ""
         if "run" in data:
@@ -328,26 +343,27 @@ class RunFold:
         self._budgets_changed()
         return scope
 
-    def _scope_closed(self, record: Record, data: dict[str, Any]) -> None:
+    def _scope_closed(self, record: Record, data: d.NestedRunClosed) -> None:
         if record.usage:  # a nested run: what it used counts here and at every level around
             for account in self.scopes[data.get("scope", "")].accounts:
                 account.charge(record.usage)
         elif (scope := self.scopes.get(record.key or "")) is not None:
             scope.closed = True
 
-    def _approval(self, record: Record, data: dict[str, Any]) -> None:
-        self.approvals[record.key or ""] = data | {
+    def _approval(self, record: Record, data: d.Approval) -> None:
+        self.approvals[record.key or ""] = {
+            **data,
             "state": record.type,
             "name": record.name,
             "seq": record.seq,
             "at_ns": record.at_ns,
         }
 
-    def _warned(self, record: Record, data: dict[str, Any]) -> None:
+    def _warned(self, record: Record, data: d.BudgetWarning) -> None:
         self.warned.add((data["level"], data["resource"]))
-        self.warnings.append(data)
+        self.warnings.append(dict(data))
 
-    def _erased(self, record: Record, data: dict[str, Any]) -> None:
+    def _erased(self, record: Record, data: Mapping[str, object]) -> None:
         self.erased = True
 
 
@@ -358,13 +374,13 @@ def repeat_id(name: str, digest: str | None) -> str | None:
 
 def repeat_of(record: Record) -> str | None:
     """Return what identifies the calls that equal a `step_started`."""
-    data = record.data or {}
+    data = data_of(record, d.StepStarted)
     return repeat_id(record.name or "", data.get("repeat", data.get("args")))
 
 
 def _request_of(record: Record) -> Request:
     """Return what a step on record asked for."""
-    reserve = (record.data or {}).get("reserve", ONE_STEP)
+    reserve = data_of(record, d.StepStarted).get("reserve", ONE_STEP)
     return Request(reserve, record.name or "", record.kind or "", repeat=repeat_of(record))
 
 
@@ -374,7 +390,7 @@ _TERMINAL = {
     ev.RUN_FAILED: RunState.FAILED,
     ev.RUN_KILLED: RunState.KILLED,
 }
-_HANDLERS: dict[str, Callable[[RunFold, Record, dict[str, Any]], None]] = {
+_HANDLERS: dict[str, Callable[[RunFold, Record, Any], None]] = {
     ev.RUN_CREATED: RunFold._created,
     ev.RUN_STARTED: RunFold._run_started,
     ev.RUN_BUDGET_SET: RunFold._budget_set,

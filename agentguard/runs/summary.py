@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -100,7 +101,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def usage_data(usage: Usage) -> dict[str, Any]:
+def usage_data(usage: Usage) -> dict[str, int | str]:
     """Return a usage as plain data, money as text."""
     return {name: str(usage[name]) if name == "usd" else usage[name] for name in usage}
 
@@ -136,34 +137,33 @@ def moment(ns: int | None) -> datetime | None:
     return None if ns is None else datetime.fromtimestamp(ns / 1e9, UTC)
 
 
-def from_data(data: dict[str, Any]) -> RunSummary:
+def from_data(data: Mapping[str, object]) -> RunSummary:
     """Return the summary that `to_data` gave.
 
     Raises:
         LookupError, TypeError, ValueError: it gave something else.
     """
-    msgspec.convert(data, _Shape)
-    usage = data["usage"]
+    told = msgspec.convert(data, _Shape)
     return RunSummary(
-        run_id=data["run_id"],
-        name=data["name"],
-        tenant=data["tenant"],
-        state=RunState(data["state"]),
-        steps=data["steps"],
-        usage=_usage(usage),
-        budget=Budget.from_fields(data["budget"]),
-        started_at=_parse(data["started_at"]),
-        ended_at=_parse(data["ended_at"]),
-        duration=data["duration"],
-        termination=data["termination"],
-        head=Head(data["head"]["seq"], data["head"]["hash"]),
-        metadata=data["metadata"],
-        warnings=tuple(data["warnings"]),
-        parent_id=data["parent_id"],
-        bounded=data["bounded"],
-        needs_branch_names=data.get("needs_branch_names", False),
-        open_steps=tuple(data.get("open_steps", ())),
-        account=data.get("account"),
+        run_id=told.run_id,
+        name=told.name,
+        tenant=told.tenant,
+        state=told.state,
+        steps=told.steps,
+        usage=_usage(told.usage),
+        budget=Budget.from_fields(told.budget),
+        started_at=_parse(told.started_at),
+        ended_at=_parse(told.ended_at),
+        duration=told.duration,
+        termination=told.termination,
+        head=Head(told.head.seq, told.head.hash),
+        metadata=told.metadata,
+        warnings=tuple(told.warnings),
+        parent_id=told.parent_id,
+        bounded=told.bounded,
+        needs_branch_names=told.needs_branch_names,
+        open_steps=tuple(told.open_steps),
+        account=told.account,
     )
 
 
@@ -181,7 +181,7 @@ class SummaryRow(Protocol):
         ...
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         """What `RunSummary.to_data` gave."""
         ...
 
@@ -214,24 +214,29 @@ class _Shape(msgspec.Struct):
     state: RunState
     steps: int
     usage: dict[str, int | str]
-    budget: dict[str, Any]
+    budget: dict[str, object]
     started_at: str | None
     ended_at: str | None
     duration: float | None
-    termination: dict[str, Any] | None
+    termination: dict[str, object] | None
     head: _HeadShape
-    metadata: dict[str, Any]
-    warnings: list[dict[str, Any]]
+    metadata: dict[str, object]
+    warnings: list[dict[str, object]]
     parent_id: str | None
     bounded: bool
+    needs_branch_names: bool = False
     open_steps: list[str] = []
+    account: str | None = None
 
 
-def _usage(data: dict[str, Any]) -> Usage:
-    from_text = {"nano_usd" if k == "usd" else k: v for k, v in data.items()}
-    if "usd" in data:
-        from_text["nano_usd"] = Usage(usd=data["usd"]).amounts().get("nano_usd", 0)
-    return Usage.from_amounts(from_text)
+def _usage(data: dict[str, int | str]) -> Usage:
+    amounts: dict[str, int] = {}
+    for name, amount in data.items():
+        if name == "usd":
+            amounts["nano_usd"] = Usage(usd=amount).amounts().get("nano_usd", 0)
+        else:
+            amounts[name] = int(amount)
+    return Usage.from_amounts(amounts)
 
 
 def _parse(text: str | None) -> datetime | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from agentguard._encoding import clean_text, type_name
 from agentguard.errors import (
@@ -15,9 +14,10 @@ from agentguard.errors import (
     RunStopped,
     UnknownCostError,
 )
+from agentguard.events.data import Termination
 
-COMPLETED: dict[str, Any] = {"type": "completed"}
-_STOPS: dict[str, type[RunStopped]] = {
+COMPLETED: Termination = {"type": "completed"}
+_STOPS: dict[object, type[RunStopped]] = {
     cls.__name__: cls for cls in (BudgetExceededError, KillSwitchTriggeredError, UnknownCostError)
 }
 #: What is searched for secrets: far more than is kept, so that none is cut in two.
@@ -25,13 +25,13 @@ _SEARCHED = 20_000
 _AMOUNTS = ("spent", "reserved", "requested", "limit")
 
 
-def termination(error: BaseException, redact: Callable[[str], str] | None = None) -> dict[str, Any]:
+def termination(error: BaseException, redact: Callable[[str], str] | None = None) -> Termination:
     """Return an error as data: type, message and facts."""
     message = _text(error)
     if redact is not None:
         message = redact(message[:_SEARCHED])
     stop = next((c for c in type(error).__mro__ if _STOPS.get(c.__name__) is c), None)
-    data: dict[str, Any] = {
+    data: Termination = {
         "type": stop.__name__ if stop else type_name(type(error)),
         "message": clean_text(message),
     }
@@ -40,16 +40,20 @@ def termination(error: BaseException, redact: Callable[[str], str] | None = None
     return data
 
 
-def stop_from(data: Mapping[str, Any]) -> RunStopped | None:
+def stop_from(data: Mapping[str, object]) -> RunStopped | None:
     """Return the stop that a termination stands for; None if the run ended otherwise."""
     cls = _STOPS.get(data["type"])
     if cls is None:
         return None
     facts = {name: data[name] for name in cls._facts}
     if cls is BudgetExceededError and data["resource"] == "usd":
-        facts |= {name: Decimal(data[name]) for name in _AMOUNTS}
+        facts |= {name: Decimal(str(data[name])) for name in _AMOUNTS}
     if cls is KillSwitchTriggeredError and data["at"]:
-        facts["at"] = datetime.fromisoformat(data["at"])
+        facts["at"] = datetime.fromisoformat(str(data["at"]))
+    return _made(cls, facts)
+
+
+def _made(cls: Callable[..., RunStopped], facts: dict[str, object]) -> RunStopped:
     return cls(**facts)
 
 
@@ -60,7 +64,7 @@ def _text(error: BaseException) -> str:
         return "(its message cannot be read)"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, datetime):

@@ -12,16 +12,17 @@ from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Budget, BudgetChange, check_budget
 from agentguard.errors import AgentGuardError, InvalidStateTransitionError, RunStopped, StoreUnavailableError
 from agentguard.events import model as ev
+from agentguard.events.data import RunBudgetSet, RunPaused, RunResumed, Said, put_said
 from agentguard.events.model import Head, Record
 from agentguard.killswitch import kill_requests
 from agentguard.runs.branch import MAIN, Branch
-from agentguard.runs.current import Position
 from agentguard.runs.state import RunState, check_move
 from agentguard.runtime import Runtime
 from agentguard.sessions.dead import close_dead_runs
 from agentguard.sessions.loading import load_live_run
 from agentguard.steps import limit_questions
 from agentguard.steps.components import Components
+from agentguard.steps.current import InRun
 from agentguard.steps.inputs import RecordedInputs
 from agentguard.steps.live import LiveRun
 
@@ -33,7 +34,7 @@ class Session(abc.ABC):
     """
 
     #: Where in the run around it this run is opened; None for a run that is in no other.
-    around: Position | None = None
+    around: InRun | None = None
 
     def __init__(self, runtime: Runtime, *, run_id: str, name: str, tenant: str) -> None:
         self.runtime = runtime
@@ -110,20 +111,22 @@ def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
     return generation
 
 
-def pause(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
+def pause(runtime: Runtime, run_id: str, said: Said) -> Head:
     """Put a pause on record, with who orders it and why, and return where."""
     live_run = live_run_of(runtime, run_id)
 
     def put() -> Head:
         check_move(run_id, live_run.fold.state, RunState.PAUSED)
-        data = {"reason": "", **said, "running_ns": live_run.time.elapsed()}
+        data: RunPaused = {"reason": ""}
+        put_said(data, said)
+        data["running_ns"] = live_run.time.elapsed()
         live_run.log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
         return live_run.log.head
 
     return live_run.log.decide(put)
 
 
-def resume(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
+def resume(runtime: Runtime, run_id: str, said: Said) -> Head:
     """Put on record that a pause is lifted, and return where."""
     live_run = live_run_of(runtime, run_id)
 
@@ -132,7 +135,7 @@ def resume(runtime: Runtime, run_id: str, said: Mapping[str, str]) -> Head:
             raise InvalidStateTransitionError(run_id, live_run.fold.state, RunState.RUNNING)
         if (asked := limit_questions.question(live_run.fold)) is not None:
             raise AgentGuardError(f"run {run_id} waits for a higher limit: {asked.way_out}")
-        data = {**said, "running_ns": live_run.time.elapsed()}
+        data: RunResumed = {**said, "running_ns": live_run.time.elapsed()}
         live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
         return live_run.log.head
 
@@ -143,9 +146,9 @@ def set_budget(
     runtime: Runtime,
     run_id: str,
     change: BudgetChange,
-    said: Mapping[str, str],
+    said: Said,
     asked: str | int | None = None,
-) -> tuple[Head, dict[str, Any]]:
+) -> tuple[Head, RunBudgetSet]:
     """Put another budget on record, or changes of some limits; a run that asks at its limit goes on.
 
     Changes are made to the budget that the run has when they are appended, so that of two operators who
@@ -159,14 +162,14 @@ def set_budget(
         Budget().replace(**change)  # what is wrong in it is wrong for every run
     live_run = live_run_of(runtime, run_id)
 
-    def put() -> tuple[Head, dict[str, Any]]:
+    def put() -> tuple[Head, RunBudgetSet]:
         fold = live_run.fold
         if fold.state.final:
             raise AgentGuardError(
                 f"run {run_id} is {fold.state} and spends no more: fork it with another budget"
             )
         budget = fold.budget.replace(**change) if isinstance(change, Mapping) else change
-        data: dict[str, Any] = {"budget": budget.to_fields(), **said}
+        data: RunBudgetSet = {"budget": budget.to_fields(), **said}
         movements: list[Movement] = []
         if fold.scopes[""].shared:  # runs inside it are held against the account that the store has
             account = Account.from_data(fold.account.to_data())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from agentguard.budget.model import Budget, check_budget
 from agentguard.budget.named import NamedAccount, check_account
@@ -78,7 +77,7 @@ class ForkSession(ResumedSession, LiveSession):
 
     def _prefix(self, now: int) -> list[Record]:
         shared = self._shared
-        facts: dict[str, Any] = shared.facts()
+        facts = shared.facts()
         return [Record(3, ev.RUN_FORKED, now, name=self.name, usage=shared.spent, data=facts)]
 
     def open(self) -> LiveRun:

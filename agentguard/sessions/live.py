@@ -15,16 +15,17 @@ from agentguard.budget.named import NamedAccount, joined
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, payload_digest
+from agentguard.events.data import NestedRunOpened, RunCreated
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
 from agentguard.runs.branch import branch_of, key_segment
-from agentguard.runs.current import CURRENT, Position
 from agentguard.runs.fold import RunFold
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import OwnedSession
+from agentguard.steps.current import CURRENT, InRun
 from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
 from agentguard.steps.live import EnclosingRun, LiveRun
@@ -141,8 +142,8 @@ class LiveSession(OwnedSession):
 
         return parent.log.decide(create_inside)
 
-    def _opened(self, parent: LiveRun, around: Position) -> Record:
-        data: dict[str, Any] = {"run": self.run_id}
+    def _opened(self, parent: LiveRun, around: InRun) -> Record:
+        data: NestedRunOpened = {"run": self.run_id}
         if around.scope_key:
             data["scope"] = around.scope_key
         if around.step is not None:
@@ -159,7 +160,8 @@ class LiveSession(OwnedSession):
         data = self._first_facts(generation)
         if inputs is not None:
             data["inputs"] = payload_digest(salt, inputs)
-            data |= recorded.facts()
+            if recorded.lost:
+                data["lost_inputs"] = recorded.lost_parts()
             if components.capture == "digest":
                 data["digest_only"] = True
                 inputs = None
@@ -206,9 +208,9 @@ class LiveSession(OwnedSession):
         """Return how values are encoded; a fork goes on as its origin began."""
         return VALUE_SCHEME
 
-    def _first_facts(self, generation: int) -> dict[str, Any]:
+    def _first_facts(self, generation: int) -> RunCreated:
         """Return what `run_created` says, but for the inputs."""
-        data: dict[str, Any] = {
+        data: RunCreated = {
             "tenant": self.tenant,
             "budget": self.budget.to_fields(),
             "generation": generation,
@@ -241,13 +243,13 @@ class LiveSession(OwnedSession):
         return []
 
 
-def _outer_position(runtime: Runtime, name: str) -> Position | None:
+def _outer_position(runtime: Runtime, name: str) -> InRun | None:
     """Return where in the run around it a new run is opened.
 
     Raises:
         ValueError: that run belongs to another guard.
     """
-    position: Position | None = CURRENT.get()
+    position = CURRENT.get()
     if position is None:
         return None
     store = position.live_run.components.store
@@ -256,11 +258,10 @@ def _outer_position(runtime: Runtime, name: str) -> Position | None:
             f"run {name!r} is opened inside run {position.run.id} of another guard, whose budget "
             "it could not be charged to; use that guard, or pass detached=True"
         )
-    here: Position = position.run.here()
-    return here
+    return position.run.here()
 
 
-def _nested_id(around: Position, key: str) -> str:
+def _nested_id(around: InRun, key: str) -> str:
     """Return the id of a nested run, which follows from its place in the run around it."""
     digest = sha256(f"{around.run.id}/{key}".encode()).digest()[:16]
     number = int.from_bytes(digest, "big") & ~(0xF << 76) | (8 << 76)

@@ -6,6 +6,7 @@ from agentguard._process import identity
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.conversations import StoredMessages
+from agentguard.events.data import NestedRunOpened, data_of
 from agentguard.protocols import RunRow
 from agentguard.runs.branch import Branch
 from agentguard.runs.fold import RunFold
@@ -39,7 +40,7 @@ def _enclosing_runs(components: Components, row: RunRow) -> list[EnclosingRun]:
     parent = load_live_run(components, parent_row)
     for stored in components.store.read(row.parent_id):
         record = codec.decode(stored.body)
-        data = record.data or {}
+        data = data_of(record, NestedRunOpened)
         if record.type == ev.SCOPE_OPENED and data.get("run") == row.run_id:
             return parent.enclosing(data.get("scope", ""))
     return []

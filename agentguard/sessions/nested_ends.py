@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from agentguard.budget.account import Amounts
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.data import NestedRunClosed, NestedRunOpened, data_of
 from agentguard.events.model import Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
@@ -16,8 +15,9 @@ from agentguard.steps.live import LiveRun
 
 def closing(parent: LiveRun, opened: Record, state: RunState | str, usage: Amounts) -> Record:
     """Return the event that says how a nested run ended, and charges what it has used."""
-    data: dict[str, Any] = {"run": (opened.data or {})["run"], "state": str(state)}
-    if scope := (opened.data or {}).get("scope"):
+    said = data_of(opened, NestedRunOpened)
+    data: NestedRunClosed = {"run": said["run"], "state": str(state)}
+    if scope := said.get("scope"):
         data["scope"] = scope
     used = {resource: amount for resource, amount in usage.items() if amount}
     return Record(
@@ -41,12 +41,12 @@ def close_ended_nested_runs(parent: LiveRun) -> None:
     open_calls: dict[str | None, Record] = {}
     for stored in parent.store.read(parent.run_id):
         record = codec.decode(stored.body)
-        if record.type == ev.SCOPE_OPENED and "run" in (record.data or {}):
+        if record.type == ev.SCOPE_OPENED and "run" in data_of(record, NestedRunOpened):
             open_calls[record.key] = record
         elif record.type == ev.SCOPE_CLOSED:
             open_calls.pop(record.key, None)
     for opened in open_calls.values():
-        row = parent.store.row((opened.data or {})["run"])
+        row = parent.store.row(data_of(opened, NestedRunOpened)["run"])
         if row is not None and RunState(row.state).final and row.parent_id == parent.run_id:
             _close(parent, opened, row)
 

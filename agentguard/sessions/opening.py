@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from agentguard.runs.current import CURRENT
 from agentguard.runtime import Runtime
+from agentguard.sessions.base import Session
 from agentguard.sessions.joined import JoinedSession
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.nested import NestedSession
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.recovered import RecoverySession
+from agentguard.steps.current import CURRENT
 
 
 def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | RecoverySession | JoinedSession:
@@ -20,8 +21,9 @@ def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | Recovery
     if options.if_exists == "join":
         return JoinedSession(runtime, options)
     position = None if options.detached else CURRENT.get()
-    if position is not None and position.run.session.runtime.adopts:
-        runtime = position.run.session.runtime
+    session = None if position is None else position.run.session
+    if isinstance(session, Session) and session.runtime.adopts:
+        runtime = session.runtime
     if position is not None and position.live_run.player is not None:
         return NestedSession(runtime, options)
     if options.if_exists == "recover" and options.run_id is not None:

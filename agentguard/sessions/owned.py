@@ -9,9 +9,9 @@ from agentguard._encoding import type_name
 from agentguard._process import identity
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
+from agentguard.events.data import NestedRunOpened, Termination
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
-from agentguard.runs.current import Position
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import COMPLETED, termination
 from agentguard.runtime import Runtime
@@ -20,6 +20,7 @@ from agentguard.sessions.base import Session
 from agentguard.sessions.nested_ends import closing
 from agentguard.sessions.options import RunOptions
 from agentguard.steps import phases
+from agentguard.steps.current import InRun
 from agentguard.steps.live import LiveRun
 
 
@@ -36,7 +37,7 @@ class OwnedSession(Session):
         *,
         run_id: str,
         tenant: str,
-        around: Position | None = None,
+        around: InRun | None = None,
         key: str = "",
         pos: int = 0,
     ) -> None:
@@ -118,7 +119,7 @@ class OwnedSession(Session):
                 raise
             told.add_note(f"agentguard could not record the end of the run: {failure}")
 
-    def _termination(self, live_run: LiveRun, error: BaseException) -> dict[str, Any]:
+    def _termination(self, live_run: LiveRun, error: BaseException) -> Termination:
         redact = self.runtime.components.redact
         ended = termination(error, redact.text if redact and not isinstance(error, RunStopped) else None)
         if isinstance(error, RunStopped) and live_run.stop is None:
@@ -168,7 +169,7 @@ class OwnedSession(Session):
         if self.around is None or not live_run.fold.state.final:
             return
         parent: LiveRun = self.around.live_run
-        data: dict[str, Any] = {"run": self.run_id}
+        data: NestedRunOpened = {"run": self.run_id}
         if self.around.scope_key:
             data["scope"] = self.around.scope_key
         opened = Record(0, ev.SCOPE_OPENED, 0, self.key, self.pos, self.name, data=data)

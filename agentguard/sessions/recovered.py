@@ -9,18 +9,20 @@ from msgspec import structs
 from agentguard._process import counts_as_alive
 from agentguard.errors import InvalidStateTransitionError, RunOwnedError
 from agentguard.events import model as ev
+from agentguard.events.data import RunRecovered
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import RunRow
 from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay.origin import origin_log
-from agentguard.runs.current import Position
+from agentguard.replay.player import Player
 from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
+from agentguard.steps.current import InRun
 from agentguard.steps.live import LiveRun
 
 
@@ -38,7 +40,7 @@ class RecoverySession(ResumedSession):
         *,
         take_over: bool = False,
         stall_timeout: float = STALL_TIMEOUT,
-        around: Position | None = None,
+        around: InRun | None = None,
         key: str = "",
         pos: int = 0,
     ) -> None:
@@ -67,12 +69,12 @@ class RecoverySession(ResumedSession):
         head = self._claim(live_run)
         live_run.owner = True
         live_run.time.restart()
-        around = None if self.around is None else self.around.live_run.player
+        outer = None if self.around is None else self.around.live_run.player
         carry_on(
             live_run,
             origin_log(components.store, self.run_id, head),
             stall_timeout=self._stall_timeout,
-            around=around,
+            around=outer if isinstance(outer, Player) else None,
         )
         if components.telemetry is not None:
             live_run.span = components.telemetry.start_run(
@@ -105,7 +107,7 @@ class RecoverySession(ResumedSession):
             close_ended_nested_runs(live_run)
             head = live_run.fold.seq
             now = components.clock.wall()
-            data: dict[str, Any] = {
+            data: RunRecovered = {
                 "epoch": row.epoch + 1,
                 "running_ns": live_run.fold.running_until_last_event(),
             }

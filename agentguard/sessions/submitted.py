@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from agentguard.events.data import RunCreated
 from agentguard.killswitch.model import GENERATION
 from agentguard.runtime import Runtime
 from agentguard.sessions.live import LiveSession
@@ -48,10 +49,10 @@ class SubmittedSession(LiveSession):
             self._create(generation, [], None, started=False)
             put()
 
-    def _first_facts(self, generation: int) -> dict[str, Any]:
+    def _first_facts(self, generation: int) -> RunCreated:
         """Return what `run_created` says: that it is tried again too, which a replay has to know."""
         facts = super()._first_facts(generation)
-        return facts | {"retries": self._retries} if self._retries else facts
+        return {**facts, "retries": self._retries} if self._retries else facts
 
     def _checked_inputs(self) -> RecordedInputs:
         components = self.components

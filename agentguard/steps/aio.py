@@ -11,23 +11,21 @@ import contextlib
 import weakref
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
-from typing import Any
 
 from agentguard.budget.account import Amounts
 from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
-from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, phases, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
+from agentguard.steps.current import CURRENT, leave
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
 from agentguard.steps.model import Step
 from agentguard.steps.patience import Patience
+from agentguard.steps.spec import Args, AsyncFunction, Kwargs
 
 
-async def in_body(
-    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+async def in_body(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
     """Await the body, with the step as the current one; a stop that cancels it is raised itself."""
     token = CURRENT.set(step)
     try:
@@ -57,14 +55,14 @@ def require_asyncio(step: Step) -> None:
         raise EventLoopUnsupportedError(step.spec.name) from None
 
 
-async def _with_timeout(timeout: float | None, body: Awaitable[Any]) -> Any:
+async def _with_timeout(timeout: float | None, body: Awaitable[object]) -> object:
     if timeout is None:
         return await body
     async with asyncio.timeout(timeout):
         return await body
 
 
-async def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+async def begin(step: Step, args: Args, kwargs: Kwargs) -> None:
     """Do everything before the body, without blocking the loop."""
     require_asyncio(step)
     prepare(step, args, kwargs)
@@ -106,7 +104,7 @@ async def _admit(step: Step) -> None:
         raise
 
 
-async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None], *args: Any) -> None:
+async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None], *args: object) -> None:
     """Wait until what was accepted is committed, or on disk; `confirm`, which may block, sees to the rest."""
     log = step.live_run.log
     commit, group = step.commit, log.group
@@ -145,7 +143,7 @@ async def close(step: Step, done: outcome.Outcome) -> None:
             await gate.turn(step.seq)
 
 
-async def _in_thread(function: Callable[..., None], *args: Any) -> None:
+async def _in_thread(function: Callable[..., None], *args: object) -> None:
     """Run a wait for the store in a thread, to its end even if the task is cancelled meanwhile.
 
     What it writes is written; a cancelled caller must know it before it goes on.
@@ -174,7 +172,7 @@ class _TaskBodies:
 
     __slots__ = ("open", "task")
 
-    def __init__(self, task: asyncio.Task[Any]) -> None:
+    def __init__(self, task: asyncio.Task[object]) -> None:
         self.task = weakref.ref(task)  # contexts are copied to other tasks, which may live longer
         self.open: list[Body] = []
 
@@ -184,7 +182,7 @@ class _TaskBodies:
 _BODIES: ContextVar[_TaskBodies | None] = ContextVar("agentguard_bodies", default=None)
 
 
-def _bodies_of(task: asyncio.Task[Any]) -> list[Body]:
+def _bodies_of(task: asyncio.Task[object]) -> list[Body]:
     bodies = _BODIES.get()
     if bodies is None or bodies.task() is not task:
         bodies = _TaskBodies(task)

@@ -6,16 +6,16 @@ crash.  Only the step itself waits; the run stays RUNNING.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentguard.errors import AgentGuardError, ApprovalDeniedError
 from agentguard.events import model as ev
+from agentguard.events.data import Approval, Said, put_said
 from agentguard.events.model import Head, Record
 from agentguard.steps import limit_questions
 
 if TYPE_CHECKING:
-    from agentguard.runs.fold import RunFold
+    from agentguard.runs.fold import ApprovalState, RunFold
     from agentguard.steps.live import LiveRun
     from agentguard.steps.model import Step
 
@@ -51,7 +51,7 @@ def timeout_of(step: Step) -> float | None:
 
 def _ask(step: Step) -> None:
     live_run = step.live_run
-    data: dict[str, Any] = {"args": step.digest}
+    data: Approval = {"args": step.digest}
     if (timeout := timeout_of(step)) is not None:
         data["timeout"] = timeout
     if step.unknown is not None:
@@ -72,13 +72,13 @@ def _ask(step: Step) -> None:
     live_run.log.decide(lambda: live_run.log.act([record], [step.payload]))
 
 
-def waiting(fold: RunFold) -> dict[str, dict[str, Any]]:
+def waiting(fold: RunFold) -> dict[str, ApprovalState]:
     """Return the requests of the steps that wait for an approval, by their keys."""
     found = {key: asked(fold, key) for key in list(fold.approvals)}
     return {key: request for key, request in found.items() if request is not None}
 
 
-def asked(fold: RunFold, key: str) -> dict[str, Any] | None:
+def asked(fold: RunFold, key: str) -> ApprovalState | None:
     """Return the request for an approval that a step waits with; None where it waits for none."""
     found = fold.approvals.get(key)
     if found is None or fold.state.final or found["state"] != ev.APPROVAL_REQUESTED:
@@ -86,9 +86,7 @@ def asked(fold: RunFold, key: str) -> dict[str, Any] | None:
     return found
 
 
-def decide(
-    live_run: LiveRun, key: str, *, granted: bool, said: Mapping[str, str], asked: int | None = None
-) -> Head:
+def decide(live_run: LiveRun, key: str, *, granted: bool, said: Said, asked: int | None = None) -> Head:
     """Put an operator's decision on record, with who made it and why, and return where.
 
     `asked` is the number of the event that asks: then no later question of that step is answered.
@@ -108,8 +106,10 @@ def decide(
             return limit_questions.deny(live_run, limit, said)
         request = _asked_now(live_run, key)
         limit_questions.check_same(live_run.run_id, key, request["seq"], asked)
-        data: dict[str, Any] = {name: request[name] for name in ("args", "unknown") if name in request}
-        data |= said
+        data: Approval = {"args": request["args"]}
+        if "unknown" in request:
+            data["unknown"] = request["unknown"]
+        put_said(data, said)
         kind = ev.APPROVAL_GRANTED if granted else ev.APPROVAL_DENIED
         log.act([Record(0, kind, live_run.clock.wall(), key, name=request["name"], data=data)])
         return log.head
@@ -117,7 +117,7 @@ def decide(
     return log.decide(put)
 
 
-def _asked_now(live_run: LiveRun, key: str) -> dict[str, Any]:
+def _asked_now(live_run: LiveRun, key: str) -> ApprovalState:
     fold = live_run.log.fold
     found = asked(fold, key)
     if found is not None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextvars import Token
 from types import TracebackType
-from typing import Any
 
 from agentguard.errors import AgentGuardError
-from agentguard.runs.current import CURRENT, leave
+from agentguard.events.data import StepEnded
 from agentguard.steps import aio, outcome, phases
+from agentguard.steps.current import CURRENT, InRun, leave
 from agentguard.steps.flow import open_step
-from agentguard.steps.model import InRun, Step
+from agentguard.steps.model import Step
 from agentguard.steps.spec import StepSpec
 
 #: Why a block cannot be replayed: there is no function to leave out.
-NOT_REPLAYABLE = {"unreplayable": "a block, not a function"}
+NOT_REPLAYABLE = "a block, not a function"
 
 
 class BlockAbandonedError(AgentGuardError):
@@ -26,11 +27,11 @@ class StepBlock:
     """A step around a block, sync or async; `as` gives its `Step`."""
 
     def __init__(
-        self, spec: StepSpec, position: InRun, *, attributes: Mapping[str, Any] | None = None
+        self, spec: StepSpec, position: InRun, *, attributes: Mapping[str, object] | None = None
     ) -> None:
         self._step = open_step(spec, position, (), {})
         self._step.attributes = attributes
-        self._token: Any = None
+        self._token: Token[InRun | None] | None = None
         self._body: aio.Body | None = None
         self._entered = False
 
@@ -47,7 +48,7 @@ class StepBlock:
         """The step."""
         return self._step
 
-    def start(self, inputs: Mapping[str, Any] | None = None) -> Step:
+    def start(self, inputs: Mapping[str, object] | None = None) -> Step:
         """Begin without becoming the current step; `finish` must follow, or the run's end settles it.
 
         `inputs` go on record as the step's arguments.
@@ -59,7 +60,7 @@ class StepBlock:
         self._step.live_run.in_flight.generators.add(self)
         return self._step
 
-    def finish(self, error: BaseException | None = None, result: Any = None) -> None:
+    def finish(self, error: BaseException | None = None, result: object = None) -> None:
         """End what `start` began: completed, or failed with `error`.  A second time does nothing."""
         self._step.live_run.in_flight.generators.discard(self)
         self._end(error, result)
@@ -73,7 +74,7 @@ class StepBlock:
         """The run ends while this is open: its outcome, for the run's end to put on record."""
         return outcome.failed(self._step, BlockAbandonedError("open at the end of the run"), "abandoned")
 
-    def _begun(self, inputs: dict[str, Any]) -> None:
+    def _begun(self, inputs: dict[str, object]) -> None:
         try:
             phases.begin(self._step, (), inputs)
         except BaseException as error:
@@ -93,10 +94,11 @@ class StepBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leave(self._token)
+        if self._token is not None:
+            leave(self._token)
         self._end(error)
 
-    def _end(self, error: BaseException | None, result: Any = None) -> None:
+    def _end(self, error: BaseException | None, result: object = None) -> None:
         try:
             phases.close(self._step, self._outcome(error, result))
         except BaseException as raised:
@@ -121,16 +123,21 @@ class StepBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leave(self._token)
+        if self._token is not None:
+            leave(self._token)
         stop = self._body.close() if self._body is not None else None
         if stop is not None and isinstance(error, asyncio.CancelledError):
             await aio.close(self._step, self._outcome(stop))
             raise stop.with_traceback(None) from None
         await aio.close(self._step, self._outcome(error))
 
-    def _outcome(self, error: BaseException | None, result: Any = None) -> outcome.Outcome:
+    def _outcome(self, error: BaseException | None, result: object = None) -> outcome.Outcome:
         if error is not None:
             return outcome.failed(self._step, error)
         usage = outcome.usage_of(self._step, None, (), {})
-        payload, data = (None, {}) if result is None else self._step.recorder.note(result)
-        return outcome.completed(usage, payload, data | NOT_REPLAYABLE)
+        payload: bytes | None = None
+        data: StepEnded = {}
+        if result is not None:
+            payload, data = self._step.recorder.note(result)
+        data["unreplayable"] = NOT_REPLAYABLE
+        return outcome.completed(usage, payload, data)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from contextvars import Token
 from itertools import count
-from typing import Any
 
 from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
-from agentguard.runs.current import CURRENT, Position, leave, on_branch
-from agentguard.steps.functions import kind_of_function
-from agentguard.steps.model import InRun
+from agentguard.steps.current import CURRENT, InRun, Position, leave, on_branch
+from agentguard.steps.functions import is_coroutine_function
+from agentguard.steps.spec import Function
 from agentguard.tenancy import check_id
 
 
-def bind(position: InRun, fn: Callable[..., Any]) -> Callable[..., Any]:
+def bind(position: InRun, fn: Function) -> Function:
     """`fn`, which will run in a branch of its own that begins here, wherever it is called.
 
     Called more than once, each further call begins a branch under that one.
@@ -28,10 +27,10 @@ def bind(position: InRun, fn: Callable[..., Any]) -> Callable[..., Any]:
         where = branch if next(calls) == 0 else branch.child("call")
         return on_branch(position, where)
 
-    if kind_of_function(fn) == "coroutine":
+    if is_coroutine_function(fn):
 
         @functools.wraps(fn)
-        async def bound_async(*args: Any, **kwargs: Any) -> Any:
+        async def bound_async(*args: object, **kwargs: object) -> object:
             where = place_of_call()
             where.run.install_task_factory(asyncio.get_running_loop(), where.branch, early=False)
             token = CURRENT.set(where)
@@ -43,7 +42,7 @@ def bind(position: InRun, fn: Callable[..., Any]) -> Callable[..., Any]:
         return bound_async
 
     @functools.wraps(fn)
-    def bound(*args: Any, **kwargs: Any) -> Any:
+    def bound(*args: object, **kwargs: object) -> object:
         token = CURRENT.set(place_of_call())
         try:
             return fn(*args, **kwargs)
@@ -58,16 +57,17 @@ class _PositionBlock:
 
     def __init__(self, position: Position) -> None:
         self._position = position
-        self._token: Any = None
+        self._token: Token[InRun | None] | None = None
 
     def _enter(self) -> None:
         self._token = CURRENT.set(self._position)
 
     def __exit__(self, *exc: object) -> None:
-        leave(self._token)
+        if self._token is not None:
+            leave(self._token)
 
     async def __aexit__(self, *exc: object) -> None:
-        leave(self._token)
+        self.__exit__(*exc)
 
 
 class BranchBlock(_PositionBlock):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 from agentguard.steps.block import StepBlock
-from agentguard.steps.drivers import driver_of
-from agentguard.steps.model import InRun
+from agentguard.steps.current import InRun
+from agentguard.steps.drivers import Driver, driver_of
 from agentguard.steps.options import OPTION_NAMES, step_spec
-from agentguard.steps.spec import StepSpec, checked_attributes
+from agentguard.steps.spec import Args, Function, Kwargs, StepSpec, checked_attributes
 
 
 def call(
-    position: InRun, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
-) -> Any:
+    position: InRun,
+    name: str,
+    fn: Function,
+    args: Args,
+    options: dict[str, object],
+) -> object:
     """One guarded call of a function that carries no decorator, its options among its keywords."""
     step_options = {key: options.pop(key) for key in tuple(options) if key in OPTION_NAMES}
     return apply(position, name, fn, args, options, step_options)
@@ -24,19 +26,20 @@ def call(
 def apply(  # noqa: PLR0917 - called from two places, in the order of the call itself
     position: InRun,
     name: str,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: dict[str, Any],
-) -> Any:
+    fn: Function,
+    args: Args,
+    kwargs: Kwargs,
+    options: dict[str, object],
+) -> object:
     """The same, its options apart."""
     # Most differ from call to call (the id of a tool call), and nothing else of the options does.
     attributes = checked_attributes(name, options.pop("attributes", None)) or None
     spec, driver = _prepared(name, fn, options)
+    assert driver is not None  # noqa: S101 - there is a function
     return driver(spec, position, fn, args, kwargs, attributes=attributes)
 
 
-def block(position: InRun, name: str, options: dict[str, Any]) -> StepBlock:
+def block(position: InRun, name: str, options: dict[str, object]) -> StepBlock:
     """A `run.step` block."""
     if callable(options.get("usage")) or callable(options.get("reserve")):
         raise TypeError(
@@ -49,7 +52,7 @@ def block(position: InRun, name: str, options: dict[str, Any]) -> StepBlock:
     return StepBlock(_prepared(name, None, options)[0], position, attributes=attributes)
 
 
-def _prepared(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
+def _prepared(name: str, fn: Function | None, options: dict[str, object]) -> tuple[StepSpec, Driver | None]:
     """The options of a call, checked once for all calls alike, and what drives it."""
     try:
         return _cached(name, fn, tuple(sorted(options.items())))
@@ -57,12 +60,12 @@ def _prepared(name: str, fn: Callable[..., Any] | None, options: dict[str, Any])
         return _checked(name, fn, options)
 
 
-def _checked(name: str, fn: Callable[..., Any] | None, options: dict[str, Any]) -> tuple[StepSpec, Any]:
+def _checked(name: str, fn: Function | None, options: dict[str, object]) -> tuple[StepSpec, Driver | None]:
     return step_spec(name, fn, options), None if fn is None else driver_of(fn)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256)
 def _cached(
-    name: str, fn: Callable[..., Any] | None, options: tuple[tuple[str, Any], ...]
-) -> tuple[StepSpec, Any]:
+    name: str, fn: Function | None, options: tuple[tuple[str, object], ...]
+) -> tuple[StepSpec, Driver | None]:
     return _checked(name, fn, dict(options))

@@ -7,23 +7,24 @@ so equal arguments are seen to be equal within a run and cannot be guessed once 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agentguard._encoding import CONVERSATIONS_APART, decode, encode_call, encode_call_of_scheme_1
 from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
 from agentguard._values.kinds import NotExactError
 from agentguard._values.names import type_name
 from agentguard._values.packing import encode
+from agentguard.events.data import StepEnded
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.fragments import Digest
 from agentguard.steps import values
 from agentguard.steps.fragments import FragmentEncoder
 from agentguard.steps.model import Step
 from agentguard.steps.redaction import Redactor
-from agentguard.steps.spec import LLM, Capture, StepSpec, logged_attributes
+from agentguard.steps.spec import LLM, Capture, Codec, StepSpec, logged_attributes
 
 #: What an outcome has on record: its payload, and what its event says of it.
-Recorded = tuple[bytes | None, dict[str, Any]]
+Recorded = tuple[bytes | None, StepEnded]
 
 _NOT_CAPTURED = "not captured"
 _REDACTED = "redacted"
@@ -74,12 +75,12 @@ class PayloadRecorder:
         self._redact_result = None if redactor is None else redactor.value
         self._packer = ArgumentPacker(self._redact_result)
         #: Attributes that calls share, and what is told of them; together, since threads share a recorder.
-        self._attributes: tuple[Mapping[str, Any] | None, dict[str, Any]] = (None, {})
+        self._attributes: tuple[Mapping[str, object] | None, dict[str, object]] = (None, {})
         #: Only conversations are long, and come again.
         self._fragments = FragmentEncoder(redactor, self._parameters) if spec.kind == LLM else None
         self._raw_fragments = FragmentEncoder(redactor, self._parameters, masking=False)
 
-    def arguments(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def arguments(self, step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Take the snapshot of a call's arguments."""
         if self._level == "none" or not (args or kwargs):
             return
@@ -88,7 +89,7 @@ class PayloadRecorder:
         if self._full:
             step.payload = payload
 
-    def attributes(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def attributes(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return what the log and the span are told of attributes: plain values, without secrets."""
         known, told = self._attributes
         if given is known:
@@ -102,14 +103,14 @@ class PayloadRecorder:
             self._attributes = (given, told)
         return told
 
-    def digest_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def digest_of(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         """Return the digest of a call's arguments, whatever is captured."""
         return self._digest(self._encoded(args, kwargs, self._digest))
 
     def repeat_of(
         self,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
         digest: Digest | None = None,
     ) -> str:
         """Return the digest by which calls are repeats: what is given by name, and in what order, is all one.
@@ -127,7 +128,7 @@ class PayloadRecorder:
         apart = self._told_apart(args, kwargs, digest)
         return digest(payload if apart == payload else payload + concealed(apart))
 
-    def unknown(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    def unknown(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str | None:
         """Return a digest that binds an approval to these very objects; None where all arguments are known.
 
         Another process can never make it: there the step is asked for again.
@@ -138,7 +139,7 @@ class PayloadRecorder:
         payload = encode_call(args, kwargs, packer)
         return self._digest(concealed(payload)) if packer.unknown else None
 
-    def _encoded(self, args: Sequence[Any], kwargs: Mapping[str, Any], digest: Digest) -> bytes:
+    def _encoded(self, args: Sequence[object], kwargs: Mapping[str, object], digest: Digest) -> bytes:
         if self._cut:
             args, kwargs = self._without(args, kwargs)
         if self._fragments is not None:
@@ -151,7 +152,7 @@ class PayloadRecorder:
             payload = encode_call(args, kwargs, self._packer)
         return payload if self._redact_call is None else self._redact_call(payload)
 
-    def _told_apart(self, args: Sequence[Any], kwargs: Mapping[str, Any], digest: Digest) -> bytes:
+    def _told_apart(self, args: Sequence[object], kwargs: Mapping[str, object], digest: Digest) -> bytes:
         """Return all arguments as JSON: none masked, none left out, no two unknown ones equal."""
         if self._spec.skip_first:
             args = args[1:]
@@ -166,8 +167,8 @@ class PayloadRecorder:
         return digest if self._scheme >= CONVERSATIONS_APART else None
 
     def _without(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        self, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> tuple[Sequence[object], Mapping[str, object]]:
         ignore, names = self._spec.ignore, self._parameters
         if self._spec.skip_first:
             args = args[1:]
@@ -177,7 +178,7 @@ class PayloadRecorder:
         ]
         return captured, {name: value for name, value in kwargs.items() if name not in ignore}
 
-    def result(self, value: Any) -> Recorded:
+    def result(self, value: object) -> Recorded:
         """Return the payload of an outcome, and what its event says of it.
 
         `unreplayable` gives the reason why a replay could not hand the same value out again.  A stranger's
@@ -186,7 +187,7 @@ class PayloadRecorder:
         if self._level == "none":
             return None, {"unreplayable": _NOT_CAPTURED}
         if self._spec.codec is not None:
-            return self._by_codec(value)
+            return self._by_codec(self._spec.codec, value)
         try:
             if type(value) in self._trusted and (payload := values.scalar(value)) is not None:
                 return self.encoded(payload, None)
@@ -198,14 +199,14 @@ class PayloadRecorder:
             data["plain"] = True  # to be brought back without the annotation, which would change or refuse it
         return payload, data
 
-    def note(self, value: Any) -> Recorded:
+    def note(self, value: object) -> Recorded:
         """Return the same of a result that only tells what happened: no replay will hand it out."""
         payload = values.readable(value)
         return (None, {}) if payload is None else self.encoded(payload, None)
 
-    def _by_codec(self, value: Any) -> Recorded:
+    def _by_codec(self, codec: Codec, value: object) -> Recorded:
         try:
-            payload = values.by_codec(self._spec.codec, value)
+            payload = values.by_codec(codec, value)
         except NotExactError as error:  # a codec that knows why
             return self.encoded(values.readable(value), str(error))
         except Exception as error:  # noqa: BLE001 - a user's codec may raise anything
@@ -235,8 +236,8 @@ class PayloadRecorder:
 
 
 def _by_position(
-    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    names: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
+) -> tuple[Sequence[object], Mapping[str, object]]:
     """Return the same call with as much as can be by position, and the rest in the order of the names."""
     positional, named = list(args), dict(kwargs)
     for name in names[len(args) :]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget.tenant import TenantBudgets
 from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
+from agentguard.events.data import TenantBudgetSet, data_of
 from agentguard.protocols import Abilities, EventStore, KillSwitch, abilities_of
-from agentguard.steps.redaction import BUILT_IN
+from agentguard.steps.redaction import BUILT_IN, Redactor
+from agentguard.steps.spans import Telemetry
 from agentguard.steps.spec import Capture
 
 
@@ -24,11 +26,10 @@ class Components:
 
     store: EventStore
     switch: KillSwitch
-    telemetry: Any = None
+    telemetry: Telemetry | None = None
     clock: Clock = SYSTEM_CLOCK
     capture: Capture = "full"
-    #: A `agentguard.steps.redaction.Redactor`, or False.
-    redact: Any = BUILT_IN
+    redact: Redactor | Literal[False] = BUILT_IN
     #: How many seconds a step waits for its approval, where it does not say; None for ever.
     approval_timeout: float | None = None
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
@@ -58,6 +59,6 @@ class Components:
                     f"the control log is damaged at event {stored.seq}: {error.problem}; `agentguard doctor`"
                 ) from error
             if record.type == ev.TENANT_BUDGET_SET and record.data is not None:
-                data = record.data
+                data = data_of(record, TenantBudgetSet)
                 self.tenants.set(data["tenant"], data.get("per"), data["budget"])
             self._learned = record.seq

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Mapping
 
 from agentguard.steps.aio import require_asyncio
+from agentguard.steps.current import InRun
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import finish, recorded
-from agentguard.steps.model import InRun, Step
-from agentguard.steps.spec import StepSpec
+from agentguard.steps.model import Step
+from agentguard.steps.spec import Args, AsyncFunction, Kwargs, StepSpec
 
 
 def call(
     spec: StepSpec,
     position: InRun,
-    fn: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    fn: AsyncFunction,
+    args: Args,
+    kwargs: Kwargs,
     *,
-    attributes: Mapping[str, Any] | None = None,
-) -> Awaitable[Any]:
+    attributes: Mapping[str, object] | None = None,
+) -> Awaitable[object]:
     """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
     step = open_step(spec, position, args, kwargs)
     step.attributes = attributes
     return _run(step, fn, args, kwargs)
 
 
-async def _run(
-    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+async def _run(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
     player = step.live_run.player
     if player is not None:
         require_asyncio(step)

@@ -8,13 +8,14 @@ outcome of the steps it meets: they stay in flight on record, as in a crash.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentguard.errors import RunStopped
-from agentguard.runs.current import CURRENT
+from agentguard.steps.current import CURRENT
 from agentguard.steps.exit_rule import PASSES
 
 if TYPE_CHECKING:
+    from agentguard.events.data import StepEnded
     from agentguard.steps.model import Step
 
 
@@ -42,19 +43,19 @@ class Draining:
         """Whether the code that asks is inside a body in flight, which may finish."""
         if self.released:
             return False
-        position: Any = CURRENT.get()
+        position = CURRENT.get()
         while position is not None:
             step, live = position.step, position.live_run
             if step is not None and live.stops.draining is self and step.key in live.log.fold.open:
                 return True
-            position = getattr(position.run.session, "around", None)
+            position = position.run.session.around
         return False
 
     def is_unwinding(self, error: BaseException | None) -> bool:
         """Whether an error comes of this drain, or of what cancels and ends a program around it."""
         return error is not None and (isinstance(error, PASSES) or _holds(error, self.stop))
 
-    def discards(self, step: Step, error: BaseException | None, data: dict[str, Any] | None) -> bool:
+    def discards(self, step: Step, error: BaseException | None, data: StepEnded | None) -> bool:
         """Whether a step's outcome is none of its own: then it stays in flight on record.
 
         A generator that the agent leaves on its way out would be closed early, which it was not.

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Protocol
 
 from agentguard.steps import coroutines, generators, sync
+from agentguard.steps.current import InRun
 from agentguard.steps.functions import kind_of_function
+from agentguard.steps.spec import Args, Function, Kwargs, StepSpec
 
 
-def driver_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+class Driver(Protocol):
+    """What drives the calls of a function."""
+
+    def __call__(
+        self,
+        spec: StepSpec,
+        position: InRun,
+        fn: Function,
+        args: Args,
+        kwargs: Kwargs,
+        /,
+        *,
+        attributes: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run one guarded call, and return what it gives: a result, an awaitable, a generator."""
+        ...
+
+
+def driver_of(fn: Function) -> Driver:
     """Return what drives calls of `fn`."""
     match kind_of_function(fn):
         case "async generator":
@@ -17,6 +37,6 @@ def driver_of(fn: Callable[..., Any]) -> Callable[..., Any]:
         case "generator":
             return generators.GuardedGenerator
         case "coroutine":
-            return coroutines.call
+            return coroutines.call  # type: ignore[return-value]
         case "plain":
             return sync.call

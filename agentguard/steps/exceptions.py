@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from agentguard._values import objects
 from agentguard._values.kinds import NotExactError
@@ -14,6 +14,7 @@ from agentguard._values.packing import ByNamePacker, encode
 from agentguard._values.sameness import same
 from agentguard._values.unpacking import imported, unpack
 from agentguard.errors import AgentGuardError, RecordedError, RunStopped
+from agentguard.events.data import ErrorData, Failure
 from agentguard.runs.termination import stop_from, termination
 from agentguard.steps.redaction import Redactor
 
@@ -24,14 +25,14 @@ _MOST_BYTES = 64_000
 _PACKER = ByNamePacker()
 
 
-def on_record(error: BaseException, redactor: Redactor | None = None) -> dict[str, Any]:
-    """Return what an event says of an exception: `error`, and `unreplayable` where it does not come back."""
-    data = capture(error, redactor)
-    reason = data.pop("lost", None)
-    return {"error": data} if reason is None else {"error": data, "unreplayable": reason}
+def put_on_record(data: Failure, error: BaseException, redactor: Redactor | None = None) -> None:
+    """Put an exception on an event: `error`, and `unreplayable` where it does not come back."""
+    data["error"] = found = capture(error, redactor)
+    if "lost" in found:
+        data["unreplayable"] = found.pop("lost")
 
 
-def capture(error: BaseException, redactor: Redactor | None = None) -> dict[str, Any]:
+def capture(error: BaseException, redactor: Redactor | None = None) -> ErrorData:
     """Return an exception as data: type, message, arguments, attributes, notes, group and cause.
 
     `redactor` takes the secrets out of all of it.  `lost` says why the exception would not come back as it
@@ -47,14 +48,20 @@ class _Capture:
         self._redactor = redactor
         self._left = _MOST
 
-    def exception(self, error: BaseException, depth: int) -> dict[str, Any]:
+    def exception(self, error: BaseException, depth: int) -> ErrorData:
         self._left -= 1
         if isinstance(error, AgentGuardError):
-            return termination(error)
-        data = {"type": type_name(type(error)), "message": self._text(_message(error))}
-        for part in (self._group, self._arguments, self._attributes, self._notes, self._cause):
+            return cast("ErrorData", termination(error))
+        data: ErrorData = {"type": type_name(type(error)), "message": self._text(_message(error))}
+        for put in (
+            self._put_group,
+            self._put_arguments,
+            self._put_attributes,
+            self._put_notes,
+            self._put_cause,
+        ):
             try:
-                data |= part(error, data["message"], depth)
+                put(data, error, depth)
             except Exception as failure:  # noqa: BLE001 - a user's attributes may raise anything
                 data["lost"] = f"{data['type']}: looking at it raised {type_name(type(failure))}"
         if "lost" not in data and find(data["type"]) is type(error) and not _comes_back(error, data):
@@ -64,7 +71,7 @@ class _Capture:
     def _text(self, text: str) -> str:
         return clean_text(text if self._redactor is None else self._redactor.text(_head(text)))
 
-    def _packed(self, what: str, value: Any) -> tuple[Any, str | None]:
+    def _packed(self, what: str, value: object) -> tuple[Any, str | None]:
         """Return a value as JSON without secrets, and why it would not come back; None: nothing is left."""
         try:
             packed = _PACKER.pack(value)
@@ -75,51 +82,58 @@ class _Capture:
         clean = packed if self._redactor is None else self._redactor.plain(packed)
         return clean, None if clean is packed else f"{what}: redacted"
 
-    def _group(self, error: BaseException, message: str, depth: int) -> dict[str, Any]:
-        """Return the exceptions of a group: all of them, or none."""
+    # What cannot be captured leaves nothing behind: each of these puts its part when it has all of it.
+
+    def _put_group(self, data: ErrorData, error: BaseException, depth: int) -> None:
+        """Put the exceptions of a group: all of them, or none."""
         if not isinstance(error, BaseExceptionGroup):
-            return {}
+            return
         inside: tuple[BaseException, ...] = error.exceptions
         if depth <= 0 or len(inside) > self._left:
-            return {"lost": f"a group of more than {_MOST} exceptions, or deeper than {_DEEPEST}"}
+            data["lost"] = f"a group of more than {_MOST} exceptions, or deeper than {_DEEPEST}"
+            return
         captured = [self.exception(each, depth - 1) for each in inside]
-        lost = [reason for each in captured if (reason := each.pop("lost", None)) is not None]
-        data: dict[str, Any] = {"lost": lost[0]} if lost else {}
+        lost = [each.pop("lost") for each in captured if "lost" in each]
         groups = [k for each, k in zip(inside, captured, strict=True) if isinstance(each, BaseExceptionGroup)]
+        message = self._text(error.message)
+        if lost:
+            data["lost"] = lost[0]
         if all("group" in group for group in groups):  # else there are too many further in
-            data |= {"group": self._text(error.message), "exceptions": captured}
-        return data
+            data["group"] = message
+            data["exceptions"] = captured
 
-    def _arguments(self, error: BaseException, message: str, depth: int) -> dict[str, Any]:
-        if isinstance(error, BaseExceptionGroup) or _is(error, message):
-            return {}
-        found: list[Any] = []
-        data: dict[str, Any] = {"args": found}
-        for number, value in enumerate(error.args):
-            packed, reason = self._packed(f"argument {number} of {type_name(type(error))}", value)
-            found.append(packed)
-            if reason is not None:
-                data["lost"] = reason
-        return data
+    def _put_arguments(self, data: ErrorData, error: BaseException, depth: int) -> None:
+        if isinstance(error, BaseExceptionGroup) or _is(error, data["message"]):
+            return
+        name = type_name(type(error))
+        packed = [self._packed(f"argument {n} of {name}", value) for n, value in enumerate(error.args)]
+        data["args"] = [value for value, _ in packed]
+        _lose(data, packed)
 
-    def _attributes(self, error: BaseException, message: str, depth: int) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        data: dict[str, Any] = {}
-        for name, value in _attributes(error).items():
-            packed, reason = self._packed(f"{type_name(type(error))}.{name}", {name: value})
-            facts |= packed or {}
-            if reason is not None:
-                data["lost"] = reason
-        return data | {"facts": facts} if facts else data
+    def _put_attributes(self, data: ErrorData, error: BaseException, depth: int) -> None:
+        name = type_name(type(error))
+        attributes = _attributes(error).items()
+        packed = [self._packed(f"{name}.{n}", {n: value}) for n, value in attributes]
+        _lose(data, packed)
+        facts = {n: value for found, _ in packed for n, value in (found or {}).items()}
+        if facts:
+            data["facts"] = facts
 
-    def _notes(self, error: BaseException, message: str, depth: int) -> dict[str, Any]:
+    def _put_notes(self, data: ErrorData, error: BaseException, depth: int) -> None:
         notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
-        return {"notes": [self._text(note) for note in notes[:_MOST]]} if notes else {}
+        if notes:
+            data["notes"] = [self._text(note) for note in notes[:_MOST]]
 
-    def _cause(self, error: BaseException, message: str, depth: int) -> dict[str, Any]:
-        if error.__cause__ is None or depth <= 0 or self._left <= 0:
-            return {}
-        return {"cause": self.exception(error.__cause__, depth - 1)}
+    def _put_cause(self, data: ErrorData, error: BaseException, depth: int) -> None:
+        if error.__cause__ is not None and depth > 0 and self._left > 0:
+            data["cause"] = self.exception(error.__cause__, depth - 1)
+
+
+def _lose(data: ErrorData, packed: list[tuple[Any, str | None]]) -> None:
+    """Say why not all of what was packed comes back."""
+    for _, reason in packed:
+        if reason is not None:
+            data["lost"] = reason
 
 
 def _is(error: BaseException, message: str) -> bool:
@@ -139,14 +153,14 @@ def _head(text: str) -> str:
     return text[:20_000]
 
 
-def _attributes(error: BaseException) -> dict[str, Any]:
+def _attributes(error: BaseException) -> dict[str, object]:
     """Return an exception's attributes by name: those of its own, of its slots, and of built-in classes."""
     found = dict(_of_built_in_classes(error)) | objects.state(error)
     found.pop("__notes__", None)
     return found
 
 
-def _of_built_in_classes(error: BaseException) -> Iterator[tuple[str, Any]]:
+def _of_built_in_classes(error: BaseException) -> Iterator[tuple[str, object]]:
     for cls in type(error).__mro__:
         if cls.__module__ != "builtins" or cls is BaseException or cls is BaseExceptionGroup:
             continue
@@ -159,7 +173,7 @@ def _of_built_in_classes(error: BaseException) -> Iterator[tuple[str, Any]]:
                     yield name, value
 
 
-def _comes_back(error: BaseException, data: dict[str, Any]) -> bool:
+def _comes_back(error: BaseException, data: ErrorData) -> bool:
     """Return whether an exception's data gives one with the same arguments, attributes and message."""
     again = _rebuilt(data, lambda stop: stop)
     if again is None or type(again) is not type(error):
@@ -172,9 +186,7 @@ def _comes_back(error: BaseException, data: dict[str, Any]) -> bool:
     )
 
 
-def restore(
-    data: dict[str, Any], own: Callable[[RunStopped], BaseException] = lambda stop: stop
-) -> BaseException:
+def restore(data: ErrorData, own: Callable[[RunStopped], BaseException] = lambda stop: stop) -> BaseException:
     """Return the exception of `capture`: of its own class where that is imported, else a `RecordedError`.
 
     `own` gives what stands for a stop, which is one object in the whole run.
@@ -193,12 +205,14 @@ def restore(
     return error
 
 
-def _rebuilt(data: dict[str, Any], own: Callable[[RunStopped], BaseException]) -> BaseException | None:
+def _rebuilt(data: ErrorData, own: Callable[[RunStopped], BaseException]) -> BaseException | None:
     cls = _imported(data["type"])
     if cls is None:
         return None
     try:
         if issubclass(cls, BaseExceptionGroup):
+            if "exceptions" not in data or "group" not in data:
+                return None  # there were too many
             inside = [restore(each, own) for each in data["exceptions"]]
             error: BaseException = BaseExceptionGroup.__new__(cls, data["group"], inside)
         else:
@@ -206,7 +220,7 @@ def _rebuilt(data: dict[str, Any], own: Callable[[RunStopped], BaseException]) -
             error = cls.__new__(cls, *args)
             error.args = args
         facts = unpack(data.get("facts", {}), imported)
-    except Exception:  # noqa: BLE001 - a user's __new__ may raise anything; no exceptions were captured
+    except Exception:  # noqa: BLE001 - a user's __new__ may raise anything
         return None
     if isinstance(error, AgentGuardError):
         facts |= {name: data.get(name) for name in error._facts}

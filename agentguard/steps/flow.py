@@ -13,13 +13,13 @@ process appended first, they decide again with every other writer kept out, so n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from agentguard.budget import resources as r
 from agentguard.budget.account import ONE_STEP, Account, Amounts, Request
-from agentguard.budget.ledger import LedgerRefusedError
+from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.budget.model import Usage
 from agentguard.errors import (
     AgentGuardError,
@@ -29,20 +29,22 @@ from agentguard.errors import (
     UnknownCostError,
 )
 from agentguard.events import model as ev
+from agentguard.events.data import BudgetWarning, ScopeStopped, StepRefused, StepStarted, data_of
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.runs.branch import MAIN
 from agentguard.runs.fold import repeat_id
 from agentguard.runs.state import RunState
-from agentguard.runs.tasks import ensure_task_factory
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals, exceptions, limit_questions
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
+from agentguard.steps.current import InRun
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import InRun, Step
+from agentguard.steps.model import Step
 from agentguard.steps.spec import StepSpec, name_option, with_step
+from agentguard.steps.tasks import ensure_task_factory
 from agentguard.steps.unknown_cost import unknown_cost
 
 T = TypeVar("T")
@@ -53,7 +55,7 @@ _RUNNING = RunState.RUNNING
 # --- opening a step: synchronous, at the call ----------------------------------------------------
 
 
-def open_step(spec: StepSpec, position: InRun, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
+def open_step(spec: StepSpec, position: InRun, args: Sequence[object], kwargs: Mapping[str, object]) -> Step:
     """Return the step of a call; its key is fixed now."""
     ensure_task_factory(position)
     branch = position.branch
@@ -77,7 +79,7 @@ def open_step(spec: StepSpec, position: InRun, args: Sequence[Any], kwargs: Mapp
 # --- before the body -----------------------------------------------------------------------------
 
 
-def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def prepare(step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
     """Work out the request and take the snapshot of the arguments; this calls user code."""
     spec = step.spec
     levels = step.live_run.levels
@@ -88,8 +90,9 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         step.attributes = step.recorder.attributes(attributes)
     if not spec.examined and not counts_repeats:
         return  # nothing depends on the call
-    if callable(spec.approval):
-        step.needs_approval = _asked(spec, "approval", lambda: bool(spec.approval(*args, **kwargs)))
+    approval = spec.approval
+    if callable(approval):
+        step.needs_approval = _asked(spec, "approval", lambda: bool(approval(*args, **kwargs)))
     if step.needs_approval:
         step.digest = step.digest or step.recorder.digest_of(args, kwargs)
         step.unknown = step.recorder.unknown(args, kwargs)
@@ -107,11 +110,11 @@ def prepare(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, around)
 
 
-def _reserve(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
+def _reserve(step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> Amounts:
     spec = step.spec
     if spec.request is not None:
         return spec.request.reserve
-    bound: Any = spec.reserve
+    bound = spec.reserve
     if callable(bound):
         reserve = bound
         try:
@@ -239,7 +242,7 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
             raise _refuse(step, refused)
     wall, monotonic = live_run.clock.wall, live_run.clock.monotonic
     now = wall()
-    movements: Sequence[Any] = ()
+    movements: Sequence[Movement] = ()
     windows: tuple[str, ...] = ()
     if not live_run.levels.only_this_run or step.account is not None:
         movements, windows = live_run.levels.reserving(step.scope_key, request, now, step.account)
@@ -300,7 +303,7 @@ def _examine(step: Step) -> None:
 
 def _started_data(
     step: Step, request: Request, windows: tuple[str, ...], shadow: Refused | None
-) -> dict[str, Any] | None:
+) -> StepStarted | None:
     data = step.spec.facts.copy()
     if step.attributes is not None:
         data["attributes"] = step.attributes
@@ -324,7 +327,7 @@ def _started_data(
     return data or None
 
 
-def _put_request(data: dict[str, Any], request: Request, digest: str | None) -> None:
+def _put_request(data: StepStarted, request: Request, digest: str | None) -> None:
     if request.reserve is not ONE_STEP:
         data["reserve"] = request.reserve
     elif request.postpaid:  # `reserve=` may say so for one call alone
@@ -403,8 +406,8 @@ def refused_record(step: Step) -> Record:
     )
 
 
-def _refused_data(step: Step) -> dict[str, Any] | None:
-    data: dict[str, Any] = {}
+def _refused_data(step: Step) -> StepRefused | None:
+    data: StepRefused = {}
     if step.attributes:
         data["attributes"] = step.attributes
     if step.spec.key is not None:
@@ -449,7 +452,7 @@ def _stop_scope(live_run: LiveRun, scope: str, error: RunStopped, record: Record
     if record is None:
         path = live_run.log.fold.scopes[scope].path
         record = Record(0, ev.STEP_REFUSED, live_run.clock.wall(), name=path)
-    data = dict(record.data or {}) | {"stops": scope, "termination": facts}
+    data: ScopeStopped = {**data_of(record, StepRefused), "stops": scope, "termination": facts}
     live_run.stops.scopes.setdefault(scope, error)
     log = live_run.log
     refusal = replace_data(record, data)
@@ -462,7 +465,7 @@ def _stop_scope(live_run: LiveRun, scope: str, error: RunStopped, record: Record
     live_run.stops.cancel(error, scope)
 
 
-def replace_data(record: Record, data: dict[str, Any]) -> Record:
+def replace_data(record: Record, data: StepRefused) -> Record:
     """The record with other data."""
     return msgspec.structs.replace(record, data=data)
 
@@ -497,7 +500,7 @@ def warn(live_run: LiveRun, scope: str, resources: Amounts, shared: Mapping[str,
         for resource, used, limit in account.crossed(resources):
             name = r.public_name(resource)
             if (level, name) not in live_run.log.fold.warned:
-                data = {
+                data: BudgetWarning = {
                     "level": level,
                     "path": account.path,
                     "resource": name,
@@ -507,12 +510,12 @@ def warn(live_run: LiveRun, scope: str, resources: Amounts, shared: Mapping[str,
                 _log_warning(live_run, data)
 
 
-def _log_warning(live_run: LiveRun, data: dict[str, Any]) -> None:
+def _log_warning(live_run: LiveRun, data: BudgetWarning) -> None:
     log = live_run.log
 
     def warn_once() -> None:
         if (data["level"], data["resource"]) not in log.fold.warned:
             log.act([Record(0, ev.BUDGET_WARNING, live_run.clock.wall(), data=data)])
-            live_run.in_flight.warned(data)
+            live_run.in_flight.warned(dict(data))
 
     log.decide(warn_once)

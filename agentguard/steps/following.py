@@ -9,16 +9,22 @@ place of an object keeps the object's own attributes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from agentguard.runs.current import CURRENT, leave
+from agentguard.events.data import StepEnded
 from agentguard.steps import aio, outcome, phases
+from agentguard.steps.current import CURRENT, leave
 from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.kinds import AWAITED, Kind, is_value, kind_of
 from agentguard.steps.model import Step
+from agentguard.steps.spec import Args, AsyncFunction, Kwargs
 from agentguard.steps.stand_ins import AsyncIteratorItems, IteratorItems
+
+if TYPE_CHECKING:
+    from agentguard.steps.proxies import _Proxy
 
 #: Of these modules, iterators have no attributes that anybody asks for.
 _BARE_ITERATORS = frozenset({"builtins", "itertools"})
@@ -26,7 +32,7 @@ _BARE_ITERATORS = frozenset({"builtins", "itertools"})
 _UNUSED = "unused"
 
 
-def follow(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def follow(step: Step, result: Any, args: Args, kwargs: Kwargs) -> object:
     """Return what goes on in place of a result; its step stays open until that is done.
 
     Raises:
@@ -45,15 +51,13 @@ def follow(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return _proxy(result, going)
 
 
-def _proxy(result: Any, going: Going) -> Any:
+def _proxy(result: object, going: Going) -> _Proxy:
     from agentguard.steps.proxies import proxy_class  # noqa: PLC0415 - see there
 
     return proxy_class(type(result))(result, going)
 
 
-async def finish(
-    step: Step, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+async def finish(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
     """Run an async step to its end, or what is left of one that has begun; its result may go on."""
     # Whatever raises, wherever: as in the sync driver.
     try:
@@ -75,7 +79,7 @@ async def finish(
     return result
 
 
-def _task(going: Coroutine[Any, Any, Any], future: object = None) -> asyncio.Task[Any]:
+def _task(going: Coroutine[object, object, object], future: object = None) -> asyncio.Task[object]:
     """Return a task in place of a future, since code asks futures for more than to be awaited."""
     name = future.get_name() if isinstance(future, asyncio.Task) else None
     return asyncio.get_running_loop().create_task(going, name=name)
@@ -90,7 +94,7 @@ class Going:
 
     __slots__ = ("__weakref__", "_args", "_kwargs", "_result", "_step", "state")
 
-    def __init__(self, step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, step: Step, result: Any, args: Args, kwargs: Kwargs) -> None:
         self._step = step
         self._result = result
         self._args = args
@@ -116,24 +120,24 @@ class Going:
 
     # --- ways to go on -------------------------------------------------------------------------
 
-    async def awaited(self, how: str = "awaited") -> Any:
+    async def awaited(self, how: str = "awaited") -> object:
         """Await the result to its end."""
         if not self._take(how):
             raise self._abandoned("awaited")
         phases.check_before_body(self._step)
         return await finish(self._step, self._awaitable, self._args, self._kwargs)
 
-    def _awaitable(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def _awaitable(self, *args: object, **kwargs: object) -> Awaitable[object]:
         return self._result  # type: ignore[no-any-return]
 
-    def items(self, iterator: Any = None) -> GuardedGenerator:
+    def items(self, iterator: object = None) -> GuardedGenerator:
         """Go on item by item."""
         if not self._take("items"):
             raise self._abandoned("iterated")
         inner = IteratorItems(self._result if iterator is None else iterator)
         return GuardedGenerator.around(self._step, inner, self._args, self._kwargs, self._result)
 
-    def async_items(self, iterator: Any = None) -> GuardedAsyncGenerator:
+    def async_items(self, iterator: object = None) -> GuardedAsyncGenerator:
         """Go on item by item, each awaited."""
         if not self._take("async items"):
             raise self._abandoned("iterated")
@@ -189,14 +193,14 @@ class Block:
 
     __slots__ = ("_args", "_kwargs", "_step", "_stream", "_value")
 
-    def __init__(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, step: Step, args: Args, kwargs: Kwargs) -> None:
         self._step = step
         self._args = args
         self._kwargs = kwargs
-        self._value: Any = None
-        self._stream: Any = None
+        self._value: object = None
+        self._stream: _Proxy | None = None
 
-    def opened(self, value: Any) -> Any:
+    def opened(self, value: object) -> object:
         """Return what the block hands out, followed where it is a stream."""
         self._value = value
         if kind_of(type(value)) is not Kind.OBJECT:
@@ -204,7 +208,7 @@ class Block:
         self._stream = _proxy(value, Going(self._step, value, self._args, self._kwargs))
         return self._stream
 
-    def enter(self, manager: Any) -> Any:
+    def enter(self, manager: AbstractContextManager[object]) -> object:
         """Enter a block as the step's body."""
         phases.check_before_body(self._step)
         token = CURRENT.set(self._step)
@@ -217,12 +221,12 @@ class Block:
             leave(token)
         return self.opened(value)
 
-    async def aenter(self, manager: Any) -> Any:
+    async def aenter(self, manager: AbstractAsyncContextManager[object]) -> object:
         """Enter an async block as the step's body."""
         phases.check_before_body(self._step)
         return self.opened(await self._opening(manager))
 
-    async def _opening(self, manager: Any) -> Any:
+    async def _opening(self, manager: AbstractAsyncContextManager[object]) -> object:
         try:
             return await aio.in_body(self._step, manager.__aenter__, (), {})
         except BaseException as error:
@@ -237,20 +241,21 @@ class Block:
             self._stream._self_items.forgotten()
             return
         done = phases.settled(self._step, self._value, self._args, self._kwargs)
-        data = {"unreplayable": "a block, not a function"}
+        data: StepEnded = {"unreplayable": "a block, not a function"}
         phases.close(self._step, outcome.completed(done.usage or {}, None, data))
 
 
 # --- from the log --------------------------------------------------------------------------------
 
 
-def recorded(step: Step, came: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def recorded(step: Step, came: tuple[str, ...], args: Args, kwargs: Kwargs) -> object:
     """Return what stands for a recorded result that went on, as `came` says.
 
     Raises:
         ReplayDivergenceError: it was a block, which no log can serve.
     """
-    player: Any = step.live_run.player
+    player = step.live_run.player
+    assert player is not None  # noqa: S101 - it has said how the result went on
     if "block" in came:
         player.block(step)
     if came[-1] == _UNUSED:
@@ -264,13 +269,14 @@ def recorded(step: Step, came: tuple[str, ...], args: tuple[Any, ...], kwargs: d
     return _task(going) if came[0] == "future" else going
 
 
-async def _recorded_later(
-    step: Step, rest: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+async def _recorded_later(step: Step, rest: tuple[str, ...], args: Args, kwargs: Kwargs) -> object:
     if rest:
         return recorded(step, rest, args, kwargs)
-    player: Any = step.live_run.player
-    return (await player.serve_async(step)).result()
+    player = step.live_run.player
+    assert player is not None  # noqa: S101 - it has said how the result went on
+    served = await player.serve_async(step)
+    assert served is not None  # noqa: S101 - as above
+    return served.result()
 
 
 async def _nothing(step: Step) -> NoReturn:
@@ -284,31 +290,31 @@ class RecordedStream:
         self._step = step
         self._items = items
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         return next(self._items)
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[object]:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> object:
         return await anext(self._items)
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._items.close()
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> object:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._items.aclose()
 
-    def close(self) -> Any:
+    def close(self) -> object:
         """Leave the items that are left; awaitable where they are."""
         return self._items.aclose() if hasattr(self._items, "aclose") else self._items.close()
 

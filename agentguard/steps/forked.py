@@ -12,6 +12,7 @@ from typing import Protocol
 
 from agentguard.steps.in_flight import InFlight
 from agentguard.steps.log import RunLog
+from agentguard.steps.spans import RunSpan
 from agentguard.steps.stops import Stops
 
 
@@ -19,7 +20,7 @@ class Forked(Protocol):
     """What a run changes in a forked child."""
 
     owner: bool
-    span: object
+    span: RunSpan | None
     fork: str
     forks: int
     stops: Stops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -46,7 +46,11 @@ class FragmentEncoder:
         self._said: dict[tuple[Path, Digest], _Said] = {}
 
     def join(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], digest: Digest | None, packer: ArgumentPacker
+        self,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        digest: Digest | None,
+        packer: ArgumentPacker,
     ) -> bytes | None:
         """Return arguments as JSON `[[...], {...}]` without secrets; None where none is a fragment.
 
@@ -59,7 +63,7 @@ class FragmentEncoder:
             return payload if self._cleaner is None else self._cleaner.call(payload, self._parameters)
         found: list[Conversation] = []
 
-        def encoded(value: Any, path: Path) -> bytes:
+        def encoded(value: object, path: Path) -> bytes:
             if type(value) is JsonFragments:
                 if digest is None or not value:
                     return b"[%s]" % b",".join([item.without_secrets(self._cleaner) for item in value])
@@ -72,7 +76,7 @@ class FragmentEncoder:
             json = encode_argument(value, packer)
             return json if self._cleaner is None else self._cleaner.value(json)
 
-        def fields(values: Mapping[str, Any], path: Path) -> bytes:
+        def fields(values: Mapping[str, object], path: Path) -> bytes:
             parts = [self._label(name)[0] + encoded(value, (*path, name)) for name, value in values.items()]
             return b"{%s}" % b",".join(parts)
 
@@ -106,14 +110,14 @@ class FragmentEncoder:
         return Conversation(path, said.digests, said.messages)
 
 
-def _names(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]:
+def _names(args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[str]:
     yield from kwargs
     for value in (*args, *kwargs.values()):
         if type(value) is JsonFields:
             yield from value
 
 
-def _raw(value: Any) -> Any:
+def _raw(value: object) -> object:
     """Return a value for the encoder, with what is encoded already as it is."""
     if isinstance(value, JsonFragment):
         return msgspec.Raw(value.json)

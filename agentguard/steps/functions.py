@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, TypeGuard
+
+from agentguard.steps.spec import AsyncFunction, Function
 
 FunctionKind = Literal["plain", "coroutine", "generator", "async generator"]
 
 
-def kind_of_function(fn: Callable[..., Any]) -> FunctionKind:
+def kind_of_function(fn: Function) -> FunctionKind:
     """Return what a call of `fn` gives: a value, or what gives it later."""
     bare = bare_function(fn)
     if inspect.isasyncgenfunction(bare):
@@ -21,7 +22,12 @@ def kind_of_function(fn: Callable[..., Any]) -> FunctionKind:
     return "coroutine" if marked else "plain"
 
 
-def bare_function(fn: Any) -> Any:
+def is_coroutine_function(fn: Function) -> TypeGuard[AsyncFunction]:
+    """Return whether a call of `fn` gives a coroutine."""
+    return kind_of_function(fn) == "coroutine"
+
+
+def bare_function(fn: object) -> object:
     """Return the function at the bottom of partials, methods and callable objects."""
     while isinstance(fn, functools.partial):
         fn = fn.func

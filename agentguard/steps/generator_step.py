@@ -8,19 +8,20 @@ never across a `yield`, so that nothing leaks into the consumer's context.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextvars import Token
 from typing import Any, Self
 
 from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunStopped
-from agentguard.runs.current import CURRENT, leave
 from agentguard.steps import outcome, phases
+from agentguard.steps.current import CURRENT, InRun, leave
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
-from agentguard.steps.model import InRun, Step
+from agentguard.steps.model import Step
 from agentguard.steps.served import RecordedOutcome, ServedItems
-from agentguard.steps.spec import StepSpec
+from agentguard.steps.spec import Args, Function, Kwargs, StepSpec
 
 #: On the way out with one of these, a program is not held against its log.
 ENDS_PROGRAMS = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
@@ -30,7 +31,7 @@ class GeneratorAbandonedError(AgentGuardError):
     """The run ended while a guarded generator was open; its step is settled, and it yields no more."""
 
 
-def _recorded(served: ServedItems) -> Generator[Any, None, Any]:
+def _recorded(served: ServedItems) -> Generator[object, None, object]:
     """The items of the log one by one, then its end."""
     yield from served.items
     return served.end.result()
@@ -57,34 +58,36 @@ class GeneratorStep:
         self,
         spec: StepSpec,
         position: InRun,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        fn: Function,
+        args: Args,
+        kwargs: Kwargs,
         *,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, object] | None = None,
     ) -> None:
         step = open_step(spec, position, args, kwargs)
         step.attributes = attributes
         self._set_up(step, fn, args, kwargs)
 
     def _set_up(
-        self, step: Step, fn: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        step: Step,
+        fn: Function | None,
+        args: Args,
+        kwargs: Kwargs,
     ) -> None:
         self._step = step
         self._fn = fn
         self._args = args
         self._kwargs = kwargs
-        self._inner: Any = None
-        self._result: Any = None
-        self._recorded: Iterator[Any] = iter(())
+        self._inner: Any = None  # a generator, or what has its methods
+        self._result: object = None
+        self._recorded: Iterator[object] = iter(())
         self._served = ServedItems([], RecordedOutcome())
         self._items = Items(step.spec, step.recorder)
         self.state = "new"  # then open, then closed
 
     @classmethod
-    def around(
-        cls, step: Step, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-    ) -> Self:
+    def around(cls, step: Step, inner: object, args: Args, kwargs: Kwargs, result: object) -> Self:
         """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
         guarded = cls.recorded(step, args, kwargs)
         guarded._inner, guarded._result = inner, result
@@ -93,7 +96,7 @@ class GeneratorStep:
         return guarded
 
     @classmethod
-    def recorded(cls, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+    def recorded(cls, step: Step, args: Args, kwargs: Kwargs) -> Self:
         """Return a generator whose items are on record."""
         guarded = cls.__new__(cls)
         guarded._set_up(step, None, args, kwargs)
@@ -119,9 +122,10 @@ class GeneratorStep:
         self._recorded = _recorded(served)
         return True
 
-    def _next_recorded(self, how: str, value: Any) -> Any:
+    def _next_recorded(self, how: str, value: object) -> object:
         """The next item of the log, if what is sent in for it is what was."""
-        player: Any = self._step.live_run.player
+        player = self._step.live_run.player
+        assert player is not None  # noqa: S101 - it has served them
         served = self._served
         sent, number = served.sent, self._items.count + 1
         self._items.count = number
@@ -167,25 +171,25 @@ class GeneratorStep:
         self._step.live_run.in_flight.generators.discard(self)
         return was_open
 
-    def _rescued(self, before: Any, error: BaseException) -> None:
+    def _rescued(self, before: InRun | None, error: BaseException) -> None:
         """Leave nothing behind where something was raised between two lines of this driver."""
         if CURRENT.get() is self._step:
             CURRENT.set(before)
         if self.state in ("new", "closed"):
             phases.rescue(self._step, error)
 
-    def _enter(self) -> Any:
+    def _enter(self) -> Token[InRun | None]:
         if self._step.span is not None:
             self._step.span.resume()
         return CURRENT.set(self._step)
 
-    def _feed(self, how: str, value: Any) -> Any:
+    def _feed(self, how: str, value: object) -> Token[InRun | None]:
         """Enter the body to send something in, which is put on record as it is now."""
         if value is not None:
             self._items.sent(self._sent(how, value))
         return self._enter()
 
-    def _exit(self, token: Any) -> None:
+    def _exit(self, token: Token[InRun | None]) -> None:
         leave(token)
         if self._step.span is not None:
             self._step.span.suspend()

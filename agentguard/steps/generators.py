@@ -9,22 +9,22 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from agentguard.errors import RunStopped
-from agentguard.runs.current import CURRENT
 from agentguard.steps import aio, phases
+from agentguard.steps.current import CURRENT
 from agentguard.steps.generator_step import ENDS_PROGRAMS, GeneratorStep
 from agentguard.steps.live import LiveRun
 
 
-class GuardedGenerator(GeneratorStep, Generator[Any, Any, Any]):
+class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
     """A sync generator as one step."""
 
     __slots__ = ()
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: object) -> object:
         """The next item, as of a plain generator."""
         return self._advance("send", value)
 
-    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+    def throw(self, typ: Any, val: Any = None, tb: object = None) -> object:
         """Raise inside, as in a plain generator."""
         if self.state == "new":
             self.state = "closed"
@@ -65,7 +65,7 @@ class GuardedGenerator(GeneratorStep, Generator[Any, Any, Any]):
         if done.error is not None:
             raise done.error from None
 
-    def _advance(self, how: str, value: Any) -> Any:
+    def _advance(self, how: str, value: object) -> object:
         if self.state == "closed":
             raise StopIteration
         before = CURRENT.get()
@@ -75,7 +75,7 @@ class GuardedGenerator(GeneratorStep, Generator[Any, Any, Any]):
             self._rescued(before, error)
             raise
 
-    def _next(self, how: str, value: Any) -> Any:
+    def _next(self, how: str, value: object) -> object:
         if self.state == "new":
             if value is not None:
                 raise TypeError("can't send non-None value to a just-started generator")
@@ -121,7 +121,7 @@ class GuardedGenerator(GeneratorStep, Generator[Any, Any, Any]):
             self._exit(token)
 
 
-class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
+class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[object, object]):
     """An async generator as one step."""
 
     __slots__ = ()
@@ -129,14 +129,14 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
     def __aiter__(self) -> GuardedAsyncGenerator:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> object:
         return await self._advance("asend", None)
 
-    async def asend(self, value: Any) -> Any:
+    async def asend(self, value: object) -> object:
         """The next item, as of a plain async generator."""
         return await self._advance("asend", value)
 
-    async def athrow(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+    async def athrow(self, typ: Any, val: Any = None, tb: object = None) -> object:
         """Raise inside, as in a plain async generator."""
         if self.state == "new":
             self.state = "closed"
@@ -177,14 +177,14 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
         if done.error is not None:
             raise done.error from None
 
-    async def _start(self, value: Any) -> None:
+    async def _start(self, value: object) -> None:
         if value is not None:
             raise TypeError("can't send non-None value to a just-started async generator")
         if not self._serve():
             await aio.begin(self._step, self._args, self._kwargs)
             self._opened()
 
-    async def _advance(self, how: str, value: Any) -> Any:
+    async def _advance(self, how: str, value: object) -> object:
         if self.state == "closed":
             raise StopAsyncIteration
         before = CURRENT.get()
@@ -194,7 +194,7 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[Any, Any]):
             self._rescued(before, error)
             raise
 
-    async def _next(self, how: str, value: Any) -> Any:
+    async def _next(self, how: str, value: object) -> object:
         if self.state == "new":
             await self._start(value)
         if self.state == "served":

@@ -11,19 +11,20 @@ import collections
 import logging
 import weakref
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from agentguard.runs.tasks import LoopBranches
 from agentguard.steps.gate import Gate
+from agentguard.steps.tasks import LoopBranches
 
 if TYPE_CHECKING:
     from agentguard.errors import RunStopped
+    from agentguard.steps.live import LiveRun
     from agentguard.steps.model import Step
     from agentguard.steps.outcome import Outcome
 
 _log = logging.getLogger("agentguard")
 
-Warned = dict[str, Any]
+Warned = dict[str, object]
 OnWarning = Callable[[Warned], None]
 
 
@@ -66,7 +67,7 @@ class InFlight:
         self.generators: weakref.WeakSet[OpenGenerator] = weakref.WeakSet()
         self.orphans: collections.deque[Orphan] = collections.deque()
         #: The live runs that were opened inside this one, and stop with it.
-        self.children: list[Any] = []
+        self.children: list[LiveRun] = []
         #: The event loops that this run has met, and the task factories it uses there.
         self.loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBranches]
         self.loops = weakref.WeakKeyDictionary()

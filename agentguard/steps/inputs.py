@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -14,6 +14,7 @@ from agentguard._values.unpacking import imported, unpack
 from agentguard.errors import ReplayDivergenceError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
+from agentguard.events.data import LostPart, RunCreated, data_of
 from agentguard.steps import values
 from agentguard.steps.redaction import Redactor
 
@@ -52,7 +53,7 @@ class LostInput:
             "the program uses it; put what it was in its place first",
         )
 
-    def _refuse(self, *_: Any) -> NoReturn:
+    def _refuse(self, *_: object) -> NoReturn:
         raise self._error()
 
     __str__ = __bool__ = __eq__ = __hash__ = __iter__ = __len__ = __call__ = _refuse
@@ -73,14 +74,14 @@ class RecordedInputs(NamedTuple):
     @classmethod
     def of(cls, created: Stored) -> RecordedInputs:
         """Return what the first event of a run has."""
-        data = codec.decode(created.body).data or {}
+        data = data_of(codec.decode(created.body), RunCreated)
         return cls(created.payload, msgspec.convert(data.get("lost_inputs", ()), tuple[Lost, ...]))
 
-    def facts(self) -> dict[str, Any]:
-        """Return what `run_created` says beside the digest."""
-        return {"lost_inputs": msgspec.to_builtins(self.lost)} if self.lost else {}
+    def lost_parts(self) -> list[LostPart]:
+        """Return what `run_created` says of the parts that do not come back."""
+        return [{"path": list(lost.path), "reason": lost.reason} for lost in self.lost]
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """Return the inputs; None where there are none, a `LostInput` for each part that does not come back.
 
         Raises:
@@ -97,7 +98,7 @@ class RecordedInputs(NamedTuple):
                 "not_replayable", "run.inputs", f"inputs that do not come back: {error}"
             ) from error
 
-    def _part(self, part: Any, path: tuple[str | int, ...]) -> Any:
+    def _part(self, part: object, path: tuple[str | int, ...]) -> object:
         lost = next((lost for lost in self.lost if lost.path == path), None)
         if lost is not None:
             return LostInput(lost)
@@ -113,7 +114,7 @@ class RecordedInputs(NamedTuple):
 NO_INPUTS: Final = RecordedInputs(None)
 
 
-def record_inputs(value: Any, redactor: Redactor | None) -> RecordedInputs:
+def record_inputs(value: object, redactor: Redactor | None) -> RecordedInputs:
     """Return a run's inputs as they are stored, without secrets."""
     if isinstance(value, RecordedInputs):  # of the run that a fork was made from
         return value
@@ -130,7 +131,7 @@ def record_inputs(value: Any, redactor: Redactor | None) -> RecordedInputs:
     return RecordedInputs(clean, tuple(lost))
 
 
-def _parts(value: Any, path: tuple[str | int, ...], lost: list[Lost]) -> Any:
+def _parts(value: object, path: tuple[str | int, ...], lost: list[Lost]) -> object:
     if len(path) < _DEPTH and type(value) is list:
         return [_parts(item, (*path, number), lost) for number, item in enumerate(value)]
     if len(path) < _DEPTH and type(value) is dict and all(map(_is_name, value)):
@@ -142,11 +143,11 @@ def _parts(value: Any, path: tuple[str | int, ...], lost: list[Lost]) -> Any:
     return {OPAQUE: type_name(type(value))} if captured.payload is None else msgspec.Raw(captured.payload)
 
 
-def _is_name(key: Any) -> bool:
+def _is_name(key: object) -> bool:
     return type(key) is str and not key.startswith(PREFIX) and values.scalar(key) is not None
 
 
-def _changed(old: Any, new: Any, path: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
+def _changed(old: object, new: object, path: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
     """Return which parts were redacted."""
     if old == new:
         return []

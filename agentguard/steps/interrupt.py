@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from agentguard.errors import RunStopped
+from agentguard.steps.spec import Args, Function, Kwargs
 
 if TYPE_CHECKING:
     from agentguard.steps.model import Step
@@ -88,7 +89,7 @@ class SyncBody:
             if self.interrupted is not None:
                 _raise_in(self._thread, _InterruptedError)
 
-    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, fn: Function, args: Args, kwargs: Kwargs) -> object:
         """Run the body; raises the stop that interrupted it."""
         finished = False
         result = None

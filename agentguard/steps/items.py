@@ -6,12 +6,13 @@ more to keep, it is an object that holds that beside them.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from agentguard._encoding import decode, encode_argument, type_name
 from agentguard._values.packing import EXACT, encode
+from agentguard.events.data import StepEnded
 from agentguard.steps import exceptions, values
 from agentguard.steps.capture import PayloadRecorder
 from agentguard.steps.capture import Recorded as Outcome
@@ -70,7 +71,7 @@ class Items:
         self._yields = values.item_type(spec.returns)
         self._trusted = values.captured_by(self._yields)
         #: A codec gets all items at once and may keep less of them, such as the last one.
-        self._given: list[Any] = []
+        self._given: list[object] = []
         self._parts: list[bytes] = []
         self._limit = spec.max_items_bytes
         self._size = 2
@@ -82,7 +83,7 @@ class Items:
         self._returned: tuple[bytes, str] | None = None
         self.count = 0
 
-    def add(self, item: Any) -> None:
+    def add(self, item: object) -> None:
         """Take one item."""
         self.count += 1
         if self._spec.codec is not None:
@@ -111,7 +112,7 @@ class Items:
         if self._reason is None and sent != NOTHING and self._fits(sent.value):
             self._sent.append((self.count + 1, sent.how, msgspec.Raw(sent.value)))
 
-    def returned(self, value: Any) -> None:
+    def returned(self, value: object) -> None:
         """Take what the generator returned."""
         if value is None or self._reason is not None:
             return
@@ -136,7 +137,7 @@ class Items:
     def outcome(self) -> Outcome:
         """Return the payload of the generator's outcome, and what its event says of it."""
         made = self._items()
-        facts: dict[str, Any] = {"items": self.count, "sent": len(self._sent)}
+        facts: StepEnded = {"items": self.count, "sent": len(self._sent)}
         whole = self._recorder.redacted(made)
         clean = whole is made
         if self._plain and not self._annotated:
@@ -174,12 +175,12 @@ class Items:
 NOTHING = Sent()
 
 
-def sent_value(recorder: PayloadRecorder, value: Any) -> Sent:
+def sent_value(recorder: PayloadRecorder, value: object) -> Sent:
     """Return what `send(value)` puts on record."""
     return NOTHING if value is None else Sent("send", recorder.redacted(encode_argument(value)))
 
 
-def thrown(recorder: PayloadRecorder, error: Any) -> Sent:
+def thrown(recorder: PayloadRecorder, error: BaseException | type[BaseException]) -> Sent:
     """Return what `throw(error)` puts on record: an exception, or a class of them, by type and message."""
     if isinstance(error, type):
         return Sent("throw", encode_argument({"type": type_name(error)}))
@@ -190,12 +191,12 @@ def thrown(recorder: PayloadRecorder, error: Any) -> Sent:
 class Recorded(NamedTuple):
     """A generator's payload, brought back; `sent` is by item, None where it is not known."""
 
-    items: list[Any]
+    items: list[object]
     sent: dict[int, Sent] | None
-    returned: Any
+    returned: object
 
 
-def recorded(spec: StepSpec, payload: bytes, data: dict[str, Any]) -> Recorded:
+def recorded(spec: StepSpec, payload: bytes, data: StepEnded) -> Recorded:
     """What `Items.outcome` gave, brought back."""
     if not data.get("sent") and "returned" not in data:
         items = _restored(spec, payload, data)
@@ -210,7 +211,7 @@ def recorded(spec: StepSpec, payload: bytes, data: dict[str, Any]) -> Recorded:
     return Recorded(_restored(spec, part, data), sent, values.restore(bytes(whole.returned), kind))
 
 
-def _restored(spec: StepSpec, payload: bytes, data: dict[str, Any]) -> list[Any]:
+def _restored(spec: StepSpec, payload: bytes, data: StepEnded) -> list[object]:
     if spec.codec is not None:
         return list(spec.codec.decode(payload))
     kind = None if data.get("plain") else values.item_type(spec.returns)

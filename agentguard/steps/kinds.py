@@ -10,7 +10,6 @@ import io
 import types
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
 
 from agentguard.steps.spec import LLM
 
@@ -61,14 +60,14 @@ def _kind_of(cls: type) -> Kind | None:
 kind_of: Callable[[type], Kind | None] = functools.lru_cache(maxsize=1024)(_guarded_kind_of)
 
 
-def is_value(result: Any, step_kind: str) -> bool:
+def is_value(result: object, step_kind: str) -> bool:
     """Return whether a result is there at once; `kind_of` its class is known not to be None."""
     if kind_of(type(result)) is Kind.BLOCK:
         return step_kind != LLM and not isinstance(result, _BLOCKS)
     return False
 
 
-def check_followed(result: Any, run: str) -> None:
+def check_followed(result: object, run: str) -> None:
     """Refuse what the function of a run returned where the run could not go on with it.
 
     Raises:

@@ -7,14 +7,25 @@ by another operator or by the time-out, finds no question any more.  Nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Request
 from agentguard.budget.model import Budget
 from agentguard.errors import AgentGuardError
 from agentguard.events import model as ev
+from agentguard.events.data import (
+    LimitAsked,
+    RefusedFields,
+    RunPaused,
+    RunResumed,
+    Said,
+    StepRefused,
+    StepRequest,
+    Termination,
+    data_of,
+    put_said,
+)
 from agentguard.events.model import Head, Record
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
@@ -34,10 +45,10 @@ class LimitQuestion(NamedTuple):
 
     key: str
     name: str
-    termination: dict[str, Any]
-    request: dict[str, Any]
+    termination: Termination
+    request: StepRequest
     #: The `step_refused` of a refusal, where the step is one of this run and not of one inside it.
-    refusal: dict[str, Any] | None
+    refusal: RefusedFields | None
     #: The number of the event that asks.
     seq: int
 
@@ -90,10 +101,15 @@ def ask(live_run: LiveRun, step: Step, refused: Refused, refusal: Record) -> Non
             fold.state is RunState.RUNNING
             and _account(live_run).refusal(Request(**found.request)) is not None
         ):
-            facts = found._asdict()
-            del facts["seq"]
+            asks: LimitAsked = {
+                "key": found.key,
+                "name": found.name,
+                "termination": found.termination,
+                "request": found.request,
+                "refusal": found.refusal,
+            }
             reason = f"{step.name} asks for a higher limit of {error.resource}"
-            data = {"reason": reason, "running_ns": live_run.time.elapsed(), "asks": facts}
+            data: RunPaused = {"reason": reason, "running_ns": live_run.time.elapsed(), "asks": asks}
             live_run.log.act([Record(0, ev.RUN_PAUSED, live_run.clock.wall(), data=data)])
 
     live_run.log.decide(pause)
@@ -114,21 +130,19 @@ def check_same(run_id: str, key: str, now: int, asked: int | None) -> None:
 
 def how_answered(fold: RunFold, asked: str | int) -> str:
     """Return how the question of a step, or of an event, was answered, to go on with; empty if it was not."""
-    key = fold.pause.get("asks", {}).get("key")
-    if asked not in {key, fold.paused_seq} or key is None or fold.state is not RunState.RUNNING:
+    asks = fold.pause.get("asks")
+    if asks is None or asked not in {asks["key"], fold.paused_seq} or fold.state is not RunState.RUNNING:
         return ""
     return f": that was answered{said_by(fold.resumed)}"
 
 
-def said_by(said: Mapping[str, Any]) -> str:
+def said_by(said: Said) -> str:
     """Return who gave an answer, and why, as far as that is on record."""
     actor, reason = said.get("actor"), said.get("reason")
     return (f" by {actor}" if actor else "") + (f" ({reason})" if reason else "")
 
 
-def answer(
-    live_run: LiveRun, budget: Budget, said: Mapping[str, str], asked: str | int | None = None
-) -> list[Record]:
+def answer(live_run: LiveRun, budget: Budget, said: Said, asked: str | int | None = None) -> list[Record]:
     """Return what ends the pause of a run that asks, once `budget` has room; nothing where it does not ask.
 
     Raises:
@@ -151,18 +165,19 @@ def answer(
             f"run {live_run.run_id} would ask again, since {found.name} still has no room ({error}): "
             "set a higher limit, or deny it"
         )
-    data = {**said, "running_ns": live_run.time.elapsed()}
+    data: RunResumed = {**said, "running_ns": live_run.time.elapsed()}
     return [Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)]
 
 
-def deny(live_run: LiveRun, found: LimitQuestion, said: Mapping[str, str]) -> Head:
+def deny(live_run: LiveRun, found: LimitQuestion, said: Said) -> Head:
     """Refuse the step that asks, which ends the run.  Inside `decide`, where the question was found."""
     stop = stop_from(found.termination)
     assert stop is not None  # noqa: S101 - it was made of a stop
     live_run.stops.set(stop)
     before = []
     if found.refusal is not None:
-        data = {**found.refusal["data"], "asked": found.seq, **said}
+        data: StepRefused = {**found.refusal["data"], "asked": found.seq}
+        put_said(data, said)
         before = [
             Record(
                 0,
@@ -195,16 +210,16 @@ def _is_of(step: Step, live_run: LiveRun) -> bool:
 
 def _take_back(step: Step, live_run: LiveRun) -> None:
     if _is_of(step, live_run):
-        data = {"reason": f"{step.name} was given up", "running_ns": live_run.time.elapsed()}
+        data: RunResumed = {"reason": f"{step.name} was given up", "running_ns": live_run.time.elapsed()}
         live_run.log.act([Record(0, ev.RUN_RESUMED, live_run.clock.wall(), data=data)])
 
 
-def _refusal_fields(record: Record) -> dict[str, Any]:
+def _refusal_fields(record: Record) -> RefusedFields:
     return {
         "pos": record.pos,
         "kind": record.kind,
         "attempt": record.attempt,
-        "data": record.data or {},
+        "data": data_of(record, StepRefused),
     }
 
 

@@ -9,15 +9,16 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.budget.account import Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.resources import SECONDS
 from agentguard.errors import AgentGuardError, KillSwitchTriggeredError, RunStopped
 from agentguard.events import model as ev
+from agentguard.events.data import RunEnded, StepEnded, StepRefused, Termination, data_of
 from agentguard.events.model import Record
-from agentguard.protocols import RunRow
+from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.branch import UNNAMED, Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import RunSummary, summarize
@@ -37,6 +38,7 @@ from agentguard.steps.uncharged import uncharged
 
 if TYPE_CHECKING:
     from agentguard.steps.served import ReplaySource
+    from agentguard.steps.spans import RunSpan
 
 #: How often, in seconds, a paused step looks whether another process has resumed the run.
 _POLL = 0.02
@@ -81,7 +83,7 @@ class LiveRun:
         self.recorders: dict[StepSpec, PayloadRecorder] = {}
         #: Branches that callers name by path, for steps whose place is not that of the context.
         self.branches: dict[str, Branch] = {}
-        self.span: Any = None
+        self.span: RunSpan | None = None
         #: What serves steps from a log, in a replay or a recovery.
         self.player: ReplaySource | None = None
         #: Whether a stop interrupts sync bodies in flight.
@@ -112,7 +114,7 @@ class LiveRun:
         if record.type in (ev.SCOPE_OPENED, ev.RUN_BUDGET_SET):
             self.levels.changed()
         elif record.type == ev.STEP_REFUSED:
-            self.stops.take_scope(record.data or {})
+            self.stops.take_scope(data_of(record, StepRefused))
         self._take_stop()
 
     def take_stops(self) -> None:
@@ -142,7 +144,7 @@ class LiveRun:
         while log.doubtful:
             key, (step, error) = log.doubtful.popitem()
             if key in log.fold.open:
-                data = {"error": error, "body_ran": False}
+                data: StepEnded = {"error": error, "body_ran": False}
                 now = self.clock.wall()
                 record = Record(
                     0, ev.STEP_FAILED, now, key, step.pos, step.name, step.kind, step.attempt, data=data
@@ -202,14 +204,14 @@ class LiveRun:
                 if ended != termination(stop):
                     self.stops.stop = stop_from(ended or {})
 
-    def finish(self, ended: dict[str, Any], before: Sequence[Record] = ()) -> bool:
+    def finish(self, ended: Termination, before: Sequence[Record] = ()) -> bool:
         """Append the terminal event, unless the log has one; return whether it was this one."""
         done = self.log.decide(lambda: self._finish(ended, before))
         if self.in_flight.pending_warnings:
             self.in_flight.tell_warnings()
         return done
 
-    def _finish(self, ended: dict[str, Any], before: Sequence[Record]) -> bool:
+    def _finish(self, ended: Termination, before: Sequence[Record]) -> bool:
         fold = self.log.fold
         if fold.state.final:
             return False
@@ -221,13 +223,13 @@ class LiveRun:
         elif ended["type"] == KillSwitchTriggeredError.__name__:
             kind = ev.RUN_KILLED
         now = self.clock.wall()
-        data = {"termination": ended, "running_ns": self.time.elapsed()}
+        data: RunEnded = {"termination": ended, "running_ns": self.time.elapsed()}
         last = Record(0, kind, now, name=fold.name, spent=dict(fold.account.spent), data=data)
         unused = uncharged(fold) if kind == ev.RUN_COMPLETED else ()
-        warnings = [Record(0, ev.BUDGET_WARNING, now, data=data) for data in unused]
+        warnings = [Record(0, ev.BUDGET_WARNING, now, data=warning) for warning in unused]
         self.log.act([*before, *warnings, last], movements=self.levels.closing())
         for warning in warnings:
-            self.in_flight.warned(warning.data or {})
+            self.in_flight.warned(dict(warning.data or {}))
         return True
 
     def let_go(self) -> None:
@@ -318,7 +320,7 @@ class LiveRun:
         return self.log.fold
 
     @property
-    def store(self) -> Any:
+    def store(self) -> EventStore:
         """The store that its log lies in."""
         return self.log.store
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -25,6 +25,7 @@ from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.codec import Stored, encode
 from agentguard.events.conversations import ConversationCall, StoredMessages
+from agentguard.events.data import ErrorData, RunRecovered, data_of
 from agentguard.events.model import Head, Record
 from agentguard.protocols import (
     Abilities,
@@ -101,7 +102,7 @@ class RunLog:
         #: The newest append that was accepted and may not be committed yet.
         self.commit: Commit | None = None
         #: Steps whose start may be on record though they were told that it is not, and the error told.
-        self.doubtful: dict[str, tuple[Step, dict[str, Any]]] = {}
+        self.doubtful: dict[str, tuple[Step, ErrorData]] = {}
         self._deciding = 0
         self._interruptible = abilities.interruptible
         #: Told of each record that an act appended, or that another process did.
@@ -302,7 +303,7 @@ class RunLog:
         if commit.error is not None:
             self.dirty = True
 
-    def doubt(self, step: Step, error: dict[str, Any]) -> None:
+    def doubt(self, step: Step, error: ErrorData) -> None:
         """Note that the start of a step may be on record, and that its body will not run."""
         self.doubtful[step.key] = step, error
 
@@ -385,7 +386,7 @@ class RunLog:
 
     def _claims(self, record: Record) -> bool:
         """Return whether this is a claim by another process, which fences this one."""
-        return record.type == ev.RUN_RECOVERED and (record.data or {})["epoch"] > self.epoch
+        return record.type == ev.RUN_RECOVERED and data_of(record, RunRecovered)["epoch"] > self.epoch
 
     def reload(self) -> None:
         """Fold the log anew, after something of which it is not known whether it was written."""

@@ -5,58 +5,21 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from agentguard.budget.account import Amounts, Request
 from agentguard.budget.model import Usage
 from agentguard.budget.named import NamedAccount
 from agentguard.errors import UnknownCostError
 from agentguard.runs.branch import Branch
+from agentguard.steps.current import InRun
 from agentguard.steps.spec import StepSpec, with_step
 
 if TYPE_CHECKING:
     from agentguard.protocols import Commit
     from agentguard.steps.capture import PayloadRecorder
     from agentguard.steps.live import LiveRun
-
-
-class InRun(Protocol):
-    """Where code stands in a run: a `Position`, or the `Step` in whose body it runs."""
-
-    @property
-    def run(self) -> Any:
-        """The public `Run`."""
-        ...
-
-    @property
-    def live_run(self) -> LiveRun:
-        """The run as this process has it."""
-        ...
-
-    @property
-    def scope(self) -> Any:
-        """The public `Scope`, or None."""
-        ...
-
-    @property
-    def scope_key(self) -> str:
-        """The scope's key; empty for the run itself."""
-        ...
-
-    @property
-    def branch(self) -> Branch:
-        """Where calls are numbered."""
-        ...
-
-    @property
-    def step(self) -> Step | None:
-        """The step whose body runs here, or None."""
-        ...
-
-    @property
-    def account(self) -> NamedAccount | None:
-        """The named account that steps here are charged to, or None."""
-        ...
+    from agentguard.steps.spans import StepSpan
 
 
 class Step:
@@ -129,8 +92,8 @@ class Step:
         #: What `reserve=` raised for a call whose cost nobody knows: the step is refused with it.
         self.unpriced: UnknownCostError | None = None
         #: Facts of this call alone, for the span and the log: the id of a tool call.
-        self.attributes: Mapping[str, Any] | None = None
-        self.span: Any = None
+        self.attributes: Mapping[str, object] | None = None
+        self.span: StepSpan | None = None
         #: How its result went on after its function had returned, in the words of `steps.following`.
         self.came: tuple[str, ...] = ()
         #: When its start was put on record, or was about to be.

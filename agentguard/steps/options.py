@@ -6,13 +6,24 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any, TypedDict, get_args, get_type_hints
+from typing import TypedDict, get_args, get_type_hints
 
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds, seconds_to_answer
 from agentguard.durability import DURABILITIES, Durability
-from agentguard.steps.spec import LLM, TOOL, Capture, Effect, Outside, StepSpec, checked_attributes, with_step
+from agentguard.steps.spec import (
+    LLM,
+    TOOL,
+    Capture,
+    Codec,
+    Effect,
+    Function,
+    Outside,
+    StepSpec,
+    checked_attributes,
+    with_step,
+)
 from agentguard.tenancy import check_id
 
 
@@ -25,24 +36,24 @@ class StepOptions(TypedDict, total=False):
     usage: Usage | Callable[..., Usage] | None
     free_on: type[BaseException] | tuple[type[BaseException], ...]
     capture: Capture | None
-    redact: Any
+    redact: object
     ignore: Iterable[str]
-    codec: Any
+    codec: object
     effect: Effect | None
-    probe: Callable[..., Any] | None
+    probe: Function | None
     durability: Durability | None
-    approval: Any
+    approval: object
     approval_timeout: float | timedelta | None
     timeout: float | timedelta | None
     outside: Outside
     max_items_bytes: int
-    attributes: dict[str, Any] | None
+    attributes: dict[str, object] | None
 
 
 OPTION_NAMES = frozenset(StepOptions.__annotations__)
 
 
-def step_spec(name: str, fn: Callable[..., Any] | None, options: StepOptions) -> StepSpec:
+def step_spec(name: str, fn: Function | None, options: StepOptions) -> StepSpec:
     """Check the options of a step and work out beforehand what calls have in common.
 
     Raises:
@@ -101,9 +112,10 @@ def _kept(spec: StepSpec, options: StepOptions) -> None:
     _redact(spec, options.get("redact"))
     ignore = options.get("ignore", ())
     spec.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    spec.codec = options.get("codec")
-    if spec.codec is not None and not (hasattr(spec.codec, "encode") and hasattr(spec.codec, "decode")):
+    codec = options.get("codec")
+    if codec is not None and not isinstance(codec, Codec):
         raise TypeError(f"{spec.name}: codec needs encode(value) -> bytes and decode(bytes)")
+    spec.codec = codec
     size = options.get("max_items_bytes", spec.max_items_bytes)
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise ValueError(f"{spec.name}: max_items_bytes must be an int of at least 0, not {size!r}")
@@ -111,7 +123,7 @@ def _kept(spec: StepSpec, options: StepOptions) -> None:
     spec.attributes = checked_attributes(spec.name, options.get("attributes"))
 
 
-def _redact(spec: StepSpec, option: Any) -> None:
+def _redact(spec: StepSpec, option: object) -> None:
     if option is None:
         return
     from agentguard.steps.redaction import redactor  # noqa: PLC0415 - few steps have a rule of their own
@@ -134,8 +146,12 @@ def _repeats(spec: StepSpec, options: StepOptions) -> None:
         raise TypeError(f"{spec.name}: probe must be callable")
     spec.durability = options.get("durability")
     _one_of(spec, "durability", spec.durability, (*DURABILITIES, None))
-    spec.approval = options.get("approval") or None
-    if spec.approval is not None and spec.approval is not True and not callable(spec.approval):
+    approval = options.get("approval")
+    if approval is True:
+        spec.approval = True
+    elif callable(approval):
+        spec.approval = approval
+    elif approval:
         raise TypeError(f"{spec.name}: approval must be True or a callable of the arguments")
     approval_timeout = options.get("approval_timeout")
     if approval_timeout is not None:
@@ -155,7 +171,7 @@ def _one_of(spec: StepSpec, field: str, value: object, allowed: tuple[object, ..
         raise ValueError(f"{spec.name}: {field} must be one of {names}, not {value!r}")
 
 
-def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
+def _signature(spec: StepSpec, fn: Function) -> None:
     bare = inspect.unwrap(fn)
     spec.is_async = _is_async(bare)
     if spec.timeout is not None and _is_async_generator(bare):
@@ -193,22 +209,22 @@ def _signature(spec: StepSpec, fn: Callable[..., Any]) -> None:
     spec.returns = None if returns is type(None) else returns
 
 
-def _is_async(fn: Callable[..., Any]) -> bool:
+def _is_async(fn: Function) -> bool:
     return _is(inspect.iscoroutinefunction, fn) or _is_async_generator(fn)
 
 
-def _is_async_generator(fn: Callable[..., Any]) -> bool:
+def _is_async_generator(fn: Function) -> bool:
     return _is(inspect.isasyncgenfunction, fn)
 
 
-def _is(question: Callable[[Any], bool], fn: Callable[..., Any]) -> bool:
+def _is(question: Callable[[object], bool], fn: Function) -> bool:
     while isinstance(fn, functools.partial):
         fn = fn.func
     call = getattr(fn, "__call__", None)  # noqa: B004 - an instance's own coroutine __call__
     return any(map(question, (fn, call)))
 
 
-def _takes_any_keyword(fn: Callable[..., Any]) -> bool:
+def _takes_any_keyword(fn: Function) -> bool:
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
@@ -216,7 +232,7 @@ def _takes_any_keyword(fn: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _takes_more_than_one(fn: Callable[..., Any]) -> bool:
+def _takes_more_than_one(fn: Function) -> bool:
     """Whether `usage=` wants the call's arguments after the result."""
     try:
         parameters = inspect.signature(fn).parameters.values()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -14,6 +13,7 @@ from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
 from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
+from agentguard.events.data import StepEnded
 from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.steps import exceptions
@@ -34,7 +34,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     type: str
     usage: Amounts | None
     payload: bytes | None = None
-    data: dict[str, Any] | None = None
+    data: StepEnded | None = None
     error: BaseException | None = None
 
     @property
@@ -60,13 +60,13 @@ def is_cancellation(error: BaseException) -> bool:
 
 def unentered(error: BaseException) -> Outcome:
     """Return the outcome of a step whose body never ran: it gives everything back."""
-    data = {"error": exceptions.capture(error), "body_ran": False}
+    data: StepEnded = {"error": exceptions.capture(error), "body_ran": False}
     if is_cancellation(error):
         data["outcome"] = CANCELLED
     return Outcome(ev.STEP_FAILED, None, data=data, error=error)
 
 
-def completed(usage: Amounts, payload: bytes | None, data: dict[str, Any]) -> Outcome:
+def completed(usage: Amounts, payload: bytes | None, data: StepEnded) -> Outcome:
     """Return the outcome of a body that returned."""
     return Outcome(ev.STEP_COMPLETED, usage, payload, data)
 
@@ -81,7 +81,8 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
         usage = charged(step, step.settled)
     else:
         usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
-    data = exceptions.on_record(error, step.live_run.redactor(step.spec))
+    data: StepEnded = {}
+    exceptions.put_on_record(data, error, step.live_run.redactor(step.spec))
     if how is None and is_cancellation(error):
         how = CANCELLED
     if how is not None:
@@ -92,15 +93,13 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
 def untold(step: Step, error: BaseException) -> Outcome:
     """Return the outcome of a step whose error cannot be recorded beyond its type."""
     usage = step.request.reserve if step.entered else None
-    data: dict[str, Any] = {
-        "error": {"type": type_name(type(error)), "message": "(it could not be recorded)"}
-    }
+    data: StepEnded = {"error": {"type": type_name(type(error)), "message": "(it could not be recorded)"}}
     if not step.entered:
         data["body_ran"] = False
     return Outcome(ev.STEP_FAILED, usage, data=data, error=error)
 
 
-def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Amounts:
+def usage_of(step: Step, result: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Amounts:
     """Return what a body that returned has used: settled, else by `usage=`, else its reservation.
 
     Raises:
@@ -109,9 +108,9 @@ def usage_of(step: Step, result: Any, args: Sequence[Any], kwargs: Mapping[str, 
     if step.settled is not None:
         return charged(step, step.settled)
     spec = step.spec
-    if not spec.postpaid:
+    given = spec.usage
+    if not callable(given):
         return step.request.reserve
-    given: Any = spec.usage
     try:
         usage = given(result, *args, **kwargs) if spec.usage_takes_arguments else given(result)
     except Exception as error:
@@ -260,15 +259,19 @@ def _settle_late(
 
 
 def _excess(
-    step: Step, live_run: LiveRun, usage: Amounts, data: dict[str, Any] | None
-) -> tuple[Refused | None, dict[str, Any] | None]:
+    step: Step, live_run: LiveRun, usage: Amounts, data: StepEnded | None
+) -> tuple[Refused | None, StepEnded | None]:
     """Return the level over its limit, and the event's data with the excess."""
     reserve = step.request.reserve
     excess = {k: n - reserve.get(k, 0) for k, n in usage.items() if n > reserve.get(k, 0)}
     if not excess:
         return None, data
     over = live_run.levels.overdrawn(step.scope_key, usage, reserve)
-    return over, dict(data or {}) | {"excess": excess}
+    told: StepEnded = {}
+    if data is not None:
+        told |= data
+    told["excess"] = excess
+    return over, told
 
 
 def _stop_overdrawn(live_run: LiveRun, shared: Mapping[str, Account]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.errors import AgentGuardError
+from agentguard.events.data import Said
 from agentguard.steps import approvals, limit_questions
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Patience:
 
 
 def _deny(asked: _Question, timeout: float) -> None:
-    said = {"actor": TIMED_OUT, "reason": f"nobody answered within {timeout:g} seconds"}
+    said: Said = {"actor": TIMED_OUT, "reason": f"nobody answered within {timeout:g} seconds"}
     # Somebody has answered just now; or the store is gone, and it is tried again.
     with contextlib.suppress(AgentGuardError):
         approvals.decide(asked.live_run, asked.key, granted=False, said=said, asked=asked.seq)

@@ -6,10 +6,10 @@ Written for code that may block; `aio` waits in its own way and uses the rest.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from agentguard._values.names import type_name
 from agentguard.errors import AgentGuardError, BudgetExceededError, RunStopped, UnknownCostError
+from agentguard.events.data import StepEnded
 from agentguard.events.model import STEP_COMPLETED
 from agentguard.steps import outcome, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
@@ -17,11 +17,12 @@ from agentguard.steps.flow import admit, check, prepare
 from agentguard.steps.interrupt import in_a_body, uninterruptible
 from agentguard.steps.model import Step
 from agentguard.steps.patience import Patience
+from agentguard.steps.spec import Args, Kwargs
 
 _REFUSALS = (BudgetExceededError, UnknownCostError)
 
 
-def begin(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def begin(step: Step, args: Args, kwargs: Kwargs) -> None:
     """Do everything before the body; wait out a pause."""
     live_run = step.live_run
     if live_run.interrupt and in_a_body():
@@ -96,7 +97,7 @@ def is_open(step: Step) -> bool:
     return log.dirty or step.key in log.fold.open
 
 
-def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> outcome.Outcome:
+def settled(step: Step, result: object, args: Args, kwargs: Kwargs) -> outcome.Outcome:
     """Return the outcome of a body that returned.
 
     Raises:
@@ -104,12 +105,12 @@ def settled(step: Step, result: Any, args: tuple[Any, ...], kwargs: dict[str, An
     """
     usage = outcome.usage_of(step, result, args, kwargs)
     try:
-        payload, data = step.recorder.result(result)
+        payload, told = step.recorder.result(result)
     except BaseException as error:  # a signal, or a `redact=` that ends the program: the body has run
-        data = {"unreplayable": f"capturing it raised {type_name(type(error))}"}
+        data: StepEnded = {"unreplayable": f"capturing it raised {type_name(type(error))}"}
         close(step, outcome.Outcome(STEP_COMPLETED, usage, None, data))
         raise
-    return outcome.Outcome(STEP_COMPLETED, usage, payload, data)
+    return outcome.Outcome(STEP_COMPLETED, usage, payload, told)
 
 
 def close(step: Step, done: outcome.Outcome) -> None:

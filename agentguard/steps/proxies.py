@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import wrapt
 
@@ -18,49 +18,52 @@ from agentguard.steps.stand_ins import GoesOn, async_iterator
 class _Proxy(wrapt.BaseObjectProxy[Any]):
     """An object that goes on: itself, but for the ways in which it does."""
 
-    def __init__(self, wrapped: Any, going: GoesOn) -> None:
+    def __init__(self, wrapped: object, going: GoesOn) -> None:
         super().__init__(wrapped)
         self._self_going = going
-        self._self_items: Any = None
-        self._self_block: Any = None
+        self._self_items: Any = None  # a guarded generator, sync or async
+        self._self_block: Any = None  # a `following.Block`
 
     def _self_has_step(self) -> bool:
         """Return whether the step is still this object's to end."""
         return self._self_items is not None or self._self_going.state == "open"
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"what {self._self_going.step.key} returned goes on here, and cannot be pickled")
 
 
 class _Awaits(_Proxy):
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[object, None, object]:
         return self._self_going.awaited().__await__()
 
 
 class _Iterates(_Proxy):
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         if self._self_items is None:
             self._self_items = self._self_going.items(self.__wrapped__)
         return next(self._self_items)
 
 
 class _IteratesAsync(_Proxy):
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[object]:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> object:
         if self._self_items is None:
             self._self_items = self._self_going.async_items(async_iterator(self.__wrapped__))
         return await anext(self._self_items)
 
 
 class _Closes(_Iterates):
-    def close(self) -> Any:
+    def close(self) -> object:
         """Close the object, and with it the step."""
-        return self._self_close() if self._self_has_step() else self.__wrapped__.close()
+        if self._self_has_step():
+            self._self_close()
+            return None
+        return self.__wrapped__.close()
 
     def _self_close(self) -> None:
         if self._self_items is None:
@@ -69,11 +72,12 @@ class _Closes(_Iterates):
 
 
 class _ClosesAsync(_IteratesAsync):
-    async def close(self) -> Any:
+    async def close(self) -> object:
         """Close the object, and with it the step."""
-        if not self._self_has_step():
-            return await self.__wrapped__.close()
-        return await self._self_close()
+        if self._self_has_step():
+            await self._self_close()
+            return None
+        return await self.__wrapped__.close()
 
     aclose = close
 
@@ -86,7 +90,7 @@ class _ClosesAsync(_IteratesAsync):
 class _EntersStream(_Closes):
     """A stream is closed where its block is left."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         self.__wrapped__.__enter__()
         return self
 
@@ -97,7 +101,7 @@ class _EntersStream(_Closes):
 
 
 class _EntersStreamAsync(_ClosesAsync):
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> object:
         await self.__wrapped__.__aenter__()
         return self
 
@@ -110,7 +114,7 @@ class _EntersStreamAsync(_ClosesAsync):
 class _EntersBlock(_Proxy):
     """A block that opens something: the step goes on until it is left."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         self._self_block = self._self_going.entered()
         return self._self_block.enter(self.__wrapped__)
 
@@ -122,7 +126,7 @@ class _EntersBlock(_Proxy):
 
 
 class _EntersBlockAsync(_Proxy):
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> object:
         self._self_block = self._self_going.entered()
         return await self._self_block.aenter(self.__wrapped__)
 

@@ -9,7 +9,7 @@ import contextlib
 import hmac
 import inspect
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -18,13 +18,13 @@ from agentguard._values.names import type_name
 from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
 from agentguard.events import model as ev
 from agentguard.events.codec import payload_digest
+from agentguard.events.data import Value
 from agentguard.events.model import Record
 from agentguard.runs.branch import Branch, branch_of, key_segment
-from agentguard.runs.current import CURRENT, leave, on_branch
 from agentguard.steps import exceptions, values
+from agentguard.steps.current import CURRENT, InRun, leave, on_branch
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import InRun
 from agentguard.steps.served import RecordedOutcome
 from agentguard.steps.spinning import check_place
 
@@ -53,7 +53,7 @@ def now(live_run: LiveRun, position: InRun) -> datetime:
     return datetime.fromtimestamp(stamp / 1e9, UTC)
 
 
-def record(live_run: LiveRun, position: InRun, name: str, fn: Callable[[], Any]) -> Any:
+def record(live_run: LiveRun, position: InRun, name: str, fn: Callable[[], object]) -> Any:
     """What `fn()` gives or raises, recorded; awaitable for a coroutine function."""
     key, pos = position.branch.next_call(key_segment(name))
     if live_run.player is not None:
@@ -75,7 +75,7 @@ def _body(position: InRun, call: tuple[str, int], name: str) -> Iterator[None]:
 
     What it raises is on record too, for a replay to raise; not what ends a program or a recovery.
     """
-    live_run: LiveRun = position.run.live_run
+    live_run: LiveRun = position.live_run
     try:
         token = CURRENT.set(on_branch(position, Branch(call[0])))
         try:
@@ -85,28 +85,32 @@ def _body(position: InRun, call: tuple[str, int], name: str) -> Iterator[None]:
     except (StepOutcomeUnknownError, ReplayDivergenceError):
         raise
     except Exception as error:
-        _put(position, call, name, exceptions.on_record(error, live_run.components.redact or None))
+        data: Value = {}
+        exceptions.put_on_record(data, error, live_run.components.redact or None)
+        _put(position, call, name, data)
         raise
 
 
-async def _ready(served: RecordedOutcome) -> Any:
+async def _ready(served: RecordedOutcome) -> object:
     return served.result()
 
 
-async def _record_async(position: InRun, call: tuple[str, int], name: str, fn: Callable[[], Any]) -> Any:
+async def _record_async(
+    position: InRun, call: tuple[str, int], name: str, fn: Callable[[], Awaitable[object]]
+) -> object:
     with _body(position, call, name):
         value = await fn()
     _capture(position, call, name, value)
     return value
 
 
-def _capture(position: InRun, call: tuple[str, int], name: str, value: Any) -> None:
-    live_run: LiveRun = position.run.live_run
+def _capture(position: InRun, call: tuple[str, int], name: str, value: object) -> None:
+    live_run: LiveRun = position.live_run
     try:
         payload, _, reason = values.capture(value, by_name=True)
     except Exception as error:  # noqa: BLE001 - a user's type; its function has run
         payload, reason = None, f"capturing it raised {type_name(type(error))}"
-    data: dict[str, Any] = {}
+    data: Value = {}
     if payload is not None:
         if live_run.components.redact:
             redacted = live_run.components.redact.value(payload)
@@ -119,9 +123,9 @@ def _capture(position: InRun, call: tuple[str, int], name: str, value: Any) -> N
 
 
 def _put(
-    position: InRun, call: tuple[str, int], name: str, data: dict[str, Any], payload: bytes | None = None
+    position: InRun, call: tuple[str, int], name: str, data: Value, payload: bytes | None = None
 ) -> None:
-    live_run: LiveRun = position.run.live_run
+    live_run: LiveRun = position.live_run
     key, pos = call
     if position.step is not None:
         data["parent"] = position.step.key

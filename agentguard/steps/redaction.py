@@ -19,7 +19,7 @@ from agentguard._secrets import MASK
 from agentguard._secrets.names import Names
 from agentguard._secrets.search import search_for
 
-Rule = Callable[[str, Any], Any]
+Rule = Callable[[str, object], object]
 _log = logging.getLogger("agentguard")
 _encode = msgspec.json.Encoder().encode
 
@@ -98,18 +98,18 @@ class Redactor:
 
     # --- values --------------------------------------------------------------------------------
 
-    def _call(self, value: Any, parameters: Sequence[str]) -> Any:
+    def _call(self, value: list[Any], parameters: Sequence[str]) -> list[Any]:
         args, kwargs = value
         names = (*parameters, *[""] * (len(args) - len(parameters)))
         new_args = _list(args, [self._named(name, arg) for name, arg in zip(names, args, strict=False)])
         new_kwargs = self._mapping(kwargs)
         return value if new_args is args and new_kwargs is kwargs else [new_args, new_kwargs]
 
-    def _named(self, name: str, value: Any, beside: Mapping[Any, Any] | None = None) -> Any:
+    def _named(self, name: str, value: object, beside: Mapping[object, object] | None = None) -> object:
         """Return a value that has a name: masked whole, if that makes it a secret."""
         return MASK if self._names.hide(name, value, beside) else self._value(value, name)
 
-    def _value(self, value: Any, name: str) -> Any:
+    def _value(self, value: object, name: str) -> object:
         if self._rule is not None:
             value = self._by_rule(self._rule, name, value)
         if isinstance(value, str):
@@ -120,14 +120,14 @@ class Redactor:
             return _list(value, [self._value(item, name) for item in value])
         return value
 
-    def _mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
+    def _mapping(self, value: dict[object, object]) -> dict[object, object]:
         masked = {self._key(key): self._named(str(key), item, value) for key, item in value.items()}
         return value if all(masked.get(key, _GONE) is item for key, item in value.items()) else masked
 
-    def _key(self, key: Any) -> Any:
+    def _key(self, key: object) -> object:
         return _mask_text(key, self._names) if isinstance(key, str) else key
 
-    def _by_rule(self, rule: Rule, name: str, value: Any) -> Any:
+    def _by_rule(self, rule: Rule, name: str, value: object) -> object:
         try:
             changed = rule(name, value)
             if changed is not value:
@@ -145,7 +145,7 @@ class Redactor:
 _GONE = object()
 
 
-def _list(old: list[Any], new: list[Any]) -> list[Any]:
+def _list(old: list[object], new: list[object]) -> list[object]:
     return old if all(a is b for a, b in zip(old, new, strict=True)) else new
 
 
@@ -156,7 +156,7 @@ def _mask_text(text: str, names: Names | None = None) -> str:
     return mask_text(text) if names is None else mask_text(text, names)
 
 
-def _masked(payload: bytes, mask: Callable[[Any], Any], instead: Any) -> bytes:
+def _masked(payload: bytes, mask: Callable[[Any], object], instead: object) -> bytes:
     """A payload masked, `instead` where it is nested too deeply to be looked through."""
     try:
         value = decode(payload)
@@ -176,7 +176,7 @@ def _with_names(names: tuple[str, ...]) -> Redactor:
     return Redactor(names)
 
 
-def redactor(option: Any) -> Redactor | Literal[False] | None:
+def redactor(option: object) -> Redactor | Literal[False] | None:
     """What a user's `redact=` stands for; None leaves it to the guard, False switches it off.
 
     Raises:

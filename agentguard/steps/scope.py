@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from contextvars import Token
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Remaining, Usage, check_stops
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
+from agentguard.events.data import ScopeClosed, ScopeOpened
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of, key_segment, scope_part
-from agentguard.runs.current import CURRENT, Position, leave
+from agentguard.steps.current import CURRENT, InRun, OpenedRun, Position, leave
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import InRun
+from agentguard.steps.spans import ScopeSpan
 from agentguard.steps.spinning import check_place
 from agentguard.tenancy import check_id
 
@@ -30,11 +33,11 @@ class Scope:
     Use it as `with` or `async with`; made by `run.scope(name, budget=...)`.
     """
 
-    def __init__(self, run: Any, position: InRun, name: str, budget: Budget | None) -> None:
+    def __init__(self, run: OpenedRun, position: InRun, name: str, budget: Budget | None) -> None:
         self._live_run: LiveRun = run.live_run
         self._position = position
-        self._token: Any = None
-        self._span: Any = None
+        self._token: Token[InRun | None] | None = None
+        self._span: ScopeSpan | None = None
         self.run = run
         self.name = check_id(name, "scope name")
         self.around: str = position.scope_key
@@ -62,7 +65,7 @@ class Scope:
         """What the scope's own budget leaves."""
         return Remaining(self._account().remaining())
 
-    def _account(self) -> Any:
+    def _account(self) -> Account:
         if self.key not in self._live_run.log.fold.scopes:
             raise RuntimeError(f"scope {self.path} is not open yet: use it as `with run.scope(...)`")
         return self._live_run.account(self.key)
@@ -81,7 +84,7 @@ class Scope:
 
     def _open(self, live_run: LiveRun, around: str) -> None:
         check_place(live_run, around, branch_of(self.key), self.pos)
-        data: dict[str, Any] = {"running_ns": live_run.time.elapsed()}
+        data: ScopeOpened = {"running_ns": live_run.time.elapsed()}
         if around:
             data["scope"] = around
         if self._position.step is not None:
@@ -102,7 +105,8 @@ class Scope:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leave(self._token)
+        if self._token is not None:
+            leave(self._token)
         live_run = self._live_run
         if self._span is not None:
             self._span.end(self.stop or error)
@@ -115,7 +119,7 @@ class Scope:
         draining = live_run.stops.draining
         if draining is not None and not draining.allows():
             return  # what the agent does on its way out is not on record; the recovery closes it
-        data = {"stopped": True} if stop is not None else None
+        data: ScopeClosed | None = {"stopped": True} if stop is not None else None
 
         def decide() -> None:
             spent = dict(live_run.log.fold.account.spent)

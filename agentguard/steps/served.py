@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from agentguard.budget.account import Amounts
 from agentguard.errors import RunStopped
@@ -21,11 +21,11 @@ class RecordedOutcome:
 
     __slots__ = ("error", "value")
 
-    def __init__(self, value: Any = None, error: BaseException | None = None) -> None:
+    def __init__(self, value: object = None, error: BaseException | None = None) -> None:
         self.value = value
         self.error = error
 
-    def result(self) -> Any:
+    def result(self) -> object:
         """Return the value, or raise the exception."""
         if self.error is not None:
             raise self.error.with_traceback(None)
@@ -39,7 +39,7 @@ class ServedItems(NamedTuple):
     `until_cancelled` is there where the program cancelled it: its end is not raised, but waited for.
     """
 
-    items: list[Any]
+    items: list[object]
     end: RecordedOutcome
     sent: dict[int, Sent] | None = None
     left: bool = False
@@ -113,10 +113,10 @@ class ReplaySource(Protocol):
     def check_doubt(self) -> None:
         """Raise if another step is in doubt."""
 
-    def open_scope(self, scope: Any) -> bool:
+    def open_scope(self, scope: object) -> bool:
         """Return whether the opening of a scope is on record."""
         ...
 
-    def close_scope(self, scope: Any) -> bool:
+    def close_scope(self, scope: object) -> bool:
         """Return whether the closing of a scope is on record."""
         ...

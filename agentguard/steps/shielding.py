@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from agentguard.errors import AgentGuardError, RunStopped
-from agentguard.runs.current import CURRENT
+from agentguard.steps.current import CURRENT
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def _same_branch(body: Awaitable[T]) -> asyncio.Task[T]:
     return asyncio.get_running_loop().create_task(continued(), context=context)
 
 
-def _only_refused(check: Callable[[], Any]) -> bool:
+def _only_refused(check: Callable[[], object]) -> bool:
     """Whether what is stopped here, run or scope, lets bodies in flight finish."""
     try:
         check()

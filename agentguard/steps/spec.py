@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from agentguard.budget.account import ONE_STEP, Amounts, Request
 from agentguard.budget.model import Usage
 from agentguard.runs.branch import key_segment
+
+if TYPE_CHECKING:
+    from agentguard.durability import Durability
+    from agentguard.events.data import StepStarted
+    from agentguard.steps.redaction import Redactor
+
+#: A user's function, and one that returns an awaitable; what a call of it is given.
+Function = Callable[..., object]
+AsyncFunction = Callable[..., Awaitable[object]]
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
 
 Effect = Literal["read", "idempotent", "once"]
 Capture = Literal["full", "digest", "none"]
@@ -15,6 +26,19 @@ Outside = Literal["refuse", "allow"]
 
 TOOL = "tool"
 LLM = "llm"
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """A user's `codec=`: how a step's results become bytes, and come back."""
+
+    def encode(self, value: object, /) -> bytes:
+        """Return the value as bytes."""
+        ...
+
+    def decode(self, data: bytes, /) -> Any:
+        """Return the value of `encode`."""
+        ...
 
 
 class StepSpec:
@@ -68,14 +92,14 @@ class StepSpec:
         self.usage_takes_arguments = False
         self.free_on: tuple[type[BaseException], ...] = ()
         self.capture: Capture | None = None
-        #: A `Redactor`; False: off; None: as the guard says.
-        self.redact: Any = None
+        #: None: as the guard says.  False: off.
+        self.redact: Redactor | Literal[False] | None = None
         self.ignore: tuple[str, ...] = ()
-        self.codec: Any = None
+        self.codec: Codec | None = None
         self.effect: Effect = "once"
-        self.probe: Callable[..., Any] | None = None
-        self.durability: Any = None
-        self.approval: Any = None
+        self.probe: Function | None = None
+        self.durability: Durability | None = None
+        self.approval: Function | Literal[True] | None = None
         #: How many seconds its approval is waited for; None: as the guard says.
         self.approval_timeout: float | None = None
         self.timeout: float | None = None
@@ -86,13 +110,13 @@ class StepSpec:
         self.positional: tuple[str, ...] = ()
         self.skip_first = False
         self.is_async = False
-        self.returns: Any = None
+        self.returns: object = None  # a type, or what `typing` makes of one
         self.max_items_bytes = 1_000_000
         #: The request of every call, where calls do not differ; None where each needs its own.
         self.plain = Request(ONE_STEP, name, kind)
         self.request: Request | None = self.plain
         #: Facts for the span and the log, where all calls have the same; `Step.attributes` for others.
-        self.attributes: dict[str, Any] | None = None
+        self.attributes: dict[str, object] | None = None
         self.postpaid = False
         self.unbounded = False
         self.settle_options()
@@ -104,7 +128,7 @@ class StepSpec:
             self.approval is not None or self.key is not None or self.kind == LLM or self.request is None
         )
         #: What every `step_started` says of it.
-        self.facts: dict[str, Any] = {}
+        self.facts: StepStarted = {}
         if self.effect != "once":
             self.facts["effect"] = self.effect
         if self.is_async:
@@ -129,12 +153,12 @@ def name_option(error: BaseException, step: str, option: str) -> None:
         error.add_note(note)
 
 
-def logged_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def logged_attributes(attributes: Mapping[str, object]) -> dict[str, object]:
     """What the log says of attributes: what a span would not take either (None, objects) it does not."""
     return {name: value for name, value in attributes.items() if type(value) in _SCALARS or _is_plain(value)}
 
 
-def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
+def checked_attributes(name: str, attributes: object) -> dict[str, object] | None:
     """The option `attributes`."""
     if attributes is not None and not isinstance(attributes, Mapping):
         raise TypeError(f"{name}: attributes must be a mapping, not {attributes!r}")
@@ -144,7 +168,7 @@ def checked_attributes(name: str, attributes: Any) -> dict[str, Any] | None:
 _SCALARS = (str, bool, int, float)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(isinstance(item, _SCALARS) for item in value)
     return isinstance(value, _SCALARS)

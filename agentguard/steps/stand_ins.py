@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.model import Step
+
+if TYPE_CHECKING:
+    from agentguard.steps.following import Block
 
 
 class GoesOn(Protocol):
@@ -20,19 +23,19 @@ class GoesOn(Protocol):
         """The step that is open until it is done."""
         ...
 
-    def awaited(self) -> Coroutine[Any, Any, Any]:
+    def awaited(self) -> Coroutine[object, object, object]:
         """Go on until it is awaited to its end."""
         ...
 
-    def items(self, iterator: Any) -> GuardedGenerator:
+    def items(self, iterator: object) -> GuardedGenerator:
         """Go on item by item."""
         ...
 
-    def async_items(self, iterator: Any) -> GuardedAsyncGenerator:
+    def async_items(self, iterator: object) -> GuardedAsyncGenerator:
         """Go on item by item, each awaited."""
         ...
 
-    def entered(self) -> Any:
+    def entered(self) -> Block:
         """Go on as a block."""
         ...
 
@@ -46,11 +49,11 @@ class IteratorItems:
     def __init__(self, iterator: Any) -> None:
         self._iterator = iterator
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: object) -> object:
         """The next item."""
         return next(self._iterator) if value is None else self._iterator.send(value)
 
-    def throw(self, error: BaseException) -> Any:
+    def throw(self, error: BaseException) -> object:
         """Raise inside, where it can be done."""
         if hasattr(self._iterator, "throw"):
             return self._iterator.throw(error)
@@ -68,11 +71,11 @@ class AsyncIteratorItems:
     def __init__(self, iterator: Any) -> None:
         self._iterator = iterator
 
-    async def asend(self, value: Any) -> Any:
+    async def asend(self, value: object) -> object:
         """The next item."""
         return await (anext(self._iterator) if value is None else self._iterator.asend(value))
 
-    async def athrow(self, error: BaseException) -> Any:
+    async def athrow(self, error: BaseException) -> object:
         """Raise inside, where it can be done."""
         if hasattr(self._iterator, "athrow"):
             return await self._iterator.athrow(error)
@@ -85,6 +88,6 @@ class AsyncIteratorItems:
             await closed
 
 
-def async_iterator(value: Any) -> Any:
+def async_iterator(value: Any) -> AsyncIterator[object]:
     """Return what gives the items: the object itself, or what it gives (a page that fetches the next)."""
     return value if hasattr(type(value), "__anext__") else aiter(value)

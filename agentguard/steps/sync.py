@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from agentguard.runs.current import CURRENT
 from agentguard.steps import outcome
+from agentguard.steps.current import CURRENT, InRun
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import follow, recorded
 from agentguard.steps.interrupt import SyncBody, in_a_body, uninterruptible
 from agentguard.steps.kinds import is_value, kind_of
-from agentguard.steps.model import InRun
 from agentguard.steps.phases import begin, close, rescue, settled
-from agentguard.steps.spec import StepSpec
+from agentguard.steps.spec import Args, Function, Kwargs, StepSpec
 
 
 def call(
     spec: StepSpec,
     position: InRun,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    fn: Function,
+    args: Args,
+    kwargs: Kwargs,
     *,
-    attributes: Mapping[str, Any] | None = None,
-) -> Any:
+    attributes: Mapping[str, object] | None = None,
+) -> object:
     """Run one guarded call of `fn`."""
     if position.live_run.interrupt and in_a_body():
         with uninterruptible():

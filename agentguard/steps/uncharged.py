@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from agentguard.budget import resources as r
+from agentguard.events.data import BudgetWarning
 from agentguard.runs.fold import RunFold
 
 
-def uncharged(fold: RunFold) -> Iterator[dict[str, Any]]:
+def uncharged(fold: RunFold) -> Iterator[BudgetWarning]:
     """Yield a budget warning for each limit of the run and its scopes that no step has charged.
 
     A run without any step says nothing of its limits, nor does a limit of 0, which forbids.

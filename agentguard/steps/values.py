@@ -11,7 +11,15 @@ import collections.abc
 import functools
 import sys
 import types
-from typing import Any, Final, NamedTuple, Protocol, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 
@@ -23,6 +31,10 @@ from agentguard._values.packing import EXACT, ByNamePacker, Packer, encode
 from agentguard._values.plain import PREFIX, is_plain
 from agentguard._values.sameness import same
 from agentguard._values.unpacking import Finder, finder_of, imported, unpack
+from agentguard.steps.spec import Codec
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 #: These always come back as they were, where no annotation has a say.
 _SCALARS = frozenset((type(None), bool, int, str))
@@ -42,19 +54,7 @@ class Captured(NamedTuple):
     reason: str | None = None
 
 
-class Codec(Protocol):
-    """A user's `codec=`: how a step's results become bytes, and come back."""
-
-    def encode(self, value: Any, /) -> bytes:
-        """Return the value as bytes."""
-        ...
-
-    def decode(self, data: bytes, /) -> Any:
-        """Return the value of `encode`."""
-        ...
-
-
-def captured_by(returns: Any) -> frozenset[type]:
+def captured_by(returns: object) -> frozenset[type]:
     """Return the types whose scalars come back through an annotation as they do without it.
 
     `float` would make 3.0 of 3, and an enum its member of a text: those are brought back without.
@@ -63,7 +63,7 @@ def captured_by(returns: Any) -> frozenset[type]:
         return _SCALARS | {float}
     union = get_origin(returns) in (Union, types.UnionType)
     try:
-        members = frozenset(get_args(returns) if union else (returns,))
+        members: frozenset[Any] = frozenset(get_args(returns) if union else (returns,))
     except TypeError:  # an annotation that cannot be hashed
         return frozenset()
     if not members <= _SCALARS | {float}:
@@ -71,7 +71,7 @@ def captured_by(returns: Any) -> frozenset[type]:
     return members - {float} if int in members else members
 
 
-def scalar(value: Any) -> bytes | None:
+def scalar(value: object) -> bytes | None:
     """Return a scalar as JSON, where JSON gives it back."""
     try:
         payload = encode(value)
@@ -80,7 +80,7 @@ def scalar(value: Any) -> bytes | None:
     return None if payload == b"null" and value is not None else payload  # as which nan and inf go
 
 
-def capture(value: Any, returns: Any = None, *, by_name: bool = False) -> Captured:
+def capture(value: object, returns: object = None, *, by_name: bool = False) -> Captured:
     """Return a value in the first form that brings it back as it was, else one to be read, and the reason.
 
     `by_name`: no annotation can be given, so objects of imported classes come back by the names of these.
@@ -97,7 +97,7 @@ def capture(value: Any, returns: Any = None, *, by_name: bool = False) -> Captur
     return _tagged(value, returns, by_name=by_name)
 
 
-def _annotated(value: Any, returns: Any) -> bytes | None:
+def _annotated(value: object, returns: object) -> bytes | None:
     """Return a value as JSON that its annotation makes the same value of; None if it makes another."""
     try:
         payload = _encode_native(value)
@@ -106,7 +106,7 @@ def _annotated(value: Any, returns: Any) -> bytes | None:
         return None
 
 
-def _model(value: Any) -> Any:
+def _model(value: object) -> object:
     """Return what msgspec does not know: a pydantic model, by its fields."""
     dump = getattr(value, "model_dump", None)
     if not callable(dump) or isinstance(value, type) or hasattr(type(value), "get_secret_value"):
@@ -117,7 +117,7 @@ def _model(value: Any) -> Any:
 _encode_native: Final = msgspec.json.Encoder(enc_hook=_model).encode
 
 
-def _tagged(value: Any, returns: Any, *, by_name: bool) -> Captured:
+def _tagged(value: object, returns: object, *, by_name: bool) -> Captured:
     packer = ByNamePacker() if by_name else Packer()
     try:
         payload = _EXACT_HEAD + encode(packer.pack(value)) + b"}"
@@ -136,14 +136,14 @@ def _tagged(value: Any, returns: Any, *, by_name: bool) -> Captured:
 class _ReadablePacker(ArgumentPacker):
     """Packs what is only to be read: a stranger's object by its type, without a look at its state."""
 
-    def opaque(self, value: Any) -> Any:
+    def opaque(self, value: object) -> object:
         return {OPAQUE: type_name(type(value))}
 
 
 _READABLE: Final = _ReadablePacker()
 
 
-def readable(value: Any) -> bytes | None:
+def readable(value: object) -> bytes | None:
     """Return JSON for people to read; None where even that fails."""
     try:
         return encode_argument(value, _READABLE)
@@ -151,7 +151,7 @@ def readable(value: Any) -> bytes | None:
         return None
 
 
-def restore(payload: bytes, returns: Any = None, *, by_name: bool = False) -> Any:
+def restore(payload: bytes, returns: object = None, *, by_name: bool = False) -> Any:
     """Return the value of a payload, through a return annotation where there is one.
 
     Raises:
@@ -163,14 +163,14 @@ def restore(payload: bytes, returns: Any = None, *, by_name: bool = False) -> An
     return decode(payload) if returns is None else _through(payload, returns)
 
 
-def _finder(returns: Any) -> Finder:
+def _finder(returns: object) -> Finder:
     try:
         return finder_of(returns)
     except TypeError:  # an annotation that cannot be hashed
         return finder_of.__wrapped__(returns)
 
 
-def _through(payload: bytes, returns: Any) -> Any:
+def _through(payload: bytes, returns: Any) -> object:
     validate = getattr(returns, "model_validate_json", None)
     if callable(validate):
         return validate(payload)
@@ -183,13 +183,13 @@ def _through(payload: bytes, returns: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _adapter(returns: Any) -> Any:
+def _adapter(returns: Any) -> TypeAdapter[object]:
     from pydantic import TypeAdapter  # noqa: PLC0415 - the user's: it is loaded, or its models would not be
 
     return TypeAdapter(returns)
 
 
-def by_codec(codec: Codec, value: Any) -> bytes:
+def by_codec(codec: Codec, value: object) -> bytes:
     """Return a value through a user's codec.
 
     Raises:
@@ -201,13 +201,13 @@ def by_codec(codec: Codec, value: Any) -> bytes:
     return encoded
 
 
-def item_type(returns: Any) -> Any:
+def item_type(returns: object) -> object:
     """Return what a generator annotated with `returns` yields: `Iterator[T]` and its like give T."""
     arguments = get_args(returns)
     return arguments[0] if arguments else None
 
 
-def return_type(returns: Any) -> Any:
+def return_type(returns: object) -> object:
     """Return what a generator annotated with `returns` returns: `Generator[T, S, R]` gives R."""
     if get_origin(returns) is not collections.abc.Generator:
         return None

@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from agentguard.errors import AgentGuardError
+from agentguard.events.data import StepRefused, data_of
 from agentguard.steps import exceptions, limit_questions
 from agentguard.steps.flow import refused_record, replace_data
 from agentguard.steps.outcome import CANCELLED, is_cancellation
@@ -44,7 +45,8 @@ def _withdraw(step: Step, error: BaseException) -> None:
     if step.started_ns or step.key in log.fold.open or log.fold.state.final:
         return  # the step had started, and its driver settles it; or the run ended first
     record = refused_record(step)
-    data = {**(record.data or {}), **exceptions.on_record(error, step.live_run.redactor(step.spec))}
+    data: StepRefused = {**data_of(record, StepRefused)}
+    exceptions.put_on_record(data, error, step.live_run.redactor(step.spec))
     if is_cancellation(error):
         data["outcome"] = CANCELLED
     log.act([replace_data(record, data)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from agentguard.runs import current
+from agentguard.steps import current
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from agentguard.program import Program, name_of
 from agentguard.protocols import RunQueue
 from agentguard.queries import Queries
 from agentguard.run import Run
-from agentguard.runs.current import CURRENT
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 from agentguard.runtime import Runtime
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.submitted import SubmittedSession
+from agentguard.steps.current import CURRENT
 from agentguard.workers.job import RunJob, checked_queue
 
 #: Seconds between two looks at a run that is waited for.
@@ -136,7 +136,9 @@ def submit(
         return SubmittedRun(runtime, session.run_id, session.name, session.tenant)
 
     place = CURRENT.get()
-    return put(options) if place is None else _in_a_run(place.run, runtime, options, put)
+    if place is None or not isinstance(place.run, Run):
+        return put(options)
+    return _in_a_run(place.run, runtime, options, put)
 
 
 def _in_a_run(

@@ -8,7 +8,7 @@ from agentguard import NoActiveRunError, Run, UnknownCostError, Usage, current_r
 from agentguard.cost import Bound, ModelCosts, ModelPrices, ModelRequest, ModelUsage, model_usage
 from agentguard.cost.usage import USUAL_OUTPUT, Unpriced
 from agentguard.protocols import PriceBook
-from agentguard.runs.current import outside_allowed
+from agentguard.steps.current import outside_allowed
 from agentguard_clients.endpoints import Body, Endpoint, Provider
 
 #: What a provider's own template adds to a prompt, on the high side.

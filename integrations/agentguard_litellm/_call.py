@@ -14,7 +14,7 @@ from agentguard.cost import ModelCosts, ModelPrices, ModelRequest, ModelUsage, m
 from agentguard.cost.usage import Unpriced
 from agentguard.fragments import fragmented
 from agentguard.protocols import PriceBook
-from agentguard.runs.current import outside_allowed
+from agentguard.steps.current import outside_allowed
 from agentguard_litellm._codec import AnswerCodec, Opened, StreamCodec
 
 #: The provider refused the request, and bills nothing for it.

@@ -19,7 +19,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.errors import DuplicateKeyError
-from agentguard.runs.tasks import LoopBranches
+from agentguard.steps.tasks import LoopBranches
 
 
 @guarded_step

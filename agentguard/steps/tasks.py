@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextvars import Context, copy_context
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentguard.runs.branch import Branch
-from agentguard.runs.current import CURRENT, on_branch
+from agentguard.steps.current import CURRENT, InRun, on_branch
 
+if TYPE_CHECKING:
+    from agentguard.steps.live import LiveRun
+
+T = TypeVar("T")
 _LABEL = "task"
 
 running_loop = asyncio._get_running_loop
@@ -33,16 +37,16 @@ class LoopBranches:
         #: Tasks made inside runs that are not done yet.
         self.alive = 0
         self._wrapped = loop.get_task_factory()
-        loop.set_task_factory(self)
+        loop.set_task_factory(self)  # type: ignore[arg-type]
 
     def __call__(
         self,
         loop: asyncio.AbstractEventLoop,
-        coro: Any,
+        coro: Coroutine[Any, Any, T],
         *,
         context: Context | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> asyncio.Future[T]:
         """Make a task, in a branch of its own where the context has a run."""
         if context is None:
             context = copy_context()
@@ -53,14 +57,14 @@ class LoopBranches:
             child = on_branch(position, position.branch.here().child(_LABEL))
             context.run(CURRENT.set, child)
         if self._wrapped is None:
-            task: Any = asyncio.Task(coro, loop=loop, context=context, **options)
+            task: asyncio.Future[T] = asyncio.Task(coro, loop=loop, context=context, **options)
         else:
             task = self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
         if position is not None:
             self.count((task,), position.run.live_run)
         return task
 
-    def count(self, made: Iterable[asyncio.Future[Any]], live_run: Any) -> None:
+    def count(self, made: Iterable[asyncio.Future[Any]], live_run: LiveRun) -> None:
         """Count tasks made inside a run, whose outcomes may have to be delivered in turn."""
         for task in made:
             live_run.in_flight.concurrent = True
@@ -80,7 +84,8 @@ class LoopBranches:
         loop = self._loop()
         if self._users or loop is None:
             return
-        if loop.get_task_factory() is self and not loop.is_closed():
+        installed: object = loop.get_task_factory()
+        if installed is self and not loop.is_closed():
             loop.set_task_factory(self._wrapped)
 
 
@@ -106,10 +111,10 @@ class EarlyTasks:
 
     def __init__(self) -> None:
         #: By task; a loop's first task continues the branch that the run was opened in.
-        self._branches: weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]
+        self._branches: weakref.WeakKeyDictionary[asyncio.Task[object], Branch]
         self._branches = weakref.WeakKeyDictionary()
 
-    def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[object]]:
         """Give the tasks of a loop their branches; return those with one of their own."""
         first = first_task(loop)
         made = [task for task in sorted(asyncio.all_tasks(loop), key=_creation) if task is not first]
@@ -126,19 +131,19 @@ class EarlyTasks:
         return branch if task is None else self._branches.get(task, branch)
 
 
-def first_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+def first_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[object] | None:
     """Return the first-made task of a loop: as a rule the one that the loop runs until complete."""
     return min(asyncio.all_tasks(loop), key=_creation, default=None)
 
 
-def _creation(task: asyncio.Task[Any]) -> tuple[int, str]:
+def _creation(task: asyncio.Task[object]) -> tuple[int, str]:
     """Return a sort key for the order of creation."""
     name = task.get_name()
     number = name.removeprefix("Task-")
     return (int(number), name) if number.isdigit() else (sys.maxsize, name)
 
 
-def ensure_task_factory(position: Any) -> None:
+def ensure_task_factory(position: InRun) -> None:
     """See to it that tasks of the loop that runs now, if one does, get branches."""
     loop = running_loop()
     if loop is not None and loop not in position.live_run.in_flight.loops:
@@ -147,7 +152,7 @@ def ensure_task_factory(position: Any) -> None:
 
 def install_task_factory(loop: asyncio.AbstractEventLoop, live_run_id: int) -> LoopBranches:
     """Return the task factory of a loop, installed at first use."""
-    installed: Any = loop.get_task_factory()
+    installed: object = loop.get_task_factory()
     factory = installed if isinstance(installed, LoopBranches) else LoopBranches(loop)
     factory.use(live_run_id)
     return factory
