@@ -9,7 +9,9 @@ slowed down, a little more each time; from `LAST` on it is cancelled as well, by
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,17 @@ _FIRST, _LONGEST = 0.001, 0.1
 _LONGEST_IN_LOOP = 0.001
 _MOST_BRANCHES = 10_000
 
+
+class _Threads(threading.local):
+    """The number of a thread, which no other gets when this one has ended."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+
+
+_threads = _Threads()
 _log = logging.getLogger("agentguard")
 
 
@@ -82,11 +95,13 @@ def check_place(live_run: LiveRun, scope: str, branch: str, pos: int | None = No
 
 
 def _refused(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> None:
-    count = _spins(live_run, branch, stop, pos, branch)
+    # Threads in copies of one context share a branch: each of them is asked apart, as tasks are.
+    place = f"{branch} in thread {_threads.number}"
+    count = _spins(live_run, place, stop, pos, branch)
     if count >= PATIENCE:
         in_loop = asyncio._get_running_loop() is not None
         time.sleep(min(_delay(count), _LONGEST_IN_LOOP) if in_loop else _delay(count))
-    _cancel(branch, count, stop)
+    _cancel(place, count, stop)
 
 
 def _branch_of(step: Step) -> str:
@@ -99,13 +114,11 @@ def _spins(live_run: LiveRun, place: str, stop: RunStopped, pos: int | None, bra
     count = _count(live_run, place, stop, pos)
     if count == PATIENCE:
         _tell(live_run, place, stop)
-    in_a_task = place != branch  # whose address another may have had before
-    if live_run.stops.stop is None or (count > 1 and not in_a_task):
+    if live_run.stops.stop is None:
         return count
-    # A task, or a branch, for each try: the code that makes them one after the other spins.
+    # A task, a thread, or a branch, for each try: the code that makes them one after the other spins.
     outer = branch.rpartition("/")[0]
-    places = (branch, outer) if in_a_task else (outer,)
-    return max(count, *(_spins_in(live_run, each, stop) for each in places))
+    return max(count, *(_spins_in(live_run, each, stop) for each in (branch, outer)))
 
 
 def _spins_in(live_run: LiveRun, branch: str, stop: RunStopped) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -233,6 +234,29 @@ def test_each_thread_that_spins_ends(guard):
         for thread in threads:
             thread.join()
     assert len(ended) == 3
+
+
+def test_threads_in_copies_of_one_context_meet_the_stop_itself(guard):
+    met: list[type[BaseException]] = []
+
+    def work() -> None:
+        try:
+            tool()
+        except BaseException as error:
+            met.append(type(error))
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("threads") as run:
+        guard.kill(reason="enough", run=run.id)
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(work,))
+            for _ in range(3 * spinning.LAST)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(met) == {KillSwitchTriggeredError}
+    assert len(met) == len(threads)
 
 
 def test_a_wide_fan_out_meets_the_stop_itself_in_each_branch(guard):
