@@ -17,7 +17,11 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".peers"
-ROWS = (
+#: What `measure.py` puts before what it found.
+MARK = "found: "
+#: The answers of `limits.py` and `kills.py`, and those of `durable.py` and `kills.py`.
+KILLS = ("kill to check", "kill to body")
+LIMITS = (
     "one after another",
     "64 threads",
     "64 tasks",
@@ -25,7 +29,17 @@ ROWS = (
     "bad costs taken",
     "calls that raise",
     "stop swallowed",
+    *KILLS,
     "µs a call",
+)
+DURABLE = (
+    "after each step",
+    "µs a step",
+    "µs a bare commit with fsync",
+    "bytes a step",
+    "replay of 5 steps: bodies run",
+    "kill -9 in step 3 of 5: bodies run",
+    *KILLS,
 )
 
 
@@ -38,20 +52,26 @@ def main() -> None:
     adapters = {path.stem: path for path in sorted((HERE / "adapters").glob("*.py"))}
     if strange := set(options.only) - set(adapters):
         parser.error(f"no adapter {', '.join(sorted(strange))}; there are {', '.join(adapters)}")
-    found = {name: measured(adapters[name]) for name in options.only or adapters}
-    print(table(found))
+    found = {}
+    for name in options.only or adapters:
+        print(f"measuring {name}", file=sys.stderr)
+        found[name] = measured(adapters[name])
+    for rows in (LIMITS, DURABLE):
+        print(f"{table(found, rows)}\n")
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def measured(adapter: Path) -> dict[str, Any]:
-    """Return what one package does."""
-    python = environment(adapter)
-    command = [str(python), str(HERE / "measure.py"), str(adapter)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)  # noqa: S603
-    if done.returncode:
-        raise SystemExit(f"{adapter.stem} could not be measured:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    """Return what one package does, or why it could not be measured."""
+    try:
+        python = environment(adapter)
+        command = [str(python), str(HERE / "measure.py"), str(adapter)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=1800, check=True)  # noqa: S603
+    except subprocess.SubprocessError as error:
+        return {"error": f"could not be had or measured: {error}"}
+    marked = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    found: dict[str, Any] = json.loads(marked[-1].removeprefix(MARK))
     return found
 
 
@@ -62,31 +82,30 @@ def environment(adapter: Path) -> Path:
     )
     if requires == ".":
         return Path(sys.executable)
-    folder = ENVIRONMENTS / requires
+    folder = ENVIRONMENTS / requires.replace(" ", "+")
     python = folder / "bin" / "python"
     if not (folder / ".made").exists():
         venv.create(folder, clear=True, with_pip=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requires]
-        subprocess.run(pip, check=True)  # noqa: S603
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *requires.split()], check=True)  # noqa: S603
         (folder / ".made").touch()
     return python
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Return the findings as a Markdown table, a row a package."""
-    lines = ["| package | " + " | ".join(ROWS) + " |", "|---" * (len(ROWS) + 1) + "|"]
+def table(found: dict[str, dict[str, Any]], rows: tuple[str, ...]) -> str:
+    """Return what was found as a Markdown table, a row a package."""
+    lines = ["| package | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for name, facts in found.items():
-        cells = [f"{name} {facts['version']}", *(_cell(facts[row]) for row in ROWS)]
-        lines.append("| " + " | ".join(cells) + " |")
+        if "error" in facts:
+            lines.append(f"| {name} | {facts['error']} |")
+        elif set(rows) <= facts.keys():
+            cells = [f"{name} {facts['version']}", *(_cell(facts[row]) for row in rows)]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(fact: Any) -> str:
-    if isinstance(fact, dict):
-        return f"{fact['calls']}; {fact['what says so']}"
-    if isinstance(fact, list):
-        return ", ".join(fact) or "none"
-    return str(fact)
+    return (", ".join(fact) or "none") if isinstance(fact, list) else str(fact)
 
 
 if __name__ == "__main__":

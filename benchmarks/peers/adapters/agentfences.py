@@ -6,13 +6,9 @@ from contextlib import contextmanager
 import agentfences
 
 REQUIRES = "agentfences==0.9.2"
-
-
-class Breached(Exception):
-    """It raises nothing; an agent that heeds the verdict stops here."""
-
-
+Breached = type("Breached", (Exception,), {})  # it raises nothing; an agent that heeds the verdict stops
 STOPS = (Breached,)
+SAYS = dict.fromkeys(("kill to check", "kill to body"), "from its hosted dashboard")
 agentfences.init(local_only=True)
 
 

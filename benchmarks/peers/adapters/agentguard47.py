@@ -6,6 +6,7 @@ from agentguard import BudgetExceeded, BudgetGuard
 
 REQUIRES = "agentguard47==2.0.0"
 STOPS = (BudgetExceeded,)
+SAYS = dict.fromkeys(("kill to check", "kill to body"), "not by the SDK; hosted")
 
 
 @contextmanager

@@ -1,40 +1,39 @@
-"""agentseatbelt: `guard.checkpoint(...)` and `guard.add_cost(...)` inside `guard.run(agent)`."""
+"""agentseatbelt: `guard.checkpoint(...)` and `guard.add_cost(...)` in `guard.run(agent)`; a file kills."""
 
 import asyncio
-import itertools
-from contextlib import contextmanager
+from contextlib import nullcontext
+from pathlib import Path
 
-from agentseatbelt import Guard
-from agentseatbelt.errors import GuardStop
+from agentseatbelt import Guard, GuardStop
 
 REQUIRES = "agentseatbelt==0.3.0"
 STOPS = (GuardStop,)
-_numbers = itertools.count()  # equal actions would be a loop, which is not what is measured
 
 
-@contextmanager
-def session(limit, cost):
-    yield Guard(max_budget_usd=limit), cost
+def session(limit, cost, **options):
+    return nullcontext((Guard(max_budget_usd=limit, loop_threshold=None, **options), cost))
 
 
 def governed(run, agent):
-    """Run the agent; the result says whether it was stopped, and its output is None then."""
-    is_async = asyncio.iscoroutinefunction(agent)
-    result = asyncio.run(run[0].arun(agent)) if is_async else run[0].run(agent)
+    result = asyncio.run(run[0].arun(agent)) if asyncio.iscoroutinefunction(agent) else run[0].run(agent)
     return "its result says so" if result.stopped else None
 
 
 def call(run, body):
-    guard, cost = run
-    guard.checkpoint("step", number=next(_numbers))
-    result = body()
-    guard.add_cost(cost)
-    return result
+    run[0].checkpoint("step")
+    body()
+    run[0].add_cost(run[1])
 
 
 async def acall(run, body):
-    guard, cost = run
-    guard.checkpoint("step", number=next(_numbers))
-    result = await body()
-    guard.add_cost(cost)
-    return result
+    run[0].checkpoint("step")
+    await body()
+    run[0].add_cost(run[1])
+
+
+def killable(place, name):
+    return session(None, 0, kill_file=f"{place}/{name}")
+
+
+def killer(place):
+    return lambda name: Path(place, name).touch()
