@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -62,12 +63,17 @@ def opened(adapter, folder, body):
             yield functions
         return
     engine = contextlib.asynccontextmanager(adapter.engine)(folder, body)
-    with asyncio.Runner() as runner:
-        run, replay = runner.run(engine.__aenter__())
-        try:
-            yield lambda *given: runner.run(run(*given)), lambda *given: runner.run(replay(*given))
-        finally:
-            runner.run(engine.__aexit__(None, None, None))
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    def done(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    run, replay = done(engine.__aenter__())
+    try:
+        yield lambda *given: done(run(*given)), lambda *given: done(replay(*given))
+    finally:
+        done(engine.__aexit__(None, None, None))
 
 
 def cost(folder, adapter):
@@ -116,9 +122,10 @@ def replayed(folder, adapter):
 
 def crashed(folder, path):
     """Let a process die in a body, after its effect; then take the run up in a process of its own."""
-    for _ in range(2):
-        with processes.started(path, "crash", folder) as process:
-            ended = processes.heard(process)
+    with processes.started(path, "crash", folder):
+        pass
+    with processes.started(path, "crash", folder) as process:
+        ended = processes.heard(process)
     effects = Path(folder, "effects").read_text().split()
     return f"{', '.join(effects)}; {ended}"
 

