@@ -49,10 +49,13 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
         growth.measure,
         ("growth-memory", "growth-sqlite", "growth-depth", "growth-scopes", "growth-runs"),
     ),
-    "durable": (durable.measure, ("sqlite-process", "sqlite-power")),
+    "durable": (
+        durable.measure,
+        ("sqlite-process", "sqlite-power", "durable-dbos", "durable-sqlite-saver"),
+    ),
     "wal": (
         wal.measure,
-        ("wal-1", "wal-2", "wal-4", "wal-8", "wal-slow", "wal-short-readers", "wal-reader"),
+        ("wal-1", "wal-2", "wal-4", "wal-8", "wal-slow", "wal-short-readers", "wal-together", "wal-reader"),
     ),
     "postgres": (
         postgres.measure,
@@ -74,6 +77,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
             "langchain",
             "langchain-empty",
             "langchain-own",
+            "langchain-step",
             "langchain-there",
             "langchain-handler",
             "langchain-middleware",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,8 +14,11 @@ from typing import Any
 from agentguard import Budget, Guard, guarded_step
 from benchmarks import _measure as m
 from benchmarks._rows import Row
+from benchmarks.peers import __main__ as peers
 
 _BLOCK = 50
+#: Adapters of the comparison, with their titles and how many times our step theirs is to take.
+_PEERS = {"dbos": ("DBOS", 6), "sqlite_saver": ("LangGraph's SqliteSaver", 1)}
 
 
 def measure(*, quick: bool) -> list[Row]:
@@ -23,6 +27,7 @@ def measure(*, quick: bool) -> list[Row]:
         return [
             _process(Path(folder), 15 if quick else 60),
             _power(Path(folder), 200 if quick else 800, 3 if quick else 9),
+            *_peers(1 if quick else 3),
         ]
 
 
@@ -41,7 +46,7 @@ def _process(folder: Path, rounds: int) -> Row:
         what="durable step over two bare WAL+NORMAL one-row commits",
         value=taken["step"] / (2 * taken["commit"]),
         unit="x",
-        limit=1.5,
+        limit=1.7,
         facts={"µs a step": taken["step"] / 1000, "µs a commit": taken["commit"] / 1000},
     )
 
@@ -82,6 +87,30 @@ def _power(folder: Path, steps: int, rounds: int) -> Row:
         sense="at least",
         facts={"steps/s of one": 1e9 / taken["one"], "of 64": 1e9 / taken["many"]},
     )
+
+
+def _peers(rounds: int) -> list[Row]:
+    """The durable steps of others over ours that is fsynced too, each in its own environment and in turns."""
+    found: dict[str, list[float]] = {name: [] for name in ("agentguard_power", *_PEERS)}
+    try:
+        for name in list(found) * rounds:
+            found[name].append(peers.measured(peers.ADAPTERS[name], case="µs a step")["µs a step"])
+    except (OSError, KeyError):  # no package index
+        return []
+    taken = {name: statistics.median(some) for name, some in found.items()}
+    ours = taken["agentguard_power"]
+    return [
+        Row(
+            name=f"durable-{name.replace('_', '-')}",
+            what=f"a durable step of {title} over ours, each fsynced",
+            value=taken[name] / ours,
+            unit="x",
+            limit=limit,
+            sense="at least",
+            facts={"its µs": taken[name], "ours": ours},
+        )
+        for name, (title, limit) in _PEERS.items()
+    ]
 
 
 async def _tasks(guard: Guard, tasks: int, steps: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import sqlite3
+import statistics
 import tempfile
 import time
 from contextlib import closing
@@ -26,6 +27,7 @@ def measure(*, quick: bool) -> list[Row]:
     rows.append(_size("wal-slow", 8, seconds, "slow"))
     rows.append(_size("wal-short-readers", 2, seconds, "short"))
     alone, beside = (_steps(seconds, reader) for reader in ("", "stays"))
+    rows.append(_together(seconds))
     rows.append(
         Row(
             name="wal-reader",
@@ -38,6 +40,23 @@ def measure(*, quick: bool) -> list[Row]:
         )
     )
     return rows
+
+
+def _together(seconds: float) -> Row:
+    """The processes take turns with the one, since a machine's speed changes meanwhile."""
+    found: dict[int, list[float]] = {1: [], 4: []}
+    for writers in (*found, *reversed(found), *found):
+        found[writers].append(_steps(seconds / 2, "", writers))
+    one, four = (statistics.median(rates) for rates in found.values())
+    return Row(
+        name="wal-together",
+        what="steps/s of 4 processes on one file together, over those of one",
+        value=four / one,
+        unit="x",
+        limit=0.8,
+        sense="at least",
+        facts={"steps/s of one": one, "of 4": four},
+    )
 
 
 def _size(name: str, writers: int, seconds: float, how: str) -> Row:
@@ -55,9 +74,9 @@ def _size(name: str, writers: int, seconds: float, how: str) -> Row:
     )
 
 
-def _steps(seconds: float, how: str) -> float:
+def _steps(seconds: float, how: str, writers: int = 1) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        return _run(Path(folder) / "reader.db", 1, seconds, how)[0] / seconds
+        return _run(Path(folder) / "steps.db", writers, seconds, how)[0] / seconds
 
 
 def _run(path: Path, writers: int, seconds: float, how: str) -> tuple[int, int]:

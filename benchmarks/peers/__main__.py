@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".peers"
+ADAPTERS = {path.stem: path for path in sorted((HERE / "adapters").glob("*.py"))}
 #: What `measure.py` puts before what it found.
 MARK = "found: "
 #: The answers of `limits.py` and `kills.py`, and those of `durable.py` and `kills.py`.
@@ -49,24 +50,23 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", default=[])
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
-    adapters = {path.stem: path for path in sorted((HERE / "adapters").glob("*.py"))}
-    if strange := set(options.only) - set(adapters):
-        parser.error(f"no adapter {', '.join(sorted(strange))}; there are {', '.join(adapters)}")
+    if strange := set(options.only) - set(ADAPTERS):
+        parser.error(f"no adapter {', '.join(sorted(strange))}; there are {', '.join(ADAPTERS)}")
     found = {}
-    for name in options.only or adapters:
+    for name in options.only or ADAPTERS:
         print(f"measuring {name}", file=sys.stderr)
-        found[name] = measured(adapters[name])
+        found[name] = measured(ADAPTERS[name])
     for rows in (LIMITS, DURABLE):
         print(f"{table(found, rows)}\n")
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
-def measured(adapter: Path) -> dict[str, Any]:
-    """Return what one package does, or why it could not be measured."""
+def measured(adapter: Path, *, case: str | None = None) -> dict[str, Any]:
+    """Return what one package does, in all cases or in one, or why it could not be measured."""
     try:
         python = environment(adapter)
-        command = [str(python), str(HERE / "measure.py"), str(adapter)]
+        command = [str(python), str(HERE / "measure.py"), str(adapter), *(["case", case] if case else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=1800, check=True)  # noqa: S603
     except subprocess.SubprocessError as error:
         return {"error": f"could not be had or measured: {error}"}

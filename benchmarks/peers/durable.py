@@ -130,7 +130,7 @@ def crashed(folder, path):
     return f"{', '.join(effects)}; {ended}"
 
 
-def crash(adapter, _, folder):
+def crash(adapter, folder):
     """Make the steps, die in one of them if nobody has died there yet, and say how it ended."""
     effects = Path(folder, "effects")
 

@@ -1,4 +1,4 @@
-"""What one package does: `python measure.py ADAPTER`, in the package's own environment; says what it found.
+"""What one package does: `python measure.py ADAPTER [case CASE]` in its own environment; says what it found.
 
 Nothing is imported here, nor by the modules beside this one, but Python's own library.  An adapter is of one
 of three kinds, by what it has:
@@ -21,12 +21,14 @@ import limits
 import processes
 
 
-def main(path, *victim):
+def main(path, part="case", *given):
     adapter = loaded(path)
-    if victim:
-        return kills.victim(adapter, *victim) if victim[0] in kills.KINDS else durable.crash(adapter, *victim)
-    processes.say(found(adapter, path))
-    return None
+    if part == "case":
+        processes.say(found(adapter, path, given))
+    elif part == "crash":
+        durable.crash(adapter, *given)
+    else:
+        kills.victim(adapter, part, *given)
 
 
 def loaded(path):
@@ -36,12 +38,16 @@ def loaded(path):
     return adapter
 
 
-def found(adapter, path):
+def found(adapter, path, wanted):
     kind = durable if hasattr(adapter, "engine") else limits
     cases = kind.cases(adapter, path) | kills.cases(adapter, path)
     says = getattr(adapter, "SAYS", {})
     package = adapter.REQUIRES.partition("==")[0]
-    answers = {name: says[name] if name in says else _tried(case) for name, case in cases.items()}
+    answers = {
+        name: says[name] if name in says else _tried(case)
+        for name, case in cases.items()
+        if name in (wanted or cases)
+    }
     return {"version": version("agentguard" if package == "." else package), **answers}
 
 
