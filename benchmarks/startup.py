@@ -8,9 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from agentguard import Budget, Guard, Usage
 from benchmarks._rows import Row
 
 _IMPORT = ("-c", "from agentguard import Guard, guarded_step, Budget")
+_A_STEP = """
+from agentguard import Guard
+with Guard.in_memory() as guard, guard.run("first") as run:
+    run.call("step", int)
+"""
 _PROGRAM = str(Path(sys.executable).with_name("agentguard"))
 _KILL = ("kill", "--all", "--reason", "benchmark", "--yes")
 
@@ -19,8 +25,10 @@ def measure(*, quick: bool) -> list[Row]:
     """The rows on starting: a program that imports agentguard, and two commands."""
     times = 3 if quick else 10
     with tempfile.TemporaryDirectory() as home:
+        _record_runs(home)
         bare = _least((sys.executable, "-c", ""), home, times)
         imported = _least((sys.executable, *_IMPORT), home, times)
+        stepped = _least((sys.executable, "-c", _A_STEP), home, times)
         listed = _least((_PROGRAM, "runs"), home, times)
         killed = _least((_PROGRAM, *_KILL), home, times)
     facts = {"ms of the bare interpreter": bare}
@@ -31,11 +39,11 @@ def measure(*, quick: bool) -> list[Row]:
             value=imported - bare,
             unit="ms",
             limit=60,
-            facts=facts,
+            facts=facts | {"with a guard and the first step, ms": stepped - bare},
         ),
         Row(
             name="startup-runs",
-            what="`agentguard runs`, as a whole",
+            what="`agentguard runs` of 20 runs in SQLite, as a whole",
             value=listed,
             unit="ms",
             limit=250,
@@ -50,6 +58,13 @@ def measure(*, quick: bool) -> list[Row]:
             facts=facts,
         ),
     ]
+
+
+def _record_runs(home: str) -> None:
+    with Guard.open(f"sqlite:///{home}/agentguard.db", kill_switch="memory", telemetry=False) as guard:
+        for number in range(20):
+            with guard.run(f"run {number}", budget=Budget(usd=1)) as run:
+                run.call("step", int, usage=Usage(usd="0.01"))
 
 
 def _least(command: tuple[str, ...], home: str, times: int) -> float:

@@ -1,7 +1,7 @@
 """The command `agentguard`.
 
 `kill` and `revive` are answered before anything else is imported, so that they start fast and work
-without the `cli` extra.
+without the `cli` extra.  `runs` is answered before Typer is, which loads longer than all that it needs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return kill.main(arguments)
 
-    from agentguard._optional import MissingExtraError, require
+    from agentguard._optional import MissingExtraError, check
 
     try:
         for package in ("typer", "rich"):
-            require(package, extra="cli", feature="the command line")
+            check(package, extra="cli", feature="the command line")
     except MissingExtraError as error:
         print(f"agentguard: {error} (only kill and revive work without)", file=sys.stderr)
         return 1
+    if arguments and arguments[0] == "runs":
+        from agentguard.cli.commands import runs
+
+        return runs.main(arguments[1:])
+
     from agentguard.cli import app
 
     return app.run(arguments)

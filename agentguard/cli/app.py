@@ -12,12 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from agentguard.cli import exit_codes, output
-from agentguard.errors import AgentGuardError
 
 #: The commands in the order of the help, each in a module of its name.
 COMMANDS = (
     "demo",
-    "runs",
     "show",
     "summary",
     "verify",
@@ -65,19 +63,8 @@ app = typer.Typer(
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; our own errors become a message."""
-    output.tolerate_every_character()
     register(arguments)
-    try:
-        app(args=arguments, prog_name="agentguard")
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else exit_codes.FAULT
-    except AgentGuardError as error:
-        output.complain(str(error))
-        return exit_codes.code_of(error)
-    except OSError as error:
-        output.complain(str(error))
-        return exit_codes.UNAVAILABLE
-    return exit_codes.OK
+    return output.ended(lambda: app(args=arguments, prog_name="agentguard"))
 
 
 def register(arguments: list[str] | None = None) -> None:
@@ -106,10 +93,10 @@ def main(
 
 
 def _passed_on(ctx: typer.Context) -> None:
-    # Only for --help and completion: the program answers these two before Typer is imported.
-    from agentguard.cli.commands import kill
+    # Only for --help, completion and after a global option: they are answered before Typer is imported.
+    from agentguard import cli
 
-    raise typer.Exit(kill.main([str(ctx.info_name), *ctx.args]))
+    raise typer.Exit(cli.main([str(ctx.info_name), *ctx.args]))
 
 
 _UNTOUCHED: dict[str, Any] = {
@@ -118,3 +105,4 @@ _UNTOUCHED: dict[str, Any] = {
 }
 app.command("kill", help="Stop a run, a tenant's runs, or everything.", **_UNTOUCHED)(_passed_on)
 app.command("revive", help="Clear a kill, so that later runs may start.", **_UNTOUCHED)(_passed_on)
+app.command("runs", help="List runs, the newest first, or by what they spend.", **_UNTOUCHED)(_passed_on)

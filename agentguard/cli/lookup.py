@@ -9,23 +9,26 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentguard import config
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import VARIABLE
 from agentguard._secrets import public_url
 from agentguard.cli.exit_codes import UsageError
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
-from agentguard.events.codec import Stored
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
-from agentguard.killswitch.control import ControlLog
-from agentguard.killswitch.layout import announced
-from agentguard.killswitch.network import SCHEMES, open_log, split_url
-from agentguard.killswitch.readonly import ReadOnlyKillSwitch
-from agentguard.protocols import KillSwitch
+from agentguard.protocols import EventStore, KillSwitch
 from agentguard.tenancy import check_id
 
+if TYPE_CHECKING:
+    from agentguard.events.codec import Stored
+    from agentguard.killswitch.readonly import ReadOnlyKillSwitch
+
 STORE_VARIABLE = "AGENTGUARD_STORE"
+#: More than anybody lists, and less than a store's integers hold.
+MOST = 1_000_000_000
 _ALL = 2**62
 _UUID_LENGTH = 36
 _SHORTEST = 8
@@ -81,6 +84,23 @@ def store_is_there() -> bool:
 
 
 @contextmanager
+def opened_store() -> Iterator[EventStore]:
+    """The store alone, for what only reads from it: a guard loads longer than that takes.
+
+    Raises:
+        StoreUnavailableError: the store cannot be read.
+    """
+    try:
+        store = config.open_store(None, None, SYSTEM_CLOCK)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
 def reading() -> Iterator[Guard]:
     """A guard to ask questions of; it stays away from the kill page, whose state must not matter.
 
@@ -102,6 +122,8 @@ def looking() -> Iterator[Guard]:
     """
     if not store_is_there():
         raise StoreUnavailableError(f"there is no store at {store_file()} yet; nothing has run here")
+    from agentguard.killswitch.readonly import ReadOnlyKillSwitch
+
     log = control_log()
 
     def intact() -> Iterator[Stored]:
@@ -133,6 +155,10 @@ def _opened(kill_switch: str | KillSwitch | None) -> Iterator[Guard]:
 
 def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
     """The control log to look at: an export's own, that of the kill server, or the file of the home."""
+    from agentguard.killswitch.control import ControlLog
+    from agentguard.killswitch.layout import announced
+    from agentguard.killswitch.readonly import ReadOnlyKillSwitch
+
     own = None if guard is None else getattr(guard.components.store, "switch", None)
     if isinstance(own, ReadOnlyKillSwitch):
         return own
@@ -149,6 +175,8 @@ def kill_server(named: str | None = None) -> str | None:
     Raises:
         UsageError: a URL cannot be meant.
     """
+    from agentguard.killswitch.network import SCHEMES, split_url
+
     url = named or os.environ.get("AGENTGUARD_KILL_SWITCH") or os.environ.get(STORE_VARIABLE) or ""
     if named is None and url.partition(":")[0] not in SCHEMES:
         return None
@@ -159,6 +187,8 @@ def kill_server(named: str | None = None) -> str | None:
 
 
 def _read_remote(server: str) -> Iterator[Stored]:
+    from agentguard.killswitch.network import open_log
+
     log = open_log(server)
     try:
         yield from log.read()

@@ -9,10 +9,6 @@ import typer
 
 from agentguard.cli import lookup, output
 
-#: More than anybody lists, and less than a store's integers hold.
-MOST = 1_000_000_000
-
-
 StoreOption = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", help="The event store, as sqlite:///runs.db [AGENTGUARD_STORE]."),
@@ -76,12 +72,6 @@ ReasonOption = Annotated[
 NameOption = Annotated[
     str | None,
     typer.Option("--name", metavar="PATTERN", help="Runs of this name alone; * and ? stand for others."),
-]
-
-
-SinceOption = Annotated[
-    str | None,
-    typer.Option("--since", metavar="WHEN", help="Not before: an age like 2h or 7d, or a date or time."),
 ]
 
 

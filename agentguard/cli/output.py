@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
 from agentguard.budget.model import Budget, Usage
 from agentguard.cli import exit_codes
-from agentguard.errors import LogIntegrityError
-from agentguard.guard import Guard
+from agentguard.errors import AgentGuardError, LogIntegrityError
+
+if TYPE_CHECKING:
+    from agentguard.guard import Guard
 
 #: Wide enough that nothing is cut or wrapped on its way to a file or another program.
 _ENDLESS = 10_000
@@ -51,6 +52,22 @@ def console(*, stderr: bool = False) -> Console:
 def complain(message: str) -> None:
     """Say on standard error what went wrong."""
     print(f"agentguard: {printable(message)}", file=sys.stderr)
+
+
+def ended(command: Callable[[], object]) -> int:
+    """Run a command and return its exit code; our own errors become a message."""
+    tolerate_every_character()
+    try:
+        command()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else exit_codes.FAULT
+    except AgentGuardError as error:
+        complain(str(error))
+        return exit_codes.code_of(error)
+    except OSError as error:
+        complain(str(error))
+        return exit_codes.UNAVAILABLE
+    return exit_codes.OK
 
 
 def print_json(data: Any, *, indent: int | None = 2) -> None:
@@ -147,7 +164,7 @@ def fail_if_altered(altered: list[LogIntegrityError]) -> None:
     for error in altered:
         complain(f"{error}; this is not what was recorded, `agentguard verify` says more")
     if altered:
-        raise typer.Exit(exit_codes.FAULT)
+        raise SystemExit(exit_codes.FAULT)
 
 
 def print_lines(*lines: Text) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from agentguard.audit.verify import VerifyReport
 from agentguard.cli import lookup, output
 from agentguard.monitoring import RunStatus
 from agentguard.runs.state import RunState
@@ -17,6 +16,8 @@ from agentguard.runs.summary import RunSummary
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from agentguard.audit.verify import VerifyReport
 
 _STYLES = {
     RunState.CREATED: "dim",

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+from agentguard import Guard
 
 DEADLINE = 60
 
@@ -85,6 +88,24 @@ def test_import_loads_few_modules_of_ours() -> None:
         name for name in printed(IMPORT + "import sys; print(*sys.modules)").split() if "agentguard" in name
     ]
     assert len(ours) <= 25, ours
+
+
+def test_listing_runs_loads_what_it_shows(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/agentguard.db"
+    with Guard.open(store, kill_switch="memory", telemetry=False) as guard, guard.run("listed"):
+        pass
+    listed, loaded = printed(
+        f"""
+        import sys
+        from agentguard.cli import main
+        assert main(["runs", "--columns", "name", "--home", {str(tmp_path)!r}, "--store", {store!r}]) == 0
+        print(*sys.modules)
+        """
+    ).splitlines()[1:]
+    assert listed.strip() == "listed"
+    assert not {"typer", "pydantic", "asyncio", "ssl", "opentelemetry", "agentguard.engine"} & set(
+        loaded.split()
+    )
 
 
 def test_steps_load_nothing() -> None:

@@ -1,97 +1,101 @@
-"""`agentguard runs`: the newest runs as a table."""
+"""`agentguard runs`: the newest runs as a table.
+
+Answered before Typer is loaded, like `kill`: Typer takes longer to load than the runs take to list.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from enum import StrEnum
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated
+from pathlib import Path
 
-import typer
-
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard.cli import exit_codes, lookup, output, selection, tables
-from agentguard.cli.app import app
-from agentguard.cli.options import (
-    MOST,
-    ColumnsOption,
-    HomeOption,
-    JsonOption,
-    NameOption,
-    SinceOption,
-    StoreOption,
-    TenantOption,
-    UtcOption,
-)
 from agentguard.errors import LogIntegrityError
-from agentguard.guard import Guard
 from agentguard.monitoring import RunStatus, status_of
-from agentguard.protocols import RunRow
+from agentguard.protocols import EventStore, RunRow
+from agentguard.runs.state import RunState
 
 #: How many rows are read first; the newest are asked for most.
 _FIRST_PIECE = 256
 
 
-class State(StrEnum):
-    """The states to choose from, in small letters for the keyboard."""
-
-    CREATED = "created"
-    RUNNING = "running"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    KILLED = "killed"
-    FAILED = "failed"
+def main(arguments: Sequence[str]) -> int:
+    """Run `runs ...`, and return the exit code."""
+    return output.ended(lambda: _runs(_parser().parse_args(arguments)))
 
 
-@app.command(epilog="--json: an array of runs, the newest first: the summary, with rate, limit and owner.")
-def runs(
-    *,
-    tenant: TenantOption = None,
-    state: Annotated[
-        State | None, typer.Option("--state", case_sensitive=False, help="Runs in this state alone.")
-    ] = None,
-    name: NameOption = None,
-    since: SinceOption = None,
-    sort: Annotated[
-        selection.Sort | None, typer.Option("--sort", help="The largest first; by default the newest.")
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="How many at most.")] = 50,
-    columns: ColumnsOption = None,
-    utc: UtcOption = False,
-    store: StoreOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List runs, the newest first, or ordered by what they spend."""
-    lookup.use(store, home)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="agentguard runs",
+        allow_abbrev=False,
+        description="List runs, the newest first, or ordered by what they spend.",
+        epilog="--json: an array of runs, the newest first: the summary, with rate, limit and owner.",
+    )
+    say = parser.add_argument
+    say("--tenant", metavar="T", help="runs of this tenant alone")
+    say(
+        "--state",
+        type=str.lower,
+        choices=[state.lower() for state in RunState],
+        help="runs in this state alone",
+    )
+    say("--name", metavar="PATTERN", help="runs of this name alone; * and ? stand for others")
+    say("--since", metavar="WHEN", help="not before: an age like 2h or 7d, or a date or time")
+    say(
+        "--sort",
+        type=selection.Sort,
+        choices=list(selection.Sort),
+        help="the largest first; by default the newest",
+    )
+    say("--limit", "-n", type=_count, default=50, metavar="N", help="how many at most (default: 50)")
+    say("--columns", metavar="A,B", help="these columns alone, as run,name,usd,$/min,owner")
+    say("--utc", action="store_true", help="print times in UTC; by default, in local time")
+    say("--store", metavar="URL", help="the event store, as sqlite:///runs.db [AGENTGUARD_STORE]")
+    say("--home", type=Path, metavar="DIR", help="the state directory [AGENTGUARD_HOME]")
+    say("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= lookup.MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {lookup.MOST}")
+    return int(text)
+
+
+def _runs(options: argparse.Namespace) -> None:
+    output.use_utc(options.utc)
+    lookup.use(options.store, options.home)
+    tenant, state, name, since = options.tenant, options.state, options.name, options.since
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
-    wanted = selection.columns(columns)
+    wanted = selection.columns(options.columns)
     found: list[RunStatus] = []
     damaged: list[str] = []
     if lookup.store_is_there():
-        with lookup.looking() as guard:
-            rows = _rows(guard, tenant, state.name if state else None, name, since)
-            found, damaged = _statuses(guard, rows if sort else islice(rows, limit))
+        with lookup.opened_store() as store:
+            rows = _rows(store, tenant, state and state.upper(), name, since)
+            found, damaged = _statuses(store, rows if options.sort else islice(rows, options.limit))
     else:
         selection.since_ns(since, 0)
-    if sort:
-        found = selection.in_order(found, sort)[:limit]
-    if as_json:
+    if options.sort:
+        found = selection.in_order(found, options.sort)[: options.limit]
+    if options.json:
         output.print_json([run.to_data() for run in found])
     else:
         _print_runs(found, wanted, filtered=any((tenant, state, name, since)))
     for problem in damaged:
         output.complain(f"{problem}; shown as of its last change of state, `agentguard verify` says more")
     if damaged:
-        raise typer.Exit(exit_codes.FAULT)
+        raise SystemExit(exit_codes.FAULT)
 
 
 def _rows(
-    guard: Guard, tenant: str | None, state: str | None, name: str | None, since: str | None
+    store: EventStore, tenant: str | None, state: str | None, name: str | None, since: str | None
 ) -> Iterator[RunRow]:
     """Return the rows that are asked for, the newest first, read in larger and larger pieces."""
-    store = guard.components.store
-    begin = selection.since_ns(since, guard.components.clock.wall())
+    begin = selection.since_ns(since, SYSTEM_CLOCK.wall())
     seen, limit = 0, _FIRST_PIECE
     while True:
         rows = store.rows(tenant=tenant, state=state, limit=limit)
@@ -105,12 +109,12 @@ def _rows(
         seen, limit = limit, limit * 8
 
 
-def _statuses(guard: Guard, rows: Iterable[RunRow]) -> tuple[list[RunStatus], list[str]]:
+def _statuses(store: EventStore, rows: Iterable[RunRow]) -> tuple[list[RunStatus], list[str]]:
     """Return how the runs stand; one whose log is damaged must not hide the others."""
     found, damaged = [], []
     for row in rows:
         try:
-            status = status_of(guard.components.store, row, guard.components.clock)
+            status = status_of(store, row, SYSTEM_CLOCK)
         except LogIntegrityError as error:
             damaged.append(str(error))
             continue

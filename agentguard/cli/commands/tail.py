@@ -13,7 +13,6 @@ from rich.text import Text
 from agentguard.cli import exit_codes, lookup, output, timeline
 from agentguard.cli.app import app
 from agentguard.cli.options import (
-    MOST,
     HomeOption,
     JsonOption,
     StoreOption,
@@ -56,7 +55,7 @@ def tail(
         ),
     ] = None,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=MOST, help="How many of the newest events.")
+        int, typer.Option("--lines", "-n", min=0, max=lookup.MOST, help="How many of the newest events.")
     ] = 10,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as events come, until the named run has ended.")
