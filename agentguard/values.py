@@ -5,14 +5,15 @@ What JSON knows stays as it is; everything else is tagged by its type (`docs/rep
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from agentguard._values.kinds import NotExactError
-from agentguard._values.packing import ByNamePacker
+from agentguard._values.packing import EXACT, ByNamePacker, encode
 from agentguard._values.sameness import same
 from agentguard._values.unpacking import imported, unpack
 
-__all__ = ["NotExactError", "from_json", "to_json"]
+__all__ = ["ExactCodec", "NotExactError", "from_json", "to_json"]
 
 
 def to_json(value: Any) -> Any:
@@ -51,3 +52,33 @@ def from_json(packed: Any) -> Any:
         Decimal('0.10')
     """
     return unpack(packed, imported)
+
+
+class ExactCodec:
+    """A `codec=` for results of any type, where an integration does not know the annotation of the function.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> CODEC = ExactCodec()
+        >>> CODEC.decode(CODEC.encode({"parts": (Fraction(1, 3), None)}))
+        {'parts': (Fraction(1, 3), None)}
+    """
+
+    def encode(self, value: Any) -> bytes:
+        """Return the value as JSON.
+
+        Raises:
+            NotExactError: it would not come back as it was.
+        """
+        return encode(to_json(value))
+
+    def decode(self, data: bytes) -> Any:
+        """Return the value again; of a log that was written without this codec, too.
+
+        Raises:
+            NotExactError: a class is not imported.
+        """
+        packed = json.loads(data)
+        if isinstance(packed, dict) and packed.keys() == {EXACT}:
+            packed = packed[EXACT]
+        return from_json(packed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from contextvars import Context, copy_context
 from types import FrameType
@@ -113,13 +114,23 @@ class EarlyTasks:
         #: By task; a loop's first task continues the branch that the run was opened in.
         self._branches: weakref.WeakKeyDictionary[asyncio.Task[object], Branch]
         self._branches = weakref.WeakKeyDictionary()
+        #: Tasks that share a name, as anyio's do: the order of their creation is not known.
+        self._namesakes: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
 
     def add(self, branch: Branch, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[object]]:
-        """Give the tasks of a loop their branches; return those with one of their own."""
+        """Give the tasks of a loop their branches; return those with one of their own.
+
+        Tasks that share a name get theirs in the order in which they first need one: until a run's first
+        step a program depends on nothing but itself, so that order is the same in a replay.
+        """
         first = first_task(loop)
         made = [task for task in sorted(asyncio.all_tasks(loop), key=_creation) if task is not first]
+        named = Counter(task.get_name() for task in made)
         for task in made:
-            self._branches[task] = branch.child(_LABEL)
+            if named[task.get_name()] == 1:
+                self._branches[task] = branch.child(_LABEL)
+            else:
+                self._namesakes.add(task)
         return made
 
     def branch_here(self, branch: Branch) -> Branch:
@@ -128,7 +139,13 @@ class EarlyTasks:
             task = asyncio.current_task()
         except RuntimeError:
             return branch
-        return branch if task is None else self._branches.get(task, branch)
+        if task is None:
+            return branch
+        found = self._branches.get(task)
+        if found is None and self._namesakes and task in self._namesakes:
+            self._namesakes.discard(task)
+            found = self._branches[task] = branch.child(_LABEL)
+        return branch if found is None else found
 
 
 def first_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[object] | None:

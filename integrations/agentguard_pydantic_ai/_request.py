@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 CODEC = m.ResponseCodec()
+_NO_ANSWER = b"null"
 
 
 class Guarding(NamedTuple):
@@ -155,15 +156,13 @@ class Request:
         return response
 
     def encode(self, items: list[Any]) -> bytes:
-        """A stream is kept as the answer that it came to."""
+        """A stream is kept as the answer that it came to; one that was never open has none."""
         response = self._streamed()
-        if response is None:
-            raise ValueError("the stream was never open")
-        return CODEC.encode(response)
+        return _NO_ANSWER if response is None else CODEC.encode(response)
 
     def decode(self, data: bytes) -> list[Any]:
         """The answer, in the place of its events."""
-        return [CODEC.decode(data)]
+        return [] if data == _NO_ANSWER else [CODEC.decode(data)]
 
 
 def _replayed(

@@ -10,6 +10,7 @@ from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
 
 from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
+from agentguard.values import ExactCodec
 from agentguard_pydantic_ai import _mapping as m
 from agentguard_pydantic_ai._request import Guarding, active_run
 from agentguard_pydantic_ai.model import guarded
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from agentguard import Run
     from agentguard.protocols import PriceBook
+
+_RESULTS = ExactCodec()
 
 
 @dataclass
@@ -128,11 +131,16 @@ class GuardCapability(AbstractCapability[Any]):
         guarding = self._bound()
         run = active_run(guarding.run)
 
+        carried_out = False
+
         async def tool(**arguments: Any) -> Any:
+            nonlocal carried_out
+            carried_out = True
             return await run.shield(handler(arguments))
 
         options = {
             "kind": "tool",
+            "codec": _RESULTS,
             "free_on": m.DEFERRALS,
             "attributes": {"gen_ai.tool.name": call.tool_name, "gen_ai.tool.call.id": call.tool_call_id},
             **self.tool_options.get(call.tool_name, {}),
@@ -140,4 +148,7 @@ class GuardCapability(AbstractCapability[Any]):
         if guarding.branch is not None:
             place = f"turn{ctx.run_step}.{m.place_of(ctx.messages, call)}"
             options["branch"] = guarding.branch.child(place)
-        return await run.apply(call.tool_name, tool, (), args, **options)
+        result = await run.apply(call.tool_name, tool, (), args, **options)
+        if not carried_out:  # the framework counts those that it carries out itself
+            ctx.usage.tool_calls += 1
+        return result

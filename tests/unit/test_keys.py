@@ -641,3 +641,20 @@ def test_the_task_factory_goes_with_the_last_attachment(sqlite_guard):
 
     with sqlite_guard.run("r") as run:
         asyncio.run(main())
+
+
+def test_tasks_that_share_a_name_have_the_same_keys_in_every_run(guard):
+    async def work(name):
+        await asyncio.sleep(0)
+        await asyncio.gather(atool(name), atool(name))
+
+    async def main():
+        made = [asyncio.create_task(work(n), name="worker") for n in range(8)]
+        await asyncio.gather(*made)
+
+    with guard.run("agent") as run:  # outside the loop, which is met at the first step
+        asyncio.run(main())
+
+    assert len({key.split("/")[1] for key in keys(guard, run)}) == 8
+    with guard.replay(run.id):
+        asyncio.run(main())
