@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents import Model, ModelResponse, ModelSettings, TResponseInputItem
 from agents.items import TResponseStreamEvent
-from pydantic import TypeAdapter
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseFailedEvent,
+    ResponseIncompleteEvent,
+    ResponseOutputItemDoneEvent,
+)
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from agentguard.cost import ModelUsage, terms_and_cost, tool_calls
@@ -21,6 +28,13 @@ if TYPE_CHECKING:
 _LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 #: The events that a runner needs of a stream, besides the last.
 _ITEM_DONE: Final = "response.output_item.done"
+#: Those of a stream that are kept, by their type.
+_KEPT: Final[dict[str, Any]] = {
+    "response.completed": ResponseCompletedEvent,
+    "response.incomplete": ResponseIncompleteEvent,
+    "response.failed": ResponseFailedEvent,
+    _ITEM_DONE: ResponseOutputItemDoneEvent,
+}
 #: Marks an event that came as a dict, as those of some models do.
 _DICT: Final = "$dict"
 _MEDIA: Final = frozenset({"input_image", "input_file", "input_audio", "computer_screenshot"})
@@ -163,7 +177,13 @@ class ResponseCodec:
 
     def decode(self, data: bytes) -> ModelResponse:
         """The answer again."""
-        return _responses().validate_json(data)
+        try:
+            return _responses().validate_json(data)
+        except ValidationError:  # of a server that leaves fields out, which the SDK puts up with
+            told = from_json(data)
+            answer = _responses().validate_python({**told, "output": []})
+            answer.output = Response.construct(output=told["output"]).output
+            return answer
 
 
 class StreamCodec:
@@ -171,18 +191,24 @@ class StreamCodec:
 
     def encode(self, value: list[TResponseStreamEvent]) -> bytes:
         """The events that a runner needs, as JSON; one that came as a dict is marked."""
-        kept = [event for event in value if field(event, "type") in {*_LAST, _ITEM_DONE}]
+        kept = [event for event in value if field(event, "type") in _KEPT]
         return to_json([{_DICT: event} if isinstance(event, dict) else _dumped(event) for event in kept])
 
     def decode(self, data: bytes) -> list[TResponseStreamEvent]:
         """Those events again."""
-        return [
-            event[_DICT] if _DICT in event else _event().validate_python(event) for event in from_json(data)
-        ]
+        return [event[_DICT] if _DICT in event else _made(event) for event in from_json(data)]
 
 
 def _dumped(event: TResponseStreamEvent) -> Any:
-    return _event().dump_python(event, mode="json", exclude_unset=True)
+    return event.model_dump(mode="json", exclude_unset=True, warnings=False)
+
+
+def _made(event: dict[str, Any]) -> TResponseStreamEvent:
+    try:
+        return _event().validate_python(event)
+    except ValidationError:  # as above
+        made: TResponseStreamEvent = _KEPT[event["type"]].construct(**event)
+        return made
 
 
 # --- tool calls ----------------------------------------------------------------------------------

@@ -268,6 +268,8 @@ class _Call:
     async def events(self, request: Any) -> AsyncIterator[TResponseStreamEvent]:
         """The body of a streamed call."""
         step = current_step()
+        if self._settings.include_usage is None:
+            self._settings = dataclasses.replace(self._settings, include_usage=True)
         stream: Any = self._guarded.inner.stream_response(*self._arguments(), **self._conversation)
         answer = None
         try:

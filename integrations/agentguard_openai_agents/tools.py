@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.tool import FunctionTool, Tool
 
+from agentguard.values import ExactCodec
 from agentguard_openai_agents import _mapping as m
 from agentguard_openai_agents._calls import active_run, calls_of
 from agentguard_openai_agents.stops import sdk_stops
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from agentguard import Run
 
+_RESULTS = ExactCodec()
 _BIND = "__agents_bind_function_tool__"
 
 
@@ -92,6 +94,7 @@ class _Invoker:
                 branch=calls_of(run).branch_of(call_id),
                 **{
                     "kind": "tool",
+                    "codec": _RESULTS,
                     "attributes": {"gen_ai.tool.name": self._name, "gen_ai.tool.call.id": call_id or ""},
                     **self._options,
                 },
