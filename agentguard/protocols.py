@@ -293,6 +293,13 @@ class DurableStore(Protocol):
 
 
 @runtime_checkable
+class PrivateStore(Protocol):
+    """A store that no other process can write to: what this process knows of a log is what the log says."""
+
+    private: bool
+
+
+@runtime_checkable
 class FileStore(Protocol):
     """A store in a file, which somebody may delete, move or replace."""
 
@@ -442,6 +449,7 @@ class Abilities(NamedTuple):
     live: LiveStore | None
     scanning: ScanningStore | None
     durability: Durability | None
+    private: bool
     file: FileStore | None
     interruptible: InterruptibleStore | None
     rowless: RowlessLogs | None
@@ -460,6 +468,7 @@ def abilities_of(store: EventStore) -> Abilities:
         live=store if isinstance(store, LiveStore) else None,
         scanning=store if isinstance(store, ScanningStore) else None,
         durability=store.durability if isinstance(store, DurableStore) else None,
+        private=isinstance(store, PrivateStore) and store.private,
         file=store if isinstance(store, FileStore) else None,
         interruptible=store if isinstance(store, InterruptibleStore) else None,
         rowless=store if isinstance(store, RowlessLogs) else None,

@@ -163,11 +163,14 @@ def append_in_turn(
     Where another process appended first, it decides again with every other writer kept out.
     """
     log = step.live_run.log
+    moved = False
     try:
         log.enter(decide, step, given, wait)
     except HeadMovedError:
+        moved = True
+    if moved:  # outside the handler, so that no error that is raised has the internal one as its context
         if not wait:
-            raise StoreBusyError from None
+            raise StoreBusyError
         log.decide(lambda: decide(step, given, True))  # noqa: FBT003
     durability = step.spec.durability
     if (log.power or durability) and wait and step.commit is None and log.shares_disk(durability):
@@ -181,18 +184,20 @@ def confirm_start(step: Step) -> None:
         What `admit` raises.
     """
     live_run = step.live_run
+    accounts: Mapping[str, Account] | None = None
     try:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
-        live_run.log.decide(lambda: _admit(step, None, True))  # noqa: FBT003
+        pass
     except LedgerRefusedError as error:
         raise _refused_by_account(step, error) from None
     except BaseException as error:  # it may be on record all the same
         live_run.log.doubt(step, exceptions.capture(error))
         raise
-    else:
-        if needs_care(live_run, step.request.reserve, accounts):
-            live_run.log.hold(warn, live_run, step.scope_key, step.request.reserve, accounts)
+    if accounts is None:
+        live_run.log.decide(lambda: _admit(step, None, True))  # noqa: FBT003
+    elif needs_care(live_run, step.request.reserve, accounts):
+        live_run.log.hold(warn, live_run, step.scope_key, step.request.reserve, accounts)
 
 
 def wait_for_commit(step: Step) -> Mapping[str, Account]:
@@ -223,6 +228,7 @@ def _check_start(step: Step, live_run: LiveRun) -> None:
     if step.spec.examined:
         _examine(step)
     elif step.key in fold.open:  # two lines of control in one branch: one name attached twice
+        live_run.log.require_certainty()
         raise DuplicateKeyError(step.key, live_run.run_id)
 
 
@@ -239,6 +245,7 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
     if fold.limited and (step.scope_key or fold.account.refusal(request) is not None):
         refused, shadow = live_run.levels.refused(step.scope_key, request)
         if refused is not None:
+            log.require_certainty()
             raise _refuse(step, refused)
     wall, monotonic = live_run.clock.wall, live_run.clock.monotonic
     now = wall()
@@ -298,6 +305,7 @@ def _examine(step: Step) -> None:
     if spec.key is not None:
         _next_attempt(step)
     elif step.key in step.live_run.log.fold.open:
+        step.live_run.log.require_certainty()
         raise DuplicateKeyError(step.key, step.live_run.run_id)
 
 
@@ -484,9 +492,11 @@ def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
 
 def _next_attempt(step: Step) -> None:
     """Number the next attempt of a `key=`; refuse it unless the last one failed."""
-    attempts, completed = step.live_run.log.fold.keyed.get(step.key, (0, False))
-    if completed or step.key in step.live_run.log.fold.open:
-        raise DuplicateKeyError(step.key.removeprefix("key:"), step.live_run.run_id)
+    log = step.live_run.log
+    attempts, completed = log.fold.keyed.get(step.key, (0, False))
+    if completed or step.key in log.fold.open:
+        log.require_certainty()
+        raise DuplicateKeyError(step.key.removeprefix("key:"), log.run_id)
     step.attempt = attempts + 1
 
 

@@ -96,6 +96,8 @@ class RunLog:
         self.released: RunStopped | None = None
         #: Whether every append is to survive a loss of power.
         self.power = abilities.durability == "power"
+        #: Whether the fold is always what the log says, since nobody else writes.
+        self._private = abilities.private
         self._append_one = None if abilities.quick is None else abilities.quick.append_one
         #: For stores that commit the appends of many threads and tasks together.
         self.group = abilities.group
@@ -180,6 +182,18 @@ class RunLog:
         """
         with uninterruptible():
             return self.hold(lambda: self._decide(act))
+
+    def require_certainty(self) -> None:
+        """Have a refusal decided again with other writers kept out, unless it is decided so already.
+
+        The fold that it was decided on may lack what others have given back, or have what is accepted and
+        will not be committed.
+
+        Raises:
+            HeadMovedError: the log has to be read on first.
+        """
+        if not self._deciding and not self._private:
+            raise HeadMovedError(self.number, self.fold.seq)
 
     def _decide(self, act: Callable[[], T]) -> T:
         if self.released is not None:

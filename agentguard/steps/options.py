@@ -10,7 +10,7 @@ from typing import TypedDict, get_args, get_type_hints
 
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
-from agentguard.budget.resources import nanoseconds, seconds_to_answer
+from agentguard.budget.resources import nanoseconds, public_name, seconds_to_answer
 from agentguard.durability import DURABILITIES, Durability
 from agentguard.steps.spec import (
     LLM,
@@ -88,11 +88,13 @@ def _money(spec: StepSpec, options: StepOptions) -> None:
             f"{name}: a callable usage= is known only afterwards and needs a reserve= for what the "
             "call may use at most; write reserve=None to accept overshoot"
         )
+    spec.unbounded = callable(usage) and reserve is None
+    spec.postpaid = callable(usage) or (usage is not None and reserve is not None)
+    if isinstance(usage, Usage) and isinstance(reserve, Usage):
+        _check_known(name, usage, reserve)
     if isinstance(usage, Usage) and reserve is None:
         reserve = usage
     spec.usage, spec.reserve = usage, reserve
-    spec.unbounded = callable(usage) and reserve is None
-    spec.postpaid = callable(usage)
     spec.usage_takes_arguments = callable(usage) and _takes_more_than_one(usage)
     if callable(reserve):
         spec.request = None
@@ -104,6 +106,16 @@ def _money(spec: StepSpec, options: StepOptions) -> None:
     for cls in spec.free_on:
         if not (isinstance(cls, type) and issubclass(cls, BaseException)):
             raise TypeError(f"{name}: free_on takes exception classes, not {cls!r}")
+
+
+def _check_known(name: str, usage: Usage, reserve: Usage) -> None:
+    most = reserve.named()
+    for resource, amount in usage.named().items():
+        if amount > most.get(resource, 0):
+            raise ValueError(
+                f"{name}: usage is more than reserve in {public_name(resource)}; reserve= is what the call "
+                "may use at most"
+            )
 
 
 def _kept(spec: StepSpec, options: StepOptions) -> None:

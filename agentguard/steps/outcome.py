@@ -109,8 +109,10 @@ def usage_of(step: Step, result: object, args: Sequence[object], kwargs: Mapping
         return charged(step, step.settled)
     spec = step.spec
     given = spec.usage
-    if not callable(given):
+    if given is None or not spec.postpaid:
         return step.request.reserve
+    if isinstance(given, Usage):
+        return charged(step, with_step(given))
     try:
         usage = given(result, *args, **kwargs) if spec.usage_takes_arguments else given(result)
     except Exception as error:

@@ -65,6 +65,8 @@ class Database:
         #: Device and inode of the file that the writer has opened.
         self._file: tuple[int, int] | None = None
         self._depth = 0
+        #: Whether the outermost of them has begun.
+        self._begun = False
         #: The frames whose blocks the transactions are, the outermost first.
         self._users: list[FrameType] = []
         self._staged = False
@@ -310,19 +312,32 @@ class Database:
             if not level:
                 self.check_file()
                 writer = self._ready(wait)
-            elif self._writer is None or not self._writer.in_transaction:
+            elif self._writer is None or (self._begun and not self._writer.in_transaction):
                 writer = self._ready(wait)
             else:
                 writer = self._writer
             # First: a signal handler may come in from here on, and its acts are parts of this one.
             self._users.append(user)
             self._depth = level + 1
-            sql = f"SAVEPOINT level_{level}" if level else "BEGIN IMMEDIATE"
-            _busy_retry.execute(writer, self.path, sql, (), wait)
+            if not level:
+                self._begun = False
+            if not self._begun:
+                self._begin_outermost(writer, wait)
+            if level:
+                _busy_retry.execute(writer, self.path, f"SAVEPOINT level_{level}", (), wait)
         if not level:
             self._writing_thread = threading.get_ident()
             self._sync_at_commit = False
         return level
+
+    def _begin_outermost(self, writer: sqlite3.Connection, wait: Wait) -> None:
+        """Begin the transaction that all others are parts of; a signal handler's act may have done it."""
+        try:
+            _busy_retry.execute(writer, self.path, "BEGIN IMMEDIATE", (), wait)
+        except sqlite3.OperationalError:
+            if not writer.in_transaction:
+                raise
+        self._begun = True
 
     def mend(self) -> None:
         """Roll back the transaction of a block that an exception has cut short; under the lock.

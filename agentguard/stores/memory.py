@@ -45,6 +45,7 @@ class MemoryEventStore:
     """
 
     url = "memory://"
+    private = True
 
     def __init__(self, *, max_events: int = 1_000_000, clock: Clock = SYSTEM_CLOCK) -> None:
         if max_events < 1:

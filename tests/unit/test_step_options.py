@@ -440,3 +440,16 @@ def test_a_block_may_be_finished_twice(guard):
         block.finish()
     assert [e.type for e in guard.history(run.id)][2:4] == ["step_started", "step_failed"]
     assert run.spent.usd == Decimal("0.1")
+
+
+def test_usage_that_is_known_is_charged_and_not_what_was_reserved_for_it(guard):
+    with guard.run("r", budget=Budget(usd=1)) as run:
+        run.call("pay", int, reserve=Usage(usd="0.9"), usage=Usage(usd="0.1"))
+        with pytest.raises(ZeroDivisionError):
+            run.call("fail", lambda: 1 // 0, reserve=lambda: Usage(usd="0.9"), usage=Usage(usd="0.1"))
+    assert run.spent.usd == 1  # nobody knows what the second one cost
+
+
+def test_known_usage_beyond_what_is_reserved_is_refused():
+    with pytest.raises(ValueError, match="pay: usage is more than reserve in emails"):
+        guarded_step(name="pay", reserve=Usage(usd=1), usage=Usage(usd=1, emails=1))(lambda: 1)
