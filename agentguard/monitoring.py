@@ -30,8 +30,8 @@ from agentguard.steps.limit_questions import question
 
 #: Over how many nanoseconds the rate of spending is taken: the last minute.
 RATE_WINDOW_NS = 60_000_000_000
-#: What is spent is also told for spans of so many seconds, the newest so many of them: ten minutes.
-BUCKET_SECONDS, BUCKETS = 10, 60
+#: What is spent is also told for whole spans of so many seconds, the newest so many: five minutes.
+BUCKET_SECONDS, BUCKETS = 5, 60
 
 _BUCKET_NS = BUCKET_SECONDS * 1_000_000_000
 
@@ -68,8 +68,9 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run and what an operator asks of it.
 
     `usd_per_minute` is what the last minute cost.  `spending` is what each `BUCKET_SECONDS` of the last
-    minutes cost, in USD, oldest first.  `waiting` are its steps that wait for an operator.  `alive` says
-    whether the owner's process lives: None where there is no owner, or nobody can tell.
+    five minutes cost, in USD, oldest first; empty where nothing did.  `waiting` are its steps that wait for
+    an operator.  `alive` says whether the owner's process lives: None where there is no owner, or nobody can
+    tell.
     """
 
     summary: RunSummary
@@ -190,12 +191,13 @@ class _Followed:
 
     def _spending(self, now: int) -> tuple[Decimal, ...]:
         """What each span of time cost up to now; those before the run began are left out."""
-        newest = now // _BUCKET_NS
-        began = self._fold.created_ns // _BUCKET_NS
-        first = max(newest - BUCKETS + 1, min(began, newest))
+        present = now // _BUCKET_NS  # it is not over yet
+        first = max(present - BUCKETS, self._fold.created_ns // _BUCKET_NS)
         for old in [number for number in self._buckets if number < first]:
             del self._buckets[old]
-        return tuple(_usd(self._buckets.get(number, 0)) for number in range(first, newest + 1))
+        if not self._buckets:
+            return ()
+        return tuple(_usd(self._buckets.get(number, 0)) for number in range(first, present))
 
     def _summary(self, row: RunRow, now: int) -> RunSummary:
         if self._damage is not None:

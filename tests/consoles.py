@@ -1,8 +1,9 @@
-"""A console in a process of its own, beside agents in theirs, for tests."""
+"""Consoles for tests: one in this process over a guard in memory, or one in a process beside its agents."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,12 +14,60 @@ from typing import NamedTuple
 
 import httpx
 
+from agentguard import Guard
+from agentguard.console.app import create_app
 from agentguard.console.tokens import Role, Tokens
 from tests.kit import wait_until
 from tests.servers import free_port
 
 #: Runs a program of `console_agents.py`: its name, then what it is given.
 AGENTS = Path(__file__).parent / "integration" / "console_agents.py"
+
+
+class Site:
+    """A console over a guard in memory, spoken to as a browser and as a program do."""
+
+    def __init__(self, folder: Path, *, hide_payloads: bool = False) -> None:
+        self.guard = Guard.in_memory(telemetry=False)
+        self.tokens = Tokens(folder / "tokens.json")
+        self.app = create_app(self.guard, self.tokens, hide_payloads=hide_payloads)
+
+    def token(self, role: Role, tenant: str | None = None) -> str:
+        return self.tokens.add(f"{role.name.lower()}-{tenant or 'all'}", role, tenant=tenant)
+
+    def client(self, secret: str | None = None) -> Client:
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        return Client(self.app, headers)
+
+    def browser(self, role: Role = Role.OPERATOR, tenant: str | None = None) -> Client:
+        client = self.client()
+        answer = client.log_in(self.token(role, tenant))
+        assert answer.status_code == 303
+        return client
+
+
+class Client:
+    """A synchronous client of an ASGI application, with the cookies of one browser."""
+
+    def __init__(self, app: object, headers: dict[str, str]) -> None:
+        from starlette.testclient import TestClient
+
+        self.http = TestClient(app, headers=headers, follow_redirects=False, raise_server_exceptions=True)  # type: ignore[arg-type]
+
+    def get(self, path: str) -> httpx.Response:
+        return self.http.get(path)
+
+    def csrf(self, path: str) -> str:
+        found = re.search(r'name="csrf" value="([^"]+)"', self.get(path).text)
+        assert found is not None
+        return found[1]
+
+    def post(self, path: str, *, csrf: str | None = None, **fields: str) -> httpx.Response:
+        token = self.csrf("/") if csrf is None else csrf
+        return self.http.post(path, data={"csrf": token, **fields})
+
+    def log_in(self, secret: str) -> httpx.Response:
+        return self.post("/login", csrf=self.csrf("/login"), token=secret)
 
 
 class Served(NamedTuple):

@@ -22,6 +22,7 @@ from agentguard.protocols import EventStore, RunRow
 CostKey = Literal["model", "step", "kind", "tenant", "name", "account", "run", "day"]
 COST_KEYS: Final[tuple[str, ...]] = get_args(CostKey)
 _OUTCOMES: Final = frozenset((ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED))
+_ENDS: Final = frozenset((ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED))
 _MODELS: Final = ("gen_ai.response.model", "gen_ai.request.model")
 
 
@@ -66,6 +67,78 @@ class Charge(NamedTuple):
     started: Record
     ended: Record
 
+    @property
+    def usage(self) -> Usage:
+        """What it was charged."""
+        return Usage.from_amounts(self.ended.usage or {})
+
+    @property
+    def unpriced(self) -> int:
+        """1 for an llm step that named no money, else 0."""
+        return int(self.started.kind == "llm" and r.NANO_USD not in (self.ended.usage or {}))
+
+
+class Charges:
+    """The charged steps of one run, read on from where they were read before.
+
+    Those of runs nested in it lie in their own logs.
+    """
+
+    def __init__(self, row: RunRow) -> None:
+        self._row = row
+        self._after = 0
+        self._ended = False
+        self._started: dict[str, Record] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether no more can come."""
+        return self._ended and not self._started
+
+    def read_on(self, store: EventStore, since: int = 0) -> Iterator[Charge]:
+        """Yield what was charged since the last time, from a moment on."""
+        try:
+            for stored in store.read(self._row.run_id, self._after):
+                self._after = stored.seq
+                charge = self._take(codec.decode(stored.body))
+                if charge is not None and charge.ended.at_ns >= since:
+                    yield charge
+        except StoreUnavailableError:
+            if self._row.ended_ns is None:
+                raise
+            # The memory store has let go of its events: what is not on record is not summed.
+            self._ended = True
+            self._started.clear()
+
+    def _take(self, record: Record) -> Charge | None:
+        key = record.key or ""
+        if record.type == ev.STEP_STARTED:
+            self._started[key] = record
+        elif record.type in _ENDS:
+            self._ended = True
+        elif record.type in _OUTCOMES and key in self._started:
+            start = self._started.pop(key)
+            if data_of(record, StepEnded).get("body_ran") is not False:
+                return Charge(self._row, start, record)
+        return None
+
+
+class Sums:
+    """Charges, added up by something."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, tuple[Usage, int]] = {}
+
+    def add(self, key: str, usage: Usage, unpriced: int) -> None:
+        """Add what was charged."""
+        before, unnamed = self._totals.get(key, (Usage(), 0))
+        self._totals[key] = (before + usage, unnamed + unpriced)
+
+    def lines(self) -> list[CostLine]:
+        """Return the sums, the dearest first."""
+        lines = [CostLine(key, usage, unpriced) for key, (usage, unpriced) in self._totals.items()]
+        return sorted(lines, key=lambda line: (-line.usd, -line.usage.tokens, line.key))
+
 
 def costs(store: EventStore, rows: Iterable[RunRow], by: str, since_ns: int | None) -> list[CostLine]:
     """Return what the steps of these runs were charged, by `by`, the dearest first.
@@ -75,17 +148,11 @@ def costs(store: EventStore, rows: Iterable[RunRow], by: str, since_ns: int | No
     """
     if by not in COST_KEYS:
         raise ValueError(f"by must be one of {', '.join(COST_KEYS)}, not {by!r}")
-    key_of = _KEYS[by]
-    totals: dict[str, Usage] = {}
-    unpriced: dict[str, int] = {}
+    key_of = KEYS[by]
+    sums = Sums()
     for charge in _charges(store, rows, since_ns or 0):
-        key = key_of(charge)
-        usage = charge.ended.usage or {}
-        totals[key] = totals.get(key, Usage()) + Usage.from_amounts(usage)
-        unnamed = charge.started.kind == "llm" and r.NANO_USD not in usage
-        unpriced[key] = unpriced.get(key, 0) + unnamed
-    lines = [CostLine(key, total, unpriced[key]) for key, total in totals.items()]
-    return sorted(lines, key=lambda line: (-line.usd, -line.usage.tokens, line.key))
+        sums.add(key_of(charge), charge.usage, charge.unpriced)
+    return sums.lines()
 
 
 def since_ns(since: object, now_ns: int) -> int | None:
@@ -110,27 +177,7 @@ def _charges(store: EventStore, rows: Iterable[RunRow], since: int) -> Iterator[
     for row in rows:
         newest = store.last(row.run_id) if since else None
         if newest is None or codec.decode(newest.body).at_ns >= since:
-            yield from _charges_of(store, row, since)
-
-
-def _charges_of(store: EventStore, row: RunRow, since: int) -> Iterator[Charge]:
-    """Yield the steps of a run that were charged; those of runs nested in it lie in their own logs."""
-    started: dict[str, Record] = {}
-    try:
-        for stored in store.read(row.run_id):
-            record = codec.decode(stored.body)
-            key = record.key or ""
-            if record.type == ev.STEP_STARTED:
-                started[key] = record
-            elif record.type in _OUTCOMES and key in started:
-                start = started.pop(key)
-                unentered = data_of(record, StepEnded).get("body_ran") is False
-                if not unentered and record.at_ns >= since:
-                    yield Charge(row, start, record)
-    except StoreUnavailableError:
-        if row.ended_ns is None:
-            raise
-        # The memory store has let go of its events: what is not on record is not summed.
+            yield from Charges(row).read_on(store, since)
 
 
 def _model(charge: Charge) -> str:
@@ -146,7 +193,8 @@ def _day(charge: Charge) -> str:
     return datetime.fromtimestamp(charge.ended.at_ns // r.NANO, UTC).date().isoformat()
 
 
-_KEYS: Final[dict[str, Callable[[Charge], str]]] = {
+#: How each of `COST_KEYS` is told of a charge.
+KEYS: Final[dict[str, Callable[[Charge], str]]] = {
     "model": _model,
     "step": lambda charge: charge.started.name or "",
     "kind": lambda charge: charge.started.kind or "",

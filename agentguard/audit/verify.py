@@ -6,6 +6,7 @@ all was rewritten, or that a run is gone shows only against an anchor: a head ke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,27 @@ from agentguard.events.model import CONTROL_RUN_ID, PAYLOAD_ERASED, Head, Record
 from agentguard.protocols import EventStore, RunRow, abilities_of
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import from_row
+
+_ANCHOR = re.compile(r"(?:(?P<run>.+)=)?(?P<seq>[1-9][0-9]{0,15}):(?P<hash>[0-9a-f]{64})")
+
+
+def parse_anchor(text: str) -> tuple[str | None, Head]:
+    """Return the run that an anchor names, if it names one, and its head.
+
+    Raises:
+        ValueError: it is no anchor.
+
+    Example:
+        >>> parse_anchor("r1=12:" + "ab" * 32)[0]
+        'r1'
+    """
+    match = _ANCHOR.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is not RUN=SEQ:HASH; RUN is an id, SEQ a number from 1, HASH 64 hex digits, as "
+            "`agentguard summary` prints the head"
+        )
+    return match["run"], Head(int(match["seq"]), match["hash"])
 
 
 class Fault(NamedTuple):

@@ -11,7 +11,8 @@ from agentguard.console.actions import ACTIONS
 from agentguard.console.auth import ConsoleError
 from agentguard.console.calls import Call, parse_number
 from agentguard.console.dashboard import dashboard
-from agentguard.console.data import Hit, Snapshot, entry_data, row_data
+from agentguard.console.data import Hit, Snapshot, row_data
+from agentguard.console.timeline import entry_data
 from agentguard.protocols import RunRow
 
 

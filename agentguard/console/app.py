@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -14,24 +13,24 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from agentguard.alerts.rules import Thresholds
 from agentguard.console import api, pages
-from agentguard.console.actions import ACTIONS, Action, logger
+from agentguard.console.actions import ACTIONS, Action
 from agentguard.console.auth import (
     LOGIN_COOKIE,
     SESSION_COOKIE,
     ConsoleError,
-    Identity,
     check_csrf,
     set_cookie,
 )
 from agentguard.console.calls import Call, Handler
 from agentguard.console.data import Console
 from agentguard.console.middleware import Limits
-from agentguard.console.rendering import fragment, page
+from agentguard.console.rendering import page
+from agentguard.console.streams import Streams
 from agentguard.console.tokens import Tokens
 from agentguard.errors import (
     AgentGuardError,
@@ -46,14 +45,8 @@ if TYPE_CHECKING:
 
 #: How many fields a form has at most.
 _MOST_FIELDS = 20
-#: How often, in seconds, open pages are told what is new, and how many may be open.
-_TICK_SECONDS = 1.0
-_MOST_STREAMS = 200
 
 _RUN = "/runs/{run_id:path}"
-
-#: The parts of the overview that move, by the ids of their elements.
-_LIVE_PARTS = {"waiting": "_waiting.html", "live": "_live.html"}
 
 _ASSETS = {"console.css": "text/css", "console.js": "text/javascript"}
 
@@ -79,7 +72,7 @@ def create_app(
 class _App:
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._streams = 0
+        self._streams = Streams(console)
 
     def build(self) -> Starlette:
         """Return the application with its routes."""
@@ -90,7 +83,8 @@ class _App:
             Route("/logout", act(self._log_out), methods=["POST"]),
             Route("/static/{name}", _asset),
             Route("/", read(pages.overview)),
-            Route("/live", self._live),
+            Route("/live", self._streams.overview),
+            Route("/live/{run_id:path}", self._streams.run),
             Route("/runs", read(pages.runs)),
             Route(f"{_RUN}/run.jsonl", read(pages.download)),
             Route(_RUN, read(pages.run)),
@@ -165,42 +159,6 @@ class _App:
         response = RedirectResponse("/login", 303)
         response.delete_cookie(SESSION_COOKIE)
         return response
-
-    # --- what is new -----------------------------------------------------------------------------
-
-    async def _live(self, request: Request) -> Response:
-        if await run_in_threadpool(self._console.auth.identify, request) is None:
-            raise ConsoleError(401, "log in first")
-        if self._streams >= _MOST_STREAMS:
-            raise ConsoleError(
-                503, f"{_MOST_STREAMS} pages are open already; this one does not move by itself"
-            )
-        return StreamingResponse(self._ticks(request), media_type="text/event-stream")
-
-    async def _ticks(self, request: Request) -> AsyncIterator[str]:
-        """The live parts of the overview whenever one changed, for as long as the token works."""
-        self._streams += 1
-        said: dict[str, str] = {}
-        try:
-            while not await request.is_disconnected():
-                who = await run_in_threadpool(self._console.auth.identify, request)
-                if who is None:
-                    return
-                parts = await run_in_threadpool(self._live_parts, who)
-                if parts != said:
-                    said = parts
-                    yield f"data: {json.dumps(parts)}\n\n"
-                else:
-                    yield ": nothing new\n\n"
-                await asyncio.sleep(_TICK_SECONDS)
-        except (AgentGuardError, ConsoleError) as error:
-            logger.warning("an open page is told no more: %s", error)  # it asks again by itself
-        finally:
-            self._streams -= 1
-
-    def _live_parts(self, who: Identity) -> dict[str, str]:
-        now = self._console.now(who)
-        return {name: fragment(template, who, now=now) for name, template in _LIVE_PARTS.items()}
 
     # --- what goes wrong -------------------------------------------------------------------------
 

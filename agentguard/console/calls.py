@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.responses import Response
 
+from agentguard.budget.model import Budget
 from agentguard.console.auth import ConsoleError, Identity
 from agentguard.console.data import Console
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+
+#: The limits that can be named here.
+LIMITS = ("usd", "tokens", "steps")
 
 
 class Call(NamedTuple):
@@ -36,6 +41,23 @@ class Call(NamedTuple):
 
 
 Handler = Callable[[Call], Response]
+
+
+def parse_limits(text_of: Callable[[str], str]) -> dict[str, Any]:
+    """Return the limits that a form names.
+
+    Raises:
+        ConsoleError: it names none, or one that cannot be meant.
+    """
+    named = {name: text for name in LIMITS if (text := text_of(name).strip())}
+    if not named:
+        raise ConsoleError(400, f"name a limit: {', '.join(LIMITS)}")
+    try:
+        limits: dict[str, Any] = {n: text if n == "usd" else int(text) for n, text in named.items()}
+        Budget(**limits)
+    except (TypeError, ValueError) as error:
+        raise ConsoleError(400, str(error)) from error
+    return limits
 
 
 def parse_number(text: str) -> int:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, NamedTuple
 
-from agentguard import _encoding
 from agentguard.alerts.rules import Alert, Thresholds, alerts
 from agentguard.alerts.watch import Reader
-from agentguard.audit.reading import asked_arguments, read_whole
+from agentguard.audit.compare import RunDiff
+from agentguard.audit.cost_book import CostBook
+from agentguard.audit.costs import CostLine
+from agentguard.audit.reading import asked_arguments
+from agentguard.console import timeline
 from agentguard.console.auth import Auth, ConsoleError, Identity
+from agentguard.console.charts import Curve
+from agentguard.console.forks import Forks
 from agentguard.console.health import Part, examine, summed
+from agentguard.console.spending import curves
+from agentguard.console.timeline import TimelineEntry
 from agentguard.console.tokens import Role, Tokens
 from agentguard.errors import AgentGuardError, RunNotFoundError
-from agentguard.events import codec
-from agentguard.events import model as ev
-from agentguard.events.model import CONTROL_RUN_ID, Event
+from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
 from agentguard.killswitch.model import Acknowledgements, Kill
 from agentguard.killswitch.page import PageKillSwitch
@@ -28,7 +32,7 @@ from agentguard.monitoring import Approval, RunStatus, status_of
 from agentguard.protocols import RunRow
 from agentguard.queries import TenantAccount
 from agentguard.runs.state import RunState
-from agentguard.runs.summary import from_row, usage_data
+from agentguard.runs.summary import from_row
 
 #: How long, in seconds, what was read of the live runs is shown to others too.
 _FRESH_SECONDS = 0.5
@@ -36,8 +40,15 @@ _FRESH_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
 #: How many runs are looked through for one page of them, before the reader is asked to go on.
 _LOOKED_THROUGH = 5000
+#: How long, in seconds, a page of costs may read what is not added up yet.
+_ADDING_SECONDS = 1.0
+#: How many events two runs may have together to be compared on a page.
+_LONGEST_COMPARED = 40_000
 PAGE = 50
-EVENTS = 200
+#: How many live runs the overview shows.
+LIVE_SHOWN = 100
+#: How many calls of two runs are shown side by side on one page.
+CALLS = 200
 
 
 class Waiting(NamedTuple):
@@ -71,14 +82,6 @@ class RunPage(NamedTuple):
     after: str | None
 
 
-class TimelineEntry(NamedTuple):
-    """An event, how deep it lies, and what was captured with it."""
-
-    event: Event
-    depth: int
-    payload: Any
-
-
 class Hit(NamedTuple):
     """A kill that was given, whom it was to hit, and how those stand now."""
 
@@ -97,7 +100,15 @@ class Hit(NamedTuple):
 class Console:
     """The guard as the console sees it; safe between threads."""
 
-    def __init__(self, guard: Guard, tokens: Tokens, *, hide_payloads: bool, thresholds: Thresholds) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        tokens: Tokens,
+        *,
+        hide_payloads: bool = False,
+        thresholds: Thresholds = Thresholds(),  # noqa: B008 - it cannot be changed
+        adding_seconds: float = _ADDING_SECONDS,
+    ) -> None:
         self.guard = guard
         self.auth = Auth(tokens)
         self._hide_payloads = hide_payloads
@@ -109,6 +120,10 @@ class Console:
         self._health: tuple[float, list[Part]] | None = None
         #: The arguments of steps that wait, by run and key, and the number of the run's event as of which.
         self._asked: dict[tuple[str, str], tuple[int, Any]] = {}
+        self._book = CostBook(guard.components.store)
+        self._adding_seconds = adding_seconds
+        self._adding = threading.Lock()
+        self._forks = Forks(guard.components.store)
         #: By generation: the runs that each kill of this console covered when it was given.
         self._covered: dict[int, list[str]] = {}
 
@@ -184,7 +199,7 @@ class Console:
         if asked.limit is not None:
             return None
         found = asked_arguments(self.guard.components.store, asked.run_id, asked.key)
-        return None if found is None else _decoded(found)
+        return None if found is None else timeline.decoded(found)
 
     def _sees_kill(self, who: Identity, kill: Kill) -> bool:
         if kill.scope == "global" or who.tenant is None:
@@ -210,6 +225,14 @@ class Console:
     def status(self, row: RunRow) -> RunStatus:
         """Return how a run stands now."""
         return status_of(self.guard.components.store, row, self.guard.components.clock)
+
+    def live_status(self, who: Identity, row: RunRow) -> RunStatus:
+        """Return how a run stood a moment ago; a live run that is followed is not read anew."""
+        if row.ended_ns is None:
+            for status in self.now(who).live:
+                if status.summary.run_id == row.run_id:
+                    return status
+        return self.status(row)
 
     def runs(self, who: Identity, *, tenant: str, state: str, name: str, after: str) -> RunPage:
         """Return a page of runs; an empty filter lets all through, `name` may have `*` and `?`.
@@ -255,20 +278,40 @@ class Console:
 
     def timeline(self, who: Identity, row: RunRow, after: int) -> tuple[list[TimelineEntry], int | None]:
         """Return the events of a run above a sequence, and the one after which the next page begins."""
-        depths: dict[str, int] = {}
-        shown = self.shows_payloads(who)
-        found: list[TimelineEntry] = []
         store = self.guard.components.store
-        for stored in read_whole(store, row.run_id) if shown else store.read(row.run_id):
-            event = codec.to_event(row.run_id, stored, b"")
-            depth = _depth(event, depths)
-            if event.seq <= after:
-                continue
-            if len(found) == EVENTS:
-                return found, found[-1].event.seq
-            payload = _decoded(stored.payload) if shown and stored.payload is not None else None
-            found.append(TimelineEntry(event, depth, payload))
-        return found, None
+        return timeline.page(store, row.run_id, after, payloads=self.shows_payloads(who))
+
+    def curves(self, status: RunStatus) -> list[Curve]:
+        """Return what a run has spent over time."""
+        return curves(self.guard.components.store, status, self.guard.components.clock.wall())
+
+    def costs(self, who: Identity, keys: Iterable[str], since: str) -> tuple[dict[str, list[CostLine]], bool]:
+        """Return where the money went, by each of some keys, and whether that is all; if not, ask again."""
+        with self._adding:
+            whole = self._book.read_on(self._adding_seconds)
+            return self._book.lines(keys, since=since, tenant=who.tenant), whole
+
+    def forks(self, who: Identity, row: RunRow) -> list[RunRow]:
+        """Return the runs that were forked from a run, as far as the newest runs tell."""
+        rows = [self.guard.components.store.row(run_id) for run_id in self._forks.of(row.run_id)]
+        return [row for row in rows if row is not None and who.sees(row.tenant)]
+
+    def compared(self, who: Identity, row: RunRow, other: str) -> tuple[RunRow, RunDiff]:
+        """Return another run, and both beside each other.
+
+        Raises:
+            RunNotFoundError: there is no such run for this token.
+            ConsoleError: they are too long for a page.
+        """
+        beside = self.row(who, other)
+        lengths = [self.live_status(who, each).summary.head.seq for each in (row, beside)]
+        if sum(lengths) > _LONGEST_COMPARED:
+            raise ConsoleError(
+                400,
+                f"these runs have {sum(lengths):,} events, too many for a page: "
+                f"agentguard diff {row.run_id} {beside.run_id}",
+            )
+        return beside, self.guard.diff(row.run_id, beside.run_id)
 
     # --- kills -----------------------------------------------------------------------------------
 
@@ -310,27 +353,3 @@ class Console:
 def row_data(row: RunRow) -> dict[str, Any]:
     """Return a row as plain data for JSON."""
     return from_row(row).to_data()
-
-
-def entry_data(entry: TimelineEntry) -> dict[str, Any]:
-    """Return an event as plain data for JSON."""
-    event = entry.event
-    data = {name: getattr(event, name) for name in event.__struct_fields__}
-    data["usage"] = None if event.usage is None else usage_data(event.usage)
-    data["spent"] = None if event.spent is None else usage_data(event.spent)
-    return data | {"payload": entry.payload}
-
-
-def _depth(event: Event, depths: dict[str, int]) -> int:
-    key = event.key or ""
-    if event.type in (ev.STEP_STARTED, ev.SCOPE_OPENED):
-        around = event.data.get("parent") or event.data.get("scope") or ""
-        depths[key] = depths.get(around, 0) + 1
-    return depths.get(key, 1 if key else 0)
-
-
-def _decoded(payload: bytes) -> Any:
-    try:
-        return _encoding.decode(payload)
-    except ValueError:  # the bytes of a codec
-        return {"base64": base64.b64encode(payload).decode()}

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse
 
 from agentguard.budget.model import Budget
 from agentguard.console.auth import Identity
+from agentguard.console.charts import share, sparkline
 from agentguard.console.confirming import confirmation
 from agentguard.console.tokens import Role
 
@@ -40,6 +41,10 @@ def _usd(amount: Decimal) -> str:
     return f"${amount:,.4f}" if amount < 1 else f"${amount:,.2f}"
 
 
+def _amount(value: Decimal | int, name: str) -> str:
+    return _usd(Decimal(value)) if name == "usd" else f"{value:,}"
+
+
 def _when(at: datetime | int | None) -> str:
     """A time in UTC, from a datetime or from nanoseconds since the epoch."""
     if at is None:
@@ -61,4 +66,12 @@ def _limits(budget: Budget) -> str:
     return ", ".join(f"{name} {value}" for name, value in budget.to_fields().items() if value is not None)
 
 
-templates.filters |= {"usd": _usd, "when": _when, "payload": _payload, "limits": _limits}
+templates.filters |= {
+    "usd": _usd,
+    "when": _when,
+    "payload": _payload,
+    "limits": _limits,
+    "amount": _amount,
+    "sparkline": sparkline,
+    "bar": share,
+}

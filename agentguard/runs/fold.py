@@ -116,7 +116,8 @@ class RunFold:
         #: The kill switch's generation when the run was created.
         self.generation = 0
         self.seed = ""
-        #: The run that this one was forked from, or empty.
+        #: The run that this one was forked from, and the first one of such a line; or nothing.
+        self.forked_from: str | None = None
         self.origin = ""
         #: False once a step accepted overshoot: usage known only afterwards, nothing reserved.
         self.bounded = True
@@ -284,6 +285,7 @@ class RunFold:
         self.started_ns = self._running_from_ns = record.at_ns
 
     def _forked(self, record: Record, data: d.RunForked) -> None:
+        self.forked_from = data["origin"]
         self.origin = data["root"]
         self.account.charge(record.usage or {})
         self.account.calls.update(data.get("calls", {}))

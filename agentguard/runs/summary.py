@@ -27,6 +27,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     `open_steps` are the keys of the steps in flight; in a run that has ended, of those whose outcome is
     not on record.
     `account` is the account that it shares with other runs by name, as `thread:42`.
+    `forked_from` is the id of the run that it was forked from.
     `damaged` is the fault in the log of a live run, in a list: the rest is as of its last change of state.
     """
 
@@ -49,6 +50,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     needs_branch_names: bool = False
     open_steps: tuple[str, ...] = ()
     account: str | None = None
+    forked_from: str | None = None
     damaged: str | None = None
 
     @property
@@ -82,6 +84,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
             "needs_branch_names": self.needs_branch_names,
             "open_steps": list(self.open_steps),
             "account": self.account,
+            "forked_from": self.forked_from,
         }
 
     def __str__(self) -> str:
@@ -129,6 +132,7 @@ def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
         needs_branch_names=fold.needs_branch_names,
         open_steps=tuple(fold.open),
         account=None if fold.named_account is None else fold.named_account.name,
+        forked_from=fold.forked_from,
     )
 
 
@@ -164,6 +168,7 @@ def from_data(data: Mapping[str, object]) -> RunSummary:
         needs_branch_names=told.needs_branch_names,
         open_steps=tuple(told.open_steps),
         account=told.account,
+        forked_from=told.forked_from,
     )
 
 
@@ -227,6 +232,7 @@ class _Shape(msgspec.Struct):
     needs_branch_names: bool = False
     open_steps: list[str] = []
     account: str | None = None
+    forked_from: str | None = None
 
 
 def _usage(data: dict[str, int | str]) -> Usage:

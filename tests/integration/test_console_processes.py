@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +22,9 @@ pytest.importorskip("typer")
 from agentguard import Guard
 from agentguard.console.tokens import Tokens
 from tests.consoles import Served, line, serving
+
+if TYPE_CHECKING:
+    import httpx
 
 
 @pytest.fixture
@@ -83,6 +88,80 @@ def test_an_open_page_is_told_what_a_run_spends_until_its_token_is_revoked(
                 tokens.revoke("on-call")
     with served.client() as client:
         assert client.get("/live").status_code == 401
+
+
+class Stream:
+    """An open page: it reads what it is told, breaks off, and comes back as a browser does."""
+
+    def __init__(self, client: httpx.Client, path: str) -> None:
+        self._client = client
+        self._path = path
+        self._last = ""
+        self.ids: list[int] = []
+
+    def messages(self) -> Iterator[dict[str, str]]:
+        """Yield messages of one connection."""
+        headers = {"last-event-id": self._last} if self._last else {}
+        message: dict[str, str] = {}
+        with self._client.stream("GET", self._path, headers=headers) as answer:
+            for text in answer.iter_lines():
+                name, _, value = text.partition(": ")
+                if text and name:
+                    message[name] = value
+                elif "data" in message:
+                    if "id" in message:
+                        self._last = message["id"]
+                        self.ids.append(int(self._last))
+                    yield message
+                    message = {}
+
+
+def test_no_event_of_a_run_is_missed_or_told_twice_by_a_page_whose_connection_breaks(served: Served) -> None:
+    agent = served.agent("spend", "spends", "acme", "0.001")
+    run_id = line(agent)
+    with served.client() as client:
+        page = Stream(client, f"/live/{run_id}")
+        for connection in range(6):
+            wanted = len(page.ids) + 7 * connection + 1
+            for _ in page.messages():
+                if len(page.ids) >= wanted:
+                    break  # in the middle of what it is told
+            if connection == 4:
+                order = {
+                    "scope": "run",
+                    "target": run_id,
+                    "reason": "enough",
+                    "confirm": f"kill {run_id[-6:]}",
+                }
+                assert client.post("/api/kill", json=order).status_code == 200
+                assert line(agent) == "stopped: enough"
+        last = client.get(f"/api/runs/{run_id}").json()["head"]["seq"]
+        for _ in page.messages():
+            if page.ids[-1] == last:
+                break
+    assert page.ids == list(range(1, last + 1))
+
+
+def test_an_overview_that_was_away_is_told_the_whole_present_when_it_comes_back(served: Served) -> None:
+    line(served.agent("spend", "spends", "acme"))
+    with served.client() as client:
+        page = Stream(client, "/live")
+        before = json.loads(next(page.messages())["data"])
+        assert "pays" not in before["live"]
+        line(served.agent("ask", "pays", "acme", "500"))
+        client.post(
+            "/api/kill", json={"scope": "tenant", "target": "x", "reason": "away", "confirm": "kill x"}
+        )
+        wait_until(lambda: client.get("/api/now").json()["approvals"], 60)
+        after = json.loads(next(page.messages())["data"])
+    assert "pays" in after["live"]
+    assert "away" in after["live"]
+    assert "500" in after["waiting"]
+    steps = [
+        re.findall(r'>spends</a>.*?"Steps" class="number">(\d+)', text["live"], re.DOTALL)
+        for text in (before, after)
+    ]
+    assert int(steps[0][0]) <= int(steps[1][0])
 
 
 def test_it_listens_to_no_other_host_without_a_token(tmp_path: Path) -> None:

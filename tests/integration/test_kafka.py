@@ -164,6 +164,10 @@ def test_a_position_goes_on_and_never_back(guard: Guard) -> None:
         positions.save_position("r", saved)
         assert positions.position("r") == found
     assert positions.position("other") == 0
+    readers = abilities_of(guard.components.store).readers
+    assert readers is not None
+    positions.save_position("q", 2)
+    assert readers.positions() == {"q": 2, "r": 9}
 
 
 def test_a_store_that_keeps_no_position_is_refused() -> None:

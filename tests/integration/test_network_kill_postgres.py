@@ -134,3 +134,6 @@ def test_a_guard_on_postgres_takes_its_kills_from_there_by_itself(
         for saved, found in ((5, 5), (3, 5), (9, 9)):
             positions.save_position("r", saved)
             assert positions.position("r") == found
+        readers = abilities_of(guard.components.store).readers
+        assert readers is not None
+        assert readers.positions() == {"r": 9}

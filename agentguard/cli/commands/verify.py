@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated
@@ -20,8 +19,6 @@ from agentguard.cli.options import (
 from agentguard.errors import RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID, Head
 from agentguard.guard import Guard
-
-_ANCHOR = re.compile(r"(?P<run>.+)=(?P<seq>[1-9][0-9]*):(?P<hash>[0-9a-f]{64})")
 
 
 @app.command(
@@ -71,13 +68,13 @@ def _verify(typed: str | None, anchors: Sequence[str], *, as_json: bool) -> int:
 
 
 def _anchor(text: str) -> tuple[str, Head]:
-    match = _ANCHOR.fullmatch(text.strip())
-    if match is None:
-        raise exit_codes.UsageError(
-            f"--anchor {text!r} is not RUN=SEQ:HASH; RUN is an id, SEQ a number from 1, HASH 64 hex "
-            "digits, as `agentguard summary` prints the head"
-        )
-    return match["run"], Head(int(match["seq"]), match["hash"])
+    try:
+        run, head = audit.parse_anchor(text)
+    except ValueError as error:
+        raise exit_codes.UsageError(f"--anchor {error}") from error
+    if run is None:
+        raise exit_codes.UsageError(f"--anchor {text!r} names no run: RUN={text.strip()}")
+    return run, head
 
 
 @contextmanager

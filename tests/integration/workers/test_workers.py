@@ -71,6 +71,30 @@ def test_runs_of_higher_priority_are_taken_first(office: OfficeOfTest) -> None:
     assert office.told() == [f"step p{priority}" for priority in (9, 5, 5, 0, -5)]
 
 
+def test_the_console_tells_of_the_queue_and_of_its_workers(office: OfficeOfTest) -> None:
+    pytest.importorskip("starlette")
+    from agentguard.console.health import examine
+
+    def parts() -> list[tuple[str, str, bool]]:
+        found = examine(office.guard)
+        return [(part.kind, part.detail, part.ok) for part in found if part.kind in ("queue", "worker")]
+
+    run = office.guard.submit(office.agents.letters, {"before": ["a"], "wait": "go", "after": []})
+    waiting, none = parts()
+    assert waiting[1].startswith("1 waiting, 0 delayed, 0 running, the oldest for")
+    assert none == ("worker", "none, and runs wait: agentguard worker", False)
+    office.worker()
+
+    def is_told() -> bool:
+        (_, queue, _), (kind, worker, works) = parts()
+        running = queue == "0 waiting, 0 delayed, 1 running"
+        return running and kind == "worker" and works and worker.endswith("has 1 runs")
+
+    wait_until(is_told, 60)
+    office.open_gate("go")
+    assert office.ends(run) == "COMPLETED"
+
+
 def test_a_worker_takes_the_runs_of_its_queues_alone(office: OfficeOfTest) -> None:
     mine = [office.guard.submit(office.agents.alone, tenant=tenant) for tenant in ("a", "b")]
     other = office.guard.submit(office.agents.alone, tenant="c")
