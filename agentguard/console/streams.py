@@ -37,7 +37,7 @@ _RETRY = b"retry: 1000\n\n"
 _NOTHING = b": nothing new\n\n"
 
 #: The parts of the overview that move, by the ids of their elements.
-_PARTS = {"waiting": "_waiting.html", "live": "_live.html"}
+_PARTS = {"waiting": "_waiting.html", "live": "_live.html", "rest": "_rest.html"}
 
 
 class Streams:
@@ -109,10 +109,11 @@ class Streams:
     def _overview(self, who: Identity) -> bytes:
         now = self._console.now(who)
         seen_by: tuple[object, ...] = (who.tenant, who.role)
-        # The forms in it hold the token of their session.
-        waiting = self._part("waiting", now, who, (*seen_by, who.csrf if now.waiting else None))
-        live = self._part("live", now, who, seen_by)
-        return f'data: {{"waiting": {waiting}, "live": {live}}}\n\n'.encode()
+        # The forms in `waiting` hold the token of their session.
+        keys = {"waiting": (*seen_by, who.csrf if now.waiting else None)}
+        parts = {name: self._part(name, now, who, keys.get(name, seen_by)) for name in _PARTS}
+        inside = ", ".join(f'"{name}": {html}' for name, html in parts.items())
+        return f"data: {{{inside}}}\n\n".encode()
 
     def _part(self, name: str, now: Snapshot, who: Identity, seen_by: tuple[object, ...]) -> str:
         key = (name, now.number, *seen_by)

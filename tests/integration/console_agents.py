@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 from agentguard import (
     ApprovalDeniedError,
@@ -13,9 +14,11 @@ from agentguard import (
     BudgetExceededError,
     Guard,
     KillSwitchTriggeredError,
+    Run,
     RunStopped,
     Usage,
 )
+from agentguard.testing.fakes import FakeClock
 
 #: No line of one thread in the middle of another's.
 _PRINTING = threading.Lock()
@@ -39,15 +42,47 @@ def spend(guard: Guard, name: str, tenant: str, seconds: str = "0.02") -> None:
         say(f"stopped: {error.reason}")
 
 
-def spend_in_threads(guard: Guard, name: str, tenant: str, runs: str) -> None:
+def spend_in_threads(guard: Guard, name: str, tenant: str, runs: str, seconds: str = "0.1") -> None:
     """The same in so many runs at once."""
     threads = [
-        threading.Thread(target=spend, args=(guard, f"{name}-{n}", tenant, "0.1")) for n in range(int(runs))
+        threading.Thread(target=spend, args=(guard, f"{name}-{n}", tenant, seconds)) for n in range(int(runs))
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def forked(guard: Guard, name: str, tenant: str) -> None:
+    """Look something up and pay for it; then the same as a fork, which finds another price; say both ids."""
+
+    def agent(run: Run, price: str) -> None:
+        run.call("look_up", str, "the price of paper", usage=Usage(usd="0.03", tokens=900))
+        run.call("compare", lambda: price, usage=Usage(usd="0.02", tokens=400))
+        for n in range(4):
+            run.call("pay", time.sleep, 0.01 * n, usage=Usage(usd=price, tokens=100))
+
+    with guard.run(name, tenant=tenant, budget=Budget(usd=2)) as run:
+        agent(run, "0.40")
+    with guard.fork(run.id, 4, name=f"{name}-cheaper") as fork:
+        agent(fork, "0.25")
+    say(f"{run.id} {fork.id}")
+
+
+def past(guard: Guard, tenant: str, days: str) -> None:
+    """Ask two models on each of the last days."""
+    for day in range(int(days)):
+        clock = FakeClock(datetime.now(UTC) - timedelta(days=day))
+        with Guard.open(clock=clock, telemetry=False) as then, then.run("report", tenant=tenant) as run:
+            for model, usd in (("claude-sonnet", f"{1 + day % 3}.20"), ("gpt-5-mini", f"0.{4 + day % 5}0")):
+                run.call(
+                    "ask",
+                    int,
+                    kind="llm",
+                    usage=Usage(usd=usd, tokens=5000),
+                    attributes={"gen_ai.request.model": model},
+                )
+    say("asked")
 
 
 def burn(guard: Guard, name: str, tenant: str) -> None:
@@ -91,7 +126,7 @@ def ask_for_more(guard: Guard, name: str, tenant: str, payments: str) -> None:
 
 
 if __name__ == "__main__":
-    programs = (spend, spend_in_threads, burn_beside, ask, ask_for_more)
+    programs = (spend, spend_in_threads, forked, past, burn_beside, ask, ask_for_more)
     program = {each.__name__: each for each in programs}[sys.argv[1]]
     with Guard.open(telemetry=False) as opened:
         with suppress(RunStopped):

@@ -56,8 +56,11 @@ def usd_of(page: Page, name: str) -> float:
 def test_runs_in_three_processes_are_killed_from_the_page_that_shows_what_they_spend(
     served: Served, browser: Browser
 ) -> None:
-    agents = [served.agent("spend_in_threads", name, "acme", "6") for name in ("mail", "search", "wild")]
-    ids = run_ids(agents, 6)
+    counts = {"mail": 17, "search": 17, "wild": 16}
+    agents = [
+        served.agent("spend_in_threads", name, "acme", str(count), "0.5") for name, count in counts.items()
+    ]
+    ids = [line(agent) for agent, count in zip(agents, counts.values(), strict=True) for _ in range(count)]
     with window(browser, served.url) as opened:
         log_in(opened, served.token)
         page = opened.page
@@ -71,7 +74,7 @@ def test_runs_in_three_processes_are_killed_from_the_page_that_shows_what_they_s
         page.get_by_label("What").select_option("tenant")
         page.get_by_label("Tenant or run").fill("acme")
         page.get_by_role("button", name="KILL …").click()
-        expect(page.get_by_role("alert")).to_contain_text("stops 18 live runs")
+        expect(page.get_by_role("alert")).to_contain_text("stops 50 live runs")
         page.get_by_label("Reason").fill("burns money")
         page.get_by_label("Type kill acme").fill("kill all")
         page.get_by_role("button", name="KILL", exact=True).click()
@@ -86,9 +89,35 @@ def test_runs_in_three_processes_are_killed_from_the_page_that_shows_what_they_s
         expect(page.get_by_role("status")).to_have_class("good")
         # Agents that have ended since are counted no more.
         expect(page.get_by_role("status")).to_contain_text(re.compile(r"(\d) of \1 processes have acted"))
-        expect(page.locator("td", has_text="KILLED")).to_have_count(18)
-    assert {line(agent) for agent in agents for _ in range(6)} == {"stopped: burns money"}
-    assert len(set(ids)) == 18
+        expect(page.locator("td", has_text="KILLED")).to_have_count(50)
+    ends = [line(agent) for agent, count in zip(agents, counts.values(), strict=True) for _ in range(count)]
+    assert ends == ["stopped: burns money"] * 50
+    assert len(set(ids)) == 50
+
+
+def test_a_run_that_is_watched_shows_its_new_events_and_its_end_without_a_load_of_the_page(
+    served: Served, browser: Browser
+) -> None:
+    agent = served.agent("spend", "watched", "acme", "0.05")
+    run_id = line(agent)
+    with window(browser, served.url) as opened:
+        log_in(opened, served.token)
+        page = opened.page
+        page.goto(f"/runs/{run_id}")
+        page.evaluate("window.loaded = true")
+        rows = page.locator("#events li")
+        expect(rows).not_to_have_count(before := rows.count())
+        assert rows.count() > before
+        expect(page.locator("#now svg[aria-label='usd spent over time'] polyline")).to_be_visible()
+        with served.client() as client:
+            order = {"scope": "run", "target": run_id, "reason": "enough", "confirm": f"kill {run_id[-6:]}"}
+            client.post("/api/kill", json=order)
+        expect(page.locator("#now")).to_contain_text("KILLED")
+        expect(page.locator("#events")).to_contain_text("run_killed")
+        numbers = rows.evaluate_all("rows => rows.map(row => row.value)")
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert page.evaluate("window.loaded") is True
+    assert line(agent) == "stopped: enough"
 
 
 def test_a_payment_is_approved_and_another_denied_with_a_reason(served: Served, browser: Browser) -> None:
@@ -136,6 +165,8 @@ def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[in
         served.agent("ask_for_more", "campaign", "shop", "2"),
     ]
     run_id = run_ids(agents, 1)[0]
+    assert line(served.agent("past", "acme", "9")) == "asked"
+    origin, fork = line(served.agent("forked", "order-paper", "shop")).split()
     with window(browser, served.url, size, dark=dark) as opened:
         log_in(opened, served.token)
         page = opened.page
@@ -144,12 +175,14 @@ def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[in
         expect(page.locator("#live tr", has_text="northern-region-2")).to_contain_text("$0.")
         faults = {}
         pages = {
-            "overview": "/",
             "runs": "/runs",
             "run": f"/runs/{run_id}",
+            "ended": f"/runs/{origin}?whatif=1&usd=0.90&verify=1",
+            "beside": f"/runs/{origin}?beside={fork}",
             "costs": "/costs?by=step",
             "kill": "/kill?scope=tenant&target=acme",
             "login": "/login",
+            "overview": "/",  # the last, so that there are rates to draw
         }
         for name, path in pages.items():
             page.goto(path)
