@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agentguard.console.auth import ConsoleError, Identity
-from agentguard.console.calls import Call, parse_number
+from agentguard.console.calls import LIMITS, Call, parse_limits, parse_number
 from agentguard.console.confirming import check_scope, confirmation
 from agentguard.console.data import Hit
 from agentguard.console.tokens import Role
@@ -23,8 +23,6 @@ logger = logging.getLogger("agentguard.console")
 _LONGEST_REASON = 500
 #: How long, in seconds, the answer to a kill waits for the processes that it is meant for.
 _PATIENCE = 2.0
-#: The limits that can be set here; a budget keeps its others.
-_LIMITS = ("usd", "tokens", "steps")
 
 
 class Action(NamedTuple):
@@ -97,24 +95,21 @@ def set_limit(call: Call) -> RunRow:
     With `asked`, the `seq` of a step's question for a higher limit, only while that is asked.
     """
     row = _run(call)
-    named = {name: text for name in _LIMITS if (text := call.field(name).strip())}
-    if not named:
-        raise ConsoleError(400, f"name a limit: {', '.join(_LIMITS)}")
+    limits = parse_limits(call.field)
     try:
-        limits: dict[str, Any] = {n: text if n == "usd" else int(text) for n, text in named.items()}
         call.console.guard.set_budget(
             row.run_id, limits, asked=_asked(call), reason=_reason(call), actor=_actor(call.who)
         )
     except (TypeError, ValueError) as error:
         raise ConsoleError(400, str(error)) from error
-    _done(call, "limit", f"{row.run_id} {named}")
+    _done(call, "limit", f"{row.run_id} {limits}")
     return row
 
 
 ACTIONS = (
     Action("/runs/{run_id}/pause", ("reason",), pause),
     Action("/runs/{run_id}/resume", ("reason",), resume),
-    Action("/runs/{run_id}/limit", (*_LIMITS, "asked", "reason"), set_limit),
+    Action("/runs/{run_id}/limit", (*LIMITS, "asked", "reason"), set_limit),
     Action("/runs/{run_id}/decide", ("key", "decision", "asked", "reason"), decide),
     Action("/kill", ("scope", "target", "reason", "confirm"), kill),
     Action("/revive", ("scope", "target", "reason"), revive),
