@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 PINS := tests/constraints.txt
-EXTRAS := anthropic,celery,cli,console,crypto,kafka,langchain,litellm,mcp,openai,openai-agents,otel,postgres,prices,pydantic-ai,re2,redis,workers
+EXTRAS := anthropic,celery,cli,console,crypto,kafka,langchain,litellm,mcp,openai,openai-agents,otel,postgres,prices,pydantic-ai,re2,redis,temporal,workers
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-long check lint format types bench compare coverage constraints clean

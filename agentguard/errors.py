@@ -35,6 +35,7 @@ Attributes carry the facts; messages are built from them and never need to be pa
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -371,6 +372,14 @@ class LogIntegrityError(AgentGuardError):
         self.seq = seq
         self.problem = problem
         super().__init__(f"run {run_id}, event {seq}: {problem}")
+
+
+class ThreadCancellation(abc.ABC):  # noqa: B024 - classes are registered
+    """What an exception is by which a framework cancels the work of a thread: for integrations.
+
+    A step whose body ends with one was cancelled, and has not failed by itself:
+    `ThreadCancellation.register(framework.CancelledError)`.
+    """
 
 
 class RecordedError(AgentGuardError):

@@ -20,10 +20,11 @@ from agentguard.events.model import Record
 from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.origin import origin_log
 from agentguard.replay.player import Player
-from agentguard.replay.resolving import RETRY, settle_unknown
+from agentguard.replay.resolving import RETRY, settle_cut_off
 from agentguard.runs.branch import branch_of
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step, body_branch
+from agentguard.steps.outcome import CANCELLED
 from agentguard.steps.served import RecordedOutcome, ServedItems
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ class KeyedOutcomes:
             raise ReplayDivergenceError(NOT_REPLAYABLE, step.key, reason)
         # The place of a call with a key differs from process to process; what is compared is the call itself.
         step.pos, step.path = last.start.pos, branch_of(step.key, last.start.data)
-        return Player(live_run, _inside(live_run, last), unknown=settle_unknown)
+        return Player(live_run, _inside(live_run, last), unknown=settle_cut_off)
 
     def _noted(self, step: Step, player: Player, answer: T | None) -> T | None:
         """Return the answer; where the step runs again, its player answers what its body calls."""
@@ -138,7 +139,7 @@ class KeyedOutcomes:
         self._differing(step).left_items(step, count, served)
 
     def _differing(self, step: Step) -> Player:
-        return self._around(step) or Player(self._live_run, iter(()), unknown=settle_unknown)
+        return self._around(step) or Player(self._live_run, iter(()), unknown=settle_cut_off)
 
     def block(self, step: Step) -> None:
         """See `agentguard.steps.served.ReplaySource`."""
@@ -224,6 +225,10 @@ def _inside(live_run: LiveRun, call: _LastCall) -> Iterator[Stored]:
             if not 0 < record.attempt < call.first:
                 yield stored
             continue
-        branch = branch_of(record.key, record.data)
-        if (branch == body or branch.startswith(f"{body}/")) and "keyed" not in (record.data or {}):
+        data = record.data or {}
+        branch = branch_of(record.key, data)
+        # What was cancelled may have happened, and a call with a key of its own is asked for by itself.
+        if data.get("outcome") == CANCELLED or "keyed" in data:
+            continue
+        if branch == body or branch.startswith(f"{body}/"):
             yield stored

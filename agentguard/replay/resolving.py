@@ -19,6 +19,7 @@ from agentguard.runs.state import RunState
 from agentguard.steps import exceptions, values
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
+from agentguard.steps.outcome import CANCELLED
 from agentguard.steps.served import RecordedOutcome
 from agentguard.steps.spec import name_option
 
@@ -35,9 +36,21 @@ def settle_unknown(step: Step, call: Call) -> RecordedOutcome | None:
     Raises:
         StepOutcomeUnknownError: nobody but an operator can tell; the run is PAUSED.
     """
+    return _settle(step, call, _held(call))
+
+
+def settle_cut_off(step: Step, call: Call) -> RecordedOutcome | None:
+    """The same, also for a step that was cancelled in its middle: that was charged then."""
+    return _settle(step, call, _held(call) if step.key in step.live_run.log.fold.open else None)
+
+
+def _held(call: Call) -> Amounts:
+    return data_of(call.start, StepStarted).get("reserve", ONE_STEP)
+
+
+def _settle(step: Step, call: Call, held: Amounts | None) -> RecordedOutcome | None:
     live_run = step.live_run
     spec = step.spec
-    held = data_of(call.start, StepStarted).get("reserve", ONE_STEP)
     if spec.probe is not None:
         return _by_probe(step, call, held)
     if spec.effect == "once":
@@ -46,7 +59,7 @@ def settle_unknown(step: Step, call: Call) -> RecordedOutcome | None:
     return None
 
 
-def _retry(step: Step, call: Call, held: Amounts, *, by: str) -> None:
+def _retry(step: Step, call: Call, held: Amounts | None, *, by: str) -> None:
     """The step runs again, as another attempt under the same idempotency key."""
     _put(step.live_run, step.key, RETRY, held, by=by)
     step.attempt = call.start.attempt + 1
@@ -54,7 +67,7 @@ def _retry(step: Step, call: Call, held: Amounts, *, by: str) -> None:
     step.begin_branch(call.start.attempt - len(call.before))
 
 
-def _by_probe(step: Step, call: Call, held: Amounts) -> RecordedOutcome | None:
+def _by_probe(step: Step, call: Call, held: Amounts | None) -> RecordedOutcome | None:
     """Ask the user's probe, with the step's idempotency key.
 
     It answers `"retry"`, `("completed", result)`, `("failed", message)`, or None: it cannot tell.
@@ -166,7 +179,8 @@ def _doubt(live_run: LiveRun, key: str) -> _Doubt | None:
         elif record.type in (ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED):
             gave = record.type == ev.STEP_COMPLETED or data.get("as") == COMPLETED
             missing = gave and stored.payload is None
-            doubt = _Doubt(None) if missing or "unreplayable" in data else None
+            open_to_question = missing or "unreplayable" in data or data.get("outcome") == CANCELLED
+            doubt = _Doubt(None) if open_to_question else None
     return doubt
 
 

@@ -11,7 +11,7 @@ from agentguard._values.names import type_name
 from agentguard.budget.account import ONE_STEP, Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
-from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError
+from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError, ThreadCancellation
 from agentguard.events import model as ev
 from agentguard.events.data import StepEnded
 from agentguard.events.model import Record
@@ -50,7 +50,7 @@ def is_cancellation(error: BaseException) -> bool:
     error of the step like any other: a replay must raise it by itself.
     """
     if not isinstance(error, asyncio.CancelledError):
-        return False
+        return isinstance(error, ThreadCancellation)
     try:
         task = asyncio.current_task()
     except RuntimeError:
@@ -173,8 +173,11 @@ def _stays_open(step: Step, outcome: Outcome) -> bool:
     player = live_run.player
     if player is None:
         return False
+    if isinstance(outcome.error, _IN_DOUBT):
+        live_run.log.elsewhere.add(step.key)  # no body of this process settles it any more
+        return True
     # A step in doubt makes the program cancel the steps beside it; those cancellations are no outcome.
-    return isinstance(outcome.error, _IN_DOUBT) or (outcome.cancelled and player.halted)
+    return outcome.cancelled and player.halted
 
 
 def _leave(step: Step, outcome: Outcome, wait: bool) -> None:  # noqa: FBT001
