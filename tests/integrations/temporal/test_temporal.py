@@ -89,11 +89,14 @@ async def until(condition: Callable[[], object]) -> None:
 async def until_attempt(handle: WorkflowHandle[Any, Any], number: int) -> None:
     """Return when Temporal has begun that attempt at the workflow's activity."""
     async with asyncio.timeout(60):
-        while True:
-            pending = (await handle.describe()).raw_description.pending_activities
-            if pending and pending[0].attempt >= number:
-                return
+        while (await pending(handle)).attempt < number:
             await asyncio.sleep(0.02)
+
+
+async def pending(handle: WorkflowHandle[Any, Any]) -> Any:
+    """What Temporal says of the workflow's activity."""
+    [activity] = (await handle.describe()).raw_description.pending_activities
+    return activity
 
 
 def run_of(handle: WorkflowHandle[Any, Any]) -> str:
@@ -435,7 +438,12 @@ def test_an_activity_that_waits_for_an_approval_is_kept_alive(office: Office) ->
         async with office.working():
             handle = await office.start("Calls", [["asks", "a", BEATS]])
             await until(office.guard.approvals)
-            await asyncio.sleep(1.5)  # three times as long as its heartbeat's timeout
+            first = await pending(handle)
+            waited = timedelta(seconds=3 * BEATS["heartbeat_timeout"])
+            while (now := await pending(handle)).last_heartbeat_time.ToDatetime() < (
+                first.last_started_time.ToDatetime() + waited
+            ):
+                assert now.attempt == 1
             [asked] = office.guard.approvals()
             await asyncio.to_thread(office.guard.approve, asked.run_id, asked.key)
             assert await handle.result() == ["a"]
