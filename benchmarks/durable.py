@@ -62,10 +62,13 @@ def _bare_commit(path: Path) -> tuple[Callable[[], Any], sqlite3.Connection]:
 
 
 def _wall(call: Callable[[], Any]) -> float:
-    started = time.perf_counter_ns()
+    """Return the median of many calls, since others on the machine take milliseconds of some."""
+    taken = []
     for _ in range(_BLOCK):
+        started = time.perf_counter_ns()
         call()
-    return (time.perf_counter_ns() - started) / _BLOCK
+        taken.append(time.perf_counter_ns() - started)
+    return statistics.median(taken)
 
 
 def _power(folder: Path, steps: int, rounds: int) -> Row:

@@ -66,7 +66,8 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
             _check(name, value)
         counts = dict(self.counts)
         for total, parts in _PARTS:
-            counts[total] = max(counts.get(total, 0), sum(counts.get(part, 0) for part in parts))
+            if not counts.keys().isdisjoint(parts):
+                counts[total] = max(counts.get(total, 0), sum(counts.get(part, 0) for part in parts))
         msgspec.structs.force_setattr(self, "counts", {name: n for name, n in counts.items() if n})
 
     def __getitem__(self, name: str) -> Number:
@@ -115,5 +116,5 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
 def _check(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise TypeError(f"{name} must be an int or a Decimal, not {type(value).__name__}")
-    if not Decimal(value).is_finite() or value < 0:
+    if (isinstance(value, Decimal) and not value.is_finite()) or value < 0:
         raise ValueError(f"{name} must be finite and not negative, not {value!r}")

@@ -140,19 +140,21 @@ class ModelCosts:
             used: what the provider counted.
             provider: who served it.
         """
-        usage = used if isinstance(used, ModelUsage) else ModelUsage.of(used)
-        tokens = used if isinstance(used, Usage) else usage.usage()
-        return self._with_cost(tokens, self._nano(model, provider, usage))
+        tokens = used if isinstance(used, Usage) else used.usage()
+        return self._with_cost(tokens, self._nano(model, provider, used))
 
     def _with_cost(self, tokens: Usage, nano: int | None) -> Usage:
         if nano is None and self.unpriced == "allow":
             nano = 0
         return tokens if nano is None else tokens + Usage.from_amounts({NANO_USD: nano})
 
-    def _nano(self, model: str, provider: str | None, usage: ModelUsage) -> int | None:
-        if usage.cost is not None:
-            return nano_usd(usage.cost, "cost")
-        price = None if self.prices is None else self.prices.price(model, usage, provider=provider)
+    def _nano(self, model: str, provider: str | None, used: ModelUsage | Usage) -> int | None:
+        if isinstance(used, ModelUsage) and used.cost is not None:
+            return nano_usd(used.cost, "cost")
+        if self.prices is None:
+            return None
+        usage = used if isinstance(used, ModelUsage) else ModelUsage.of(used)
+        price = self.prices.price(model, usage, provider=provider)
         return None if price is None else price.nano_usd
 
 
