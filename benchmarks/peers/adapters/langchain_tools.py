@@ -22,7 +22,7 @@ def drive(limit, body, calls, at_once):
         return await body()
 
     is_async = asyncio.iscoroutinefunction(body)
-    given = {"coroutine": abody} if is_async else {"func": body}
+    given = {"coroutine": abody} if is_async else {"func": lambda: body()}  # noqa: PLW0108 - a signature is read
     tool = StructuredTool.from_function(**given, name="step", description="A step.")
     asked = [AIMessage("", tool_calls=_calls(number, at_once)) for number in range(calls // at_once)]
     limits = [] if limit is None else [ToolCallLimitMiddleware(run_limit=limit)]
