@@ -65,7 +65,7 @@ def _phases(guard: Guard) -> dict[str, float]:
         steps = phase("open: key and step", lambda _: open_step(spec, place, _ARGS, _KWARGS))
         phase("prepare: arguments, digest", lambda step: prepare(step, _ARGS, _KWARGS))
         phase("admit: check, reserve, step_started", admit)
-        phase("last look", phases.look)
+        phase("check before the body", phases.check_before_body)
         phase("body in its place", _body)
         steps = phase("result, digest", lambda step: (step, phases.settled(step, 1, _ARGS, _KWARGS)))
         phase("leave: settle, step_completed", lambda pair: outcome.leave(*pair))
