@@ -36,7 +36,10 @@ def latencies(adapter, path, kind):
             found = _latencies(adapter, place, process, KINDS[kind])
     if None in found:
         return "runs to its end"
-    return f"{statistics.median(found):.3g} ms, worst {max(found):.3g}"
+    median, worst = (
+        f"{taken:.1f}" if taken < 100 else f"{taken:.0f}" for taken in (statistics.median(found), max(found))
+    )
+    return f"{median} ms, worst {worst}"
 
 
 def _latencies(adapter, place, process, kills):
