@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("group", ["breakdown", "kill"])
 def test_a_benchmark_runs(group, tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", group, "--json", str(tmp_path / "found")]
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", group, "--json", str(found)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    rows = json.loads((tmp_path / "found").read_text())["rows"]
+    rows = json.loads(found.read_text())["rows"]
     assert rows
     assert all(row["value"] > 0 for row in rows)
