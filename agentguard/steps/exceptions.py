@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 from agentguard._values import objects
 from agentguard._values.kinds import NotExactError
@@ -71,7 +71,7 @@ class _Capture:
     def _text(self, text: str) -> str:
         return clean_text(text if self._redactor is None else self._redactor.text(_head(text)))
 
-    def _packed(self, what: str, value: object) -> tuple[Any, str | None]:
+    def _packed(self, what: str, value: object) -> tuple[object, str | None]:
         """Return a value as JSON without secrets, and why it would not come back; None: nothing is left."""
         try:
             packed = _PACKER.pack(value)
@@ -115,7 +115,7 @@ class _Capture:
         attributes = _attributes(error).items()
         packed = [self._packed(f"{name}.{n}", {n: value}) for n, value in attributes]
         _lose(data, packed)
-        facts = {n: value for found, _ in packed for n, value in (found or {}).items()}
+        facts = {n: value for found, _ in packed if isinstance(found, dict) for n, value in found.items()}
         if facts:
             data["facts"] = facts
 
@@ -129,7 +129,7 @@ class _Capture:
             data["cause"] = self.exception(error.__cause__, depth - 1)
 
 
-def _lose(data: ErrorData, packed: list[tuple[Any, str | None]]) -> None:
+def _lose(data: ErrorData, packed: list[tuple[object, str | None]]) -> None:
     """Say why not all of what was packed comes back."""
     for _, reason in packed:
         if reason is not None:

@@ -94,10 +94,11 @@ class _EntersStream(_Closes):
         self.__wrapped__.__enter__()
         return self
 
-    def __exit__(self, *exc: object) -> Any:
+    def __exit__(self, *exc: object) -> bool | None:
         if self._self_has_step():
             self._self_close()
-        return self.__wrapped__.__exit__(*exc)
+        swallowed: bool | None = self.__wrapped__.__exit__(*exc)
+        return swallowed
 
 
 class _EntersStreamAsync(_ClosesAsync):
@@ -105,10 +106,11 @@ class _EntersStreamAsync(_ClosesAsync):
         await self.__wrapped__.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: object) -> Any:
+    async def __aexit__(self, *exc: object) -> bool | None:
         if self._self_has_step():
             await self._self_close()
-        return await self.__wrapped__.__aexit__(*exc)
+        swallowed: bool | None = await self.__wrapped__.__aexit__(*exc)
+        return swallowed
 
 
 class _EntersBlock(_Proxy):
@@ -118,9 +120,10 @@ class _EntersBlock(_Proxy):
         self._self_block = self._self_going.entered()
         return self._self_block.enter(self.__wrapped__)
 
-    def __exit__(self, *exc: object) -> Any:
+    def __exit__(self, *exc: object) -> bool | None:
         try:
-            return self.__wrapped__.__exit__(*exc)
+            swallowed: bool | None = self.__wrapped__.__exit__(*exc)
+            return swallowed
         finally:
             self._self_block.left()
 
@@ -130,9 +133,10 @@ class _EntersBlockAsync(_Proxy):
         self._self_block = self._self_going.entered()
         return await self._self_block.aenter(self.__wrapped__)
 
-    async def __aexit__(self, *exc: object) -> Any:
+    async def __aexit__(self, *exc: object) -> bool | None:
         try:
-            return await self.__wrapped__.__aexit__(*exc)
+            swallowed: bool | None = await self.__wrapped__.__aexit__(*exc)
+            return swallowed
         finally:
             self._self_block.left()
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterable
 from contextvars import Context, copy_context
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from agentguard.runs.branch import Branch
 from agentguard.steps.current import CURRENT, InRun, on_branch
@@ -43,7 +43,7 @@ class LoopBranches:
     def __call__(
         self,
         loop: asyncio.AbstractEventLoop,
-        coro: Coroutine[Any, Any, T],
+        coro: Coroutine[object, Never, T],
         *,
         context: Context | None = None,
         **options: Any,
@@ -65,14 +65,14 @@ class LoopBranches:
             self.count((task,), position.run.live_run)
         return task
 
-    def count(self, made: Iterable[asyncio.Future[Any]], live_run: LiveRun) -> None:
+    def count(self, made: Iterable[asyncio.Future[T]], live_run: LiveRun) -> None:
         """Count tasks made inside a run, whose outcomes may have to be delivered in turn."""
         for task in made:
             live_run.in_flight.concurrent = True
             self.alive += 1
             task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Future[Any]) -> None:
+    def _done(self, task: object) -> None:
         self.alive -= 1
 
     def use(self, live_run_id: int) -> None:

@@ -63,12 +63,13 @@ def captured_by(returns: object) -> frozenset[type]:
         return _SCALARS | {float}
     union = get_origin(returns) in (Union, types.UnionType)
     try:
-        members: frozenset[Any] = frozenset(get_args(returns) if union else (returns,))
+        members = frozenset[object](get_args(returns) if union else (returns,))
     except TypeError:  # an annotation that cannot be hashed
         return frozenset()
-    if not members <= _SCALARS | {float}:
+    scalars = (_SCALARS | {float}) & members
+    if scalars != members:
         return frozenset()
-    return members - {float} if int in members else members
+    return scalars - {float} if int in scalars else scalars
 
 
 def scalar(value: object) -> bytes | None:
