@@ -287,7 +287,7 @@ class Run:
             return
         live_run.in_flight.loops[loop] = tasks.install_task_factory(loop, id(live_run))
         if live_run.player is not None:
-            live_run.player.meet(loop, early=early)
+            live_run.player.watch_loop(loop, early=early)
         if early:
             if branch.tasks is None:
                 branch.tasks = tasks.EarlyTasks()

@@ -63,10 +63,10 @@ class KeyedOutcomes:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def came(self, step: Step) -> tuple[str, ...]:
+    def continuations(self, step: Step) -> tuple[str, ...]:
         """See `agentguard.steps.served.ReplaySource`."""
         player = self._around(step)
-        return () if player is None else player.came(step)
+        return () if player is None else player.continuations(step)
 
     def serve(self, step: Step) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
@@ -115,7 +115,7 @@ class KeyedOutcomes:
             return None
         if last.end is None and step.key not in log.elsewhere:
             raise DuplicateKeyError(step.key.removeprefix("key:"), live_run.run_id)
-        if last.came:
+        if last.continued:
             reason = "what its function returned went on, and is no value"
             raise ReplayDivergenceError(NOT_REPLAYABLE, step.key, reason)
         # The place of a call with a key differs from process to process; what is compared is the call itself.
@@ -165,7 +165,7 @@ class KeyedOutcomes:
 
     # --- what only a whole program has ---------------------------------------------------------
 
-    def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
+    def watch_loop(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
         """See `agentguard.steps.served.ReplaySource`; the loop runs other calls too."""
 
     def skip(self, done: Callable[[str], bool]) -> int:
@@ -193,7 +193,7 @@ class _LastCall(NamedTuple):
         return self.end is not None and self.end.type == ev.STEP_FAILED
 
     @property
-    def came(self) -> bool:
+    def continued(self) -> bool:
         """Whether what its function returned went on after that."""
         return self.end is not None and bool((self.end.data or {}).get("came"))
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from agentguard.errors import ReplayDivergenceError
 from agentguard.replay import divergence as d
+from agentguard.replay.findings import Findings
 from agentguard.replay.stalls import LOOK_AGAIN
-from agentguard.replay.tape import Call
+from agentguard.replay.tape import Call, Tape
 from agentguard.steps.gate import TURNS, after_turns
-
-if TYPE_CHECKING:
-    from agentguard.replay.player import Player
 
 Loop = asyncio.AbstractEventLoop
 
@@ -21,8 +18,9 @@ Loop = asyncio.AbstractEventLoop
 class DeliveryOrder:
     """The replay's side of the delivery gate, for all loops of a program."""
 
-    def __init__(self, player: Player, stall_timeout: float) -> None:
-        self._player = player
+    def __init__(self, tape: Tape, findings: Findings, stall_timeout: float) -> None:
+        self._tape = tape
+        self._findings = findings
         self._stall_timeout = stall_timeout
         self._waiting: dict[Call, tuple[Loop, asyncio.Future[None]]] = {}
         self._busy = False
@@ -52,8 +50,8 @@ class DeliveryOrder:
             self._pump(loop)
 
     def _next(self) -> Call | None:
-        deliveries = self._player.tape.deliveries
-        if self._player.in_doubt:
+        deliveries = self._tape.deliveries
+        if self._findings.in_doubt:
             # A step of unknown outcome ends this recovery: the order that it would have kept is void.
             return min(self._waiting, key=lambda call: call.start.seq, default=None)
         while deliveries and deliveries[0].delivered:
@@ -85,7 +83,7 @@ class DeliveryOrder:
             return
         call.delivered = True
         self._progress = time.monotonic()
-        self._player.progress()
+        self._findings.progress()
         future = self._waiting[call][1]
         if not future.done():
             future.set_result(None)
@@ -107,11 +105,11 @@ class DeliveryOrder:
 
     def _stalled(self, call: Call | None) -> None:
         asked = ", ".join(waiting.start.key or "" for waiting in self._waiting)
-        call = None if call is None else self._player.tape.outermost(call)
+        call = None if call is None else self._tape.outermost(call)
         expected = d.describe(call.start) if call is not None else "the program to cancel it, as recorded"
         key = call.start.key if call is not None else asked
         error = ReplayDivergenceError(d.ORDER, key, expected, f"only {asked} asked for")
-        first = self._player.differs(error)
+        first = self._findings.differs(error)
         for loop, future in list(self._waiting.values()):
             loop.call_soon_threadsafe(_fail, future, first)
 

@@ -37,6 +37,7 @@ from agentguard.events.data import (
 from agentguard.events.model import Record
 from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay import divergence as d
+from agentguard.replay.findings import Findings
 from agentguard.replay.not_yet_replayed import NotYetReplayed
 from agentguard.replay.order import DeliveryOrder
 from agentguard.replay.stalls import Stalls
@@ -45,7 +46,7 @@ from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
-from agentguard.steps.items import Recorded, recorded
+from agentguard.steps.items import RestoredItems, restored
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
 from agentguard.steps.served import RecordedOutcome, ServedItems
@@ -76,12 +77,14 @@ class Player:
         self._scopes: dict[str, Call] = {}
         #: The last call served of each `key=`.
         self._keyed: dict[str, Call] = {}
-        self.order = DeliveryOrder(self, stall_timeout)
-        self._stalls = Stalls(self, stall_timeout)
-        #: The step that may have happened, once the program has met one: an operator must resolve it.
-        self.in_doubt: StepOutcomeUnknownError | None = None
-        #: The first difference; once found, every further call raises it.
-        self.divergence: ReplayDivergenceError | None = None
+        self._findings: Findings = Findings(None if around is None else around._findings)
+        self._order = DeliveryOrder(self.tape, self._findings, stall_timeout)
+        self._stalls = Stalls(
+            self._findings,
+            busy=lambda: self._order.waited_for,
+            next_call=self._first_left,
+            stall_timeout=stall_timeout,
+        )
 
     @property
     def live(self) -> bool:
@@ -89,31 +92,30 @@ class Player:
         return self._unknown is not None
 
     @property
+    def divergence(self) -> ReplayDivergenceError | None:
+        """The first difference; once found, every further call raises it."""
+        return self._findings.divergence
+
+    @property
     def halted(self) -> bool:
         """See `agentguard.steps.served.ReplaySource`."""
-        return self.in_doubt is not None or self.divergence is not None
+        return self._findings.halted
 
-    def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
+    def watch_loop(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
         """See `agentguard.steps.served.ReplaySource`."""
         if self._around is None and not self.live:
             self._stalls.attend(loop, early=early)
-
-    def progress(self) -> None:
-        """Note that the program has made a call."""
-        self._stalls.progress()
-        if self._around is not None:
-            self._around.progress()
 
     def close(self) -> None:
         """Stop watching the program."""
         self._stalls.close()
 
-    def leave(self) -> None:
+    def stop_reading(self) -> None:
         """Read the log no further; the program has left the run's block."""
         with self._lock:
             self.tape.close()
 
-    def first_left(self) -> Call | None:
+    def _first_left(self) -> Call | None:
         """Return the first recorded call that was not made."""
         with self._lock:
             call = self.tape.left_over()
@@ -121,7 +123,7 @@ class Player:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def came(self, step: Step) -> tuple[str, ...]:
+    def continuations(self, step: Step) -> tuple[str, ...]:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
@@ -148,7 +150,7 @@ class Player:
                 return self._without_outcome(step, call)
             self.tape.take(call)
         if call.start.type != ev.STEP_REFUSED or call.cancelled:  # other refusals are raised at once, as live
-            await self.order.turn(call)
+            await self._order.turn(call)
         with self._lock:
             self._apply(call)
             return self.outcome(step.spec, call)
@@ -164,7 +166,7 @@ class Player:
                 return None if answer is None else ServedItems([], answer)
             self.consume(call)
             call.delivered = True
-            cancelled = functools.partial(self.order.turn, call) if call.cancelled else None
+            cancelled = functools.partial(self._order.turn, call) if call.cancelled else None
             if call.start.type == ev.STEP_REFUSED:
                 return ServedItems([], self.outcome(step.spec, call), until_cancelled=cancelled)
             self._replayable(call)
@@ -236,9 +238,9 @@ class Player:
             self._not_yet.ended(attempt)
 
     def _call(self, key: str, pos: int, scope: str, path: str | None = None) -> Call | None:
-        if self.divergence is not None:
-            raise self.divergence.with_traceback(None)
-        self.progress()
+        if self._findings.divergence is not None:
+            raise self._findings.divergence.with_traceback(None)
+        self._findings.progress()
         path = branch_of(key) if path is None else path
         found = f"{key} as call {pos} of branch {path}"
         call = self.tape.find(key, path, pos)
@@ -317,12 +319,12 @@ class Player:
         That may be one of an earlier recovery, for which the run is still paused and which this one may
         never come to: it must not wait for what only an operator can say.
         """
-        if self.in_doubt is None and self.live and self._live_run.log.fold.state is RunState.PAUSED:
+        if self._findings.in_doubt is None and self.live and self._live_run.log.fold.state is RunState.PAUSED:
             unknown = self._live_run.log.fold.pause.get("unknown")
             if unknown is not None:
-                self.in_doubt = StepOutcomeUnknownError(self._live_run.run_id, unknown)
-        if self.in_doubt is not None:
-            raise self.in_doubt.with_traceback(None)
+                self._findings.in_doubt = StepOutcomeUnknownError(self._live_run.run_id, unknown)
+        if self._findings.in_doubt is not None:
+            raise self._findings.in_doubt.with_traceback(None)
 
     def recorded_stop(self) -> RunStopped | None:
         """Return the recorded stop of the run, always the same object."""
@@ -339,7 +341,7 @@ class Player:
             try:
                 answer = self._unknown(step, call)
             except StepOutcomeUnknownError as doubt:
-                self.in_doubt = doubt
+                self._findings.in_doubt = doubt
                 raise
             self._not_yet.doubted(call, own=own)
             self.tape.take(call, with_children=answer is not None)
@@ -348,7 +350,7 @@ class Player:
         self.tape.take(call)
         unknown = StepOutcomeUnknownError(self._live_run.run_id, step.key)
         if self.tape.terminal is None:  # the run's process died here: no replay goes further
-            self.in_doubt = unknown
+            self._findings.in_doubt = unknown
         raise unknown
 
     # --- outcomes ------------------------------------------------------------------------------
@@ -562,18 +564,9 @@ class Player:
         self._raise(ReplayDivergenceError(kind, key, expected, found))
 
     def _raise(self, error: ReplayDivergenceError) -> NoReturn:
-        raise self.differs(error)
+        raise self._findings.differs(error)
 
-    def differs(self, error: ReplayDivergenceError) -> ReplayDivergenceError:
-        """Keep the first difference and return it.
-
-        It is one of the runs around this one too: a stop on record there must not cover it.
-        """
-        if self.divergence is None:
-            self.divergence = error if self._around is None else self._around.differs(error)
-        return self.divergence
-
-    def finish(self) -> None:
+    def check_nothing_left(self) -> None:
         """The program is done: nothing may be left over, and its spending must be the recorded one."""
         with self._lock:
             left = self.tape.left_over()
@@ -609,9 +602,9 @@ def _result(spec: StepSpec, call: Call) -> Any:
     return values.restore(payload, None if call.end_data.get("plain") else spec.returns)
 
 
-def _items(spec: StepSpec, call: Call) -> Recorded:
+def _items(spec: StepSpec, call: Call) -> RestoredItems:
     """Return the restored items of a generator."""
-    return recorded(spec, call.end_payload or b"[]", call.end_data)
+    return restored(spec, call.end_payload or b"[]", call.end_data)
 
 
 def _arguments(step: Step) -> bytes | None:

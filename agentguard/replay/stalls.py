@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from agentguard.errors import ReplayDivergenceError
 from agentguard.replay import divergence as d
+from agentguard.replay.findings import Findings
+from agentguard.replay.tape import Call
 from agentguard.steps.tasks import first_task
-
-if TYPE_CHECKING:
-    from agentguard.replay.player import Player
 
 LOOK_AGAIN = 0.02
 #: How late, in seconds, a look must come to show that the program kept the loop busy meanwhile.
@@ -29,12 +29,27 @@ Loop = asyncio.AbstractEventLoop
 
 
 class Stalls:
-    """The looks at the event loops of one replay."""
+    """The looks at the event loops of one replay.
 
-    def __init__(self, player: Player, stall_timeout: float) -> None:
-        self._player = player
+    Args:
+        findings: what the replay has found out, and is told.
+        busy: whether a step waits for its turn.
+        next_call: the first recorded call that was not made.
+        stall_timeout: in seconds.
+    """
+
+    def __init__(
+        self,
+        findings: Findings,
+        *,
+        busy: Callable[[], bool],
+        next_call: Callable[[], Call | None],
+        stall_timeout: float,
+    ) -> None:
+        self._findings = findings
+        self._busy = busy
+        self._next_call = next_call
         self._stall_timeout = stall_timeout
-        self._progress = time.monotonic()
         self._closed = False
         #: The tasks that were cancelled, once for each time.
         self._cancelled: list[asyncio.Task[Any]] = []
@@ -46,12 +61,8 @@ class Stalls:
         """
         task = first_task(loop) if early else asyncio.current_task(loop)
         if task is not None:
-            now = self._progress = time.monotonic()
-            loop.call_soon(self._poll, loop, task, now)
-
-    def progress(self) -> None:
-        """The program has come to a call."""
-        self._progress = time.monotonic()
+            self._findings.progress()
+            loop.call_soon(self._poll, loop, task, time.monotonic())
 
     def close(self) -> None:
         """The program has ended."""
@@ -69,17 +80,17 @@ class Stalls:
         if self._closed or task.done():
             return
         now = time.monotonic()
-        if now - due > _LATE or self._player.order.waited_for:
-            self._progress = max(self._progress, now)
-        if now - self._progress >= self._stall_timeout:
+        if now - due > _LATE or self._busy():
+            self._findings.progress()
+        if now - self._findings.progressed_at >= self._stall_timeout:
             self._stalled(task)
-            self._progress = now
+            self._findings.progress()
         loop.call_later(LOOK_AGAIN, self._poll, loop, task, now + LOOK_AGAIN)
 
     def _stalled(self, task: asyncio.Task[Any]) -> None:
-        call = self._player.first_left()
+        call = self._next_call()
         expected = "the program to end" if call is None else d.describe(call.start)
         key = None if call is None else call.start.key
-        self._player.differs(ReplayDivergenceError(d.ORDER, key, expected, _WAITING))
+        self._findings.differs(ReplayDivergenceError(d.ORDER, key, expected, _WAITING))
         self._cancelled.append(task)
         task.cancel()

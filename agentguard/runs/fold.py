@@ -33,7 +33,7 @@ class OpenStep(msgspec.Struct, frozen=True, gc=False):
     request: Request
     scope: str
     attempt: int
-    windows: tuple[str, ...] = ()
+    outside_accounts: tuple[str, ...] = ()
 
 
 class ApprovalState(d.Approval, total=False):
@@ -209,12 +209,12 @@ class RunFold:
         Return whether a limit of it is near now.
         """
         scope = ""
-        windows: tuple[str, ...] = ()
+        outside_accounts: tuple[str, ...] = ()
         key = record.key or ""
         if record.data is not None:
             data = data_of(record, d.StepStarted)
             scope = data.get("scope", "")
-            windows = tuple(data.get("windows", ()))
+            outside_accounts = tuple(data.get("windows", ()))
             if "unbounded" in data:
                 self.bounded = False
             if "keyed" in data:
@@ -223,7 +223,7 @@ class RunFold:
         for account in self.scopes[scope].accounts:
             if account.reserve(request):
                 near = True
-        self.open[key] = OpenStep(request, scope, record.attempt, windows)
+        self.open[key] = OpenStep(request, scope, record.attempt, outside_accounts)
         if key.startswith(UNNAMED):
             self.needs_branch_names = True
         self.steps += 1

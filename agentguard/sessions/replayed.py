@@ -104,7 +104,7 @@ class ReplaySession(Session):
         try:
             return self._close(live_run, player, error)
         finally:
-            player.leave()
+            player.stop_reading()
 
     def _close(self, live_run: LiveRun, player: Player, error: BaseException | None) -> RunStopped | None:
         if player.divergence is not None and error is not player.divergence:
@@ -116,7 +116,7 @@ class ReplaySession(Session):
         try:
             player.check_doubt()
             leave_served(live_run)
-            player.finish()
+            player.check_nothing_left()
             return player.end(error)
         except ReplayDivergenceError as difference:
             raise difference from error

@@ -37,7 +37,7 @@ class ResumedSession(OwnedSession):
             return self._close(live_run, player, error)
         finally:
             if isinstance(player, Player):
-                player.leave()
+                player.stop_reading()
 
     def _close(self, live_run: LiveRun, player: Any, error: BaseException | None) -> RunStopped | None:
         live = live_run.owner and live_run.stop is None and live_run.draining is None
@@ -84,7 +84,7 @@ def _in_the_way(live_run: LiveRun, player: Player, error: BaseException | None) 
         player.check_doubt()
         if error is None:
             leave_served(live_run)
-            player.finish()
+            player.check_nothing_left()
     except (ReplayDivergenceError, StepOutcomeUnknownError) as reason:
         return reason
     return None

@@ -139,18 +139,18 @@ class BudgetLevels:
         """
         request = request.shared()
         moves = [Movement(name, request) for name in self._shared(scope)]
-        windows = self._tenants.accounts(self.log.fold.tenant, wall_ns)
-        if windows and not self._accounts_here:
+        periods = self._tenants.accounts(self.log.fold.tenant, wall_ns)
+        if periods and not self._accounts_here:
             check_no_ledger(self.log.store)
             self._accounts_here = True
-        charged = windows if named is None else [*windows, (named.id, named.opening())]
+        charged = periods if named is None else [*periods, (named.id, named.opening())]
         moves += [Movement(name, request, opening=account) for name, account in charged]
         return moves, tuple(name for name, _ in charged)
 
     def settling(self, key: str, usage: Amounts | None) -> list[Movement]:
         """Return the movements that settle a step in flight on shared accounts; None releases it."""
         step = self.log.fold.open[key]
-        names = [*self._shared(step.scope), *step.windows]
+        names = [*self._shared(step.scope), *step.outside_accounts]
         if usage is None:
             return [Movement(name, step.request.shared(), undo=True) for name in names]
         return [Movement(name, settle=(step.request.reserve, usage)) for name in names]

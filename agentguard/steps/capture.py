@@ -24,7 +24,7 @@ from agentguard.steps.redaction import Redactor
 from agentguard.steps.spec import LLM, Capture, Codec, StepSpec, logged_attributes
 
 #: What an outcome has on record: its payload, and what its event says of it.
-Recorded = tuple[bytes | None, StepEnded]
+RecordedPayload = tuple[bytes | None, StepEnded]
 
 _NOT_CAPTURED = "not captured"
 _REDACTED = "redacted"
@@ -178,7 +178,7 @@ class PayloadRecorder:
         ]
         return captured, {name: value for name, value in kwargs.items() if name not in ignore}
 
-    def result(self, value: object) -> Recorded:
+    def result(self, value: object) -> RecordedPayload:
         """Return the payload of an outcome, and what its event says of it.
 
         `unreplayable` gives the reason why a replay could not hand the same value out again.  A stranger's
@@ -199,12 +199,12 @@ class PayloadRecorder:
             data["plain"] = True  # to be brought back without the annotation, which would change or refuse it
         return payload, data
 
-    def note(self, value: object) -> Recorded:
+    def note(self, value: object) -> RecordedPayload:
         """Return the same of a result that only tells what happened: no replay will hand it out."""
         payload = values.readable(value)
         return (None, {}) if payload is None else self.encoded(payload, None)
 
-    def _by_codec(self, codec: Codec, value: object) -> Recorded:
+    def _by_codec(self, codec: Codec, value: object) -> RecordedPayload:
         try:
             payload = values.by_codec(codec, value)
         except NotExactError as error:  # a codec that knows why
@@ -213,7 +213,7 @@ class PayloadRecorder:
             return None, {"unreplayable": f"its codec failed: {type_name(type(error))}"}
         return self.encoded(payload, None)
 
-    def encoded(self, payload: bytes | None, reason: str | None) -> Recorded:
+    def encoded(self, payload: bytes | None, reason: str | None) -> RecordedPayload:
         """Redact an encoded result and say what its event holds of it."""
         if payload is None:
             return None, {"unreplayable": reason or _NOT_CAPTURED}
@@ -224,7 +224,7 @@ class PayloadRecorder:
         """Return an encoded value without its secrets; the same object where there are none."""
         return payload if self._redact_result is None else self._redact_result(payload)
 
-    def captured(self, payload: bytes, reason: str | None) -> Recorded:
+    def captured(self, payload: bytes, reason: str | None) -> RecordedPayload:
         """Return what an outcome holds of a payload without secrets, and what its event says of it."""
         if self._level == "none":
             return None, {"unreplayable": _NOT_CAPTURED}

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping
 from agentguard.steps.aio import require_asyncio
 from agentguard.steps.current import InRun
 from agentguard.steps.flow import open_step, prepare
-from agentguard.steps.following import finish, recorded
+from agentguard.steps.following import replayed, run_to_end
 from agentguard.steps.model import Step
 from agentguard.steps.spec import Args, AsyncFunction, Kwargs, StepSpec
 
@@ -32,8 +32,8 @@ async def _run(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> obj
     if player is not None:
         require_asyncio(step)
         prepare(step, args, kwargs)
-        if came := player.came(step):
-            return recorded(step, came, args, kwargs)
+        if continued := player.continuations(step):
+            return replayed(step, continued, args, kwargs)
         if (served := await player.serve_async(step)) is not None:
             return served.result()
-    return await finish(step, fn, args, kwargs)
+    return await run_to_end(step, fn, args, kwargs)

@@ -99,15 +99,15 @@ def prepare(step: Step, args: Sequence[object], kwargs: Mapping[str, object]) ->
     if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)
-    repeat = around = None
+    repeat = shared_repeat = None
     if counts_repeats:
         # On record, so that every reader counts alike.
         step.digest = step.digest or step.recorder.digest_of(args, kwargs)
         repeat = repeat_id(spec.name, step.recorder.repeat_of(args, kwargs))
         if levels.outer:
             digest = step.recorder.repeat_of(args, kwargs, levels.outer[-1].levels.log.digest)
-            around = repeat_id(spec.name, digest)
-    step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, around)
+            shared_repeat = repeat_id(spec.name, digest)
+    step.request = Request(reserve, spec.name, spec.kind, spec.postpaid, repeat, shared_repeat)
 
 
 def _reserve(step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> Amounts:
@@ -250,11 +250,11 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
     wall, monotonic = live_run.clock.wall, live_run.clock.monotonic
     now = wall()
     movements: Sequence[Movement] = ()
-    windows: tuple[str, ...] = ()
+    outside_accounts: tuple[str, ...] = ()
     if not live_run.levels.only_this_run or step.account is not None:
-        movements, windows = live_run.levels.reserving(step.scope_key, request, now, step.account)
+        movements, outside_accounts = live_run.levels.reserving(step.scope_key, request, now, step.account)
     span = step.span
-    data = _started_data(step, request, windows, shadow)
+    data = _started_data(step, request, outside_accounts, shadow)
     record = Record(
         seq,
         ev.STEP_STARTED,
@@ -310,7 +310,7 @@ def _examine(step: Step) -> None:
 
 
 def _started_data(
-    step: Step, request: Request, windows: tuple[str, ...], shadow: Refused | None
+    step: Step, request: Request, outside_accounts: tuple[str, ...], shadow: Refused | None
 ) -> StepStarted | None:
     data = step.spec.facts.copy()
     if step.attributes is not None:
@@ -327,8 +327,8 @@ def _started_data(
         data["scope"] = step.scope_key
     if step.parent is not None:
         data["parent"] = step.parent.key
-    if windows:
-        data["windows"] = windows
+    if outside_accounts:
+        data["windows"] = outside_accounts
     if shadow is not None:
         error = shadow.refusal.error(shadow.path, step.live_run.run_id)
         data["would_stop"] = termination(error)

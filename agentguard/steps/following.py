@@ -39,25 +39,25 @@ def follow(step: Step, result: Any, args: Args, kwargs: Kwargs) -> object:
         TypeError: it cannot be followed; the step failed, and the message says how to write it.
     """
     kind = kind_of(type(result))
-    going = Going(step, result, args, kwargs)
+    pending = PendingResult(step, result, args, kwargs)
     if kind is Kind.COROUTINE:
-        return going.awaited("coroutine")
+        return pending.awaited("coroutine")
     if kind is Kind.FUTURE and result.get_loop() is asyncio._get_running_loop():
-        return _task(going.awaited("future"), result)
+        return _task(pending.awaited("future"), result)
     if kind is Kind.FUTURE or kind is Kind.FOREIGN:
-        going.refuse()
+        pending.refuse()
     if type(result).__module__ in _BARE_ITERATORS:
-        return going.items() if hasattr(result, "__next__") else going.async_items()
-    return _proxy(result, going)
+        return pending.items() if hasattr(result, "__next__") else pending.async_items()
+    return _proxy(result, pending)
 
 
-def _proxy(result: object, going: Going) -> _Proxy:
+def _proxy(result: object, pending: PendingResult) -> _Proxy:
     from agentguard.steps.proxies import proxy_class  # noqa: PLC0415 - see there
 
-    return proxy_class(type(result))(result, going)
+    return proxy_class(type(result))(result, pending)
 
 
-async def finish(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
+async def run_to_end(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
     """Run an async step to its end, or what is left of one that has begun; its result may go on."""
     # Whatever raises, wherever: as in the sync driver.
     try:
@@ -79,13 +79,13 @@ async def finish(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> o
     return result
 
 
-def _task(going: Coroutine[object, object, object], future: object = None) -> asyncio.Task[object]:
+def _task(pending: Coroutine[object, object, object], future: object = None) -> asyncio.Task[object]:
     """Return a task in place of a future, since code asks futures for more than to be awaited."""
     name = future.get_name() if isinstance(future, asyncio.Task) else None
-    return asyncio.get_running_loop().create_task(going, name=name)
+    return asyncio.get_running_loop().create_task(pending, name=name)
 
 
-class Going:
+class PendingResult:
     """One result under way, and its step.
 
     It stands among the run's open generators until it is awaited, iterated or entered, so that the run's
@@ -114,7 +114,7 @@ class Going:
         if self.state != "open":
             return False
         self.state = "taken"
-        self._step.came = (*self._step.came, how)
+        self._step.continuations = (*self._step.continuations, how)
         self._step.live_run.in_flight.generators.discard(self)
         return True
 
@@ -125,7 +125,7 @@ class Going:
         if not self._take(how):
             raise self._abandoned("awaited")
         phases.check_before_body(self._step)
-        return await finish(self._step, self._awaitable, self._args, self._kwargs)
+        return await run_to_end(self._step, self._awaitable, self._args, self._kwargs)
 
     def _awaitable(self, *args: object, **kwargs: object) -> Awaitable[object]:
         return self._result  # type: ignore[no-any-return]
@@ -135,14 +135,14 @@ class Going:
         if not self._take("items"):
             raise self._abandoned("iterated")
         inner = IteratorItems(self._result if iterator is None else iterator)
-        return GuardedGenerator.around(self._step, inner, self._args, self._kwargs, self._result)
+        return GuardedGenerator.of_step(self._step, inner, self._args, self._kwargs, self._result)
 
     def async_items(self, iterator: object = None) -> GuardedAsyncGenerator:
         """Go on item by item, each awaited."""
         if not self._take("async items"):
             raise self._abandoned("iterated")
         inner = AsyncIteratorItems(self._result if iterator is None else iterator)
-        return GuardedAsyncGenerator.around(self._step, inner, self._args, self._kwargs, self._result)
+        return GuardedAsyncGenerator.of_step(self._step, inner, self._args, self._kwargs, self._result)
 
     def entered(self) -> Block:
         """Go on as a block."""
@@ -205,7 +205,7 @@ class Block:
         self._value = value
         if kind_of(type(value)) is not Kind.OBJECT:
             return value
-        self._stream = _proxy(value, Going(self._step, value, self._args, self._kwargs))
+        self._stream = _proxy(value, PendingResult(self._step, value, self._args, self._kwargs))
         return self._stream
 
     def enter(self, manager: AbstractContextManager[object]) -> object:
@@ -248,30 +248,30 @@ class Block:
 # --- from the log --------------------------------------------------------------------------------
 
 
-def recorded(step: Step, came: tuple[str, ...], args: Args, kwargs: Kwargs) -> object:
-    """Return what stands for a recorded result that went on, as `came` says.
+def replayed(step: Step, continued: tuple[str, ...], args: Args, kwargs: Kwargs) -> object:
+    """Return what stands for a recorded result that went on, as `continued` says.
 
     Raises:
         ReplayDivergenceError: it was a block, which no log can serve.
     """
     player = step.live_run.player
     assert player is not None  # noqa: S101 - it has said how the result went on
-    if "block" in came:
+    if "block" in continued:
         player.block(step)
-    if came[-1] == _UNUSED:
+    if continued[-1] == _UNUSED:
         player.serve(step)
         stream = RecordedStream(step, iter(()))
-        return _nothing(step) if came[0] in AWAITED else stream
-    if came[0] not in AWAITED:
-        driver = GuardedGenerator if came[0] == "items" else GuardedAsyncGenerator
+        return _nothing(step) if continued[0] in AWAITED else stream
+    if continued[0] not in AWAITED:
+        driver = GuardedGenerator if continued[0] == "items" else GuardedAsyncGenerator
         return RecordedStream(step, driver.recorded(step, args, kwargs))
-    going = _recorded_later(step, came[1:], args, kwargs)
-    return _task(going) if came[0] == "future" else going
+    pending = _recorded_later(step, continued[1:], args, kwargs)
+    return _task(pending) if continued[0] == "future" else pending
 
 
 async def _recorded_later(step: Step, rest: tuple[str, ...], args: Args, kwargs: Kwargs) -> object:
     if rest:
-        return recorded(step, rest, args, kwargs)
+        return replayed(step, rest, args, kwargs)
     player = step.live_run.player
     assert player is not None  # noqa: S101 - it has said how the result went on
     served = await player.serve_async(step)

@@ -87,7 +87,7 @@ class GeneratorStep:
         self.state = "new"  # then open, then closed
 
     @classmethod
-    def around(cls, step: Step, inner: object, args: Args, kwargs: Kwargs, result: object) -> Self:
+    def of_step(cls, step: Step, inner: object, args: Args, kwargs: Kwargs, result: object) -> Self:
         """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
         guarded = cls.recorded(step, args, kwargs)
         guarded._inner, guarded._result = inner, result

@@ -14,8 +14,7 @@ from agentguard._encoding import decode, encode_argument, type_name
 from agentguard._values.packing import EXACT, encode
 from agentguard.events.data import StepEnded
 from agentguard.steps import exceptions, values
-from agentguard.steps.capture import PayloadRecorder
-from agentguard.steps.capture import Recorded as Outcome
+from agentguard.steps.capture import PayloadRecorder, RecordedPayload
 from agentguard.steps.spec import StepSpec
 
 _TOO_LARGE = "more than max_items_bytes="
@@ -134,7 +133,7 @@ class Items:
         self._plain.clear()
         self._sent.clear()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RecordedPayload:
         """Return the payload of the generator's outcome, and what its event says of it."""
         made = self._items()
         facts: StepEnded = {"items": self.count, "sent": len(self._sent)}
@@ -188,7 +187,7 @@ def thrown(recorder: PayloadRecorder, error: BaseException | type[BaseException]
     return Sent("throw", encode_argument({name: data[name] for name in ("type", "message")}))
 
 
-class Recorded(NamedTuple):
+class RestoredItems(NamedTuple):
     """A generator's payload, brought back; `sent` is by item, None where it is not known."""
 
     items: list[object]
@@ -196,11 +195,11 @@ class Recorded(NamedTuple):
     returned: object
 
 
-def recorded(spec: StepSpec, payload: bytes, data: StepEnded) -> Recorded:
+def restored(spec: StepSpec, payload: bytes, data: StepEnded) -> RestoredItems:
     """What `Items.outcome` gave, brought back."""
     if not data.get("sent") and "returned" not in data:
         items = _restored(spec, payload, data)
-        return Recorded(items, {} if "sent" in data else None, None)
+        return RestoredItems(items, {} if "sent" in data else None, None)
     whole = _whole(payload)
     part = bytes(whole.items)
     if spec.codec is not None:
@@ -208,7 +207,7 @@ def recorded(spec: StepSpec, payload: bytes, data: StepEnded) -> Recorded:
     sent = {number: Sent(how, bytes(value)) for number, how, value in whole.sent}
     annotated = data.get("returned") == "annotated"
     kind = values.return_type(spec.returns) if annotated else None
-    return Recorded(_restored(spec, part, data), sent, values.restore(bytes(whole.returned), kind))
+    return RestoredItems(_restored(spec, part, data), sent, values.restore(bytes(whole.returned), kind))
 
 
 def _restored(spec: StepSpec, payload: bytes, data: StepEnded) -> list[object]:

@@ -35,8 +35,8 @@ class Step:
         "at_ns",
         "attempt",
         "attributes",
-        "came",
         "commit",
+        "continuations",
         "digest",
         "entered",
         "key",
@@ -95,7 +95,7 @@ class Step:
         self.attributes: Mapping[str, object] | None = None
         self.span: StepSpan | None = None
         #: How its result went on after its function had returned, in the words of `steps.following`.
-        self.came: tuple[str, ...] = ()
+        self.continuations: tuple[str, ...] = ()
         #: When its start was put on record, or was about to be.
         self.at_ns = 0
         self.started_ns = 0

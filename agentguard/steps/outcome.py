@@ -134,8 +134,8 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
         StoreBusyError: with `wait=False`, this would have to wait for another writer.
         StoreUnavailableError: the outcome could not be recorded; the start is on record.
     """
-    if step.came:
-        outcome = msgspec.structs.replace(outcome, data={**(outcome.data or {}), "came": step.came})
+    if step.continuations:
+        outcome = msgspec.structs.replace(outcome, data={**(outcome.data or {}), "came": step.continuations})
     if (outcome.error is not None or step.live_run.stops.draining is not None) and _stays_open(step, outcome):
         return
     append_in_turn(step, _leave, outcome, wait)

@@ -57,11 +57,11 @@ class ServedItems(NamedTuple):
 class ReplaySource(Protocol):
     """The calls that a player answers, in a replay or a recovery."""
 
-    def meet(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
+    def watch_loop(self, loop: asyncio.AbstractEventLoop, *, early: bool) -> None:
         """Watch an event loop of the program; `early`: it began inside the run's block."""
         ...
 
-    def came(self, step: Step) -> tuple[str, ...]:
+    def continuations(self, step: Step) -> tuple[str, ...]:
         """Return the ways in which a recorded result went on; empty for a plain value."""
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from agentguard.steps import outcome
 from agentguard.steps.current import CURRENT, InRun
 from agentguard.steps.flow import open_step, prepare
-from agentguard.steps.following import follow, recorded
+from agentguard.steps.following import follow, replayed
 from agentguard.steps.interrupt import SyncBody, in_a_body, uninterruptible
 from agentguard.steps.kinds import is_value, kind_of
 from agentguard.steps.phases import begin, close, rescue, settled
@@ -33,8 +33,8 @@ def call(
     live_run = step.live_run
     if live_run.player is not None:
         prepare(step, args, kwargs)
-        if came := live_run.player.came(step):
-            return recorded(step, came, args, kwargs)
+        if continued := live_run.player.continuations(step):
+            return replayed(step, continued, args, kwargs)
         if (served := live_run.player.serve(step)) is not None:
             return served.result()
     before = CURRENT.get()
