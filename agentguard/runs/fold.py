@@ -376,14 +376,14 @@ def repeat_id(name: str, digest: str | None) -> str | None:
 
 def repeat_of(record: Record) -> str | None:
     """Return what identifies the calls that equal a `step_started`."""
-    data = data_of(record, d.StepStarted)
-    return repeat_id(record.name or "", data.get("repeat", data.get("args")))
+    return _request_of(record).repeat
 
 
 def _request_of(record: Record) -> Request:
     """Return what a step on record asked for."""
-    reserve = data_of(record, d.StepStarted).get("reserve", ONE_STEP)
-    return Request(reserve, record.name or "", record.kind or "", repeat=repeat_of(record))
+    data, name = data_of(record, d.StepStarted), record.name or ""
+    repeat = repeat_id(name, data.get("repeat", data.get("args")))
+    return Request(data.get("reserve", ONE_STEP), name, record.kind or "", repeat=repeat)
 
 
 _OUTCOMES = frozenset((ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED))
