@@ -24,7 +24,7 @@ from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, recorded, tasks
 from agentguard.steps.block import StepBlock
-from agentguard.steps.current import CURRENT, InRun, Position, leave, on_branch
+from agentguard.steps.current import CURRENT, InRun, Position, on_branch, restore_position
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.kinds import check_followed
 from agentguard.steps.live import LiveRun
@@ -175,7 +175,7 @@ class Run:
             raise_on_exit(self._session.close(live_run, error) if again else self.stop, error)
             return
         token, self._token = self._token, None
-        leave(token, self)
+        restore_position(token, self)
         self._skip_what_was_left()
         raise_on_exit(self._session.close(live_run, error), error)
 
@@ -251,7 +251,7 @@ class Run:
         """Leave the context in which the run was entered; it goes on elsewhere."""
         token, self._token = self._token, None
         if token is not None:
-            leave(token, self)
+            restore_position(token, self)
         self._skip_what_was_left()
 
     async def _awaited(self, result: Awaitable[Any]) -> Any:

@@ -27,7 +27,7 @@ def forget(runtime: Runtime, live_run: LiveRun) -> None:
     for ref in live_run.in_flight.loops.keyrefs():  # a list: other threads may meet their loops meanwhile
         loop = ref()
         if loop is not None and (factory := live_run.in_flight.loops.get(loop)) is not None:
-            factory.leave(id(live_run))
+            factory.release(id(live_run))
 
 
 def still_open(live_run: LiveRun) -> list[Any]:

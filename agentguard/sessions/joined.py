@@ -101,7 +101,7 @@ def end(runtime: Runtime, run_id: str, error: BaseException | None) -> RunState:
             close_ended_nested_runs(live_run)
             for key in tuple(live_run.fold.open):
                 give_up(live_run, key, by="the end of the run")
-            live_run.finish(COMPLETED if error is None else termination(error))
+            live_run.record_end(COMPLETED if error is None else termination(error))
         return live_run.fold.state
 
     return live_run.log.decide(put)

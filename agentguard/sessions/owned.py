@@ -112,7 +112,7 @@ class OwnedSession(Session):
         if live_run.stop is not None and live_run.fold.state.final and not live_run.log.dirty:
             return
         try:
-            live_run.finish(COMPLETED if error is None else self._termination(live_run, error))
+            live_run.record_end(COMPLETED if error is None else self._termination(live_run, error))
         except AgentGuardError as failure:
             told = live_run.stop if error is None else error
             if told is None:

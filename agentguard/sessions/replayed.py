@@ -96,7 +96,7 @@ class ReplaySession(Session):
             StepOutcomeUnknownError: the log ends inside a step.
         """
         for factory in live_run.in_flight.loops.values():
-            factory.leave(id(live_run))
+            factory.release(id(live_run))
         player = self._player
         if player is None:
             return None

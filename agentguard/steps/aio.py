@@ -17,7 +17,7 @@ from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.steps import outcome, phases, spinning, withdrawal
 from agentguard.steps.approvals import WaitingError
-from agentguard.steps.current import CURRENT, leave
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
 from agentguard.steps.model import Step
@@ -43,7 +43,7 @@ async def in_body(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> 
             raise
         body.close()
     finally:
-        leave(token)
+        restore_position(token)
     return result
 
 

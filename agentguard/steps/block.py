@@ -10,7 +10,7 @@ from types import TracebackType
 from agentguard.errors import AgentGuardError
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, outcome, phases
-from agentguard.steps.current import CURRENT, InRun, leave
+from agentguard.steps.current import CURRENT, InRun, restore_position
 from agentguard.steps.flow import open_step
 from agentguard.steps.model import Step
 from agentguard.steps.spec import StepSpec
@@ -95,7 +95,7 @@ class StepBlock:
         traceback: TracebackType | None,
     ) -> None:
         if self._token is not None:
-            leave(self._token)
+            restore_position(self._token)
         self._end(error)
 
     def _end(self, error: BaseException | None, result: object = None) -> None:
@@ -124,7 +124,7 @@ class StepBlock:
         traceback: TracebackType | None,
     ) -> None:
         if self._token is not None:
-            leave(self._token)
+            restore_position(self._token)
         stop = self._body.close() if self._body is not None else None
         if stop is not None and isinstance(error, asyncio.CancelledError):
             await aio.close(self._step, self._outcome(stop))

@@ -9,7 +9,7 @@ from itertools import count
 
 from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
-from agentguard.steps.current import CURRENT, InRun, Position, leave, on_branch
+from agentguard.steps.current import CURRENT, InRun, Position, on_branch, restore_position
 from agentguard.steps.functions import is_coroutine_function
 from agentguard.steps.spec import Function
 from agentguard.tenancy import check_id
@@ -37,7 +37,7 @@ def bind(position: InRun, fn: Function) -> Function:
             try:
                 return await fn(*args, **kwargs)
             finally:
-                leave(token)
+                restore_position(token)
 
         return bound_async
 
@@ -47,7 +47,7 @@ def bind(position: InRun, fn: Function) -> Function:
         try:
             return fn(*args, **kwargs)
         finally:
-            leave(token)
+            restore_position(token)
 
     return bound
 
@@ -64,7 +64,7 @@ class _PositionBlock:
 
     def __exit__(self, *exc: object) -> None:
         if self._token is not None:
-            leave(self._token)
+            restore_position(self._token)
 
     async def __aexit__(self, *exc: object) -> None:
         self.__exit__(*exc)

@@ -140,7 +140,7 @@ def here() -> InRun | None:
     return CURRENT.get()
 
 
-def leave(token: Token[InRun | None], run: OpenedRun | None = None) -> None:
+def restore_position(token: Token[InRun | None], run: OpenedRun | None = None) -> None:
     """Restore what was current before, also in another context than the one it was set in.
 
     `run`, where it is known, is what ends: a context that stands in another run keeps its place.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, outcome, phases
-from agentguard.steps.current import CURRENT, leave
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.kinds import AWAITED, Kind, is_value, kind_of
@@ -218,7 +218,7 @@ class Block:
             phases.close(self._step, outcome.failed(self._step, error))
             raise
         finally:
-            leave(token)
+            restore_position(token)
         return self.opened(value)
 
     async def aenter(self, manager: AbstractAsyncContextManager[object]) -> object:

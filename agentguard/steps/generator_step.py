@@ -16,7 +16,7 @@ from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.steps import outcome, phases
-from agentguard.steps.current import CURRENT, InRun, leave
+from agentguard.steps.current import CURRENT, InRun, restore_position
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
 from agentguard.steps.model import Step
@@ -190,7 +190,7 @@ class GeneratorStep:
         return self._enter()
 
     def _exit(self, token: Token[InRun | None]) -> None:
-        leave(token)
+        restore_position(token)
         if self._step.span is not None:
             self._step.span.suspend()
 

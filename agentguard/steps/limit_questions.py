@@ -191,7 +191,7 @@ def deny(live_run: LiveRun, found: LimitQuestion, said: Said) -> Head:
                 data=data,
             )
         ]
-    live_run.finish(found.termination, before)
+    live_run.record_end(found.termination, before)
     return live_run.log.head
 
 

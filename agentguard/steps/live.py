@@ -199,19 +199,19 @@ class LiveRun:
         self.stops.set(stop)
         before = [refused] if refused is not None else []
         with contextlib.suppress(AgentGuardError):
-            if not self.finish(termination(stop), before):
+            if not self.record_end(termination(stop), before):
                 ended = self.log.fold.termination
                 if ended != termination(stop):
                     self.stops.stop = stop_from(ended or {})
 
-    def finish(self, ended: Termination, before: Sequence[Record] = ()) -> bool:
+    def record_end(self, ended: Termination, before: Sequence[Record] = ()) -> bool:
         """Append the terminal event, unless the log has one; return whether it was this one."""
-        done = self.log.decide(lambda: self._finish(ended, before))
+        done = self.log.decide(lambda: self._record_end(ended, before))
         if self.in_flight.pending_warnings:
             self.in_flight.tell_warnings()
         return done
 
-    def _finish(self, ended: Termination, before: Sequence[Record]) -> bool:
+    def _record_end(self, ended: Termination, before: Sequence[Record]) -> bool:
         fold = self.log.fold
         if fold.state.final:
             return False

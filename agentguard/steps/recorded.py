@@ -22,7 +22,7 @@ from agentguard.events.data import Value
 from agentguard.events.model import Record
 from agentguard.runs.branch import Branch, branch_of, key_segment
 from agentguard.steps import exceptions, values
-from agentguard.steps.current import CURRENT, InRun, leave, on_branch
+from agentguard.steps.current import CURRENT, InRun, on_branch, restore_position
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
 from agentguard.steps.served import RecordedOutcome
@@ -81,7 +81,7 @@ def _body(position: InRun, call: tuple[str, int], name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            leave(token)
+            restore_position(token)
     except (StepOutcomeUnknownError, ReplayDivergenceError):
         raise
     except Exception as error:

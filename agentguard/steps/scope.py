@@ -14,7 +14,7 @@ from agentguard.events import model as ev
 from agentguard.events.data import ScopeClosed, ScopeOpened
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of, key_segment, scope_part
-from agentguard.steps.current import CURRENT, InRun, OpenedRun, Position, leave
+from agentguard.steps.current import CURRENT, InRun, OpenedRun, Position, restore_position
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
@@ -106,7 +106,7 @@ class Scope:
         traceback: TracebackType | None,
     ) -> None:
         if self._token is not None:
-            leave(self._token)
+            restore_position(self._token)
         live_run = self._live_run
         if self._span is not None:
             self._span.end(self.stop or error)

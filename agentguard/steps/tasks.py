@@ -79,7 +79,7 @@ class LoopBranches:
         """Note that a run uses this loop."""
         self._users.add(live_run_id)
 
-    def leave(self, live_run_id: int) -> None:
+    def release(self, live_run_id: int) -> None:
         """Note that a run is over; remove the factory with the last one."""
         self._users.discard(live_run_id)
         loop = self._loop()
