@@ -7,6 +7,7 @@
     │   └── UnknownCostError             money or tokens are limited and the call has no price
     ├── StepRefused                      this one call did not run; the run goes on
     │   ├── ApprovalDeniedError
+    │   ├── LimitAskedError              a limit asks, and the caller is to get the answer (`asks="caller"`)
     │   ├── EventLoopUnsupportedError    async, and no asyncio event loop runs
     │   ├── StoreUnavailableError        the log cannot be written: fail closed
     │   │   └── EventsEvictedError       memory:// has made room
@@ -211,6 +212,40 @@ class ApprovalDeniedError(StepRefused):
         self.run_id = run_id
         by = f" by {actor}" if actor else ""
         super().__init__(f"step {key} was denied{by}: {reason or 'no reason given'}")
+
+
+class LimitAskedError(StepRefused):
+    """A limit of the run has no room for the step, and its caller is to ask whether it is raised.
+
+    Raised with `asks="caller"` where a run's limit asks (`on_limit="ask"`), instead of a pause until an
+    operator has answered.  Amounts are plain: USD as text, else numbers.
+    """
+
+    _facts = ("key", "name", "resource", "spent", "reserved", "requested", "limit", "run_id")
+
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        resource: str,
+        spent: str | float,
+        reserved: str | float,
+        requested: str | float,
+        limit: str | float,
+        run_id: str | None = None,
+    ) -> None:
+        self.key = key
+        self.name = name
+        self.resource = resource
+        self.spent = spent
+        self.reserved = reserved
+        self.requested = requested
+        self.limit = limit
+        self.run_id = run_id
+        super().__init__(
+            f"{name} asks for a higher limit of {resource}: {limit} allowed, {spent} spent, "
+            f"{reserved} reserved, {requested} more requested"
+        )
 
 
 class StoreUnavailableError(StepRefused):

@@ -1,4 +1,4 @@
-"""Ids of tenants and runs: what is a legal one, and what says that none was given."""
+"""Ids of tenants and runs: what is a legal one, and what says that none was given; texts of operators."""
 
 from __future__ import annotations
 
@@ -38,3 +38,18 @@ def check_id(value: object, field: str) -> str:
     if not value.isprintable():
         raise ValueError(f"{field} must have no control characters: {value!r}")
     return value
+
+
+def check_text(value: object, field: str) -> str:
+    """Return the name of an operator, or a reason, as logs keep it.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{field} must be a str, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{field} must not be empty")
+    # It is shown on terminals and in logs, where a control character could pose as something else.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)

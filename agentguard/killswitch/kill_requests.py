@@ -11,7 +11,7 @@ from typing import Any
 from agentguard.events.data import Said
 from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.model import GLOBAL, RUN, TENANT, Kill
-from agentguard.tenancy import UNSET, Id, check_id
+from agentguard.tenancy import UNSET, Id, check_id, check_text
 
 
 def kill_data(
@@ -40,9 +40,9 @@ def authorship(reason: str | None, actor: str | None) -> Said:
         ValueError: the actor is empty.
         TypeError: one of them is no string.
     """
-    data: Said = {"actor": _text(default_actor() if actor is None else actor, "actor")}
+    data: Said = {"actor": check_text(default_actor() if actor is None else actor, "actor")}
     if reason is not None and reason != "":
-        data["reason"] = _text(reason, "reason")
+        data["reason"] = check_text(reason, "reason")
     return data
 
 
@@ -91,8 +91,8 @@ def _request(reason: str, tenant: Id, run: Id, actor: str | None) -> dict[str, A
     return {
         "scope": scope,
         "target": target,
-        "reason": _text(reason, "reason"),
-        "actor": _text(default_actor() if actor is None else actor, "actor"),
+        "reason": check_text(reason, "reason"),
+        "actor": check_text(default_actor() if actor is None else actor, "actor"),
     }
 
 
@@ -100,12 +100,3 @@ def _target(value: str | None, field: str) -> str:
     if value is None or value == "":
         raise ValueError(f"{field} is {value!r}; leave it out to mean everything")
     return check_id(value, field)
-
-
-def _text(value: object, field: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{field} must be a str, not {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"{field} must not be empty")
-    # It is shown on terminals and in logs, where a control character could pose as something else.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)

@@ -369,6 +369,8 @@ class Player:
             for call in calls:
                 if self.tape.holds(call):  # not taken with one around it
                     self.consume(call)
+            while calls and self.tape.budgets and self.tape.budgets[0].seq < calls[-1].start.seq:
+                self.tape.budgets.popleft()  # the program will not set them again either
             return len(calls)
 
     def _apply(self, call: Call) -> None:

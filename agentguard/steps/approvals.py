@@ -13,6 +13,7 @@ from agentguard.events import model as ev
 from agentguard.events.data import Approval, Said, put_said
 from agentguard.events.model import Head, Record
 from agentguard.steps import limit_questions
+from agentguard.steps.decision import Decision
 
 if TYPE_CHECKING:
     from agentguard.runs.fold import ApprovalState, RunFold
@@ -27,21 +28,56 @@ class WaitingError(Exception):
 def require(step: Step) -> None:
     """Let the step pass if it was granted; ask, if nobody was asked yet.  The lock is held.
 
+    What the program itself has granted passes, and goes on record with `grant`.
+
     Raises:
         WaitingError: nobody has decided yet.
         ApprovalDeniedError: it was denied.
+        AgentGuardError: it was granted before the program itself had it denied.
     """
-    live_run = step.live_run
     if not step.needs_approval:
         return
-    decision = live_run.log.fold.approvals.get(step.key)
-    if decision is None or (decision["args"], decision.get("unknown")) != (step.digest, step.unknown):
-        _ask(step)
+    found, given = _found(step), _given(step)
+    if found is None or found["state"] == ev.APPROVAL_REQUESTED:
+        if given is not None and given.granted:
+            return
+        if given is not None or found is None:
+            _put(step, given)
+        found = _found(step)
+    if found is None or found["state"] == ev.APPROVAL_REQUESTED:
         raise WaitingError
-    if decision["state"] == ev.APPROVAL_REQUESTED:
-        raise WaitingError
-    if decision["state"] == ev.APPROVAL_DENIED:
-        raise ApprovalDeniedError(step.key, decision.get("reason"), decision.get("actor"), live_run.run_id)
+    if found["state"] == ev.APPROVAL_DENIED:
+        run_id = step.live_run.run_id
+        raise ApprovalDeniedError(step.key, found.get("reason"), found.get("actor"), run_id)
+    if given is not None and not given.granted:
+        raise AgentGuardError(
+            f"{step.key} was granted{limit_questions.said_by(found)} before {given.actor} denied it: "
+            "it is not run"
+        )
+
+
+def grant(step: Step) -> bool:
+    """Put on record that the program itself has granted a step that has room; return whether it was not yet.
+
+    Then the step is to be decided on anew.
+    """
+    given, found = _given(step), _found(step)
+    if given is None or (found is not None and found["state"] != ev.APPROVAL_REQUESTED):
+        return False
+    _put(step, given)
+    return True
+
+
+def _given(step: Step) -> Decision | None:
+    return step.spec.approval if isinstance(step.spec.approval, Decision) else None
+
+
+def _found(step: Step) -> ApprovalState | None:
+    """Return what is on record of the approval of a step, unless that was of other arguments."""
+    found = step.live_run.log.fold.approvals.get(step.key)
+    if found is None or (found["args"], found.get("unknown")) != (step.digest, step.unknown):
+        return None
+    return found
 
 
 def timeout_of(step: Step) -> float | None:
@@ -49,27 +85,35 @@ def timeout_of(step: Step) -> float | None:
     return step.spec.approval_timeout or step.live_run.components.approval_timeout
 
 
-def _ask(step: Step) -> None:
+def _put(step: Step, given: Decision | None) -> None:
+    """Put the request on record, and what was `given` as its answer, unless they are there."""
     live_run = step.live_run
     data: Approval = {"args": step.digest}
-    if (timeout := timeout_of(step)) is not None:
-        data["timeout"] = timeout
     if step.unknown is not None:
         data["unknown"] = step.unknown
+    request = data.copy()
+    if given is None and (timeout := timeout_of(step)) is not None:
+        request["timeout"] = timeout
     if step.payload is not None:  # so that its deletion is found
-        data["captured"] = True
-    record = Record(
-        0,
-        ev.APPROVAL_REQUESTED,
-        live_run.clock.wall(),
-        step.key,
-        step.pos,
-        step.spec.name,
-        step.spec.kind,
-        step.attempt,
-        data=data,
-    )
-    live_run.log.decide(lambda: live_run.log.act([record], [step.payload]))
+        request["captured"] = True
+    now = live_run.clock.wall()
+    key, spec = step.key, step.spec
+    records = [
+        Record(0, ev.APPROVAL_REQUESTED, now, key, step.pos, spec.name, spec.kind, step.attempt, data=request)
+    ]
+    if given is not None:
+        put_said(data, given.said())
+        kind = ev.APPROVAL_GRANTED if given.granted else ev.APPROVAL_DENIED
+        records.append(Record(0, kind, now, key, name=spec.name, data=data))
+
+    def put() -> None:
+        found = _found(step)
+        if found is None:
+            live_run.log.act(records, [step.payload])
+        elif given is not None and found["state"] == ev.APPROVAL_REQUESTED:
+            live_run.log.act(records[1:])
+
+    live_run.log.decide(put)
 
 
 def waiting(fold: RunFold) -> dict[str, ApprovalState]:

@@ -24,12 +24,13 @@ from agentguard.budget.model import Usage
 from agentguard.errors import (
     AgentGuardError,
     DuplicateKeyError,
+    LimitAskedError,
     NoActiveRunError,
     RunStopped,
     UnknownCostError,
 )
 from agentguard.events import model as ev
-from agentguard.events.data import BudgetWarning, ScopeStopped, StepRefused, StepStarted, data_of
+from agentguard.events.data import BudgetWarning, ScopeStopped, StepRefused, StepStarted, data_of, put_said
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import HeadMovedError, StoreBusyError
@@ -41,6 +42,7 @@ from agentguard.steps import approvals, exceptions, limit_questions
 from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.current import InRun
+from agentguard.steps.decision import Decision
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
 from agentguard.steps.spec import StepSpec, name_option, with_step
@@ -247,6 +249,9 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
         if refused is not None:
             log.require_certainty()
             raise _refuse(step, refused)
+    if step.needs_approval and approvals.grant(step):
+        _admit(step, None, wait)
+        return
     wall, monotonic = live_run.clock.wall, live_run.clock.monotonic
     now = wall()
     movements: Sequence[Movement] = ()
@@ -387,20 +392,30 @@ def check_deadline(live_run: LiveRun, scope: str) -> None:
 # --- refusing ------------------------------------------------------------------------------------
 
 
-def _refuse(step: Step, refused: Refused) -> RunStopped | WaitingError:
+def _refuse(step: Step, refused: Refused) -> RunStopped | WaitingError | LimitAskedError:
     """Stop the level that has no room, log the one refusal, and return what to raise.
 
-    Where its limit asks, the run pauses instead, and the step waits.
+    Where its limit asks, the run pauses instead, and the step waits; or its caller is to get the answer.
     """
-    owner = _owner_of(refused, step.live_run)
+    live_run, how = step.live_run, step.spec.asks
+    owner = _owner_of(refused, live_run)
+    denied: Decision | None = None
     if owner is not None and limit_questions.asks(owner, refused):
-        limit_questions.ask(owner, step, refused, refused_record(step))
-        return WaitingError()
-    return stop_level(step.live_run, refused, refused_record(step))
+        if how == "operator" or owner is not live_run:
+            limit_questions.ask(owner, step, refused, refused_record(step))
+            return WaitingError()
+        if not isinstance(how, Decision):
+            return limit_questions.asked_of_caller(step, refused)
+        denied = how
+    return stop_level(live_run, refused, refused_record(step, denied))
 
 
-def refused_record(step: Step) -> Record:
-    """Return the `step_refused` of a step that never started."""
+def refused_record(step: Step, denied: Decision | None = None) -> Record:
+    """Return the `step_refused` of a step that never started, which the program itself may have denied."""
+    data = _refused_data(step)
+    if denied is not None:
+        data = data or {}
+        put_said(data, denied.said())
     return Record(
         0,
         ev.STEP_REFUSED,
@@ -410,7 +425,7 @@ def refused_record(step: Step) -> Record:
         step.spec.name,
         step.spec.kind,
         step.attempt,
-        data=_refused_data(step),
+        data=data,
     )
 
 

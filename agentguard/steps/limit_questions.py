@@ -7,12 +7,13 @@ by another operator or by the time-out, finds no question any more.  Nothing is 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.budget import resources as r
 from agentguard.budget.account import Account, Request
 from agentguard.budget.model import Budget
-from agentguard.errors import AgentGuardError
+from agentguard.errors import AgentGuardError, LimitAskedError
 from agentguard.events import model as ev
 from agentguard.events.data import (
     LimitAsked,
@@ -140,6 +141,16 @@ def said_by(said: Said) -> str:
     """Return who gave an answer, and why, as far as that is on record."""
     actor, reason = said.get("actor"), said.get("reason")
     return (f" by {actor}" if actor else "") + (f" ({reason})" if reason else "")
+
+
+def asked_of_caller(step: Step, refused: Refused) -> LimitAskedError:
+    """Return the error that has a step's caller get the answer."""
+    error = refused.refusal.error(refused.path, step.live_run.run_id)
+    amounts = (error.spent, error.reserved, error.requested, error.limit)
+    spent, reserved, requested, limit = (str(a) if isinstance(a, Decimal) else a for a in amounts)
+    return LimitAskedError(
+        step.key, step.name, error.resource, spent, reserved, requested, limit, run_id=error.run_id
+    )
 
 
 def answer(live_run: LiveRun, budget: Budget, said: Said, asked: str | int | None = None) -> list[Record]:

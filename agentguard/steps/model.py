@@ -13,6 +13,7 @@ from agentguard.budget.named import NamedAccount
 from agentguard.errors import UnknownCostError
 from agentguard.runs.branch import Branch
 from agentguard.steps.current import InRun
+from agentguard.steps.decision import Decision
 from agentguard.steps.spec import StepSpec, with_step
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Step:
         self.attempt = 1
         #: What it asks for; set by `prepare` where calls differ.
         self.request: Request = spec.request or spec.plain
-        self.needs_approval = spec.approval is True
+        self.needs_approval = spec.approval is True or type(spec.approval) is Decision
         #: The branch it was called in; set only where it brings a key of its own.
         self.path: str
         self.payload: bytes | None = None

@@ -6,12 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TypedDict, get_args, get_type_hints
+from typing import Literal, TypedDict, get_args, get_type_hints
 
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds, public_name, seconds_to_answer
 from agentguard.durability import DURABILITIES, Durability
+from agentguard.steps.decision import Decision
 from agentguard.steps.spec import (
     LLM,
     TOOL,
@@ -44,6 +45,7 @@ class StepOptions(TypedDict, total=False):
     durability: Durability | None
     approval: object
     approval_timeout: float | timedelta | None
+    asks: Literal["operator", "caller"] | Decision
     timeout: float | timedelta | None
     outside: Outside
     max_items_bytes: int
@@ -158,23 +160,38 @@ def _repeats(spec: StepSpec, options: StepOptions) -> None:
         raise TypeError(f"{spec.name}: probe must be callable")
     spec.durability = options.get("durability")
     _one_of(spec, "durability", spec.durability, (*DURABILITIES, None))
-    approval = options.get("approval")
-    if approval is True:
-        spec.approval = True
-    elif callable(approval):
-        spec.approval = approval
-    elif approval:
-        raise TypeError(f"{spec.name}: approval must be True or a callable of the arguments")
-    approval_timeout = options.get("approval_timeout")
-    if approval_timeout is not None:
-        if spec.approval is None:
-            raise ValueError(f"{spec.name}: approval_timeout is how long approval= waits; give approval= too")
-        spec.approval_timeout = seconds_to_answer(approval_timeout, f"{spec.name}: approval_timeout")
+    _answers(spec, options)
     spec.outside = options.get("outside", "refuse")
     _one_of(spec, "outside", spec.outside, get_args(Outside))
     timeout = options.get("timeout")
     if timeout is not None:
         spec.timeout = nanoseconds(timeout, f"{spec.name}: timeout") / 1e9
+
+
+def _answers(spec: StepSpec, options: StepOptions) -> None:
+    approval = options.get("approval")
+    if isinstance(approval, Decision):
+        approval.said()
+        spec.approval = approval
+    elif approval is True:
+        spec.approval = True
+    elif callable(approval):
+        spec.approval = approval
+    elif approval:
+        raise TypeError(f"{spec.name}: approval must be True, a callable of the arguments, or a Decision")
+    spec.asks = options.get("asks", "operator")
+    if isinstance(spec.asks, Decision) and not spec.asks.granted:
+        spec.asks.said()
+    elif spec.asks not in ("operator", "caller"):
+        raise ValueError(
+            f"{spec.name}: asks must be 'operator', 'caller' or a Decision that denies, not {spec.asks!r}; "
+            "raise a limit with run.set_budget"
+        )
+    approval_timeout = options.get("approval_timeout")
+    if approval_timeout is not None:
+        if spec.approval is None:
+            raise ValueError(f"{spec.name}: approval_timeout is how long approval= waits; give approval= too")
+        spec.approval_timeout = seconds_to_answer(approval_timeout, f"{spec.name}: approval_timeout")
 
 
 def _one_of(spec: StepSpec, field: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from agentguard.budget.account import ONE_STEP, Amounts, Request
 from agentguard.budget.model import Usage
 from agentguard.runs.branch import key_segment
+from agentguard.steps.decision import Decision
 
 if TYPE_CHECKING:
     from agentguard.durability import Durability
@@ -50,6 +51,7 @@ class StepSpec:
     __slots__ = (
         "approval",
         "approval_timeout",
+        "asks",
         "attributes",
         "capture",
         "codec",
@@ -99,9 +101,11 @@ class StepSpec:
         self.effect: Effect = "once"
         self.probe: Function | None = None
         self.durability: Durability | None = None
-        self.approval: Function | Literal[True] | None = None
+        self.approval: Function | Decision | Literal[True] | None = None
         #: How many seconds its approval is waited for; None: as the guard says.
         self.approval_timeout: float | None = None
+        #: Who is asked where a limit of the run asks: "operator", or "caller"; or the Decision that refuses.
+        self.asks: str | Decision = "operator"
         self.timeout: float | None = None
         self.outside: Outside = "refuse"
         #: Names of the parameters that take positional arguments, `self` included.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from agentguard.errors import AgentGuardError
+from agentguard.errors import AgentGuardError, LimitAskedError
 from agentguard.events.data import StepRefused, data_of
 from agentguard.steps import exceptions, limit_questions
 from agentguard.steps.flow import refused_record, replace_data
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 def withdraw(step: Step, error: BaseException) -> None:
     """Put on record that a call ended with `error` before its step had started.
 
-    What the guard itself raises is on record already.  Where the process lets go of the run, or a recovery
-    goes no further, what unwinds the program is no act of the program.
+    What the guard itself raises is on record already, but for a limit's question to the caller.  Where
+    the process lets go of the run, or a recovery goes no further, what unwinds the program is no act of its.
     """
-    if isinstance(error, AgentGuardError) or _goes_no_further(step, error):
+    told = isinstance(error, AgentGuardError) and not isinstance(error, LimitAskedError)
+    if told or _goes_no_further(step, error):
         return
     with contextlib.suppress(AgentGuardError):  # the store is gone: the error goes on all the same
         step.live_run.log.decide(lambda: _withdraw(step, error))

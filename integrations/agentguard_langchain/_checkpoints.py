@@ -30,6 +30,11 @@ class CheckpointedReplayError(ReplayDivergenceError):
     """A replay would have written into a thread of a checkpointer."""
 
 
+def has_checkpointer(config: Mapping[str, Any]) -> bool:
+    """Return whether the graph that runs with this config keeps checkpoints."""
+    return (config.get("configurable") or {}).get(_CHECKPOINTER) is not None
+
+
 # --- recovery ------------------------------------------------------------------------------------
 
 
@@ -55,7 +60,7 @@ def resume(run: Run, place: Place, config: Mapping[str, Any]) -> None:
     """
     metadata = config.get("metadata") or {}
     thread, step = metadata.get("thread_id"), metadata.get("langgraph_step")
-    if _CHECKPOINTER not in (config.get("configurable") or {}) or thread is None or not isinstance(step, int):
+    if not has_checkpointer(config) or thread is None or not isinstance(step, int):
         return
     resumed = _RESUMED.setdefault(run, _Resumed())
     if resumed.thread not in {None, thread}:

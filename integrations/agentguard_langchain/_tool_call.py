@@ -33,6 +33,10 @@ class ToolOptions:
         """The options of a tool."""
         return self._options.get(tool, {})
 
+    def with_option(self, name: str) -> str | None:
+        """Return a tool that has an option, or None."""
+        return next((tool for tool, given in self._options.items() if given.get(name) is not None), None)
+
     def reserved(self, tool: str, arguments: Mapping[str, Any]) -> Usage | None:
         """What a call reserves, as far as it is known."""
         options = self.of(tool)

@@ -16,6 +16,14 @@ from agentguard.cost.usage import Unpriced
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
 from agentguard_langchain import _steps
+from agentguard_langchain._asking import (
+    Approvals,
+    apply,
+    apply_async,
+    ask_approval,
+    check_graph,
+    checked_approvals,
+)
 from agentguard_langchain._checkpoints import resume
 from agentguard_langchain._codec import CODEC
 from agentguard_langchain._costs import Costs
@@ -49,6 +57,9 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         wrap_up: once a budget is used up to its `warn_at`, or has no room for another round, add a message
             to finish (this text, or one of ours) to the next model call and drop its tools.
         outside: `"refuse"` (default) or `"allow"` calls outside a run.
+        approvals: `"operator"` (default): a tool call that needs an `approval`, and a call at a limit that
+            asks (`on_limit="ask"`), waits for an operator; `"interrupt"`: the graph is interrupted, and the
+            application answers with `Command(resume=...)`.  That needs a checkpointer.
         thread_budget: what all runs of one thread may use together (`configurable.thread_id`): its calls
             are charged to the account `thread:<id>`, across interrupts and restarts.
 
@@ -80,6 +91,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         soft: bool | Collection[str] = False,
         wrap_up: bool | str = False,
         outside: Outside = "refuse",
+        approvals: Approvals = "operator",
         thread_budget: Budget | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +103,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         self._limits = SoftLimits()
         self._wrap_up = WRAP_UP if wrap_up is True else wrap_up
         self._allowed = checked_outside(outside)
+        self._interrupts = checked_approvals(approvals, self._tools)
         self._thread_budget = thread_budget
         if thread_budget is not None:
             check_account_budget(thread_budget, "thread_budget")
@@ -111,8 +124,8 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             if call is None:
                 return handler(request)
             with PASSING, _steps.Calling(call):
-                response = call.run.apply(
-                    call.name, _steps.ask, call.arguments(), branch=call.branch, **_options(call)
+                response = apply(
+                    call, _steps.ask, call.arguments(), None, _options(call), asks=self._interrupts
                 )
             return _answered(_steps.unpaused(response))
 
@@ -125,8 +138,8 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             if call is None:
                 return await handler(request)
             with PASSING, _steps.Calling(call):
-                response = await call.run.apply(
-                    call.name, _steps.ask_async, call.arguments(), branch=call.branch, **_options(call)
+                response = await apply_async(
+                    call, _steps.ask_async, call.arguments(), None, _options(call), asks=self._interrupts
                 )
             return _answered(_steps.unpaused(response))
 
@@ -134,6 +147,8 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         run = self._run("the model call of an agent")
         if run is None:
             return None
+        if self._interrupts:
+            check_graph("the model call of an agent")
         asked = self._asked
         if asked is None or not asked.fits(request):
             self._asked = asked = Asked(request)
@@ -163,7 +178,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
                 return call
             try:
                 with _steps.LeavingTool(call.run), _steps.Calling(call):
-                    result = call.run.apply(call.name, _steps.use, (), call.arguments, **call.options)
+                    result = apply(call, _steps.use, (), call.arguments, call.options, asks=self._interrupts)
             except ApprovalDeniedError as denied:
                 return self._denied(request, denied)
             finally:
@@ -180,8 +195,8 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
                 return call
             try:
                 with _steps.LeavingTool(call.run), _steps.Calling(call):
-                    result = await call.run.apply(
-                        call.name, _steps.use_async, (), call.arguments, **call.options
+                    result = await apply_async(
+                        call, _steps.use_async, (), call.arguments, call.options, asks=self._interrupts
                     )
             except ApprovalDeniedError as denied:
                 return self._denied(request, denied)
@@ -199,6 +214,9 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             return None
         options = {"branch": _tool_place(run, request).branch, **self._tools.of(asked["name"])}
         call = ToolCall(run, request, handler, options=options, watch=self._watch)
+        if self._interrupts:  # before anything of it is on record, since the node will run again from its top
+            check_graph(asked["name"])
+            ask_approval(call)
         if self._is_soft(asked["name"]):
             lacking = self._lacking(call)
             if lacking is not None:
@@ -251,7 +269,14 @@ for _hook in ("wrap_model_call", "awrap_model_call", "wrap_tool_call", "awrap_to
 
 
 def _options(call: ModelCall) -> dict[str, Any]:
-    return {"kind": "llm", "reserve": reserve, "codec": CODEC, "attributes": call.asked.attributes}
+    attributes = call.asked.attributes
+    return {
+        "kind": "llm",
+        "reserve": reserve,
+        "codec": CODEC,
+        "attributes": attributes,
+        "branch": call.branch,
+    }
 
 
 def _answered(response: Any) -> Any:

@@ -11,6 +11,14 @@ from langchain_core.tools import tool as make_tool
 
 from agentguard import Run
 from agentguard_langchain import _steps
+from agentguard_langchain._asking import (
+    Approvals,
+    apply,
+    apply_async,
+    ask_approval,
+    check_graph,
+    checked_approvals,
+)
 from agentguard_langchain._calls import COVER
 from agentguard_langchain._hooks import WATCHING, listen
 from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
@@ -23,6 +31,7 @@ def guard_tools(
     *,
     tool_options: Mapping[str, Mapping[str, Any]] | None = None,
     outside: Outside = "refuse",
+    approvals: Approvals = "operator",
 ) -> list[Any]:
     """Copies of tools that are guarded steps of the run that is active when they are called.
 
@@ -33,6 +42,7 @@ def guard_tools(
         tools: the tools.
         tool_options: options of `guarded_step` by tool name: `{"send_email": {"usage": Usage(emails=1)}}`.
         outside: `"refuse"` (default) or `"allow"` calls outside a run.
+        approvals: `"operator"` (default), or `"interrupt"`, as in `GuardMiddleware`.
 
     Raises:
         TypeError, ValueError: an option is wrong; the message names it and the tool.
@@ -50,12 +60,17 @@ def guard_tools(
         (5, 1)
     """
     options = ToolOptions(tool_options)
-    allowed = checked_outside(outside)
+    allowed, interrupts = checked_outside(outside), checked_approvals(approvals, options)
     listen()
-    return [tool if isinstance(tool, dict) else _guarded(tool, options, allowed=allowed) for tool in tools]
+    return [
+        tool if isinstance(tool, dict) else _guarded(tool, options, allowed=allowed, interrupts=interrupts)
+        for tool in tools
+    ]
 
 
-def _guarded(tool: BaseTool | Callable[..., Any], options: ToolOptions, *, allowed: bool) -> BaseTool:
+def _guarded(
+    tool: BaseTool | Callable[..., Any], options: ToolOptions, *, allowed: bool, interrupts: bool
+) -> BaseTool:
     bare = tool if isinstance(tool, BaseTool) else make_tool(tool)
     cls: Any = type(bare)
 
@@ -66,8 +81,11 @@ def _guarded(tool: BaseTool | Callable[..., Any], options: ToolOptions, *, allow
         call = _call(self, tool_input, kwargs, physical, options, allowed=allowed)
         if call is None:
             return physical(None)
+        if interrupts:
+            check_graph(call.name)
+            ask_approval(call)
         with _steps.LeavingTool(call.run), _steps.Calling(call):
-            result = call.run.apply(call.name, _steps.use, (), call.arguments, **call.options)
+            result = apply(call, _steps.use, (), call.arguments, call.options, asks=interrupts)
         return _steps.unpaused(result)
 
     async def arun(self: BaseTool, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +95,13 @@ def _guarded(tool: BaseTool | Callable[..., Any], options: ToolOptions, *, allow
         call = _call(self, tool_input, kwargs, physical, options, allowed=allowed)
         if call is None:
             return await physical(None)
+        if interrupts:
+            check_graph(call.name)
+            ask_approval(call)
         with _steps.LeavingTool(call.run), _steps.Calling(call):
-            result = await call.run.apply(call.name, _steps.use_async, (), call.arguments, **call.options)
+            result = await apply_async(
+                call, _steps.use_async, (), call.arguments, call.options, asks=interrupts
+            )
         return _steps.unpaused(result)
 
     members = {"run": run, "arun": arun, "__module__": cls.__module__, "__doc__": cls.__doc__}

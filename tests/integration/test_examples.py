@@ -110,6 +110,14 @@ PRINTED = {
         "turn 1 of bob: answered",
         "  thread:ann: 0.009 USD in 3 calls",
     ],
+    "14_langgraph_approval.py": [
+        "  ann is asked: refund {'eur': 300}?",
+        "  ann is asked: refund asks for a higher limit of refunded_eur: 200 allowed, 20 spent",
+        "paid: [20, 300]",
+        "  run_budget_set by ann: a good customer",
+        "  approval_granted by ann: checked",
+        "replayed: Both are paid. paid: []",
+    ],
     "30_replay_failed_run.py": [
         "in production: RateError: no rate for XXX",
         "  really done: asked the model, fetched EUR, fetched USD, fetched XXX",
