@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from agentguard._values import objects
+from agentguard._values.http import kind_of
 from agentguard._values.kinds import KINDS, SETS, Kind, NotExactError, advice
 from agentguard._values.names import find, type_name
 from agentguard._values.plain import PREFIX
@@ -78,7 +79,7 @@ class Packer:
         return [self.pack(key), self.pack(value)]
 
     def kind(self, kind: Kind, value: Any) -> Any:
-        """Return a value of the standard library."""
+        """Return a value of the standard library, or of an HTTP library."""
         return {kind.tag: self.pack(insertion_order(value) if type(value) in SETS else kind.parts(value))}
 
     def member(self, value: enum.Enum) -> Any:
@@ -96,6 +97,8 @@ class Packer:
     def foreign(self, value: Any) -> Any:
         """Return a value of any other type."""
         cls = type(value)
+        if (kind := kind_of(cls)) is not None:
+            return self.kind(kind, value)
         raise NotExactError(f"{type_name(cls)} does not come back as it was; {advice(cls)}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from agentguard._values import objects
+from agentguard._values.http import kind_of
 from agentguard._values.kinds import KINDS
 
 _BY_EQUALITY = frozenset((type(None), bool, int, str, bytes, bytearray))
@@ -40,6 +41,8 @@ class _Comparison:
             return compare(self, a, b)
         if (kind := KINDS.get(cls)) is not None:
             return self.same(kind.parts(a), kind.parts(b)) and self._attributes(a, b)
+        if (kind := kind_of(cls)) is not None:
+            return self.same(kind.parts(a), kind.parts(b))
         if isinstance(a, enum.Enum):
             return a is b
         if objects.has_fields(cls):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agentguard._values import objects
+from agentguard._values.http import kind_of_tag
 from agentguard._values.kinds import BY_TAG, NotExactError, advice
 from agentguard._values.names import find, type_name
 from agentguard._values.packing import DICT, ENUM, FLOAT, INT, OBJECT, TEXT
@@ -37,7 +38,7 @@ def unpack(packed: Any, finder: Finder) -> Any:
     if not tag.startswith(PREFIX):
         return {key: unpack(item, finder) for key, item in packed.items()}
     parts = packed[tag]
-    if (kind := BY_TAG.get(tag)) is not None:
+    if (kind := BY_TAG.get(tag) or kind_of_tag(tag)) is not None:
         return kind.make(unpack(parts, finder))
     try:
         return _MAKERS[tag](packed, finder)

@@ -122,6 +122,14 @@ def _parts(value: object) -> Iterator[str | None]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)
+    else:
+        yield from _parts_of_model(value)
+
+
+def _parts_of_model(value: object) -> Iterator[str | None]:
+    if isinstance(value, type):  # what to answer with
+        schema = getattr(value, "model_json_schema", None)
+        yield from _parts(schema() if callable(schema) else None)
     elif callable(dump := getattr(value, "model_dump", None)):  # an SDK's own message
         yield from _parts(dump(exclude_none=True, warnings=False))
 

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 import attrs
 import httpx
+import httpx2
 import msgspec
 import pydantic
 import pytest
 
-from agentguard import Guard, ReplayDivergenceError, RunState, guarded_step
+from agentguard import Budget, Guard, ReplayDivergenceError, RunState, guarded_step
 
 OSLO = ZoneInfo("Europe/Oslo")
 NOON = datetime(2026, 10, 23, 12, tzinfo=OSLO)  # the clocks go back two days later
@@ -293,13 +294,15 @@ class QuotaError(Exception):
         self.info = info
 
 
-def http_error() -> Exception:
-    response = httpx.Response(429, request=httpx.Request("GET", "http://h/"))
-    return httpx.HTTPStatusError("429", request=response.request, response=response)
+def http_error(http: Any = httpx, **body: Any) -> Exception:
+    headers = [("retry-after", "3"), ("via", "a"), ("via", "b")]
+    request = http.Request("POST", "http://h/?q=1", headers={"authorization": "Bearer k"}, content=b"asked")
+    response = http.Response(429, headers=headers, request=request, **(body or {"json": {"error": "slow"}}))
+    return cast("Exception", http.HTTPStatusError("429", request=request, response=response))
 
 
 LOSSY: dict[str, Callable[[], BaseException]] = {
-    "its response": http_error,
+    "a response that was not read": lambda: http_error(stream=httpx.ByteStream(b"later")),
     "an object": lambda: QuotaError(Local()),
     "an argument": lambda: ValueError(Local()),
     "in a group": lambda: ExceptionGroup("g", [ValueError(1), QuotaError(Local())]),
@@ -337,6 +340,10 @@ KEPT: dict[str, Callable[[], BaseException]] = {
     "an object of a class with fields": lambda: QuotaError(Visit(NOON, 2)),
     "nan": lambda: ValueError(float("nan")),
     "a set": lambda: KeyError(frozenset({1})),
+    "a response": http_error,
+    "a response in bytes": lambda: http_error(content=b"\xff\x00"),
+    "a response without a body": lambda: http_error(content=b""),
+    "a response of httpx2": lambda: http_error(httpx2),
 }
 
 
@@ -360,12 +367,58 @@ def test_an_exception_comes_back_with_what_it_carries(
         assert program() == live
 
 
+@pytest.mark.parametrize("http", [httpx, httpx2])
+def test_an_http_error_comes_back_with_its_answer_and_without_keys(guard: Guard, http: Any) -> None:
+    @guarded_step
+    def fails() -> None:
+        raise http_error(http)
+
+    def program() -> list[Any]:
+        with pytest.raises(http.HTTPStatusError) as caught:
+            fails()
+        answer, asked = caught.value.response, caught.value.request
+        found = [answer.status_code, answer.json(), sorted(answer.headers.multi_items()), answer.headers["Via"]]
+        return [*found, asked.method, str(asked.url), answer.request is not None]
+
+    with guard.run("r") as run:
+        live = program()
+    with guard.replay(run.id):
+        assert program() == live
+    (failed,) = [event for event in guard.history(run.id) if event.type == "step_failed"]
+    assert "Bearer" not in str(failed.data)
+
+
+@pytest.mark.parametrize("value", [httpx.URL("http://h/a?b=c"), httpx.Headers([("a", "1"), ("a", "2")])])
+def test_a_value_of_an_http_library_comes_back(guard: Guard, value: Any) -> None:
+    @guarded_step
+    def look() -> Any:
+        return [value]
+
+    with guard.run("r") as run:
+        look()
+    with guard.replay(run.id):
+        (back,) = look()
+    assert (type(back), back) == (type(value), value)
+    assert back is not value
+
+
+@pytest.mark.parametrize("differs", [{"content": b"b"}, {"headers": {"x": "2"}}])
+def test_requests_as_arguments_are_told_apart_by_all_that_they_hold(guard: Guard, differs: Any) -> None:
+    @guarded_step
+    def send(request: httpx.Request) -> str:
+        return "sent"
+
+    with guard.run("r", budget=Budget(repeats=2)):
+        send(httpx.Request("POST", "http://h/", content=b"a", headers={"x": "1"}))
+        send(httpx.Request("POST", "http://h/", **{"content": b"a", "headers": {"x": "1"}, **differs}))
+
+
 def test_a_cause_that_lost_something_is_not_taken_for_itself(guard: Guard) -> None:
     """The error that a program catches is whole; what caused it says that it is only on record."""
 
     @guarded_step
     def fails() -> None:
-        raise RuntimeError("wrapped") from http_error()
+        raise RuntimeError("wrapped") from QuotaError(Local())
 
     with guard.run("r") as run, pytest.raises(RuntimeError):
         fails()

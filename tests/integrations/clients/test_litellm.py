@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+import pydantic
 import pytest
 
 from tests.kit import wait_until
@@ -192,3 +193,38 @@ def test_a_stream_closed_early_or_broken_is_charged_as_reserved(
         with pytest.raises(Exception, match=r"(?i)connection|peer|incomplete"):
             list(litellm.completion(**asked(server, stream=True)))
     assert Decimal("0.002") < run.spent.usd < Decimal("0.0024")
+
+
+class Number(pydantic.BaseModel):
+    value: int
+
+
+def test_an_answer_may_be_asked_for_by_the_class_of_a_model(
+    server: Providers, guard: Guard, ask: Any
+) -> None:
+    with guard.run("ask", budget=Budget(usd=1)) as run:
+        live = ask(**asked(server, response_format=Number))
+    assert Number.model_validate_json(live.choices[0].message.content).value == 42
+    assert run.spent.usd == Decimal(ANSWER_USD)
+    with guard.replay(run.id):
+        ask(**asked(server, response_format=Number))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [error(429, "slow down"), error(401, "who?"), error(400, "context length"), error(500, "x"), Break()],
+)
+def test_an_error_comes_back_in_a_replay(server: Providers, guard: Guard, ask: Any, answer: Any) -> None:
+    def program() -> list[Any]:
+        with pytest.raises(Exception, match=r"litellm\.") as caught:
+            ask(**asked(server))
+        found: Any = caught.value
+        return [type(found), str(found), found.status_code, found.response.status_code, found.llm_provider]
+
+    server.next.append(answer)
+    with guard.run("ask", budget=Budget(usd=1)) as run:
+        live = program()
+    with guard.replay(run.id):
+        assert program() == live
+    assert len(server.requests) == 1
