@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from agentguard.cost import is_refusal
 from agentguard_clients.exchange import Head, as_response, text_of
 
-#: The provider gave up waiting, for its own model perhaps: what that used is not known.
-_TIMEOUTS = frozenset({408, 504, 522, 524})
 _LONGEST = 1500
 
 
@@ -43,8 +42,7 @@ class FreeProviderStatusError(ProviderStatusError):
 
 def status_error(response: Any) -> ProviderStatusError:
     """Return the error of an answer with an error status, which has been read."""
-    free = response.status_code not in _TIMEOUTS
-    return (FreeProviderStatusError if free else ProviderStatusError)(response)
+    return (FreeProviderStatusError if is_refusal(response.status_code) else ProviderStatusError)(response)
 
 
 @contextmanager

@@ -103,10 +103,10 @@ class Guarding(Listener):
         CALLS.add(run_id, call)
         TREE.opened(run_id, parent_id)
 
-    def _fails(self, run_id: UUID, error: BaseException) -> None:
+    def _fails(self, run_id: UUID, error: BaseException, usage: Usage | None = None) -> None:
         call = CALLS.pop(run_id)
         if call is not None:
-            call.finish(error)
+            call.finish(error, usage)
             CALLS.fail(call.group, error)
 
 

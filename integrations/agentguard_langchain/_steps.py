@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from langgraph.errors import GraphBubbleUp
 
 from agentguard import Run, RunStopped, Usage, current_step
+from agentguard.cost import proves_refusal
 from agentguard_langchain._calls import COVER, FREE, Cover
 from agentguard_langchain._codec import Paused
 from agentguard_langchain._hooks import WATCHING
@@ -118,6 +119,8 @@ class _Inside:
             self.signal = error
             _settle(FREE)  # paused, to be called again: nothing used yet
             return True
+        if error is not None and self._call.cover.kind == "llm" and proves_refusal(error):
+            _settle(FREE)
         return False
 
     def done(self, result: Any) -> Any:

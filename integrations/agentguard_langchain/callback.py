@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from agentguard import AgentGuardError, Run, UnknownCostError
-from agentguard.cost import ModelUsage
+from agentguard.cost import ModelUsage, proves_refusal
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
 from agentguard_langchain import _mapping as m
@@ -179,8 +179,8 @@ class GuardCallbackHandler(Guarding):
             run.apply(f"chat {model.name}", nothing, kind="llm", reserve=None, usage=lambda _: usage)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Charge the reservation."""
-        self._fails(run_id, error)
+        """Charge the reservation; nothing where the provider refused the call."""
+        self._fails(run_id, error, FREE if proves_refusal(error) else None)
 
     # --- tools and retrievers ------------------------------------------------------------------
 

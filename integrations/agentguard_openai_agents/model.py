@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Model, ModelProvider, ModelResponse, ModelSettings, MultiProvider
 
 from agentguard import Run, Step, Usage, current_step
+from agentguard.cost import proves_refusal
 from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
 from agentguard.fragments import fragmented
@@ -259,7 +260,11 @@ class _Call:
     async def send(self, request: Any) -> ModelResponse:
         """The body of a call that is answered at once."""
         step = current_step()
-        answer = await self._guarded.inner.get_response(*self._arguments(), **self._conversation)
+        try:
+            answer = await self._guarded.inner.get_response(*self._arguments(), **self._conversation)
+        except Exception as error:
+            _settle_refused(step, error)
+            raise
         # Not by `usage=`: a step whose usage is known only afterwards might use anything at all, and is
         # refused as soon as some counter is used up.
         self._settle(step, answer)
@@ -276,6 +281,9 @@ class _Call:
             async for event in stream:
                 answer = m.answer_in(event) or answer
                 yield event
+        except Exception as error:
+            _settle_refused(step, error)
+            raise
         finally:
             self._settle(step, answer)
             if hasattr(stream, "aclose"):
@@ -297,3 +305,9 @@ class _Call:
         tokens = None if answer is None else m.tokens_of(m.field(answer, "usage"), answer)
         if step is not None and tokens is not None:
             step.settle(self._guarded.costs.priced(self._guarded.name, tokens))
+
+
+def _settle_refused(step: Step | None, error: Exception) -> None:
+    """Charge nothing where the provider refused the call."""
+    if step is not None and proves_refusal(error):
+        step.settle(Usage(usd=0, tokens=0))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 
 from agentguard import NoActiveRunError, Run, Step, Usage, current_run, current_step
+from agentguard.cost import proves_refusal
 from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts
 from agentguard.fragments import fragmented
 from agentguard_pydantic_ai import _mapping as m
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CODEC = m.ResponseCodec()
 _NO_ANSWER = b"null"
+_FREE = Usage(usd=0, tokens=0)
 
 
 class Guarding(NamedTuple):
@@ -83,7 +85,12 @@ class Request:
     async def send(self, request: Any) -> ModelResponse:
         """The body of a request that is answered at once."""
         step = current_step()
-        response = await self._model.request(self._messages, self._settings, self._parameters)
+        try:
+            response = await self._model.request(self._messages, self._settings, self._parameters)
+        except Exception as error:
+            if proves_refusal(error):
+                _settle(step, _FREE)
+            raise
         # Not by `usage=`: a step whose usage is known only afterwards might use anything at all, and is
         # refused as soon as some counter is used up.
         _settle(step, self._usage(response))
@@ -117,7 +124,7 @@ class Request:
 
     async def events(self, request: Any) -> AsyncIterator[ModelResponseStreamEvent | None]:
         """The body of a streamed request: None when it is open, then its events."""
-        step = current_step()
+        step, refused = current_step(), False
         try:
             async with self._model.request_stream(
                 self._messages, self._settings, self._parameters, self.run_context
@@ -128,8 +135,11 @@ class Request:
                 async for event in source:
                     yield event
                 self._exhausted = True
+        except Exception as error:
+            refused = self._stream is None and proves_refusal(error)
+            raise
         finally:
-            _settle(step, self._usage(self._streamed()))
+            _settle(step, _FREE if refused else self._usage(self._streamed()))
 
     async def opened(self, events: Any) -> StreamedResponse:
         """The stream, its events led through the guarded step."""

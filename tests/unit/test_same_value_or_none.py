@@ -377,7 +377,12 @@ def test_an_http_error_comes_back_with_its_answer_and_without_keys(guard: Guard,
         with pytest.raises(http.HTTPStatusError) as caught:
             fails()
         answer, asked = caught.value.response, caught.value.request
-        found = [answer.status_code, answer.json(), sorted(answer.headers.multi_items()), answer.headers["Via"]]
+        found = [
+            answer.status_code,
+            answer.json(),
+            sorted(answer.headers.multi_items()),
+            answer.headers["Via"],
+        ]
         return [*found, asked.method, str(asked.url), answer.request is not None]
 
     with guard.run("r") as run:
