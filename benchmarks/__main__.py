@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import (
     breakdown,
     clients,
+    consoles,
     durable,
     growth,
     kafka,
@@ -92,6 +93,7 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     ),
     "clients": (clients.measure, ("client", "client-disk", "client-at-once")),
     "startup": (startup.measure, ("startup-import", "startup-runs", "startup-kill")),
+    "consoles": (consoles.measure, ("consoles",)),
     "breakdown": (breakdown.measure, ()),
 }
 
