@@ -57,6 +57,7 @@ def create_app(
     *,
     hide_payloads: bool = False,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - it cannot be changed
+    trace_url: str | None = None,
 ) -> Starlette:
     """Return the console over a guard; everything but the log-in needs a token.
 
@@ -65,8 +66,13 @@ def create_app(
         tokens: who may see and do what.
         hide_payloads: hide the arguments and results of steps from viewers.
         thresholds: from where on the overview and the metrics tell of an alert.
+        trace_url: where a trace is shown, as `https://jaeger.example/trace/{trace_id}`.
+
+    Raises:
+        ValueError: `trace_url` is no such address.
     """
-    return _App(Console(guard, tokens, hide_payloads=hide_payloads, thresholds=thresholds)).build()
+    console = Console(guard, tokens, hide_payloads=hide_payloads, thresholds=thresholds, trace_url=trace_url)
+    return _App(console).build()
 
 
 class _App:

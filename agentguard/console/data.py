@@ -23,6 +23,7 @@ from agentguard.console.health import Part, examine, summed
 from agentguard.console.spending import curves
 from agentguard.console.timeline import TimelineEntry
 from agentguard.console.tokens import Role, Tokens
+from agentguard.console.traces import TraceLinks
 from agentguard.errors import AgentGuardError, RunNotFoundError
 from agentguard.events.model import CONTROL_RUN_ID
 from agentguard.guard import Guard
@@ -107,8 +108,10 @@ class Console:
         *,
         hide_payloads: bool = False,
         thresholds: Thresholds = Thresholds(),  # noqa: B008 - it cannot be changed
+        trace_url: str | None = None,
         adding_seconds: float = _ADDING_SECONDS,
     ) -> None:
+        self.traces = TraceLinks(trace_url)
         self.guard = guard
         self.auth = Auth(tokens)
         self._hide_payloads = hide_payloads

@@ -65,6 +65,7 @@ def run(call: Call) -> Response:
         run=status,
         curves=console.curves(status),
         entries=entries,
+        traces=console.traces,
         bars=charts.spans([(entry.event.at_ns, entry.event.duration_ns) for entry in entries]),
         more=more,
         live=more is None and row.ended_ns is None,

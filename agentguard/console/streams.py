@@ -143,7 +143,15 @@ class _Followed:
         row = self._console.row(who, self._run_id)  # which its tenant must see
         found = []
         for entry in self._timeline.read_on():
-            html = fragment("_event.html", who, entry=entry, run_id=self._run_id, bar=None, told=True)
+            html = fragment(
+                "_event.html",
+                who,
+                entry=entry,
+                run_id=self._run_id,
+                traces=self._console.traces,
+                bar=None,
+                told=True,
+            )
             found.append(f"id: {entry.event.seq}\nevent: step\ndata: {json.dumps(html)}\n\n")
         if self._ticks % _CURVE_TICKS == 0 or row.ended_ns is not None:
             status = self._console.live_status(who, row)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from agentguard import Budget, Guard, Run, StoreUnavailableError, Usage
 from agentguard.audit.cost_book import BOOK_KEYS, CostBook
 from agentguard.console import pages
+from agentguard.console.app import create_app
 from agentguard.console.auth import ConsoleError, Identity
 from agentguard.console.calls import Call
 from agentguard.console.data import Console
@@ -268,6 +269,31 @@ def test_nothing_in_the_new_views_becomes_markup(site: Site) -> None:
 
 def _fail() -> None:
     raise ValueError(XSS)
+
+
+def test_an_event_links_to_its_trace_where_traces_are_shown(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from agentguard.telemetry.spans import Telemetry
+
+    with Guard.in_memory(telemetry=Telemetry(TracerProvider())) as guard:
+        with guard.run("a") as run:
+            pay(run, [1])
+        tokens = Tokens(tmp_path / "t.json")
+        header = {"authorization": f"Bearer {tokens.add('ann', Role.VIEWER)}"}
+        url = "https://jaeger.example/trace/{trace_id}?x=1"
+        page = text_of(Client(create_app(guard, tokens, trace_url=url), header), f"/runs/{run.id}")
+        [trace] = {event.trace_id for event in guard.history(run.id) if event.trace_id}
+    assert f'href="https://jaeger.example/trace/{trace}?x=1"' in page
+
+
+@pytest.mark.parametrize(
+    "url", ["jaeger/{trace_id}", "javascript:alert('{trace_id}')", "https://jaeger.example/"]
+)
+def test_an_address_of_traces_that_cannot_be_meant_is_refused(site: Site, url: str) -> None:
+    with pytest.raises(ValueError, match="trace_id"):
+        create_app(site.guard, site.tokens, trace_url=url)
 
 
 # --- costs -----------------------------------------------------------------------------------------

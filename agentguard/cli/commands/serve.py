@@ -27,6 +27,7 @@ from agentguard.cli.commands.token import tokens as kept_tokens
 from agentguard.cli.exit_codes import UsageError
 from agentguard.cli.options import HomeOption, StoreOption
 from agentguard.console.tokens import FILE, Role, Tokens
+from agentguard.console.traces import TraceLinks
 
 #: How long, in seconds, open pages are waited for at the end.
 _GRACE_SECONDS = 2
@@ -48,6 +49,12 @@ def serve(
     hide_payloads: Annotated[
         bool, typer.Option("--hide-payloads", help="Hide arguments and results from viewers.")
     ] = False,
+    trace_url: Annotated[
+        str | None,
+        typer.Option(
+            "--trace-url", metavar="URL", help="Where a trace is shown: https://jaeger/trace/{trace_id}."
+        ),
+    ] = None,
     budget_share: ShareOption = 0.9,
     rate: RateOption = None,
     webhook: WebhookOption = None,
@@ -67,6 +74,10 @@ def serve(
     lookup.use(store, home)
     if (certificate is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key are given together, or neither")
+    try:
+        TraceLinks(trace_url)
+    except ValueError as error:
+        raise UsageError(f"--trace-url: {error}") from error
     tokens, thresholds = kept_tokens(), thresholds_of(budget_share, rate)
     with ExitStack() as stack:
         guard = stack.enter_context(lookup.acting())
@@ -78,7 +89,13 @@ def serve(
         watch.start()
         stack.callback(watch.stop)
         uvicorn.run(
-            create_app(guard, tokens, hide_payloads=hide_payloads, thresholds=thresholds),
+            create_app(
+                guard,
+                tokens,
+                hide_payloads=hide_payloads,
+                thresholds=thresholds,
+                trace_url=trace_url,
+            ),
             host=host,
             port=port,
             ssl_certfile=certificate,
