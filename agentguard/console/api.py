@@ -12,6 +12,7 @@ from agentguard.console.auth import ConsoleError
 from agentguard.console.calls import Call, parse_number
 from agentguard.console.dashboard import dashboard
 from agentguard.console.data import Hit, Snapshot, row_data
+from agentguard.console.run_list import RunFilter
 from agentguard.console.timeline import entry_data
 from agentguard.protocols import RunRow
 
@@ -39,8 +40,8 @@ def present(call: Call) -> Response:
 
 def runs(call: Call) -> Response:
     """Return a page of runs; `after` of the answer begins the next one."""
-    filters = {name: call.query(name) for name in ("tenant", "state", "name", "after")}
-    found = call.console.runs(call.who, **filters)
+    wanted = RunFilter(*map(call.query, RunFilter._fields))
+    found = call.console.runs(call.who, wanted, call.query("after"))
     return JSONResponse({"runs": [row_data(row) for row in found.rows], "after": found.after})
 
 
@@ -115,7 +116,7 @@ def _hit_data(hit: Hit) -> dict[str, Any]:
 #: What is read: path, handler, and the parameters of the query.
 READINGS = (
     ("/api/now", present, ()),
-    ("/api/runs", runs, ("tenant", "state", "name", "after")),
+    ("/api/runs", runs, (*RunFilter._fields, "after")),
     ("/api/runs/{run_id}/events", events, ("after",)),
     ("/api/runs/{run_id}/verify", verify, ()),
     ("/api/runs/{run_id}", run, ()),  # after those that have more behind it: an id may have slashes

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentguard.alerts.rules import Alert, Thresholds, alerts
@@ -15,11 +13,12 @@ from agentguard.audit.compare import RunDiff
 from agentguard.audit.cost_book import CostBook
 from agentguard.audit.costs import CostLine
 from agentguard.audit.reading import asked_arguments
-from agentguard.console import timeline
+from agentguard.console import run_list, timeline
 from agentguard.console.auth import Auth, ConsoleError, Identity
 from agentguard.console.charts import Curve
 from agentguard.console.forks import Forks
 from agentguard.console.health import Part, examine, summed
+from agentguard.console.run_list import PAGE, RunFilter, RunPage
 from agentguard.console.spending import curves
 from agentguard.console.timeline import TimelineEntry
 from agentguard.console.tokens import Role, Tokens
@@ -32,20 +31,16 @@ from agentguard.killswitch.page import PageKillSwitch
 from agentguard.monitoring import Approval, RunStatus, status_of
 from agentguard.protocols import RunRow
 from agentguard.queries import TenantAccount
-from agentguard.runs.state import RunState
 from agentguard.runs.summary import from_row
 
 #: How long, in seconds, what was read of the live runs is shown to others too.
 _FRESH_SECONDS = 0.5
 #: The same for how the parts stand, which costs more.
 _HEALTH_SECONDS = 5.0
-#: How many runs are looked through for one page of them, before the reader is asked to go on.
-_LOOKED_THROUGH = 5000
 #: How long, in seconds, a page of costs may read what is not added up yet.
 _ADDING_SECONDS = 1.0
 #: How many events two runs may have together to be compared on a page.
 _LONGEST_COMPARED = 40_000
-PAGE = 50
 #: How many live runs the overview shows.
 LIVE_SHOWN = 100
 #: How many calls of two runs are shown side by side on one page.
@@ -74,13 +69,6 @@ class Snapshot(NamedTuple):
     health: Sequence[Part] = ()
     trouble: Mapping[str, str] = {}
     number: int = 0
-
-
-class RunPage(NamedTuple):
-    """Runs, newest first, and the id after which the next page begins; None at the end."""
-
-    rows: list[RunRow]
-    after: str | None
 
 
 class Hit(NamedTuple):
@@ -237,47 +225,24 @@ class Console:
                     return status
         return self.status(row)
 
-    def runs(self, who: Identity, *, tenant: str, state: str, name: str, after: str) -> RunPage:
-        """Return a page of runs; an empty filter lets all through, `name` may have `*` and `?`.
+    def runs(self, who: Identity, wanted: RunFilter, after: str) -> RunPage:
+        """Return a page of the runs that a token sees.
 
         Raises:
             ValueError: there is no such state.
-            ConsoleError: there is no run `after`.
+            ConsoleError: a filter cannot be meant, or there is no run `after`.
         """
-        wanted = RunState(state) if state else None
-        own = who.tenant if who.tenant is not None else tenant or None
-        if tenant and not who.sees(tenant):
+        if wanted.tenant and not who.sees(wanted.tenant):
             return RunPage([], None)
         if after and not self._is_there(who, after):
             raise ConsoleError(400, f"there is no run {after} to go on from; begin again with the newest")
-        found: list[RunRow] = []
-        last: str | None = None
-        for row in islice(self._older(own, wanted, after), _LOOKED_THROUGH):
-            if len(found) == PAGE:
-                return RunPage(found, last)
-            last = row.run_id
-            if not name or fnmatchcase(row.name, name):
-                found.append(row)
-        return RunPage(found, None if last is None or self._is_oldest(own, wanted, last) else last)
+        if who.tenant is not None:
+            wanted = wanted._replace(tenant=who.tenant)
+        return run_list.page(self.guard.components.store, wanted, after)
 
     def _is_there(self, who: Identity, run_id: str) -> bool:
         row = self.guard.components.store.row(run_id)
         return row is not None and who.sees(row.tenant)
-
-    def _older(self, tenant: str | None, state: RunState | None, after: str) -> Iterator[RunRow]:
-        """The rows from after a run on; the store is asked for more only as they are needed."""
-        before, count = after or None, PAGE * 2
-        while True:
-            rows = self.guard.components.store.rows(
-                tenant=tenant, state=state and str(state), limit=count, before=before
-            )
-            yield from rows
-            if len(rows) < count:
-                return
-            before, count = rows[-1].run_id, min(count * 4, _LOOKED_THROUGH)
-
-    def _is_oldest(self, tenant: str | None, state: RunState | None, run_id: str) -> bool:
-        return next(self._older(tenant, state, run_id), None) is None
 
     def timeline(self, who: Identity, row: RunRow, after: int) -> tuple[list[TimelineEntry], int | None]:
         """Return the events of a run above a sequence, and the one after which the next page begins."""

@@ -21,6 +21,7 @@ from agentguard.console.calls import Call, parse_limits, parse_number
 from agentguard.console.confirming import check_scope
 from agentguard.console.data import CALLS, LIVE_SHOWN, Hit
 from agentguard.console.rendering import page
+from agentguard.console.run_list import LOOKED_THROUGH, SORTS, RunFilter
 from agentguard.console.tokens import Role
 from agentguard.events.model import CONTROL_RUN_ID, Head
 from agentguard.protocols import RunRow
@@ -36,12 +37,22 @@ def overview(call: Call) -> Response:
 
 
 def runs(call: Call) -> Response:
-    """Runs, newest first, by filters."""
-    filters = {name: call.query(name) for name in ("tenant", "state", "name")}
-    found = call.console.runs(call.who, **filters, after=call.query("after"))
-    more = None if found.after is None else "/runs?" + urlencode({**filters, "after": found.after})
+    """Runs by filters, the newest first or sorted."""
+    wanted = RunFilter(*map(call.query, RunFilter._fields))
+    found = call.console.runs(call.who, wanted, call.query("after"))
+    named = {name: value for name, value in wanted._asdict().items() if value}
+    more = None if found.after is None else "/runs?" + urlencode({**named, "after": found.after})
     states = [str(state) for state in RunState]
-    return page("runs.html", call.who, rows=found.rows, more=more, states=states, filters=filters)
+    return page(
+        "runs.html",
+        call.who,
+        found=found,
+        more=more,
+        states=states,
+        sorts=SORTS,
+        wanted=wanted,
+        looked_through=LOOKED_THROUGH,
+    )
 
 
 def run(call: Call) -> Response:

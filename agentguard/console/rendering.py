@@ -14,6 +14,7 @@ from agentguard.budget.model import Budget
 from agentguard.console.auth import Identity
 from agentguard.console.charts import share, sparkline
 from agentguard.console.confirming import confirmation
+from agentguard.console.run_list import spent
 from agentguard.console.tokens import Role
 
 _LONGEST_PAYLOAD = 4000
@@ -74,4 +75,5 @@ templates.filters |= {
     "amount": _amount,
     "sparkline": sparkline,
     "bar": share,
+    "spent": spent,
 }

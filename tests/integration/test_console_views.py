@@ -296,6 +296,46 @@ def test_an_address_of_traces_that_cannot_be_meant_is_refused(site: Site, url: s
         create_app(site.guard, site.tokens, trace_url=url)
 
 
+# --- runs ------------------------------------------------------------------------------------------
+
+
+def test_runs_are_filtered_by_day_and_by_what_they_spent_and_are_sorted(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with Guard.in_memory(clock=clock, telemetry=False) as guard:
+        for day, cents in enumerate((1, 5, 3)):
+            with guard.run(f"day-{day}") as run:
+                pay(run, [1] * cents)
+                clock.advance(60 * cents)
+            clock.advance(86_400)
+        tokens = Tokens(tmp_path / "t.json")
+        header = {"authorization": f"Bearer {tokens.add('ann', Role.VIEWER)}"}
+        client = Client(create_app(guard, tokens), header)
+
+        def names(query: str) -> list[str]:
+            listed = [each["name"] for each in client.get(f"/api/runs?{query}").json()["runs"]]
+            page = text_of(client, f"/runs?{query}")
+            assert re.findall(r'<td><a href="[^"]+">(day-\d)</a>', page) == listed
+            return [name.removeprefix("day-") for name in listed]
+
+        assert names("") == names("sort=newest") == ["2", "1", "0"]
+        assert names("sort=spent") == names("sort=longest") == ["1", "2", "0"]
+        assert names("usd=0.03") == ["2", "1"]
+        assert names("since=2026-01-02") == ["2", "1"]
+        assert names("until=2026-01-02") == ["1", "0"]
+        assert names("since=2026-01-02&until=2026-01-02") == ["1"]
+        assert names("since=0001-01-01&until=9999-12-31") == ["2", "1", "0"]
+        assert names("since=2026-01-02&sort=spent&usd=0.04&name=day*") == ["1"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["since=x", "until=2026-13-01", "usd=x", "usd=-1", "usd=nan", "usd=inf", "sort=x"],
+)
+def test_a_filter_of_runs_that_cannot_be_meant_is_refused(viewer: Client, query: str) -> None:
+    assert viewer.get(f"/runs?{query}").status_code == 400
+    assert viewer.get(f"/api/runs?{query}").status_code == 400
+
+
 # --- costs -----------------------------------------------------------------------------------------
 
 
