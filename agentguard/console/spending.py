@@ -41,12 +41,14 @@ def curves(store: EventStore, status: RunStatus, now_ns: int) -> list[Curve]:
         points.extend(_points(store, summary.run_id, summary.head.seq))
     until = now_ns if summary.ended_at is None else int(summary.ended_at.timestamp() * 1e9)
     until = max([until, *(point.at_ns for point in points)])  # a step may settle after its run has ended
-    points = [*_thinned(points), _Point(until, summary.usage)]
+    points = _thinned(points)
     found = []
     for name in _DRAWN:
         limit = getattr(summary.budget, name)
         if limit is not None or getattr(summary.usage, name):
             amounts = [(point.at_ns, getattr(point.spent, name)) for point in points]
+            last = amounts[-1][1] if amounts else 0  # the log may have grown since `status` was read
+            amounts.append((until, max(last, getattr(summary.usage, name))))
             found.append(curve(name, amounts, limit, until))
     return found
 

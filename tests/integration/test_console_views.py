@@ -84,6 +84,16 @@ def test_the_curves_of_a_run_end_at_what_it_has_spent_and_never_fall(site: Site)
     assert (heights[0], heights[-1], drawn["usd"].limit_y) == (100, pytest.approx(30), 0)
 
 
+def test_a_curve_does_not_fall_where_the_log_has_grown_since_the_run_was_looked_at(site: Site) -> None:
+    with site.guard.run("a") as run:
+        pay(run, [1])
+        before = status(site.guard, run.id)
+        pay(run, [2])
+        [usd, _] = curves(site.guard.components.store, before, 0)
+    assert usd.spent == Decimal("0.02")
+    assert usd.line.endswith(",0")
+
+
 def test_a_limit_far_above_what_was_spent_is_told_and_not_drawn(site: Site, viewer: Client) -> None:
     with site.guard.run("a", budget=Budget(usd=1000)) as run:
         pay(run, [1])
