@@ -29,13 +29,14 @@ _LATE_SECONDS = 60.0
 class Part(NamedTuple):
     """A part of the installation, as it stands.
 
-    `name` tells parts of one kind apart; `detail` says in words how it is.
+    `name` tells parts of one kind apart; `detail` says in words how it is.  `ok` is None where nobody can
+    tell.
     """
 
     kind: str
     name: str
     detail: str
-    ok: bool = True
+    ok: bool | None = True
 
 
 def examine(guard: Guard) -> list[Part]:
@@ -46,10 +47,10 @@ def examine(guard: Guard) -> list[Part]:
     if isinstance(switch, NetworkKillSwitch):
         found += _tried(RELAY, lambda: _relays(switch))
     if components.abilities.readers is not None:
-        found += _tried(PUBLISHER, lambda: _publishers(guard))
+        found += _tried(PUBLISHER, lambda: _publishers(guard), needed=False)
     if queue is not None:
-        found += _tried(QUEUE, lambda: _queues(queue))
-        found += _tried(WORKER, lambda: _workers(queue))
+        found += _tried(QUEUE, lambda: _queues(queue), needed=False)
+        found += _tried(WORKER, lambda: _workers(queue), needed=False)
     return found
 
 
@@ -58,15 +59,16 @@ def summed(parts: Iterable[Part]) -> list[Part]:
     works: dict[str, bool] = {}
     for part in parts:
         if part.kind in (STORE, SWITCH):
-            works[part.kind] = works.get(part.kind, True) and part.ok
+            works[part.kind] = works.get(part.kind, True) and part.ok is not False
     return [Part(kind, "", "works" if ok else "cannot be used", ok=ok) for kind, ok in works.items()]
 
 
-def _tried(kind: str, look: Callable[[], Iterable[Part]]) -> list[Part]:
+def _tried(kind: str, look: Callable[[], Iterable[Part]], *, needed: bool = True) -> list[Part]:
+    """Return what a look finds; a part that runs need and that cannot be asked does not work."""
     try:
         return list(look())
     except AgentGuardError as error:
-        return [Part(kind, "", str(error), ok=False)]
+        return [Part(kind, "", str(error), ok=False if needed else None)]
 
 
 def _store(store: EventStore) -> Iterator[Part]:

@@ -59,7 +59,11 @@ def text(now: Snapshot) -> str:
         "approvals_waiting": {none: len(now.waiting)},
         "kills_in_force": {(("scope", scope),): count for scope, count in kills.items()},
         "alerts": _alerts(now),
-        "part_works": {(("kind", part.kind), ("name", part.name)): int(part.ok) for part in now.health},
+        "part_works": {
+            (("kind", part.kind), ("name", part.name)): int(part.ok)
+            for part in now.health
+            if part.ok is not None
+        },
         "tenant_usd": accounts,
     }
     return "".join(_family(name, values) for name, values in families.items())

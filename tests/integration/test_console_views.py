@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from agentguard import Budget, Guard, Run, StoreUnavailableError, Usage
 from agentguard.audit.cost_book import BOOK_KEYS, CostBook
-from agentguard.console import pages
+from agentguard.console import metrics, pages
 from agentguard.console.app import create_app
 from agentguard.console.auth import ConsoleError, Identity
 from agentguard.console.calls import Call
@@ -425,7 +425,7 @@ def test_the_overview_says_how_the_parts_stand(site: Site, viewer: Client) -> No
     assert 'agentguard_part_works{kind="store",name="memory://"} 1' in viewer.get("/metrics").text
 
 
-def test_a_publisher_that_is_behind_is_told(tmp_path: Path) -> None:
+def test_a_publisher_that_is_behind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     with Guard.open(
         f"sqlite:///{tmp_path / 'a.db'}", kill_switch="memory", clock=clock, telemetry=False
@@ -439,6 +439,10 @@ def test_a_publisher_that_is_behind_is_told(tmp_path: Path) -> None:
         late = Console(guard, Tokens(tmp_path / "t.json")).now(VIEWER).health
         positions.save_position("kafka:events", 2**40)
         done = Console(guard, Tokens(tmp_path / "t.json")).now(VIEWER).health
+        monkeypatch.setattr(guard.components.store, "positions", away)
+        unknown = Console(guard, Tokens(tmp_path / "t.json")).now(VIEWER)
+    assert [part.ok for part in unknown.health if part.kind == "publisher"] == [None]
+    assert 'kind="publisher"' not in metrics.text(unknown)
     [[late_one], [done_one]] = (
         [part for part in parts if part.kind == "publisher"] for parts in (late, done)
     )
