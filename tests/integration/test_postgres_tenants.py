@@ -59,6 +59,18 @@ def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
     return execute(url, sql)
 
 
+def test_a_tenants_login_pages_through_its_own_runs_and_no_others(
+    roles: dict[str, str], filled: dict[str, str]
+) -> None:
+    with Guard.open(roles["agents"], telemetry=False) as guard, guard.run("newer", tenant="a") as newer:
+        work(1)
+    with Guard.open(roles["a"], telemetry=False) as guard:
+        store = guard.components.store
+        assert [row.run_id for row in store.rows(limit=1)] == [newer.id]
+        assert [row.run_id for row in store.rows(before=newer.id)] == [filled["a"]]
+        assert store.rows(before=filled["b"]) == []
+
+
 def test_a_tenants_login_reads_its_own_tenant_and_no_other(
     roles: dict[str, str], filled: dict[str, str]
 ) -> None:
