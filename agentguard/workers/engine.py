@@ -128,6 +128,14 @@ class Jobs(JobManager):
             await self._execute("put_back", job_id=job.id, worker_id=job.worker_id, delay=0.0, note="{}")
         await self.prune_stalled_workers(seconds)
 
+    async def next_silent(self, worker_id: int, seconds: float) -> float | None:
+        """Return in how many seconds another worker may be found to be dead; None where there is no other."""
+        [row] = await self._connector.execute_query_all_async(
+            self._sql["next_silent"], worker_id=worker_id, stalled_after=seconds
+        )
+        found: float | None = row["seconds"]
+        return found
+
     async def _execute(self, query: str, **arguments: Any) -> None:
         await self._connector.execute_query_async(self._sql[query], **arguments)
 

@@ -195,15 +195,20 @@ class Worker:
 
     async def _beat(self, deployment: Deployment, engine: Engine) -> None:
         """Write signs of life, to the last moment of a drain, and put back the runs of dead workers."""
+        jobs, stalled_after = deployment.jobs, self.options.stalled_after
         while True:
+            pause = self.options.heartbeat
             try:
-                if engine.worker_id is not None and not await deployment.jobs.beat(engine.worker_id):
+                if engine.worker_id is not None and not await jobs.beat(engine.worker_id):
                     _log.warning("this worker was silent for so long that others took its runs over")
-                    engine.worker_id = await deployment.jobs.register_worker()
-                await deployment.jobs.put_back_stalled(self.options.stalled_after)
+                    engine.worker_id = await jobs.register_worker()
+                await jobs.put_back_stalled(stalled_after)
+                silent = await jobs.next_silent(engine.worker_id or 0, stalled_after)
+                if silent is not None:  # at that moment, and not at the next beat
+                    pause = min(pause, max(silent, 0) + _POLL)
             except ConnectorException as error:
                 _log.warning("no sign of life could be written: %s", said(error))
-            await asyncio.sleep(self.options.heartbeat)
+            await asyncio.sleep(pause)
 
     def _observe(self) -> None:
         telemetry = self.runtime.components.telemetry

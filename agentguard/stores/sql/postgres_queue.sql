@@ -128,19 +128,28 @@ DELETE FROM procrastinate_jobs
 WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(worker_id)s;
 
 -- name: put_back
--- Let a job be fetched again, if it is still with this worker, and wake those who wait.
+-- Let a job be fetched again, if it is still with this worker, and wake those who wait.  What Procrastinate has
+-- noted of it before goes: a run that is paused for a day would leave thousands of rows.
 WITH back AS (
     UPDATE procrastinate_jobs
     SET status = 'todo', attempts = attempts + 1, args = args || %(note)s::jsonb,
         scheduled_at = now() + make_interval(secs => %(delay)s)
     WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(worker_id)s
     RETURNING id, queue_name
+), gone AS (
+    DELETE FROM procrastinate_events WHERE job_id IN (SELECT id FROM back)
 ), told AS (
     SELECT json_build_object('type', 'job_inserted', 'job_id', id)::text AS payload, queue_name FROM back
 )
 SELECT pg_notify('procrastinate_any_queue_v1', payload),
     pg_notify('procrastinate_queue_v1#' || queue_name, payload)
 FROM told;
+
+-- name: next_silent
+-- In how many seconds the next of the other workers will have been silent for too long, should it say nothing.
+SELECT extract(epoch FROM min(last_heartbeat) + make_interval(secs => %(stalled_after)s) - now())
+    ::double precision AS seconds
+FROM procrastinate_workers WHERE id <> %(worker_id)s;
 
 -- name: beat
 -- A sign of life; gives no row where others have taken this worker for dead.

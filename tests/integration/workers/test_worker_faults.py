@@ -103,6 +103,59 @@ def test_a_zombie_changes_nothing_of_the_job_that_its_successor_has(
     assert str(run.state) == "CREATED"
 
 
+def test_a_run_that_comes_again_and_again_leaves_no_rows_behind(
+    office: OfficeOfTest, postgres_url: str
+) -> None:
+    """As one that is paused for days does."""
+    office.guard.submit(office.agents.letters, [[], "b", []])
+    events = "SELECT count(*) FROM agentguard_queue.procrastinate_events"
+
+    async def main(deployment: Deployment) -> None:
+        jobs = deployment.jobs
+        async with deployment.app.open_async():
+            worker = await jobs.register_worker()
+            [[before]] = execute(postgres_url, events)
+            for _ in range(20):
+                job = await jobs.fetch_job(None, worker)
+                assert job is not None
+                await jobs.retry_job(job)
+            [[after]] = execute(postgres_url, events)
+        assert after <= before + 2
+
+    asyncio.run(main(deployment_of(office)))
+    [queue] = office.guard.queue()
+    assert (queue.waiting, queue.oldest_seconds >= 0) == (1, True)
+
+
+def test_a_worker_knows_when_the_next_one_will_count_as_dead(office: OfficeOfTest, postgres_url: str) -> None:
+    async def main(deployment: Deployment) -> None:
+        jobs = deployment.jobs
+        async with deployment.app.open_async():
+            mine = await jobs.register_worker()
+            assert await jobs.next_silent(mine, 10) is None, "there is no other"
+            other = await jobs.register_worker()
+            silent = f"UPDATE agentguard_queue.procrastinate_workers SET last_heartbeat = now() - interval '%s s' WHERE id = {other}"
+            execute(postgres_url, silent % 4)
+            left = await jobs.next_silent(mine, 10)
+            assert left is not None
+            assert left <= 6
+            execute(postgres_url, silent % 400)
+            left = await jobs.next_silent(mine, 10)
+            assert left is not None
+            assert left < 0
+            await jobs.put_back_stalled(10)
+            assert await jobs.next_silent(mine, 10) is None
+
+    asyncio.run(main(deployment_of(office)))
+
+
+def deployment_of(office: OfficeOfTest) -> Deployment:
+    async def nothing(job: RunJob, queued: Any) -> None: ...
+
+    queue: Any = office.guard.components.abilities.queue
+    return Deployment(queue, nothing, concurrency=1)
+
+
 _CUT = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
     "AND wait_event_type = 'Lock'"
