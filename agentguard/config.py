@@ -176,7 +176,9 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     name = setting.removesuffix("://")
     if name not in _SWITCHES:
         known = f"{_known(_SWITCHES)}, {', '.join(f'{scheme}://' for scheme in _NETWORK_SCHEMES)}"
-        raise ValueError(f"no kill switch {public_url(setting)!r}; known are {known}")
+        several = "sentinel" in setting or "cluster" in setting
+        hint = "; Redis Sentinel and Redis Cluster are not supported: name one server" if several else ""
+        raise ValueError(f"no kill switch {public_url(setting)!r}; known are {known}{hint}")
     backend = _load(_SWITCHES[name])
     switch: KillSwitch = backend(home(), clock=clock) if name == "page" else backend(clock=clock)
     return switch

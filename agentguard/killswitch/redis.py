@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -47,6 +48,13 @@ for number = 1, #fields, 2 do
 end
 """
 
+_ONE_SERVER = (
+    "Redis Sentinel and Redis Cluster are not supported: name one server, by an address that follows a "
+    "failover (a proxy, a virtual address), or use postgresql://"
+)
+#: What a node of a cluster, or a sentinel, says to a client that takes it for a server.
+_ELSEWHERE = re.compile(r"\b(MOVED|ASK|CLUSTERDOWN|Hash slot not served)\b|unknown command", re.IGNORECASE)
+
 
 class RedisLog:
     """A `RemoteLog` on Redis (6.2 or newer) or Valkey.
@@ -67,6 +75,8 @@ class RedisLog:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         prefix = options.pop("prefix", "agentguard")
+        if "," in parts.netloc:
+            raise ValueError(f"{public_url(url)}: {_ONE_SERVER}")
         if not prefix or set(prefix) & set("{}") or not prefix.isprintable():
             raise ValueError(f"{public_url(url)}: prefix must be printable, not empty, and without braces")
         self.url = public_url(url)
@@ -158,6 +168,8 @@ class RedisLog:
         try:
             yield
         except (self._redis.RedisError, OSError) as error:
+            hint = f"; {_ONE_SERVER}" if _ELSEWHERE.search(str(error)) else ""
             raise KillSwitchUnavailableError(
-                f"the control log at {self.url} cannot be read or written ({type(error).__name__}: {error})"
+                f"the control log at {self.url} cannot be read or written "
+                f"({type(error).__name__}: {error}){hint}"
             ) from error

