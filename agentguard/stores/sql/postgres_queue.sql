@@ -129,10 +129,11 @@ WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(
 
 -- name: put_back
 -- Let a job be fetched again, if it is still with this worker, and wake those who wait.  What Procrastinate has
--- noted of it before goes: a run that is paused for a day would leave thousands of rows.
+-- noted of it before goes: a run that is paused for a day would leave thousands of rows.  It is nobody's: else
+-- the row of a dead worker, when it goes, would lock the job in the moment in which the others are woken for it.
 WITH back AS (
     UPDATE procrastinate_jobs
-    SET status = 'todo', attempts = attempts + 1, args = args || %(note)s::jsonb,
+    SET status = 'todo', worker_id = NULL, attempts = attempts + 1, args = args || %(note)s::jsonb,
         scheduled_at = now() + make_interval(secs => %(delay)s)
     WHERE id = %(job_id)s AND status = 'doing' AND worker_id IS NOT DISTINCT FROM %(worker_id)s
     RETURNING id, queue_name
