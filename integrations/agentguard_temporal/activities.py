@@ -111,7 +111,8 @@ class _Inbound(ActivityInboundInterceptor):
                 non_retryable=True,
             )
         try:
-            return await self._in_the_run(info, input)
+            with self._alive_while_waiting(info):
+                return await self._in_the_run(info, input)
         except AgentGuardError as error:
             if isinstance(error.__cause__, _CANCELLED):
                 raise error.__cause__ from None  # as Temporal expects it
@@ -123,8 +124,7 @@ class _Inbound(ActivityInboundInterceptor):
     async def _in_the_run(self, info: activity.Info, input: ExecuteActivityInput) -> Any:
         self.run = run = await asyncio.to_thread(self._runs.join, info)
         try:
-            with self._alive_while_waiting(info):
-                result = await self._step(run, input)
+            result = await self._step(run, input)
             run.check()  # a stop that the function has swallowed is raised all the same
         finally:
             self.run = None

@@ -185,13 +185,15 @@ ACTIVITIES: list[Any] = [
 ]  # fmt: skip
 
 
-def worker(client: Client, guard: Guard, queue: str, **options: Any) -> Worker:
+def worker(
+    client: Client, guard: Guard, queue: str, *, in_worker: dict[str, Any] | None = None, **options: Any
+) -> Worker:
     return Worker(
         client,
         task_queue=queue,
         workflows=WORKFLOWS,
         activities=ACTIVITIES,
-        activity_executor=ThreadPoolExecutor(16),
+        **({"activity_executor": ThreadPoolExecutor(16)} | (in_worker or {})),
         plugins=[GuardPlugin(guard, **{"end_every": 0.2, "grace": 0.2, **options})],
         max_heartbeat_throttle_interval=timedelta(milliseconds=50),
         default_heartbeat_throttle_interval=timedelta(milliseconds=50),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +26,7 @@ pytest.importorskip("temporalio")
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
+from temporalio.worker import Replayer, SharedStateManager
 
 from agentguard_temporal import GuardedActivities, end_finished_runs, step_options
 
@@ -124,6 +127,14 @@ def office(server: TemporalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     office.guard.close()
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def office_on_each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Office:
+    if request.param == "postgres":
+        monkeypatch.setenv("AGENTGUARD_STORE", request.getfixturevalue("postgres_url"))
+    found: Office = request.getfixturevalue("office")
+    return found
+
+
 def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 120))
 
@@ -219,10 +230,44 @@ def test_a_workflow_that_is_terminated_ends_its_run_as_failed(office: Office) ->
     run(story())
 
 
+def test_a_history_is_replayed_without_agentguard(office: Office) -> None:
+    async def story() -> None:
+        async with office.working():
+            handle = await office.start(
+                "Calls", [["tell", "a", {}], ["mail", "b", {}], ["tell", "c", {"local": True}]]
+            )
+            await handle.result()
+        await Replayer(workflows=office.module.WORKFLOWS).replay_workflow(await handle.fetch_history())
+
+    run(story())
+
+
+def test_an_activity_in_a_process_of_a_pool_is_a_step(office: Office) -> None:
+    async def story() -> None:
+        spawn = multiprocessing.get_context("spawn")
+        with spawn.Manager() as manager, ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            async with office.working(
+                in_worker={
+                    "activity_executor": pool,
+                    "shared_state_manager": SharedStateManager.create_from_multiprocessing(manager),
+                }
+            ):
+                handle = await office.start("Calls", [["tell_in_thread", "a", {}], ["tell", "b", {}]])
+                assert await handle.result() == ["a", "b"]
+        assert office.pids("a") != [os.getpid()]
+        assert office.guard.summary(run_of(handle)).steps == 2
+
+    run(story())
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
-def test_a_budget_is_exact_over_activities_at_once_on_several_workers(office: Office) -> None:
+def test_a_budget_is_exact_over_activities_at_once_on_several_workers(
+    office_on_each_store: Office,
+) -> None:
+    office = office_on_each_store
+
     async def story() -> None:
         office.process(mails=7)
         office.process(mails=7)
@@ -313,7 +358,11 @@ def test_a_cancelled_workflow_cancels_its_activity_and_the_run_is_not_killed(
 # --- workers that die ----------------------------------------------------------------------------
 
 
-def test_what_a_worker_had_completed_when_it_died_is_not_repeated(office: Office) -> None:
+def test_what_a_worker_had_completed_when_it_died_is_not_repeated(
+    office_on_each_store: Office,
+) -> None:
+    office = office_on_each_store
+
     async def story() -> None:
         office.client = await Client.connect(office.address)
         (office.folder / "die-x-3").touch()
