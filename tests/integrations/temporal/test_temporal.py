@@ -485,10 +485,10 @@ def test_the_server_may_die_and_come_back(office: Office, tmp_path: Path) -> Non
 def test_an_activity_that_waits_for_an_approval_is_kept_alive(office: Office) -> None:
     async def story() -> None:
         async with office.working():
-            handle = await office.start("Calls", [["asks", "a", BEATS]])
+            handle = await office.start("Calls", [["asks", "a", {"heartbeat_timeout": 3}]])
             await until(office.guard.approvals)
             first = await pending(handle)
-            waited = timedelta(seconds=3 * BEATS["heartbeat_timeout"])
+            waited = timedelta(seconds=4)
             while (now := await pending(handle)).last_heartbeat_time.ToDatetime() < (
                 first.last_started_time.ToDatetime() + waited
             ):
