@@ -45,6 +45,10 @@ class Attempt:
             raise let_through(error, through) from error.__cause__
 
 
+class NotKept:
+    """Stands on record for an answer that the guard does not keep: no replay brings it back."""
+
+
 class FreeRequest(Attempt):
     """One attempt at a request that costs nothing and is no step: its answer is a value on record.
 
@@ -63,7 +67,7 @@ class FreeRequest(Attempt):
         if response.is_error:
             raise self.refused_by(response)
         self.response = response
-        return RecordedAnswer.of(response) if self.run.captures else response
+        return RecordedAnswer.of(response) if self.run.captures else NotKept()
 
     def check_stream(self) -> None:
         """Refuse to read bit by bit in a replay: that is not on record.
