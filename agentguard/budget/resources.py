@@ -33,7 +33,10 @@ MAX_AMOUNT = 2**63 - 1
 #: Arithmetic of our own: a program may set the precision of its decimal context as it likes.
 _EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[InvalidOperation])
 
-_FIELDS = ("usd", TOKENS, *TOKEN_PARTS, STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce")
+_FIELDS = (
+    *("usd", TOKENS, *TOKEN_PARTS, STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce"),
+    *("on_limit", "ask_timeout"),
+)
 #: Fields of a Budget that a Usage must not name.
 _GUARDED = (STEPS, SECONDS, "calls", "repeats", "warn_at", "enforce")
 #: Counter names that look like another field, and the field they look like.
@@ -97,15 +100,30 @@ def _likely_field(name: str) -> str | None:
         return _SYNONYMS[core]
     if core in _FIELDS and core != name:
         return core
-    if name.startswith(("max_", "limit_")) or name.endswith(("_limit", "_max")):
-        return core if core.isidentifier() else "usd"
     if "usd" in core.split("_"):
         return "usd"
     if "token" in core:
         close = difflib.get_close_matches(core, (TOKENS, *TOKEN_PARTS), n=1, cutoff=0.0)
         return close[0]
     close = difflib.get_close_matches(core, _FIELDS, n=1, cutoff=0.86)
-    return close[0] if close else None
+    if close or (close := [field for field in _FIELDS if _one_slip(core, field)]):
+        return close[0]
+    if name.startswith(("max_", "limit_")) or name.endswith(("_limit", "_max")):
+        return core if core.isidentifier() else "usd"
+    return None
+
+
+def _one_slip(name: str, field: str) -> bool:
+    """Whether one letter is missing, added or wrong in a field's name, or two are exchanged.
+
+    Words differ from `steps` and `calls` by one letter, as `stops` and `cells`: those are counters.
+    """
+    same = next((i for i, (a, b) in enumerate(zip(name, field, strict=False)) if a != b), None)
+    at = min(len(name), len(field)) if same is None else same
+    rest, wanted = name[at:], field[at:]
+    exchanged = rest[:2] == wanted[:2][::-1] and rest[2:] == wanted[2:]
+    wrong = rest[1:] == wanted[1:] and field not in (STEPS, "calls")
+    return rest[1:] == wanted or rest == wanted[1:] or exchanged or wrong
 
 
 def nano_usd(value: object, field: str, *, up: bool = True) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
@@ -12,6 +13,8 @@ from agentguard.budget.model import Budget
 
 _TENANT: Final = "tenant:"
 _WILD: Final = frozenset("*?[")
+#: A word, and what looks like the end of a prefix.  `[:]` is the sign itself, in a run's name.
+_SEPARATED: Final = re.compile(r"([^:/\[]*)([:/])(.*)", re.DOTALL)
 
 
 class BudgetRule(NamedTuple):
@@ -72,8 +75,8 @@ def _rule(key: str, fields: Any, source: str) -> BudgetRule:
     if key.startswith(_TENANT):
         tenant, slash, run = key.removeprefix(_TENANT).partition("/")
         run = run if slash else "*"
-    elif (likely := _likely_tenant(key)) is not None:
-        raise _wrong(source, f"budgets has no key {key!r}; did you mean {likely!r}?")
+    elif (hint := _odd_key(key)) is not None:
+        raise _wrong(source, f"budgets has no key {key!r}; {hint}")
     if not tenant or not run:
         forms = "'name', 'tenant:t' or 'tenant:t/name'"
         raise _wrong(source, f"{key!r} names no run and no tenant; write {forms}")
@@ -89,12 +92,17 @@ def _wrong(source: str, problem: str) -> ValueError:
     return ValueError(f"{source}: {problem}")
 
 
-def _likely_tenant(key: str) -> str | None:
-    """Return what a key that begins almost like `tenant:` was meant to be."""
-    word, colon, rest = key.partition(":")
-    if colon and difflib.get_close_matches(word.lower(), ["tenant"], n=1, cutoff=0.7):
-        return f"{_TENANT}{rest}"
-    return None
+def _odd_key(key: str) -> str | None:
+    """Return what to write for a key that was most likely meant to name a tenant."""
+    found = _SEPARATED.match(key)
+    if found is None:
+        return None
+    word, sign, rest = found.groups()
+    likely = bool(difflib.get_close_matches(word.lower(), ["tenant"], n=1, cutoff=0.6))
+    if sign == "/" and not likely:
+        return None
+    others = f"; runs of that name are {word + f'[{sign}]' + rest!r}"
+    return f"did you mean {_TENANT + rest!r}?{others}"
 
 
 def parse_budget(text: str, source: str) -> Budget:

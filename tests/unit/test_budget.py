@@ -141,6 +141,14 @@ def test_seconds_of_a_wrong_kind(bad):
         ("warn_a", "warn_at"),
         ("enforced", "enforce"),
         ("emails_limit", "emails"),
+        ("uds", "usd"),
+        ("usdd", "usd"),
+        ("tokesn", "tokens"),
+        ("stpes", "steps"),
+        ("secodns", "seconds"),
+        ("warn_ta", "warn_at"),
+        ("ask_timeuot", "ask_timeout"),
+        ("enfroce", "enforce"),
     ],
 )
 def test_a_misspelt_limit_is_refused_with_a_suggestion(given, meant):

@@ -117,6 +117,11 @@ def test_a_budget_as_text(text: str, budget: Budget) -> None:
     [
         ("max_usd=5", "did you mean 'usd'"),
         ("token=5", "did you mean 'tokens'"),
+        ("uds=5", "did you mean 'usd'"),
+        ("usdd=5", "did you mean 'usd'"),
+        ("stpes=5", "did you mean 'steps'"),
+        ("tokesn=5", "did you mean 'tokens'"),
+        ("usd=1,clals.search=5", "'clals.search'"),
         ("usd=lots", "usd is not a number"),
         ("usd=-1", "must not be negative"),
         ("steps=many", "steps must be an int"),
@@ -148,6 +153,13 @@ def test_a_budget_that_cannot_be_right_is_refused_and_the_variable_named(
         ),
         ('[budgets]\n"*" = 5\n', "'*' must be a table of limits"),
         ('[budgets]\n"tenants:acme" = { usd = 5 }\n', "no key 'tenants:acme'; did you mean 'tenant:acme'?"),
+        ('[budgets]\n"team:acme" = { usd = 5 }\n', "no key 'team:acme'; did you mean 'tenant:acme'?"),
+        ('[budgets]\n"tenant/acme" = { usd = 5 }\n', "runs of that name are 'tenant[/]acme'"),
+        ('[budgets]\n"thread:7" = { usd = 5 }\n', "runs of that name are 'thread[:]7'"),
+        (
+            '[budgets]\n"*" = { uds = 5 }\n',
+            "'*': Budget() got an unexpected field 'uds'; did you mean 'usd'?",
+        ),
         ('[budgets]\n"tenant:" = { usd = 5 }\n', "'tenant:' names no run and no tenant"),
         ('[budgets]\n"*" = { usd = -5 }\n', "'*': usd must not be negative"),
         ("budgets = 3\n", "budgets must be a table of budgets"),
@@ -161,6 +173,14 @@ def test_a_file_that_cannot_be_right_is_refused_and_named(folder: Path, settings
     with pytest.raises(ValueError, match="agentguard.toml") as refused:
         budget_of("ask")
     assert said in str(refused.value)
+
+
+def test_a_runs_name_may_hold_the_signs_of_tenants(folder: Path) -> None:
+    (folder / "agentguard.toml").write_text(
+        '[budgets]\n"team[:]acme" = { usd = 5 }\n"web/search" = { usd = 3 }\n'
+    )
+
+    assert [str(budget_of(name).usd) for name in ("team:acme", "web/search")] == ["5", "3"]
 
 
 def test_other_peoples_projects_are_left_alone(folder: Path) -> None:

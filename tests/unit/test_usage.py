@@ -186,6 +186,21 @@ MISSPELT = {
     "warn": "warn_at",
     "emails_limit": "emails",
     "max_emails": "emails",
+    "uds": "usd",
+    "usdd": "usd",
+    "us": "usd",
+    "udsd": "usd",
+    "isd": "usd",
+    "tokesn": "tokens",
+    "takens": "tokens",
+    "stpes": "steps",
+    "setps": "steps",
+    "stteps": "steps",
+    "Stpes": "steps",
+    "secodns": "seconds",
+    "clals": "calls",
+    "reepats": "repeats",
+    "max_stpes": "steps",
 }
 
 
@@ -202,7 +217,7 @@ def test_what_the_guard_counts_itself_cannot_be_given(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["emails", "refunds", "pages", "web_fetches", "α", "limits", "amounts", "stops"]
+    "name", ["emails", "refunds", "pages", "web_fetches", "α", "limits", "amounts", "stops", "cells", "sends"]
 )
 def test_counters_of_your_own(name):
     usage = Usage(**{name: 3})
