@@ -14,10 +14,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from agentguard._reentry import finish
 from agentguard.budget.model import Budget, BudgetChange, Remaining, Usage
 from agentguard.budget.named import joined
 from agentguard.budget.resources import NANO_USD
-from agentguard.errors import NoActiveRunError, RunStopped
+from agentguard.errors import AgentGuardError, NoActiveRunError, RunStopped
 from agentguard.runs.branch import MAIN, Branch, check_branch
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
@@ -154,6 +155,16 @@ class Run:
     def __enter__(self) -> Self:
         if self._live_run is not None:
             raise RuntimeError(f"run {self.id} was entered before; open a new one")
+        try:
+            self._enter()
+            return self  # noqa: TRY300 - or a signal handler raises here
+        except AgentGuardError:
+            raise
+        except BaseException as error:  # of a signal handler, perhaps: there will be no `__exit__`
+            self._cut_short(functools.partial(self._give_up, error))
+            raise
+
+    def _enter(self) -> None:
         self._live_run = self._session.open()
         self.thread = threading.get_ident()
         self._branch = self._session.branch()
@@ -161,7 +172,13 @@ class Run:
         self._before = CURRENT.get()
         self._token = CURRENT.set(self._position)
         self._meet_running_loop()
-        return self
+
+    def _give_up(self, error: BaseException) -> None:
+        """End a run whose block was not entered, as far as it is on record."""
+        if self._live_run is None:
+            self._session.give_up(error)
+        else:
+            self._session.close(self._live_run, error)
 
     def __exit__(
         self,
@@ -169,15 +186,36 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        live_run = self.live_run
+        try:
+            stop = self._leave(error)
+        except AgentGuardError:
+            raise
+        except BaseException:  # of a signal handler: what it has cut short is done all the same
+            self._cut_short(functools.partial(self._close_again, error))
+            raise
+        raise_on_exit(stop, error)
+
+    def _leave(self, error: BaseException | None) -> RunStopped | None:
+        """End the run, and return the stop to raise."""
         if self._token is None:  # closed before, perhaps without its end on record
-            again = live_run.owner and not live_run.fold.state.final
-            raise_on_exit(self._session.close(live_run, error) if again else self.stop, error)
-            return
+            return self._close_again(error)
         token, self._token = self._token, None
         restore_position(token, self)
         self._skip_what_was_left()
-        raise_on_exit(self._session.close(live_run, error), error)
+        return self._session.close(self.live_run, error)
+
+    def _close_again(self, error: BaseException | None) -> RunStopped | None:
+        live_run = self.live_run
+        again = live_run.owner and not live_run.log.read_again().state.final
+        return self._session.close(live_run, error) if again else self.stop
+
+    def _cut_short(self, close: Callable[[], object]) -> None:
+        """Close a run whose block a signal handler has cut short, and make current what was so before."""
+        with contextlib.suppress(AgentGuardError):
+            finish(close)
+        self._token = None
+        if (position := CURRENT.get()) is not None and position.run is self:
+            CURRENT.set(self._before)
 
     def _skip_what_was_left(self) -> None:
         """Make current what was so before runs that were left out of order."""
@@ -201,10 +239,11 @@ class Run:
     ) -> None:
         try:
             await self._drained()
-        except asyncio.CancelledError as cancelled:
-            self.__exit__(type(cancelled), cancelled, None)
+            self.__exit__(kind, error, traceback)
+        except BaseException as cut:  # a cancellation, or of a signal handler
+            if self._token is not None:
+                self.__exit__(type(cut), cut, None)
             raise
-        self.__exit__(kind, error, traceback)
 
     async def _drained(self) -> None:
         """Return when a drain of this run is over, if one is under way."""

@@ -65,6 +65,10 @@ class Session(abc.ABC):
     def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """Leave the block that `error` ended; return the stop to raise."""
 
+    def give_up(self, error: BaseException) -> None:
+        """End what opening the run has put on record: its block is not entered, because of `error`."""
+        return  # one that ends no run
+
     # --- control -------------------------------------------------------------------------------
 
     def kill(self, reason: str, actor: str | None) -> int:

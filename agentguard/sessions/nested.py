@@ -34,6 +34,13 @@ class NestedSession(LiveSession):
             else self._recorded.close(live_run, error)
         )
 
+    def give_up(self, error: BaseException) -> None:
+        """See `Session.give_up`."""
+        if self._recorded is None:
+            super().give_up(error)
+        else:
+            self._recorded.give_up(error)
+
     def kill(self, reason: str, actor: str | None) -> int:
         """See `Run.kill`; a replayed run touches nothing that is live."""
         return super().kill(reason, actor) if self._recorded is None else self._recorded.kill(reason, actor)

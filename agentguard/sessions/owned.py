@@ -17,7 +17,8 @@ from agentguard.runs.termination import COMPLETED, termination
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.base import Session
-from agentguard.sessions.nested_ends import closing
+from agentguard.sessions.loading import load_live_run
+from agentguard.sessions.nested_ends import close_ended_nested_runs, closing
 from agentguard.sessions.options import RunOptions
 from agentguard.steps import phases
 from agentguard.steps.current import InRun
@@ -48,12 +49,34 @@ class OwnedSession(Session):
         self.pos = pos
         #: What arrived when the block was left; a list, since that may be None.
         self._left: list[BaseException | None] = []
+        #: What the run's row says of this process, once there is one.
+        self._owner: dict[str, Any] = {}
+        self._span_ended = False
         #: Whether the run around it has been charged what this one used.
         self._charged = False
 
     def new_owner(self) -> dict[str, Any]:
         """Return what the run's row says of this process as its owner."""
-        return identity() | {"monotonic_ns": self.components.clock.monotonic()}
+        self._owner = identity() | {"monotonic_ns": self.components.clock.monotonic()}
+        return self._owner
+
+    def give_up(self, error: BaseException) -> None:
+        """See `Session.give_up`."""
+        live_run = self.runtime.live.get(self.run_id) or self._on_record()
+        if live_run is not None and not live_run.fold.state.final:
+            live_run.owner = True
+            self._abandon(live_run, error)
+
+    def _on_record(self) -> LiveRun | None:
+        """Return the run, where this session has put it on record or claimed it."""
+        row = self.components.store.row(self.run_id)
+        if row is None or not self._owner or row.owner != self._owner:
+            return None
+        return load_live_run(self.components, row)
+
+    def _abandon(self, live_run: LiveRun, error: BaseException) -> None:
+        """Let go of a run whose block is not entered."""
+        self.close(live_run, error)
 
     # --- taking part ---------------------------------------------------------------------------
 
@@ -81,18 +104,22 @@ class OwnedSession(Session):
                 return live_run.stop or draining.stop
         if not live_run.owner:  # a forked child leaves the block: its parent ends the run
             return live_run.stop
-        if self._left:  # the end could not be put on record, and is tried again
-            self._end_in_outer_run(live_run, self._left[0])
-        else:
+        again = bool(self._left)  # the end could not be put on record, or a signal handler came in between
+        if not again:
             self._left.append(error)
-            self._settle_generators(live_run)
-            try:
-                self._find_stop(live_run, error)
+        error = self._left[0]
+        self._settle_generators(live_run)
+        try:
+            self._find_stop(live_run, error)
+            if again and self.around is not None and live_run.log.read_again().state.final:
+                close_ended_nested_runs(self.around.live_run)
+                self._charged = True
+            else:
                 self._end_in_outer_run(live_run, error)
-            finally:
-                self.leave_outer_run(live_run)
-                drain.forget(self.runtime, live_run)
-                self.end_span(live_run, live_run.stop or error)
+        finally:
+            self.leave_outer_run(live_run)
+            drain.forget(self.runtime, live_run)
+            self.end_span(live_run, live_run.stop or error)
         return None if live_run.fold.state is RunState.COMPLETED else live_run.stop
 
     def _find_stop(self, live_run: LiveRun, error: BaseException | None) -> None:
@@ -148,10 +175,12 @@ class OwnedSession(Session):
 
         try:
             self.around.live_run.log.decide(end_both)
-        except AgentGuardError:  # the run around it cannot be written; what was done was taken back
+        except BaseException as failure:  # what was done was taken back
             self._charged = False
             live_run.log.dirty = True
-            self._record_end(live_run, error)
+            if not isinstance(failure, AgentGuardError):
+                raise
+            self._record_end(live_run, error)  # the run around it cannot be written
 
     def leave_outer_run(self, live_run: LiveRun) -> None:
         """Charge what the run has used to the run around it, where that has not been done."""
@@ -178,7 +207,8 @@ class OwnedSession(Session):
 
     def end_span(self, live_run: LiveRun, error: BaseException | None) -> None:
         """End the run's span, with the head of its log."""
-        if live_run.span is not None:
+        if live_run.span is not None and not self._span_ended:
+            self._span_ended = True
             fold = live_run.fold
             live_run.span.end(
                 error=error,

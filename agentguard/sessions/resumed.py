@@ -52,6 +52,10 @@ class ResumedSession(OwnedSession):
                 return None
         return super().close(live_run, error)
 
+    def _abandon(self, live_run: LiveRun, error: BaseException) -> None:
+        """Let go of a run whose block is not entered: nothing of it has been carried on."""
+        self.give_back(live_run)
+
     def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
         """See `Run.set_budget`; what is on record is not done again."""
         live = self.runtime.live.get(self.run_id)

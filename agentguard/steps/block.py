@@ -32,6 +32,7 @@ class StepBlock:
         self._step = open_step(spec, position, (), {})
         self._step.attributes = attributes
         self._token: Token[InRun | None] | None = None
+        self._before: InRun | None = None
         self._body: aio.Body | None = None
         self._entered = False
 
@@ -77,16 +78,30 @@ class StepBlock:
     def _begun(self, inputs: dict[str, object]) -> None:
         try:
             phases.begin(self._step, (), inputs)
+            self._step.entered = True
         except BaseException as error:
             phases.rescue(self._step, error)
             raise
-        self._step.entered = True
 
     def __enter__(self) -> Step:
         self._ask_player()
-        self._begun({})
+        try:
+            self._begun({})
+            self._become_current()
+            return self._step  # noqa: TRY300 - or a signal handler raises here
+        except BaseException as error:
+            self._cut_short(error)
+            raise
+
+    def _become_current(self) -> None:
+        self._before = CURRENT.get()
         self._token = CURRENT.set(self._step)
-        return self._step
+
+    def _cut_short(self, error: BaseException) -> None:
+        """Settle the step all the same, and make current what was so before."""
+        phases.rescue(self._step, error)
+        if CURRENT.get() is self._step:
+            CURRENT.set(self._before)
 
     def __exit__(
         self,
@@ -94,28 +109,28 @@ class StepBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._token is not None:
-            restore_position(self._token)
         self._end(error)
 
     def _end(self, error: BaseException | None, result: object = None) -> None:
         try:
+            if self._token is not None:
+                restore_position(self._token)
             phases.close(self._step, self._outcome(error, result))
         except BaseException as raised:
-            phases.rescue(self._step, raised)
+            self._cut_short(raised)
             raise
 
     async def __aenter__(self) -> Step:
         self._ask_player()
         try:
             await aio.begin(self._step, (), {})
+            self._step.entered = True
+            self._become_current()
+            self._body = aio.Body(self._step)
+            return self._step  # noqa: TRY300 - as above
         except BaseException as error:
-            phases.rescue(self._step, error)
+            self._cut_short(error)
             raise
-        self._step.entered = True
-        self._token = CURRENT.set(self._step)
-        self._body = aio.Body(self._step)
-        return self._step
 
     async def __aexit__(
         self,
@@ -123,13 +138,18 @@ class StepBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._token is not None:
-            restore_position(self._token)
-        stop = self._body.close() if self._body is not None else None
-        if stop is not None and isinstance(error, asyncio.CancelledError):
+        try:
+            if self._token is not None:
+                restore_position(self._token)
+            stop = self._body.close() if self._body is not None else None
+            if stop is None or not isinstance(error, asyncio.CancelledError):
+                await aio.close(self._step, self._outcome(error))
+                return
             await aio.close(self._step, self._outcome(stop))
-            raise stop.with_traceback(None) from None
-        await aio.close(self._step, self._outcome(error))
+        except BaseException as raised:
+            self._cut_short(raised)
+            raise
+        raise stop.with_traceback(None) from None
 
     def _outcome(self, error: BaseException | None, result: object = None) -> outcome.Outcome:
         if error is not None:

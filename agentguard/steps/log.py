@@ -120,6 +120,10 @@ class RunLog:
         #: Whether this thread has it already.
         self._owned: Callable[[], bool] = getattr(lock, "_is_owned", _never)
 
+    def is_owned(self) -> bool:
+        """Whether this thread has the lock."""
+        return self._owned()
+
     # --- the way in ----------------------------------------------------------------------------
 
     def hold(self, decide: Callable[..., T], *given: object) -> T:
@@ -164,6 +168,10 @@ class RunLog:
             self.reentered += 1
         return how == "own"
 
+    def read_again(self) -> RunFold:
+        """Return the fold, read from the log where it may not be what is on record."""
+        return self.hold(lambda: self.fold)
+
     def heal(self) -> None:
         """Undo what an interrupted block has left: a lock that is held, a transaction that is open."""
         with contextlib.suppress(RuntimeError):
@@ -177,8 +185,8 @@ class RunLog:
         """Return `act()`, called with writers of other processes kept out, and the fold at the log's end.
 
         What is appended inside stays appended, also where the decision is to raise: a refusal is on
-        record before the caller hears of it.  Only the store's own failure, and an interruption in the
-        middle of an append, take everything back.
+        record before the caller hears of it.  Only the store's own failure, and what a signal handler
+        raises, take everything back.
         """
         with uninterruptible():
             return self.hold(lambda: self._decide(act))
@@ -200,7 +208,7 @@ class RunLog:
             raise self.released.with_traceback(None)
         self.await_commit()
         seq = self.fold.seq
-        decision: BaseException | None = None
+        decision: AgentGuardError | None = None
         result: T
         try:
             with self.store.exclusive(self.run_id):
@@ -209,7 +217,7 @@ class RunLog:
                     result = self._acted(act)
                 except (HeadMovedError, StoreUnavailableError):
                     raise
-                except BaseException as error:
+                except AgentGuardError as error:
                     if self.dirty:  # in the middle of an append
                         raise
                     decision = error  # raised below, after the commit

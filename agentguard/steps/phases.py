@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
+from agentguard._reentry import finish
 from agentguard._values.names import type_name
 from agentguard.errors import AgentGuardError, BudgetExceededError, RunStopped, UnknownCostError
 from agentguard.events.data import StepEnded
@@ -88,7 +89,7 @@ def rescue(step: Step, error: BaseException) -> None:
         done = outcome.failed(step, error) if step.entered else outcome.unentered(error)
     except BaseException:  # noqa: BLE001 - of a user's redact= or metaclass; the step must not stay open
         done = outcome.untold(step, error)
-    close(step, done)
+    finish(lambda: close(step, done), step.live_run.log.is_owned)
 
 
 def is_open(step: Step) -> bool:

@@ -7,6 +7,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import Self
 
+from agentguard._reentry import finish
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Remaining, Usage, check_stops
 from agentguard.errors import AgentGuardError, RunStopped
@@ -73,6 +74,16 @@ class Scope:
     def __enter__(self) -> Self:
         if self._token is not None:
             raise RuntimeError(f"scope {self.path} was entered before; open a new one")
+        try:
+            self._enter()
+            return self  # noqa: TRY300 - or a signal handler raises here
+        except AgentGuardError:
+            raise
+        except BaseException:  # of a signal handler, perhaps: there will be no `__exit__`
+            self._cut_short()
+            raise
+
+    def _enter(self) -> None:
         live_run = self._live_run
         position = self._position
         if live_run.player is None or not live_run.player.open_scope(self):
@@ -80,7 +91,15 @@ class Scope:
         if live_run.span is not None:
             self._span = live_run.span.start_scope(self.name, self.path)
         self._token = CURRENT.set(Position(self.run, self, position.branch, position.step, position.account))
-        return self
+
+    def _cut_short(self) -> None:
+        """Close the scope all the same, and make current what was so before."""
+        live_run = self._live_run
+        if live_run.player is None:
+            finish(lambda: self._close(live_run, self.stop), live_run.log.is_owned)
+        if (position := CURRENT.get()) is not None and position.scope is self:
+            around = self._position
+            CURRENT.set(Position(self.run, around.scope, around.branch, around.step, around.account))
 
     def _open(self, live_run: LiveRun, around: str) -> None:
         check_place(live_run, around, branch_of(self.key), self.pos)
@@ -105,6 +124,17 @@ class Scope:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            self._leave(error)
+        except AgentGuardError:
+            raise
+        except BaseException:  # of a signal handler: what it has cut short is done all the same
+            self._cut_short()
+            raise
+        if self._live_run.stops.stop is None:
+            raise_on_exit(self.stop, error)
+
+    def _leave(self, error: BaseException | None) -> None:
         if self._token is not None:
             restore_position(self._token)
         live_run = self._live_run
@@ -112,8 +142,6 @@ class Scope:
             self._span.end(self.stop or error)
         if live_run.player is None or not live_run.player.close_scope(self):
             self._close(live_run, self.stop)
-        if live_run.stops.stop is None:
-            raise_on_exit(self.stop, error)
 
     def _close(self, live_run: LiveRun, stop: RunStopped | None) -> None:
         draining = live_run.stops.draining
@@ -122,6 +150,9 @@ class Scope:
         data: ScopeClosed | None = {"stopped": True} if stop is not None else None
 
         def decide() -> None:
+            scope = live_run.log.fold.scopes.get(self.key)
+            if scope is None or scope.closed:
+                return  # where a signal handler has come in between
             spent = dict(live_run.log.fold.account.spent)
             record = Record(
                 0,

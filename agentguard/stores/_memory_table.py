@@ -8,7 +8,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from agentguard.errors import StoreUnavailableError
-from agentguard.stores._memory_log import Log
+from agentguard.stores._memory_log import Entry, Log
 
 if TYPE_CHECKING:
     from agentguard.events.codec import Stored
@@ -36,21 +36,27 @@ class LogTable:
 
     def remove(self, log: Log) -> None:
         """Forget a run."""
-        del self.logs[log.number], self.by_id[log.run_id]
+        self.logs.pop(log.number, None)
+        self.by_id.pop(log.run_id, None)
         self.ended.pop(log.number, None)
 
-    def add(self, log: Log, event: Stored) -> bool:
-        """Add the next event of a run; return whether nobody else was first, such as a signal handler."""
+    def entry(self, event: Stored) -> Entry:
+        """Return what stands for an event, at the next position."""
         self.position += 1
-        entry = (*event[:4], self.position)
-        if log.events.setdefault(event.seq, entry) is entry:
+        return (*event[:4], self.position)
+
+    def add(self, log: Log, entry: Entry) -> bool:
+        """Add the next event of a run; return whether nobody else was first, such as a signal handler."""
+        if log.events.setdefault(entry[0], entry) is entry:
             return True
         self.full_at += 1  # the position is not given again
         return False
 
-    def take_back(self, log: Log, seq: int) -> None:
-        """Drop the events from a sequence on; their positions are not given again."""
-        while not log.evicted and len(log.events) >= seq:
+    def take_back(self, log: Log, entry: Entry) -> None:
+        """Drop an event, if it was added, and those after it; their positions are not given again."""
+        if log.events.get(entry[0]) is not entry:
+            return
+        while not log.evicted and len(log.events) >= entry[0]:
             log.events.popitem()
             self.full_at += 1
 

@@ -31,15 +31,17 @@ class Undo:
     @contextmanager
     def block(self) -> Iterator[None]:
         """Take back what was noted inside if an exception leaves it; blocks nest."""
-        outermost, self.active = not self.active, True
+        outermost = not self.active
         mark = len(self._steps)
         try:
+            self.active = True
             yield
+            if outermost:
+                self._steps.clear()
+                self.active = False
         except BaseException:
             while len(self._steps) > mark:
                 self._steps.pop()()
-            raise
-        finally:
             if outermost:
                 self.active = False
-                self._steps.clear()
+            raise

@@ -84,11 +84,13 @@ class MemoryEventStore:
                 table.make_room(len(events), needed=False)
             log = Log(next(table.next_number), row)
             log.check_next(events)
-            self._move(movements)
-            table.put(log)
-            self._undo.note(table.remove, log)
-            self._add(log, events)
-            self._note_end(log, row)
+            with self._undo.block():  # what is cut short in the middle is taken back
+                self._move(movements)
+                self._undo.note(table.remove, log)
+                table.put(log)
+                self._add(log, events)
+                self._note_end(log, row)
+            self._note_ends()
             return log.number
 
     def append(
@@ -166,18 +168,18 @@ class MemoryEventStore:
         return moved
 
     def _add(self, log: Log, events: Sequence[Stored]) -> None:
-        for added, event in enumerate(events):
-            if not self._table.add(log, event):
+        for event in events:
+            entry = self._table.entry(event)
+            self._undo.note(self._table.take_back, log, entry)
+            if not self._table.add(log, entry):
                 log.refuse(event.seq)
-            if not added:
-                self._undo.note(self._table.take_back, log, event.seq)
 
     def _note_end(self, log: Log, row: RunRow) -> None:
         if is_final(row.state) and log.number not in self._table.ended:
             # What ends inside `exclusive` may be taken back, and must not be evicted before.
             ended = self._ending if self._undo.active else self._table.ended
-            ended[log.number] = log
             self._undo.note(ended.pop, log.number, None)
+            ended[log.number] = log
 
     def _move(self, movements: Sequence[Movement]) -> dict[str, Account]:
         found, moved = self._moved(movements)
@@ -382,7 +384,7 @@ class MemoryEventStore:
 
     def _put_back(self, name: str, account: Account | None) -> None:
         if account is None:
-            del self._accounts[name]
+            self._accounts.pop(name, None)
         else:
             self._accounts[name] = account
 

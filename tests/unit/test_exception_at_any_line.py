@@ -7,12 +7,14 @@ reservation is held by nobody, no transaction stays open, no lock is held, and t
 from __future__ import annotations
 
 import asyncio
+import linecache
 import sqlite3
 import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -96,13 +98,18 @@ class AtLine:
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        if event == "line" and not self.acted:
+        if event == "line" and not self.acted and _may_raise(frame):
             self.left -= 1
             if self.left < 0:
                 self.acted = True
                 sys.settrace(None)
                 self.act()
         return self
+
+
+def _may_raise(frame: FrameType) -> bool:
+    """Whether a signal handler can come in here: Python looks for signals where something is called."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() != "try:"
 
 
 def traced(line: int, act: Callable[[], None], program: Callable[[], object]) -> bool:
@@ -230,3 +237,67 @@ def test_a_handler_s_step_counts_against_the_limit_of_the_decision_under_way(gua
 def suppressed(fn: Callable[[], object]) -> None:
     with suppress(agentguard.RunStopped):
         fn()
+
+
+def run_block(guard: Guard) -> None:
+    with guard.run("r", tenant="t", budget=Budget(coins=9)):
+        work()
+
+
+def nested_block(guard: Guard) -> None:
+    with guard.run("r", tenant="t", budget=Budget(coins=9)), guard.run("nested", budget=Budget(coins=5)):
+        work()
+
+
+def scope_block(guard: Guard) -> None:
+    with guard.run("r", tenant="t") as run, run.scope("s", budget=Budget(coins=5)):
+        work()
+
+
+def step_block(guard: Guard) -> None:
+    with guard.run("r", tenant="t") as run, run.step("block", usage=COIN):
+        pass
+
+
+def async_blocks(guard: Guard) -> None:
+    async def main() -> None:
+        async with guard.run("r", tenant="t") as run, run.step("block", usage=COIN):
+            await awaited()  # type: ignore[misc]
+
+    asyncio.run(main())
+
+
+BLOCKS = [run_block, nested_block, scope_block, step_block, async_blocks]
+
+
+@pytest.mark.parametrize(
+    "apart", [pytest.param(29, id="some lines"), pytest.param(2, id="most lines", marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_interruption_at_any_line_of_entering_and_leaving_a_block_ends_it(
+    guard: Guard, block: Callable[[Guard], None], apart: int
+) -> None:
+    """No run stays RUNNING, no step in flight, nothing is current, and the books of the tenant are right."""
+    line, more = 0, True
+    while more:
+        guard.set_tenant_budget("t", Budget(coins=10**6))
+        before = guard.tenants()[0].spent["coins"]
+        more = traced(line, interrupt, lambda: block(guard))
+        assert agentguard.current_run() is None
+        books_are_right(guard, before)
+        line += stride(guard) * apart
+    assert line > 100
+
+
+def books_are_right(guard: Guard, before: int) -> None:
+    """The newest runs have ended, with nothing in flight, and add up to what the tenant has spent on them."""
+    runs = list(takewhile(lambda run: run.name != "last", guard.runs(limit=10)))
+    assert [run for run in runs if not run.state.final or run.open_steps] == []
+    assert all(guard.verify(run.run_id) for run in runs)
+    charged = ("step_completed", "step_failed")
+    events = [event for run in runs for event in guard.history(run.run_id) if event.type in charged]
+    used = sum(event.usage["coins"] for event in events if event.usage)
+    assert guard.tenants()[0].spent["coins"] == before + used
+    guard.set_tenant_budget("t", Budget(coins=before + used + 1))
+    with guard.run("last", tenant="t"):
+        work()  # there is room, so nothing is reserved
