@@ -72,7 +72,7 @@ def _packed(value: Any, packer: ArgumentPacker) -> Any:
     try:
         return msgspec.Raw(encode(packer.pack(value)))
     except Exception:  # noqa: BLE001 - a user's object may raise anything; a deep one RecursionError
-        return {OPAQUE: type_name(type(value))}
+        return packer.lost(value)
 
 
 # --- logs of before ------------------------------------------------------------------------------

@@ -96,6 +96,10 @@ class ArgumentPacker(Packer):
         """Return what stands for a secret."""
         return MASK
 
+    def lost(self, value: Any) -> Any:
+        """Return what stands for an argument that is nested too deeply, or holds itself."""
+        return {OPAQUE: type_name(type(value))}
+
     def opaque(self, value: Any) -> Any:
         """Return what stands for a value that cannot be stored."""
         digest = state_digest(value, self._clean)
@@ -127,8 +131,19 @@ class TellingApartPacker(ArgumentPacker):
     def opaque(self, value: Any) -> Any:
         """Return what stands for this value and no other."""
         packed = super().opaque(value)
-        if "state" in packed:
+        if "state" not in packed:
+            return self._as_itself(value, packed)
+        hidden = _hidden_digest(value)
+        if hidden is None:
             return packed
+        self.unknown = True  # what the log has of it does not say all
+        return packed | {"hidden": hidden}
+
+    def lost(self, value: Any) -> Any:
+        """Return what stands for this value and no other."""
+        return self._as_itself(value, super().lost(value))
+
+    def _as_itself(self, value: Any, packed: dict[str, Any]) -> dict[str, Any]:
         self.unknown = True
         return packed | {"object": _token(value)}
 
@@ -169,11 +184,30 @@ def state_digest(value: Any, clean: Cleaner | None = None) -> str | None:
     return sha256(packed if clean is None else clean(packed)).hexdigest()
 
 
-class _StatePacker(ArgumentPacker):
-    """Packs an object by what `copy` would make a copy of, without making one."""
+def _hidden_digest(value: Any) -> str | None:
+    """Return a digest of an object with what its class keeps out of copies; None where that is nothing."""
+    packer = _StatePacker(None, whole=True)
+    try:
+        packed = encode(packer.opaque(value))
+    except Exception:  # noqa: BLE001 - as above
+        return None
+    return sha256(packed).hexdigest() if packer.found_hidden else None
 
-    def __init__(self, clean: Cleaner | None) -> None:
+
+#: What an attribute may hold and tell nothing.
+_EMPTY: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
+
+
+class _StatePacker(ArgumentPacker):
+    """Packs an object by what `copy` would make a copy of, without making one.
+
+    `whole`: with the attributes that the class keeps out of a copy, as far as they can be packed.
+    """
+
+    def __init__(self, clean: Cleaner | None, *, whole: bool = False) -> None:
         super().__init__(clean)
+        self._whole = whole
+        self.found_hidden = False
         self._left = _MOST_PARTS
         self._bytes_left = _MOST_BYTES
         self._depth = 0
@@ -193,7 +227,9 @@ class _StatePacker(ArgumentPacker):
         if isinstance(value, _CODE):
             raise NotExactError(name)  # code that has no name, such as a lambda
         if (held := self._buffer(value)) is not None:
-            return {OPAQUE: name, "of": held}
+            packed = {OPAQUE: name, "of": held}
+            fields = objects.state(value)  # such as the mask of a masked array
+            return packed | {"fields": self.mapping(fields)} if fields else packed
         reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):
             raise NotExactError(name)
@@ -204,7 +240,20 @@ class _StatePacker(ArgumentPacker):
         elif len(arguments) == 1 and state is None and items is None and pairs is None:
             raise NotExactError(f"{name} holds nothing that would tell one from another")
         held = (arguments, state, *(() if part is None else tuple(part) for part in (items, pairs)))
-        return {OPAQUE: name, "of": [self.pack(part) for part in held]}
+        packed = {OPAQUE: name, "of": [self.pack(part) for part in held]}
+        hidden = self._hidden(value, state) if self._whole else {}
+        return packed | {"hidden": hidden} if hidden else packed
+
+    def _hidden(self, value: Any, shown: Any) -> dict[str, Any]:
+        """Return the attributes that are not in the state of a copy."""
+        names = {name for part in (shown if type(shown) is tuple else (shown,)) for name in part or ()}
+        found: dict[str, Any] = {}
+        for name, part in objects.state(value).items():
+            with contextlib.suppress(Exception):  # a lock, a connection
+                if name not in names and (packed := self.pack(part)) not in _EMPTY:
+                    found[name] = packed
+        self.found_hidden = self.found_hidden or bool(found)
+        return found
 
     def _buffer(self, value: Any) -> Any:
         """Return what numpy's arrays and scalars, and whatever else lies in memory, consist of."""

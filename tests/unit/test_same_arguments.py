@@ -55,6 +55,22 @@ class Closed:
         raise TypeError("closed")
 
 
+class Reticent:
+    """A copy of it leaves out what it holds."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _holding_itself(*items: Any) -> list[Any]:
+    found = list(items)
+    found.append(found)
+    return found
+
+
 class Text(str):
     """A child of a built-in type."""
 
@@ -119,6 +135,13 @@ DIFFERENT: dict[str, list[Any]] = {
     "secrets in texts": ["https://x/?api_key=a1", "https://x/?api_key=b2"],
     "our own tags": [{"agentguard:PosixPath": "a"}, Path("a"), {"agentguard:dict": {}}, {}],
 }
+
+
+@pytest.mark.parametrize(
+    "values", [[Reticent(1), Reticent(2)], [_holding_itself(1), _holding_itself(2)]], ids=["copies", "rings"]
+)
+def test_what_the_log_cannot_tell_apart_is_no_repeat(values: list[Any]) -> None:
+    assert allowed(use, [(value,) for value in values]) == len(values)
 
 
 @pytest.mark.parametrize("values", DIFFERENT.values(), ids=DIFFERENT)
