@@ -367,10 +367,10 @@ class Database:
 
     def _undo(self, level: int) -> None:
         """Roll back to where `level` transactions were under way."""
+        del self._users[level:]  # of which there may be one more than `_depth` says
         if self._depth <= level:
             return
         self._depth = level
-        del self._users[level:]
         if not level:
             self._writing_thread = None
         # SQLite has rolled back by itself after some errors, and `_ready` clears what is left.
