@@ -44,9 +44,9 @@ class Readers:
     def snapshot(self, busy_timeout: float) -> Iterator[None]:
         """Let this thread read from one moment."""
         with self.lend(busy_timeout) as connection:
-            connection.execute("BEGIN")
-            self._local.snapshot = connection
             try:
+                connection.execute("BEGIN")
+                self._local.snapshot = connection
                 yield
             finally:
                 self._local.snapshot = None
@@ -70,7 +70,9 @@ class Readers:
     def _give_back(self, connection: sqlite3.Connection) -> None:
         if connection not in self.opened:  # opened before this process was forked
             return
-        if self._closed or len(self._idle) >= _IDLE:
+        if self.snapshot_of_thread() is connection:  # a signal handler has cut the block short
+            self._local.snapshot = None
+        if self._closed or connection.in_transaction or len(self._idle) >= _IDLE:
             self._drop(connection)
         else:
             self._idle.append(connection)

@@ -301,3 +301,22 @@ def books_are_right(guard: Guard, before: int) -> None:
     guard.set_tenant_budget("t", Budget(coins=before + used + 1))
     with guard.run("last", tenant="t"):
         work()  # there is room, so nothing is reserved
+
+
+def test_an_interruption_at_any_line_of_a_question_leaves_the_next_ones_right(guard: Guard) -> None:
+    guard.set_tenant_budget("t", Budget(coins=10**6))
+    with guard.run("r", tenant="t") as run:
+        work()
+
+    def ask() -> tuple[object, ...]:
+        return guard.verify(run.id), guard.tenants(), guard.summary(run.id), len(guard.history(run.id))
+
+    line, more, answers = 0, True, ask()
+    while more:
+        more = traced(line, interrupt, ask)
+        assert ask() == answers
+        with guard.run("next") as after:
+            work()
+        assert guard.summary(after.id).steps == 1  # read now, and from no snapshot of before
+        line += 3
+    assert line > 100
