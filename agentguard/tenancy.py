@@ -53,3 +53,14 @@ def check_text(value: object, field: str) -> str:
         raise ValueError(f"{field} must not be empty")
     # It is shown on terminals and in logs, where a control character could pose as something else.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+
+
+def check_reason(value: object) -> str:
+    """Return why an operator did something, without the secrets that were pasted into it.
+
+    Raises:
+        TypeError, ValueError: as `check_text`.
+    """
+    from agentguard._secrets.masking import mask_text  # noqa: PLC0415 - most programs import this and give none
+
+    return mask_text(check_text(value, "reason"))

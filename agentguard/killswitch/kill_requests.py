@@ -11,7 +11,7 @@ from typing import Any
 from agentguard.events.data import Said
 from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.model import GLOBAL, RUN, TENANT, Kill
-from agentguard.tenancy import UNSET, Id, check_id, check_text
+from agentguard.tenancy import UNSET, Id, check_id, check_reason, check_text
 
 
 def kill_data(
@@ -42,7 +42,7 @@ def authorship(reason: str | None, actor: str | None) -> Said:
     """
     data: Said = {"actor": check_text(default_actor() if actor is None else actor, "actor")}
     if reason is not None and reason != "":
-        data["reason"] = check_text(reason, "reason")
+        data["reason"] = check_reason(reason)
     return data
 
 
@@ -91,7 +91,7 @@ def _request(reason: str, tenant: Id, run: Id, actor: str | None) -> dict[str, A
     return {
         "scope": scope,
         "target": target,
-        "reason": check_text(reason, "reason"),
+        "reason": check_reason(reason),
         "actor": check_text(default_actor() if actor is None else actor, "actor"),
     }
 

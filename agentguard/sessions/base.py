@@ -25,6 +25,7 @@ from agentguard.steps.components import Components
 from agentguard.steps.current import InRun
 from agentguard.steps.inputs import RecordedInputs
 from agentguard.steps.live import LiveRun
+from agentguard.tenancy import check_reason
 
 
 class Session(abc.ABC):
@@ -77,7 +78,7 @@ class Session(abc.ABC):
 
     def pause(self, reason: str) -> None:
         """See `Run.pause`."""
-        pause(self.runtime, self.run_id, {"reason": reason})
+        pause(self.runtime, self.run_id, {} if reason == "" else {"reason": check_reason(reason)})
 
     def resume(self) -> None:
         """See `Run.resume`."""

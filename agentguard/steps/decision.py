@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.tenancy import check_text
+from agentguard.tenancy import check_reason, check_text
 
 if TYPE_CHECKING:
     from agentguard.events.data import Said
@@ -36,5 +36,5 @@ class Decision(NamedTuple):
         """
         said: Said = {"actor": check_text(self.actor, "actor")}
         if self.reason:
-            said["reason"] = check_text(self.reason, "reason")
+            said["reason"] = check_reason(self.reason)
         return said

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from agentguard import ApprovalDeniedError, Budget, Event, Guard, KillSwitchUnavailableError, Run, RunState
+from agentguard import (
+    ApprovalDeniedError,
+    Budget,
+    Event,
+    Guard,
+    KillSwitchUnavailableError,
+    Run,
+    RunState,
+    RunStopped,
+)
 from agentguard.cli import main
 from tests.kit import wait_until
 
@@ -69,14 +78,14 @@ def give_all_orders(guard: Guard, order: Callable[..., None]) -> Run:
     return run
 
 
-def by_api(guard: Guard) -> Callable[..., None]:
+def by_api(guard: Guard, reason: str | None = None) -> Callable[..., None]:
     def order(name: str, run_id: str) -> None:
         given: tuple[object, ...] = ()
         if name == "set_budget":
             given = (Budget(usd=2),)
         elif name in ("approve", "deny"):
             given = (guard.approvals()[0].key,)
-        getattr(guard, name)(run_id, *given, actor="ann", reason=f"why {name}")
+        getattr(guard, name)(run_id, *given, actor="ann", reason=reason or f"why {name}")
 
     return order
 
@@ -120,6 +129,22 @@ def test_the_control_log_says_in_words_who_did_what_and_why(
     assert f"run {run.id} has the limits: $2.00 by ann: why set_budget" in said
     assert f"main/pay#1/pay#1 of run {run.id} approved by ann: why approve" in said
     assert f"main/pay#1/pay#2 of run {run.id} denied by ann: why deny" in said
+
+
+def test_a_secret_in_a_reason_is_in_no_log(guard: Guard, tmp_path: Path) -> None:
+    secret = "see postgres://ann:hunter2@db/app"
+    run = give_all_orders(guard, by_api(guard, reason=secret))
+    with guard.run("b") as other:
+        other.pause(secret)
+        other.resume()
+        other.set_budget({"usd": 3}, reason=secret)
+    with suppress(RunStopped), guard.run("c") as killed:
+        killed.kill(secret)
+    guard.revive(run=killed.id, reason=secret)
+    for run_id in (run.id, other.id, killed.id, "control"):
+        told = repr([event.data for event in guard.history(run_id)])
+        assert "hunter2" not in told
+        assert "postgres://ann:****" in told
 
 
 def test_an_order_without_an_actor_is_by_the_user_of_the_process(guard: Guard) -> None:
