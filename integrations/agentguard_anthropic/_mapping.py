@@ -30,9 +30,10 @@ class _Messages(Endpoint):
         least = super().least_output(body)
         return budget + least if isinstance(budget, int) else least
 
-    def is_final(self, event: Mapping[str, Any]) -> bool:
-        """See `Endpoint`: the start of a stream counts the prompt, its end the answer too."""
-        return event.get("type") != "message_start"
+    def is_final(self, event: Mapping[str, Any], answers: int) -> bool:
+        """See `Endpoint`: events before the one with the reason of the end count what was used so far."""
+        delta = event.get("delta") or {}
+        return event.get("type") == "message_delta" and delta.get("stop_reason") is not None
 
 
 class _Complete(Endpoint):

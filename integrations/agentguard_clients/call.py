@@ -11,7 +11,7 @@ from agentguard.cost import ModelRequest, ModelUsage
 from agentguard_clients.attempt import Attempt
 from agentguard_clients.endpoints import Body, Endpoint
 from agentguard_clients.guarding import Guarding
-from agentguard_clients.sse import Events, event_data
+from agentguard_clients.sse import Events, event_data, is_done
 
 
 class ModelCall(Attempt):
@@ -110,19 +110,33 @@ class ModelCall(Attempt):
 
     def saw(self, event: bytes) -> bool:
         """Take in an event of a stream; return whether it is for the consumer too."""
-        if self._endpoint is None or b'"usage"' not in event or (data := event_data(event)) is None:
+        if self._endpoint is None:
+            return True
+        if is_done(event):
+            self._final = True
+        if b'"usage"' not in event or (data := event_data(event)) is None:
             return True
         counted = self._guarding.counted(data)
         if counted is None:
             return True
         self._counted = counted if self._counted is None else self._counted.larger(counted)
-        self._final = self._endpoint.is_final(data)
+        self._final = self._endpoint.is_final(data, ModelRequest((), self.body).answers)
         return not (self._drops_extra and self._endpoint.is_extra(data))
 
     def settle(self, step: Step | None) -> None:
-        """Charge what the provider counted; what it did not count is charged as reserved."""
-        if step is not None and self._final and self._counted is not None:
-            step.settle(self._guarding.used(self._model, self._counted))
+        """Charge what the provider counted; what it did not count is charged as reserved.
+
+        A count from the middle of a stream that ended early raises that, and does not lower it.
+        """
+        if step is None or self._counted is None:
+            return
+        used = self._guarding.used(self._model, self._counted)
+        if not self._final:
+            least = self.reserve().named()
+            used = Usage.from_amounts(
+                least | {name: max(n, least.get(name, 0)) for name, n in used.named().items()}
+            )
+        step.settle(used)
 
 
 class Parts:

@@ -47,9 +47,16 @@ class Endpoint:
         """Return whether an event is there only because `streaming` asked for it."""
         return False
 
-    def is_final(self, event: Mapping[str, Any]) -> bool:
-        """Return whether an event that tells usage tells all that will be billed."""
-        return True
+    def is_final(self, event: Mapping[str, Any], answers: int) -> bool:
+        """Return whether an event that tells usage tells all that will be billed.
+
+        Some servers tell in every event what was used so far.
+
+        Args:
+            event: the event.
+            answers: how many answers were asked for.
+        """
+        return False
 
 
 class Provider(NamedTuple):

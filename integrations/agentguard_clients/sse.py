@@ -31,6 +31,16 @@ class Events:
         return rest
 
 
+def is_done(event: bytes) -> bool:
+    r"""Return whether it is the event that ends a stream of OpenAI's kind.
+
+    Example:
+        >>> is_done(b"data: [DONE]\n\n")
+        True
+    """
+    return event.startswith(b"data:") and event[5:].strip() == b"[DONE]"
+
+
 def event_data(event: bytes) -> dict[str, Any] | None:
     r"""Return the JSON object of an event, or None where it has none.
 

@@ -29,6 +29,11 @@ class _Chat(Endpoint):
         """See `Endpoint`."""
         return not event.get("choices")
 
+    def is_final(self, event: Mapping[str, Any], answers: int) -> bool:
+        """See `Endpoint`: the event without choices, or the one that ends the only answer."""
+        choices = event.get("choices") or []
+        return not choices or (answers == 1 and bool(choices[0].get("finish_reason")))
+
 
 class _Completions(_Chat):
     name = "completions"
@@ -42,7 +47,7 @@ class _Responses(Endpoint):
     path = re.compile(r"/responses(?:/compact)?$")
     bounds = ("max_output_tokens",)
 
-    def is_final(self, event: Mapping[str, Any]) -> bool:
+    def is_final(self, event: Mapping[str, Any], answers: int) -> bool:
         """See `Endpoint`."""
         return event.get("type") in _ENDS_OF_RESPONSES
 

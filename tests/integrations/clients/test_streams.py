@@ -8,8 +8,8 @@ from decimal import Decimal
 import pytest
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError
-from tests.integrations.clients.conftest import ANSWER_USD, TEXT, Sdk, closing, outcomes
-from tests.integrations.clients.server import Break, Pause, Providers, Reply, chat, message
+from tests.integrations.clients.conftest import ANSWER_USD, MESSAGES, TEXT, Sdk, closing, outcomes
+from tests.integrations.clients.server import Break, Pause, Providers, Reply, chat, message, openai_usage
 from tests.kit import wait_until
 
 RESERVED = Decimal("0.001")  # 100 tokens of the answer; the prompt comes on top
@@ -238,3 +238,106 @@ def test_the_connection_is_used_again_after_a_stream(sdk: Sdk, guard: Guard) -> 
         assert all(connection.is_idle() or connection.is_closed() for connection in pool.connections)
 
     closing(program, client)
+
+
+# --- servers that tell in every event what was used so far -----------------------------------------
+
+
+def counting(sdk: Sdk, ends_with_usage: bool = True, **asked: object) -> Reply:
+    """A stream whose events count what was used so far."""
+    body = {"model": sdk.model, "stream": True, "stream_options": {"include_usage": ends_with_usage}, **asked}
+    if sdk.is_openai:
+        reply = chat(body)
+        for n, event in enumerate(reply.events[:-2] if ends_with_usage else reply.events[:-1]):
+            event["usage"] = openai_usage(completion=2 * n)
+        return reply
+    reply = message(body)
+    so_far = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 2}}
+    reply.events.insert(4, so_far)
+    return reply
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["closed", "broken"])
+def test_what_was_used_so_far_is_not_what_a_stream_that_ends_early_is_charged(
+    sdk: Sdk, guard: Guard, broken: bool
+) -> None:
+    client = sdk.client()
+    reply = counting(sdk)
+    reply.events.insert(5, Break() if broken else Pause())
+    sdk.server.next.append(reply)
+
+    async def program() -> None:
+        with guard.run("ask", budget=Budget(usd=5)) as run:
+            stream = await sdk.create(client, stream=True)
+            if broken:
+                with pytest.raises(Exception, match=r"(?i)connection|peer|incomplete"):
+                    async for _ in sdk.events(stream):
+                        pass
+            else:
+                for _ in range(4):
+                    await sdk.next(stream)
+                await sdk.close(stream)
+        assert RESERVED < run.spent.usd < 2 * RESERVED
+
+    closing(program, client)
+
+
+def test_a_count_above_the_reservation_is_charged_where_a_stream_ends_early(sdk: Sdk, guard: Guard) -> None:
+    client = sdk.client()
+    reply = counting(sdk)
+    counted = reply.events[3] if sdk.is_openai else reply.events[4]
+    counted["usage"] = openai_usage(completion=500) if sdk.is_openai else {"output_tokens": 500}
+    reply.events.insert(5, Pause())
+    sdk.server.next.append(reply)
+
+    async def program() -> None:
+        with guard.run("ask", budget=Budget(usd=5)) as run:
+            stream = await sdk.create(client, stream=True)
+            for _ in range(4):
+                await sdk.next(stream)
+            await sdk.close(stream)
+        assert run.spent.usd >= Decimal("0.00502")
+
+    closing(program, client)
+
+
+@pytest.mark.parametrize("ends_with_usage", [True, False], ids=["usage-alone", "usage-with-the-last-choice"])
+@pytest.mark.parametrize("answers", [1, 2])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_stream_that_counts_all_along_is_charged_what_it_used_at_its_end(
+    server: Providers, guard: Guard, asynchronous: bool, answers: int, ends_with_usage: bool
+) -> None:
+    sdk = Sdk("openai", asynchronous, server)
+    client = sdk.client()
+    server.next.append(counting(sdk, ends_with_usage))
+
+    async def program() -> None:
+        with guard.run("ask", budget=Budget(usd=5)) as run:
+            async for _ in sdk.events(await sdk.create(client, stream=True, n=answers)):
+                pass
+        assert run.spent.usd == Decimal(ANSWER_USD)
+
+    closing(program, client)
+
+
+def test_the_end_of_the_first_of_two_answers_is_not_the_end(server: Providers, guard: Guard) -> None:
+    sdk = Sdk("openai", False, server)
+    client = sdk.client()
+    reply = counting(sdk, ends_with_usage=False)
+    reply.events.insert(-1, Pause())
+    for_two, for_one = reply, counting(sdk, ends_with_usage=False)
+    for_one.events.insert(-1, Pause())
+    server.next += [for_two, for_one]
+
+    def spent(answers: int) -> Decimal:
+        with guard.run("ask", budget=Budget(usd=5)) as run:
+            stream = client.chat.completions.create(
+                model=sdk.model, messages=MESSAGES, max_tokens=100, stream=True, n=answers
+            )
+            assert next(chunk for chunk in stream if chunk.choices[0].finish_reason)
+            stream.close()
+        return run.spent.usd
+
+    assert spent(2) > 2 * RESERVED
+    assert spent(1) == Decimal(ANSWER_USD)
+    client.close()
