@@ -18,8 +18,10 @@ from agentguard.cost.genai import provider_named
 if TYPE_CHECKING:
     from genai_prices.types import Provider
 
+#: What the SDKs' helpers of streams hold of the answer so far.
+_SNAPSHOTS: Final = ("current_message_snapshot", "current_completion_snapshot")
 #: Where an answer, or an event of a stream, may hold what tells of its usage.
-_HOLDERS: Final = ((), ("response",), ("message",), ("x_groq",), ("metadata",))
+_HOLDERS: Final = ((), ("response",), ("message",), ("chunk",), ("x_groq",), ("metadata",))
 _USAGES: Final = ("usage", "usage_metadata", "usageMetadata")
 #: Whose extractors are tried where the provider is not known, or has none.
 _SHAPES: Final = ("openai", "anthropic", "google", "aws")
@@ -80,6 +82,24 @@ def model_usage(
         cost=_cost(holder, usage),
         at=at,
     )
+
+
+def whole_answer(stream: object) -> object:
+    """Return the answer that an SDK's helper of streams has put together, or None while it is not whole."""
+    name = next((name for name in _SNAPSHOTS if hasattr(type(stream), name)), None)
+    if name is None:
+        return stream
+    try:
+        answer = getattr(stream, name)
+    except AssertionError:  # of the SDK: nothing has come yet
+        return None
+    ends = [answer, *_list(_get(answer, "choices"))]
+    return answer if any(_get(end, "stop_reason", "finish_reason") for end in ends) else None
+
+
+def reports_usage(event: object) -> bool:
+    """Return whether an event of a stream has a place for usage that is filled."""
+    return _find(event)[1] not in (None, event)
 
 
 def _of_stream(events: Any, **options: Any) -> ModelUsage | None:

@@ -18,6 +18,7 @@ from agentguard.steps import aio, outcome, phases
 from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
+from agentguard.steps.items import counter_of
 from agentguard.steps.kinds import AWAITED, Kind, is_value, kind_of
 from agentguard.steps.model import Step
 from agentguard.steps.spec import Args, AsyncFunction, Kwargs
@@ -240,7 +241,12 @@ class Block:
         if self._stream is not None and self._stream._self_items is not None:
             self._stream._self_items.forgotten()
             return
-        done = phases.settled(self._step, self._value, self._args, self._kwargs)
+        value: object = self._value
+        counter = counter_of(self._step.spec)
+        if counter is not None:
+            counter.add(value)
+            value = counter
+        done = phases.settled(self._step, value, self._args, self._kwargs)
         data: StepEnded = {"unreplayable": "a block, not a function"}
         phases.close(self._step, outcome.completed(done.usage or {}, None, data))
 

@@ -209,9 +209,12 @@ class GeneratorStep:
                 raise  # a drain lets what is in flight finish
 
     def _completed(self, *, early: bool) -> outcome.Outcome:
-        step = self._step
+        step, counter = self._step, self._items.counter
+        result = self._result if counter is None else counter
         try:
-            usage = outcome.usage_of(step, self._result, self._args, self._kwargs)
+            usage = outcome.usage_of(step, result, self._args, self._kwargs)
+            if early and counter is not None and step.settled is None:
+                usage = outcome.at_least(step.request.reserve, usage)
         except BaseException as error:  # noqa: BLE001 - of a bad `usage=`; raised once it is on record
             return self._failed(error)
         payload, data = self._items.outcome()

@@ -6,7 +6,7 @@ more to keep, it is an object that holds that beside them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -44,6 +44,19 @@ _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _EXACT_KEY = f'"{EXACT}"'.encode()
 
 
+class ItemCounter(Protocol):
+    """Reads what items say of usage; given to `usage=` in place of a result."""
+
+    def add(self, item: object) -> None:
+        """Take in one item."""
+
+
+def counter_of(spec: StepSpec) -> ItemCounter | None:
+    """Return what reads the items of one call, where the step's `usage=` reads items."""
+    counter = getattr(spec.usage, "counter", None)
+    return None if counter is None else counter()
+
+
 class Items:
     """What one call of a generator makes and is given, for the payload of its outcome."""
 
@@ -62,6 +75,7 @@ class Items:
         "_trusted",
         "_yields",
         "count",
+        "counter",
     )
 
     def __init__(self, spec: StepSpec, recorder: PayloadRecorder) -> None:
@@ -81,10 +95,14 @@ class Items:
         self._sent: list[tuple[int, str, msgspec.Raw]] = []
         self._returned: tuple[bytes, str] | None = None
         self.count = 0
+        #: Reads what the items say of usage, where `usage=` can.
+        self.counter = counter_of(spec)
 
     def add(self, item: object) -> None:
         """Take one item."""
         self.count += 1
+        if self.counter is not None:
+            self.counter.add(item)
         if self._spec.codec is not None:
             self._given.append(item)
             return

@@ -123,6 +123,11 @@ def usage_of(step: Step, result: object, args: Sequence[object], kwargs: Mapping
     return charged(step, with_step(usage))
 
 
+def at_least(reserve: Amounts, usage: Amounts) -> Amounts:
+    """Return the larger of both amounts of each resource: what was counted before the end is not all."""
+    return {**reserve, **{name: max(n, reserve.get(name, 0)) for name, n in usage.items()}}
+
+
 #: What ends a recovery without ending the run, nor the steps around it.
 _IN_DOUBT = (StepOutcomeUnknownError, ReplayDivergenceError)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import sys
+from datetime import datetime
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,21 @@ from hypothesis import strategies as st
 from agentguard import Budget, BudgetExceededError, Guard, Usage, guarded_step
 from agentguard._optional import MissingExtraError
 from agentguard.cost import ModelCosts, ModelPrices, ModelUsage, model_usage, reserve_of, usage_of
+from agentguard.protocols import ModelPrice
 from tests.unit.provider_bills import BILLS, Bill, booked, chat, message, table
 
 COSTS = ModelCosts(ModelPrices())
 SHOWN = {bill.id: bill for bill in BILLS}
+
+
+class PricesOf:
+    """The prices of one moment, whenever they are asked for."""
+
+    def __init__(self, at: datetime) -> None:
+        self._at = at
+
+    def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
+        return ModelPrices().price(model, msgspec.structs.replace(usage, at=self._at), provider=provider)
 
 
 def as_objects(value: Any) -> Any:
@@ -46,6 +58,25 @@ def test_what_is_booked_is_the_bill(bill: Bill) -> None:
     if bill.exact:
         assert used.usd == bill.amount
     assert "nano_usd" in used.named()
+
+
+@pytest.mark.parametrize("bill", BILLS, ids=lambda bill: bill.id)
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_the_presets_charge_the_bill(guard: Guard, bill: Bill, streamed: bool) -> None:
+    prices = PricesOf(bill.at)
+    usage = usage_of(bill.provider, model=bill.model, prices=prices, terms=bill.terms)
+    events = bill.answer if isinstance(bill.answer, list) else [{"type": "begun"}, bill.answer]
+
+    @guarded_step(kind="llm", usage=usage, reserve=Usage(usd=0))
+    def ask() -> Any:
+        return iter(events) if streamed else bill.answer
+
+    with guard.run("ask") as run:
+        list(ask())
+
+    assert run.spent.usd >= bill.amount
+    if bill.exact:
+        assert run.spent.usd == bill.amount
 
 
 def test_the_table_names_no_bill_that_is_booked_below_what_is_right() -> None:
