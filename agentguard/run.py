@@ -263,8 +263,8 @@ class Run:
 
             @functools.wraps(fn)
             async def run_async(*args: Any, **kwargs: Any) -> Any:
-                async with again({"args": list(args), "kwargs": kwargs}):
-                    return await fn(*args, **kwargs)
+                async with again({"args": list(args), "kwargs": kwargs}) as opened:
+                    return check_followed(await fn(*args, **kwargs), opened.name)
 
             vars(run_async)[DECORATED] = self
             return run_async
@@ -275,8 +275,7 @@ class Run:
             with contextlib.ExitStack() as stack:
                 stack.push(opened)
                 opened.__enter__()
-                result = fn(*args, **kwargs)
-                check_followed(result, opened.name)
+                result = check_followed(fn(*args, **kwargs), opened.name)
                 if not inspect.isawaitable(result):
                     return result
                 stack.pop_all()
@@ -299,7 +298,7 @@ class Run:
         self._meet_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_exit(self)
-            return await result
+            return check_followed(await result, self.name)
 
     def close(self) -> None:
         """End a run that `guard.start` opened; raises its stop, like leaving a block."""

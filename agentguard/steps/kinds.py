@@ -10,6 +10,7 @@ import io
 import types
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 from agentguard.steps.spec import LLM
 
@@ -67,8 +68,8 @@ def is_value(result: object, step_kind: str) -> bool:
     return False
 
 
-def check_followed(result: object, run: str) -> None:
-    """Refuse what the function of a run returned where the run could not go on with it.
+def check_followed(result: Any, run: str) -> Any:
+    """Return what the function of a run returned; refuse it where the run could not go on with it.
 
     Raises:
         TypeError: it is an iterator, or of another thread.
@@ -81,3 +82,4 @@ def check_followed(result: object, run: str) -> None:
             f"the function of run {run!r} returned a {cls.__name__}, which goes on after the run has ended: "
             "open the run in the code that reads it, by `with guard.run(...)`"
         )
+    return result

@@ -373,6 +373,26 @@ def test_a_run_over_a_function_that_returns_an_iterator_is_refused(result: Calla
         assert guard.runs()[0].state == "FAILED"
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["async def", "plain"])
+@pytest.mark.parametrize(
+    "result", [lambda: iter([1]), lambda: AsyncStream(), lambda: guarded_step(lambda: AsyncStream())()]
+)
+def test_a_run_over_a_coroutine_that_gives_a_stream_is_refused(
+    native: bool, result: Callable[[], Any]
+) -> None:
+    async def agent() -> Any:
+        await asyncio.sleep(0)
+        return result()
+
+    async def program() -> None:
+        with pytest.raises(TypeError, match="by `with guard.run"):
+            await guard.run("agent")(agent if native else plain(agent))()
+        assert guard.runs()[0].state == "FAILED"
+
+    with Guard.in_memory() as guard:
+        asyncio.run(program())
+
+
 # --- iterators -----------------------------------------------------------------------------------
 
 
