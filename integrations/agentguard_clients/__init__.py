@@ -7,5 +7,13 @@ model, how much they may use, and where the answer tells what they used.
 from agentguard_clients.client import ClientOptions, guarded_sdk_client
 from agentguard_clients.endpoints import Endpoint, Provider
 from agentguard_clients.errors import ProviderStatusError
+from agentguard_clients.http import guarding_of
 
-__all__ = ["ClientOptions", "Endpoint", "Provider", "ProviderStatusError", "guarded_sdk_client"]
+__all__ = [
+    "ClientOptions",
+    "Endpoint",
+    "Provider",
+    "ProviderStatusError",
+    "guarded_sdk_client",
+    "guarding_of",
+]

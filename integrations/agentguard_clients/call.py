@@ -54,7 +54,7 @@ class ModelCall(Attempt):
     def _prepared(self, content: bytes | None) -> bytes | None:
         """Work out the reservation; return what to send."""
         if self._endpoint is None or content is None:
-            self._reserved = self._guarding.unknown(self.run, self._path)
+            self._reserved = self._guarding.unknown(self.run, f"POST {self._path}")
             return content
         body = self._bounded(self._endpoint)
         if body.get("stream") is True:

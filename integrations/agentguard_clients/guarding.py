@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NoReturn
 
-from agentguard import NoActiveRunError, Run, UnknownCostError, Usage, current_run
+from agentguard import NoActiveRunError, ReplayDivergenceError, Run, UnknownCostError, Usage, current_run
 from agentguard.cost import Bound, ModelCosts, ModelPrices, ModelRequest, ModelUsage, model_usage
 from agentguard.cost.usage import USUAL_OUTPUT, Unpriced
 from agentguard.protocols import PriceBook
@@ -73,27 +74,49 @@ class Guarding:
             if run is not None:
                 run.check()
         elif run is None:
-            self._check_outside(request.url.path)
+            self._check_outside(f"POST {request.url.path}")
         return run
 
-    def _check_outside(self, path: str) -> None:
+    def _check_outside(self, what: str) -> None:
         if self._outside != "allow" and not outside_allowed():
             raise NoActiveRunError(
-                f"the client is guarded and no run is active here (POST {path}): call it inside `with "
+                f"the client is guarded and no run is active here ({what}): call it inside `with "
                 "guard.run(...)`, or give the run: guard_client(client, run=run)"
             )
 
     # --- what they cost ------------------------------------------------------------------------
 
-    def unknown(self, run: Run, path: str) -> Usage | UnknownCostError:
-        """Return what to reserve for a request whose costs nobody knows."""
+    def unknown(self, run: Run, what: str) -> Usage | UnknownCostError:
+        """Return what to reserve for what nobody knows the costs of, as `POST /images`."""
         if self._costs.unpriced == "allow" or not run.limits(*_MODEL_RESOURCES):
             return Usage(usd=0)
         detail = (
-            f"what POST {path} costs is not known: make it with the bare client inside a guarded_step with "
+            f"what {what} costs is not known: make it with the bare client inside a guarded_step with "
             "usage=, or pass unpriced='allow' to guard_client"
         )
-        return UnknownCostError(path, ("usd",), run.id, detail)
+        return UnknownCostError(what.rpartition(" ")[2], ("usd",), run.id, detail)
+
+    def check_socket(self, name: str) -> None:
+        """Refuse a web socket where a run limits what it may cost: nothing here sees what goes over it.
+
+        Raises:
+            UnknownCostError: the run limits money or tokens; it is stopped.
+            ReplayDivergenceError: this is a replay.
+            RunStopped: the run is stopped.
+            NoActiveRunError: no run is active here.
+        """
+        run = self._run or current_run()
+        if run is None:
+            self._check_outside(name)
+            return
+        run.check()
+        if run.replayed:
+            raise ReplayDivergenceError(
+                "not_replayable", None, expected=f"{name}: a web socket; open and read it in a guarded_step"
+            )
+        reserved = self.unknown(run, f"the web socket {name}")
+        if isinstance(reserved, UnknownCostError):
+            run.apply(name, _nothing, kind="llm", reserve=functools.partial(_refuse, reserved))
 
     def bound(self, run: Run, endpoint: Endpoint, path: str, body: Body) -> Bound:
         """Return what a call may use, and the bound to send, of all its answers.
@@ -121,3 +144,11 @@ class Guarding:
     def used(self, model: str, counted: ModelUsage) -> Usage:
         """Return what a call has used, and what that costs."""
         return self._costs.priced(model, counted, provider=self._provider)
+
+
+def _nothing() -> None:
+    """Stand for what is refused."""
+
+
+def _refuse(error: UnknownCostError) -> NoReturn:
+    raise error

@@ -272,6 +272,11 @@ def guarded_http(client: Any, guarding: Guarding) -> Any:
     return (GuardedAsyncClient if asynchronous else GuardedClient)(client, guarding)
 
 
+def guarding_of(client: Any) -> Guarding | None:
+    """Return how an SDK's HTTP client is guarded, or None."""
+    return client._self_guarding if isinstance(client, _Guarded) else None  # noqa: SLF001 - of this module
+
+
 def _library(client: Any) -> Any:
     for name in ("httpx2", "httpx"):
         library = sys.modules.get(name)

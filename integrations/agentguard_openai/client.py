@@ -8,6 +8,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from agentguard_clients import ClientOptions, guarded_sdk_client
 from agentguard_openai._mapping import PROVIDER
+from agentguard_openai._sockets import watch_sockets
 
 ClientT = TypeVar("ClientT", bound="OpenAI | AsyncOpenAI")
 
@@ -37,4 +38,5 @@ def guard_client(client: ClientT, **options: Unpack[ClientOptions]) -> ClientT:
         >>> type(client).__name__, client.with_options(timeout=5).timeout
         ('OpenAI', 5)
     """
+    watch_sockets()
     return guarded_sdk_client(client, (OpenAI, AsyncOpenAI), PROVIDER, options)
