@@ -25,6 +25,7 @@ from agentguard.steps.spec import Args, AsyncFunction, Kwargs
 from agentguard.steps.stand_ins import AsyncIteratorItems, IteratorItems
 
 if TYPE_CHECKING:
+    from agentguard.budget.account import Amounts
     from agentguard.steps.proxies import _Proxy
 
 #: Of these modules, iterators have no attributes that anybody asks for.
@@ -93,7 +94,7 @@ class PendingResult:
     end settles the step of one that never is.
     """
 
-    __slots__ = ("__weakref__", "_args", "_kwargs", "_result", "_step", "state")
+    __slots__ = ("__weakref__", "_args", "_kwargs", "_result", "_step", "state", "used")
 
     def __init__(self, step: Step, result: Any, args: Args, kwargs: Kwargs) -> None:
         self._step = step
@@ -101,6 +102,7 @@ class PendingResult:
         self._args = args
         self._kwargs = kwargs
         self.state = "open"
+        self.used = False
         step.live_run.in_flight.generators.add(self)
         if step.span is not None:
             step.span.suspend()
@@ -169,13 +171,25 @@ class PendingResult:
         return stop or GeneratorAbandonedError(f"{what} can be {how} once, in its run")
 
     def abandon(self) -> outcome.Outcome | None:
-        """The run ends while nobody has awaited, iterated or entered it."""
+        """The run ends while nobody has awaited, iterated or entered it.
+
+        An object whose methods were used has done its work: a client, or a pipeline of one.
+        """
         if self.state != "open":
             return None
         self._take(_UNUSED)
         self.state = "abandoned"
+        if self.used:
+            data: StepEnded = {"unreplayable": "an object that was used, and never awaited"}
+            return outcome.completed(self._charge(), None, data)
         error = GeneratorAbandonedError(f"what {self._step.key} returned was never awaited or read")
         return outcome.failed(self._step, error, "abandoned")
+
+    def _charge(self) -> Amounts:
+        step = self._step
+        if callable(step.spec.usage):  # of what awaiting it gives
+            return outcome.settled_or_reserved(step)
+        return outcome.usage_of(step, self._result, self._args, self._kwargs)
 
     def forgotten(self) -> None:
         """Settle the step of a result that its caller dropped."""

@@ -77,10 +77,8 @@ def failed(step: Step, error: BaseException, how: str | None = None) -> Outcome:
     It is charged what it settled, else its reservation; an exception in `free_on` proves that
     nothing but the step itself was used.
     """
-    if step.settled is not None:
-        usage = charged(step, step.settled)
-    else:
-        usage = ONE_STEP if isinstance(error, step.spec.free_on) else step.request.reserve
+    free = step.settled is None and isinstance(error, step.spec.free_on)
+    usage = ONE_STEP if free else settled_or_reserved(step)
     data: StepEnded = {}
     exceptions.put_on_record(data, error, step.live_run.redactor(step.spec))
     if how is None and is_cancellation(error):
@@ -97,6 +95,11 @@ def untold(step: Step, error: BaseException) -> Outcome:
     if not step.entered:
         data["body_ran"] = False
     return Outcome(ev.STEP_FAILED, usage, data=data, error=error)
+
+
+def settled_or_reserved(step: Step) -> Amounts:
+    """Return what a body settled itself, else its reservation."""
+    return step.request.reserve if step.settled is None else charged(step, step.settled)
 
 
 def usage_of(step: Step, result: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Amounts:

@@ -33,6 +33,12 @@ class _Proxy(wrapt.BaseObjectProxy[Any]):
 
 
 class _Awaits(_Proxy):
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__wrapped__, name)
+        if not name.startswith("_") and callable(value):
+            self._self_going.used = True
+        return value
+
     def __await__(self) -> Generator[object, None, object]:
         return self._self_going.awaited().__await__()
 

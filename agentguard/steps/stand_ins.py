@@ -17,6 +17,8 @@ class GoesOn(Protocol):
     """A result under way, and the ways in which it goes on; each may be taken once."""
 
     state: str
+    #: Whether a method of it was asked for: an object that can be awaited, and need not be.
+    used: bool
 
     @property
     def step(self) -> Step:

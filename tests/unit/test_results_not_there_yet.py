@@ -228,6 +228,59 @@ def test_one_that_is_never_awaited_is_abandoned_and_charged() -> None:
         assert types(guard, run).count("step_failed") == 2
 
 
+class Pipeline(Lazy):
+    """An object to work with, that can be awaited too."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.commands: list[str] = []
+
+    def set(self, name: str) -> None:
+        self.commands.append(name)
+
+
+@pytest.mark.parametrize("usage", [USED, lambda result: Usage(usd=5)], ids=["known", "of the result"])
+def test_an_object_that_is_used_and_never_awaited_is_done(usage: Any) -> None:
+    step = guarded_step(name="pipeline", usage=usage, reserve=USED)(lambda n: Pipeline(n))
+    with Guard.in_memory() as guard:
+        with guard.run("kept", budget=Budget(usd=1)) as run:
+            kept = step(1)
+            kept.set("a")
+        assert kept.commands == ["a"]
+        assert types(guard, run) == ["step_started", "step_completed"]
+        assert run.spent.usd == USED.usd
+        with pytest.raises(Exception, match="awaited once, in its run"):
+            asyncio.run(_await(kept))
+        with guard.run("dropped", budget=Budget(usd=1)) as run:
+            step(1).set("a")
+            gc.collect()
+            step(2).commands.append("an attribute is no use of it")
+        assert sorted(types(guard, run))[:2] == ["step_completed", "step_failed"]
+
+
+def test_an_object_that_is_used_is_still_awaited() -> None:
+    async def program() -> None:
+        async with guard.run("r") as run:
+            going = guarded_step(name="pipeline")(lambda n: Pipeline(n))(7)
+            going.set("a")
+            with pytest.raises(ConnectionError):
+                await going
+        assert types(guard, run) == ["step_started", "step_failed"]
+
+    with Guard.in_memory() as guard:
+        asyncio.run(program())
+
+
+def test_a_pipeline_of_redis_is_no_abandoned_step() -> None:
+    redis = pytest.importorskip("redis.asyncio")
+    client = redis.Redis(port=9)
+    with Guard.in_memory() as guard:
+        with guard.run("r") as run:
+            pipeline = guarded_step(client.pipeline)()
+            pipeline.set("name", "value")
+        assert types(guard, run) == ["step_started", "step_completed"]
+
+
 async def _await(going: Any) -> Any:
     return await going
 
