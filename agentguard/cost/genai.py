@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from msgspec import structs
+
 from agentguard.budget.model_usage import ModelUsage, Number
 from agentguard.budget.resources import NANO
 from agentguard.protocols import ModelPrice
@@ -148,10 +150,22 @@ def _total(provider: Provider, model: ModelInfo, usage: ModelUsage) -> Decimal |
         return priced.calc_price(used, provider, genai_request_timestamp=at).total_price
 
     total = _calculated(price, rates, usage)
+    times = Decimal(1)
     for premium in PREMIUMS:
         if premium.raises(provider.id, model.id, usage) and not (own and _has_rates(model, premium, at)):
-            total *= premium.times
-    return total
+            times *= premium.times
+    return total if times == 1 else total + (times - 1) * _calculated(price, rates, _of_tokens(usage))
+
+
+def _of_tokens(usage: ModelUsage) -> ModelUsage:
+    """Return the tokens alone: premiums raise their price, and not that of a web search."""
+    units = _units()
+    counts = {
+        name: n
+        for name, n in usage.counts.items()
+        if name in units and units[name]["dimensions"]["family"] == "tokens"
+    }
+    return structs.replace(usage, counts=counts)
 
 
 def _has_rates(model: ModelInfo, premium: Premium, at: datetime) -> bool:

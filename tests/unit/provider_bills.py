@@ -426,6 +426,18 @@ BILLS: Final = [
         times="1.1",
     ),
     Bill(
+        "anthropic-in-the-us-web-search",
+        "anthropic",
+        "claude-opus-4-7",
+        message(
+            "claude-opus-4-7", 1_000, 100, inference_geo="us", server_tool_use={"web_search_requests": 3}
+        ),
+        [(1_000, "5"), (100, "25")],
+        ANTHROPIC,
+        usd="0.03",
+        times="1.1",
+    ),
+    Bill(
         "anthropic-anywhere",
         "anthropic",
         "claude-opus-4-7",
