@@ -113,6 +113,7 @@ def test_the_quickstart_gives_what_it_shows(blocks: list[tuple[str, str]], tmp_p
 def test_the_first_program_is_the_example_of_twelve_lines(tmp_path: Path) -> None:
     """`tests/integration/test_examples.py` runs it against a local server."""
     example = PAGE.parents[1] / "examples" / "05_five_dollars.py"
-    program = next(text for name, _, text in BLOCK.findall(PAGE.read_text()) if name == "five_dollars.py")
-    assert example.read_text().endswith(program)
-    assert len(program.splitlines()) <= 12
+    for page in (PAGE, PAGE.parents[1] / "README.md"):
+        program = next(text for name, _, text in BLOCK.findall(page.read_text()) if name == "five_dollars.py")
+        assert example.read_text().endswith(program), page.name
+        assert len(program.splitlines()) <= 12

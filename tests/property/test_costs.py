@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from agentguard import Budget, Guard, RunStopped, Usage, current_run, current_step
 from agentguard.audit.costs import COST_KEYS
+from agentguard.testing import FakeClock
 from tests.scale import scaled
 
 MODELS = ("gpt-5", "claude-sonnet-4-5", None)
+DAY_NS = 86_400 * 10**9
 OUTCOMES = {"step_completed", "step_failed", "step_resolved"}
 
 #: The outermost run: runs inside it, but for detached ones, and its forks are charged to the account too.
@@ -40,28 +43,29 @@ program = st.recursive(
 )
 
 
-def carry_out(guard: Guard, actions: list[Any], depth: int = 0) -> None:
+def carry_out(guard: Guard, clock: FakeClock, actions: list[Any], depth: int = 0) -> None:
     run = current_run()
     assert run is not None
     for action in actions:
         if action[0] == "step":
             with contextlib.suppress(OSError):
-                call(run, *action[1:])
+                call(run, clock, *action[1:])
         elif action[0] == "scope":
             with contextlib.suppress(RunStopped), run.scope(f"part{depth}", Budget(usd=1)):
-                carry_out(guard, action[1], depth + 1)
+                carry_out(guard, clock, action[1], depth + 1)
         else:
             with (
                 contextlib.suppress(RunStopped),
                 guard.run(f"inner{depth}", detached=action[0] == "detached", budget=Budget(usd=2)),
             ):
-                carry_out(guard, action[1], depth + 1)
+                carry_out(guard, clock, action[1], depth + 1)
 
 
-def call(run: Any, name: str, model: str | None, nano: int, how: str) -> None:
+def call(run: Any, clock: FakeClock, name: str, model: str | None, nano: int, how: str) -> None:
     usage = Usage.from_amounts({"nano_usd": nano, "tokens": nano % 97})
 
     def body() -> None:
+        clock.advance(nano % 40 * 3600)  # a step may begin on one day and end on another
         if how == "settles":
             current_step().settle(Usage.from_amounts({"nano_usd": nano // 2}))  # type: ignore[union-attr]
         if how in ("raises", "free"):
@@ -91,26 +95,23 @@ def summed(guard: Guard) -> dict[str, dict[str, Usage]]:
                     "name": summary.name,
                     "account": summary.account or "",
                     "run": summary.run_id,
-                    "day": next(iter(totals["day"]), "") or line_day(guard),
+                    "day": str(date(1970, 1, 1) + timedelta(days=event.at_ns // DAY_NS)),
                 }
                 for by, key in keys.items():
                     totals[by][key] += event.usage
     return totals
 
 
-def line_day(guard: Guard) -> str:
-    return guard.costs("day")[0].key
-
-
 @settings(max_examples=scaled(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.one_of(program, st.lists(step, max_size=6)), fork_at=st.integers(min_value=2, max_value=12))
 def test_costs_are_the_sum_of_the_events(actions: list[Any], fork_at: int) -> None:
-    with Guard.in_memory(telemetry=False) as guard:
+    clock = FakeClock()
+    with Guard.in_memory(telemetry=False, clock=clock) as guard:
         with contextlib.suppress(RunStopped), guard.run("outer", **OUTER) as run:
-            carry_out(guard, actions)
+            carry_out(guard, clock, actions)
         if all(action[0] == "step" for action in actions) and fork_at <= run.summary().head.seq:
             with contextlib.suppress(RunStopped), guard.fork(run.id, at=fork_at, budget=Budget(usd=3)):
-                carry_out(guard, actions)
+                carry_out(guard, clock, actions)
         expected = summed(guard)
         tops = [one for one in guard.runs(limit=10_000) if one.parent_id is None]
         forked = sum(
