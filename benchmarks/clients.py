@@ -32,23 +32,29 @@ _ASKED: Any = {
 
 def measure(*, quick: bool) -> list[Row]:
     """The rows on SDK clients; none where the SDK is not installed."""
+    return compare(rounds=10 if quick else 30, calls=_CALLS)
+
+
+def compare(*, rounds: int, calls: int) -> list[Row]:
+    """The same, of so many rounds with so many calls."""
     try:
         from openai import OpenAI  # noqa: PLC0415 - an extra
 
         from agentguard_openai import guard_client  # noqa: PLC0415
     except ImportError:
         return []
-    rounds = 10 if quick else 30
     with tempfile.TemporaryDirectory() as home, _server(_ANSWERS_AFTER) as slow, _server(0) as at_once:
         os.environ["AGENTGUARD_HOME"] = home
         with OpenAI(api_key="k", base_url=slow, max_retries=0) as bare:
             clients = {"bare": bare, "guarded": guard_client(bare)}
             with Guard.in_memory(telemetry=False) as guard:
-                memory = m.least(_cases(guard, clients), rounds)
+                memory = m.least(_cases(guard, clients, calls), rounds)
             with Guard.open(telemetry=False) as guard:
-                disk = m.least(_cases(guard, clients), rounds)
+                disk = m.least(_cases(guard, clients, calls), rounds)
         with OpenAI(api_key="k", base_url=at_once, max_retries=0) as bare, Guard.in_memory() as guard:
-            quick_answers = m.least(_cases(guard, {"bare": bare, "guarded": guard_client(bare)}), rounds)
+            quick_answers = m.least(
+                _cases(guard, {"bare": bare, "guarded": guard_client(bare)}, calls), rounds
+            )
     return [
         _row("client", "a chat call through guard_client over the SDK alone, memory", memory, _LIMIT),
         _row("client-disk", "the same, SQLite", disk, _LIMIT),
@@ -70,7 +76,7 @@ def _server(answers_after: float) -> Iterator[str]:
         server.join()
 
 
-def _cases(guard: Guard, clients: dict[str, Any]) -> dict[str, m.Case]:
+def _cases(guard: Guard, clients: dict[str, Any], calls: int) -> dict[str, m.Case]:
     """Wall time of one call."""
 
     def of(client: Any) -> m.Case:
@@ -78,9 +84,9 @@ def _cases(guard: Guard, clients: dict[str, Any]) -> dict[str, m.Case]:
             with guard.run("ask", budget=Budget(usd=10**6)):
                 client.chat.completions.create(**_ASKED)
                 started = time.perf_counter_ns()
-                for _ in range(_CALLS):
+                for _ in range(calls):
                     client.chat.completions.create(**_ASKED)
-                return (time.perf_counter_ns() - started) / _CALLS
+                return (time.perf_counter_ns() - started) / calls
 
         return case
 
