@@ -16,10 +16,10 @@ from agentguard.budget.account import Amounts
 from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.steps import outcome, phases, spinning, withdrawal
-from agentguard.steps.approvals import WaitingError
 from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
+from agentguard.steps.log import WaitingError
 from agentguard.steps.model import Step
 from agentguard.steps.patience import Patience
 from agentguard.steps.spec import Args, AsyncFunction, Kwargs

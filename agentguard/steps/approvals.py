@@ -14,15 +14,12 @@ from agentguard.events.data import Approval, Said, put_said
 from agentguard.events.model import Head, Record
 from agentguard.steps import limit_questions
 from agentguard.steps.decision import Decision
+from agentguard.steps.log import WaitingError
 
 if TYPE_CHECKING:
     from agentguard.runs.fold import ApprovalState, RunFold
     from agentguard.steps.live import LiveRun
     from agentguard.steps.model import Step
-
-
-class WaitingError(Exception):
-    """Internal: the run is paused, or the step waits for an approval; wait, and try again."""
 
 
 def require(step: Step) -> None:

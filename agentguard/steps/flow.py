@@ -39,11 +39,11 @@ from agentguard.runs.fold import repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals, exceptions, limit_questions
-from agentguard.steps.approvals import WaitingError
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.current import InRun
 from agentguard.steps.decision import Decision
 from agentguard.steps.live import LiveRun
+from agentguard.steps.log import WaitingError
 from agentguard.steps.model import Step
 from agentguard.steps.spec import StepSpec, name_option, with_step
 from agentguard.steps.tasks import ensure_task_factory

@@ -63,6 +63,10 @@ class _Exclusive(threading.local):
 _EXCLUSIVE = _Exclusive()
 
 
+class WaitingError(Exception):
+    """Internal: it is decided that a step waits, for a resume or an answer; wait, and try again."""
+
+
 class RunLog:
     """The log of one run in this process, shared by all its threads and tasks."""
 
@@ -192,15 +196,18 @@ class RunLog:
             return self.hold(lambda: self._decide(act))
 
     def require_certainty(self) -> None:
-        """Have a refusal decided again with other writers kept out, unless it is decided so already.
+        """Have a refusal decided again with other writers kept out, unless the fold is what the log says.
 
-        The fold that it was decided on may lack what others have given back, or have what is accepted and
-        will not be committed.
+        It may lack what others have given back, or have what is accepted and will not be committed.
 
         Raises:
             HeadMovedError: the log has to be read on first.
         """
-        if not self._deciding and not self._private:
+        if self._deciding or self._private:
+            return
+        # Asking a server takes a round trip, for which an event loop is not kept waiting.
+        last = None if self.group is not None else self.store.last(self.run_id)
+        if last is None or last.seq != self.fold.seq:
             raise HeadMovedError(self.number, self.fold.seq)
 
     def _decide(self, act: Callable[[], T]) -> T:
@@ -208,7 +215,7 @@ class RunLog:
             raise self.released.with_traceback(None)
         self.await_commit()
         seq = self.fold.seq
-        decision: AgentGuardError | None = None
+        decision: Exception | None = None
         result: T
         try:
             with self.store.exclusive(self.run_id):
@@ -217,7 +224,7 @@ class RunLog:
                     result = self._acted(act)
                 except (HeadMovedError, StoreUnavailableError):
                     raise
-                except AgentGuardError as error:
+                except (AgentGuardError, WaitingError) as error:
                     if self.dirty:  # in the middle of an append
                         raise
                     decision = error  # raised below, after the commit

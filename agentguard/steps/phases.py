@@ -13,9 +13,9 @@ from agentguard.errors import AgentGuardError, BudgetExceededError, RunStopped, 
 from agentguard.events.data import StepEnded
 from agentguard.events.model import STEP_COMPLETED
 from agentguard.steps import outcome, spinning, withdrawal
-from agentguard.steps.approvals import WaitingError
 from agentguard.steps.flow import admit, check, prepare
 from agentguard.steps.interrupt import in_a_body, uninterruptible
+from agentguard.steps.log import WaitingError
 from agentguard.steps.model import Step
 from agentguard.steps.patience import Patience
 from agentguard.steps.spec import Args, Kwargs
