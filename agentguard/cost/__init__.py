@@ -4,6 +4,7 @@ from agentguard.budget.model_usage import ModelUsage
 from agentguard.cost.presets import reserve_of, usage_of
 from agentguard.cost.prices import GENAI_PRICES, ModelPrices
 from agentguard.cost.provider import model_usage, terms_and_cost, tool_calls
+from agentguard.cost.raw import RawAnswers
 from agentguard.cost.refusals import is_refusal, proves_refusal
 from agentguard.cost.request import ModelRequest
 from agentguard.cost.usage import Bound, ModelCosts, estimated_tokens
@@ -15,6 +16,7 @@ __all__ = [
     "ModelPrices",
     "ModelRequest",
     "ModelUsage",
+    "RawAnswers",
     "estimated_tokens",
     "is_refusal",
     "model_usage",

@@ -76,7 +76,7 @@ def model_usage(
     model = _get(holder, "model", "model_version", "modelVersion")
     model = model if isinstance(model, str) else None
     return ModelUsage(
-        counts=_with_total(counts, usage) | tool_calls(holder, model),
+        counts=_with_total(_billed_beside(usage) | counts, usage) | tool_calls(holder, model),
         terms=_terms(holder, usage) | dict(terms or {}),
         model=model,
         cost=_cost(holder, usage),
@@ -204,6 +204,20 @@ def _counts(usage: dict[str, Any], provider: str | None) -> dict[str, Number] | 
     return None if total is None else {"input_tokens": total}
 
 
+def _billed_beside(usage: dict[str, Any]) -> dict[str, Number]:
+    """Return Claude's cache writes and searches from a usage in OpenAI's language, as LiteLLM's."""
+    details = _get(usage, "prompt_tokens_details") or {}
+    by_age = _get(details, "cache_creation_token_details") or _get(usage, "cache_creation")
+    found = {
+        "cache_write_tokens": _get(details, "cache_creation_tokens")
+        or _get(usage, "cache_creation_input_tokens"),
+        "cache_write_5m_tokens": _get(by_age, "ephemeral_5m_input_tokens"),
+        "cache_write_1h_tokens": _get(by_age, "ephemeral_1h_input_tokens"),
+        "web_searches": _get(_get(usage, "server_tool_use"), "web_search_requests"),
+    }
+    return {name: n for name, n in found.items() if isinstance(n, int) and n}
+
+
 def _extracted(providers: list[Provider], data: dict[str, Any]) -> list[dict[str, Number]]:
     found: list[dict[str, Number]] = []
     problem: ValueError | None = None
@@ -295,8 +309,7 @@ def _cost(holder: object, usage: dict[str, Any]) -> Decimal | None:
     cost = usage.get("cost")
     said = _money(cost.get("total_cost") if isinstance(cost, dict) else cost)  # Perplexity; OpenRouter
     if said is None:
-        # LiteLLM's own sum, and 0 where it knows no price.
-        return _money(_get(getattr(holder, "_hidden_params", None), "response_cost")) or None
+        return None
     if usage.get("is_byok"):  # OpenRouter's fee, beside the bill of whom the key is for
         said += _money(_get(usage.get("cost_details"), "upstream_inference_cost")) or 0
     return said

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from agentguard.budget.model_usage import ModelUsage, Number
 from agentguard.cost.usage import MEDIA_TOKENS, USUAL_OUTPUT, CacheTtl
 
@@ -24,6 +26,8 @@ _NESTED: Final = ("inferenceConfig", "config", "generation_config", "generationC
 _MEDIA_TYPES: Final = frozenset(
     ("image_url", "input_image", "image", "input_audio", "audio", "video", "document", "input_file", "file")
 )
+#: Terms that raise no price.
+_NOT_DEARER: Final = frozenset(("auto", "default", "flex", "global", "batch", "standard", "standard_only"))
 _MEDIA_KEYS: Final = frozenset(("inline_data", "inlineData", "file_data", "fileData"))
 
 
@@ -87,6 +91,26 @@ class ModelRequest(NamedTuple):
         if self.cache_writes is not None:
             counts[f"cache_write_{self.cache_writes}_tokens"] = given
         return ModelUsage(counts=counts, terms=self.terms)
+
+    def completed(self, counted: ModelUsage, *, place_told: bool = True) -> ModelUsage:
+        """Return what an answer counted; what it does not tell of its price at the most that it can be.
+
+        That is the tier and the speed that the call asks for where they are dearer, and for cache writes
+        the longest time that it asks for, an hour where it names none.
+
+        Args:
+            counted: what is known of the answer.
+            place_told: False for answers that have lost where Claude was run: the dearest is taken.
+        """
+        dearer = {name: value for name, value in self.terms.items() if value not in _NOT_DEARER}
+        terms = ({} if place_told else {"inference_geo": "us"}) | dearer | counted.terms
+        counts = dict(counted.counts)
+        kept = sum(counts.get(f"cache_write_{ttl}_tokens", 0) for ttl in ("5m", "1h"))
+        untold = counts.get("cache_write_tokens", 0) - kept
+        if untold > 0 and "claude" in f"{counted.model} {self.model}":
+            name = f"cache_write_{self.cache_writes or '1h'}_tokens"
+            counts[name] = counts.get(name, 0) + untold
+        return msgspec.structs.replace(counted, counts=counts, terms=terms)
 
     def _option(self, names: tuple[str, ...]) -> Any:
         for holder in (self.kwargs, *(self.kwargs.get(name) for name in _NESTED)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from agentguard import Run, Usage
-from agentguard.cost import ModelUsage
+from agentguard.cost import ModelRequest, ModelUsage, RawAnswers
 from agentguard.cost.prices import GENAI_PRICES
 from agentguard.cost.usage import LEAST_OUTPUT, USUAL_OUTPUT, Bound, ModelCosts, Unpriced
 from agentguard.protocols import PriceBook
@@ -19,10 +19,12 @@ _LIMITING = ("usd", "tokens", "output_tokens")
 
 
 class Model(NamedTuple):
-    """A model by its name and LangChain's name of its provider."""
+    """A model by its name and LangChain's name of its provider, and what is asked of it."""
 
     name: str
     provider: str | None = None
+    #: What a call's settings say, in the words of the provider's API: tier, place, cache.
+    asked: ModelRequest = ModelRequest((), {})
 
 
 def limited(run: Run) -> bool:
@@ -110,6 +112,8 @@ class Costs:
                 input_tokens=given,
                 max_tokens=tokens,
                 provider=model.provider,
+                terms=model.asked.terms,
+                cache_writes=model.asked.cache_writes,
                 least_output=thinking + LEAST_OUTPUT,
             )
 
@@ -135,8 +139,24 @@ class Costs:
         reserve = self._bounded[False].priced(model.name, tokens, provider=model.provider)
         return Bound(reserve, self._chosen if stated is None else None)
 
-    def used(self, run: Run, model: Model, counted: ModelUsage, *, limited: bool = True) -> Usage:
-        """Return what the call used, by what its answer reports; `limited` is what that one says."""
+    def used(
+        self,
+        run: Run,
+        model: Model,
+        counted: ModelUsage,
+        *,
+        limited: bool = True,
+        raw: RawAnswers | None = None,
+        place_told: bool = True,
+    ) -> Usage:
+        """Return what the call used, by what its answer reports; `limited` is what that one says.
+
+        What LangChain drops of an answer is that of the `raw` one, else the most that it can be.
+        """
+        if raw is not None and raw.told:
+            counted = raw.completed(counted)
+        elif counted.counts:
+            counted = model.asked.completed(counted, place_told=place_told)
         # Where prices were given, they are the same whether money is limited or not.
         costs = self._bounded[self._asks and limited and run.limits("usd")]
         return costs.priced(model.name, counted, provider=model.provider)

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from agentguard.cost import ModelUsage, terms_and_cost
+from agentguard.cost import ModelRequest, ModelUsage, terms_and_cost
 
 #: What a call may name its output limit, the most usual first.
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
@@ -182,7 +182,7 @@ def _reported(counts: Mapping[str, Any], terms: dict[str, str], message: Any) ->
     raw = told.get("usage") or told.get("token_usage") or {}
     cost = {"cost": told["cost"]} if "cost" in told else {}
     more, said = terms_and_cost({**told, "usage": {**raw, **cost}})
-    searches = (raw.get("server_tool_use") or {}).get("web_search_requests")
+    searches = (raw.get("server_tool_use") or {}).get("web_search_requests") or _searches(message)
     known = {name: n for name, n in {**counts, "web_searches": searches}.items() if n is not None}
     if counts["input_tokens"] is counts["output_tokens"] is None:
         return None
@@ -190,6 +190,46 @@ def _reported(counts: Mapping[str, Any], terms: dict[str, str], message: Any) ->
         return ModelUsage(counts=known, terms={**more, **terms}, model=_answered(told), cost=said)
     except (TypeError, ValueError):
         return None  # a count that cannot be one: as if it had said nothing
+
+
+_SEARCH = ("server_tool_use", "web_search")
+
+
+def _searches(message: Any) -> int | None:
+    """Return how often Claude searched the web: streams have the searches, and not their number."""
+    content = getattr(message, "content", None)
+    blocks = content if isinstance(content, list) else []
+    uses = [
+        block for block in blocks if isinstance(block, Mapping) and block.get("type") == "server_tool_use"
+    ]
+    return sum(block.get("name") == "web_search" for block in uses) or None
+
+
+def place_told(message: Any) -> bool:
+    """Return whether an answer says where Claude was run, which Anthropic's streams lose here."""
+    told = getattr(message, "response_metadata", None) or {}
+    return told.get("model_provider") != "anthropic" or "usage" in told
+
+
+_ASKED = ("service_tier", "speed", "inference_geo", "cache_control", "extra_body", "model_kwargs")
+
+
+def asked_of(settings: Mapping[str, Any], model: Any = None, contents: Iterable[Any] = ()) -> ModelRequest:
+    """Return what a call asks for in the API's own words: tier, place, cache.
+
+    Example:
+        >>> asked_of({"model_kwargs": {"service_tier": "priority"}}).terms
+        {'service_tier': 'priority'}
+    """
+    found = {name: getattr(model, name, None) for name in _ASKED}
+    found |= {name: settings[name] for name in _ASKED if name in settings}
+    flat: dict[str, Any] = {}
+    for name in ("extra_body", "model_kwargs"):
+        nested = found.pop(name)
+        flat |= nested if isinstance(nested, Mapping) else {}
+    flat |= {name: value for name, value in found.items() if value is not None}
+    blocks = [content for content in contents if not isinstance(content, str)]
+    return ModelRequest((), {**flat, "content": blocks} if blocks else flat)
 
 
 def _answered(told: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import HumanMessage
 
 from agentguard import Run, UnknownCostError, Usage
+from agentguard.cost import RawAnswers
 from agentguard.fragments import JsonFragment
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
@@ -67,11 +68,16 @@ class ModelCall:
         if request.system_message is not None:
             messages = [request.system_message, *messages]
         self._prompt = prompt(messages)
+        self._model = asked.model._replace(
+            asked=m.asked_of(asked.settings, request.model, [message.content for message in messages])
+        )
+        #: What the provider's SDK received, of which LangChain drops a part.
+        self.raw = RawAnswers()
         self._tools = asked.offers(request.tools)
         self._unpriced: UnknownCostError | None = None
         given = self._prompt.tokens + self._tools.tokens
         self._limited = limited(run)
-        bounded = (asked.model, given, asked.stated, asked.profile, asked.thinking)
+        bounded = (self._model, given, asked.stated, asked.profile, asked.thinking)
         try:
             bound = costs.bound(run, *bounded) if self._limited else costs.unlimited(*bounded)
         except UnknownCostError as error:
@@ -104,7 +110,14 @@ class ModelCall:
         for message in getattr(response, "result", [response]):
             tokens = m.tokens_used(message)
             if tokens is not None:
-                return self._costs.used(self.run, self.asked.model, tokens, limited=self._limited)
+                return self._costs.used(
+                    self.run,
+                    self._model,
+                    tokens,
+                    limited=self._limited,
+                    raw=self.raw,
+                    place_told=m.place_told(message),
+                )
         return None
 
 

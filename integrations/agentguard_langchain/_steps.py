@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from langgraph.errors import GraphBubbleUp
 
 from agentguard import Run, RunStopped, Usage, current_step
-from agentguard.cost import proves_refusal
+from agentguard.cost import RawAnswers, proves_refusal
 from agentguard_langchain._calls import COVER, FREE, Cover
 from agentguard_langchain._codec import Paused
 from agentguard_langchain._hooks import WATCHING
@@ -32,6 +33,10 @@ class Carried(Protocol):
     handler: Any
     request: Any
     watch: Any
+
+    @property
+    def raw(self) -> RawAnswers | None:
+        """Where what an SDK receives of a model is taken in."""
 
     def begun(self) -> None:
         """Its step has started."""
@@ -96,6 +101,7 @@ class _Inside:
     """Around the physical call: callbacks know that it has a step, and what leaves it fits the core."""
 
     signal: GraphBubbleUp
+    _hearing: AbstractContextManager[None]
 
     def __init__(self, call: Carried) -> None:
         self._call = call
@@ -104,6 +110,8 @@ class _Inside:
         self._call.begun()
         self._cover = COVER.set(self._call.cover)
         self._watch = WATCHING.set(self._call.watch)
+        self._hearing = nullcontext() if self._call.raw is None else self._call.raw.here()
+        self._hearing.__enter__()
 
     def __exit__(
         self,
@@ -111,6 +119,7 @@ class _Inside:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        self._hearing.__exit__(None, None, None)
         COVER.reset(self._cover)
         WATCHING.reset(self._watch)
         if isinstance(error, GraphStop):

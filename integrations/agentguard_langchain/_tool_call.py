@@ -8,6 +8,7 @@ from typing import Any
 from langchain_core.messages import ToolMessage
 
 from agentguard import Run, Usage, guarded_step
+from agentguard.cost import RawAnswers
 from agentguard_langchain import _mapping as m
 from agentguard_langchain._calls import Cover
 from agentguard_langchain._codec import CODEC
@@ -48,6 +49,8 @@ class ToolOptions:
 
 class ToolCall:
     """A request to call a tool."""
+
+    raw: RawAnswers | None = None  # models that it calls are steps of their own
 
     def __init__(
         self,

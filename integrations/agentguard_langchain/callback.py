@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentguard import AgentGuardError, Run, UnknownCostError
+from agentguard import AgentGuardError, Run, UnknownCostError, Usage
 from agentguard.cost import ModelUsage, proves_refusal
 from agentguard.cost.usage import Unpriced, estimated_tokens
 from agentguard.protocols import PriceBook
@@ -107,7 +107,10 @@ class GuardCallbackHandler(Guarding):
         **kwargs: Any,
     ) -> None:
         params, metadata = invocation_params or {}, metadata or {}
-        model = Model(m.model_name(params, metadata), metadata.get("ls_provider"))
+        contents = [getattr(message, "content", message) for message in asked]
+        model = Model(
+            m.model_name(params, metadata), metadata.get("ls_provider"), m.asked_of(params, contents=contents)
+        )
         name = f"{operation} {model.name}"
         run = self._begins(run_id, parent_run_id, name)
         if run is None:
@@ -160,7 +163,7 @@ class GuardCallbackHandler(Guarding):
             if tokens is not None and tokens.counts:
                 self._charge(parent_run_id, tokens, message)
         elif call.model is not None:
-            usage = None if tokens is None else self._costs.used(call.run, call.model, tokens)
+            usage = None if tokens is None else self._used(call.run, call.model, tokens, message)
             if usage is None and call.reported:
                 usage = FREE
             elif usage is not None and message is None:
@@ -168,13 +171,16 @@ class GuardCallbackHandler(Guarding):
             result = m.answer_data(message) if message is not None else getattr(answer, "text", None)
             call.finish(usage=usage, result=result)
 
+    def _used(self, run: Run, model: Model, tokens: ModelUsage, message: Any) -> Usage:
+        return self._costs.used(run, model, tokens, place_told=m.place_told(message))
+
     def _charge(self, parent_id: UUID | None, tokens: ModelUsage, message: Any) -> None:
         """A call that nobody saw begin is charged all the same."""
         run = self._run_here(parent_id)
         if run is None:
             return
         model = Model(m.model_name(getattr(message, "response_metadata", None) or {}, {}))
-        usage = self._costs.used(run, model, tokens)
+        usage = self._used(run, model, tokens, message)
         with contextlib.suppress(AgentGuardError):  # stopped already: its log takes nothing more
             run.apply(f"chat {model.name}", nothing, kind="llm", reserve=None, usage=lambda _: usage)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from litellm import exceptions
 
 from agentguard import NoActiveRunError, Run, Step, UnknownCostError, Usage, current_run, current_step
-from agentguard.cost import ModelCosts, ModelPrices, ModelRequest, ModelUsage, model_usage
+from agentguard.cost import ModelCosts, ModelPrices, ModelRequest, ModelUsage, RawAnswers, model_usage
 from agentguard.cost.usage import Unpriced
 from agentguard.fragments import fragmented
 from agentguard.protocols import PriceBook
@@ -112,6 +112,8 @@ class Call:
         self.model = str(asked.get("model"))
         self._guarding = guarding
         self._counted: ModelUsage | None = None
+        #: What the SDK of OpenAI received, where LiteLLM uses it: LiteLLM drops the tier of streams.
+        self.raw = RawAnswers()
         self._reserved: Usage | UnknownCostError = self._bounded()
         if self.streams:
             options = {"include_usage": True, **(asked.get("stream_options") or {})}
@@ -169,8 +171,10 @@ class Call:
     def settle(self, step: Step | None) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved."""
         if step is not None and self._counted is not None:
-            used = self._guarding.costs.priced(self.model, self._counted, provider=self._guarding.provider)
-            step.settle(used)
+            counted = self.raw.completed(self._counted)
+            if not self.raw.told:
+                counted = ModelRequest((), self.body).completed(counted, place_told=not self.streams)
+            step.settle(self._guarding.costs.priced(self.model, counted, provider=self._guarding.provider))
 
 
 def _least_output(body: dict[str, Any]) -> int:
@@ -187,14 +191,16 @@ def _reserve(body: dict[str, Any], call: Call) -> Usage:
 
 
 def _answer(body: dict[str, Any], call: Call) -> Any:
-    answer = call.fn(**call.kwargs)
+    with call.raw.here():
+        answer = call.fn(**call.kwargs)
     call.saw(answer)
     call.settle(current_step())
     return answer
 
 
 async def _answer_async(body: dict[str, Any], call: Call) -> Any:
-    answer = await call.fn(**call.kwargs)
+    with call.raw.here():
+        answer = await call.fn(**call.kwargs)
     call.saw(answer)
     call.settle(current_step())
     return answer
@@ -203,7 +209,8 @@ async def _answer_async(body: dict[str, Any], call: Call) -> Any:
 def _stream(body: dict[str, Any], call: Call) -> Iterator[Any]:
     """Send the request, say that it is sent, and yield the chunks of the answer."""
     step = current_step()
-    stream = call.fn(**call.kwargs)
+    with call.raw.here():
+        stream = call.fn(**call.kwargs)
     try:
         yield Opened()
         for chunk in stream:
@@ -216,7 +223,8 @@ def _stream(body: dict[str, Any], call: Call) -> Iterator[Any]:
 
 async def _stream_async(body: dict[str, Any], call: Call) -> AsyncIterator[Any]:
     step = current_step()
-    stream = await call.fn(**call.kwargs)
+    with call.raw.here():
+        stream = await call.fn(**call.kwargs)
     try:
         yield Opened()
         async for chunk in stream:

@@ -69,6 +69,15 @@ def request_data(
     return data | {name: _plain(value) for name, value in conversation.items() if value is not None}
 
 
+def asked_of(settings: ModelSettings) -> dict[str, Any]:
+    """Return what settings say of a call in the API's own words, its tier among it."""
+    return {**_mapping_of(settings.extra_body), **(settings.extra_args or {})}
+
+
+def _mapping_of(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
 def input_tokens(data: dict[str, Any], tools: Sequence[Any], handoffs: Sequence[Any]) -> int:
     """About how many tokens a request is, its tool definitions included."""
     shown: list[Any] = [

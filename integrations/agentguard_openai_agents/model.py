@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Model, ModelProvider, ModelResponse, ModelSettings, MultiProvider
 
 from agentguard import Run, Step, Usage, current_step
-from agentguard.cost import proves_refusal
+from agentguard.cost import ModelRequest, RawAnswers, proves_refusal
 from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
 from agentguard.fragments import fragmented
@@ -234,6 +234,8 @@ class _Call:
             handoffs=self._handoffs,
             **conversation,
         )
+        #: What the API said: the SDK's own answers have no tier.
+        self._raw = RawAnswers()
         #: The items that a stream has finished, where its last event leaves them out.
         self.finished: list[Any] = []
 
@@ -261,7 +263,8 @@ class _Call:
         """The body of a call that is answered at once."""
         step = current_step()
         try:
-            answer = await self._guarded.inner.get_response(*self._arguments(), **self._conversation)
+            with self._raw.here():
+                answer = await self._guarded.inner.get_response(*self._arguments(), **self._conversation)
         except Exception as error:
             _settle_refused(step, error)
             raise
@@ -278,7 +281,7 @@ class _Call:
         stream: Any = self._guarded.inner.stream_response(*self._arguments(), **self._conversation)
         answer = None
         try:
-            async for event in stream:
+            async for event in self._heard(stream):
                 answer = m.answer_in(event) or answer
                 yield event
         except Exception as error:
@@ -289,12 +292,24 @@ class _Call:
             if hasattr(stream, "aclose"):
                 await stream.aclose()
 
+    async def _heard(self, stream: Any) -> AsyncIterator[TResponseStreamEvent]:
+        events = aiter(stream)
+        while True:
+            with self._raw.here():  # the request is sent when the first event is asked for
+                event = await anext(events, None)
+            if event is None:
+                return
+            yield event
+
     def _reserve(self, request: Any) -> Usage:
+        asked = ModelRequest((), m.asked_of(self._settings))
         bound = self._guarded.costs.bound(
             self.run,
             self._guarded.name,
             input_tokens=m.input_tokens(self._data, self._tools, self._handoffs),
             max_tokens=self._settings.max_tokens,
+            terms=asked.terms,
+            cache_writes=asked.cache_writes,
         )
         if bound.max_tokens is not None:
             self._settings = dataclasses.replace(self._settings, max_tokens=bound.max_tokens)
@@ -304,7 +319,10 @@ class _Call:
         """Charge what the provider counted; what it did not count is charged as reserved."""
         tokens = None if answer is None else m.tokens_of(m.field(answer, "usage"), answer)
         if step is not None and tokens is not None:
-            step.settle(self._guarded.costs.priced(self._guarded.name, tokens))
+            counted = self._raw.completed(tokens)
+            if not self._raw.told:
+                counted = ModelRequest((), m.asked_of(self._settings)).completed(counted)
+            step.settle(self._guarded.costs.priced(self._guarded.name, counted))
 
 
 def _settle_refused(step: Step | None, error: Exception) -> None:

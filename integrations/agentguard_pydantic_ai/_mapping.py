@@ -13,7 +13,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.settings import ModelSettings
 from pydantic_core import to_json, to_jsonable_python
 
-from agentguard.cost import ModelUsage, terms_and_cost
+from agentguard.cost import ModelRequest, ModelUsage, terms_and_cost
 from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.usage import RequestUsage
 
+#: What selects another price, as settings end that ask for it.
+_TERMS: Final = ("service_tier", "speed", "inference_geo")
 #: Differ from run to run although the request is the same.
 _VOLATILE: Final = frozenset({"timestamp", "run_id", "conversation_id"})
 #: How a tool says that it was not carried out here and now; nothing was used.
@@ -75,6 +77,39 @@ def thinking_tokens(*layers: ModelSettings | None) -> int:
             if isinstance(found, int) and not isinstance(found, bool) and found > 0:
                 return found
     return 0
+
+
+def asked_of(data: Mapping[str, Any], *layers: ModelSettings | None) -> ModelRequest:
+    """Return what a request asks for in the API's own words: tier, place, cache.
+
+    Example:
+        >>> asked_of({}, {"openai_service_tier": "priority", "anthropic_cache": "1h"}).terms
+        {'service_tier': 'priority'}
+    """
+    found: dict[str, Any] = {"content": [_marked(data.get("messages"))]}
+    for layer in reversed(layers):
+        settings: dict[str, Any] = dict(layer or {})
+        body = settings.pop("extra_body", None)
+        found |= body if isinstance(body, Mapping) else {}
+        # A provider's own setting goes before the one of all providers.
+        for name in sorted(settings, key=lambda name: name not in _TERMS):
+            value = settings[name]
+            if (term := next((term for term in _TERMS if name.endswith(term)), None)) is not None:
+                found[term] = value
+            elif "cache" in name and (value is True or value in {"5m", "1h"}):
+                found[name] = {"cache_control": {"ttl": value}}
+    return ModelRequest((), found)
+
+
+def _marked(messages: Any) -> list[Any]:
+    """Return the marks in messages that ask to keep what is before them in a cache."""
+    if isinstance(messages, Mapping):
+        if messages.get("kind") == "cache-point":
+            return [{"cache_control": {"ttl": messages.get("ttl")}}]
+        messages = list(messages.values())
+    if not isinstance(messages, list):
+        return []
+    return [mark for item in messages for mark in _marked(item)]
 
 
 def with_max_tokens(settings: ModelSettings | None, limit: int) -> ModelSettings:

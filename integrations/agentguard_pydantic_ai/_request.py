@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 
 from agentguard import NoActiveRunError, Run, Step, Usage, current_run, current_step
-from agentguard.cost import proves_refusal
+from agentguard.cost import RawAnswers, proves_refusal
 from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts
 from agentguard.fragments import fragmented
 from agentguard_pydantic_ai import _mapping as m
@@ -61,6 +62,9 @@ class Request:
         self._settings = settings
         self._parameters = parameters
         self._data = m.request_data(messages, settings, parameters)
+        self._asked = m.asked_of(self._data, settings, model.settings)
+        #: What the provider's SDK received, of which the framework drops a part.
+        self._raw = RawAnswers()
         self._reserved = Usage()
         self.run_context: RunContext[Any] | None = None
         self._stream: StreamedResponse | None = None
@@ -86,7 +90,8 @@ class Request:
         """The body of a request that is answered at once."""
         step = current_step()
         try:
-            response = await self._model.request(self._messages, self._settings, self._parameters)
+            with self._raw.here():
+                response = await self._model.request(self._messages, self._settings, self._parameters)
         except Exception as error:
             if proves_refusal(error):
                 _settle(step, _FREE)
@@ -105,6 +110,8 @@ class Request:
             provider=self._model.system,
             input_tokens=m.input_tokens(self._data, self._parameters),
             max_tokens=m.max_tokens(self._settings, self._model.settings),
+            terms=self._asked.terms,
+            cache_writes=self._asked.cache_writes,
             least_output=m.thinking_tokens(self._settings, self._model.settings) + LEAST_OUTPUT,
         )
         if bound.max_tokens is not None:
@@ -116,6 +123,10 @@ class Request:
         tokens = None if response is None else m.tokens_of(response.usage, response)
         if response is None or tokens is None:
             return self._reserved
+        if self._raw.told:
+            tokens = self._raw.completed(tokens)
+        else:
+            tokens = self._asked.completed(tokens, place_told=self._model.system != "anthropic")
         used = self._guarding.costs.priced(self._model.model_name, tokens, provider=self._model.system)
         # What a stream had counted when it was broken off is not all that will be billed.
         return used if response.state in {"complete", "suspended"} else _larger(used, self._reserved)
@@ -126,9 +137,13 @@ class Request:
         """The body of a streamed request: None when it is open, then its events."""
         step, refused = current_step(), False
         try:
-            async with self._model.request_stream(
-                self._messages, self._settings, self._parameters, self.run_context
-            ) as stream:
+            async with AsyncExitStack() as opened:
+                with self._raw.here():
+                    stream = await opened.enter_async_context(
+                        self._model.request_stream(
+                            self._messages, self._settings, self._parameters, self.run_context
+                        )
+                    )
                 self._stream = stream
                 source = stream._event_iterator or stream._get_event_iterator()  # noqa: SLF001 - see opened
                 yield None
