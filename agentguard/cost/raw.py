@@ -49,13 +49,17 @@ class RawAnswers:
 
         Where several answers were received, nobody knows which of them it counted.
         """
-        usage = self._answers[0].usage if len(self._answers) == 1 else None
+        usage = self._usage()
         return counted if usage is None else counted.larger(usage)
 
     @property
     def told(self) -> bool:
         """Whether the usage of one answer was received."""
-        return len(self._answers) == 1 and self._answers[0].usage is not None
+        return self._usage() is not None
+
+    def _usage(self) -> ModelUsage | None:
+        told = [answer.usage for answer in self._answers if answer.usage is not None]
+        return told[0] if len(told) == 1 else None
 
     def answer(self, sdk: str) -> _Answer:
         """Begin another answer."""
