@@ -1,18 +1,20 @@
-"""What goes on after a kill: which runs it covered, and which of their bodies are still in flight.
+"""What a store says of a kill: which runs it covers, and which of their bodies are still in flight.
 
-Asked of the store once the kill is recorded and acknowledged, so that nothing here delays it.
+What goes on is asked once the kill is recorded and acknowledged.  Which runs are meant is asked before, and
+of a store that does not answer only for a few seconds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from agentguard.audit.verify import reconstruct
 from agentguard.cli import hard_kill
+from agentguard.cli.kill_target import NEWEST, LiveRun
 from agentguard.errors import AgentGuardError
 from agentguard.guard import Guard
 from agentguard.monitoring import owner_lives
@@ -22,6 +24,10 @@ from agentguard.runs.state import RunState
 #: Of how many covered runs it is asked what goes on in them.
 MOST = 1000
 _PAUSE = 0.02
+#: How long, in seconds, a store that does not answer is waited for.
+_PATIENCE = 3.0
+_PAGE = 1000
+_T = TypeVar("_T")
 _LIVE = tuple(str(state) for state in RunState if not state.final)
 
 
@@ -48,8 +54,71 @@ class Covered(NamedTuple):
 
 @contextmanager
 def _store(home: Path) -> Iterator[EventStore]:
-    with Guard.open(hard_kill.store_url(home), kill_switch="memory", telemetry=False) as guard:
+    url = hard_kill.store_url(home)
+    if url.startswith("memory://"):
+        raise ValueError(f"{url} lives in the process that uses it, and no other can look inside")
+    with Guard.open(url, kill_switch="memory", telemetry=False, store_timeout=_PATIENCE) as guard:
         yield guard.components.store
+
+
+class StoreRuns:
+    """The runs of a store that is no SQLite file; once it has not answered, it is asked no more."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        #: Why it could not be asked, in words.
+        self.problem: str | None = None
+
+    def beginning(self, typed: str) -> list[str] | None:
+        """Return the run of this id alone, or else those whose ids begin so."""
+        return self._ask(lambda store: _beginning(store, typed))
+
+    def covered(self, data: Mapping[str, Any]) -> list[LiveRun] | None:
+        """Return the runs that an order is for, with the newest ended ones whose processes live."""
+        return self._ask(lambda store: _covered(store, data))
+
+    def _ask(self, question: Callable[[EventStore], _T]) -> _T | None:
+        if self.problem is None:
+            try:
+                with _store(self._home) as store:
+                    return question(store)
+            except (AgentGuardError, ImportError, OSError, ValueError) as error:
+                self.problem = str(error)
+        return None
+
+
+def _beginning(store: EventStore, typed: str) -> list[str]:
+    if store.row(typed) is not None:
+        return [typed]
+    return [row.run_id for row in _all(store) if row.run_id.startswith(typed)]
+
+
+def _all(store: EventStore) -> Iterator[RunRow]:
+    before = None
+    while rows := store.rows(limit=_PAGE, before=before):
+        yield from rows
+        before = rows[-1].run_id
+
+
+def _covered(store: EventStore, data: Mapping[str, Any]) -> list[LiveRun]:
+    rows: list[RunRow] = []
+    if data["scope"] == "run":
+        row = store.row(data["target"])
+        rows.extend(() if row is None else _with_nested(store, row))
+    else:
+        tenant = data["target"] if data["scope"] == "tenant" else None
+        for state in _LIVE:
+            rows.extend(store.rows(tenant=tenant, state=state, limit=2**31))
+        rows.extend(store.rows(tenant=tenant, state=str(RunState.KILLED), limit=NEWEST))
+    now = time.time_ns()
+    found = [LiveRun(row.run_id, owner_lives(row, now) is False, RunState(row.state).final) for row in rows]
+    return [run for run in found if not (run.dead and run.ended)]
+
+
+def _with_nested(store: EventStore, row: RunRow) -> Iterator[RunRow]:
+    yield row
+    for child in store.children(row.run_id):
+        yield from _with_nested(store, child)
 
 
 def named(name: str, home: Path) -> list[RunRow]:
@@ -60,20 +129,26 @@ def named(name: str, home: Path) -> list[RunRow]:
     return []
 
 
-def what_goes_on(run_ids: Sequence[str], home: Path, seconds: float) -> list[Covered]:
+def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Covered]:
     """Return how the runs stand, once nothing goes on in them or `seconds` have passed.
+
+    Of runs that had ended before the kill, only those are told in which a body went on.
 
     Raises:
         AgentGuardError: the store cannot be asked.
     """
     deadline = time.monotonic() + seconds
+    ended = {run.run_id for run in runs if run.ended}
+    asked = [run.run_id for run in runs if not run.ended][:MOST] + list(ended)
     with _store(home) as store:
-        rows = [row for run_id in run_ids[:MOST] if (row := store.row(run_id)) is not None]
-        while True:
-            found = [_look(store, row) for row in rows]
-            if not any(run.in_flight for run in found) or time.monotonic() >= deadline:
-                return found
+        rows = [row for run_id in asked if (row := store.row(run_id)) is not None]
+        found = [run for row in rows if (run := _look(store, row)).in_flight or row.run_id not in ended]
+        told = {run.run_id for run in found}
+        rows = [row for row in rows if row.run_id in told]
+        while any(run.in_flight for run in found) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
+            found = [_look(store, row) for row in rows]
+        return found
 
 
 def _look(store: EventStore, row: RunRow) -> Covered:

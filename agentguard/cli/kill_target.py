@@ -1,6 +1,6 @@
-"""Which runs a kill means, asked of the store's file by the standard library alone.
+"""Which runs a kill means, asked of a SQLite store's file by the standard library alone.
 
-The file helps, and is never in the way: a run may live in a store that this command does not know of, so
+The store helps, and is never in the way: a run may live in one that this command does not know of, so
 whatever is not found there, or cannot be read, is killed as it was typed.
 """
 
@@ -11,17 +11,44 @@ import os
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from agentguard._process import counts_as_alive
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from agentguard.killswitch.page import PageKillSwitch
 
 #: What listings show of an id at least; less is not taken for the beginning of one.
-_SHORTEST = 8
+SHORTEST = 8
+#: Of the killed runs of a tenant, or of all, so many of the newest: a body may outlive its run's end.
+NEWEST = 1000
+_COVERED = {
+    "run": """
+        WITH RECURSIVE meant(id) AS (
+            SELECT :target UNION SELECT run.run_id FROM run JOIN meant ON run.parent_id = meant.id
+        )
+        SELECT run_id, owner, heartbeat_ns, state FROM run WHERE run_id IN meant
+    """,
+    "tenant": """
+        SELECT run_id, owner, heartbeat_ns, state FROM run
+        WHERE tenant = :target AND state IN ('CREATED', 'RUNNING', 'PAUSED')
+        UNION ALL SELECT * FROM (
+            SELECT run_id, owner, heartbeat_ns, state FROM run
+            WHERE tenant = :target AND state = 'KILLED' ORDER BY number DESC LIMIT :newest
+        )
+    """,
+    "global": """
+        SELECT run_id, owner, heartbeat_ns, state FROM run WHERE state IN ('CREATED', 'RUNNING', 'PAUSED')
+        UNION ALL SELECT * FROM (
+            SELECT run_id, owner, heartbeat_ns, state FROM run
+            WHERE state = 'KILLED' ORDER BY number DESC LIMIT :newest
+        )
+    """,
+}
+_LIVE = ("CREATED", "RUNNING", "PAUSED")
 #: How long, in seconds, somebody who writes to the file is waited for.
 _PATIENCE = 0.5
 
@@ -37,53 +64,91 @@ class AmbiguousError(ValueError):
     """What was typed begins the ids of several runs."""
 
 
-def find(typed: str, home: Path) -> Target:
+class LiveRun(NamedTuple):
+    """A run that a kill covers, as its row says: it has not ended, or a body may go on in its process."""
+
+    run_id: str
+    dead: bool
+    ended: bool = False
+
+
+class Runs(Protocol):
+    """Where runs are looked up; None for an answer where nobody could be asked."""
+
+    #: Why a store that should be there could not be asked, in words.
+    problem: str | None
+
+    def beginning(self, typed: str) -> list[str] | None:
+        """Return the run of this id first, and some of those whose ids begin so."""
+
+    def covered(self, data: Mapping[str, Any]) -> list[LiveRun] | None:
+        """Return the runs that an order is for, with the newest ended ones whose processes live."""
+
+
+def runs_of(home: Path) -> Runs:
+    """Return what tells of the runs of a home, or of the store that the environment names."""
+    file = _store_file(home)
+    if file is not None:
+        return _File(file)
+    from agentguard.cli.aftermath import StoreRuns
+
+    return StoreRuns(home)
+
+
+def find(typed: str, runs: Runs) -> Target:
     """The run that `typed` names, or begins as no other does.
 
     Raises:
         AmbiguousError: several begin with it.
     """
-    file = _store_file(home)
-    if file is None or not file.exists():
-        return Target(typed, None)
-    import sqlite3  # where there is a file to ask, and not before
-
-    try:
-        found = _begin_with(file, typed)
-    except sqlite3.Error:
+    found = runs.beginning(typed)
+    if found is None:
         return Target(typed, None)
     if typed in found:
         return Target(typed, True)
-    if len(found) > 1 and len(typed) >= _SHORTEST:
+    if len(found) > 1 and len(typed) >= SHORTEST:
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise AmbiguousError(f"several runs begin with {typed!r}: {some}; type more of the id")
-    if len(found) == 1 and len(typed) >= _SHORTEST:
+    if len(found) == 1 and len(typed) >= SHORTEST:
         return Target(found[0], True)
     return Target(typed, False)
 
 
-class LiveRun(NamedTuple):
-    """A run that a kill covers and that has not ended, as its row says."""
+class _File:
+    """The runs of a SQLite file."""
 
-    run_id: str
-    dead: bool
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.problem: str | None = None
 
+    def beginning(self, typed: str) -> list[str] | None:
+        query = (
+            "SELECT run_id FROM run WHERE run_id = :typed "
+            "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND substr(run_id, 1, :length) = :typed "
+            "LIMIT 7"
+        )
+        found = self._select(query, {"typed": typed, "length": len(typed)})
+        return None if found is None else [row[0] for row in found]
 
-def live_runs(data: Mapping[str, Any], home: Path) -> list[LiveRun] | None:
-    """The runs that an order covers and that have not ended; None where nobody could be asked."""
-    file = _store_file(home)
-    if file is None or not file.exists():
-        return None
-    import sqlite3
+    def covered(self, data: Mapping[str, Any]) -> list[LiveRun] | None:
+        found = self._select(_COVERED[data["scope"]], {"target": data["target"], "newest": NEWEST})
+        if found is None:
+            return None
+        runs = [LiveRun(row[0], _is_dead(row[1], row[2]), row[3] not in _LIVE) for row in found]
+        return [run for run in runs if not (run.dead and run.ended)]
 
-    query = "SELECT run_id, owner, heartbeat_ns FROM run WHERE state IN ('CREATED', 'RUNNING', 'PAUSED')"
-    column = {"run": " AND run_id = ?", "tenant": " AND tenant = ?"}.get(data["scope"], "")
-    try:
-        with closing(_connected(file)) as connection:
-            found = connection.execute(query + column, [data["target"]] if column else []).fetchall()
-    except sqlite3.Error:
-        return None
-    return [LiveRun(run_id, _is_dead(owner, heartbeat)) for run_id, owner, heartbeat in found]
+    def _select(self, query: str, parameters: dict[str, Any]) -> list[Any] | None:
+        if not self._file.exists():
+            return None
+        import sqlite3  # where there is a file to ask, and not before
+
+        uri = f"file:{quote(str(self._file.absolute()))}?mode=ro"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=_PATIENCE)) as connection:
+                return connection.execute(query, parameters).fetchall()
+        except sqlite3.Error as error:
+            self.problem = f"{self._file}: {error}"
+            return None
 
 
 def _is_dead(owner: Any, heartbeat_ns: Any) -> bool:
@@ -93,17 +158,16 @@ def _is_dead(owner: Any, heartbeat_ns: Any) -> bool:
         return False
 
 
-def close_dead(runs: Sequence[LiveRun], home: Path) -> int:
+def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKillSwitch]) -> int:
     """Write the end of runs whose processes are dead, which cannot do it; gives how many now have one.
 
     What of it fails is left to whoever looks next.
     """
-    dead = [run.run_id for run in runs if run.dead]
+    dead = [run.run_id for run in runs if run.dead and not run.ended]
     closed = 0
     if dead:  # and only then are store and rules needed
         from agentguard.errors import AgentGuardError
         from agentguard.guard import Guard
-        from agentguard.killswitch.page import PageKillSwitch
         from agentguard.runs.state import RunState
         from agentguard.sessions.dead import close_dead_run
 
@@ -111,7 +175,7 @@ def close_dead(runs: Sequence[LiveRun], home: Path) -> int:
             store = (
                 None if os.environ.get("AGENTGUARD_STORE") else f"sqlite:///{quote(str(_store_file(home)))}"
             )
-            with Guard.open(store, kill_switch=PageKillSwitch(home), telemetry=False) as guard:
+            with Guard.open(store, kill_switch=switch(), telemetry=False) as guard:
                 for run_id in dead:
                     row = guard.components.store.row(run_id)
                     if row is not None:
@@ -126,20 +190,3 @@ def _store_file(home: Path) -> Path | None:
     if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0])).expanduser()
     return None
-
-
-def _begin_with(file: Path, typed: str) -> list[str]:
-    with closing(_connected(file)) as connection:
-        query = (
-            "SELECT run_id FROM run WHERE run_id = :typed "
-            "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND substr(run_id, 1, :length) = :typed "
-            "LIMIT 7"
-        )
-        return [row[0] for row in connection.execute(query, {"typed": typed, "length": len(typed)})]
-
-
-def _connected(file: Path) -> sqlite3.Connection:
-    import sqlite3
-
-    uri = f"file:{quote(str(file.absolute()))}?mode=ro"
-    return sqlite3.connect(uri, uri=True, timeout=_PATIENCE)

@@ -22,6 +22,7 @@ from agentguard.cli.commands.kill import main
 from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.sessions import upkeep
+from tests.servers import free_port
 
 SOURCE = Path(agentguard.__file__).parents[1]
 DEADLINE = 30.0
@@ -514,7 +515,11 @@ def crunch():
         time.sleep(0.01)
 
 with Guard.open(telemetry=False) as guard, guard.run(sys.argv[2], run_id=sys.argv[3]):
-    crunch()
+    if len(sys.argv) == 4:
+        crunch()
+    else:
+        with guard.run("inner", run_id=sys.argv[4]):
+            crunch()
 """
 
 
@@ -529,12 +534,12 @@ class Holder(NamedTuple):
 
 
 @pytest.fixture
-def hold(home: Path, tmp_path: Path) -> Iterator[Callable[[str, str], Holder]]:
+def hold(home: Path, tmp_path: Path) -> Iterator[Callable[..., Holder]]:
     held: list[Holder] = []
 
-    def start(name: str, run_id: str) -> Holder:
+    def start(name: str, run_id: str, *nested: str) -> Holder:
         release = tmp_path / f"release-{run_id}"
-        command = [sys.executable, "-c", HOLDS, str(release), name, run_id]
+        command = [sys.executable, "-c", HOLDS, str(release), name, run_id, *nested]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(home)
         )
@@ -549,6 +554,17 @@ def hold(home: Path, tmp_path: Path) -> Iterator[Callable[[str, str], Holder]]:
         holder.process.communicate(timeout=DEADLINE)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The store of the runs and of the command; in PostgreSQL, the kills lie there too."""
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        monkeypatch.setenv("AGENTGUARD_STORE", url)
+        monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", url)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("store")
 def test_a_body_that_goes_on_is_named_and_the_kill_exits_4(
     run: Callable[..., Result], hold: Callable[[str, str], Holder]
 ) -> None:
@@ -560,6 +576,7 @@ def test_a_body_that_goes_on_is_named_and_the_kill_exits_4(
     assert "--wait waits for it, --hard ends its process" in result.out
 
 
+@pytest.mark.usefixtures("store")
 def test_wait_returns_once_nothing_goes_on(
     run: Callable[..., Result], hold: Callable[[str, str], Holder]
 ) -> None:
@@ -572,6 +589,7 @@ def test_wait_returns_once_nothing_goes_on(
     assert (result.code, facts["runs"][0]["in_flight"]) == (0, [])
 
 
+@pytest.mark.usefixtures("store")
 def test_several_runs_are_killed_by_one_command(
     run: Callable[..., Result], hold: Callable[[str, str], Holder]
 ) -> None:
@@ -586,6 +604,7 @@ def test_several_runs_are_killed_by_one_command(
     ]
 
 
+@pytest.mark.usefixtures("store")
 def test_runs_are_killed_by_name_once_that_is_confirmed(
     home: Path, run: Callable[..., Result], hold: Callable[[str, str], Holder]
 ) -> None:
@@ -602,6 +621,87 @@ def test_runs_are_killed_by_name_once_that_is_confirmed(
         "wild-run-1",
         "wild-run-2",
     ]
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("target", [("wild-run-1",), ("--tenant", "default"), ("--yes",)])
+def test_a_second_kill_still_names_the_body_that_goes_on(
+    run: Callable[..., Result], hold: Callable[[str, str], Holder], target: tuple[str, ...]
+) -> None:
+    holder = hold("wild", "wild-run-1")
+    assert run("kill", "wild-run-1", "--reason", "why").code == 4
+    again = run("kill", *target, "--reason", "why")
+    assert (again.code, "main/crunch#1 goes on" in again.out) == (4, True)
+    waited = run("kill", *target, "--reason", "why", "--wait", "--timeout", "0.2", "--json")
+    assert (waited.code, json.loads(waited.out)["runs"][0]["in_flight"]) == (4, ["main/crunch#1"])
+    timer = threading.Timer(0.5, holder.let_go)
+    timer.start()
+    ended = run("kill", *target, "--reason", "why", "--wait", "--timeout", "30", "--json")
+    timer.join()
+    assert json.loads(ended.out)["runs"][0]["in_flight"] == []
+
+
+@pytest.mark.usefixtures("store")
+def test_the_body_of_a_nested_run_is_named_where_the_run_around_it_is_killed(
+    home: Path, run: Callable[..., Result], hold: Callable[..., Holder]
+) -> None:
+    hold("outer", "outer-run-1", "inner-run-1")
+    for _ in range(2):
+        result = run("kill", "outer-run-1", "--reason", "why")
+        assert result.code == 4
+        assert "run inner-run-1 inner, pid " in result.out
+
+
+@pytest.mark.usefixtures("store")
+def test_the_beginning_of_an_id_hits_the_run_in_any_store(
+    run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    hold("wild", "wild-run-1")
+    hold("wild", "wild-row-2")
+    refused = run("kill", "wild-r", "--reason", "why")
+    assert (refused.code, "no run wild-r" in refused.err) == (3, True), "6 characters are too few"
+    hit = run("kill", "wild-run", "--reason", "why", "--json")
+    facts = json.loads(hit.out)
+    assert (hit.code, facts["target"], facts["known"]) == (4, "wild-run-1", True)
+    assert [found["run_id"] for found in facts["runs"]] == ["wild-run-1"]
+    hold("wild", "wild-run-3")
+    several = run("kill", "wild-run", "--reason", "why")
+    assert several.code == 2
+    assert "several runs begin with 'wild-run': " in several.err
+
+
+@pytest.mark.usefixtures("store")
+def test_a_run_that_no_store_has_is_reported_though_processes_acted(
+    run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    hold("wild", "wild-run-1")
+    for argv in (("kill", "--run", "some-name"), ("kill", "nonexistent-name")):
+        result = run(*argv, "--reason", "why")
+        assert (result.code, "the store has no run " in result.err) == (3, True)
+    nobody = run("kill", "--tenant", "typo", "--reason", "why")
+    assert (nobody.code, "no live run of tenant typo" in nobody.err) == (3, True)
+
+
+def test_a_server_that_is_away_is_not_in_the_way_and_nobody_can_tell(
+    home: Path,
+    run: Callable[..., Result],
+    hold: Callable[[str, str], Holder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    holder = hold("wild", "wild-run-1")
+    away = f"postgresql://nobody:secret@127.0.0.1:{free_port()}/agentguard"
+    monkeypatch.setenv("AGENTGUARD_STORE", away)
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")  # else it lies where the store is
+    result = run("kill", "wild-run-1", "--reason", "why", "--json")
+    facts = json.loads(result.out)
+    assert (result.code, facts["target"], facts["acknowledged"]) == (4, "wild-run-1", 1)
+    assert "known" not in facts
+    assert "nobody can tell whether run wild-run-1 exists, " in result.err
+    assert "secret" not in result.err + result.out
+    holder.let_go()
+    holder.process.wait(DEADLINE)
+    with Guard.open(f"sqlite:///{home / 'agentguard.db'}", kill_switch="memory", telemetry=False) as guard:
+        assert guard.summary("wild-run-1").state is RunState.KILLED
 
 
 def test_a_global_kill_where_nobody_can_be_asked_wants_yes(home: Path, run: Callable[..., Result]) -> None:

@@ -12,8 +12,8 @@ driver.
     3           recorded, but no live process is attached,  there was nothing to revive
                 or the store has no such run, or no live
                 run of that tenant
-    4           recorded, but not all acted in time, or a body of a killed run goes on;
-                with `--hard`, a process is still there
+    4           recorded, but not all acted in time, or a body of a killed run goes on, or the
+                store cannot be asked whether one does; with `--hard`, a process is still there
     5           the kill switch cannot be used              the same
 """
 
@@ -53,7 +53,10 @@ def main(argv: list[str]) -> int:
         options = parser.parse_args(argv)
         home = options.home or default_home()
         _complete(parser, options)
-        requests = _requests(parser, options, home)
+        from agentguard.cli import kill_target
+
+        runs = kill_target.runs_of(home)
+        requests = _requests(parser, options, home, runs)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else exit_codes.USAGE
     try:
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> int:
             return exit_codes.FAULT
         switch = _open_switch(home)
         try:
-            return _worst(_carry_out(switch, request, options, home) for request in requests)
+            return _worst(_carry_out(switch, request, options, home, runs) for request in requests)
         finally:
             switch.close()
     except (AgentGuardError, OSError, RuntimeError) as error:
@@ -78,7 +81,9 @@ class _Request(NamedTuple):
     known: bool | None = None
 
 
-def _requests(parser: argparse.ArgumentParser, options: argparse.Namespace, home: Path) -> list[_Request]:
+def _requests(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, home: Path, runs: kill_target.Runs
+) -> list[_Request]:
     """Return what was asked for: a request for each run that was named, else one for the tenant or all."""
     make = kill_data if options.command == "kill" else revive_data
     named = [options.run] if options.run is not UNSET else options.runs
@@ -87,7 +92,7 @@ def _requests(parser: argparse.ArgumentParser, options: argparse.Namespace, home
     try:
         if not named:
             return [_Request(*make(options.reason, tenant=options.tenant, actor=options.actor))]
-        targets = [target for typed in named for target in _targets(parser, typed, options, home)]
+        targets = [target for typed in named for target in _targets(parser, typed, options, home, runs)]
         return [
             _Request(*make(options.reason, run=target.run_id, actor=options.actor), target.known)
             for target in targets
@@ -97,7 +102,11 @@ def _requests(parser: argparse.ArgumentParser, options: argparse.Namespace, home
 
 
 def _targets(
-    parser: argparse.ArgumentParser, typed: str, options: argparse.Namespace, home: Path
+    parser: argparse.ArgumentParser,
+    typed: str,
+    options: argparse.Namespace,
+    home: Path,
+    runs: kill_target.Runs,
 ) -> list[kill_target.Target]:
     """Return the run that `typed` is the id of, or begins the id of; else the live runs of that name."""
     from agentguard.cli import kill_target
@@ -105,7 +114,7 @@ def _targets(
     if not typed:
         raise ValueError("run is ''; leave it out to mean everything")
     try:
-        target = kill_target.find(typed, home)
+        target = kill_target.find(typed, runs)
     except kill_target.AmbiguousError as error:
         parser.error(str(error))
     if target.known is not False or options.command != "kill":
@@ -123,12 +132,18 @@ def _targets(
     return [kill_target.Target(row.run_id, known=True) for row in rows] or [target]
 
 
-def _carry_out(switch: PageKillSwitch, request: _Request, options: argparse.Namespace, home: Path) -> int:
+def _carry_out(
+    switch: PageKillSwitch,
+    request: _Request,
+    options: argparse.Namespace,
+    home: Path,
+    runs: kill_target.Runs,
+) -> int:
     if options.command == "revive":
         return _revive(switch, request.event_type, request.data, options)
     if options.hard:
         return _kill_hard(switch, request.event_type, request.data, options, home)
-    return _kill(switch, request.event_type, request.data, options, home, known=request.known)
+    return _kill(switch, request, options, home, runs)
 
 
 def _worst(codes: Iterable[int]) -> int:
@@ -154,66 +169,83 @@ def _open_switch(home: Path) -> PageKillSwitch:
 
 def _kill(
     switch: PageKillSwitch,
-    event_type: str,
-    data: dict[str, Any],
+    request: _Request,
     options: argparse.Namespace,
     home: Path,
-    *,
-    known: bool | None,
+    store: kill_target.Runs,
 ) -> int:
     from agentguard.cli import kill_target
 
+    data, known = request.data, request.known
     # Asked first: afterwards they have ended.
-    covered = kill_target.live_runs(data, home)
-    nobody = data["scope"] == "tenant" and covered is not None and all(run.dead for run in covered)
-    generation = switch.record(event_type, data)
+    asked = store.covered(data)
+    covered = asked or []
+    live = [run for run in covered if not run.dead and not run.ended]
+    nobody = data["scope"] == "tenant" and asked is not None and not live
+    generation = switch.record(request.event_type, data)
     reached = switch.acknowledgements(generation, options.timeout)
     late = [process.pid for process in switch.unacknowledged(generation)]
-    closed = kill_target.close_dead([run for run in covered or [] if run.dead], home)
+    closed = kill_target.close_dead(covered, home, lambda: _open_switch(home))
     hosts = _hosts(switch, generation)
-    runs = _what_goes_on([run.run_id for run in covered or [] if not run.dead], options, home)
+    runs, problem = _what_goes_on([run for run in covered if not run.dead], options, home)
+    problem = problem or store.problem
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
         if closed:
             facts["buried"] = closed
         if known is not None:
             facts["known"] = known
-        if data["scope"] == "tenant" and covered is not None:
-            facts["live_runs"] = sum(not run.dead for run in covered)
+        if data["scope"] == "tenant" and asked is not None:
+            facts["live_runs"] = len(live)
         if runs:
             facts["runs"] = [run.to_data() for run in runs]
+        if problem:
+            facts["problem"] = problem
         _print_json(options, switch, data, generation, facts)
     else:
         ended = f"; ended {closed} whose process had died" if closed else ""
         print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}{ended}")
         _print_hosts(hosts)
         _print_runs(runs)
-    if known is False:
-        print(f"agentguard kill: the store has no run {data['target']}; is the id right?", file=sys.stderr)
-    if nobody and reached.live:
-        print(
-            f"agentguard kill: the store has no live run of tenant {data['target']}; is the name right? "
-            "What starts later is stopped",
-            file=sys.stderr,
-        )
+    _warn(data, known=known, nobody=nobody and reached.live > 0, problem=problem)
+    if any(run.in_flight for run in runs):
+        return exit_codes.UNACKNOWLEDGED
     if not reached.live or known is False or nobody:
         return exit_codes.NOT_FOUND
-    if reached.acknowledged < reached.live or any(run.in_flight for run in runs):
-        return exit_codes.UNACKNOWLEDGED
-    return exit_codes.OK
+    return exit_codes.UNACKNOWLEDGED if problem or reached.acknowledged < reached.live else exit_codes.OK
 
 
-def _what_goes_on(run_ids: Sequence[str], options: argparse.Namespace, home: Path) -> list[aftermath.Covered]:
-    """Return how the runs that were hit stand; nothing where the store cannot be asked."""
-    if not run_ids:
-        return []
+def _warn(data: dict[str, Any], *, known: bool | None, nobody: bool, problem: str | None) -> None:
+    """Say on stderr what makes it doubtful that the kill hit what was meant."""
+    target = data["target"]
+    said = []
+    if known is False:
+        said.append(f"the store has no run {target}; is the id right?")
+    if nobody:
+        said.append(
+            f"the store has no live run of tenant {target}; is the name right? What starts later is stopped"
+        )
+    if problem:
+        whether = (
+            f"run {target} exists, and whether it stops" if data["scope"] == "run" else "anything goes on"
+        )
+        said.append(f"the kill is recorded as typed; nobody can tell whether {whether}: {problem}")
+    for text in said:
+        print(f"agentguard kill: {_printable(text)}", file=sys.stderr)
+
+
+def _what_goes_on(
+    runs: Sequence[kill_target.LiveRun], options: argparse.Namespace, home: Path
+) -> tuple[list[aftermath.Covered], str | None]:
+    """Return how the runs that were hit stand, and what kept the store from telling."""
+    if not runs:
+        return [], None
     from agentguard.cli import aftermath
 
     try:
-        return aftermath.what_goes_on(run_ids, home, options.timeout if options.wait else _GRACE)
+        return aftermath.what_goes_on(runs, home, options.timeout if options.wait else _GRACE), None
     except (AgentGuardError, OSError, ValueError) as error:
-        print(f"agentguard kill: what goes on cannot be told: {error}", file=sys.stderr)
-        return []
+        return [], str(error)
 
 
 def _print_runs(runs: Sequence[aftermath.Covered]) -> None:
