@@ -325,6 +325,15 @@ class RowlessLogs(Protocol):
 
 
 @runtime_checkable
+class IndexedStore(Protocol):
+    """A store that finds runs by indexes, which may be damaged by themselves."""
+
+    def misfiled(self) -> Iterable[tuple[str, str]]:
+        """Return the runs that an index does not find, `?` where it cannot be told, each with the problem."""
+        ...
+
+
+@runtime_checkable
 class DamageReport(Protocol):
     """A store that can say what is wrong with it as a whole."""
 
@@ -453,6 +462,7 @@ class Abilities(NamedTuple):
     file: FileStore | None
     interruptible: InterruptibleStore | None
     rowless: RowlessLogs | None
+    indexed: IndexedStore | None
     damage: DamageReport | None
     positions: PositionStore | None
     readers: ReaderListStore | None
@@ -472,6 +482,7 @@ def abilities_of(store: EventStore) -> Abilities:
         file=store if isinstance(store, FileStore) else None,
         interruptible=store if isinstance(store, InterruptibleStore) else None,
         rowless=store if isinstance(store, RowlessLogs) else None,
+        indexed=store if isinstance(store, IndexedStore) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,
         readers=store if isinstance(store, ReaderListStore) else None,

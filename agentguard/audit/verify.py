@@ -90,10 +90,14 @@ def verify_all(
 ) -> VerifyReport:
     """Verify every run of a store, and the control log; see `verify`."""
     report = verify(store, store.rows(limit=2**62), anchors, control, announced)
-    rowless = abilities_of(store).rowless
+    abilities = abilities_of(store)
+    named = {fault.run_id for fault in report.faults}
+    misfiled = () if abilities.indexed is None else abilities.indexed.misfiled()
+    lost = [Fault(run_id, 0, problem) for run_id, problem in misfiled if run_id not in named]
+    rowless = abilities.rowless
     orphans = () if rowless is None else rowless.orphans()
     problem = "events of run number {} are here, and the run's row is gone"
-    lost = [Fault("?", seq, problem.format(number)) for number, seq in orphans]
+    lost += [Fault("?", seq, problem.format(number)) for number, seq in orphans]
     return msgspec.structs.replace(report, faults=(*report.faults, *lost)) if lost else report
 
 
@@ -155,7 +159,10 @@ def _verify_run(
 ) -> tuple[list[Fault], int | None]:
     """The faults of a run, and how many events of it are intact; None if the run is not there."""
     with store.snapshot():
-        row = store.row(run_id)
+        try:
+            row = store.row(run_id)
+        except LogIntegrityError as error:
+            return [Fault(error.run_id, 0, error.problem)], 0
         if row is None:
             return [], None
         head = _row_head(row)

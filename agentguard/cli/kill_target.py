@@ -146,7 +146,7 @@ class _File:
         try:
             with closing(sqlite3.connect(uri, uri=True, timeout=_PATIENCE)) as connection:
                 return connection.execute(query, parameters).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self.problem = f"{self._file}: {error}"
             return None
 

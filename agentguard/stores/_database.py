@@ -26,7 +26,7 @@ from agentguard.stores._busy_retry import Parameters, Wait
 from agentguard.stores._checkpointer import EVENT, LOOK_AFTER, Checkpointer
 from agentguard.stores._committer import Committer
 from agentguard.stores._readers import Readers
-from agentguard.stores._sqlite_errors import Translation, held_for_too_long, is_busy
+from agentguard.stores._sqlite_errors import RAISED, Translation, held_for_too_long, is_busy
 from agentguard.stores._wal_sync import WalSync
 
 #: How many seconds other writers are waited for when a store is closed.
@@ -178,7 +178,7 @@ class Database:
         columns = (number << 32 | seq, time_ns(), body, digest, payload)
         try:
             cursor.execute(self._insert, columns)
-        except sqlite3.Error as error:
+        except RAISED as error:
             self._put_after(error, cursor.connection, columns, wait)
         self._written += EVENT if payload is None else EVENT + len(payload)
         if self._written >= LOOK_AFTER:
@@ -194,12 +194,16 @@ class Database:
         columns = (number << 32 | seq, time_ns(), body, digest, payload)
         try:
             writer.execute(self._insert, columns)
-        except sqlite3.Error as error:
+        except RAISED as error:
             self._put_after(error, writer, columns, wait)
         self._written += EVENT + len(payload or b"")
 
     def _put_after(
-        self, error: sqlite3.Error, writer: sqlite3.Connection, columns: tuple[Any, ...], wait: Wait
+        self,
+        error: sqlite3.Error | UnicodeDecodeError,
+        writer: sqlite3.Connection,
+        columns: tuple[Any, ...],
+        wait: Wait,
     ) -> None:
         with self.errors:
             try:

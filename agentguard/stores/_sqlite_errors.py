@@ -13,6 +13,9 @@ from agentguard.errors import StoreUnavailableError
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
+#: What a statement raises: the second where SQLite's message quotes a damaged schema that is no text.
+RAISED = (sqlite3.Error, UnicodeDecodeError)
+
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; make room, and the next step goes through",
     sqlite3.SQLITE_READONLY: "it is read-only here; check the rights of this user on the file, "
@@ -28,7 +31,7 @@ _ADVICE = {
 }
 
 
-def is_busy(error: sqlite3.Error) -> bool:
+def is_busy(error: sqlite3.Error | UnicodeDecodeError) -> bool:
     """Whether another connection was in the way, so that trying again makes sense."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _BUSY
 
@@ -58,15 +61,18 @@ class Translation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(error, sqlite3.Error | OSError):
+        if isinstance(error, (*RAISED, OSError)):
             raise StoreUnavailableError(f"{self._path}: {_explain(error)}") from error
 
 
-def _explain(error: sqlite3.Error | OSError) -> str:
+def _explain(error: sqlite3.Error | UnicodeDecodeError | OSError) -> str:
     if isinstance(error, OSError):
         if error.errno == errno.ENOSPC:
             return _ADVICE[sqlite3.SQLITE_FULL]
         return f"{error.strerror or error} ({error.filename or 'the file'})"
+    if isinstance(error, UnicodeDecodeError):
+        said = error.object.decode("utf-8", "backslashreplace")
+        return f"{_ADVICE[sqlite3.SQLITE_CORRUPT]} ({said})"
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
     advice = _ADVICE.get(code & 0xFF)
     if advice is not None:

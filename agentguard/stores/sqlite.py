@@ -21,7 +21,7 @@ from agentguard.durability import Durability
 from agentguard.errors import RunExistsError, StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, RunLock, RunRow
-from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_removal, _sqlite_rows
+from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_indexes, _sqlite_removal, _sqlite_rows
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -109,6 +109,7 @@ class SQLiteEventStore:
                 number = database.run(self._sql["insert_run"], columns, wait=wait).lastrowid or 0
             except sqlite3.IntegrityError as error:
                 raise RunExistsError(row.run_id) from error
+            _sqlite_indexes.check_beside(self._select, row.run_id)
             for event in events:
                 database.insert(number, event, wait)
             self._move(database, movements, wait)
@@ -246,9 +247,19 @@ class SQLiteEventStore:
     # --- reading -------------------------------------------------------------------------------
 
     def row(self, run_id: str) -> RunRow | None:
-        """The run's row, or None."""
+        """The run's row, or None.
+
+        Raises:
+            LogIntegrityError: the index of ids is damaged there, and cannot tell.
+        """
         found = self._select("run", (run_id,))
-        return _sqlite_rows.run_row(found[0]) if found else None
+        if not found:
+            _sqlite_indexes.check_beside(self._select, run_id)
+            return None
+        row = _sqlite_rows.run_row(found[0])
+        if row.run_id != run_id:
+            raise _sqlite_indexes.misfiled_error(row.run_id)
+        return row
 
     def rows(
         self,
@@ -308,6 +319,10 @@ class SQLiteEventStore:
     def orphans(self) -> list[tuple[int, int]]:
         """Number and first sequence of logs whose run has no row: somebody deleted it by hand."""
         return self._select("orphans", ())
+
+    def misfiled(self) -> Iterator[tuple[str, str]]:
+        """The runs that an index does not find, and why, by their ids."""
+        return _sqlite_indexes.misfiled(self._select)
 
     def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
         """Events of all runs with a position above `after`, in commit order, with their run ids.

@@ -29,8 +29,10 @@ from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIn
 from agentguard.guard import Guard
 from agentguard.killswitch import kill_requests, waker
 from agentguard.killswitch.page import PageKillSwitch
+from agentguard.protocols import abilities_of
 from agentguard.sessions.abandoned import AbandonedStep, charge_abandoned, find_abandoned
 from agentguard.stores._checkpointer import wal_size
+from agentguard.stores._sqlite_errors import RAISED
 
 OK = "ok"
 
@@ -189,9 +191,10 @@ def _store() -> Iterator[Finding]:
             yield Finding("store", OK, f"{url}{schema}, {newest}")
             yield from _file_rights(file)
             yield from _wal(file)
+            yield from _indexes(guard)
             yield from _abandoned(guard)
             yield from _abandoned_steps(guard)
-    except (AgentGuardError, sqlite3.Error) as error:
+    except (AgentGuardError, *RAISED) as error:
         yield Finding("store", FAULT, str(error))
 
 
@@ -216,6 +219,16 @@ def _wal(file: Path | None) -> Iterator[Finding]:
     if size > _LARGE_WAL:
         pinned = "a reader that stays keeps it from being emptied; end it, or close its transaction"
         yield Finding("store file", NOTE, f"its WAL has {size >> 20} MB: {pinned}")
+
+
+def _indexes(guard: Guard) -> Iterator[Finding]:
+    """Runs that are there and not found."""
+    indexed = abilities_of(guard.components.store).indexed
+    misfiled = [] if indexed is None else list(indexed.misfiled())
+    if misfiled:
+        run_id, problem = misfiled[0]
+        more = f" (and {len(misfiled) - 1} more)" if len(misfiled) > 1 else ""
+        yield Finding("indexes", FAULT, f"run {run_id}: {problem}{more}")
 
 
 def _abandoned(guard: Guard) -> Iterator[Finding]:
@@ -261,7 +274,7 @@ def _charge_abandoned() -> Iterator[Finding]:
                 return
         with lookup.acting() as guard:
             charged = charge_abandoned(guard.components, f"{kill_requests.default_actor()} (doctor)")
-    except (AgentGuardError, sqlite3.Error) as error:
+    except (AgentGuardError, *RAISED) as error:
         yield Finding("repair", FAULT, f"abandoned steps could not be charged: {error}")
         return
     if charged:

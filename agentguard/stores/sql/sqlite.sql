@@ -149,6 +149,52 @@ SELECT first.key >> 32, first.key & 4294967295 FROM first
 WHERE first.key IS NOT NULL
     AND NOT EXISTS (SELECT 1 FROM run WHERE number = first.key >> 32 AND typeof(run_id) = 'text');
 
+-- name: misfiled_beside
+-- The runs whose entries, next to where an id belongs in the index of ids, name another id than their rows.
+SELECT CAST(coalesce(run.run_id, entry.run_id) AS BLOB)
+FROM (
+    SELECT * FROM (
+        SELECT run_id, number FROM run INDEXED BY sqlite_autoindex_run_1
+        WHERE run_id < :run_id ORDER BY run_id DESC LIMIT 1
+    )
+    UNION ALL
+    SELECT * FROM (
+        SELECT run_id, number FROM run INDEXED BY sqlite_autoindex_run_1
+        WHERE run_id > :run_id ORDER BY run_id LIMIT 1
+    )
+) AS entry LEFT JOIN run ON run.number = entry.number
+WHERE run.run_id IS NOT entry.run_id;
+
+-- name: misfiled
+-- The runs that an index does not find by what their rows hold, and the first such index.
+SELECT CAST(run_id AS BLOB), CASE
+    WHEN NOT EXISTS (
+        SELECT 1 FROM run INDEXED BY sqlite_autoindex_run_1
+        WHERE run_id IS listed.run_id AND number = listed.number
+    ) THEN 'id'
+    WHEN NOT EXISTS (
+        SELECT 1 FROM run INDEXED BY run_by_tenant
+        WHERE tenant IS listed.tenant AND number = listed.number
+    ) THEN 'tenant'
+    WHEN NOT EXISTS (
+        SELECT 1 FROM run INDEXED BY run_by_state
+        WHERE state IS listed.state AND number = listed.number
+    ) THEN 'state'
+    WHEN NOT EXISTS (
+        SELECT 1 FROM run INDEXED BY run_by_tenant_and_state
+        WHERE tenant IS listed.tenant AND state IS listed.state AND number = listed.number
+    ) THEN 'tenant and state'
+    WHEN parent_id IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM run INDEXED BY run_by_parent
+        WHERE parent_id = listed.parent_id AND number = listed.number
+    ) THEN 'parent'
+    END AS missing
+FROM run AS listed NOT INDEXED WHERE missing IS NOT NULL;
+
+-- name: check_indexes
+-- What SQLite itself finds wrong with the runs and their indexes.
+PRAGMA integrity_check(run);
+
 -- name: head
 -- The newest sequence of a run, or NULL, if there is such a run.
 SELECT (SELECT max(key) FROM event WHERE key > number << 32 AND key < number + 1 << 32) & 4294967295
