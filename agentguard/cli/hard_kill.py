@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from agentguard._process import is_alive
 from agentguard.audit.verify import reconstruct
+from agentguard.cli.kill_target import printable
 from agentguard.errors import AgentGuardError
 from agentguard.events.model import PROCESSES_SIGNALLED
 from agentguard.guard import Guard
@@ -40,16 +41,30 @@ _PAUSE = 0.01
 _LIVE = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
 #: Of the killed runs, so many of the newest are looked at: a body may be in flight after its run's end.
 _NEWEST = 1000
+#: How many other runs are named before.
+_MOST_LINES = 20
 
 #: Processes, and the ids of the runs for which each is meant.
 Holders = dict[Process, list[str]]
 
 
+class Other(NamedTuple):
+    """A live run that is not meant, and ends with the process that it shares with one that is."""
+
+    run_id: str
+    name: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} {self.name}, pid {self.pid}"
+
+
 class Hard(NamedTuple):
-    """What a hard kill came to."""
+    """What a hard kill came to; `others` are the runs that it ended without being meant for them."""
 
     signalled: dict[str, list[Process]]
     left: list[Process]
+    others: list[Other]
 
 
 def store_url(home: os.PathLike[str]) -> str:
@@ -92,17 +107,35 @@ class HardKill:
     def enforce(self, generation: int, grace: float) -> Hard:
         """Wait for the runs to stop; then SIGTERM, and wait; then SIGKILL, and wait."""
         signalled: dict[str, list[Process]] = {}
+        others: dict[str, Other] = {}
         _until(lambda: not self.holding(generation), grace)
         for name in ("SIGTERM", "SIGKILL"):
             held = self.holding(generation)
             if not held:
                 break
+            others |= {run.run_id: run for run in self.others(held)}
             self._record(generation, name, held)
             signalled[name] = [process for process in sorted(held) if _send(process, signal.Signals[name])]
             _until(lambda held=held: not any(process.alive for process in held), grace)  # type: ignore[misc]
         with self._noting("the store"):
             close_dead_runs(self._guard.components)
-        return Hard(signalled, sorted(self.holding(generation)))
+        left = sorted(self.holding(generation))
+        reached = {process.pid for sent in signalled.values() for process in sent}
+        reached -= {process.pid for process in left}
+        return Hard(signalled, left, [run for run in others.values() if run.pid in reached])
+
+    def others(self, held: Holders) -> list[Other]:
+        """Return the live runs of these processes that are not meant: they end with their process."""
+        found: list[Other] = []
+        if held:
+            with self._noting("the store"):
+                meant = {row.run_id for row in self._rows()}
+                for state in _LIVE:
+                    for row in self._guard.components.store.rows(state=str(state), limit=2**31):
+                        process = None if row.run_id in meant else _owner_of(row)
+                        if process in held:
+                            found.append(Other(row.run_id, row.name, process.pid))
+        return found
 
     def _rows(self) -> Iterator[RunRow]:
         store = self._guard.components.store
@@ -147,17 +180,29 @@ class HardKill:
 
 
 def confirmed(kill: HardKill, options: argparse.Namespace, ask: Callable[[str], str]) -> bool:
-    """Ask on a terminal; elsewhere only `--yes` will do."""
+    """Say what else ends, and ask on a terminal; elsewhere only `--yes` will do."""
+    held = kill.holding()
+    _warn(kill.others(held))
     if options.yes:
         return True
     if not sys.stdin.isatty():
         print("agentguard kill: --hard ends processes; say --yes where nobody can be asked", file=sys.stderr)
         return False
-    pids = ", ".join(str(process.pid) for process in sorted(kill.holding())) or "none at present"
+    pids = ", ".join(str(process.pid) for process in sorted(held)) or "none at present"
     print(
         f"This ends the processes that do not stop within {options.grace:g} s: pid {pids}.", file=sys.stderr
     )
     return ask("Type 'kill hard' to go on: ") == "kill hard"
+
+
+def _warn(others: list[Other]) -> None:
+    if not others:
+        return
+    print("agentguard kill: --hard also ends what else runs in these processes:", file=sys.stderr)
+    for run in others[:_MOST_LINES]:
+        print(f"  {printable(str(run))}", file=sys.stderr)
+    if len(others) > _MOST_LINES:
+        print(f"  and {len(others) - _MOST_LINES} more", file=sys.stderr)
 
 
 def describe(hard: Hard) -> str:

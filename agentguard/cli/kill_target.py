@@ -183,6 +183,11 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
     return closed
 
 
+def printable(text: str) -> str:
+    """Return a line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _store_file(home: Path) -> Path | None:
     url = os.environ.get("AGENTGUARD_STORE")
     if not url:

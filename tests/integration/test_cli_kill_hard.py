@@ -23,7 +23,7 @@ SOURCE = Path(agentguard.__file__).parents[1]
 
 #: How a body takes a stop: it ends soon, or at SIGTERM, or never.
 PROGRAM = """
-import signal, sys, time
+import signal, sys, threading, time
 from agentguard import *
 
 manner, name = sys.argv[1:3]
@@ -38,6 +38,16 @@ def body(run):
         time.sleep(0.01)
 
 with Guard.open(telemetry=False) as guard, guard.run(name, run_id=name, tenant=name[:1] * 2) as run:
+    if manner == "beside":
+        began = threading.Event()
+
+        def beside():
+            with guard.run("tame", run_id="tame-1", tenant="tt"):
+                began.set()
+                threading.Event().wait()
+
+        threading.Thread(target=beside, daemon=True).start()
+        began.wait()
     if manner == "nested":
         with guard.run("inside", run_id="inside") as run:
             run.call("body", body, run)
@@ -140,6 +150,37 @@ def test_what_became_of_it_in_words(start, sqlite_guard, capsys):
     child = start("deaf", "a2")
     assert main([*argv, "--run", "a2", "--grace", "0.1"]) == 0
     assert capsys.readouterr().out == f"killed run a2 (generation 2): SIGTERM to pid {child.pid}\n"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def anywhere(request, home, monkeypatch):
+    """A guard on the store of the runs and of the command, which the environment names."""
+    url = f"sqlite:///{home / 'agentguard.db'}"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    monkeypatch.setenv("AGENTGUARD_STORE", url)
+    with Guard.open(url, telemetry=False) as guard:
+        yield guard
+
+
+def test_the_other_runs_of_the_process_are_named_before_they_end_with_it(start, anywhere, capsys):
+    child, apart = start("beside", "a1"), start("deaf", "b1")
+    named = f"run tame-1 tame, pid {child.pid}"
+    refused = main(["kill", "--hard", "--run", "a1", "--reason", "why"])
+    said = capsys.readouterr().err
+    assert (refused, named in said, "b1" in said) == (1, True, False)
+    assert child.poll() is None
+    argv = ["kill", "--hard", "--yes", "--reason", "why", "--grace", "0.2"]
+    assert main([*argv, "--run", "a1"]) == 0
+    said = capsys.readouterr()
+    assert f"also ends what else runs in these processes:\n  {named}\n" in said.err
+    assert said.out == (
+        f"killed run a1 (generation 1): SIGTERM to pid {child.pid}\n  {named}: ended with its process\n"
+    )
+    assert child.wait(30) == -signal.SIGTERM
+    _, facts = hard(capsys, "--run", "b1")
+    assert facts["signalled"] == {"SIGTERM": [apart.pid]}
+    assert facts["other_runs"] == []
 
 
 def test_where_processes_have_no_descriptors_they_are_known_by_their_start(

@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentguard._home import default_home
-from agentguard.cli import exit_codes
+from agentguard.cli import exit_codes, kill_target
+from agentguard.cli.kill_target import printable
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
 from agentguard.killswitch.kill_requests import in_force, kill_data, revive_data
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.tenancy import UNSET
 
 if TYPE_CHECKING:
-    from agentguard.cli import aftermath, kill_target
+    from agentguard.cli import aftermath
     from agentguard.killswitch.model import Acknowledgements
 
 _NOT_CONFIRMED = "not confirmed; nothing was recorded"
@@ -53,8 +54,6 @@ def main(argv: list[str]) -> int:
         options = parser.parse_args(argv)
         home = options.home or default_home()
         _complete(parser, options)
-        from agentguard.cli import kill_target
-
         runs = kill_target.runs_of(home)
         requests = _requests(parser, options, home, runs)
     except SystemExit as stop:
@@ -109,8 +108,6 @@ def _targets(
     runs: kill_target.Runs,
 ) -> list[kill_target.Target]:
     """Return the run that `typed` is the id of, or begins the id of; else the live runs of that name."""
-    from agentguard.cli import kill_target
-
     if not typed:
         raise ValueError("run is ''; leave it out to mean everything")
     try:
@@ -174,8 +171,6 @@ def _kill(
     home: Path,
     store: kill_target.Runs,
 ) -> int:
-    from agentguard.cli import kill_target
-
     data, known = request.data, request.known
     # Asked first: afterwards they have ended.
     asked = store.covered(data)
@@ -231,7 +226,7 @@ def _warn(data: dict[str, Any], *, known: bool | None, nobody: bool, problem: st
         )
         said.append(f"the kill is recorded as typed; nobody can tell whether {whether}: {problem}")
     for text in said:
-        print(f"agentguard kill: {_printable(text)}", file=sys.stderr)
+        print(f"agentguard kill: {printable(text)}", file=sys.stderr)
 
 
 def _what_goes_on(
@@ -251,15 +246,11 @@ def _what_goes_on(
 def _print_runs(runs: Sequence[aftermath.Covered]) -> None:
     going_on = [run for run in runs if run.in_flight]
     for run in (going_on + [run for run in runs if not run.in_flight])[:_MOST_LINES]:
-        print(f"  {_printable(str(run))}")
+        print(f"  {printable(str(run))}")
     if len(runs) > _MOST_LINES:
         print(f"  and {len(runs) - _MOST_LINES} more")
     if going_on:
         print("  a sync body ends at its next check: --wait waits for it, --hard ends its process")
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _kill_hard(
@@ -268,23 +259,33 @@ def _kill_hard(
     from agentguard.cli import hard_kill
 
     kill = hard_kill.HardKill(switch, data, home)
-    if not hard_kill.confirmed(kill, options, _ask):
-        print(_NOT_CONFIRMED, file=sys.stderr)
-        return exit_codes.FAULT
-    before = kill.holding()
-    generation = switch.record(event_type, data)
-    hard = kill.enforce(generation, options.grace)
-    kill.close()
+    try:
+        if not hard_kill.confirmed(kill, options, _ask):
+            print(_NOT_CONFIRMED, file=sys.stderr)
+            return exit_codes.FAULT
+        before = kill.holding()
+        generation = switch.record(event_type, data)
+        hard = kill.enforce(generation, options.grace)
+    finally:
+        kill.close()
     for problem in kill.problems:
         print(f"agentguard kill: {problem}", file=sys.stderr)
     if options.json:
         signalled = {name: [process.pid for process in sent] for name, sent in hard.signalled.items()}
         left = [process.pid for process in hard.left]
-        facts = {"live": len(before), "signalled": signalled, "still_there": left, "problems": kill.problems}
+        facts = {
+            "live": len(before),
+            "signalled": signalled,
+            "still_there": left,
+            "other_runs": [run._asdict() for run in hard.others],
+            "problems": kill.problems,
+        }
         _print_json(options, switch, data, generation, facts)
     else:
         reach = hard_kill.describe(hard) if before or hard.signalled else "no live process holds such a run"
         print(f"killed {_target(data)} (generation {generation}): {reach}")
+        for run in hard.others:
+            print(f"  {printable(str(run))}: ended with its process")
     if kill.problems:
         return exit_codes.FAULT
     if hard.left:
@@ -311,7 +312,7 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
     for host in hosts:
         counts = f"{host['live']} live, {host['acknowledged']} acknowledged"
         silent = f"; not heard for {host['silent_s']:.0f} s, and not waited for" if "silent_s" in host else ""
-        print(f"  {_printable(host['name'])}: {counts}{silent}")
+        print(f"  {printable(host['name'])}: {counts}{silent}")
 
 
 def _hosts(switch: PageKillSwitch, generation: int) -> list[dict[str, Any]]:
