@@ -48,6 +48,13 @@ class Request:
         self.repeat = repeat
         self.repeat_around = repeat_around
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Request):
+            return NotImplemented
+        return all(getattr(self, field) == getattr(other, field) for field in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # the amounts are a dict
+
     def shared(self) -> Request:
         """The same, as levels that several runs charge count it."""
         if self.repeat_around is None:

@@ -27,12 +27,12 @@ def plain(value: Any) -> Any:
         return plain(value.to_data())
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items() if each != 0}
-    if hasattr(value, "__struct_fields__"):
-        return {
-            name: plain(getattr(value, name)) for name in value.__struct_fields__ if name not in LIVE_ONLY
-        }
-    if hasattr(type(value), "__slots__") and not isinstance(value, tuple):
-        return {name: plain(getattr(value, name)) for name in type(value).__slots__ if hasattr(value, name)}
+    names = getattr(value, "__struct_fields__", None)
+    if names is None and not isinstance(value, tuple):
+        names = getattr(type(value), "__slots__", None)
+    if names is not None:
+        known = [name for name in names if name not in LIVE_ONLY and hasattr(value, name)]
+        return {name: plain(getattr(value, name)) for name in known}
     return [plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 

@@ -49,6 +49,20 @@ CASES = [
         ["main/wire#1", "too much", "ann"],
     ),
     (
+        errors.LimitAskedError("main/pay#1", "pay", "usd", "0.9", 0, "0.3", 1, "r1"),
+        {
+            "key": "main/pay#1",
+            "name": "pay",
+            "resource": "usd",
+            "spent": "0.9",
+            "reserved": 0,
+            "requested": "0.3",
+            "limit": 1,
+            "run_id": "r1",
+        },
+        ["pay", "usd", "1 allowed", "0.9 spent", "0 reserved", "0.3 more"],
+    ),
+    (
         errors.InvalidStateTransitionError("r1", "KILLED", "RUNNING"),
         {"run_id": "r1", "from_state": "KILLED", "to_state": "RUNNING"},
         ["r1", "KILLED", "RUNNING"],
@@ -140,6 +154,7 @@ def test_every_public_error_has_the_one_base(name):
         (errors.KillSwitchTriggeredError, errors.RunStopped),
         (errors.UnknownCostError, errors.RunStopped),
         (errors.ApprovalDeniedError, errors.StepRefused),
+        (errors.LimitAskedError, errors.StepRefused),
         (errors.StoreUnavailableError, errors.StepRefused),
         (errors.KillSwitchUnavailableError, errors.StepRefused),
         (errors.RunNotFoundError, LookupError),
