@@ -12,7 +12,7 @@ from agentguard.alerts.rules import UNAVAILABLE, Alert, Present, Thresholds, ale
 from agentguard.errors import AgentGuardError
 from agentguard.guard import Guard
 from agentguard.killswitch.network import NetworkKillSwitch
-from agentguard.monitoring import LiveRuns
+from agentguard.monitoring import LiveRuns, RunStatus
 
 logger = logging.getLogger("agentguard.alerts")
 
@@ -41,6 +41,14 @@ class Reader:
         self._guard = guard
         self._clock = guard.components.clock
         self._live = LiveRuns(guard.components.store, self._clock)
+
+    def live(self) -> list[RunStatus]:
+        """Return the live runs alone.
+
+        Raises:
+            StoreUnavailableError: the store cannot be read.
+        """
+        return self._live.read()
 
     def read(self) -> Present:
         """Return the present."""

@@ -238,7 +238,9 @@ class Console:
             raise ConsoleError(400, f"there is no run {after} to go on from; begin again with the newest")
         if who.tenant is not None:
             wanted = wanted._replace(tenant=who.tenant)
-        return run_list.page(self.guard.components.store, wanted, after)
+        with self._lock:
+            live = {status.summary.run_id: status.summary.to_data() for status in self._reader.live()}
+        return run_list.page(self.guard.components.store, wanted, after, live)
 
     def _is_there(self, who: Identity, run_id: str) -> bool:
         row = self.guard.components.store.row(run_id)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from msgspec import structs
 
 from agentguard.console.auth import ConsoleError
 from agentguard.protocols import EventStore, RunRow
@@ -31,7 +33,7 @@ class RunFilter(NamedTuple):
         name: their name; it may have `*` and `?`.
         since: the first day on which they were created, as `2026-01-31` (UTC).
         until: the last such day.
-        usd: what they have spent at least, in USD, as of their last change of state.
+        usd: what they have spent at least, in USD, up to now.
         sort: one of `SORTS`; `newest` where it is empty.
     """
 
@@ -55,8 +57,15 @@ class RunPage(NamedTuple):
     whole: bool = True
 
 
-def page(store: EventStore, wanted: RunFilter, after: str) -> RunPage:
+def page(
+    store: EventStore,
+    wanted: RunFilter,
+    after: str,
+    live: Mapping[str, dict[str, Any]],
+) -> RunPage:
     """Return a page of runs; `after` is where it begins.
+
+    `live` are the summaries of live runs as they stand now: their rows are as of the last change of state.
 
     Raises:
         ValueError: there is no such state.
@@ -66,13 +75,20 @@ def page(store: EventStore, wanted: RunFilter, after: str) -> RunPage:
     if wanted.sort not in ("", *SORTS):
         raise ConsoleError(400, f"sort must be one of {', '.join(SORTS)}, not {wanted.sort!r}")
     fits = _Fits(wanted)
-    rows = fits.recent(_older(store, wanted.tenant or None, state, after))
+    older = _older(store, wanted.tenant or None, state, after)
+    rows = fits.recent(_as_it_stands(row, live) for row in older)
     if wanted.sort in ("", "newest"):
         return _newest(rows, fits)
     looked_through = list(islice(rows, LOOKED_THROUGH + 1))
     found = [row for row in looked_through[:LOOKED_THROUGH] if fits(row)]
     found.sort(key=spent if wanted.sort == "spent" else _length, reverse=True)
     return RunPage(found[:PAGE], None, len(looked_through) <= LOOKED_THROUGH and len(found) <= PAGE)
+
+
+def _as_it_stands(row: RunRow, live: Mapping[str, dict[str, Any]]) -> RunRow:
+    if row.ended_ns is not None or row.run_id not in live:
+        return row
+    return structs.replace(row, summary=live[row.run_id])
 
 
 def _newest(rows: Iterator[RunRow], fits: _Fits) -> RunPage:
@@ -113,7 +129,7 @@ class _Fits:
 
 
 def spent(row: RunRow) -> Decimal:
-    """Return what a run has spent as of its last change of state, in USD."""
+    """Return what the summary in a row says that the run has spent, in USD."""
     try:
         return Decimal(row.summary["usage"].get("usd", 0))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # altered by hand

@@ -337,6 +337,21 @@ def test_runs_are_filtered_by_day_and_by_what_they_spent_and_are_sorted(tmp_path
         assert names("since=2026-01-02&sort=spent&usd=0.04&name=day*") == ["1"]
 
 
+def test_what_a_live_run_has_spent_up_to_now_is_shown_filtered_and_sorted_by(
+    site: Site, viewer: Client
+) -> None:
+    with site.guard.run("done") as run:
+        pay(run, [1])
+    with site.guard.run("wild") as run, site.guard.run("idle"):
+        pay(run, [1] * 5)
+        for query in ("usd=0.03", "usd=0.03&state=RUNNING", "usd=0.03&sort=spent"):
+            found = viewer.get(f"/api/runs?{query}").json()["runs"]
+            assert [(each["name"], each["usage"]["usd"]) for each in found] == [("wild", "0.05")]
+            assert 'data-label="Spent" class="number">$0.05' in text_of(viewer, f"/runs?{query}")
+        names = [each["name"] for each in viewer.get("/api/runs?sort=spent").json()["runs"]]
+        assert names == ["wild", "done", "idle"]
+
+
 @pytest.mark.parametrize(
     "query",
     ["since=x", "until=2026-13-01", "usd=x", "usd=-1", "usd=nan", "usd=inf", "sort=x"],
