@@ -133,7 +133,7 @@ class HardKill:
                 for state in _LIVE:
                     for row in self._guard.components.store.rows(state=str(state), limit=2**31):
                         process = None if row.run_id in meant else _owner_of(row)
-                        if process in held:
+                        if process is not None and process in held:
                             found.append(Other(row.run_id, row.name, process.pid))
         return found
 
