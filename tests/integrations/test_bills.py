@@ -164,9 +164,9 @@ CLAUDE = {
 #: What a stream has lost there is booked at the most that it can be.
 LOSES = {
     (by_litellm, "5 minutes"): "0.60165",
-    (by_litellm, "searches"): "0.04125",
+    (by_litellm, "searches"): "0.03825",
     (by_langchain_handler, "5 minutes"): "0.60165",
-    (by_langchain_handler, "searches"): "0.04125",
+    (by_langchain_handler, "searches"): "0.03825",
 }
 
 
