@@ -34,7 +34,9 @@ class Office:
         command += ["--concurrency", str(concurrency), "--loglevel", "info"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         with (self.folder / "worker.log").open("ab") as log:
-            self.worker = subprocess.Popen(command, cwd=HERE, stdout=log, stderr=log, env={**os.environ})
+            self.worker = subprocess.Popen(
+                command, cwd=HERE, stdout=log, stderr=log, env={**os.environ}, start_new_session=True
+            )
 
     def told(self) -> list[str]:
         file = self.folder / "told"
@@ -48,7 +50,11 @@ class Office:
     def stop(self) -> None:
         if self.worker is not None:
             self.worker.send_signal(signal.SIGQUIT)
-            self.worker.wait(60)
+            try:
+                self.worker.wait(60)
+            except subprocess.TimeoutExpired:  # its pool waits for answers that nobody takes any more
+                os.killpg(self.worker.pid, signal.SIGKILL)
+                self.worker.wait(60)
 
 
 @pytest.fixture
