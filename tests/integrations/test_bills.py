@@ -40,14 +40,17 @@ from tests.integrations.clients.server import (
     response,
     serve,
 )
+from tests.integrations.closing import close_litellm, closing_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
 ASKED = "What is the answer?"
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(litellm, "suppress_debug_info", True)
+    yield
+    asyncio.run(close_litellm())
 
 
 @pytest.fixture
@@ -93,13 +96,14 @@ def claude(model: str, usage: dict[str, Any], *, stream: bool) -> Any:
 
 
 def by_langchain(server: Providers, model: str, *, stream: bool) -> Any:
-    agent = create_agent(_langchain(server, model, stream=stream), [], middleware=[lc.GuardMiddleware()])
-    return agent.invoke({"messages": [("user", ASKED)]})
+    with closing_model(_langchain(server, model, stream=stream)) as chat_model:
+        agent = create_agent(chat_model, [], middleware=[lc.GuardMiddleware()])
+        return agent.invoke({"messages": [("user", ASKED)]})
 
 
 def by_langchain_handler(server: Providers, model: str, *, stream: bool) -> Any:
-    chat_model = _langchain(server, model, stream=stream)
-    return chat_model.invoke(ASKED, {"callbacks": [lc.GuardCallbackHandler()]})
+    with closing_model(_langchain(server, model, stream=stream)) as chat_model:
+        return chat_model.invoke(ASKED, {"callbacks": [lc.GuardCallbackHandler()]})
 
 
 def _langchain(server: Providers, model: str, *, stream: bool, **options: Any) -> ChatAnthropic:
@@ -115,11 +119,12 @@ def by_pydantic_ai(server: Providers, model: str, *, stream: bool) -> Any:
 
 def _run_pydantic_ai(agent: Any, settings: Any, *, stream: bool) -> Any:
     async def program() -> None:
-        if not stream:
-            await agent.run(ASKED, model_settings=settings)
-            return
-        async with agent.run_stream(ASKED, model_settings=settings) as result:
-            await result.get_output()
+        async with agent:  # closes its provider's client
+            if not stream:
+                await agent.run(ASKED, model_settings=settings)
+                return
+            async with agent.run_stream(ASKED, model_settings=settings) as result:
+                await result.get_output()
 
     asyncio.run(program())
 
@@ -293,15 +298,15 @@ def test_a_dear_tier_is_reserved_at_its_price(server: Providers, guard: Guard, b
 
 def test_a_cache_is_reserved_at_its_price(server: Providers, guard: Guard) -> None:
     reserved = []
-    for ttl in (None, "5m", "1h"):
-        marked = {"cache_control": {"type": "ephemeral", "ttl": ttl}} if ttl else {}
-        content = [{"type": "text", "text": ASKED * 100, **marked}]
-        model = _langchain(server, "claude-sonnet-4-5", stream=False)
+    with closing_model(_langchain(server, "claude-sonnet-4-5", stream=False)) as model:
         agent = create_agent(model, [], middleware=[lc.GuardMiddleware()])
-        with guard.run("ask", budget=Budget(usd=1)) as run:
-            agent.invoke({"messages": [("user", content)]})
-        started = next(e for e in guard.history(run.id) if e.type == "step_started")
-        reserved.append(started.data["reserve"]["nano_usd"])
+        for ttl in (None, "5m", "1h"):
+            marked = {"cache_control": {"type": "ephemeral", "ttl": ttl}} if ttl else {}
+            content = [{"type": "text", "text": ASKED * 100, **marked}]
+            with guard.run("ask", budget=Budget(usd=1)) as run:
+                agent.invoke({"messages": [("user", content)]})
+            started = next(e for e in guard.history(run.id) if e.type == "step_started")
+            reserved.append(started.data["reserve"]["nano_usd"])
     assert reserved[0] < reserved[1] < reserved[2]
 
 

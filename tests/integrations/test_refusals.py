@@ -15,6 +15,7 @@ import pytest
 from agentguard import Budget, Guard
 from agentguard.cost import ModelPrices, proves_refusal
 from tests.integrations.clients.server import Break, Providers, error, serve
+from tests.integrations.closing import closing_model
 
 PRICES = ModelPrices(
     {name: {"input": 1, "output": 10} for name in ("gpt-test", "claude-test")}, fallback=None
@@ -32,7 +33,8 @@ def by_langchain(server: Providers, retries: int) -> None:
         model="claude-test", api_key="k", base_url=server.url, max_retries=retries, max_tokens=100
     )
     agent: Any = create_agent(model, [], middleware=[GuardMiddleware(prices=PRICES)])
-    agent.invoke({"messages": [("user", "What?")]})
+    with closing_model(model):
+        agent.invoke({"messages": [("user", "What?")]})
 
 
 def by_langchain_handler(server: Providers, retries: int) -> None:
@@ -44,7 +46,8 @@ def by_langchain_handler(server: Providers, retries: int) -> None:
     model = ChatAnthropic(  # type: ignore[call-arg]
         model="claude-test", api_key="k", base_url=server.url, max_retries=retries, max_tokens=100
     )
-    model.invoke("What?", config={"callbacks": [GuardCallbackHandler(prices=PRICES)]})
+    with closing_model(model):
+        model.invoke("What?", config={"callbacks": [GuardCallbackHandler(prices=PRICES)]})
 
 
 def by_openai_agents(server: Providers, retries: int, *, streamed: bool = False) -> None:

@@ -22,6 +22,7 @@ from agentguard_langchain import GuardMiddleware
 from agentguard_langchain import _mapping as langchain_mapping
 from agentguard_pydantic_ai import GuardCapability
 from agentguard_pydantic_ai import _mapping as pydantic_mapping
+from tests.integrations.closing import closing_model
 
 THINKING = {"type": "enabled", "budget_tokens": 10_000}
 #: A model that takes a thinking budget may be near its end of life, which its client warns of.
@@ -81,7 +82,8 @@ def by_langchain(api: Api) -> str:
         model=MODEL, api_key="x", base_url=api.url, max_tokens=20_000, thinking=THINKING, max_retries=0
     )
     agent = create_agent(model, [], middleware=[GuardMiddleware()])
-    return str(agent.invoke({"messages": [("user", "hi")]})["messages"][-1].content)
+    with closing_model(model):
+        return str(agent.invoke({"messages": [("user", "hi")]})["messages"][-1].content)
 
 
 def by_pydantic_ai(api: Api) -> str:

@@ -28,6 +28,7 @@ from agentguard import (
 from agentguard.cost import ModelPrices
 from tests.integrations.clients.conftest import ANSWER_USD, MESSAGES, TEXT, outcomes
 from tests.integrations.clients.server import Break, Pause, Providers, chat, error
+from tests.integrations.closing import close_litellm, with_litellm
 
 PRICES = ModelPrices(
     {name: {"input": 1, "output": 10} for name in ("openai/gpt-test", "anthropic/claude-test")}, fallback=None
@@ -40,6 +41,7 @@ def quiet() -> Iterator[None]:
     bare.suppress_debug_info = True
     yield
     bare.callbacks = []
+    asyncio.run(close_litellm())
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def ask(request: pytest.FixtureRequest, litellm: Any) -> Any:
             answer = await litellm.acompletion(**options)
             return [chunk async for chunk in answer] if options.get("stream") else answer
 
-        return asyncio.run(program())
+        return asyncio.run(with_litellm(program()))
 
     return call
 
@@ -173,7 +175,7 @@ def test_a_kill_cancels_a_call_in_flight(litellm: Any, server: Providers, guard:
                     await task
         wait_until(server.gone.is_set)
 
-    asyncio.run(program())
+    asyncio.run(with_litellm(program()))
 
 
 def test_a_stream_closed_early_or_broken_is_charged_as_reserved(
