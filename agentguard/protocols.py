@@ -169,6 +169,13 @@ class EventStore(Protocol):
         """The newest runs first; with `before`, those older than that run: none if it is not there."""
         ...
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids of runs just before and after an id, in the order of their characters; None at the end.
+
+        The id itself need not be there.  It is asked for each id that is shown, of stores with many runs.
+        """
+        ...
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         ...

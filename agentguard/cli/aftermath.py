@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from agentguard.audit.verify import reconstruct
-from agentguard.cli import hard_kill
+from agentguard.cli import hard_kill, lookup
 from agentguard.cli.kill_target import NEWEST, LiveRun
 from agentguard.errors import AgentGuardError
 from agentguard.guard import Guard
@@ -26,7 +26,6 @@ MOST = 1000
 _PAUSE = 0.02
 #: How long, in seconds, a store that does not answer is waited for.
 _PATIENCE = 3.0
-_PAGE = 1000
 _T = TypeVar("_T")
 _LIVE = tuple(str(state) for state in RunState if not state.final)
 
@@ -90,14 +89,7 @@ class StoreRuns:
 def _beginning(store: EventStore, typed: str) -> list[str]:
     if store.row(typed) is not None:
         return [typed]
-    return [row.run_id for row in _all(store) if row.run_id.startswith(typed)]
-
-
-def _all(store: EventStore) -> Iterator[RunRow]:
-    before = None
-    while rows := store.rows(limit=_PAGE, before=before):
-        yield from rows
-        before = rows[-1].run_id
+    return lookup.beginning(store, typed)
 
 
 def _covered(store: EventStore, data: Mapping[str, Any]) -> list[LiveRun]:

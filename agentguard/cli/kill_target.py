@@ -124,10 +124,10 @@ class _File:
     def beginning(self, typed: str) -> list[str] | None:
         query = (
             "SELECT run_id FROM run WHERE run_id = :typed "
-            "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND substr(run_id, 1, :length) = :typed "
+            "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND run_id < :typed || char(1114111) "
             "LIMIT 7"
         )
-        found = self._select(query, {"typed": typed, "length": len(typed)})
+        found = self._select(query, {"typed": typed})
         return None if found is None else [row[0] for row in found]
 
     def covered(self, data: Mapping[str, Any]) -> list[LiveRun] | None:

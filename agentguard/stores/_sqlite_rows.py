@@ -35,7 +35,7 @@ def run_row(columns: tuple[Any, ...]) -> RunRow:
         state=_text(columns[3]),
         created_ns=columns[4],
         number=columns[5],
-        parent_id=None if columns[6] is None else _text(columns[6]),
+        parent_id=optional_text(columns[6]),
         ended_ns=columns[7],
         epoch=columns[8],
         owner=_data(columns[9]),
@@ -43,6 +43,11 @@ def run_row(columns: tuple[Any, ...]) -> RunRow:
         salt=columns[11],
         summary=_data(columns[12]),
     )
+
+
+def optional_text(column: bytes | None) -> str | None:
+    """What a column says that may be empty."""
+    return None if column is None else _text(column)
 
 
 def _text(column: bytes | None) -> str:

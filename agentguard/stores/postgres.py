@@ -278,6 +278,11 @@ class PostgresEventStore:
         parameters = wanted | {"limit": limit, "before": before}
         return self._rows("runs", parameters, which=" AND ".join(which) or "true")
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids just before and after an id, in the order of their characters."""
+        [(before, after)] = self._select("neighbours", {"run_id": run_id})
+        return before, after
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         return self._rows("children", {"run_id": run_id})

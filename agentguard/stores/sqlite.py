@@ -283,6 +283,11 @@ class SQLiteEventStore:
         found = self._select(query, {"tenant": tenant, "state": state, "limit": limit, "below": below})
         return [_sqlite_rows.run_row(columns) for columns in found]
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids just before and after an id, in the order of their characters."""
+        [(before, after)] = self._select("neighbours", {"run_id": run_id})
+        return _sqlite_rows.optional_text(before), _sqlite_rows.optional_text(after)
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         return [_sqlite_rows.run_row(columns) for columns in self._select("children", (run_id,))]

@@ -222,16 +222,25 @@ def test_a_damaged_log_hides_no_other_run(cli: Cli, spoilt: Path) -> None:
         run.close()
 
 
-def test_long_ids_are_shortened_only_as_far_as_they_stay_apart() -> None:
+def test_long_ids_are_shortened_only_as_far_as_they_stay_apart_in_the_store() -> None:
     first, second = "01a20375-a05e-73b2-aeeb-78c4d96681f7", "01a20375-a058-747a-9a1f-dd2004634096"
     far = "7a796bc9-7167-82ef-873f-e82aa94414ce"
     own = "my-own-id-that-is-long"
-    assert lookup.short_ids([far, second, own, first]) == {
-        first: "01a20375-a05e",
-        second: "01a20375-a058",
-        far: "7a796bc9",
-        own: own,
-    }
+    with Guard.in_memory(telemetry=False) as guard:
+        for run_id in (far, second, own, first):
+            with guard.run("r", run_id=run_id):
+                pass
+        store = guard.components.store
+        assert lookup.short_ids([first], store) == {first: "01a20375-a05e"}, "also where it is listed alone"
+        assert lookup.short_ids([second, far, own], store) == {
+            second: "01a20375-a058",
+            far: "7a796bc9",
+            own: own,
+        }
+        for run_id, short in lookup.short_ids([first, second, far, own], store).items():
+            assert lookup.find_run(guard, short) == run_id
+        with pytest.raises(lookup.AmbiguousRunError, match=f"{second}, {first}; type more"):
+            lookup.find_run(guard, "01a20375-a05")
 
 
 # --- show, summary -------------------------------------------------------------------------------
@@ -325,7 +334,7 @@ class TestRunsAreNamedByTheirIds:
     def test_a_beginning_that_several_have(self, command: str, cli: Cli, recorded: Path) -> None:
         code, out, err = cli(command, "report", "--home", recorded)
         assert (code, out) == (2, "")
-        assert "2 runs begin with 'report': report-2, report-1; type more of the id" in err
+        assert "several runs begin with 'report': report-1, report-2; type more of the id" in err
 
     def test_an_empty_one(self, command: str, cli: Cli, recorded: Path) -> None:
         code, _, err = cli(command, "", "--home", recorded)
@@ -911,6 +920,21 @@ def test_a_terminal_gets_colours_and_lines_that_fit(recorded: Path) -> None:
     assert lines[0].split() == ["run", "name", "state", "steps", "usd", "ended", "by"]
     assert "\x1b[31m" in on_a_terminal(recorded, "runs")
     assert "\x1b[3" not in on_a_terminal(recorded, "runs", NO_COLOR="1")
+
+
+def test_an_id_that_a_listing_has_shortened_is_accepted(home: Path, cli: Cli) -> None:
+    """Whatever else the listing shows, or leaves out."""
+    with Guard.open(home=home, telemetry=False) as guard:
+        for _ in range(3):
+            with guard.run("billing") as run:
+                pass
+    line = on_a_terminal(home, "runs", "-n", "1", NO_COLOR="1").splitlines()[1]
+    short = line.split()[0]
+    assert run.id.startswith(short)
+    assert len(short) < len(run.id)
+    code, out, _ = cli("summary", short, "--json", "--home", home)
+    assert (code, json.loads(out)["run_id"]) == (0, run.id)
+    assert cli("kill", short, "--reason", "why", "--json", "--home", home)[1].count(run.id) == 1
 
 
 # --- words ---------------------------------------------------------------------------------------

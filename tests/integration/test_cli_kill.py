@@ -383,13 +383,14 @@ def test_a_store_that_cannot_be_read_is_not_in_the_way(home: Path, run: Callable
     assert "known" not in json.loads(result.out)
 
 
-def test_a_store_on_another_host_is_not_asked(
+def test_of_a_store_that_does_not_answer_nothing_is_known(
     home: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AGENTGUARD_STORE", "postgresql://db/agentguard")
+    monkeypatch.setenv("AGENTGUARD_STORE", "postgresql://127.0.0.1:1/agentguard")
     monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")  # else it lies where the store is
     result = run("kill", "--run", "r1", "--reason", "why", "--json")
     assert "known" not in json.loads(result.out)
+    assert "nobody can tell whether run r1 exists" in result.err
 
 
 @pytest.mark.usefixtures("recorded")

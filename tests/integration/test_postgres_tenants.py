@@ -85,6 +85,8 @@ def test_a_tenants_login_reads_its_own_tenant_and_no_other(
         assert {run_id for run_id, _ in guard.components.store.tail()} == {filled["a"]}
         assert guard.components.store.tail(tenant="b") == []
         assert list(guard.components.store.accounts(["tenant:a", "tenant:b"])) == ["tenant:a"]
+        assert guard.components.store.neighbours(filled["b"])[1] is None
+        assert guard.components.store.neighbours("") == (None, filled["a"])
         with pytest.raises(StoreUnavailableError, match="grant it agentguard_agent"):
             with guard.run("mine", tenant="a"):
                 pass

@@ -57,29 +57,28 @@ def top(
             found = [run for run in live.read(tenant) if selection.named(run.summary.name, name)]
             return selection.in_order(found, sort)[:limit]
 
+        def screen() -> Group | Text:
+            runs = look()
+            if not runs:
+                return Text("no run is live")
+            table = tables.runs_table(runs, output.console(), guard.components.store, wanted)
+            return Group(table, *tables.advice(runs))
+
         if as_json:
             output.print_json([run.to_data() for run in look()])
         else:
-            _show(look, wanted, interval, once=once)
+            _show(screen, interval, once=once)
 
 
-def _show(
-    look: Callable[[], list[RunStatus]], columns: list[str] | None, interval: float, *, once: bool
-) -> None:
+def _show(screen: Callable[[], Group | Text], interval: float, *, once: bool) -> None:
     console = output.console()
     if once or not console.is_terminal:
-        console.print(_screen(look(), columns), soft_wrap=not console.is_terminal)
+        console.print(screen(), soft_wrap=not console.is_terminal)
         return
     try:
-        with Live(console=console, auto_refresh=False, screen=True) as screen:
+        with Live(console=console, auto_refresh=False, screen=True) as shown:
             while True:
-                screen.update(_screen(look(), columns), refresh=True)
+                shown.update(screen(), refresh=True)
                 time.sleep(interval)
     except KeyboardInterrupt:
         raise typer.Exit(exit_codes.OK) from None
-
-
-def _screen(runs: list[RunStatus], columns: list[str] | None) -> Group | Text:
-    if not runs:
-        return Text("no run is live")
-    return Group(tables.runs_table(runs, output.console(), columns), *tables.advice(runs))

@@ -73,6 +73,12 @@ SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epo
     salt, summary
 FROM {run} WHERE {which} ORDER BY born DESC LIMIT %(limit)s;
 
+-- name: neighbours
+-- The ids just before and after one, in the order of their bytes.
+SELECT
+    (SELECT run_id FROM {run} AS run WHERE run_id < %(run_id)s ORDER BY run_id DESC LIMIT 1),
+    (SELECT run_id FROM {run} AS run WHERE run_id > %(run_id)s ORDER BY run_id LIMIT 1);
+
 -- name: children
 -- The runs nested directly in a run, oldest first.
 SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner, heartbeat_ns,

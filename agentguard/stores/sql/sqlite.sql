@@ -70,6 +70,12 @@ SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(stat
     CAST(summary AS BLOB)
 FROM run WHERE tenant = :tenant AND state = :state AND number < :below ORDER BY number DESC LIMIT :limit;
 
+-- name: neighbours
+-- The ids just before and after one, in the order of their bytes.
+SELECT
+    (SELECT CAST(run_id AS BLOB) FROM run WHERE run_id < :run_id ORDER BY run_id DESC LIMIT 1),
+    (SELECT CAST(run_id AS BLOB) FROM run WHERE run_id > :run_id ORDER BY run_id LIMIT 1);
+
 -- name: children
 -- The runs nested directly in a run, oldest first.
 SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
