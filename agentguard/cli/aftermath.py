@@ -16,14 +16,18 @@ from agentguard.audit.verify import reconstruct
 from agentguard.cli import hard_kill, lookup
 from agentguard.cli.kill_target import NEWEST, LiveRun
 from agentguard.errors import AgentGuardError
+from agentguard.events.data import StopSwallowed
 from agentguard.guard import Guard
 from agentguard.monitoring import owner_lives
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.state import RunState
+from agentguard.steps.spinning import CANCELLED, SLOWED
 
 #: Of how many covered runs it is asked what goes on in them.
 MOST = 1000
 _PAUSE = 0.02
+#: Seconds, in which code that swallows its stop and calls again is refused often enough to be told of.
+_MOMENT = 0.05
 #: How long, in seconds, a store that does not answer is waited for.
 _PATIENCE = 3.0
 _T = TypeVar("_T")
@@ -31,24 +35,42 @@ _LIVE = tuple(str(state) for state in RunState if not state.final)
 
 
 class Covered(NamedTuple):
-    """A run that was live when it was killed, and the keys of its steps that are still in flight."""
+    """A run that was live when it was killed, and the keys of its steps that are still in flight.
+
+    `swallowed` has where its code went on calling after the stop, and what was done about it.
+    """
 
     run_id: str
     name: str
     pid: int | None
     host: str
     in_flight: tuple[str, ...]
+    swallowed: tuple[StopSwallowed, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing goes on, and code that swallows its stop has been cancelled."""
+        spinning = {said["branch"] for said in self.swallowed if said["action"] == SLOWED}
+        return not self.in_flight and spinning <= {
+            said["branch"] for said in self.swallowed if said["action"] == CANCELLED
+        }
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
-        return self._asdict() | {"in_flight": list(self.in_flight)}
+        swallowed = {"stop_swallowed": list(self.swallowed)} if self.swallowed else {}
+        facts = self._asdict() | {"in_flight": list(self.in_flight)} | swallowed
+        del facts["swallowed"]
+        return facts
 
     def __str__(self) -> str:
         where = f"pid {self.pid} on {self.host}" if self.pid is not None else "no process"
-        if not self.in_flight:
-            return f"run {self.run_id} {self.name}, {where}: stopped"
-        keys = ", ".join(self.in_flight)
-        return f"run {self.run_id} {self.name}, {where}: {keys} goes on"
+        said = f"{', '.join(self.in_flight)} goes on" if self.in_flight else "stopped"
+        actions: dict[str, list[str]] = {}
+        for told in self.swallowed:
+            actions.setdefault(told["branch"], []).append(told["action"])
+        for branch, done in actions.items():
+            said += f"; {branch} swallowed its stop, and was {' and '.join(dict.fromkeys(done))}"
+        return f"run {self.run_id} {self.name}, {where}: {said}"
 
 
 @contextmanager
@@ -133,11 +155,13 @@ def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Co
     ended = {run.run_id for run in runs if run.ended}
     asked = [run.run_id for run in runs if not run.ended][:MOST] + list(ended)
     with _store(home) as store:
+        if len(ended) < len(runs):
+            time.sleep(min(_MOMENT, seconds))
         rows = [row for run_id in asked if (row := store.row(run_id)) is not None]
         found = [run for row in rows if (run := _look(store, row)).in_flight or row.run_id not in ended]
         told = {run.run_id for run in found}
         rows = [row for row in rows if row.run_id in told]
-        while any(run.in_flight for run in found) and time.monotonic() < deadline:
+        while not all(run.settled for run in found) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
             found = [_look(store, row) for row in rows]
         return found
@@ -145,7 +169,11 @@ def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Co
 
 def _look(store: EventStore, row: RunRow) -> Covered:
     in_flight: tuple[str, ...] = ()
+    swallowed: tuple[StopSwallowed, ...] = ()
     with suppress(AgentGuardError):  # of a damaged log, `verify` tells
+        fold = reconstruct(store, store.row(row.run_id) or row)
+        swallowed = tuple(fold.swallowed)
         if owner_lives(row, time.time_ns()) is not False:
-            in_flight = tuple(reconstruct(store, store.row(row.run_id) or row).open)
-    return Covered(row.run_id, row.name, row.owner.get("pid"), str(row.owner.get("host", "")), in_flight)
+            in_flight = tuple(fold.open)
+    owner = row.owner
+    return Covered(row.run_id, row.name, owner.get("pid"), str(owner.get("host", "")), in_flight, swallowed)

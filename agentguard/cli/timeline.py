@@ -29,6 +29,7 @@ _STYLES = {
     ev.STEP_FAILED: "red",
     ev.STEP_REFUSED: "bold red",
     ev.BUDGET_WARNING: "yellow",
+    ev.STOP_SWALLOWED: "bold red",
     ev.KILL_SET: "bold red",
     ev.KILL_CLEARED: "green",
     ev.RUN_PAUSED: "yellow",
@@ -210,6 +211,11 @@ def _warning(event: Event) -> str:
     return f"budget warning: {output.warning(event.data)} used or reserved"
 
 
+def _swallowed(event: Event) -> str:
+    data = event.data
+    return f"{data['branch']} went on calling after its stop, {data['refusals']} times: {data['action']}"
+
+
 def _value(event: Event) -> str:
     error = event.data.get("error")
     return f"{_step(event)} recorded" + (f": it raised {error.get('type')}" if error else "")
@@ -306,6 +312,7 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.SCOPE_OPENED: _scope_opened,
     ev.SCOPE_CLOSED: _scope_closed,
     ev.BUDGET_WARNING: _warning,
+    ev.STOP_SWALLOWED: _swallowed,
     ev.VALUE: _value,
     ev.APPROVAL_GRANTED: _decided,
     ev.APPROVAL_DENIED: _decided,

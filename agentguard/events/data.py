@@ -210,6 +210,17 @@ class BudgetWarning(TypedDict, total=False):
     uncharged: bool
 
 
+class StopSwallowed(TypedDict):
+    """`stop_swallowed`: code went on calling after its stop; also on record after the run's end."""
+
+    #: The path of its branch.
+    branch: str
+    #: How often in a row it was refused.
+    refusals: int
+    #: What was done about it: `slowed` or `cancelled`.
+    action: str
+
+
 # --- calls ------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,8 @@ class RunFold:
         self.termination: d.Termination | None = None
         self.warnings: list[dict[str, object]] = []
         self.warned: set[tuple[str, str]] = set()
+        #: Where code went on calling after its stop, and what was done about it.
+        self.swallowed: list[d.StopSwallowed] = []
         #: Steps that wait, or waited, for an approval, by key.
         self.approvals: dict[str, ApprovalState] = {}
         #: How values are encoded; logs that do not say are of the first scheme.
@@ -365,6 +367,9 @@ class RunFold:
         self.warned.add((data["level"], data["resource"]))
         self.warnings.append(dict(data))
 
+    def _stop_swallowed(self, record: Record, data: d.StopSwallowed) -> None:
+        self.swallowed.append(data)
+
     def _erased(self, record: Record, data: Mapping[str, object]) -> None:
         self.erased = True
 
@@ -407,6 +412,7 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, Any], None]] = {
     ev.SCOPE_OPENED: RunFold._scope_opened,
     ev.SCOPE_CLOSED: RunFold._scope_closed,
     ev.BUDGET_WARNING: RunFold._warned,
+    ev.STOP_SWALLOWED: RunFold._stop_swallowed,
     ev.PAYLOAD_ERASED: RunFold._erased,
     ev.APPROVAL_REQUESTED: RunFold._approval,
     ev.APPROVAL_GRANTED: RunFold._approval,

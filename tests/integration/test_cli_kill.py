@@ -577,6 +577,50 @@ def test_a_body_that_goes_on_is_named_and_the_kill_exits_4(
     assert "--wait waits for it, --hard ends its process" in result.out
 
 
+SPINS = """
+import contextlib, sys
+from agentguard import Guard, guarded_step
+
+@guarded_step
+def fetch():
+    pass
+
+with Guard.open(telemetry=False) as guard, guard.run("wild", run_id="wild-run-1"):
+    print("in the run", flush=True)
+    try:
+        while True:
+            with contextlib.suppress(Exception):
+                fetch()
+    finally:
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("store")
+def test_code_that_swallows_the_kill_is_told_of_in_the_answer_and_in_the_log(
+    home: Path, run: Callable[..., Result]
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SPINS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(home),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in the run\n"
+        result = run("kill", "wild-run-1", "--reason", "why")
+        said = "stopped; main swallowed its stop, and was slowed and cancelled"
+        assert (result.code, said in result.out) == (0, True), result
+        again = run("kill", "wild-run-1", "--reason", "why", "--json")
+        assert again.code == 0
+        process.communicate(timeout=DEADLINE)
+    shown = run("show", "wild-run-1")
+    assert "main went on calling after its stop, 50 times: slowed" in shown.out
+    assert "main went on calling after its stop, 58 times: cancelled" in shown.out
+
+
 @pytest.mark.usefixtures("store")
 def test_wait_returns_once_nothing_goes_on(
     run: Callable[..., Result], hold: Callable[[str, str], Holder]

@@ -16,6 +16,7 @@ from agentguard import (
     BudgetExceededError,
     KillSwitchTriggeredError,
     RunStopped,
+    StoreUnavailableError,
     current_run,
     guarded_step,
 )
@@ -330,3 +331,84 @@ def test_it_is_told_once_in_the_program_s_log_and_on_the_stop(guard, caplog):
     assert run.id in told[0].getMessage()
     assert sum("in a row" in note for note in run.stop.__notes__) == 1
     assert guard.summary(run.id).state == "KILLED"
+
+
+# --- on record -----------------------------------------------------------------------------------
+
+
+def told(guard, run_id) -> list[dict]:
+    return [event.data for event in guard.history(run_id) if event.type == "stop_swallowed"]
+
+
+SLOWED_AND_CANCELLED = [
+    {"branch": "main", "refusals": spinning.PATIENCE, "action": "slowed"},
+    {"branch": "main", "refusals": spinning.LAST, "action": "cancelled"},
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_that_it_was_slowed_and_cancelled_is_on_record_after_the_run_s_end(guard, place):
+    with suppress(RunStopped), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        spin(PLACES[place], guard)
+    assert told(guard, run.id) == SLOWED_AND_CANCELLED
+    types = [event.type for event in guard.history(run.id)]
+    assert types.index("run_killed") < types.index("stop_swallowed")
+    assert guard.verify(run.id)
+    assert guard.summary(run.id).head.seq == len(types)
+
+
+def test_an_async_loop_that_swallows_its_stop_is_on_record(guard):
+    async def main() -> None:
+        async with guard.run("r", run_id="r"):
+            guard.kill(run="r", reason="stop")
+            for _ in range(FAR):
+                with suppress(Exception):
+                    await async_tool()
+
+    with suppress(RunStopped):
+        asyncio.run(main())
+    assert told(guard, "r") == SLOWED_AND_CANCELLED
+    assert guard.verify("r")
+
+
+@pytest.mark.parametrize("place", ["a step", "a check"])
+def test_a_loop_inside_a_stopped_scope_is_on_record_and_replays(guard, place):
+    """What is put on record meanwhile is no progress of the program, and no part of what is replayed."""
+
+    def program() -> None:
+        with suppress(BudgetExceededError), current_run().scope("s", budget=Budget(steps=0)):
+            spin(PLACES[place] if place == "a step" else check_after_a_step, guard)
+            pytest.fail("the loop was never cancelled")
+        current_run().call("after", str)
+
+    def check_after_a_step(guard) -> None:
+        with suppress(BudgetExceededError):
+            if not current_run().live_run.stops.scopes:
+                tool()
+        current_run().check()
+
+    with guard.run("r") as run:
+        program()
+    assert [data["action"] for data in told(guard, run.id)] == ["slowed", "cancelled"]
+    events = len(guard.history(run.id))
+    with guard.replay(run.id):
+        program()
+    assert len(guard.history(run.id)) == events
+
+
+def test_of_many_branches_that_spin_some_are_on_record(guard, monkeypatch):
+    monkeypatch.setattr(spinning.time, "sleep", lambda _: None)
+    with suppress(RunStopped), guard.run("r") as run, ThreadPoolExecutor(8) as pool:
+        guard.kill(run=run.id, reason="stop")
+        for job in [pool.submit(run.bind(spin), tool) for _ in range(100)]:
+            assert isinstance(job.exception(), StopSwallowedError)
+    assert 0 < len(told(guard, run.id)) <= 40
+
+
+def test_a_store_that_takes_nothing_saves_no_loop_from_its_end(guard):
+    with suppress(RunStopped, StoreUnavailableError), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        guard.components.store.close()
+        with pytest.raises(StopSwallowedError):
+            spin(tool)
