@@ -39,7 +39,7 @@ _DIGESTS = {
     ev.VALUE: "value",
 }
 #: What of a summary only the events of every step tell.
-_OF_STEPS = ("bounded", "needs_branch_names", "open_steps")
+_OF_STEPS = ("bounded", "needs_branch_names", "open_steps", "unreplayable")
 
 _MARKS = [b'"%s":"' % name.encode() for name in sorted(set(_DIGESTS.values()))]
 

@@ -169,6 +169,9 @@ def _facts(run: RunSummary) -> Iterator[tuple[str, str | Text]]:
     yield "started", output.when(run.started_at)
     yield "ended", output.when(run.ended_at)
     yield "duration", output.seconds(run.duration)
+    if run.unreplayable:
+        results = "result" if run.unreplayable == 1 else "results"
+        yield "replay", f"{run.unreplayable:,} {results} cannot be replayed; marked in `agentguard show`"
     for warning in run.warnings:
         yield "warning", output.one_line(output.warning(warning))
     if run.metadata:

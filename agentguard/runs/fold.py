@@ -89,6 +89,8 @@ class RunFold:
         #: How many attempts a step with a `key=` of its own has had, and whether it completed.
         self.keyed: dict[str, tuple[int, bool]] = {}
         self.steps = 0
+        #: How many results on record cannot be handed out again.
+        self.unreplayable = 0
         self.created_ns = 0
         self.started_ns: int | None = None
         self.ended_ns: int | None = None
@@ -242,6 +244,8 @@ class RunFold:
         """
         key = record.key or ""
         data = data_of(record, d.StepResolved)
+        if "unreplayable" in data:
+            self.unreplayable += 1
         if self.keyed and key in self.keyed:
             done = record.type == ev.STEP_COMPLETED or data.get("as") == "completed"
             self.keyed[key] = (record.attempt or self.keyed[key][0], done)
@@ -363,6 +367,10 @@ class RunFold:
             "at_ns": record.at_ns,
         }
 
+    def _valued(self, record: Record, data: d.Value) -> None:
+        if "unreplayable" in data:
+            self.unreplayable += 1
+
     def _warned(self, record: Record, data: d.BudgetWarning) -> None:
         self.warned.add((data["level"], data["resource"]))
         self.warnings.append(dict(data))
@@ -409,6 +417,7 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, Any], None]] = {
     ev.RUN_FAILED: RunFold._ended,
     ev.RUN_KILLED: RunFold._ended,
     ev.STEP_REFUSED: RunFold._refused,
+    ev.VALUE: RunFold._valued,
     ev.SCOPE_OPENED: RunFold._scope_opened,
     ev.SCOPE_CLOSED: RunFold._scope_closed,
     ev.BUDGET_WARNING: RunFold._warned,

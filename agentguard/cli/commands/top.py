@@ -18,6 +18,8 @@ from agentguard.cli.options import (
     HomeOption,
     JsonOption,
     NameOption,
+    SinceOption,
+    StateOption,
     StoreOption,
     TenantOption,
     UtcOption,
@@ -31,6 +33,8 @@ def top(
     *,
     tenant: TenantOption = None,
     name: NameOption = None,
+    state: StateOption = None,
+    since: SinceOption = None,
     sort: Annotated[
         selection.Sort, typer.Option("--sort", help="What the largest of is shown first.")
     ] = selection.Sort.SPEND,
@@ -49,12 +53,23 @@ def top(
     lookup.use(store, home)
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
+    if state is not None and state.final:
+        said = f"--state {state}: top shows live runs; see `agentguard runs --state {state.lower()}`"
+        raise exit_codes.UsageError(said)
     wanted = selection.columns(columns)
     with lookup.looking() if lookup.store_is_there() else Guard.in_memory(telemetry=False) as guard:
         live = LiveRuns(guard.components.store, guard.components.clock)
 
+        begin = selection.since_ns(since, guard.components.clock.wall())
+
         def look() -> list[RunStatus]:
-            found = [run for run in live.read(tenant) if selection.named(run.summary.name, name)]
+            found = [
+                run
+                for run in live.read(tenant)
+                if selection.named(run.summary.name, name)
+                and state in (None, run.summary.state)
+                and selection.started_since(run, begin)
+            ]
             return selection.in_order(found, sort)[:limit]
 
         def screen() -> Group | Text:
