@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging  # noqa: F401 - its fork hook is to come before the one below, so that its lock is taken last
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from agentguard._clock import SYSTEM_CLOCK
@@ -588,6 +588,48 @@ class Guard:
             ValueError: `per` is something else, or the budget limits what a tenant cannot have.
         """
         self._operations.set_tenant_budget(tenant, budget, per=per, actor=actor)
+
+    def record_alert(
+        self,
+        kind: str,
+        message: str,
+        *,
+        run: Any = UNSET,
+        subject: str = "",
+        firing: bool = True,
+        facts: Mapping[str, object] | None = None,
+    ) -> bool:
+        """Put an alert on record, once: in the log of the run that it is about, else in the control log.
+
+        `agentguard alerts watch`, `agentguard serve` and `Watch` do so by themselves.
+
+        Args:
+            kind: what makes it one alert, however often it is told: `"budget"`, say.
+            message: what an operator is to be told.
+            run: the id of the run that it is about.
+            subject: what else it is about, where that is no run.
+            firing: False where it is over.
+            facts: plain data beside the message.
+
+        Returns:
+            False where it is on record already, was not firing, or the run has ended.
+
+        Raises:
+            ValueError: neither `run` nor `subject` is given, or both are.
+            RunNotFoundError: there is no such run.
+            StoreUnavailableError, KillSwitchUnavailableError: it cannot be put on record.
+
+        Example:
+            >>> from agentguard import Guard
+            >>> with Guard.in_memory() as guard, guard.run("billing") as run:
+            ...     told = guard.record_alert("queue", "it is long", run=run.id)
+            ...     again = guard.record_alert("queue", "it is long", run=run.id)
+            >>> told, again
+            (True, False)
+        """
+        return self._operations.record_alert(
+            kind, message, run=run, subject=subject, firing=firing, facts=facts or {}
+        )
 
     def account(self, name: str, *, tenant: str = "default") -> SharedAccount | None:
         """Return what the runs that name an account have spent together; None before the first step.

@@ -30,6 +30,7 @@ _STYLES = {
     ev.STEP_REFUSED: "bold red",
     ev.BUDGET_WARNING: "yellow",
     ev.STOP_SWALLOWED: "bold red",
+    ev.ALERT: "yellow",
     ev.KILL_SET: "bold red",
     ev.KILL_CLEARED: "green",
     ev.RUN_PAUSED: "yellow",
@@ -211,6 +212,11 @@ def _warning(event: Event) -> str:
     return f"budget warning: {output.warning(event.data)} used or reserved"
 
 
+def _alerted(event: Event) -> str:
+    data = event.data
+    return f"alert {data['kind']} {data['state']}: {data['message']}"
+
+
 def _swallowed(event: Event) -> str:
     data = event.data
     return f"{data['branch']} went on calling after its stop, {data['refusals']} times: {data['action']}"
@@ -313,6 +319,7 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.SCOPE_CLOSED: _scope_closed,
     ev.BUDGET_WARNING: _warning,
     ev.STOP_SWALLOWED: _swallowed,
+    ev.ALERT: _alerted,
     ev.VALUE: _value,
     ev.APPROVAL_GRANTED: _decided,
     ev.APPROVAL_DENIED: _decided,

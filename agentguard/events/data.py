@@ -221,6 +221,18 @@ class StopSwallowed(TypedDict):
     action: str
 
 
+class AlertTold(TypedDict, total=False):
+    """`alert`: in a run's log; one that is about no run alone, in the control log."""
+
+    kind: Required[str]
+    #: `firing` or `resolved`.
+    state: Required[str]
+    message: Required[str]
+    #: What it is about; left out where that is the run.
+    subject: str
+    facts: Mapping[str, object]
+
+
 # --- calls ------------------------------------------------------------------------------------------
 
 

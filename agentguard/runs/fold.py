@@ -109,6 +109,8 @@ class RunFold:
         self.termination: d.Termination | None = None
         self.warnings: list[dict[str, object]] = []
         self.warned: set[tuple[str, str]] = set()
+        #: The newest state of each kind of alert that was told of the run.
+        self.alerts: dict[str, str] = {}
         #: Where code went on calling after its stop, and what was done about it.
         self.swallowed: list[d.StopSwallowed] = []
         #: Steps that wait, or waited, for an approval, by key.
@@ -375,6 +377,9 @@ class RunFold:
         self.warned.add((data["level"], data["resource"]))
         self.warnings.append(dict(data))
 
+    def _alerted(self, record: Record, data: d.AlertTold) -> None:
+        self.alerts[data["kind"]] = data["state"]
+
     def _stop_swallowed(self, record: Record, data: d.StopSwallowed) -> None:
         self.swallowed.append(data)
 
@@ -422,6 +427,7 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, Any], None]] = {
     ev.SCOPE_CLOSED: RunFold._scope_closed,
     ev.BUDGET_WARNING: RunFold._warned,
     ev.STOP_SWALLOWED: RunFold._stop_swallowed,
+    ev.ALERT: RunFold._alerted,
     ev.PAYLOAD_ERASED: RunFold._erased,
     ev.APPROVAL_REQUESTED: RunFold._approval,
     ev.APPROVAL_GRANTED: RunFold._approval,

@@ -46,6 +46,7 @@ OF_TYPE: dict[str, tuple[type, ...]] = {
     ev.STEP_REFUSED: (d.StepRefused, d.ScopeStopped),
     ev.STEP_RESOLVED: (d.StepResolved,),
     ev.STOP_SWALLOWED: (d.StopSwallowed,),
+    ev.ALERT: (d.AlertTold,),
     ev.VALUE: (d.Value,),
     ev.BUDGET_WARNING: (d.BudgetWarning,),
     ev.APPROVAL_REQUESTED: (d.Approval,),
@@ -187,6 +188,8 @@ def test_new_events_are_described(guard: Guard) -> None:
             delete(object())
         guard.pause("r", reason="tea", actor="ann")
         guard.resume("r", actor="ann")
+        guard.record_alert("budget", "it is nearly used", run="r", facts={"share": 0.9})
+        guard.record_alert("tenant_budget", "it is nearly used", subject="acme/day", facts={"share": 0.9})
         guard.set_budget("r", Budget(steps=60, mails=20, usd=5), actor="ann")
     with (
         contextlib.suppress(ReplayDivergenceError),
