@@ -21,12 +21,10 @@ from agentguard.operations import Operations
 from agentguard.protocols import KillSwitch, QueueDepth
 from agentguard.queries import Queries
 from agentguard.run import Run
-from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
 from agentguard.sessions import upkeep
 from agentguard.sessions.attached import AttachedSession
 from agentguard.sessions.forked import ForkOptions, ForkSession
-from agentguard.sessions.joined import end
 from agentguard.sessions.opening import session_for
 from agentguard.sessions.options import RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
@@ -128,10 +126,6 @@ class Engine:
     def attach(self, run_id: str, branch: str | None) -> Run:
         """See `Guard.attach`."""
         return Run(AttachedSession(self.runtime, run_id, branch))
-
-    def end(self, run_id: str, error: BaseException | None) -> RunState:
-        """See `Guard.end`."""
-        return end(self.runtime, run_id, error)
 
     def replay(self, run_id: str, stall_timeout: float, telemetry: Any) -> Run:
         """See `Guard.replay`."""

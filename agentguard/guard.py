@@ -328,7 +328,14 @@ class Guard:
         """
         return self._engine.attach(run_id, branch)
 
-    def end(self, run_id: str, *, error: BaseException | None = None) -> RunState:
+    def end(
+        self,
+        run_id: str,
+        *,
+        error: BaseException | None = None,
+        reason: str = "",
+        actor: str | None = None,
+    ) -> RunState:
         """End a run that nobody owns, and return the state that it has then: for orchestrators.
 
         A run of `guard.run(..., if_exists="join")` is ended so, and one whose owner has died and that nobody
@@ -338,10 +345,13 @@ class Guard:
         Args:
             run_id: the run.
             error: why it FAILED; None where it is COMPLETED.
+            reason: why, where an operator ends it by hand; on record in the run's log and in the control log.
+            actor: who that is; on record likewise.
 
         Raises:
             RunNotFoundError: there is no such run.
             RunOwnedError: it has an owner who lives, and whose block ends it.
+            KillSwitchUnavailableError: with `actor` or `reason`: the control log cannot be used.
 
         Example:
             >>> from agentguard import Guard
@@ -353,7 +363,7 @@ class Guard:
             >>> guard.end("order-17")
             <RunState.COMPLETED: 'COMPLETED'>
         """
-        return self._engine.end(run_id, error)
+        return self._operations.end(run_id, error, reason=reason, actor=actor)
 
     # --- running again -------------------------------------------------------------------------
 

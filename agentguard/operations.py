@@ -16,8 +16,9 @@ from agentguard.events.model import Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements
 from agentguard.replay import resolving
+from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
-from agentguard.sessions import alerting, base
+from agentguard.sessions import alerting, base, joined
 from agentguard.steps import approvals
 from agentguard.tenancy import UNSET, Id, check_id, check_text
 
@@ -50,6 +51,15 @@ class Operations:
         """See `Guard.resume`."""
         said = self._authorship(reason, actor)
         self._ordered("resume", run_id, base.resume(self._runtime, run_id, said), said)
+
+    def end(self, run_id: str, error: BaseException | None, *, reason: str, actor: str | None) -> RunState:
+        """See `Guard.end`."""
+        by_hand = actor is not None or reason != ""
+        said: Said = self._authorship(reason, actor) if by_hand else {}
+        state, head = joined.end(self._runtime, run_id, error, said)
+        if by_hand and head is not None:
+            self._ordered("end", run_id, head, said)
+        return state
 
     def set_budget(
         self,

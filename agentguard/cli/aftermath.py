@@ -14,11 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from agentguard.audit.verify import reconstruct
 from agentguard.cli import hard_kill, lookup
-from agentguard.cli.kill_target import NEWEST, LiveRun
+from agentguard.cli.kill_target import NEWEST, LiveRun, chosen, live_run
 from agentguard.errors import AgentGuardError
 from agentguard.events.data import StopSwallowed
 from agentguard.guard import Guard
-from agentguard.monitoring import owner_lives
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.state import RunState
 from agentguard.steps.spinning import CANCELLED, SLOWED
@@ -37,7 +36,8 @@ _LIVE = tuple(str(state) for state in RunState if not state.final)
 class Covered(NamedTuple):
     """A run that was live when it was killed, and the keys of its steps that are still in flight.
 
-    `swallowed` has where its code went on calling after the stop, and what was done about it.
+    `swallowed` has where its code went on calling after the stop, and what was done about it.  `unheard_s` is
+    for how many seconds its process has given no sign of life, where nobody can tell from here if it lives.
     """
 
     run_id: str
@@ -46,10 +46,13 @@ class Covered(NamedTuple):
     host: str
     in_flight: tuple[str, ...]
     swallowed: tuple[StopSwallowed, ...] = ()
+    unheard_s: float | None = None
 
     @property
     def settled(self) -> bool:
-        """Whether nothing goes on, and code that swallows its stop has been cancelled."""
+        """Whether nothing goes on, and what swallows its stop has been cancelled; or waiting is in vain."""
+        if self.unheard_s is not None:
+            return True
         spinning = {said["branch"] for said in self.swallowed if said["action"] == SLOWED}
         return not self.in_flight and spinning <= {
             said["branch"] for said in self.swallowed if said["action"] == CANCELLED
@@ -58,13 +61,20 @@ class Covered(NamedTuple):
     def to_data(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
         swallowed = {"stop_swallowed": list(self.swallowed)} if self.swallowed else {}
-        facts = self._asdict() | {"in_flight": list(self.in_flight)} | swallowed
-        del facts["swallowed"]
-        return facts
+        unheard = {} if self.unheard_s is None else {"unheard_s": round(self.unheard_s, 1)}
+        facts = self._asdict() | {"in_flight": list(self.in_flight)}
+        del facts["swallowed"], facts["unheard_s"]
+        return facts | swallowed | unheard
 
     def __str__(self) -> str:
         where = f"pid {self.pid} on {self.host}" if self.pid is not None else "no process"
-        said = f"{', '.join(self.in_flight)} goes on" if self.in_flight else "stopped"
+        keys = ", ".join(self.in_flight)
+        said = f"{keys} goes on" if keys else "stopped"
+        if keys and self.unheard_s is not None:
+            said = (
+                f"{keys} was in flight when its process was last heard of, {self.unheard_s:.0f} s ago, and "
+                "nobody can tell from here whether it goes on"
+            )
         actions: dict[str, list[str]] = {}
         for told in self.swallowed:
             actions.setdefault(told["branch"], []).append(told["action"])
@@ -124,9 +134,7 @@ def _covered(store: EventStore, data: Mapping[str, Any]) -> list[LiveRun]:
         for state in _LIVE:
             rows.extend(store.rows(tenant=tenant, state=state, limit=2**31))
         rows.extend(store.rows(tenant=tenant, state=str(RunState.KILLED), limit=NEWEST))
-    now = time.time_ns()
-    found = [LiveRun(row.run_id, owner_lives(row, now) is False, RunState(row.state).final) for row in rows]
-    return [run for run in found if not (run.dead and run.ended)]
+    return chosen([live_run(row.run_id, row.state, row.owner, row.heartbeat_ns) for row in rows], data)
 
 
 def _with_nested(store: EventStore, row: RunRow) -> Iterator[RunRow]:
@@ -170,10 +178,20 @@ def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Co
 def _look(store: EventStore, row: RunRow) -> Covered:
     in_flight: tuple[str, ...] = ()
     swallowed: tuple[StopSwallowed, ...] = ()
+    now = time.time_ns()
+    row = store.row(row.run_id) or row
+    run = live_run(row.run_id, row.state, row.owner, row.heartbeat_ns)
     with suppress(AgentGuardError):  # of a damaged log, `verify` tells
-        fold = reconstruct(store, store.row(row.run_id) or row)
+        fold = reconstruct(store, row)
         swallowed = tuple(fold.swallowed)
-        if owner_lives(row, time.time_ns()) is not False:
+        if not run.gone:
             in_flight = tuple(fold.open)
-    owner = row.owner
-    return Covered(row.run_id, row.name, owner.get("pid"), str(owner.get("host", "")), in_flight, swallowed)
+    return Covered(
+        row.run_id,
+        row.name,
+        row.owner.get("pid"),
+        str(row.owner.get("host", "")),
+        in_flight,
+        swallowed,
+        (now - row.heartbeat_ns) / 1e9 if run.unheard else None,
+    )

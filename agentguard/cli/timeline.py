@@ -153,7 +153,7 @@ def _ended(event: Event) -> str:
     if event.type != ev.RUN_COMPLETED:
         ended = event.data["termination"]
         said += f": {ended['type']}: {ended['message']}"
-    return said + _charged(event.spent, "spent")
+    return said + _charged(event.spent, "spent") + _said(event)
 
 
 def _step(event: Event) -> str:
@@ -265,6 +265,8 @@ def _operator_action(event: Event) -> str:
             done = f"{run} paused"
         case "resume":
             done = f"{run} resumed"
+        case "end":
+            done = f"{run} ended"
         case "set_budget":
             done = f"{run} has the limits: {_limits(event)}"
         case action:

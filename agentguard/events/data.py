@@ -190,8 +190,8 @@ class RunBudgetSet(Said, total=False):
     budget: Required[BudgetFields]
 
 
-class RunEnded(TypedDict, total=False):
-    """`run_completed`, `run_failed` and `run_killed`."""
+class RunEnded(Said, total=False):
+    """`run_completed`, `run_failed` and `run_killed`; by whom and why, where an operator ended it by hand."""
 
     termination: Required[Termination]
     running_ns: int

@@ -33,13 +33,16 @@ def check_bodies(runtime: Runtime) -> None:
 
 
 def beat(runtime: Runtime) -> None:
-    """Write one sign of life for every run that this process owns, and close dead runs that are killed."""
+    """Write one sign of life for every run that this process owns, and close dead runs that are killed.
+
+    Also for one that has ended while a body of it goes on: whoever kills it again, from wherever, is told.
+    """
     components = runtime.opened
     if components is None:  # closed since: a sign of life must not open it again
         return
     now = components.clock.wall()
     for live_run in runtime.live_runs():
-        if live_run.owner and not live_run.fold.state.final:
+        if live_run.owner and (live_run.fold.open or not live_run.fold.state.final):
             row = structs.replace(live_run.row, heartbeat_ns=now)
             with contextlib.suppress(AgentGuardError):
                 components.store.update_row(row)

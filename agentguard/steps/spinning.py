@@ -72,7 +72,7 @@ _NONE = Refusals(0, 0, -1)
 class _Spin(NamedTuple):
     """How many refusals in a row there were, and in which branch."""
 
-    count: int
+    refusals: int
     branch: str
 
 
@@ -90,11 +90,11 @@ async def refused_async(step: Step, stop: RunStopped) -> None:
     # Calls that one branch made at once are awaited in tasks of their own: each of those is asked apart.
     branch = f"{_branch_of(step)} in task {id(asyncio.current_task()):#x}"
     spin = _spins(step.live_run, branch, stop, step.pos, _branch_of(step))
-    if spin.count >= PATIENCE:
+    if spin.refusals >= PATIENCE:
         if (news := _news(step.live_run, spin)) is not None:
             await asyncio.to_thread(_put_on_record, step.live_run, news)
-        await asyncio.sleep(_delay(spin.count))
-    _cancel(branch, spin.count, stop)
+        await asyncio.sleep(_delay(spin.refusals))
+    _cancel(branch, spin.refusals, stop)
 
 
 def check_place(live_run: LiveRun, scope: str, branch: str, pos: int | None = None) -> None:
@@ -115,12 +115,12 @@ def _refused(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) 
     # Threads in copies of one context share a branch: each of them is asked apart, as tasks are.
     place = f"{branch} in thread {_threads.number}"
     spin = _spins(live_run, place, stop, pos, branch)
-    if spin.count >= PATIENCE:
+    if spin.refusals >= PATIENCE:
         if (news := _news(live_run, spin)) is not None:
             _put_on_record(live_run, news)
         in_loop = asyncio._get_running_loop() is not None
-        time.sleep(min(_delay(spin.count), _LONGEST_IN_LOOP) if in_loop else _delay(spin.count))
-    _cancel(place, spin.count, stop)
+        time.sleep(min(_delay(spin.refusals), _LONGEST_IN_LOOP) if in_loop else _delay(spin.refusals))
+    _cancel(place, spin.refusals, stop)
 
 
 def _branch_of(step: Step) -> str:
@@ -131,7 +131,7 @@ def _branch_of(step: Step) -> str:
 def _spins(live_run: LiveRun, place: str, stop: RunStopped, pos: int | None, branch: str) -> _Spin:
     """Return how many refusals in a row this one makes, for its place or for its branch."""
     spin = _Spin(_count(live_run, place, stop, pos), branch)
-    if spin.count == PATIENCE:
+    if spin.refusals == PATIENCE:
         _tell(live_run, place, stop)
     if live_run.stops.stop is None:
         return spin
@@ -184,14 +184,14 @@ def _tell(live_run: LiveRun, branch: str, stop: RunStopped) -> None:
 
 def _news(live_run: LiveRun, spin: _Spin) -> StopSwallowed | None:
     """Return what is to be put on record of a branch that spins, once for each branch and action."""
-    action = CANCELLED if spin.count >= LAST else SLOWED
+    action = CANCELLED if spin.refusals >= LAST else SLOWED
     noted = live_run.stops.swallowed
     if (spin.branch, action) in noted or len(noted) >= 2 * _MOST_ON_RECORD:
         return None
     noted.add((spin.branch, action))
     if hasattr(live_run.store, "sealed"):  # a replay writes nothing
         return None
-    return {"branch": spin.branch, "refusals": spin.count, "action": action}
+    return {"branch": spin.branch, "refusals": spin.refusals, "action": action}
 
 
 def _put_on_record(live_run: LiveRun, data: StopSwallowed) -> None:

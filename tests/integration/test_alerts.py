@@ -348,9 +348,9 @@ def test_an_alert_of_a_tenant_is_in_the_control_log_once(
 def test_where_it_cannot_be_put_on_record_it_is_told_all_the_same(
     guard: Guard, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with guard.run("r", budget=Budget(usd="0.5")):
+    with guard.run("r", budget=Budget(usd="0.5")) as run:
         pay()
-        guard.export(str(tmp_path / "export.jsonl"))
+        guard.export(run.id, tmp_path / "export.jsonl")
     with Guard.open(f"file://{tmp_path / 'export.jsonl'}", telemetry=False) as reading:
         assert ("budget", "firing") in told(Watch(reading, Thresholds(budget_share=0.5)))
     assert "an alert is not on record: " in caplog.text

@@ -40,7 +40,7 @@ COMMANDS = {
     "relay",
     "serve",
     "token",
-    *("alerts", "worker", "queue"),
+    *("alerts", "worker", "queue", "end"),
 }
 
 
@@ -673,7 +673,9 @@ def test_doctor_finds_nothing_wrong(cli: Cli, data: Callable[..., Any], spoilt: 
     checked = findings(json.dumps(examined))
     assert checked["store"][1].endswith("schema 3, newest run victim")
     assert checked["control log"] == ("ok", "1 records, chain intact")
-    assert checked["kill"] == ("note", "run victim is killed by ann: enough \\x1b[31m")
+    status, said = checked["kill"]
+    assert (status, said.partition(";")[0]) == ("note", "run victim is killed by ann: enough \\x1b[31m")
+    assert said.endswith("agentguard revive --run victim")
     assert checked["telemetry"][1].startswith("OpenTelemetry SDK ")
     assert "cli" in checked["extras"][1]
 
@@ -700,19 +702,24 @@ def test_doctor_complains_of_what_only_the_system_can_say(
         code, out, _ = cli("doctor", "--json", "--home", spoilt)
     assert (code, findings(out)["disk"]) == (
         0,
-        ("note", f"7 MB free under {spoilt}; without room, steps are refused"),
+        (
+            "note",
+            f"7 MB free under {spoilt}; without room, steps are refused: free some, or "
+            "agentguard prune --older-than 90d",
+        ),
     )
     with monkeypatch.context() as system:
         system.setattr(os, "getuid", lambda: spoilt.stat().st_uid + 1)
         code, out, _ = cli("doctor", "--json", "--home", spoilt)
     assert (code, findings(out)["home"][0]) == (1, "FAULT")
     assert "belongs to uid" in findings(out)["home"][1]
+    assert "set AGENTGUARD_HOME to a directory of yours" in findings(out)["home"][1]
     with monkeypatch.context() as system:
         system.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
         code, out, _ = cli("doctor", "--json", "--home", spoilt)
     assert code == 1
     assert "cannot be written" in findings(out)["home"][1]
-    assert "steps are refused" in findings(out)["store file"][1]
+    assert "steps are refused: chmod 600 " in findings(out)["store file"][1]
 
 
 def test_doctor_makes_nothing(cli: Cli, tmp_path: Path) -> None:
@@ -797,7 +804,11 @@ def test_doctor_notes_what_dead_processes_left(cli: Cli, spoilt: Path) -> None:
     code, out, _ = cli("doctor", "--home", spoilt, "--json")
     assert code == 0
     assert findings(out)["live files"][0] == "note"
-    assert findings(out)["runs"] == ("note", "1 not ended though their process is gone: left")
+    status, said = findings(out)["runs"]
+    assert (status, said.partition(";")[0]) == ("note", "1 not ended though their process is gone: left")
+    assert "carry on: agentguard recover left --module pkg.mod:fn" in said
+    assert cli("end", "left", "--failed", "nobody carries it on", "--home", spoilt)[0] == 0
+    assert "runs" not in findings(cli("doctor", "--home", spoilt, "--json")[1])
 
 
 # --- the command itself --------------------------------------------------------------------------
@@ -865,6 +876,8 @@ def test_completion_knows_commands_and_runs(recorded: Path) -> None:
     assert set(completed("agentguard ")) == COMMANDS
     assert completed("agentguard show rep") == ["report-2", "report-1"]
     assert completed("agentguard show --store=sqlite:///none.db x") == []
+    assert completed("agentguard kill rep") == completed("agentguard end rep") == ["report-2", "report-1"]
+    assert completed("agentguard kill --reason why report-1 vic") == ["victim"]
 
 
 def test_without_the_cli_extra_there_is_a_clear_message() -> None:
@@ -924,7 +937,7 @@ def test_a_terminal_gets_colours_and_lines_that_fit(recorded: Path) -> None:
 
 def test_an_id_that_a_listing_has_shortened_is_accepted(home: Path, cli: Cli) -> None:
     """Whatever else the listing shows, or leaves out."""
-    with Guard.open(home=home, telemetry=False) as guard:
+    with open_guard(home) as guard:
         for _ in range(3):
             with guard.run("billing") as run:
                 pass

@@ -182,7 +182,8 @@ def _kill(
     late = [process.pid for process in switch.unacknowledged(generation)]
     closed = kill_target.close_dead(covered, home, lambda: _open_switch(home))
     hosts = _hosts(switch, generation)
-    runs, problem = _what_goes_on([run for run in covered if not run.dead], options, home)
+    may_go_on = [run for run in covered if not run.dead or (run.unheard and data["scope"] == "run")]
+    runs, problem = _what_goes_on(may_go_on, options, home)
     problem = problem or store.problem
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
@@ -249,7 +250,7 @@ def _print_runs(runs: Sequence[aftermath.Covered]) -> None:
         print(f"  {printable(str(run))}")
     if len(runs) > _MOST_LINES:
         print(f"  and {len(runs) - _MOST_LINES} more")
-    if going_on:
+    if any(run.unheard_s is None for run in going_on):
         print("  a sync body ends at its next check: --wait waits for it, --hard ends its process")
 
 
