@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 from agentguard.budget import ledger
 from agentguard.budget.account import Account
@@ -84,11 +83,17 @@ def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -
     chains = _chains(acts)
     if not chains:
         return []
-    going = [act for chain in chains.values() for act in chain]
-    firsts = [chain[0].events[0].seq for chain in chains.values()]
-    refused: dict[int, int | None] = dict(
-        link.ask(_SQL["append"], (list(chains), firsts, patience, narrow, *_columns(going)))
+    runs = sorted(chains)
+    events = {number: [event for act in chains[number] for event in act.events] for number in runs}
+    parameters = (
+        runs,
+        [events[number][0].seq for number in runs],
+        [len(events[number]) for number in runs],
+        patience,
+        narrow,
+        *_columns(event for number in runs for event in events[number]),
     )
+    refused: dict[int, int | None] = dict(link.ask(_SQL["append"], parameters))
     busy: list[Act] = []
     for number, head in refused.items():
         if head is None:
@@ -190,10 +195,12 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
 def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> None:
     changed = sorted({movement.account for act in acts for movement in act.movements})
     texts = [_postgres_rows.account_text(accounts[name]) for name in changed]
-    columns = _columns(acts)
-    if columns[0] or changed:
-        link.ask(_SQL["put"], (link.placed, *columns, changed, texts))
-        link.placed += len(columns[0])
+    numbers = [act.number for act in acts for _ in act.events]
+    seqs = [event.seq for act in acts for event in act.events]
+    if numbers or changed:
+        columns = _columns(event for act in acts for event in act.events)
+        link.ask(_SQL["put"], (link.placed, numbers, seqs, *columns, changed, texts))
+        link.placed += len(numbers)
     for act in acts:
         if act.row is not None:
             link.change(_SQL["change_run"], _postgres_rows.parameters(act.row) | {"number": act.number})
@@ -225,20 +232,15 @@ def _follows(events: Iterable[Stored], head: int) -> bool:
     return True
 
 
-def _columns(acts: Iterable[Act]) -> tuple[list[Any], ...]:
-    numbers: list[Any] = []
-    seqs: list[Any] = []
-    bodies: list[Any] = []
-    hashes: list[Any] = []
-    payloads: list[Any] = []
-    for act in acts:
-        for event in act.events:
-            numbers.append(act.number)
-            seqs.append(event.seq)
-            bodies.append(event.body)
-            hashes.append(event.hash)
-            payloads.append(event.payload)
-    return numbers, seqs, bodies, hashes, payloads
+def _columns(events: Iterable[Stored]) -> tuple[list[bytes], list[bytes], list[bytes | None]]:
+    bodies: list[bytes] = []
+    hashes: list[bytes] = []
+    payloads: list[bytes | None] = []
+    for event in events:
+        bodies.append(event.body)
+        hashes.append(event.hash)
+        payloads.append(event.payload)
+    return bodies, hashes, payloads
 
 
 def busy_error(act: Act) -> StoreBusyError:

@@ -155,7 +155,7 @@ def test_no_hand_written_statement_writes_to_another_tenant(
     [[number]] = ask(postgres_url, f"SELECT number FROM agentguard.run WHERE run_id = '{filled['b']}'")
     before = ask(postgres_url, "SELECT * FROM agentguard.run WHERE tenant = 'b' ORDER BY born")
     append = (
-        f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], 1000, NULL, ARRAY[{number}], ARRAY[7], "
+        f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], ARRAY[1], 1000, NULL, "
         "ARRAY['x'::bytea], ARRAY['x'::bytea], ARRAY[NULL::bytea])"
     )
     put = (

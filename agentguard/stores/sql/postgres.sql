@@ -40,8 +40,7 @@ SELECT agentguard.put(
 -- name: append
 -- Append to many runs; gives those to which nothing was appended.
 SELECT number, head FROM agentguard.append(
-    %b::bigint[], %b::integer[], %b::integer, %b::text,
-    %b::bigint[], %b::integer[], %b::bytea[], %b::bytea[], %b::bytea[]
+    %b::bigint[], %b::integer[], %b::integer[], %b::integer, %b::text, %b::bytea[], %b::bytea[], %b::bytea[]
 );
 
 -- name: lock_run
