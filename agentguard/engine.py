@@ -25,7 +25,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions import upkeep
 from agentguard.sessions.attached import AttachedSession
 from agentguard.sessions.forked import ForkOptions, ForkSession
-from agentguard.sessions.opening import session_for
+from agentguard.sessions.opening import refuse_in_replay, session_for
 from agentguard.sessions.options import RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
@@ -125,6 +125,7 @@ class Engine:
 
     def attach(self, run_id: str, branch: str | None) -> Run:
         """See `Guard.attach`."""
+        refuse_in_replay(run_id, "attach")
         return Run(AttachedSession(self.runtime, run_id, branch))
 
     def replay(self, run_id: str, stall_timeout: float, telemetry: Any) -> Run:
@@ -134,6 +135,7 @@ class Engine:
 
     def recover(self, run_id: str, stall_timeout: float, *, take_over: bool) -> Run:
         """See `Guard.recover`."""
+        refuse_in_replay(run_id, "recover")
         row = self.runtime.row(run_id)
         return Run(RecoverySession(self.runtime, row, take_over=take_over, stall_timeout=stall_timeout))
 
@@ -149,6 +151,7 @@ class Engine:
         stall_timeout: float,
     ) -> Run:
         """See `Guard.fork`."""
+        refuse_in_replay(run_id, "fork")
         fork = ForkOptions(
             at=at,
             budget=budget,

@@ -198,7 +198,7 @@ class Guard:
             inputs: what the run was given, recorded.
             metadata: plain data for the summary.
             on_warning: called with each budget warning.
-            detached: no child of the run around it.
+            detached: no child of the run around it, and not on its record: a replay refuses it.
             interrupt_threads: on a stop, interrupt sync bodies in flight too, by an exception raised in
                 their thread at the next line of Python; rough, and not while they are inside C code.
                 One that arrives in a destructor, or in another callback that Python calls by itself, is

@@ -1,4 +1,4 @@
-"""What a replayed program orders of its runs, and of those inside them, is ordered of nothing that is live."""
+"""What a replayed program orders of its runs is ordered of nothing that is live, and no run is opened anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentguard import Budget, Guard, Run, RunStopped, guarded_step
+from agentguard import Budget, Guard, ReplayDivergenceError, Run, RunStopped, current_run, guarded_step
 
 RAN: list[int] = []
 
@@ -146,3 +146,62 @@ def test_an_order_of_a_nested_run_that_has_ended_is_not_given_again_by_a_recover
     del before["runs"][outer.id], after["runs"][outer.id]
     assert after["runs"] == before["runs"]
     assert len(RAN) == ran + 1
+
+
+# --- runs that are in no log but their own ---------------------------------------------------------
+
+
+def detached(guard: Guard) -> None:
+    with guard.run("other", detached=True):
+        step(1)
+
+
+def joined(guard: Guard) -> None:
+    with guard.run("other", run_id="joined", if_exists="join"):
+        step(1)
+
+
+def attached(guard: Guard) -> None:
+    run = current_run()
+    assert run is not None
+    with guard.attach(run.id, branch="w"):
+        step(1)
+
+
+def recovered(guard: Guard) -> None:
+    if "crashed" not in {run.run_id for run in guard.runs()}:
+        with suppress(RunStopped), guard.run("crashed", run_id="crashed", detached=True) as run:
+            run.drain()
+    with guard.recover("crashed"):
+        step(1)
+
+
+def forked(guard: Guard) -> None:
+    with guard.fork("origin", at=2):
+        step(1)
+
+
+def inside_a_nested_run(guard: Guard) -> None:
+    with guard.run("nested"):
+        detached(guard)
+
+
+OPENED = [detached, joined, attached, forked, inside_a_nested_run, recovered]
+
+
+@pytest.mark.parametrize("open_another", OPENED, ids=lambda way: way.__name__)
+def test_a_run_that_the_log_does_not_have_is_not_opened_in_a_replay(
+    guard: Guard, open_another: Callable[[Guard], None]
+) -> None:
+    """Its steps would be done for real, and be charged."""
+    with guard.run("origin", run_id="origin"):
+        pass
+    with suppress(RunStopped), guard.run("outer") as outer:
+        open_another(guard)
+        outer.drain()  # it has not ended, so that a step that goes live is not refused for that
+    before, ran = state_of(guard), len(RAN)
+    with pytest.raises(ReplayDivergenceError) as caught, guard.replay(outer.id):
+        open_another(guard)
+    assert caught.value.kind == "not_replayable"
+    assert state_of(guard) == before
+    assert len(RAN) == ran
