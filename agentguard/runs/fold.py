@@ -75,6 +75,8 @@ class RunFold:
         self.tenant = ""
         self.parent_id: str | None = None
         self.metadata: dict[str, object] = {}
+        #: The span that it was created in, by trace id and span id.
+        self.began_in: tuple[str, str] | None = None
         self.state = RunState.CREATED
         self.budget = Budget()
         #: The account that its steps are charged to beside its own levels, and those of other runs too.
@@ -274,6 +276,8 @@ class RunFold:
         self.tenant = data["tenant"]
         self.parent_id = data.get("parent")
         self.metadata = data.get("metadata", {})
+        if record.trace_id is not None and record.span_id is not None:
+            self.began_in = record.trace_id, record.span_id
         self.generation = data.get("generation", 0)
         self.seed = data.get("seed", "")
         self.value_scheme = data.get("values", 1)

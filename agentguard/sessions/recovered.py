@@ -78,7 +78,11 @@ class RecoverySession(ResumedSession):
         )
         if components.telemetry is not None:
             live_run.span = components.telemetry.start_run(
-                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=live_run.fold.metadata
+                name=self.name,
+                run_id=self.run_id,
+                tenant=self.tenant,
+                metadata=live_run.fold.metadata,
+                origin=live_run.fold.began_in,
             )
         live_run.stops.seen = -1 if generation else 0
         self.take_part(live_run)
