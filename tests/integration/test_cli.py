@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shutil
 import sqlite3
@@ -18,6 +17,7 @@ import pytest
 from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError, Run, Usage, guarded_step
 from agentguard.cli import lookup, main, output
 from agentguard.killswitch.page import PageKillSwitch
+from tests import terminal
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -912,23 +912,12 @@ def test_output_that_the_terminal_cannot_write_is_escaped(recorded: Path) -> Non
 
 def on_a_terminal(home: Path, *arguments: str, **environment: str) -> str:
     """What a command writes to a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    os.set_inheritable(theirs, True)
-    settings = os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"} | environment
     command = [sys.executable, "-m", "agentguard.cli", *arguments, "--home", str(home)]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=settings):
-        os.close(theirs)
-        written = b""
-        # A terminal whose other side has gone ends with an error on Linux.
-        with suppress(OSError):
-            while part := os.read(ours, 65536):
-                written += part
-    os.close(ours)
-    return written.decode()
+    return terminal.on_a_terminal(command, os.environ | environment)
 
 
 def test_a_terminal_gets_colours_and_lines_that_fit(recorded: Path) -> None:
-    lines = re.sub("\x1b\\[[0-9;]*m", "", on_a_terminal(recorded, "runs", NO_COLOR="1")).splitlines()
+    lines = terminal.without_styles(on_a_terminal(recorded, "runs", NO_COLOR="1")).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["run", "name", "state", "steps", "usd", "ended", "by"]
     assert "\x1b[31m" in on_a_terminal(recorded, "runs")
