@@ -785,6 +785,9 @@ class Guard:
     ) -> VerifyReport:
         """Say whether the log of a run, or of every run and the control log, is what was written.
 
+        And whether the shared accounts (of tenants, of runs with runs inside, named ones) say at least what
+        these logs prove to be spent and reserved.
+
         Args:
             run_id: the run; by default all.
             anchors: heads kept elsewhere, by run id: `{run.id: run.summary().head}`.

@@ -341,6 +341,15 @@ class IndexedStore(Protocol):
 
 
 @runtime_checkable
+class AccountListStore(Protocol):
+    """A store that can list its shared accounts."""
+
+    def account_ids(self) -> Iterable[str]:
+        """Return the names of all shared accounts that it lets this process see."""
+        ...
+
+
+@runtime_checkable
 class DamageReport(Protocol):
     """A store that can say what is wrong with it as a whole."""
 
@@ -470,6 +479,7 @@ class Abilities(NamedTuple):
     interruptible: InterruptibleStore | None
     rowless: RowlessLogs | None
     indexed: IndexedStore | None
+    accounts: AccountListStore | None
     damage: DamageReport | None
     positions: PositionStore | None
     readers: ReaderListStore | None
@@ -490,6 +500,7 @@ def abilities_of(store: EventStore) -> Abilities:
         interruptible=store if isinstance(store, InterruptibleStore) else None,
         rowless=store if isinstance(store, RowlessLogs) else None,
         indexed=store if isinstance(store, IndexedStore) else None,
+        accounts=store if isinstance(store, AccountListStore) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,
         readers=store if isinstance(store, ReaderListStore) else None,

@@ -201,8 +201,7 @@ def report_lines(report: VerifyReport) -> Iterator[Text]:
         return
     yield Text(f"NOT intact: {len(report.faults)} at fault among {counts}", style="bold red")
     for fault in report.faults:
-        problem = output.one_line(f"run {fault.run_id}, event {fault.seq}: {fault.problem}")
-        yield Text(f"  {problem}", style="red")
+        yield Text(f"  {output.one_line(str(fault))}", style="red")
 
 
 def table(columns: Iterable[str]) -> Table:

@@ -18,9 +18,10 @@ from concurrent.futures import Future
 from agentguard.budget import ledger
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, HeadMovedError, RunRow, StoreBusyError
-from agentguard.stores import _postgres_rows, _sql
+from agentguard.stores import _accounts, _postgres_rows, _sql
 from agentguard.stores._postgres_link import Link
 
 _TENANT = "tenant:"
@@ -121,12 +122,14 @@ def _chains(acts: Sequence[Act]) -> dict[int, list[Act]]:
 def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
     """Carry out acts in the open transaction of a link; gives those whose run another writer holds."""
     runs = sorted({act.number for act in acts if act.uses_run})
-    heads, epochs, busy, accounts = _hold(link, runs, acts, patience, narrow)
+    heads, epochs, busy, accounts, unreadable = _hold(link, runs, acts, patience, narrow)
     done: list[Act] = []
     waiting: list[Act] = []
     for act in acts:
         if act.uses_run and act.number in busy:
             waiting.append(act)
+        elif (failure := _unreadable(act, unreadable)) is not None:
+            act.error = failure
         elif _decide(act, heads, epochs, accounts):
             done.append(act)
     if done:
@@ -136,7 +139,7 @@ def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None)
 
 def _hold(
     link: Link, runs: list[int], acts: Sequence[Act], patience: int, narrow: str | None
-) -> tuple[dict[int, int], dict[int, int], set[int], dict[str, Account]]:
+) -> tuple[dict[int, int], dict[int, int], set[int], dict[str, Account], dict[str, StoreUnavailableError]]:
     owners: dict[str, tuple[str | None, int]] = {}
     for act in acts:
         for movement in act.movements:
@@ -150,17 +153,27 @@ def _hold(
     epochs: dict[int, int] = {}
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
+    unreadable: dict[str, StoreUnavailableError] = {}
     for number, head, epoch, name, data in link.ask(
         _SQL["hold"], (runs, names, tenants, numbers, patience, narrow)
     ):
         if name is not None:
-            if data is not None:
-                accounts[name] = _postgres_rows.account(data)
+            try:
+                if data is not None:
+                    accounts[name] = _accounts.account(name, data)
+            except StoreUnavailableError as error:
+                unreadable[name] = error
         elif head is None:
             busy.add(number)
         else:
             heads[number], epochs[number] = head, epoch
-    return heads, epochs, busy, accounts
+    return heads, epochs, busy, accounts, unreadable
+
+
+def _unreadable(act: Act, unreadable: Mapping[str, StoreUnavailableError]) -> StoreUnavailableError | None:
+    """Why an act cannot be carried out, though others that came with it can."""
+    found = (unreadable.get(movement.account) for movement in act.movements)
+    return next((error for error in found if error is not None), None) if unreadable else None
 
 
 def _tenant_of(movement: Movement) -> str | None:
@@ -182,7 +195,7 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
     trial = {m.account: accounts[m.account] for m in act.movements if m.account in accounts}
     try:
         ledger.apply(act.movements, trial)
-    except (LedgerRefusedError, KeyError) as error:
+    except (LedgerRefusedError, StoreUnavailableError) as error:
         act.error = error
         return False
     accounts.update(trial)
@@ -194,7 +207,7 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
 
 def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> None:
     changed = sorted({movement.account for act in acts for movement in act.movements})
-    texts = [_postgres_rows.account_text(accounts[name]) for name in changed]
+    texts = [_accounts.account_text(accounts[name]) for name in changed]
     numbers = [act.number for act in acts for _ in act.events]
     seqs = [event.seq for act in acts for event in act.events]
     if numbers or changed:
@@ -205,7 +218,7 @@ def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> 
         if act.row is not None:
             link.change(_SQL["change_run"], _postgres_rows.parameters(act.row) | {"number": act.number})
     # What was given before stays as it is, though later acts move the accounts.
-    given = {name: _postgres_rows.account(text) for name, text in zip(changed, texts, strict=True)}
+    given = {name: _accounts.account(name, text) for name, text in zip(changed, texts, strict=True)}
     for act in acts:
         act.accounts = given
 

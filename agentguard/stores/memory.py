@@ -364,6 +364,12 @@ class MemoryEventStore:
             self._check()
             return {name: self._accounts[name] for name in ids if name in self._accounts}
 
+    def account_ids(self) -> list[str]:
+        """The names of all shared accounts."""
+        with self._lock:
+            self._check()
+            return list(self._accounts)
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Let this thread's reads in the block see one moment; writers wait meanwhile."""

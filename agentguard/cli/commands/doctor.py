@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from agentguard import _process, config
+from agentguard.audit.verify import AccountFault, verify_all
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import (
@@ -199,6 +200,7 @@ def _store() -> Iterator[Finding]:
             yield from _file_rights(file)
             yield from _wal(file)
             yield from _indexes(guard)
+            yield from _accounts(guard)
             yield from _abandoned(guard)
             yield from _abandoned_steps(guard)
     except (AgentGuardError, *RAISED) as error:
@@ -238,6 +240,18 @@ def _indexes(guard: Guard) -> Iterator[Finding]:
         run_id, problem = misfiled[0]
         more = f" (and {len(misfiled) - 1} more)" if len(misfiled) > 1 else ""
         yield Finding("indexes", FAULT, f"run {run_id}: {problem}{more}")
+
+
+def _accounts(guard: Guard) -> Iterator[Finding]:
+    """Budgets that could be spent again, since an account says less than its logs."""
+    faults = [
+        fault
+        for fault in verify_all(guard.components.store, {}, tuple).faults
+        if isinstance(fault, AccountFault)
+    ]
+    if faults:
+        more = f" (and {len(faults) - 1} more: agentguard verify)" if len(faults) > 1 else ""
+        yield Finding("accounts", FAULT, f"{faults[0]}{more}")
 
 
 def _abandoned(guard: Guard) -> Iterator[Finding]:

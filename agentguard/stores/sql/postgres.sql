@@ -127,6 +127,10 @@ ORDER BY event.position;
 -- Shared accounts by id.
 SELECT id, data FROM {account} WHERE id = ANY (%s) AND data IS NOT NULL;
 
+-- name: account_ids
+-- The names of all shared accounts.
+SELECT id FROM {account} WHERE data IS NOT NULL ORDER BY id;
+
 -- name: is_tenant
 -- Whether this login is a tenant's own, which sees no table.
 SELECT NOT has_table_privilege('agentguard.run', 'SELECT');

@@ -208,7 +208,11 @@ FROM run WHERE number = ?;
 
 -- name: account
 -- One shared account.
-SELECT data FROM account WHERE id = ?;
+SELECT CAST(coalesce(data, '') AS BLOB) FROM account WHERE id = ?;
+
+-- name: account_ids
+-- The names of all shared accounts.
+SELECT CAST(id AS TEXT) FROM account ORDER BY id;
 
 -- name: save_account
 -- Write a shared account.
