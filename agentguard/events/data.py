@@ -188,6 +188,8 @@ class RunBudgetSet(Said, total=False):
     """`run_budget_set`."""
 
     budget: Required[BudgetFields]
+    #: The program itself set it, and will again when it is recovered or replayed; else an operator did.
+    own: bool
 
 
 class RunEnded(Said, total=False):
@@ -269,6 +271,8 @@ class StepStarted(CallStarted, _Async, total=False):
     windows: tuple[str, ...]
     #: The stop that a level without `enforce` would have raised.
     would_stop: Termination
+    #: The process whose step it is, where that does not own the run.
+    process: dict[str, object]
 
 
 class StepRefused(CallStarted, Said, Failure, total=False):
