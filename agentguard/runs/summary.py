@@ -203,12 +203,28 @@ def from_row(row: SummaryRow) -> RunSummary:
     Raises:
         LogIntegrityError: it is none: the row was changed by hand.
     """
+    state_of(row)
     try:
-        RunState(row.state)
         return from_data(row.summary)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        problem = f"its row in the store cannot be read ({error!r}); `agentguard verify` says more"
-        raise LogIntegrityError(row.run_id, 0, problem) from error
+        raise _unreadable(row, error) from error
+
+
+def state_of(row: SummaryRow) -> RunState:
+    """Return the state in a run's row.
+
+    Raises:
+        LogIntegrityError: it is none: the row was changed by hand.
+    """
+    try:
+        return RunState(row.state)
+    except ValueError as error:
+        raise _unreadable(row, error) from error
+
+
+def _unreadable(row: SummaryRow, error: Exception) -> LogIntegrityError:
+    problem = f"its row in the store cannot be read ({error!r}); `agentguard verify` says more"
+    return LogIntegrityError(row.run_id, 0, problem)
 
 
 class _HeadShape(msgspec.Struct):
