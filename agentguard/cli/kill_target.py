@@ -193,7 +193,7 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
     if dead:  # and only then are store and rules needed
         from agentguard.errors import AgentGuardError
         from agentguard.guard import Guard
-        from agentguard.runs.state import RunState
+        from agentguard.runs.summary import state_of
         from agentguard.sessions.dead import close_dead_run
 
         with suppress(AgentGuardError, OSError, ValueError):
@@ -204,7 +204,7 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
                 for run_id in dead:
                     row = guard.components.store.row(run_id)
                     if row is not None:
-                        closed += RunState(close_dead_run(guard.components, row).state).final
+                        closed += state_of(close_dead_run(guard.components, row)).final
     return closed
 
 

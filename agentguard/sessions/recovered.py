@@ -17,6 +17,7 @@ from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay.origin import origin_log
 from agentguard.replay.player import Player
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.runtime import Runtime
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
@@ -127,7 +128,7 @@ class RecoverySession(ResumedSession):
         return live_run.log.decide(claim)
 
     def _check_state(self, row: RunRow) -> None:
-        state = RunState(row.state)
+        state = state_of(row)
         if state.final:
             error = InvalidStateTransitionError(self.run_id, state, RunState.RUNNING)
             error.add_note("an ended run never recovers: fork it, with a new budget, to carry on")
