@@ -204,8 +204,8 @@ def _store() -> Iterator[Finding]:
             yield from _abandoned(guard)
             yield from _abandoned_steps(guard)
     except (AgentGuardError, *RAISED) as error:
-        where = "where it should lie and which rights it wants: docs/how-to/deploy.md; else restore a copy"
-        yield Finding("store", FAULT, f"{error}; {where}" if isinstance(error, RAISED) else str(error))
+        way_out = "check --store and the rights to the file, or restore a copy of it"
+        yield Finding("store", FAULT, f"{error}; {way_out}" if isinstance(error, RAISED) else str(error))
 
 
 def _schema(file: Path) -> int:

@@ -12,8 +12,9 @@ driver.
     3           recorded, but no live process is attached,  there was nothing to revive
                 or the store has no such run, or no live
                 run of that tenant
-    4           recorded, but not all acted in time, or a body of a killed run goes on, or the
-                store cannot be asked whether one does; with `--hard`, a process is still there
+    4           recorded, but not all acted in time, or a body of a killed run goes on, or nobody can
+                tell whether one does: the store cannot be asked, or its process is not heard of;
+                with `--hard`, a process is still there
     5           the kill switch cannot be used              the same
 """
 
