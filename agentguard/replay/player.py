@@ -419,7 +419,7 @@ class Player:
     def outcome(self, spec: StepSpec, call: Call) -> RecordedOutcome:
         """Return a recorded outcome."""
         if call.start.type == ev.STEP_REFUSED:
-            return RecordedOutcome(error=self._refusal(call))
+            return RecordedOutcome(error=self._refusal(call), refused=True)
         if call.failed:
             return RecordedOutcome(error=self._error(call))
         self._replayable(call)

@@ -372,32 +372,88 @@ def test_an_async_loop_that_swallows_its_stop_is_on_record(guard):
     assert guard.verify("r")
 
 
-def test_a_loop_of_steps_inside_a_stopped_scope_is_on_record(guard):
-    with guard.run("r") as run:
-        with pytest.raises(BudgetExceededError), run.scope("s", budget=Budget(steps=1)):
-            spin(tool)
-    assert [data["action"] for data in told(guard, run.id)] == ["slowed", "cancelled"]
-    assert guard.verify(run.id)
+@guarded_step
+def items():
+    yield 1
 
 
-def test_a_loop_of_checks_inside_a_stopped_scope_is_on_record_and_replays(guard):
+PROGRAMS = {
+    "a step": lambda: tool(),
+    "a generator": lambda: list(items()),
+    "a check": lambda: current_run().check(),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_loop_inside_a_stopped_scope_is_on_record_and_its_replay_ends_in_the_same_place(guard, program):
     """What is put on record meanwhile is no progress of the program, and no part of what is replayed."""
 
-    def program() -> None:
+    def agent() -> int:
+        tries = 0
         with suppress(BudgetExceededError), current_run().scope("s", budget=Budget(steps=0)):
             with suppress(BudgetExceededError):
                 tool()
-            spin(current_run().check)
+            while tries < FAR:
+                tries += 1
+                with suppress(Exception):
+                    PROGRAMS[program]()
             pytest.fail("the loop was never cancelled")
         current_run().call("after", str)
+        return tries
 
     with guard.run("r") as run:
-        program()
+        tries = agent()
     assert [data["action"] for data in told(guard, run.id)] == ["slowed", "cancelled"]
+    assert guard.verify(run.id)
     events = len(guard.history(run.id))
     with guard.replay(run.id):
-        program()
+        assert agent() == tries
     assert len(guard.history(run.id)) == events, "a replay writes nothing"
+
+
+def test_the_replay_of_a_loop_that_swallowed_its_kill_ends_too(guard):
+    tries = []
+
+    def agent(kill: bool) -> None:
+        tool()
+        if kill:
+            current_run().kill("stop")
+        tries.append(0)
+        while tries[-1] < FAR:
+            tries[-1] += 1
+            with suppress(Exception):
+                tool()
+        pytest.fail("the loop was never cancelled")
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        agent(True)
+    with pytest.raises(KillSwitchTriggeredError), guard.replay(run.id):
+        agent(False)
+    assert tries[0] == tries[1] < FAR
+
+
+def test_the_replay_of_an_async_loop_that_swallowed_its_kill_ends_too(guard):
+    tries = []
+
+    async def agent(kill: bool) -> None:
+        await async_tool()
+        if kill:
+            current_run().kill("stop")
+        tries.append(0)
+        while tries[-1] < FAR:
+            tries[-1] += 1
+            with suppress(Exception):
+                await async_tool()
+        pytest.fail("the loop was never cancelled")
+
+    async def main(kill: bool) -> None:
+        async with guard.run("r", run_id="r") if kill else guard.replay("r"):
+            await agent(kill)
+
+    for kill in (True, False):
+        with pytest.raises(KillSwitchTriggeredError):
+            asyncio.run(main(kill))
+    assert tries[0] == tries[1] < FAR
 
 
 def test_of_many_branches_that_spin_some_are_on_record(guard, monkeypatch):
