@@ -98,7 +98,7 @@ def test_the_neighbours_of_an_id_are_found_by_the_index_of_ids(
     roles: dict[str, str], filled: dict[str, str], login: str
 ) -> None:
     """Also under row-level security, and whatever the order of words in the database."""
-    query = _sql.queries("postgres")["neighbours"].replace("{run}", "agentguard.run")
+    query = _sql.queries("postgres")["neighbours"]
     with psycopg.connect(roles[login]) as connection:
         connection.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off")
         found = connection.execute(f"EXPLAIN {query}", {"run_id": filled["a"]}).fetchall()

@@ -75,8 +75,12 @@ FROM {run} WHERE {which} ORDER BY born DESC LIMIT %(limit)s;
 -- name: neighbours
 -- The ids just before and after one, in the order of their bytes.
 SELECT
-    (SELECT run_id FROM {run} AS run WHERE run_id < %(run_id)s ORDER BY run_id DESC LIMIT 1),
-    (SELECT run_id FROM {run} AS run WHERE run_id > %(run_id)s ORDER BY run_id LIMIT 1);
+    (SELECT run_id FROM agentguard.run WHERE run_id < %(run_id)s ORDER BY run_id DESC LIMIT 1),
+    (SELECT run_id FROM agentguard.run WHERE run_id > %(run_id)s ORDER BY run_id LIMIT 1);
+
+-- name: tenant_neighbours
+-- The same for a tenant's own login.
+SELECT before, after FROM agentguard.tenant_neighbours(%(run_id)s);
 
 -- name: children
 -- The runs nested directly in a run, oldest first.
