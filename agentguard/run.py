@@ -23,7 +23,7 @@ from agentguard.runs.branch import MAIN, Branch, check_branch
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
-from agentguard.steps import bound, call, recorded, tasks
+from agentguard.steps import bound, call, interrupt, recorded, tasks
 from agentguard.steps.block import StepBlock
 from agentguard.steps.current import CURRENT, InRun, Position, on_branch, restore_position
 from agentguard.steps.exit_rule import raise_on_exit
@@ -172,6 +172,7 @@ class Run:
         self._before = CURRENT.get()
         self._token = CURRENT.set(self._position)
         self._meet_running_loop()
+        interrupt.entered(self)
 
     def _give_up(self, error: BaseException) -> None:
         """End a run whose block was not entered, as far as it is on record."""
@@ -197,6 +198,7 @@ class Run:
 
     def _leave(self, error: BaseException | None) -> RunStopped | None:
         """End the run, and return the stop to raise."""
+        interrupt.leaving(self)
         if self._token is None:  # closed before, perhaps without its end on record
             return self._close_again(error)
         token, self._token = self._token, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
 
 from msgspec import structs
 
@@ -28,15 +27,6 @@ def forget(runtime: Runtime, live_run: LiveRun) -> None:
         loop = ref()
         if loop is not None and (factory := live_run.in_flight.loops.get(loop)) is not None:
             factory.release(id(live_run))
-
-
-def still_open(live_run: LiveRun) -> list[Any]:
-    """Return the generators and blocks of a run that are open."""
-    while True:
-        try:
-            return list(live_run.in_flight.generators)
-        except RuntimeError:  # another thread opened or closed one meanwhile
-            continue
 
 
 def give_back(runtime: Runtime, live_run: LiveRun) -> None:
@@ -91,7 +81,9 @@ def finish(runtime: Runtime, live_run: LiveRun) -> None:
     for each in _family(runtime, live_run):
         # The program no longer iterates them.  Blocks may have been begun in a thread that is still at work.
         draining.cut_off |= {
-            (each.run_id, held.step.key) for held in still_open(each) if isinstance(held, _GENERATORS)
+            (each.run_id, step.key)
+            for step, holder in each.in_flight.holders()
+            if isinstance(holder, _GENERATORS) and holder.state == "open"
         }
     draining.over.wait()
 

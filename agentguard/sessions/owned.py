@@ -7,23 +7,22 @@ from typing import Any
 
 from agentguard._encoding import type_name
 from agentguard._process import identity
-from agentguard.budget.model import BudgetChange
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.data import NestedRunOpened, Termination
 from agentguard.events.model import Record
-from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import GENERATION
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import COMPLETED, termination
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
-from agentguard.sessions.base import Session, set_budget
+from agentguard.sessions.base import Session
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs, closing
 from agentguard.sessions.options import RunOptions
-from agentguard.steps import phases
+from agentguard.steps import outcome, phases
 from agentguard.steps.current import InRun
+from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.live import LiveRun
 
 
@@ -89,6 +88,7 @@ class OwnedSession(Session):
         self.runtime.live[self.run_id] = live_run
         if self.around is not None:
             parent = self.around.live_run
+            live_run.interrupt = live_run.interrupt or parent.interrupt
             parent.in_flight.children.append(live_run)
             if parent.draining is not None:  # inside a body that a drain lets finish
                 live_run.stops.drain_with(parent.draining)
@@ -156,12 +156,20 @@ class OwnedSession(Session):
         return ended
 
     def _settle_generators(self, live_run: LiveRun) -> None:
-        live_run.in_flight.settle_orphans()
-        for generator in drain.still_open(live_run):
-            abandoned = generator.abandon()
-            if abandoned is not None:
+        in_flight = live_run.in_flight
+        held = in_flight.holders()
+        in_flight.settle_orphans()
+        for step, holder in held:
+            if step not in in_flight.held:
+                continue  # an orphan, settled just now
+            if holder is not None:
+                done = holder.abandon()
+            else:  # a signal handler has cut short its finaliser
+                error = GeneratorAbandonedError("dropped, and its end was cut short")
+                done = outcome.failed(step, error, outcome.ABANDONED)
+            if done is not None:
                 with contextlib.suppress(AgentGuardError):
-                    phases.close(generator.step, abandoned)
+                    phases.close(step, done)
 
     # --- the end of a nested run ---------------------------------------------------------------
 
@@ -221,11 +229,6 @@ class OwnedSession(Session):
             )
 
     # --- control -------------------------------------------------------------------------------
-
-    def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
-        """See `Run.set_budget`."""
-        said = kill_requests.authorship(reason, actor)
-        set_budget(self.runtime, self.run_id, budget, said, own=True)
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from agentguard.errors import AgentGuardError
 from agentguard.events.data import StepEnded
-from agentguard.steps import aio, outcome, phases
+from agentguard.steps import aio, interrupt, outcome, phases
 from agentguard.steps.current import CURRENT, InRun, restore_position
 from agentguard.steps.flow import open_step
 from agentguard.steps.model import Step
@@ -55,25 +55,28 @@ class StepBlock:
         `inputs` go on record as the step's arguments.
         """
         self._ask_player()
+        self._step.live_run.in_flight.hold(self)
         self._begun(dict(inputs or {}))
         if self._step.span is not None:
             self._step.span.suspend()
-        self._step.live_run.in_flight.generators.add(self)
         return self._step
 
     def finish(self, error: BaseException | None = None, result: object = None) -> None:
         """End what `start` began: completed, or failed with `error`.  A second time does nothing."""
-        self._step.live_run.in_flight.generators.discard(self)
-        self._end(error, result)
+        try:
+            self._end(error, result)
+        except BaseException as raised:
+            self._cut_short(raised)
+            raise
 
     def revoke(self, error: BaseException) -> None:
         """End what `start` began where `error` kept the body from running: all is given back."""
-        self._step.live_run.in_flight.generators.discard(self)
         phases.close(self._step, outcome.unentered(error))
 
     def abandon(self) -> outcome.Outcome | None:
         """The run ends while this is open: its outcome, for the run's end to put on record."""
-        return outcome.failed(self._step, BlockAbandonedError("open at the end of the run"), "abandoned")
+        error = BlockAbandonedError("open at the end of the run")
+        return outcome.failed(self._step, error, outcome.ABANDONED)
 
     def _begun(self, inputs: dict[str, object]) -> None:
         try:
@@ -81,6 +84,7 @@ class StepBlock:
             self._step.entered = True
         except BaseException as error:
             phases.rescue(self._step, error)
+            self._step.live_run.in_flight.held.pop(self._step, None)
             raise
 
     def __enter__(self) -> Step:
@@ -96,6 +100,13 @@ class StepBlock:
     def _become_current(self) -> None:
         self._before = CURRENT.get()
         self._token = CURRENT.set(self._step)
+        interrupt.entered(self)
+
+    def _step_out(self) -> None:
+        interrupt.leaving(self)
+        token, self._token = self._token, None
+        if token is not None:
+            restore_position(token)
 
     def _cut_short(self, error: BaseException) -> None:
         """Settle the step all the same, and make current what was so before."""
@@ -109,16 +120,15 @@ class StepBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end(error)
-
-    def _end(self, error: BaseException | None, result: object = None) -> None:
         try:
-            if self._token is not None:
-                restore_position(self._token)
-            phases.close(self._step, self._outcome(error, result))
+            self._end(error)
         except BaseException as raised:
             self._cut_short(raised)
             raise
+
+    def _end(self, error: BaseException | None, result: object = None) -> None:
+        self._step_out()
+        phases.close(self._step, self._outcome(error, result))
 
     async def __aenter__(self) -> Step:
         self._ask_player()
@@ -139,8 +149,7 @@ class StepBlock:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._token is not None:
-                restore_position(self._token)
+            self._step_out()
             stop = self._body.close() if self._body is not None else None
             if stop is None or not isinstance(error, asyncio.CancelledError):
                 await aio.close(self._step, self._outcome(error))

@@ -9,13 +9,13 @@ place of an object keeps the object's own attributes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, outcome, phases
-from agentguard.steps.current import CURRENT, restore_position
+from agentguard.steps.current import CURRENT
 from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.items import counter_of
@@ -27,6 +27,8 @@ from agentguard.steps.stand_ins import AsyncIteratorItems, IteratorItems
 if TYPE_CHECKING:
     from agentguard.budget.account import Amounts
     from agentguard.steps.proxies import _Proxy
+
+T = TypeVar("T")
 
 #: Of these modules, iterators have no attributes that anybody asks for.
 _BARE_ITERATORS = frozenset({"builtins", "itertools"})
@@ -90,8 +92,8 @@ def _task(pending: Coroutine[object, object, object], future: object = None) -> 
 class PendingResult:
     """One result under way, and its step.
 
-    It stands among the run's open generators until it is awaited, iterated or entered, so that the run's
-    end settles the step of one that never is.
+    It holds the step until what goes on does, so that the run's end settles the step of one that is never
+    awaited, iterated or entered.
     """
 
     __slots__ = ("__weakref__", "_args", "_kwargs", "_result", "_step", "state", "used")
@@ -101,9 +103,9 @@ class PendingResult:
         self._result = result
         self._args = args
         self._kwargs = kwargs
-        self.state = "open"
         self.used = False
-        step.live_run.in_flight.generators.add(self)
+        self.state = "open"
+        step.live_run.in_flight.hold(self)
         if step.span is not None:
             step.span.suspend()
 
@@ -112,46 +114,59 @@ class PendingResult:
         """The step."""
         return self._step
 
-    def _take(self, how: str) -> bool:
-        """Begin to go on, once; return False where that was done already, or the run has ended."""
-        if self.state != "open":
-            return False
-        self.state = "taken"
+    def _take(self, how: str, state: str = "taken") -> None:
+        self.state = state
         self._step.continuations = (*self._step.continuations, how)
-        self._step.live_run.in_flight.generators.discard(self)
-        return True
 
     # --- ways to go on -------------------------------------------------------------------------
 
+    def _go_on(self, how: str, tried: str, begin: Callable[[], T]) -> T:
+        """Return what goes on and holds the step from here on, once; what cuts this short ends the step."""
+        if self.state != "open":
+            raise self._abandoned(tried)
+        try:
+            self._take(how)
+            return begin()
+        except BaseException as error:
+            phases.rescue(self._step, error)
+            raise
+
     async def awaited(self, how: str = "awaited") -> object:
         """Await the result to its end."""
-        if not self._take(how):
+        if self.state != "open":
             raise self._abandoned("awaited")
-        phases.check_before_body(self._step)
-        return await run_to_end(self._step, self._awaitable, self._args, self._kwargs)
+        try:
+            self._take(how)
+            phases.check_before_body(self._step)
+            return await run_to_end(self._step, self._awaitable, self._args, self._kwargs)
+        except BaseException as error:
+            phases.rescue(self._step, error)
+            raise
 
     def _awaitable(self, *args: object, **kwargs: object) -> Awaitable[object]:
         return self._result  # type: ignore[no-any-return]
 
     def items(self, iterator: object = None) -> GuardedGenerator:
         """Go on item by item."""
-        if not self._take("items"):
-            raise self._abandoned("iterated")
-        inner = IteratorItems(self._result if iterator is None else iterator)
-        return GuardedGenerator.of_step(self._step, inner, self._args, self._kwargs, self._result)
+
+        def begin() -> GuardedGenerator:
+            inner = IteratorItems(self._result if iterator is None else iterator)
+            return GuardedGenerator.of_step(self._step, inner, self._args, self._kwargs, self._result)
+
+        return self._go_on("items", "iterated", begin)
 
     def async_items(self, iterator: object = None) -> GuardedAsyncGenerator:
         """Go on item by item, each awaited."""
-        if not self._take("async items"):
-            raise self._abandoned("iterated")
-        inner = AsyncIteratorItems(self._result if iterator is None else iterator)
-        return GuardedAsyncGenerator.of_step(self._step, inner, self._args, self._kwargs, self._result)
+
+        def begin() -> GuardedAsyncGenerator:
+            inner = AsyncIteratorItems(self._result if iterator is None else iterator)
+            return GuardedAsyncGenerator.of_step(self._step, inner, self._args, self._kwargs, self._result)
+
+        return self._go_on("async items", "iterated", begin)
 
     def entered(self) -> Block:
         """Go on as a block."""
-        if not self._take("block"):
-            raise self._abandoned("entered")
-        return Block(self._step, self._args, self._kwargs)
+        return self._go_on("block", "entered", lambda: Block(self._step, self._args, self._kwargs))
 
     def refuse(self) -> NoReturn:
         """Fail the step of a result that cannot be followed."""
@@ -163,7 +178,7 @@ class PendingResult:
             "run.bind(...)"
         )
 
-    # --- as an open generator of the run -------------------------------------------------------
+    # --- as a holder of the step ---------------------------------------------------------------
 
     def _abandoned(self, how: str) -> BaseException:
         stop = self._step.live_run.stop if self.state == "abandoned" else None
@@ -175,15 +190,15 @@ class PendingResult:
 
         An object whose methods were used has done its work: a client, or a pipeline of one.
         """
-        if self.state != "open":
+        if self.state == "open":
+            self._take(_UNUSED, "abandoned")
+        if self.state != "abandoned":
             return None
-        self._take(_UNUSED)
-        self.state = "abandoned"
         if self.used:
             data: StepEnded = {"unreplayable": "an object that was used, and never awaited"}
             return outcome.completed(self._charge(), None, data)
         error = GeneratorAbandonedError(f"what {self._step.key} returned was never awaited or read")
-        return outcome.failed(self._step, error, "abandoned")
+        return outcome.failed(self._step, error, outcome.ABANDONED)
 
     def _charge(self) -> Amounts:
         step = self._step
@@ -206,7 +221,7 @@ class PendingResult:
 class Block:
     """A step that goes on while a block is open, and perhaps the stream that the block opened."""
 
-    __slots__ = ("_args", "_kwargs", "_step", "_stream", "_value")
+    __slots__ = ("__weakref__", "_args", "_kwargs", "_step", "_stream", "_value")
 
     def __init__(self, step: Step, args: Args, kwargs: Kwargs) -> None:
         self._step = step
@@ -214,6 +229,17 @@ class Block:
         self._kwargs = kwargs
         self._value: object = None
         self._stream: _Proxy | None = None
+        step.live_run.in_flight.hold(self)
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        return self._step
+
+    def abandon(self) -> outcome.Outcome:
+        """The run ends while it is open."""
+        error = GeneratorAbandonedError("a block that was open at the end of the run")
+        return outcome.failed(self._step, error, outcome.ABANDONED)
 
     def opened(self, value: object) -> object:
         """Return what the block hands out, followed where it is a stream."""
@@ -225,21 +251,26 @@ class Block:
 
     def enter(self, manager: AbstractContextManager[object]) -> object:
         """Enter a block as the step's body."""
-        phases.check_before_body(self._step)
-        token = CURRENT.set(self._step)
+        before = CURRENT.get()
         try:
+            phases.check_before_body(self._step)
+            CURRENT.set(self._step)
             value = manager.__enter__()
+            CURRENT.set(before)
+            return self.opened(value)
         except BaseException as error:
-            phases.close(self._step, outcome.failed(self._step, error))
+            CURRENT.set(before)
+            phases.rescue(self._step, error)
             raise
-        finally:
-            restore_position(token)
-        return self.opened(value)
 
     async def aenter(self, manager: AbstractAsyncContextManager[object]) -> object:
         """Enter an async block as the step's body."""
-        phases.check_before_body(self._step)
-        return self.opened(await self._opening(manager))
+        try:
+            phases.check_before_body(self._step)
+            return self.opened(await self._opening(manager))
+        except BaseException as error:
+            phases.rescue(self._step, error)
+            raise
 
     async def _opening(self, manager: AbstractAsyncContextManager[object]) -> object:
         try:
@@ -250,6 +281,13 @@ class Block:
 
     def left(self) -> None:
         """The block is over, and so is the step, unless its stream was read to the end before."""
+        try:
+            self._left()
+        except BaseException as error:
+            phases.rescue(self._step, error)
+            raise
+
+    def _left(self) -> None:
         if self._step.key not in self._step.live_run.log.fold.open:
             return
         if self._stream is not None and self._stream._self_items is not None:

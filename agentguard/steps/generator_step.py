@@ -15,7 +15,7 @@ from typing import Any, Self
 from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunStopped
-from agentguard.steps import outcome, phases, spinning
+from agentguard.steps import outcome, phases
 from agentguard.steps.current import CURRENT, InRun, restore_position
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
@@ -91,7 +91,7 @@ class GeneratorStep:
         """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
         guarded = cls.recorded(step, args, kwargs)
         guarded._inner, guarded._result = inner, result
-        step.live_run.in_flight.generators.add(guarded)
+        step.live_run.in_flight.hold(guarded)
         guarded.state = "open"
         return guarded
 
@@ -113,17 +113,11 @@ class GeneratorStep:
         if player is None:
             return False
         prepare(self._step, self._args, self._kwargs)
-        try:
-            served = player.serve_items(self._step)
-        except RunStopped as stop:
-            spinning.refused(self._step, stop)
-            raise
+        served = player.serve_items(self._step)
         if served is None:
             return False
-        if (refusal := served.end.refusal) is not None:
-            spinning.refused(self._step, refusal)
         self.state = "served"
-        self._step.live_run.in_flight.generators.add(self)
+        self._step.live_run.in_flight.hold(self)
         self._served = served
         self._recorded = _recorded(served)
         return True
@@ -165,17 +159,17 @@ class GeneratorStep:
         self._step.entered = True
         assert self._fn is not None  # noqa: S101 - without it, the items are on record
         self._inner = self._fn(*self._args, **self._kwargs)
-        self._step.live_run.in_flight.generators.add(self)  # first, so that the run's end finds it
+        self._step.live_run.in_flight.hold(self)  # first, so that the run's end finds it
         self.state = "open"
         if self._step.span is not None:
             self._step.span.suspend()
 
     def _ended(self) -> bool:
         """Mark it closed; False if it was already."""
-        was_open = self.state == "open"
-        self.state = "closed"
-        self._step.live_run.in_flight.generators.discard(self)
-        return was_open
+        before, self.state = self.state, "closed"
+        if before == "served":  # nothing of it goes on record
+            self._step.live_run.in_flight.held.pop(self._step, None)
+        return before == "open"
 
     def _rescued(self, before: InRun | None, error: BaseException) -> None:
         """Leave nothing behind where something was raised between two lines of this driver."""
@@ -249,8 +243,8 @@ class GeneratorStep:
 
     def abandon(self) -> outcome.Outcome | None:
         """The run ends while this is open: its outcome, for the run's end to put on record."""
-        if self.state != "open":
+        if self.state not in ("open", "abandoned"):
             return None
         self.state = "abandoned"
         error = GeneratorAbandonedError("open at the end of the run")
-        return self._failed(error, "abandoned")
+        return self._failed(error, outcome.ABANDONED)

@@ -12,6 +12,7 @@ from agentguard.errors import RunStopped
 from agentguard.steps import aio, phases
 from agentguard.steps.current import CURRENT
 from agentguard.steps.generator_step import ENDS_PROGRAMS, GeneratorStep
+from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.live import LiveRun
 
 
@@ -92,7 +93,9 @@ class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
             raise
         token = self._feed(how, value)
         try:
-            item = getattr(self._inner, how)(value)
+            advance = getattr(self._inner, how)
+            interrupt = self._step.live_run.interrupt
+            item = SyncBody(self._step).run(advance, (value,), {}) if interrupt else advance(value)
         except StopIteration as end:
             self._exit(token)
             self._ended()
@@ -268,6 +271,6 @@ def leave_served(live_run: LiveRun) -> None:
         ReplayDivergenceError: that is not where they were left live.
     """
     live_run.in_flight.settle_orphans()
-    for generator in list(live_run.in_flight.generators):
-        if isinstance(generator, GeneratorStep):
-            generator.leave_served()
+    for _, holder in live_run.in_flight.holders():
+        if isinstance(holder, GeneratorStep):
+            holder.leave_served()

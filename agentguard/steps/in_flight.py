@@ -37,8 +37,8 @@ class Body(Protocol):
         """Cancel it; called from any thread."""
 
 
-class OpenGenerator(Protocol):
-    """A generator or a block that is open between the calls of its consumer."""
+class Holder(Protocol):
+    """What holds a step open between the calls of its consumer: a generator, a block, a pending result."""
 
     @property
     def step(self) -> Step:
@@ -46,7 +46,7 @@ class OpenGenerator(Protocol):
         ...
 
     def abandon(self) -> Outcome | None:
-        """Return the outcome of one that is open at the end of the run."""
+        """Return the outcome at the end of the run; None where it is not this holder's to tell."""
         ...
 
 
@@ -63,8 +63,10 @@ class InFlight:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self.bodies: set[Body] = set()
-        #: Generators and blocks that are open, and generators that were dropped while they were.
-        self.generators: weakref.WeakSet[OpenGenerator] = weakref.WeakSet()
+        #: What holds each step that is open between the calls of its consumer, until its outcome is on
+        #: record: so the run's end finds the steps whose holder is gone and has not settled them.
+        self.held: dict[Step, weakref.ref[Holder]] = {}
+        #: Generators that were dropped while they were open.
         self.orphans: collections.deque[Orphan] = collections.deque()
         #: The live runs that were opened inside this one, and stop with it.
         self.children: list[LiveRun] = []
@@ -86,6 +88,18 @@ class InFlight:
         for child in tuple(self.children):
             if child.scope_around in scopes:
                 child.end(stop)
+
+    def hold(self, holder: Holder) -> None:
+        """Note who holds a step; it takes the place of the one that did."""
+        self.held[holder.step] = weakref.ref(holder)
+
+    def holders(self) -> list[tuple[Step, Holder | None]]:
+        """Return the steps that are held, each with its holder, or None where that is gone."""
+        while True:
+            try:
+                return [(step, holder()) for step, holder in list(self.held.items())]
+            except RuntimeError:  # another thread opened or closed one meanwhile
+                continue
 
     def settle_orphans(self) -> None:
         """Settle the generators that were dropped; the log's lock is not held."""
@@ -123,4 +137,4 @@ class InFlight:
         """Begin anew in a forked child: all of this is the parent's."""
         self.bodies.clear()
         self.children.clear()
-        self.generators.clear()
+        self.held.clear()

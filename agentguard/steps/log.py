@@ -40,7 +40,6 @@ from agentguard.protocols import (
 )
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import summarize
-from agentguard.steps.interrupt import uninterruptible
 
 if TYPE_CHECKING:
     from agentguard.steps.model import Step
@@ -192,8 +191,7 @@ class RunLog:
         record before the caller hears of it.  Only the store's own failure, and what a signal handler
         raises, take everything back.
         """
-        with uninterruptible():
-            return self.hold(lambda: self._decide(act))
+        return self.hold(lambda: self._decide(act))
 
     def require_certainty(self) -> None:
         """Have a refusal decided again with other writers kept out, unless the fold is what the log says.

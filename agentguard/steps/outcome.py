@@ -26,6 +26,8 @@ from agentguard.steps.unknown_cost import charged
 
 #: What the log calls the outcome of a step that somebody cancelled.
 CANCELLED = "cancelled"
+#: What it calls that of a step that was open at the end of its run.
+ABANDONED = "abandoned"
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -144,11 +146,14 @@ def leave(step: Step, outcome: Outcome, *, wait: bool = True) -> None:
     """
     if step.continuations:
         outcome = msgspec.structs.replace(outcome, data={**(outcome.data or {}), "came": step.continuations})
-    if (outcome.error is not None or step.live_run.stops.draining is not None) and _stays_open(step, outcome):
-        return
-    append_in_turn(step, _leave, outcome, wait)
-    if step.commit is not None and wait:
-        confirm_outcome(step, outcome)
+    live_run = step.live_run
+    told = outcome.error is not None or live_run.stops.draining is not None
+    if not (told and _stays_open(step, outcome)):
+        append_in_turn(step, _leave, outcome, wait)
+        if step.commit is not None and wait:
+            confirm_outcome(step, outcome)
+    if live_run.in_flight.held:
+        live_run.in_flight.held.pop(step, None)
 
 
 def confirm_outcome(step: Step, outcome: Outcome) -> None:

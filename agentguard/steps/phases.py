@@ -14,7 +14,6 @@ from agentguard.events.data import StepEnded
 from agentguard.events.model import STEP_COMPLETED
 from agentguard.steps import outcome, spinning, withdrawal
 from agentguard.steps.flow import admit, check, prepare
-from agentguard.steps.interrupt import in_a_body, uninterruptible
 from agentguard.steps.log import WaitingError
 from agentguard.steps.model import Step
 from agentguard.steps.patience import Patience
@@ -26,10 +25,6 @@ _REFUSALS = (BudgetExceededError, UnknownCostError)
 def begin(step: Step, args: Args, kwargs: Kwargs) -> None:
     """Do everything before the body; wait out a pause."""
     live_run = step.live_run
-    if live_run.interrupt and in_a_body():
-        with uninterruptible():
-            begin(step, args, kwargs)
-        return
     if live_run.in_flight.orphans:
         live_run.in_flight.settle_orphans()
     prepare(step, args, kwargs)
@@ -116,10 +111,6 @@ def settled(step: Step, result: object, args: Args, kwargs: Kwargs) -> outcome.O
 
 def close(step: Step, done: outcome.Outcome) -> None:
     """Put an outcome on record and end the span."""
-    if step.live_run.interrupt and in_a_body():
-        with uninterruptible():
-            close(step, done)
-        return
     try:
         outcome.leave(step, done)
     finally:

@@ -15,6 +15,7 @@ from agentguard.events import model as ev
 from agentguard.events.data import ScopeClosed, ScopeOpened
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of, key_segment, scope_part
+from agentguard.steps import interrupt
 from agentguard.steps.current import CURRENT, InRun, OpenedRun, Position, restore_position
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.flow import check
@@ -91,6 +92,7 @@ class Scope:
         if live_run.span is not None:
             self._span = live_run.span.start_scope(self.name, self.path)
         self._token = CURRENT.set(Position(self.run, self, position.branch, position.step, position.account))
+        interrupt.entered(self)
 
     def _cut_short(self) -> None:
         """Close the scope all the same, and make current what was so before."""
@@ -135,6 +137,7 @@ class Scope:
             raise_on_exit(self.stop, error)
 
     def _leave(self, error: BaseException | None) -> None:
+        interrupt.leaving(self)
         if self._token is not None:
             restore_position(self._token)
         live_run = self._live_run

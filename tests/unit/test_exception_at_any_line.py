@@ -7,17 +7,25 @@ reservation is held by nobody, no transaction stays open, no lock is held, and t
 from __future__ import annotations
 
 import asyncio
+import importlib
 import linecache
 import sqlite3
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,7 +33,11 @@ import agentguard
 from agentguard import Budget, Guard, RunState, Usage, guarded_step
 from agentguard.audit.verify import reconstruct
 
+# What is raised in a finaliser is reported by the interpreter.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 PACKAGE = str(Path(agentguard.__file__).parent)
+importlib.import_module("agentguard.steps.proxies")  # which the first result that goes on loads
 COIN = Usage(coins=1)
 
 
@@ -70,6 +82,10 @@ def leave_early() -> None:
     opened.close()
 
 
+def drop() -> None:
+    next(items())
+
+
 def exhaust_async() -> None:
     async def main() -> list[int]:
         return [item async for item in async_items()]
@@ -77,13 +93,183 @@ def exhaust_async() -> None:
     asyncio.run(main())
 
 
-DRIVERS = {
+# --- results that go on -------------------------------------------------------------------------
+
+
+async def one() -> int:
+    return 1
+
+
+@guarded_step(usage=COIN)
+def coroutine() -> Awaitable[int]:
+    return one()
+
+
+@guarded_step(usage=COIN)
+def task() -> Awaitable[int]:
+    return asyncio.ensure_future(one())
+
+
+class Later:
+    """An object that is awaited."""
+
+    def __await__(self) -> Generator[object, None, int]:
+        return one().__await__()
+
+
+@guarded_step(usage=COIN)
+def awaitable() -> Later:
+    return Later()
+
+
+def awaits(step: Callable[[], Awaitable[int]]) -> Callable[[], None]:
+    async def main() -> None:
+        assert await step() == 1
+
+    return lambda: asyncio.run(main())
+
+
+class Stream:
+    """What an SDK gives for a stream: an iterator, a block, and closed by hand."""
+
+    def __init__(self) -> None:
+        self._items = iter(range(2))
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return next(self._items)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._items = iter(())
+
+
+class AsyncStream:
+    """The same, async."""
+
+    def __init__(self) -> None:
+        self._items = iter(range(2))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> int:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._items = iter(())
+
+
+@guarded_step(usage=COIN)
+def iterator() -> Iterator[int]:
+    return iter([1, 2])
+
+
+@guarded_step(usage=COIN)
+def stream() -> Stream:
+    return Stream()
+
+
+@guarded_step(usage=COIN)
+def async_stream() -> AsyncStream:
+    return AsyncStream()
+
+
+@guarded_step(usage=COIN, kind="llm")
+def opens_stream() -> AbstractContextManager[Stream]:
+    @contextmanager
+    def opened() -> Iterator[Stream]:
+        yield Stream()
+
+    return opened()
+
+
+@guarded_step(usage=COIN, kind="llm")
+def opens_async_stream() -> AbstractAsyncContextManager[AsyncStream]:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[AsyncStream]:
+        yield AsyncStream()
+
+    return opened()
+
+
+def leave_stream() -> None:
+    with stream() as opened:
+        next(opened)
+
+
+def open_stream() -> None:
+    with opens_stream() as opened:
+        next(opened)
+
+
+def leave_async_stream() -> None:
+    async def main() -> None:
+        async with async_stream() as opened:
+            await anext(opened)
+
+    asyncio.run(main())
+
+
+def open_async_stream() -> None:
+    async def main() -> None:
+        async with opens_async_stream() as opened:
+            await anext(opened)
+
+    asyncio.run(main())
+
+
+def here() -> Any:
+    run = agentguard.current_run()
+    assert run is not None
+    return run
+
+
+def one_now() -> int:
+    return 1
+
+
+def step_in_a_block() -> None:
+    with here().step("block", usage=COIN):
+        pass
+
+
+DRIVERS: dict[str, Callable[[], object]] = {
     "sync": work,
     "failing": fails,
     "async": call_async,
     "generator": exhaust,
     "left generator": leave_early,
+    "dropped generator": drop,
     "async generator": exhaust_async,
+    "run.call": lambda: here().call("call", one_now, usage=COIN),
+    "key": lambda: here().call("call", one_now, usage=COIN, key="k"),
+    "block": step_in_a_block,
+    "coroutine": awaits(coroutine),
+    "task": awaits(task),
+    "awaitable": awaits(awaitable),
+    "unused": coroutine,
+    "iterator": lambda: list(iterator()),
+    "stream": lambda: list(stream()),
+    "left stream": leave_stream,
+    "opened stream": open_stream,
+    "left async stream": leave_async_stream,
+    "opened async stream": open_async_stream,
 }
 
 
