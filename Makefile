@@ -5,6 +5,8 @@ WORKERS ?= auto
 # How much of what is promised `make test-long` does: 1 is all of it.
 SCALE ?= 1
 
+ON_EVERY_PYTHON := tests/unit tests/contract tests/property tests/integrations
+
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -13,12 +15,13 @@ PINS := tests/constraints.txt
 EXTRAS := anthropic,celery,cli,console,crypto,kafka,langchain,litellm,mcp,openai,openai-agents,otel,postgres,prices,pydantic-ai,re2,redis,temporal,workers
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-long check lint format types bench compare coverage constraints clean
+.PHONY: help setup demo test test-long test-pythons check lint format types bench compare coverage constraints clean
 
 help:
 	@echo "make demo         watch a run hit its budget and its kill switch"
 	@echo "make test         run the tests (WORKERS=$(WORKERS) processes)"
 	@echo "make test-long    run the tests marked long, in full (SCALE=$(SCALE); 0.1 is a tenth)"
+	@echo "make test-pythons run the tests that need no server on other Pythons, where they are found ($(PYTHONS))"
 	@echo "make check        ruff, import-linter, mypy and pyright"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make bench        measure the figures"
@@ -63,6 +66,18 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	AGENTGUARD_LONG=$(SCALE) $(PY) -m pytest -n $(WORKERS) -m long --timeout 1800
+
+# Each in an environment of its own, .venv-3.12 and so on; from the PATH, else of pyenv.
+PYTHONS ?= 3.12 3.13
+test-pythons:
+	@for version in $(PYTHONS); do \
+		python=$$(for found in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python; do \
+			"$$found" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done); \
+		if [ -z "$$python" ]; then echo "Python $$version not found"; continue; fi; \
+		$(MAKE) --no-print-directory setup VENV=.venv-$$version PYTHON="$$python" || exit 1; \
+		echo "$$python -m pytest $(ON_EVERY_PYTHON)"; \
+		.venv-$$version/bin/python -m pytest -q -n $(WORKERS) $(ON_EVERY_PYTHON) || exit 1; \
+	done
 
 # Parts of their own, so that `make -k check` shows every complaint.
 check: lint types
@@ -110,5 +125,5 @@ constraints: check-python
 	} > "$$fresh/pins" && cp "$$fresh/pins" $(PINS)
 
 clean:
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) .venv-* build dist htmlcov .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

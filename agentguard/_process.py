@@ -73,6 +73,16 @@ def identity() -> dict[str, Any]:
     return {"host": host, "boot": boot, "pid_ns": pid_namespace(), "pid": pid, "start": start_time(pid)}
 
 
+def this_process() -> dict[str, Any]:
+    """Return `identity`, worked out once in a process."""
+    return _identity_of(os.getpid())
+
+
+@cache
+def _identity_of(pid: int) -> dict[str, Any]:
+    return identity()
+
+
 def is_alive(owner: dict[str, Any]) -> bool | None:
     """Say whether an owner lives: True, False, or None where this process cannot tell.
 

@@ -21,13 +21,11 @@ from agentguard.operations import Operations
 from agentguard.protocols import KillSwitch, QueueDepth
 from agentguard.queries import Queries
 from agentguard.run import Run
-from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
 from agentguard.sessions import upkeep
 from agentguard.sessions.attached import AttachedSession
 from agentguard.sessions.forked import ForkOptions, ForkSession
-from agentguard.sessions.joined import end
-from agentguard.sessions.opening import session_for
+from agentguard.sessions.opening import refuse_in_replay, session_for
 from agentguard.sessions.options import RunKeywords, RunOptions
 from agentguard.sessions.recovered import RecoverySession
 from agentguard.sessions.replayed import ReplaySession
@@ -127,11 +125,8 @@ class Engine:
 
     def attach(self, run_id: str, branch: str | None) -> Run:
         """See `Guard.attach`."""
+        refuse_in_replay(run_id, "attach")
         return Run(AttachedSession(self.runtime, run_id, branch))
-
-    def end(self, run_id: str, error: BaseException | None) -> RunState:
-        """See `Guard.end`."""
-        return end(self.runtime, run_id, error)
 
     def replay(self, run_id: str, stall_timeout: float, telemetry: Any) -> Run:
         """See `Guard.replay`."""
@@ -140,6 +135,7 @@ class Engine:
 
     def recover(self, run_id: str, stall_timeout: float, *, take_over: bool) -> Run:
         """See `Guard.recover`."""
+        refuse_in_replay(run_id, "recover")
         row = self.runtime.row(run_id)
         return Run(RecoverySession(self.runtime, row, take_over=take_over, stall_timeout=stall_timeout))
 
@@ -155,6 +151,7 @@ class Engine:
         stall_timeout: float,
     ) -> Run:
         """See `Guard.fork`."""
+        refuse_in_replay(run_id, "fork")
         fork = ForkOptions(
             at=at,
             budget=budget,

@@ -22,6 +22,7 @@
     ├── RunOwnedError                    the run belongs to a live process
     ├── ReplayDivergenceError            the program and its log differ
     ├── StepOutcomeUnknownError          a started step has no outcome on record
+    ├── RunGivenUpError                  an operator ended the run as FAILED
     ├── WorkersDiedError                 a submitted run was ended, for one worker after the other died in it
     ├── LogIntegrityError                the log was altered
     └── RecordedError                    a replay's form of an exception whose class is not imported
@@ -341,6 +342,10 @@ class WorkersDiedError(AgentGuardError):
         super().__init__(
             f"{deaths} workers have died, one after the other, while they carried out run {run_id}"
         )
+
+
+class RunGivenUpError(AgentGuardError):
+    """An operator has ended the run as FAILED: `agentguard end RUN --failed TEXT`."""
 
 
 class DuplicateKeyError(AgentGuardError):

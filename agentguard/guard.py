@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging  # noqa: F401 - its fork hook is to come before the one below, so that its lock is taken last
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from agentguard._clock import SYSTEM_CLOCK
@@ -198,7 +198,7 @@ class Guard:
             inputs: what the run was given, recorded.
             metadata: plain data for the summary.
             on_warning: called with each budget warning.
-            detached: no child of the run around it.
+            detached: no child of the run around it, and not on its record: a replay refuses it.
             interrupt_threads: on a stop, interrupt sync bodies in flight too, those of nested runs included,
                 by an exception raised in their thread at the next line of Python; rough, not while they
                 are inside C code, and never in the guard's own code that they call.  One that arrives in
@@ -329,7 +329,14 @@ class Guard:
         """
         return self._engine.attach(run_id, branch)
 
-    def end(self, run_id: str, *, error: BaseException | None = None) -> RunState:
+    def end(
+        self,
+        run_id: str,
+        *,
+        error: BaseException | None = None,
+        reason: str = "",
+        actor: str | None = None,
+    ) -> RunState:
         """End a run that nobody owns, and return the state that it has then: for orchestrators.
 
         A run of `guard.run(..., if_exists="join")` is ended so, and one whose owner has died and that nobody
@@ -339,10 +346,13 @@ class Guard:
         Args:
             run_id: the run.
             error: why it FAILED; None where it is COMPLETED.
+            reason: why, where an operator ends it by hand; on record in the run's log and in the control log.
+            actor: who that is; on record likewise.
 
         Raises:
             RunNotFoundError: there is no such run.
             RunOwnedError: it has an owner who lives, and whose block ends it.
+            KillSwitchUnavailableError: with `actor` or `reason`: the control log cannot be used.
 
         Example:
             >>> from agentguard import Guard
@@ -354,7 +364,7 @@ class Guard:
             >>> guard.end("order-17")
             <RunState.COMPLETED: 'COMPLETED'>
         """
-        return self._engine.end(run_id, error)
+        return self._operations.end(run_id, error, reason=reason, actor=actor)
 
     # --- running again -------------------------------------------------------------------------
 
@@ -590,6 +600,48 @@ class Guard:
         """
         self._operations.set_tenant_budget(tenant, budget, per=per, actor=actor)
 
+    def record_alert(
+        self,
+        kind: str,
+        message: str,
+        *,
+        run: Any = UNSET,
+        subject: str = "",
+        firing: bool = True,
+        facts: Mapping[str, object] | None = None,
+    ) -> bool:
+        """Put an alert on record, once: in the log of the run that it is about, else in the control log.
+
+        `agentguard alerts watch`, `agentguard serve` and `Watch` do so by themselves.
+
+        Args:
+            kind: what makes it one alert, however often it is told: `"budget"`, say.
+            message: what an operator is to be told.
+            run: the id of the run that it is about.
+            subject: what else it is about, where that is no run.
+            firing: False where it is over.
+            facts: plain data beside the message.
+
+        Returns:
+            False where it is on record already, was not firing, or the run has ended.
+
+        Raises:
+            ValueError: neither `run` nor `subject` is given, or both are.
+            RunNotFoundError: there is no such run.
+            StoreUnavailableError, KillSwitchUnavailableError: it cannot be put on record.
+
+        Example:
+            >>> from agentguard import Guard
+            >>> with Guard.in_memory() as guard, guard.run("billing") as run:
+            ...     told = guard.record_alert("queue", "it is long", run=run.id)
+            ...     again = guard.record_alert("queue", "it is long", run=run.id)
+            >>> told, again
+            (True, False)
+        """
+        return self._operations.record_alert(
+            kind, message, run=run, subject=subject, firing=firing, facts=facts or {}
+        )
+
     def account(self, name: str, *, tenant: str = "default") -> SharedAccount | None:
         """Return what the runs that name an account have spent together; None before the first step.
 
@@ -733,6 +785,9 @@ class Guard:
         anchors: Mapping[str, Head | tuple[int, str]] | None = None,
     ) -> VerifyReport:
         """Say whether the log of a run, or of every run and the control log, is what was written.
+
+        And whether the shared accounts (of tenants, of runs with runs inside, named ones) say at least what
+        these logs prove to be spent and reserved.
 
         Args:
             run_id: the run; by default all.

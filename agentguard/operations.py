@@ -11,15 +11,16 @@ from agentguard.budget.model import Budget, BudgetChange, Usage, check_budget
 from agentguard.budget.tenant import PERIODS
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events import model as ev
-from agentguard.events.data import Said
+from agentguard.events.data import AlertTold, Said
 from agentguard.events.model import Head
 from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import Acknowledgements
 from agentguard.replay import resolving
+from agentguard.runs.state import RunState
 from agentguard.runtime import Runtime
-from agentguard.sessions import base
+from agentguard.sessions import alerting, base, joined
 from agentguard.steps import approvals
-from agentguard.tenancy import Id, check_id
+from agentguard.tenancy import UNSET, Id, check_id, check_text
 
 
 class Operations:
@@ -50,6 +51,15 @@ class Operations:
         """See `Guard.resume`."""
         said = self._authorship(reason, actor)
         self._ordered("resume", run_id, base.resume(self._runtime, run_id, said), said)
+
+    def end(self, run_id: str, error: BaseException | None, *, reason: str, actor: str | None) -> RunState:
+        """See `Guard.end`."""
+        by_hand = actor is not None or reason != ""
+        said: Said = self._authorship(reason, actor) if by_hand else {}
+        state, head = joined.end(self._runtime, run_id, error, said)
+        if by_hand and head is not None:
+            self._ordered("end", run_id, head, said)
+        return state
 
     def set_budget(
         self,
@@ -111,6 +121,21 @@ class Operations:
                 f"{action} is done, and on record as event {head.seq} of run {run_id}, "
                 f"but not in the control log: {error}"
             ) from error
+
+    def record_alert(
+        self, kind: str, message: str, *, run: Id, subject: str, firing: bool, facts: Mapping[str, object]
+    ) -> bool:
+        """See `Guard.record_alert`."""
+        if (run is UNSET) == (subject == ""):
+            raise ValueError("an alert is of a run or of a subject: give run=, or subject=")
+        state = alerting.FIRING if firing else alerting.RESOLVED
+        data: AlertTold = {"kind": check_text(kind, "kind"), "state": state, "message": message}
+        if facts:
+            data["facts"] = dict(facts)
+        if run is not UNSET:
+            return alerting.record_alert(base.live_run_of(self._runtime, check_id(run, "run")), data)
+        data["subject"] = subject
+        return alerting.record_alert_of_others(self._runtime.components.switch, data)
 
     def resolve(
         self, run_id: str, key: str, outcome: str, *, result: Any, usage: Usage | None, actor: str | None

@@ -169,6 +169,13 @@ class EventStore(Protocol):
         """The newest runs first; with `before`, those older than that run: none if it is not there."""
         ...
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids of runs just before and after an id, in the order of their characters; None at the end.
+
+        The id itself need not be there.  It is asked for each id that is shown, of stores with many runs.
+        """
+        ...
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         ...
@@ -334,6 +341,15 @@ class IndexedStore(Protocol):
 
 
 @runtime_checkable
+class AccountListStore(Protocol):
+    """A store that can list its shared accounts."""
+
+    def account_ids(self) -> Iterable[str]:
+        """Return the names of all shared accounts that it lets this process see."""
+        ...
+
+
+@runtime_checkable
 class DamageReport(Protocol):
     """A store that can say what is wrong with it as a whole."""
 
@@ -463,6 +479,7 @@ class Abilities(NamedTuple):
     interruptible: InterruptibleStore | None
     rowless: RowlessLogs | None
     indexed: IndexedStore | None
+    accounts: AccountListStore | None
     damage: DamageReport | None
     positions: PositionStore | None
     readers: ReaderListStore | None
@@ -483,6 +500,7 @@ def abilities_of(store: EventStore) -> Abilities:
         interruptible=store if isinstance(store, InterruptibleStore) else None,
         rowless=store if isinstance(store, RowlessLogs) else None,
         indexed=store if isinstance(store, IndexedStore) else None,
+        accounts=store if isinstance(store, AccountListStore) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,
         readers=store if isinstance(store, ReaderListStore) else None,

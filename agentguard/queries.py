@@ -147,7 +147,7 @@ class Queries:
             return audit.verify(store, [], own, control, announced)
         row = self._runtime.row(run_id)
         store.last(run_id)  # raises if its events were evicted, of which a whole store says how many
-        return audit.verify(store, [row], own)
+        return audit.verify_one(store, row, own)
 
     def diff(self, run_a: str, run_b: str) -> RunDiff:
         """See `Guard.diff`."""

@@ -49,6 +49,8 @@ class Runtime:
         self.new_run_id = new_run_id
         #: The runs of this process by id.
         self.live: weakref.WeakValueDictionary[str, LiveRun] = weakref.WeakValueDictionary()
+        #: The run down to which abandoned steps were looked for; None: begin anew at the newest.
+        self.looked_at: str | None = None
         self._heartbeat = Heartbeat(_weakly(self, check), _weakly(self, beat))
 
     def budget_for(self, name: str, tenant: str) -> Budget:

@@ -83,8 +83,11 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Served]:
-    """Serve a console over a home in a process, and end it and all agents that were started."""
+def serving(home: Path, *options: str) -> Iterator[Served]:
+    """Serve a console over a home in a process, and end it and all agents that were started.
+
+    `options` are those of `agentguard serve`.
+    """
     started: list[subprocess.Popen[str]] = []
     environment = {**os.environ, "AGENTGUARD_HOME": str(home)}
     environment.pop("AGENTGUARD_STORE", None)
@@ -103,7 +106,7 @@ def serving(home: Path) -> Iterator[Served]:
     port = free_port()
     try:
         line(agent("spend", "first", "quiet"))  # so that there is a store
-        start("-m", "agentguard.cli", "serve", "--port", str(port))
+        start("-m", "agentguard.cli", "serve", "--port", str(port), *options)
         wait_until(lambda: _answers(port), 60)
         yield Served(f"http://127.0.0.1:{port}", token, agent)
     finally:

@@ -53,7 +53,7 @@ class Jaeger:
         self._query = f"http://127.0.0.1:{query}"
 
     def spans(self, trace_id: str, count: int) -> dict[str, dict[str, Any]]:
-        """Return the spans of a trace by name, once there are so many."""
+        """Return the spans of a trace by name, once there are so many; of those of one name, the last."""
         found: list[dict[str, Any]] = []
 
         def complete() -> bool:
@@ -62,7 +62,14 @@ class Jaeger:
             return len(found) == count
 
         wait_until(complete)
+        found.sort(key=lambda span: span["startTime"])
         return {span["operationName"]: span for span in found}
+
+    def trace_of(self, service: str, tags: dict[str, str]) -> str:
+        """Return the one trace of a service that has a span with these tags, once it is there."""
+        wait_until(lambda: self.search(service, tags))
+        (found,) = self.search(service, tags)
+        return str(found["traceID"])
 
     def search(self, service: str, tags: dict[str, str]) -> list[dict[str, Any]]:
         """Return the traces of a service that have a span with these tags."""

@@ -8,16 +8,28 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, TypeVar
 
-from agentguard.alerts.rules import UNAVAILABLE, Alert, Present, Thresholds, alerts
-from agentguard.errors import AgentGuardError
+from agentguard.alerts.rules import (
+    RELAY_STALE,
+    TENANT_BUDGET,
+    UNAVAILABLE,
+    WAITING,
+    Alert,
+    Present,
+    Thresholds,
+    alerts,
+)
+from agentguard.errors import AgentGuardError, RunNotFoundError
 from agentguard.guard import Guard
 from agentguard.killswitch.network import NetworkKillSwitch
 from agentguard.monitoring import LiveRuns, RunStatus
+from agentguard.sessions.alerting import FIRING as FIRING  # noqa: PLC0414 - sinks take it from here
+from agentguard.sessions.alerting import RESOLVED as RESOLVED  # noqa: PLC0414
+from agentguard.tenancy import UNSET
 
 logger = logging.getLogger("agentguard.alerts")
 
-FIRING: Final = "firing"
-RESOLVED: Final = "resolved"
+#: Those that say that nothing can be put on record, or that what asks is on record, are told alone.
+_NOT_ON_RECORD: Final = (RELAY_STALE, UNAVAILABLE, WAITING)
 
 T = TypeVar("T")
 
@@ -86,7 +98,8 @@ class Watch:
     """Tells of the alerts of a guard, in a thread of its own: each to a log record and to every sink.
 
     An alert that goes on is told again after `repeat` seconds.  A sink that fails is logged and harms no
-    other.
+    other.  When it begins and when it is over is on record too, in the run's log or in the control log, once
+    however many watch.
 
     Args:
         guard: whose store and kill switch are looked at; it stays open meanwhile.
@@ -111,6 +124,7 @@ class Watch:
         interval: float = 5.0,
         repeat: float = 3600.0,
     ) -> None:
+        self._guard = guard
         self._reader = Reader(guard)
         self._clock = guard.components.clock
         self._thresholds = thresholds.check()
@@ -172,8 +186,28 @@ class Watch:
         level = logging.WARNING if notice.state == FIRING else logging.INFO
         extra = {"alert": alert.kind, "subject": alert.subject, "tenant": alert.tenant, "state": notice.state}
         logger.log(level, "%s: %s", notice.state, alert.message, extra=extra)
+        self._put_on_record(notice)
         for sink in self._sinks:
             try:
                 sink(notice)
             except Exception:
                 logger.exception("an alert could not be handed on")
+
+    def _put_on_record(self, notice: Notice) -> None:
+        alert = notice.alert
+        if alert.kind in _NOT_ON_RECORD:
+            return
+        of_tenant = alert.kind == TENANT_BUDGET
+        try:
+            self._guard.record_alert(
+                alert.kind,
+                alert.message,
+                run=UNSET if of_tenant else alert.subject,
+                subject=alert.subject if of_tenant else "",
+                firing=notice.state == FIRING,
+                facts=alert.facts,
+            )
+        except RunNotFoundError:
+            pass  # it was pruned
+        except AgentGuardError as error:
+            logger.warning("an alert is not on record: %s", error)

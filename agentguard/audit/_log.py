@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
+from agentguard.audit.accounts import Charges
 from agentguard.budget.model import Usage
 from agentguard.errors import AgentGuardError, LogIntegrityError
 from agentguard.events import codec, conversations
 from agentguard.events import model as ev
 from agentguard.events.conversations import ConversationError, Messages
-from agentguard.events.data import StepEnded, data_of
+from agentguard.events.data import NestedRunOpened, StepEnded, data_of
 from agentguard.events.model import Head, Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
@@ -26,6 +27,9 @@ from agentguard.runs.summary import from_row, summarize
 #: The first letters of the types that need no decoding.
 _STARTED = b"step_star"
 _COMPLETED = b"step_comp"
+
+#: What the start of a step has that is charged to accounts outside its run.
+_WINDOWS = b'"windows":'
 
 _LIFE = ("run_", ev.BUDGET_WARNING, ev.PAYLOAD_ERASED)
 
@@ -39,7 +43,7 @@ _DIGESTS = {
     ev.VALUE: "value",
 }
 #: What of a summary only the events of every step tell.
-_OF_STEPS = ("bounded", "needs_branch_names", "open_steps")
+_OF_STEPS = ("bounded", "needs_branch_names", "open_steps", "unreplayable")
 
 _MARKS = [b'"%s":"' % name.encode() for name in sorted(set(_DIGESTS.values()))]
 
@@ -56,6 +60,9 @@ class LogVerifier:
         self._salt = salt
         self._messages = Messages(codec.digester(salt or b""), keep=False)
         self._anchors = dict(anchors)
+        #: What its steps are charged to outside any run, and whether others are nested in it.
+        self.charges = Charges()
+        self.has_nested = False
         #: The run as its own events have it, without its steps.
         self._fold = RunFold(run_id)
         self._row_head = row_head
@@ -69,6 +76,7 @@ class LogVerifier:
         marks = {self._row_head, *self._anchors}
         head, seq, steps = codec.genesis(self.run_id), 0, 0
         spent: bytes | None = None
+        charged = False
         try:
             for position, body, digest, payload, _ in log:
                 start = b'{"seq":%d,"type":"' % (seq + 1)
@@ -95,8 +103,13 @@ class LogVerifier:
                 kind = body[after : after + 9]
                 if kind == _COMPLETED:
                     spent = body
+                    if charged:
+                        self._charge(codec.decode(body))
                 elif kind == _STARTED:
                     steps += 1
+                    if _WINDOWS in body:
+                        charged = True
+                        self._charge(codec.decode(body))
                 else:
                     record = self._take(body, digest)
                     if record.spent is not None:
@@ -126,7 +139,17 @@ class LogVerifier:
             except (AgentGuardError, LookupError, TypeError, ValueError) as error:
                 problem = f"it cannot come after what is before it ({error})"
                 raise LogIntegrityError(self.run_id, record.seq, problem) from error
+        elif record.type == ev.SCOPE_OPENED:
+            self.has_nested = self.has_nested or "run" in data_of(record, NestedRunOpened)
+        else:
+            self._charge(record)
         return record
+
+    def _charge(self, record: Record) -> None:
+        try:
+            self.charges.take(record)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise LogIntegrityError(self.run_id, record.seq, f"it says no charge ({error!r})") from error
 
     def row_problem(self, row: RunRow) -> str | None:
         """What the row of the run says and its log does not, once the log is found intact."""

@@ -23,7 +23,20 @@ CostKey = Literal["model", "step", "kind", "tenant", "name", "account", "run", "
 COST_KEYS: Final[tuple[str, ...]] = get_args(CostKey)
 _OUTCOMES: Final = frozenset((ev.STEP_COMPLETED, ev.STEP_FAILED, ev.STEP_RESOLVED))
 _ENDS: Final = frozenset((ev.RUN_COMPLETED, ev.RUN_FAILED, ev.RUN_KILLED))
+#: How a formula begins, also in full width, as Japanese spreadsheets take it.
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MODELS: Final = ("gen_ai.response.model", "gen_ai.request.model")
+
+
+def csv_cell(text: str) -> str:
+    r"""Return a text as a cell that no spreadsheet takes for a formula, and no terminal for a command.
+
+    Example:
+        >>> csv_cell("=cmd()"), csv_cell("model\x1b[2J")
+        ("'=cmd()", 'model\\x1b[2J')
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 
 
 class CostLine(Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agentguard.audit._log import LogVerifier
+from agentguard.audit.accounts import Books
 from agentguard.errors import EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
@@ -45,11 +46,24 @@ def parse_anchor(text: str) -> tuple[str | None, Head]:
 
 
 class Fault(NamedTuple):
-    """Where a log is not what was written: the first event that does not fit, and why."""
+    """Where a log is not what was written: the first event that does not fit, and why.
+
+    What is wrong with no log in particular, as with an account, has `?` for the run and 0 for the event.
+    """
 
     run_id: str
     seq: int
     problem: str
+
+    def __str__(self) -> str:
+        where = "" if (self.run_id, self.seq) == ("?", 0) else f"run {self.run_id}, event {self.seq}: "
+        return where + self.problem
+
+
+class AccountFault(Fault):
+    """A shared account that says less than the logs prove: with it, a budget could be spent again."""
+
+    __slots__ = ()
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +89,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         if self.faults:
             first = self.faults[0]
             more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
-            return f"NOT intact: run {first.run_id}, event {first.seq}: {first.problem}{more}"
+            return f"NOT intact: {first}{more}"
         limits = "" if self.anchored else "; no anchor given: truncation not excluded"
         gone = f"; {self.evicted} runs were evicted from memory" if self.evicted else ""
         gone += f"; {self.pruned} anchored runs are gone, pruned on record" if self.pruned else ""
@@ -89,8 +103,10 @@ def verify_all(
     announced: int = 0,
 ) -> VerifyReport:
     """Verify every run of a store, and the control log; see `verify`."""
-    report = verify(store, store.rows(limit=2**62), anchors, control, announced)
     abilities = abilities_of(store)
+    books = Books(store)
+    report = verify(store, store.rows(limit=2**62), anchors, control, announced, books)
+    accounts = abilities.accounts.account_ids() if books.kept and abilities.accounts is not None else ()
     named = {fault.run_id for fault in report.faults}
     misfiled = () if abilities.indexed is None else abilities.indexed.misfiled()
     lost = [Fault(run_id, 0, problem) for run_id, problem in misfiled if run_id not in named]
@@ -98,19 +114,34 @@ def verify_all(
     orphans = () if rowless is None else rowless.orphans()
     problem = "events of run number {} are here, and the run's row is gone"
     lost += [Fault("?", seq, problem.format(number)) for number, seq in orphans]
+    lost += _account_faults(books, accounts)
     return msgspec.structs.replace(report, faults=(*report.faults, *lost)) if lost else report
 
 
-def verify(
+def verify_one(store: EventStore, row: RunRow, anchors: Mapping[str, Head]) -> VerifyReport:
+    """Verify the log of a run, and what it alone proves of the accounts that it charges."""
+    books = Books(store)
+    report = verify(store, [row], anchors, books=books)
+    lost = _account_faults(books, ())
+    return msgspec.structs.replace(report, faults=(*report.faults, *lost)) if lost else report
+
+
+def _account_faults(books: Books, listed: Iterable[str]) -> list[Fault]:
+    return [AccountFault("?", 0, problem) for problem in books.problems(listed)] if books.kept else []
+
+
+def verify(  # noqa: PLR0917 - what is verified, and against what
     store: EventStore,
     rows: Iterable[RunRow],
     anchors: Mapping[str, Head],
     control: Callable[[], Iterable[Stored]] | None = None,
     announced: int = 0,
+    books: Books | None = None,
 ) -> VerifyReport:
     """Verify the logs of `rows`, each with its row in one snapshot, and the control log if it is given.
 
-    `announced` is the newest control record that the kill page knew of beforehand.
+    `announced` is the newest control record that the kill page knew of beforehand.  `books` takes in what the
+    logs prove of shared accounts.
     """
     abilities = abilities_of(store)
     read = store.read if abilities.scanning is None else abilities.scanning.scan
@@ -121,7 +152,7 @@ def verify(
     for listed in rows:
         anchor = left.pop(listed.run_id, None)
         try:
-            found, seen = _verify_run(store, read, listed.run_id, anchor)
+            found, seen = _verify_run(store, read, listed.run_id, anchor, books)
         except EventsEvictedError:
             evicted += 1
             anchored = False
@@ -155,7 +186,11 @@ def verify(
 
 
 def _verify_run(
-    store: EventStore, read: Callable[[str], Iterable[Sequence[Any]]], run_id: str, anchor: Head | None
+    store: EventStore,
+    read: Callable[[str], Iterable[Sequence[Any]]],
+    run_id: str,
+    anchor: Head | None,
+    books: Books | None,
 ) -> tuple[list[Fault], int | None]:
     """The faults of a run, and how many events of it are intact; None if the run is not there."""
     with store.snapshot():
@@ -176,6 +211,10 @@ def _verify_run(
         found = _examined(log, read(run_id))
         if not found and (problem := log.row_problem(row)) is not None:
             found = [Fault(run_id, log.seq, problem)]
+        if books is not None and books.kept and not found:  # an altered log proves nothing
+            books.take(row, log.charges)
+            if log.has_nested:
+                found += [AccountFault(run_id, 0, problem) for problem in books.problems_of_run(run_id)]
         return found, log.seq
 
 

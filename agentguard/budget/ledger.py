@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agentguard.budget.account import Account, Amounts, Refusal, Request
 from agentguard.budget.model import Budget, check_stops
+from agentguard.errors import StoreUnavailableError
 
 
 class Movement(NamedTuple):
@@ -49,23 +50,43 @@ def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account])
 
     Raises:
         LedgerRefusedError: an account has no room for a request.
+        StoreUnavailableError: an account is gone, and only somebody who edits the store can take it away.
     """
     for movement in movements:
         if movement.opening is not None:
             _open(movement.account, movement.opening, accounts)
         if movement.request is not None and not movement.undo:
-            _check(movement.account, accounts[movement.account], movement.request)
-    for movement in movements:
-        account = accounts[movement.account]
+            _check(movement.account, _find(movement.account, accounts), movement.request)
+    for account, movement in [(_find(movement.account, accounts), movement) for movement in movements]:
         if movement.request is not None:
             if movement.undo:
+                _hold(account, movement.request.reserve)
                 account.release(movement.request)
             else:
                 account.reserve(movement.request)
         if movement.settle is not None:
+            _hold(account, movement.settle[0])
             account.settle(*movement.settle)
         if movement.close:
             account.closed = True
+
+
+def _find(name: str, accounts: MutableMapping[str, Account]) -> Account:
+    account = accounts.get(name)
+    if account is None:
+        raise StoreUnavailableError(
+            f"the account {name} is gone from the store, so that nothing is charged to it; put back what it "
+            "was, as in a copy of the store: `agentguard verify` says what logs prove"
+        )
+    return account
+
+
+def _hold(account: Account, reserve: Amounts) -> None:
+    """See that a reservation can be given back, also by an account that somebody edited to hold less."""
+    reserved = account.reserved
+    for resource, amount in reserve.items():
+        if reserved.get(resource, 0) < amount:
+            reserved[resource] = amount
 
 
 def _check(name: str, account: Account, request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -77,6 +77,18 @@ def named_account(account_id: str) -> str | None:
     if not account_id.startswith(_PREFIX):
         return None
     return account_id.partition("/")[2]
+
+
+def account_tenant(account_id: str) -> str | None:
+    """Return whose named account this is, by its name in the store; None for any other account.
+
+    Example:
+        >>> account_tenant("account:a%2Fb/thread:42"), account_tenant("tenant:acme:2026-11")
+        ('a/b', None)
+    """
+    if not account_id.startswith(_PREFIX):
+        return None
+    return unquote(account_id.removeprefix(_PREFIX).partition("/")[0])
 
 
 def joined(around: NamedAccount | None, name: str, tenant: str, budget: Budget | None) -> NamedAccount:

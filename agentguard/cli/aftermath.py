@@ -13,43 +13,74 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from agentguard.audit.verify import reconstruct
-from agentguard.cli import hard_kill
-from agentguard.cli.kill_target import NEWEST, LiveRun
+from agentguard.cli import hard_kill, lookup
+from agentguard.cli.kill_target import NEWEST, LiveRun, chosen, live_run
 from agentguard.errors import AgentGuardError
+from agentguard.events.data import StopSwallowed
 from agentguard.guard import Guard
-from agentguard.monitoring import owner_lives
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.state import RunState
+from agentguard.steps.spinning import CANCELLED, SLOWED
 
 #: Of how many covered runs it is asked what goes on in them.
 MOST = 1000
 _PAUSE = 0.02
+#: Seconds, in which code that swallows its stop and calls again is refused often enough to be told of.
+_MOMENT = 0.05
 #: How long, in seconds, a store that does not answer is waited for.
 _PATIENCE = 3.0
-_PAGE = 1000
 _T = TypeVar("_T")
 _LIVE = tuple(str(state) for state in RunState if not state.final)
 
 
 class Covered(NamedTuple):
-    """A run that was live when it was killed, and the keys of its steps that are still in flight."""
+    """A run that was live when it was killed, and the keys of its steps that are still in flight.
+
+    `swallowed` has where its code went on calling after the stop, and what was done about it.  `unheard_s` is
+    for how many seconds its process has given no sign of life, where nobody can tell from here if it lives.
+    """
 
     run_id: str
     name: str
     pid: int | None
     host: str
     in_flight: tuple[str, ...]
+    swallowed: tuple[StopSwallowed, ...] = ()
+    unheard_s: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing goes on, and what swallows its stop has been cancelled; or waiting is in vain."""
+        if self.unheard_s is not None:
+            return True
+        spinning = {said["branch"] for said in self.swallowed if said["action"] == SLOWED}
+        return not self.in_flight and spinning <= {
+            said["branch"] for said in self.swallowed if said["action"] == CANCELLED
+        }
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
-        return self._asdict() | {"in_flight": list(self.in_flight)}
+        swallowed = {"stop_swallowed": list(self.swallowed)} if self.swallowed else {}
+        unheard = {} if self.unheard_s is None else {"unheard_s": round(self.unheard_s, 1)}
+        facts = self._asdict() | {"in_flight": list(self.in_flight)}
+        del facts["swallowed"], facts["unheard_s"]
+        return facts | swallowed | unheard
 
     def __str__(self) -> str:
         where = f"pid {self.pid} on {self.host}" if self.pid is not None else "no process"
-        if not self.in_flight:
-            return f"run {self.run_id} {self.name}, {where}: stopped"
         keys = ", ".join(self.in_flight)
-        return f"run {self.run_id} {self.name}, {where}: {keys} goes on"
+        said = f"{keys} goes on" if keys else "stopped"
+        if keys and self.unheard_s is not None:
+            said = (
+                f"{keys} was in flight when its process was last heard of, {self.unheard_s:.0f} s ago, and "
+                "nobody can tell from here whether it goes on"
+            )
+        actions: dict[str, list[str]] = {}
+        for told in self.swallowed:
+            actions.setdefault(told["branch"], []).append(told["action"])
+        for branch, done in actions.items():
+            said += f"; {branch} swallowed its stop, and was {' and '.join(dict.fromkeys(done))}"
+        return f"run {self.run_id} {self.name}, {where}: {said}"
 
 
 @contextmanager
@@ -90,14 +121,7 @@ class StoreRuns:
 def _beginning(store: EventStore, typed: str) -> list[str]:
     if store.row(typed) is not None:
         return [typed]
-    return [row.run_id for row in _all(store) if row.run_id.startswith(typed)]
-
-
-def _all(store: EventStore) -> Iterator[RunRow]:
-    before = None
-    while rows := store.rows(limit=_PAGE, before=before):
-        yield from rows
-        before = rows[-1].run_id
+    return lookup.beginning(store, typed)
 
 
 def _covered(store: EventStore, data: Mapping[str, Any]) -> list[LiveRun]:
@@ -110,9 +134,7 @@ def _covered(store: EventStore, data: Mapping[str, Any]) -> list[LiveRun]:
         for state in _LIVE:
             rows.extend(store.rows(tenant=tenant, state=state, limit=2**31))
         rows.extend(store.rows(tenant=tenant, state=str(RunState.KILLED), limit=NEWEST))
-    now = time.time_ns()
-    found = [LiveRun(row.run_id, owner_lives(row, now) is False, RunState(row.state).final) for row in rows]
-    return [run for run in found if not (run.dead and run.ended)]
+    return chosen([live_run(row.run_id, row.state, row.owner, row.heartbeat_ns) for row in rows], data)
 
 
 def _with_nested(store: EventStore, row: RunRow) -> Iterator[RunRow]:
@@ -141,11 +163,13 @@ def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Co
     ended = {run.run_id for run in runs if run.ended}
     asked = [run.run_id for run in runs if not run.ended][:MOST] + list(ended)
     with _store(home) as store:
+        if len(ended) < len(runs):
+            time.sleep(min(_MOMENT, seconds))
         rows = [row for run_id in asked if (row := store.row(run_id)) is not None]
         found = [run for row in rows if (run := _look(store, row)).in_flight or row.run_id not in ended]
         told = {run.run_id for run in found}
         rows = [row for row in rows if row.run_id in told]
-        while any(run.in_flight for run in found) and time.monotonic() < deadline:
+        while not all(run.settled for run in found) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
             found = [_look(store, row) for row in rows]
         return found
@@ -153,7 +177,21 @@ def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Co
 
 def _look(store: EventStore, row: RunRow) -> Covered:
     in_flight: tuple[str, ...] = ()
+    swallowed: tuple[StopSwallowed, ...] = ()
+    now = time.time_ns()
+    row = store.row(row.run_id) or row
+    run = live_run(row.run_id, row.state, row.owner, row.heartbeat_ns)
     with suppress(AgentGuardError):  # of a damaged log, `verify` tells
-        if owner_lives(row, time.time_ns()) is not False:
-            in_flight = tuple(reconstruct(store, store.row(row.run_id) or row).open)
-    return Covered(row.run_id, row.name, row.owner.get("pid"), str(row.owner.get("host", "")), in_flight)
+        fold = reconstruct(store, row)
+        swallowed = tuple(fold.swallowed)
+        if not run.gone:
+            in_flight = tuple(fold.open)
+    return Covered(
+        row.run_id,
+        row.name,
+        row.owner.get("pid"),
+        str(row.owner.get("host", "")),
+        in_flight,
+        swallowed,
+        (now - row.heartbeat_ns) / 1e9 if run.unheard else None,
+    )

@@ -23,6 +23,7 @@ COMMANDS = (
     "top",
     "pause",
     "resume",
+    "end",
     "approvals",
     "approve",
     "deny",
@@ -99,10 +100,25 @@ def _passed_on(ctx: typer.Context) -> None:
     raise typer.Exit(cli.main([str(ctx.info_name), *ctx.args]))
 
 
+def _runs(incomplete: str) -> list[tuple[str, str]]:
+    from agentguard.cli import lookup
+
+    return lookup.complete_run(incomplete)
+
+
+def _passed_on_with_runs(
+    ctx: typer.Context,
+    named: Annotated[list[str] | None, typer.Argument(autocompletion=_runs)] = None,
+) -> None:
+    from agentguard import cli
+
+    raise typer.Exit(cli.main([str(ctx.info_name), *(named or []), *ctx.args]))
+
+
 _UNTOUCHED: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
 }
-app.command("kill", help="Stop a run, a tenant's runs, or everything.", **_UNTOUCHED)(_passed_on)
-app.command("revive", help="Clear a kill, so that later runs may start.", **_UNTOUCHED)(_passed_on)
+app.command("kill", help="Stop a run, a tenant's runs, or everything.", **_UNTOUCHED)(_passed_on_with_runs)
+app.command("revive", help="Clear a kill, so that later runs may start.", **_UNTOUCHED)(_passed_on_with_runs)
 app.command("runs", help="List runs, the newest first, or by what they spend.", **_UNTOUCHED)(_passed_on)

@@ -28,6 +28,7 @@ from agentguard.guard import Guard
 from agentguard.killswitch.model import RUN, Kill
 from agentguard.killswitch.processes import Process, current
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.sessions.dead import close_dead_runs
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class HardKill:
 
     def _goes_on(self, row: RunRow) -> bool:
         """Whether the run has not ended, or a body is still in flight."""
-        return not RunState(row.state).final or bool(reconstruct(self._guard.components.store, row).open)
+        return not state_of(row).final or bool(reconstruct(self._guard.components.store, row).open)
 
     def _record(self, generation: int, name: str, held: Holders) -> None:
         processes = [{"pid": p.pid, "start": p.start, "runs": runs} for p, runs in sorted(held.items())]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
-from agentguard._process import counts_as_alive
+from agentguard._process import counts_as_alive, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -65,11 +65,20 @@ class AmbiguousError(ValueError):
 
 
 class LiveRun(NamedTuple):
-    """A run that a kill covers, as its row says: it has not ended, or a body may go on in its process."""
+    """A run that a kill covers, as its row says: it has not ended, or a body may go on in its process.
+
+    `dead`: its process counts as dead; `gone`: provably so, and not for want of a sign of life alone.
+    """
 
     run_id: str
     dead: bool
     ended: bool = False
+    gone: bool = True
+
+    @property
+    def unheard(self) -> bool:
+        """Whether nobody can tell from here if its process lives."""
+        return self.dead and not self.gone
 
 
 class Runs(Protocol):
@@ -124,18 +133,17 @@ class _File:
     def beginning(self, typed: str) -> list[str] | None:
         query = (
             "SELECT run_id FROM run WHERE run_id = :typed "
-            "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND substr(run_id, 1, :length) = :typed "
+            "UNION ALL SELECT run_id FROM run WHERE run_id > :typed AND run_id < :typed || char(1114111) "
             "LIMIT 7"
         )
-        found = self._select(query, {"typed": typed, "length": len(typed)})
+        found = self._select(query, {"typed": typed})
         return None if found is None else [row[0] for row in found]
 
     def covered(self, data: Mapping[str, Any]) -> list[LiveRun] | None:
         found = self._select(_COVERED[data["scope"]], {"target": data["target"], "newest": NEWEST})
         if found is None:
             return None
-        runs = [LiveRun(row[0], _is_dead(row[1], row[2]), row[3] not in _LIVE) for row in found]
-        return [run for run in runs if not (run.dead and run.ended)]
+        return chosen([live_run(row[0], row[3], *_owner(row[1], row[2])) for row in found], data)
 
     def _select(self, query: str, parameters: dict[str, Any]) -> list[Any] | None:
         if not self._file.exists():
@@ -151,11 +159,28 @@ class _File:
             return None
 
 
-def _is_dead(owner: Any, heartbeat_ns: Any) -> bool:
+def live_run(run_id: str, state: str, owner: dict[str, Any], heartbeat_ns: int) -> LiveRun:
+    """Return what a row says of a run that a kill covers."""
+    dead = bool(owner) and not counts_as_alive(owner, heartbeat_ns, time.time_ns())
+    return LiveRun(run_id, dead, state not in _LIVE, gone=dead and is_alive(owner) is False)
+
+
+def chosen(runs: Sequence[LiveRun], data: Mapping[str, Any]) -> list[LiveRun]:
+    """Return the runs that are told of: of ended ones those whose process may go on.
+
+    Of a process that is not heard of any more, only where the run was named: else each kill would tell of
+    whatever had been left open on another host.
+    """
+    named = data["scope"] == "run"
+    return [run for run in runs if not (run.ended and run.dead) or (named and run.unheard)]
+
+
+def _owner(owner: Any, heartbeat_ns: Any) -> tuple[dict[str, Any], int]:
+    """Return a row's owner and sign of life; nobody, where they cannot be read."""
     try:
-        return not counts_as_alive(dict(json.loads(owner)), int(heartbeat_ns), time.time_ns())
+        return dict(json.loads(owner)), int(heartbeat_ns)
     except (TypeError, ValueError):
-        return False
+        return {}, 0
 
 
 def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKillSwitch]) -> int:
@@ -168,7 +193,7 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
     if dead:  # and only then are store and rules needed
         from agentguard.errors import AgentGuardError
         from agentguard.guard import Guard
-        from agentguard.runs.state import RunState
+        from agentguard.runs.summary import state_of
         from agentguard.sessions.dead import close_dead_run
 
         with suppress(AgentGuardError, OSError, ValueError):
@@ -179,7 +204,7 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
                 for run_id in dead:
                     row = guard.components.store.row(run_id)
                     if row is not None:
-                        closed += RunState(close_dead_run(guard.components, row).state).final
+                        closed += state_of(close_dead_run(guard.components, row)).final
     return closed
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 STORE_VARIABLE = "AGENTGUARD_STORE"
 #: More than anybody lists, and less than a store's integers hold.
 MOST = 1_000_000_000
-_ALL = 2**62
+#: Of the runs that may be meant, so many are named.
+MOST_NAMED = 5
 _UUID_LENGTH = 36
 _SHORTEST = 8
 
@@ -115,7 +116,7 @@ def reading() -> Iterator[Guard]:
 
 @contextmanager
 def looking() -> Iterator[Guard]:
-    """A guard that knows of kills, from the control log alone; who looks writes the end of dead runs.
+    """A guard that knows of kills, from the control log alone, and writes nothing.
 
     Raises:
         StoreUnavailableError: there is no store, or it cannot be read.
@@ -219,13 +220,23 @@ def find_log(guard: Guard, typed: str) -> str:
     store = guard.components.store
     if typed == CONTROL_RUN_ID or store.row(typed) is not None:
         return typed
-    found = [row.run_id for row in store.rows(limit=_ALL) if row.run_id.startswith(typed)]
+    found = beginning(store, typed)
     if not found:
         raise RunNotFoundError(typed)
     if len(found) > 1:
-        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise AmbiguousRunError(f"{len(found)} runs begin with {typed!r}: {some}; type more of the id")
+        some = ", ".join(found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+        raise AmbiguousRunError(f"several runs begin with {typed!r}: {some}; type more of the id")
     return found[0]
+
+
+def beginning(store: EventStore, typed: str) -> list[str]:
+    """Return ids of runs that begin so and are longer, in their order: at most one more than are named."""
+    found: list[str] = []
+    _, after = store.neighbours(typed)
+    while after is not None and after.startswith(typed) and len(found) <= MOST_NAMED:
+        found.append(after)
+        _, after = store.neighbours(after)
+    return found
 
 
 def checked_id(typed: str, what: str) -> str:
@@ -236,22 +247,21 @@ def checked_id(typed: str, what: str) -> str:
         raise UsageError(str(error)) from error
 
 
-def short_ids(ids: Iterable[str]) -> dict[str, str]:
-    """Each id with a beginning of it that no other one has; only UUIDs are shortened.
+def short_ids(ids: Iterable[str], store: EventStore) -> dict[str, str]:
+    """Each id with a beginning of it that no other run of the store has; only UUIDs are shortened.
 
     Ids made by agentguard begin with the time, so that those of one minute have much in common.
     """
-    ordered = sorted(set(ids))
-    neighbours = zip(["", *ordered], ordered, [*ordered[1:], ""], strict=False)
-    return {own: _shortened(own, before, after) for before, own, after in neighbours}
+    return {run_id: _shortened(run_id, store) for run_id in ids}
 
 
-def _shortened(own: str, before: str, after: str) -> str:
+def _shortened(own: str, store: EventStore) -> str:
     if len(own) != _UUID_LENGTH or own.count("-") != 4:
         return own
     length = _SHORTEST
-    while length < len(own) and any(other.startswith(own[:length]) for other in (before, after)):
-        length += 1
+    for other in store.neighbours(own):
+        while other is not None and other.startswith(own[:length]) and length < len(own):
+            length += 1
     return own[:length]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from agentguard.cli import lookup, output
+from agentguard.runs.state import RunState
 
 StoreOption = Annotated[
     str | None,
@@ -72,6 +73,18 @@ ReasonOption = Annotated[
 NameOption = Annotated[
     str | None,
     typer.Option("--name", metavar="PATTERN", help="Runs of this name alone; * and ? stand for others."),
+]
+
+
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="WHEN", help="Not before: an age like 2h or 7d, or a date or time."),
+]
+
+
+StateOption = Annotated[
+    RunState | None,
+    typer.Option("--state", case_sensitive=False, help="Runs in this state alone."),
 ]
 
 

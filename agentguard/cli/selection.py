@@ -42,6 +42,12 @@ def named(name: str, pattern: str | None) -> bool:
     return pattern is None or fnmatchcase(name, pattern)
 
 
+def started_since(run: RunStatus, begin_ns: int) -> bool:
+    """Return whether a run started at or after a wall-clock time; one that has not started yet will."""
+    at = run.summary.started_at
+    return at is None or at >= datetime.fromtimestamp(begin_ns / 1e9, UTC)
+
+
 def columns(typed: str | None) -> list[str] | None:
     """Return the columns of `--columns`.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agentguard.audit.verify import VerifyReport
+    from agentguard.protocols import EventStore
 
 _STYLES = {
     RunState.CREATED: "dim",
@@ -52,15 +53,18 @@ _NUMBERS = ("steps", "usd", "$/min", "limit", "tokens", "duration")
 _LONG = ("name", "tenant", "last step", "owner", "ended by")
 
 
-def runs_table(runs: Sequence[RunStatus], console: Console, columns: Sequence[str] | None = None) -> Table:
+def runs_table(
+    runs: Sequence[RunStatus], console: Console, store: EventStore, columns: Sequence[str] | None = None
+) -> Table:
     """Return the runs, one a line; on a terminal, ids are shortened and columns left out to make it fit.
 
-    `columns` names those to show, whatever the width.
+    What an id is shortened to begins no other one of the store.  `columns` names those to show, whatever
+    the width.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = columns or [name for name, width in _COLUMNS.items() if width <= console.width]
     ids = [run.summary.run_id for run in runs]
-    shown = lookup.short_ids(ids) if console.is_terminal else dict(zip(ids, ids, strict=True))
+    shown = lookup.short_ids(ids, store) if console.is_terminal else dict(zip(ids, ids, strict=True))
     rows = [_cells(run, shown[run.summary.run_id]) for run in runs]
     for name in columns:
         table.add_column(
@@ -165,6 +169,9 @@ def _facts(run: RunSummary) -> Iterator[tuple[str, str | Text]]:
     yield "started", output.when(run.started_at)
     yield "ended", output.when(run.ended_at)
     yield "duration", output.seconds(run.duration)
+    if run.unreplayable:
+        results = "result" if run.unreplayable == 1 else "results"
+        yield "replay", f"{run.unreplayable:,} {results} cannot be replayed; marked in `agentguard show`"
     for warning in run.warnings:
         yield "warning", output.one_line(output.warning(warning))
     if run.metadata:
@@ -194,8 +201,7 @@ def report_lines(report: VerifyReport) -> Iterator[Text]:
         return
     yield Text(f"NOT intact: {len(report.faults)} at fault among {counts}", style="bold red")
     for fault in report.faults:
-        problem = output.one_line(f"run {fault.run_id}, event {fault.seq}: {fault.problem}")
-        yield Text(f"  {problem}", style="red")
+        yield Text(f"  {output.one_line(str(fault))}", style="red")
 
 
 def table(columns: Iterable[str]) -> Table:

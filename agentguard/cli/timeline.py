@@ -29,6 +29,8 @@ _STYLES = {
     ev.STEP_FAILED: "red",
     ev.STEP_REFUSED: "bold red",
     ev.BUDGET_WARNING: "yellow",
+    ev.STOP_SWALLOWED: "bold red",
+    ev.ALERT: "yellow",
     ev.KILL_SET: "bold red",
     ev.KILL_CLEARED: "green",
     ev.RUN_PAUSED: "yellow",
@@ -151,7 +153,7 @@ def _ended(event: Event) -> str:
     if event.type != ev.RUN_COMPLETED:
         ended = event.data["termination"]
         said += f": {ended['type']}: {ended['message']}"
-    return said + _charged(event.spent, "spent")
+    return said + _charged(event.spent, "spent") + _said(event)
 
 
 def _step(event: Event) -> str:
@@ -210,6 +212,16 @@ def _warning(event: Event) -> str:
     return f"budget warning: {output.warning(event.data)} used or reserved"
 
 
+def _alerted(event: Event) -> str:
+    data = event.data
+    return f"alert {data['kind']} {data['state']}: {data['message']}"
+
+
+def _swallowed(event: Event) -> str:
+    data = event.data
+    return f"{data['branch']} went on calling after its stop, {data['refusals']} times: {data['action']}"
+
+
 def _value(event: Event) -> str:
     error = event.data.get("error")
     return f"{_step(event)} recorded" + (f": it raised {error.get('type')}" if error else "")
@@ -253,6 +265,8 @@ def _operator_action(event: Event) -> str:
             done = f"{run} paused"
         case "resume":
             done = f"{run} resumed"
+        case "end":
+            done = f"{run} ended"
         case "set_budget":
             done = f"{run} has the limits: {_limits(event)}"
         case action:
@@ -306,6 +320,8 @@ _DESCRIPTIONS: dict[str, Callable[[Event], str]] = {
     ev.SCOPE_OPENED: _scope_opened,
     ev.SCOPE_CLOSED: _scope_closed,
     ev.BUDGET_WARNING: _warning,
+    ev.STOP_SWALLOWED: _swallowed,
+    ev.ALERT: _alerted,
     ev.VALUE: _value,
     ev.APPROVAL_GRANTED: _decided,
     ev.APPROVAL_DENIED: _decided,

@@ -1,8 +1,9 @@
-"""What holds for every request: a small body that arrives in time, and headers that forbid scripts."""
+"""What holds for every request: a small body that comes in time, an answer that is read, safe headers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 * 1024
 #: How long, in seconds, a body may take to arrive.
 _BODY_SECONDS = 10.0
+#: How long, in seconds, a part of an answer may wait for a client that does not read.
+_READ_SECONDS = 30.0
 
 _HEADERS = {
     "content-security-policy": (
@@ -31,11 +34,17 @@ _HEADERS = {
 
 
 class Limits:
-    """Reads the whole body first, so that nothing below waits for a slow client or holds a large body."""
+    """Reads the whole body first, so that nothing below waits for a slow client or holds a large body.
 
-    def __init__(self, app: ASGIApp, body_seconds: float = _BODY_SECONDS) -> None:
+    A client that does not read its answer is given up: an open page takes one of the places there are.
+    """
+
+    def __init__(
+        self, app: ASGIApp, body_seconds: float = _BODY_SECONDS, read_seconds: float = _READ_SECONDS
+    ) -> None:
         self._app = app
         self._body_seconds = body_seconds
+        self._read_seconds = read_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 413 or 408 where the body is too large or too slow; else pass the request on."""
@@ -48,7 +57,11 @@ class Limits:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
-            await send(message)
+            try:
+                async with asyncio.timeout(self._read_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise _NotReadError from None
 
         try:
             body = await asyncio.wait_for(_read(receive), self._body_seconds)
@@ -62,7 +75,12 @@ class Limits:
             response = PlainTextResponse(text, 413, headers={"connection": "close"})
             await response(scope, receive, send_safely)
             return
-        await self._app(scope, _replayed(body, receive), send_safely)
+        with contextlib.suppress(_NotReadError):  # the server closes the connection
+            await self._app(scope, _replayed(body, receive), send_safely)
+
+
+class _NotReadError(Exception):
+    """The client has read nothing for too long."""
 
 
 async def _read(receive: Receive) -> bytes | None:

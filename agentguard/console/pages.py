@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import RedirectResponse, Response
 
 from agentguard.audit.cost_book import BOOK_KEYS
-from agentguard.audit.costs import CostLine
+from agentguard.audit.costs import CostLine, csv_cell
 from agentguard.audit.verify import parse_anchor
 from agentguard.budget.model import Budget
 from agentguard.console import charts
@@ -216,12 +216,8 @@ def killed(call: Call) -> Response:
 
 def _csv(rows: list[Any]) -> Response:
     target = io.StringIO()
-    csv.writer(target).writerows([[_cell(value) for value in row] for row in rows])
+    csv.writer(target).writerows(
+        [[csv_cell(value) if isinstance(value, str) else value for value in row] for row in rows]
+    )
     headers = {"content-disposition": 'attachment; filename="costs.csv"'}
     return Response(target.getvalue(), media_type="text/csv", headers=headers)
-
-
-def _cell(value: object) -> str:
-    text = str(value)
-    # A spreadsheet would run what begins like a formula.
-    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
@@ -26,6 +27,7 @@ from agentguard.errors import AgentGuardError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 #: How often, in seconds, open pages are told what is new, and how many may be open.
 _TICK_SECONDS = 1.0
@@ -77,17 +79,25 @@ class Streams:
         who = await run_in_threadpool(self._console.auth.identify, request)
         if who is None:
             raise ConsoleError(401, "log in first")
+        return who
+
+    def _response(self, request: Request, news: Callable[[Identity], bytes]) -> StreamingResponse:
         if self._open >= _MOST_STREAMS:
             raise ConsoleError(
                 503, f"{_MOST_STREAMS} pages are open already; this one does not move by itself"
             )
-        return who
+        return _Stream(self, self._ticks(request, news))
 
-    def _response(self, request: Request, news: Callable[[Identity], bytes]) -> StreamingResponse:
-        return StreamingResponse(self._ticks(request, news), media_type="text/event-stream")
+    @contextmanager
+    def count(self) -> Iterator[None]:
+        """Count a page as open; in the same turn of the loop as it was let in."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
 
     async def _ticks(self, request: Request, news: Callable[[Identity], bytes]) -> AsyncIterator[bytes]:
-        self._open += 1
         try:
             yield _RETRY
             while not await request.is_disconnected():
@@ -98,8 +108,6 @@ class Streams:
                 await asyncio.sleep(_TICK_SECONDS)
         except (AgentGuardError, ConsoleError) as error:
             logger.warning("an open page is told no more: %s", error)  # it asks again by itself
-        finally:
-            self._open -= 1
 
     def _told(self, request: Request, news: Callable[[Identity], bytes]) -> bytes | None:
         """What is new for who asks; None once the token works no more."""
@@ -126,6 +134,19 @@ class Streams:
                 found = json.dumps(fragment(_PARTS[name], who, now=now, shown=LIVE_SHOWN))
                 self._rendered[key] = found
         return found
+
+
+class _Stream(StreamingResponse):
+    """What an open page is told; its place is free as soon as it is gone, however it went."""
+
+    def __init__(self, streams: Streams, messages: AsyncIterator[bytes]) -> None:
+        super().__init__(messages, media_type="text/event-stream")
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the messages."""
+        with self._streams.count():
+            await super().__call__(scope, receive, send)
 
 
 class _Followed:

@@ -188,10 +188,12 @@ class RunBudgetSet(Said, total=False):
     """`run_budget_set`."""
 
     budget: Required[BudgetFields]
+    #: The program itself set it, and will again when it is recovered or replayed; else an operator did.
+    own: bool
 
 
-class RunEnded(TypedDict, total=False):
-    """`run_completed`, `run_failed` and `run_killed`."""
+class RunEnded(Said, total=False):
+    """`run_completed`, `run_failed` and `run_killed`; by whom and why, where an operator ended it by hand."""
 
     termination: Required[Termination]
     running_ns: int
@@ -208,6 +210,29 @@ class BudgetWarning(TypedDict, total=False):
     limit: Required[str]
     #: Nothing charged this limit during the whole run.
     uncharged: bool
+
+
+class StopSwallowed(TypedDict):
+    """`stop_swallowed`: code went on calling after its stop; also on record after the run's end."""
+
+    #: The path of its branch.
+    branch: str
+    #: How often in a row it was refused.
+    refusals: int
+    #: What was done about it: `slowed` or `cancelled`.
+    action: str
+
+
+class AlertTold(TypedDict, total=False):
+    """`alert`: in a run's log; one that is about no run alone, in the control log."""
+
+    kind: Required[str]
+    #: `firing` or `resolved`.
+    state: Required[str]
+    message: Required[str]
+    #: What it is about; left out where that is the run.
+    subject: str
+    facts: Mapping[str, object]
 
 
 # --- calls ------------------------------------------------------------------------------------------
@@ -246,6 +271,8 @@ class StepStarted(CallStarted, _Async, total=False):
     windows: tuple[str, ...]
     #: The stop that a level without `enforce` would have raised.
     would_stop: Termination
+    #: The process whose step it is, where that does not own the run.
+    process: dict[str, object]
 
 
 class StepRefused(CallStarted, Said, Failure, total=False):

@@ -322,8 +322,8 @@ class KillFiles:
         if announced > generation:
             raise KillSwitchUnavailableError(
                 f"{self.log.path} ends at record {generation}, but {self.path} has announced "
-                f"{announced}: records were lost, and nothing may run; restore the file, or let "
-                "`agentguard doctor` accept the loss"
+                f"{announced}: records were lost, and nothing may run; restore the file, or "
+                "accept the loss by `agentguard doctor --repair --accept-loss`"
             )
 
 

@@ -67,9 +67,10 @@ class ParticipantTable:
         word = number * WORDS_EACH + 2
         self._words[word] = max(generation, self._words[word])
 
-    def vacate(self, number: int, *, acted: bool) -> None:
-        """Leave an entry; `acted` says whether its holder has acted on something since it was claimed."""
+    def vacate(self, number: int, *, since: int) -> None:
+        """Leave an entry that was claimed at generation `since`; what was acted on later stays to be read."""
         first = number * WORDS_EACH
+        acted = self._words[first + 2] > since
         self._words[first] = self._words[first] | _LEFT if acted else 0
 
     def entries(self) -> Iterator[Entry]:

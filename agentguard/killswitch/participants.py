@@ -181,6 +181,8 @@ class Participants:
                 return
             waker, self._waker = self._waker, None
         if waker is not None:
+            # Nothing here can be stopped any more, and a record is in the log before the page shows it.
+            waker.acknowledge(self._files.log.generation)
             waker.stop()
 
     def _watch(self) -> float:

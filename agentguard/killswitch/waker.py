@@ -139,7 +139,7 @@ class Waker:
         if page is not None and entry is not None and page.whole and page.table.held(entry, self.process):
             # Nothing here can be stopped any more, so that everything has been acted on.
             page.table.acknowledge(entry, page.newest)
-            page.table.vacate(entry, acted=page.newest > self._claimed_at)
+            page.table.vacate(entry, since=self._claimed_at)
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)

@@ -28,6 +28,7 @@ from agentguard.events.data import (
     Approval,
     Failed,
     NestedRunOpened,
+    RunBudgetSet,
     RunEnded,
     ScopeOpened,
     ScopeStopped,
@@ -254,11 +255,14 @@ class Player:
 
     def _absent(self, key: str, scope: str, there: Call | None, pos: int, found: str) -> None:
         """Raise what a call without a record raised live, or a difference; return to let it go live."""
-        if there is None or there.start.pos != pos:
+        free = there is None or there.start.pos != pos
+        if free:
             refused = self._left_no_event(key, scope, there)
             if refused is not None:
                 raise refused.with_traceback(None)
-        if there is not None and not self._still_waits(key):
+        # Of a call that waited to be admitted when the process died, no event tells, though others that were
+        # made beside it, later in the same branch, may be on record.
+        if there is not None and not (free and self.live):
             self.diverge(d.NAME, key, d.describe(there.start), found)
         if self.live:
             self.check_doubt()
@@ -268,16 +272,6 @@ class Player:
             self.check_doubt()
             self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
         raise stop.with_traceback(None)
-
-    def _still_waits(self, key: str) -> bool:
-        """Whether a recovered call was waiting for its approval when the process died.
-
-        Calls that were made beside it, later in the same branch, may be on record.
-        """
-        if not self.live:
-            return False
-        self.tape.read_until(lambda: key in self.tape.decisions)
-        return key in self.tape.decisions
 
     def _left_no_event(self, key: str, scope: str, there: Call | None) -> BaseException | None:
         """Return what a call raised live without leaving an event, or None."""
@@ -392,15 +386,18 @@ class Player:
                 self._not_yet.ended(call)
 
     def take_budget(self) -> bool:
-        """Take the next recorded budget; return whether there is one."""
+        """Take the next budget that the program itself has on record; return whether there is one."""
+        budgets = self.tape.budgets
         with self._lock:
-            self.tape.read_until(lambda: bool(self.tape.budgets))
-            if not self.tape.budgets:
-                return False
-            record = self.tape.budgets.popleft()
-            if self._not_yet is None:  # else the live run has folded the whole log
-                self._fold(record)
-            return True
+            self.tape.read_until(lambda: any(map(_is_own, budgets)))
+            own = next(filter(_is_own, budgets), None)
+            while own is not None:
+                record = budgets.popleft()  # or that of an operator, who came before
+                if self._not_yet is None:  # else the live run has folded the whole log
+                    self._fold(record)
+                if record is own:
+                    return True
+            return False
 
     def _copy_budgets(self, until: int) -> None:
         """Take the budgets that the run was given before an event of its log."""
@@ -422,7 +419,7 @@ class Player:
     def outcome(self, spec: StepSpec, call: Call) -> RecordedOutcome:
         """Return a recorded outcome."""
         if call.start.type == ev.STEP_REFUSED:
-            return RecordedOutcome(error=self._refusal(call))
+            return RecordedOutcome(error=self._refusal(call), refused=True)
         if call.failed:
             return RecordedOutcome(error=self._error(call))
         self._replayable(call)
@@ -592,6 +589,10 @@ class Player:
         if recorded["type"] != found:
             self.diverge(d.OUTCOME, None, f"the run ended: {recorded['type']}", f"it ended: {found}")
         return None
+
+
+def _is_own(record: Record) -> bool:
+    return bool(data_of(record, RunBudgetSet).get("own"))
 
 
 def _result(spec: StepSpec, call: Call) -> Any:

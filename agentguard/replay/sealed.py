@@ -23,6 +23,7 @@ class SealedStore:
         self.url = store.url
         self._lock = threading.RLock()
         self.row, self.rows, self.children = store.row, store.rows, store.children
+        self.neighbours = store.neighbours
         self.read, self.last, self.tail = store.read, store.last, store.tail
         self.accounts = store.accounts
 

@@ -75,6 +75,8 @@ class RunFold:
         self.tenant = ""
         self.parent_id: str | None = None
         self.metadata: dict[str, object] = {}
+        #: The span that it was created in, by trace id and span id.
+        self.began_in: tuple[str, str] | None = None
         self.state = RunState.CREATED
         self.budget = Budget()
         #: The account that its steps are charged to beside its own levels, and those of other runs too.
@@ -89,6 +91,8 @@ class RunFold:
         #: How many attempts a step with a `key=` of its own has had, and whether it completed.
         self.keyed: dict[str, tuple[int, bool]] = {}
         self.steps = 0
+        #: How many results on record cannot be handed out again.
+        self.unreplayable = 0
         self.created_ns = 0
         self.started_ns: int | None = None
         self.ended_ns: int | None = None
@@ -107,6 +111,10 @@ class RunFold:
         self.termination: d.Termination | None = None
         self.warnings: list[dict[str, object]] = []
         self.warned: set[tuple[str, str]] = set()
+        #: The newest state of each kind of alert that was told of the run.
+        self.alerts: dict[str, str] = {}
+        #: Where code went on calling after its stop, and what was done about it.
+        self.swallowed: list[d.StopSwallowed] = []
         #: Steps that wait, or waited, for an approval, by key.
         self.approvals: dict[str, ApprovalState] = {}
         #: How values are encoded; logs that do not say are of the first scheme.
@@ -240,6 +248,8 @@ class RunFold:
         """
         key = record.key or ""
         data = data_of(record, d.StepResolved)
+        if "unreplayable" in data:
+            self.unreplayable += 1
         if self.keyed and key in self.keyed:
             done = record.type == ev.STEP_COMPLETED or data.get("as") == "completed"
             self.keyed[key] = (record.attempt or self.keyed[key][0], done)
@@ -266,6 +276,8 @@ class RunFold:
         self.tenant = data["tenant"]
         self.parent_id = data.get("parent")
         self.metadata = data.get("metadata", {})
+        if record.trace_id is not None and record.span_id is not None:
+            self.began_in = record.trace_id, record.span_id
         self.generation = data.get("generation", 0)
         self.seed = data.get("seed", "")
         self.value_scheme = data.get("values", 1)
@@ -361,9 +373,19 @@ class RunFold:
             "at_ns": record.at_ns,
         }
 
+    def _valued(self, record: Record, data: d.Value) -> None:
+        if "unreplayable" in data:
+            self.unreplayable += 1
+
     def _warned(self, record: Record, data: d.BudgetWarning) -> None:
         self.warned.add((data["level"], data["resource"]))
         self.warnings.append(dict(data))
+
+    def _alerted(self, record: Record, data: d.AlertTold) -> None:
+        self.alerts[data["kind"]] = data["state"]
+
+    def _stop_swallowed(self, record: Record, data: d.StopSwallowed) -> None:
+        self.swallowed.append(data)
 
     def _erased(self, record: Record, data: Mapping[str, object]) -> None:
         self.erased = True
@@ -404,9 +426,12 @@ _HANDLERS: dict[str, Callable[[RunFold, Record, Any], None]] = {
     ev.RUN_FAILED: RunFold._ended,
     ev.RUN_KILLED: RunFold._ended,
     ev.STEP_REFUSED: RunFold._refused,
+    ev.VALUE: RunFold._valued,
     ev.SCOPE_OPENED: RunFold._scope_opened,
     ev.SCOPE_CLOSED: RunFold._scope_closed,
     ev.BUDGET_WARNING: RunFold._warned,
+    ev.STOP_SWALLOWED: RunFold._stop_swallowed,
+    ev.ALERT: RunFold._alerted,
     ev.PAYLOAD_ERASED: RunFold._erased,
     ev.APPROVAL_REQUESTED: RunFold._approval,
     ev.APPROVAL_GRANTED: RunFold._approval,

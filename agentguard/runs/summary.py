@@ -28,6 +28,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     not on record.
     `account` is the account that it shares with other runs by name, as `thread:42`.
     `forked_from` is the id of the run that it was forked from.
+    `unreplayable` is how many results of steps and recorded values cannot be handed out again, so that a
+    replay ends there; None in a summary that was stored before they were counted.
     `damaged` is the fault in the log of a live run, in a list: the rest is as of its last change of state.
     """
 
@@ -51,6 +53,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     open_steps: tuple[str, ...] = ()
     account: str | None = None
     forked_from: str | None = None
+    unreplayable: int | None = None
     damaged: str | None = None
 
     @property
@@ -85,6 +88,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
             "open_steps": list(self.open_steps),
             "account": self.account,
             "forked_from": self.forked_from,
+            "unreplayable": self.unreplayable,
         }
 
     def __str__(self) -> str:
@@ -133,6 +137,7 @@ def summarize(fold: RunFold, running_ns: int | None = None) -> RunSummary:
         open_steps=tuple(fold.open),
         account=None if fold.named_account is None else fold.named_account.name,
         forked_from=fold.forked_from,
+        unreplayable=fold.unreplayable,
     )
 
 
@@ -169,6 +174,7 @@ def from_data(data: Mapping[str, object]) -> RunSummary:
         open_steps=tuple(told.open_steps),
         account=told.account,
         forked_from=told.forked_from,
+        unreplayable=told.unreplayable,
     )
 
 
@@ -197,12 +203,28 @@ def from_row(row: SummaryRow) -> RunSummary:
     Raises:
         LogIntegrityError: it is none: the row was changed by hand.
     """
+    state_of(row)
     try:
-        RunState(row.state)
         return from_data(row.summary)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        problem = f"its row in the store cannot be read ({error!r}); `agentguard verify` says more"
-        raise LogIntegrityError(row.run_id, 0, problem) from error
+        raise _unreadable(row, error) from error
+
+
+def state_of(row: SummaryRow) -> RunState:
+    """Return the state in a run's row.
+
+    Raises:
+        LogIntegrityError: it is none: the row was changed by hand.
+    """
+    try:
+        return RunState(row.state)
+    except ValueError as error:
+        raise _unreadable(row, error) from error
+
+
+def _unreadable(row: SummaryRow, error: Exception) -> LogIntegrityError:
+    problem = f"its row in the store cannot be read ({error!r}); `agentguard verify` says more"
+    return LogIntegrityError(row.run_id, 0, problem)
 
 
 class _HeadShape(msgspec.Struct):
@@ -233,6 +255,7 @@ class _Shape(msgspec.Struct):
     open_steps: list[str] = []
     account: str | None = None
     forked_from: str | None = None
+    unreplayable: int | None = None
 
 
 def _usage(data: dict[str, int | str]) -> Usage:

@@ -12,6 +12,7 @@ from agentguard.sessions import drain
 from agentguard.sessions.base import Session
 from agentguard.sessions.loading import load_live_run
 from agentguard.steps.live import LiveRun
+from agentguard.steps.spans import RunSpan
 from agentguard.tenancy import check_id
 
 
@@ -26,6 +27,8 @@ class AttachedSession(Session):
         super().__init__(runtime, run_id=run_id, name=row.name, tenant=row.tenant)
         #: A branch without a name of its own is numbered when it is entered.
         self._branch = None if branch is None else Branch(f"{MAIN}/{key_segment(branch)}")
+        #: The first attachment of a process has a span, for a run whose own is elsewhere.
+        self._span: RunSpan | None = None
 
     def branch(self) -> Branch:
         """Return the branch that this attachment is in."""
@@ -47,6 +50,14 @@ class AttachedSession(Session):
             self._branch = live_run.unnamed_branch()
         live_run.attached += 1
         self.runtime.participate()
+        if live_run.span is None and (telemetry := self.components.telemetry) is not None:
+            live_run.span = self._span = telemetry.start_run(
+                name=self.name,
+                run_id=self.run_id,
+                tenant=self.tenant,
+                metadata=live_run.fold.metadata,
+                origin=live_run.fold.began_in,
+            )
         return live_run
 
     def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
@@ -56,6 +67,8 @@ class AttachedSession(Session):
         live_run.attached -= 1
         if not live_run.attached and not live_run.owner:
             drain.forget(self.runtime, live_run)
+        if self._span is not None:
+            self._span.leave(live_run.stop or error)
         return live_run.stop
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:

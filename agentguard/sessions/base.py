@@ -153,11 +153,14 @@ def set_budget(
     change: BudgetChange,
     said: Said,
     asked: str | int | None = None,
+    *,
+    own: bool = False,
 ) -> tuple[Head, RunBudgetSet]:
     """Put another budget on record, or changes of some limits; a run that asks at its limit goes on.
 
     Changes are made to the budget that the run has when they are appended, so that of two operators who
-    change different limits neither undoes what the other did.  Return where it stands, and what it says.
+    change different limits neither undoes what the other did.  `own` says that the run's own program does so,
+    and not an operator.  Return where it stands, and what it says.
     """
     if not isinstance(change, Mapping):
         check_budget(change)
@@ -174,7 +177,10 @@ def set_budget(
                 f"run {run_id} is {fold.state} and spends no more: fork it with another budget"
             )
         budget = fold.budget.replace(**change) if isinstance(change, Mapping) else change
-        data: RunBudgetSet = {"budget": budget.to_fields(), **said}
+        data: RunBudgetSet = {"budget": budget.to_fields()}
+        put_said(data, said)
+        if own and live_run.owner:
+            data["own"] = True
         movements: list[Movement] = []
         if fold.scopes[""].shared:  # runs inside it are held against the account that the store has
             account = Account.from_data(fold.account.to_data())

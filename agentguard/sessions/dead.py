@@ -9,6 +9,7 @@ from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, Store
 from agentguard.killswitch.model import Kill
 from agentguard.protocols import RunRow
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.steps.components import Components
@@ -24,7 +25,7 @@ def close_dead_run(components: Components, row: RunRow) -> RunRow:
     can be recovered.  Where the store cannot be written, the run stays as it is too.
     """
     now = components.clock.wall()
-    if RunState(row.state).final or (row.owner and counts_as_alive(row.owner, row.heartbeat_ns, now)):
+    if state_of(row).final or (row.owner and counts_as_alive(row.owner, row.heartbeat_ns, now)):
         return row
     if not _any_covers(components.switch.kills(), row):
         return row

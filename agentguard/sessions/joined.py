@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from agentguard.errors import NoActiveRunError, RunExistsError, RunStopped
+from agentguard.events.data import Said
+from agentguard.events.model import Head
 from agentguard.replay.keyed import KeyedOutcomes
 from agentguard.replay.resolving import give_up
 from agentguard.runs.branch import Branch
@@ -90,18 +92,21 @@ class _UnownedSession(LiveSession):
         self.end_span(live_run, None)
 
 
-def end(runtime: Runtime, run_id: str, error: BaseException | None) -> RunState:
-    """See `Guard.end`."""
+def end(
+    runtime: Runtime, run_id: str, error: BaseException | None, said: Said
+) -> tuple[RunState, Head | None]:
+    """End a run that nobody owns; return its state, and where the end stands if it had not ended before."""
     live_run = live_run_of(runtime, run_id)
 
-    def put() -> RunState:
+    def put() -> tuple[RunState, Head | None]:
         row = runtime.row(run_id)
-        if not live_run.fold.state.final:
-            check_owner(row, runtime.components.clock.wall(), take_over=False)
-            close_ended_nested_runs(live_run)
-            for key in tuple(live_run.fold.open):
-                give_up(live_run, key, by="the end of the run")
-            live_run.record_end(COMPLETED if error is None else termination(error))
-        return live_run.fold.state
+        if live_run.fold.state.final:
+            return live_run.fold.state, None
+        check_owner(row, runtime.components.clock.wall(), take_over=False)
+        close_ended_nested_runs(live_run)
+        for key in tuple(live_run.fold.open):
+            give_up(live_run, key, by="the end of the run")
+        live_run.record_end(COMPLETED if error is None else termination(error), said=said)
+        return live_run.fold.state, live_run.log.head
 
     return live_run.log.decide(put)

@@ -166,9 +166,9 @@ class LiveSession(OwnedSession):
                 data["digest_only"] = True
                 inputs = None
         now = components.clock.wall()
-        trace = (span.trace_id, span.span_id) if span is not None else (None, None)
+        trace_id, span_id = self._created_in(span)
         records = [
-            Record(1, ev.RUN_CREATED, now, name=self.name, data=data, trace_id=trace[0], span_id=trace[1])
+            Record(1, ev.RUN_CREATED, now, name=self.name, data=data, trace_id=trace_id, span_id=span_id)
         ]
         if started:
             records.append(Record(2, ev.RUN_STARTED, now, name=self.name))
@@ -197,6 +197,10 @@ class LiveSession(OwnedSession):
         live_run.span = span
         live_run.time.count()
         return live_run
+
+    def _created_in(self, span: Any) -> tuple[str | None, str | None]:
+        """Return the trace id and the span id that the run begins with."""
+        return (None, None) if span is None else (span.trace_id, span.span_id)
 
     def _recorded_inputs(self) -> RecordedInputs:
         components = self.runtime.components

@@ -8,7 +8,7 @@ from agentguard.replay.divergence import NOT_REPLAYABLE
 from agentguard.replay.keyed import KeyedOutcomes
 from agentguard.replay.player import Player
 from agentguard.runs.branch import branch_of
-from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.sessions.base import Session
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.recovered import RecoverySession
@@ -96,7 +96,7 @@ class NestedSession(LiveSession):
                 player.diverge(NOT_REPLAYABLE, self.key, expected, "it is not in this store")
             self.is_in_outer_log = True
             return None
-        if not player.live or RunState(row.state).final:
+        if not player.live or state_of(row).final:
             self.run_id = recorded  # of a fork's origin, where that is what it is served from
             return ReplaySession(self.runtime, row, components=components, around=player)
         if (

@@ -10,6 +10,7 @@ from agentguard.events.model import Record
 from agentguard.protocols import RunRow
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.steps.live import LiveRun
 
 
@@ -47,7 +48,7 @@ def close_ended_nested_runs(parent: LiveRun) -> None:
             open_calls.pop(record.key, None)
     for opened in open_calls.values():
         row = parent.store.row(data_of(opened, NestedRunOpened)["run"])
-        if row is not None and RunState(row.state).final and row.parent_id == parent.run_id:
+        if row is not None and state_of(row).final and row.parent_id == parent.run_id:
             _close(parent, opened, row)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from agentguard.replay.divergence import NOT_REPLAYABLE
+from agentguard.replay.player import Player
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import Session
 from agentguard.sessions.joined import JoinedSession
@@ -17,9 +19,13 @@ def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | Recovery
 
     Raises:
         ValueError: the run exists and is to be recovered inside another one, whose log does not have it.
+        ReplayDivergenceError: the run around it is replayed, and its log does not have this one.
     """
     if options.if_exists == "join":
+        refuse_in_replay(options.name, 'if_exists="join"')
         return JoinedSession(runtime, options)
+    if options.detached:
+        refuse_in_replay(options.name, "detached=True")
     position = None if options.detached else CURRENT.get()
     session = None if position is None else position.run.session
     if isinstance(session, Session) and session.runtime.adopts:
@@ -36,3 +42,18 @@ def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | Recovery
         if row is not None:
             return RecoverySession(runtime, row, options)
     return LiveSession(runtime, options)
+
+
+def refuse_in_replay(run: str, how: str) -> None:
+    """Refuse to open a run while another is replayed whose log does not have it.
+
+    Its bodies would run and be charged, where nothing is to happen.
+
+    Raises:
+        ReplayDivergenceError: a replay is active here.
+    """
+    position = CURRENT.get()
+    player = None if position is None else position.live_run.player
+    if position is not None and isinstance(player, Player) and not player.live:
+        recorded = f"no run of the log of run {position.run.id}"
+        player.diverge(NOT_REPLAYABLE, run, recorded, f"{how}: its steps would be done anew")

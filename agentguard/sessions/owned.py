@@ -7,16 +7,18 @@ from typing import Any
 
 from agentguard._encoding import type_name
 from agentguard._process import identity
+from agentguard.budget.model import BudgetChange
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events import model as ev
 from agentguard.events.data import NestedRunOpened, Termination
 from agentguard.events.model import Record
+from agentguard.killswitch import kill_requests
 from agentguard.killswitch.model import GENERATION
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import COMPLETED, termination
 from agentguard.runtime import Runtime
 from agentguard.sessions import drain
-from agentguard.sessions.base import Session
+from agentguard.sessions.base import Session, set_budget
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs, closing
 from agentguard.sessions.options import RunOptions
@@ -229,6 +231,11 @@ class OwnedSession(Session):
             )
 
     # --- control -------------------------------------------------------------------------------
+
+    def set_budget(self, budget: BudgetChange, actor: str | None, reason: str | None = None) -> None:
+        """See `Run.set_budget`."""
+        said = kill_requests.authorship(reason, actor)
+        set_budget(self.runtime, self.run_id, budget, said, own=True)
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:
         """See `Run.drain`."""

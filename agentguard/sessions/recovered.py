@@ -17,6 +17,7 @@ from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay.origin import origin_log
 from agentguard.replay.player import Player
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.runtime import Runtime
 from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
@@ -78,7 +79,11 @@ class RecoverySession(ResumedSession):
         )
         if components.telemetry is not None:
             live_run.span = components.telemetry.start_run(
-                name=self.name, run_id=self.run_id, tenant=self.tenant, metadata=live_run.fold.metadata
+                name=self.name,
+                run_id=self.run_id,
+                tenant=self.tenant,
+                metadata=live_run.fold.metadata,
+                origin=live_run.fold.began_in,
             )
         live_run.stops.seen = -1 if generation else 0
         self.take_part(live_run)
@@ -123,7 +128,7 @@ class RecoverySession(ResumedSession):
         return live_run.log.decide(claim)
 
     def _check_state(self, row: RunRow) -> None:
-        state = RunState(row.state)
+        state = state_of(row)
         if state.final:
             error = InvalidStateTransitionError(self.run_id, state, RunState.RUNNING)
             error.add_note("an ended run never recovers: fork it, with a new budget, to carry on")

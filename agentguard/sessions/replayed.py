@@ -24,6 +24,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions.base import Session
 from agentguard.sessions.resumed import refuse_altered
 from agentguard.steps.components import Components
+from agentguard.steps.exit_rule import StopSwallowedError
 from agentguard.steps.generators import leave_served
 from agentguard.steps.live import LiveRun
 
@@ -110,7 +111,7 @@ class ReplaySession(Session):
         if player.divergence is not None and error is not player.divergence:
             raise player.divergence.with_traceback(None) from error
         if isinstance(error, ReplayDivergenceError | StepOutcomeUnknownError | LogIntegrityError) or (
-            error is not None and not isinstance(error, Exception)
+            error is not None and not isinstance(error, Exception | StopSwallowedError)
         ):
             return None  # of a run inside or around, or of its log; or the process wants out
         try:

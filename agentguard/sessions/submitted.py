@@ -49,6 +49,11 @@ class SubmittedSession(LiveSession):
             self._create(generation, [], None, started=False)
             put()
 
+    def _created_in(self, span: Any) -> tuple[str | None, str | None]:
+        """Return the span of who submits, to which the worker's will be linked."""
+        telemetry = self.components.telemetry
+        return (None if telemetry is None else telemetry.current_span()) or (None, None)
+
     def _first_facts(self, generation: int) -> RunCreated:
         """Return what `run_created` says: that it is tried again too, which a replay has to know."""
         facts = super()._first_facts(generation)

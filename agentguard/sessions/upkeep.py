@@ -8,6 +8,7 @@ from msgspec import structs
 
 from agentguard.errors import AgentGuardError
 from agentguard.runtime import Runtime
+from agentguard.sessions.abandoned import charge_some
 from agentguard.sessions.dead import close_dead_runs
 from agentguard.steps.flow import check
 
@@ -33,15 +34,21 @@ def check_bodies(runtime: Runtime) -> None:
 
 
 def beat(runtime: Runtime) -> None:
-    """Write one sign of life for every run that this process owns, and close dead runs that are killed."""
+    """Write one sign of life for every run that this process owns, and look after those of dead processes.
+
+    Also for one that has ended while a body of it goes on: whoever kills it again, from wherever, is told.
+    Of dead processes, runs that are killed are closed, and steps that ended ones left in flight are charged.
+    """
     components = runtime.opened
     if components is None:  # closed since: a sign of life must not open it again
         return
     now = components.clock.wall()
     for live_run in runtime.live_runs():
-        if live_run.owner and not live_run.fold.state.final:
+        if live_run.owner and (live_run.fold.open or not live_run.fold.state.final):
             row = structs.replace(live_run.row, heartbeat_ns=now)
             with contextlib.suppress(AgentGuardError):
                 components.store.update_row(row)
     with contextlib.suppress(AgentGuardError):
         close_dead_runs(components)
+    with contextlib.suppress(AgentGuardError):
+        charge_some(runtime, components)

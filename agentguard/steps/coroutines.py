@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
 
+from agentguard.errors import RunStopped
+from agentguard.steps import spinning
 from agentguard.steps.aio import require_asyncio
 from agentguard.steps.current import InRun
 from agentguard.steps.flow import open_step, prepare
@@ -32,8 +34,16 @@ async def _run(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> obj
     if player is not None:
         require_asyncio(step)
         prepare(step, args, kwargs)
-        if continued := player.continuations(step):
+        try:
+            continued = player.continuations(step)
+            served = None if continued else await player.serve_async(step)
+        except RunStopped as stop:
+            await spinning.refused_async(step, stop)
+            raise
+        if continued:
             return replayed(step, continued, args, kwargs)
-        if (served := await player.serve_async(step)) is not None:
+        if served is not None:
+            if (refusal := served.refusal) is not None:
+                await spinning.refused_async(step, refusal)
             return served.result()
     return await run_to_end(step, fn, args, kwargs)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from agentguard._process import this_process
 from agentguard.budget import resources as r
 from agentguard.budget.account import ONE_STEP, Account, Amounts, Request
 from agentguard.budget.ledger import LedgerRefusedError, Movement
@@ -328,16 +329,23 @@ def _started_data(
         data["args"] = step.digest
         if step.payload is None:
             data["digest_only"] = True  # so that a payload that is gone is told from one never taken
-    if step.scope_key:
-        data["scope"] = step.scope_key
-    if step.parent is not None:
-        data["parent"] = step.parent.key
+    _put_place(data, step)
     if outside_accounts:
         data["windows"] = outside_accounts
     if shadow is not None:
         error = shadow.refusal.error(shadow.path, step.live_run.run_id)
         data["would_stop"] = termination(error)
     return data or None
+
+
+def _put_place(data: StepStarted, step: Step) -> None:
+    """Put on record where a step is: in which scope, step, and process."""
+    if step.scope_key:
+        data["scope"] = step.scope_key
+    if step.parent is not None:
+        data["parent"] = step.parent.key
+    if not step.live_run.owner:
+        data["process"] = this_process()
 
 
 def _put_request(data: StepStarted, request: Request, digest: str | None) -> None:

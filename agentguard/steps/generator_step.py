@@ -15,7 +15,7 @@ from typing import Any, Self
 from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunStopped
-from agentguard.steps import outcome, phases
+from agentguard.steps import outcome, phases, spinning
 from agentguard.steps.current import CURRENT, InRun, restore_position
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
@@ -113,9 +113,15 @@ class GeneratorStep:
         if player is None:
             return False
         prepare(self._step, self._args, self._kwargs)
-        served = player.serve_items(self._step)
+        try:
+            served = player.serve_items(self._step)
+        except RunStopped as stop:
+            spinning.refused(self._step, stop)
+            raise
         if served is None:
             return False
+        if (refusal := served.end.refusal) is not None:
+            spinning.refused(self._step, refusal)
         self.state = "served"
         self._step.live_run.in_flight.hold(self)
         self._served = served

@@ -16,7 +16,15 @@ from agentguard.budget.ledger import Movement
 from agentguard.budget.resources import SECONDS
 from agentguard.errors import AgentGuardError, KillSwitchTriggeredError, RunStopped
 from agentguard.events import model as ev
-from agentguard.events.data import RunEnded, StepEnded, StepRefused, Termination, data_of
+from agentguard.events.data import (
+    RunEnded,
+    Said,
+    StepEnded,
+    StepRefused,
+    Termination,
+    data_of,
+    put_said,
+)
 from agentguard.events.model import Record
 from agentguard.protocols import EventStore, RunRow
 from agentguard.runs.branch import UNNAMED, Branch
@@ -204,14 +212,14 @@ class LiveRun:
                 if ended != termination(stop):
                     self.stops.stop = stop_from(ended or {})
 
-    def record_end(self, ended: Termination, before: Sequence[Record] = ()) -> bool:
+    def record_end(self, ended: Termination, before: Sequence[Record] = (), said: Said | None = None) -> bool:
         """Append the terminal event, unless the log has one; return whether it was this one."""
-        done = self.log.decide(lambda: self._record_end(ended, before))
+        done = self.log.decide(lambda: self._record_end(ended, before, said or {}))
         if self.in_flight.pending_warnings:
             self.in_flight.tell_warnings()
         return done
 
-    def _record_end(self, ended: Termination, before: Sequence[Record]) -> bool:
+    def _record_end(self, ended: Termination, before: Sequence[Record], said: Said) -> bool:
         fold = self.log.fold
         if fold.state.final:
             return False
@@ -224,6 +232,7 @@ class LiveRun:
             kind = ev.RUN_KILLED
         now = self.clock.wall()
         data: RunEnded = {"termination": ended, "running_ns": self.time.elapsed()}
+        put_said(data, said)
         last = Record(0, kind, now, name=fold.name, spent=dict(fold.account.spent), data=data)
         unused = uncharged(fold) if kind == ev.RUN_COMPLETED else ()
         warnings = [Record(0, ev.BUDGET_WARNING, now, data=warning) for warning in unused]

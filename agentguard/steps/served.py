@@ -17,13 +17,21 @@ from agentguard.steps.model import Step
 
 
 class RecordedOutcome:
-    """A recorded outcome: a value, or an exception to raise."""
+    """A recorded outcome: a value, or an exception to raise; `refused`: the body never ran."""
 
-    __slots__ = ("error", "value")
+    __slots__ = ("error", "refused", "value")
 
-    def __init__(self, value: object = None, error: BaseException | None = None) -> None:
+    def __init__(
+        self, value: object = None, error: BaseException | None = None, *, refused: bool = False
+    ) -> None:
         self.value = value
         self.error = error
+        self.refused = refused
+
+    @property
+    def refusal(self) -> RunStopped | None:
+        """The stop that the step was refused with, as live: code that swallows it may spin."""
+        return self.error if self.refused and isinstance(self.error, RunStopped) else None
 
     def result(self) -> object:
         """Return the value, or raise the exception."""

@@ -51,6 +51,9 @@ class RunSpan(Protocol):
         """Start the span of a scope."""
         ...
 
+    def leave(self, error: BaseException | None) -> None:
+        """End the span of a part of the run, which goes on elsewhere."""
+
     def end(
         self,
         *,
@@ -66,8 +69,20 @@ class RunSpan(Protocol):
 class Telemetry(Protocol):
     """Where the spans of runs begin."""
 
-    def start_run(self, *, name: str, run_id: str, tenant: str, metadata: Mapping[str, object]) -> RunSpan:
-        """Start the span of a run."""
+    def start_run(
+        self,
+        *,
+        name: str,
+        run_id: str,
+        tenant: str,
+        metadata: Mapping[str, object],
+        origin: tuple[str, str] | None = None,
+    ) -> RunSpan:
+        """Start the span of a run, linked to the one in which it began."""
+        ...
+
+    def current_span(self) -> tuple[str, str] | None:
+        """Return the trace id and the span id of the current span."""
         ...
 
     def observe_queue(self, depth: Callable[[], Iterable[QueueDepth]]) -> None:

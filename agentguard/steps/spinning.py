@@ -3,7 +3,8 @@
 Refusing costs next to nothing, so a loop that retries every error for ever would take a whole core, and
 in an event loop the turn of every other task.  A branch that was refused `PATIENCE` times in a row is
 slowed down, a little more each time; from `LAST` on it is cancelled as well, by an exception that no
-`except Exception` takes.  All of this lies behind a refusal: a run that is not stopped never comes here.
+`except Exception` takes.  Both are on record in the run's log, as `stop_swallowed`, also after the run's end.
+All of this lies behind a refusal: a run that is not stopped never comes here.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import itertools
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.errors import RunStopped
+from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.events import model as ev
+from agentguard.events.data import StopSwallowed
+from agentguard.events.model import Record
 from agentguard.steps.exit_rule import StopSwallowedError
 from agentguard.steps.flow import check
 
@@ -35,6 +40,9 @@ _FIRST, _LONGEST = 0.001, 0.1
 #: The same for sync code inside an event loop, where a delay holds up every other task.
 _LONGEST_IN_LOOP = 0.001
 _MOST_BRANCHES = 10_000
+#: Of so many branches of a run, a process puts on record that they spin.
+_MOST_ON_RECORD = 20
+SLOWED, CANCELLED = "slowed", "cancelled"
 
 
 class _Threads(threading.local):
@@ -61,6 +69,13 @@ class Refusals(NamedTuple):
 _NONE = Refusals(0, 0, -1)
 
 
+class _Spin(NamedTuple):
+    """How many refusals in a row there were, and in which branch."""
+
+    refusals: int
+    branch: str
+
+
 def refused(step: Step, stop: RunStopped) -> None:
     """Take note that a step was refused with a stop; slow its caller down where it spins.
 
@@ -74,10 +89,12 @@ async def refused_async(step: Step, stop: RunStopped) -> None:
     """The same for an async step, without blocking the event loop."""
     # Calls that one branch made at once are awaited in tasks of their own: each of those is asked apart.
     branch = f"{_branch_of(step)} in task {id(asyncio.current_task()):#x}"
-    count = _spins(step.live_run, branch, stop, step.pos, _branch_of(step))
-    if count >= PATIENCE:
-        await asyncio.sleep(_delay(count))
-    _cancel(branch, count, stop)
+    spin = _spins(step.live_run, branch, stop, step.pos, _branch_of(step))
+    if spin.refusals >= PATIENCE:
+        if (news := _news(step.live_run, spin)) is not None:
+            await asyncio.to_thread(_put_on_record, step.live_run, news)
+        await asyncio.sleep(_delay(spin.refusals))
+    _cancel(branch, spin.refusals, stop)
 
 
 def check_place(live_run: LiveRun, scope: str, branch: str, pos: int | None = None) -> None:
@@ -97,11 +114,13 @@ def check_place(live_run: LiveRun, scope: str, branch: str, pos: int | None = No
 def _refused(live_run: LiveRun, branch: str, stop: RunStopped, pos: int | None) -> None:
     # Threads in copies of one context share a branch: each of them is asked apart, as tasks are.
     place = f"{branch} in thread {_threads.number}"
-    count = _spins(live_run, place, stop, pos, branch)
-    if count >= PATIENCE:
+    spin = _spins(live_run, place, stop, pos, branch)
+    if spin.refusals >= PATIENCE:
+        if (news := _news(live_run, spin)) is not None:
+            _put_on_record(live_run, news)
         in_loop = asyncio._get_running_loop() is not None
-        time.sleep(min(_delay(count), _LONGEST_IN_LOOP) if in_loop else _delay(count))
-    _cancel(place, count, stop)
+        time.sleep(min(_delay(spin.refusals), _LONGEST_IN_LOOP) if in_loop else _delay(spin.refusals))
+    _cancel(place, spin.refusals, stop)
 
 
 def _branch_of(step: Step) -> str:
@@ -109,16 +128,16 @@ def _branch_of(step: Step) -> str:
     return step.path if step.spec.key is not None else step.key.rpartition("/")[0]
 
 
-def _spins(live_run: LiveRun, place: str, stop: RunStopped, pos: int | None, branch: str) -> int:
+def _spins(live_run: LiveRun, place: str, stop: RunStopped, pos: int | None, branch: str) -> _Spin:
     """Return how many refusals in a row this one makes, for its place or for its branch."""
-    count = _count(live_run, place, stop, pos)
-    if count == PATIENCE:
+    spin = _Spin(_count(live_run, place, stop, pos), branch)
+    if spin.refusals == PATIENCE:
         _tell(live_run, place, stop)
     if live_run.stops.stop is None:
-        return count
+        return spin
     # A task, a thread, or a branch, for each try: the code that makes them one after the other spins.
     outer = branch.rpartition("/")[0]
-    return max(count, *(_spins_in(live_run, each, stop) for each in (branch, outer)))
+    return max(spin, *(_Spin(_spins_in(live_run, each, stop), each) for each in (branch, outer)))
 
 
 def _spins_in(live_run: LiveRun, branch: str, stop: RunStopped) -> int:
@@ -154,13 +173,40 @@ def _delay(count: int) -> float:
 
 
 def _tell(live_run: LiveRun, branch: str, stop: RunStopped) -> None:
-    """Say it once for each branch: in the program's own log, since the run's takes no event after its end."""
+    """Say it once for each place, in the program's own log and as a note on the stop."""
     said = (
         f"{branch} was refused {PATIENCE} times in a row after this stop: its code swallows RunStopped and "
         "calls again; it is slowed down, then cancelled"
     )
     stop.add_note(said)
     _log.warning("run %s: %s", live_run.run_id, said)
+
+
+def _news(live_run: LiveRun, spin: _Spin) -> StopSwallowed | None:
+    """Return what is to be put on record of a branch that spins, once for each branch and action."""
+    action = CANCELLED if spin.refusals >= LAST else SLOWED
+    noted = live_run.stops.swallowed
+    if (spin.branch, action) in noted or len(noted) >= 2 * _MOST_ON_RECORD:
+        return None
+    noted.add((spin.branch, action))
+    if hasattr(live_run.store, "sealed"):  # a replay writes nothing
+        return None
+    return {"branch": spin.branch, "refusals": spin.refusals, "action": action}
+
+
+def _put_on_record(live_run: LiveRun, data: StopSwallowed) -> None:
+    """Append it to the run's log; where that cannot be done, the stop holds all the same."""
+    with suppress(AgentGuardError):
+        live_run.log.decide(lambda: _append(live_run, data))
+
+
+def _append(live_run: LiveRun, data: StopSwallowed) -> None:
+    log, refusals = live_run.log, live_run.stops.refusals
+    seq = log.fold.seq
+    log.act([Record(0, ev.STOP_SWALLOWED, live_run.clock.wall(), data=data)])
+    for place, last in list(refusals.items()):
+        if last.seq == seq:  # it is no call that has succeeded in between
+            refusals[place] = last._replace(seq=log.fold.seq)
 
 
 def _cancel(branch: str, count: int, stop: RunStopped) -> None:

@@ -33,6 +33,8 @@ class Stops:
         self.scopes: dict[str, RunStopped] = {}
         #: How often in a row each branch was refused with a stop, by the branches' paths.
         self.refusals: dict[str, Refusals] = {}
+        #: The branches that went on calling after their stop, and what was done about it: what is on record.
+        self.swallowed: set[tuple[str, str]] = set()
         #: How this process is letting go of the run, or has, without ending it.
         self.draining: Draining | None = None
         #: Whether a kill covers the run, be it what stopped it or not.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agentguard.steps import outcome
+from agentguard.errors import RunStopped
+from agentguard.steps import outcome, spinning
 from agentguard.steps.current import CURRENT, InRun
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import follow, replayed
 from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.kinds import is_value, kind_of
+from agentguard.steps.model import Step
 from agentguard.steps.phases import begin, close, rescue, settled
+from agentguard.steps.served import RecordedOutcome, ReplaySource
 from agentguard.steps.spec import Args, Function, Kwargs, StepSpec
 
 
@@ -30,9 +33,7 @@ def call(
     live_run = step.live_run
     if live_run.player is not None:
         prepare(step, args, kwargs)
-        if continued := live_run.player.continuations(step):
-            return replayed(step, continued, args, kwargs)
-        if (served := live_run.player.serve(step)) is not None:
+        if (served := _served(step, live_run.player, args, kwargs)) is not None:
             return served.result()
     before = CURRENT.get()
     # Whatever raises, wherever: the inner handler settles what the body raised, the outer one what came
@@ -58,3 +59,18 @@ def call(
         rescue(step, error)
         raise
     return result
+
+
+def _served(step: Step, player: ReplaySource, args: Args, kwargs: Kwargs) -> RecordedOutcome | None:
+    """Return what the log has of a step, or None to run it; a stop that is swallowed again spins here too."""
+    try:
+        continued = player.continuations(step)
+        served = None if continued else player.serve(step)
+    except RunStopped as stop:
+        spinning.refused(step, stop)
+        raise
+    if continued:
+        return RecordedOutcome(replayed(step, continued, args, kwargs))
+    if served is not None and (refusal := served.refusal) is not None:
+        spinning.refused(step, refusal)
+    return served

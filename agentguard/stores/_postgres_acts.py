@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 from agentguard.budget import ledger
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, HeadMovedError, RunRow, StoreBusyError
-from agentguard.stores import _postgres_rows, _sql
+from agentguard.stores import _accounts, _postgres_rows, _sql
 from agentguard.stores._postgres_link import Link
 
 _TENANT = "tenant:"
@@ -84,11 +84,17 @@ def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -
     chains = _chains(acts)
     if not chains:
         return []
-    going = [act for chain in chains.values() for act in chain]
-    firsts = [chain[0].events[0].seq for chain in chains.values()]
-    refused: dict[int, int | None] = dict(
-        link.ask(_SQL["append"], (list(chains), firsts, patience, narrow, *_columns(going)))
+    runs = sorted(chains)
+    events = {number: [event for act in chains[number] for event in act.events] for number in runs}
+    parameters = (
+        runs,
+        [events[number][0].seq for number in runs],
+        [len(events[number]) for number in runs],
+        patience,
+        narrow,
+        *_columns(event for number in runs for event in events[number]),
     )
+    refused: dict[int, int | None] = dict(link.ask(_SQL["append"], parameters))
     busy: list[Act] = []
     for number, head in refused.items():
         if head is None:
@@ -116,12 +122,14 @@ def _chains(acts: Sequence[Act]) -> dict[int, list[Act]]:
 def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
     """Carry out acts in the open transaction of a link; gives those whose run another writer holds."""
     runs = sorted({act.number for act in acts if act.uses_run})
-    heads, epochs, busy, accounts = _hold(link, runs, acts, patience, narrow)
+    heads, epochs, busy, accounts, unreadable = _hold(link, runs, acts, patience, narrow)
     done: list[Act] = []
     waiting: list[Act] = []
     for act in acts:
         if act.uses_run and act.number in busy:
             waiting.append(act)
+        elif (failure := _unreadable(act, unreadable)) is not None:
+            act.error = failure
         elif _decide(act, heads, epochs, accounts):
             done.append(act)
     if done:
@@ -131,7 +139,7 @@ def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None)
 
 def _hold(
     link: Link, runs: list[int], acts: Sequence[Act], patience: int, narrow: str | None
-) -> tuple[dict[int, int], dict[int, int], set[int], dict[str, Account]]:
+) -> tuple[dict[int, int], dict[int, int], set[int], dict[str, Account], dict[str, StoreUnavailableError]]:
     owners: dict[str, tuple[str | None, int]] = {}
     for act in acts:
         for movement in act.movements:
@@ -145,17 +153,27 @@ def _hold(
     epochs: dict[int, int] = {}
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
+    unreadable: dict[str, StoreUnavailableError] = {}
     for number, head, epoch, name, data in link.ask(
         _SQL["hold"], (runs, names, tenants, numbers, patience, narrow)
     ):
         if name is not None:
-            if data is not None:
-                accounts[name] = _postgres_rows.account(data)
+            try:
+                if data is not None:
+                    accounts[name] = _accounts.account(name, data)
+            except StoreUnavailableError as error:
+                unreadable[name] = error
         elif head is None:
             busy.add(number)
         else:
             heads[number], epochs[number] = head, epoch
-    return heads, epochs, busy, accounts
+    return heads, epochs, busy, accounts, unreadable
+
+
+def _unreadable(act: Act, unreadable: Mapping[str, StoreUnavailableError]) -> StoreUnavailableError | None:
+    """Why an act cannot be carried out, though others that came with it can."""
+    found = (unreadable.get(movement.account) for movement in act.movements)
+    return next((error for error in found if error is not None), None) if unreadable else None
 
 
 def _tenant_of(movement: Movement) -> str | None:
@@ -177,7 +195,7 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
     trial = {m.account: accounts[m.account] for m in act.movements if m.account in accounts}
     try:
         ledger.apply(act.movements, trial)
-    except (LedgerRefusedError, KeyError) as error:
+    except (LedgerRefusedError, StoreUnavailableError) as error:
         act.error = error
         return False
     accounts.update(trial)
@@ -189,16 +207,18 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
 
 def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> None:
     changed = sorted({movement.account for act in acts for movement in act.movements})
-    texts = [_postgres_rows.account_text(accounts[name]) for name in changed]
-    columns = _columns(acts)
-    if columns[0] or changed:
-        link.ask(_SQL["put"], (link.placed, *columns, changed, texts))
-        link.placed += len(columns[0])
+    texts = [_accounts.account_text(accounts[name]) for name in changed]
+    numbers = [act.number for act in acts for _ in act.events]
+    seqs = [event.seq for act in acts for event in act.events]
+    if numbers or changed:
+        columns = _columns(event for act in acts for event in act.events)
+        link.ask(_SQL["put"], (link.placed, numbers, seqs, *columns, changed, texts))
+        link.placed += len(numbers)
     for act in acts:
         if act.row is not None:
             link.change(_SQL["change_run"], _postgres_rows.parameters(act.row) | {"number": act.number})
     # What was given before stays as it is, though later acts move the accounts.
-    given = {name: _postgres_rows.account(text) for name, text in zip(changed, texts, strict=True)}
+    given = {name: _accounts.account(name, text) for name, text in zip(changed, texts, strict=True)}
     for act in acts:
         act.accounts = given
 
@@ -225,20 +245,15 @@ def _follows(events: Iterable[Stored], head: int) -> bool:
     return True
 
 
-def _columns(acts: Iterable[Act]) -> tuple[list[Any], ...]:
-    numbers: list[Any] = []
-    seqs: list[Any] = []
-    bodies: list[Any] = []
-    hashes: list[Any] = []
-    payloads: list[Any] = []
-    for act in acts:
-        for event in act.events:
-            numbers.append(act.number)
-            seqs.append(event.seq)
-            bodies.append(event.body)
-            hashes.append(event.hash)
-            payloads.append(event.payload)
-    return numbers, seqs, bodies, hashes, payloads
+def _columns(events: Iterable[Stored]) -> tuple[list[bytes], list[bytes], list[bytes | None]]:
+    bodies: list[bytes] = []
+    hashes: list[bytes] = []
+    payloads: list[bytes | None] = []
+    for event in events:
+        bodies.append(event.body)
+        hashes.append(event.hash)
+        payloads.append(event.payload)
+    return bodies, hashes, payloads
 
 
 def busy_error(act: Act) -> StoreBusyError:

@@ -1,4 +1,4 @@
-"""Run rows and accounts as PostgreSQL's columns; what is nested is JSON text."""
+"""Run rows as PostgreSQL's columns; what is nested is JSON text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from agentguard.budget.account import Account
 from agentguard.protocols import RunRow
 
 # Sorted, so that equal owners are equal texts, which the claim of a run compares.
@@ -40,13 +39,3 @@ def _data(column: str) -> dict[str, Any]:
         return _decode(column)
     except ValueError:  # somebody edited it by hand, and other rows must not suffer
         return {"unreadable": column}
-
-
-def account_text(account: Account) -> str:
-    """An account as it is stored."""
-    return _encode(account.to_data()).decode()
-
-
-def account(text: str) -> Account:
-    """The account that `account_text` stored."""
-    return Account.from_data(_decode(text))

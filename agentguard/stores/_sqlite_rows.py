@@ -1,4 +1,4 @@
-"""Run rows and accounts as SQLite's columns; what is nested is JSON text, readable in a shell."""
+"""Run rows as SQLite's columns; what is nested is JSON text, readable in a shell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from agentguard.budget.account import Account
 from agentguard.protocols import RunRow
 
 # Sorted, so that equal owners are equal texts, which the claim of a run compares.
@@ -35,7 +34,7 @@ def run_row(columns: tuple[Any, ...]) -> RunRow:
         state=_text(columns[3]),
         created_ns=columns[4],
         number=columns[5],
-        parent_id=None if columns[6] is None else _text(columns[6]),
+        parent_id=optional_text(columns[6]),
         ended_ns=columns[7],
         epoch=columns[8],
         owner=_data(columns[9]),
@@ -43,6 +42,11 @@ def run_row(columns: tuple[Any, ...]) -> RunRow:
         salt=columns[11],
         summary=_data(columns[12]),
     )
+
+
+def optional_text(column: bytes | None) -> str | None:
+    """What a column says that may be empty."""
+    return None if column is None else _text(column)
 
 
 def _text(column: bytes | None) -> str:
@@ -57,13 +61,3 @@ def _data(column: bytes | None) -> dict[str, Any]:
         return _decode(column)
     except ValueError:
         return {"unreadable": _text(column)}
-
-
-def account_text(account: Account) -> str:
-    """An account as it is stored."""
-    return _encode(account.to_data()).decode()
-
-
-def account(text: str) -> Account:
-    """The account that `account_text` stored."""
-    return Account.from_data(_decode(text))

@@ -154,6 +154,12 @@ class JsonlEventStore:
         found = (row for row in rows if tenant in (None, row.tenant))
         return list(islice((row for row in found if state in (None, row.state)), min(limit, 2**62)))
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids just before and after an id, in the order of their characters."""
+        ids = [row.run_id for row in self._rows()]
+        before = max((other for other in ids if other < run_id), default=None)
+        return before, min((other for other in ids if other > run_id), default=None)
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         return [row for row in self._rows() if row.parent_id == run_id]

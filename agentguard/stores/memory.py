@@ -317,6 +317,14 @@ class MemoryEventStore:
             )
             return list(islice(found, limit))
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids just before and after an id, in the order of their characters."""
+        with self._lock:
+            self._check()
+            ids = self._table.by_id
+            before = max((other for other in ids if other < run_id), default=None)
+            return before, min((other for other in ids if other > run_id), default=None)
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         with self._lock:
@@ -355,6 +363,12 @@ class MemoryEventStore:
         with self._lock:
             self._check()
             return {name: self._accounts[name] for name in ids if name in self._accounts}
+
+    def account_ids(self) -> list[str]:
+        """The names of all shared accounts."""
+        with self._lock:
+            self._check()
+            return list(self._accounts)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

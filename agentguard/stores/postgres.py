@@ -20,8 +20,8 @@ from agentguard.durability import Durability
 from agentguard.errors import RunExistsError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, RunLock, RunRow, StoreBusyError
+from agentguard.stores import _accounts, _postgres_rows, _sql
 from agentguard.stores import _postgres_acts as acts_
-from agentguard.stores import _postgres_rows, _sql
 from agentguard.stores._postgres_acts import Act
 from agentguard.stores._postgres_commits import CHANNEL, Commits
 from agentguard.stores._postgres_link import Link, Translation, rollback
@@ -278,6 +278,11 @@ class PostgresEventStore:
         parameters = wanted | {"limit": limit, "before": before}
         return self._rows("runs", parameters, which=" AND ".join(which) or "true")
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids just before and after an id, in the order of their characters."""
+        [(before, after)] = self._select("neighbours", {"run_id": run_id})
+        return before, after
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         return self._rows("children", {"run_id": run_id})
@@ -345,7 +350,11 @@ class PostgresEventStore:
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""
         found = self._select("accounts", (list(ids),))
-        return {name: _postgres_rows.account(data) for name, data in found}
+        return {name: _accounts.account(name, data) for name, data in found}
+
+    def account_ids(self) -> list[str]:
+        """The names of all shared accounts that this login sees."""
+        return [name for (name,) in self._select("account_ids")]
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

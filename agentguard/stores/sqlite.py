@@ -21,7 +21,15 @@ from agentguard.durability import Durability
 from agentguard.errors import RunExistsError, StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, RunLock, RunRow
-from agentguard.stores import _registry, _sql, _sqlite_feed, _sqlite_indexes, _sqlite_removal, _sqlite_rows
+from agentguard.stores import (
+    _accounts,
+    _registry,
+    _sql,
+    _sqlite_feed,
+    _sqlite_indexes,
+    _sqlite_removal,
+    _sqlite_rows,
+)
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -190,10 +198,10 @@ class SQLiteEventStore:
                 key = (movement.account,)
                 found = database.run(self._sql["account"], key, wait=wait).fetchone()
                 if found is not None:
-                    accounts[movement.account] = _sqlite_rows.account(found[0])
+                    accounts[movement.account] = _accounts.account(movement.account, found[0])
         ledger.apply(movements, accounts)
         for name, account in accounts.items():
-            columns = (name, _sqlite_rows.account_text(account))
+            columns = (name, _accounts.account_text(account))
             database.run(self._sql["save_account"], columns, wait=wait)
         return accounts
 
@@ -283,6 +291,11 @@ class SQLiteEventStore:
         found = self._select(query, {"tenant": tenant, "state": state, "limit": limit, "below": below})
         return [_sqlite_rows.run_row(columns) for columns in found]
 
+    def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
+        """The ids just before and after an id, in the order of their characters."""
+        [(before, after)] = self._select("neighbours", {"run_id": run_id})
+        return _sqlite_rows.optional_text(before), _sqlite_rows.optional_text(after)
+
     def children(self, run_id: str) -> list[RunRow]:
         """The runs nested directly in a run, oldest first."""
         return [_sqlite_rows.run_row(columns) for columns in self._select("children", (run_id,))]
@@ -361,7 +374,11 @@ class SQLiteEventStore:
         """The shared accounts that exist among `ids`."""
         with self.snapshot():
             found = {name: self._select("account", (name,)) for name in ids}
-        return {name: _sqlite_rows.account(rows[0][0]) for name, rows in found.items() if rows}
+        return {name: _accounts.account(name, rows[0][0]) for name, rows in found.items() if rows}
+
+    def account_ids(self) -> list[str]:
+        """The names of all shared accounts."""
+        return [name for (name,) in self._select("account_ids", ())]
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Let this thread's reads in the block see one moment, without holding up writers."""

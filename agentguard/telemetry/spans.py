@@ -6,12 +6,21 @@ cost next to nothing and have no ids; an SDK that is set up later is used from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Span, SpanKind, Tracer, get_current_span, set_span_in_context
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
 
 from agentguard.protocols import QueueDepth
 from agentguard.telemetry import attributes as a
@@ -63,12 +72,19 @@ class Telemetry:
         self._instruments: Instruments | None = None
 
     def start_run(
-        self, *, name: str, run_id: str, tenant: str, metadata: Mapping[str, Any] | None = None
+        self,
+        *,
+        name: str,
+        run_id: str,
+        tenant: str,
+        metadata: Mapping[str, Any] | None = None,
+        origin: tuple[str, str] | None = None,
     ) -> RunSpan:
         """Open `invoke_agent {name}` below the current span, and make it the current one.
 
         Scalars of `metadata` become attributes, so keep secrets out of it; a key that starts with
-        `gen_ai.`, such as `gen_ai.conversation.id`, keeps its name.
+        `gen_ai.`, such as `gen_ai.conversation.id`, keeps its name.  `origin` is the span in which the run
+        began, by trace id and span id, where that was elsewhere: the new span is linked to it.
         """
         with harmless:
             self._find_tracer()
@@ -84,6 +100,7 @@ class Telemetry:
                     outside,
                     SpanKind.INTERNAL,
                     {a.OPERATION: "invoke_agent", **shared, **facts.of_metadata(metadata or {})},
+                    () if origin is None else (_link(origin),),
                     record_exception=False,
                     set_status_on_exception=False,
                 )
@@ -93,6 +110,14 @@ class Telemetry:
             with harmless:
                 self._instruments.runs_changed(+1)
         return run
+
+    def current_span(self) -> tuple[str, str] | None:
+        """Return the trace id and the span id of the current span, in hex; None where there is none."""
+        with harmless:
+            ids = get_current_span().get_span_context()
+            if ids.is_valid:
+                return f"{ids.trace_id:032x}", f"{ids.span_id:016x}"
+        return None
 
     def observe_queue(self, depth: Callable[[], Iterable[QueueDepth]]) -> None:
         """Report how long the queues of submitted runs are, each time that metrics are collected."""
@@ -150,7 +175,8 @@ class RunSpan(CurrentSpan):
         """Open a step's span and make it the current one.
 
         It lies below `parent`, else below the current span, else, in a thread that was given no
-        context, below the run.  What is known now goes into `attributes`, since a sampler sees
+        context, below the run.  Where the current span is of another trace, as a server's span of a
+        request, it is linked to the run.  What is known now goes into `attributes`, since a sampler sees
         nothing later: `gen_ai.request.model` above all.
         """
         tracer = self._tracer
@@ -171,11 +197,13 @@ class RunSpan(CurrentSpan):
             if attributes:
                 start.update(attributes)
             outside = get_current()
+            above, links = self._above_step(outside, parent)
             span = tracer.start_span(
                 shape.span_name,
-                self._above_step(outside, parent),
+                above,
                 shape.span_kind,
                 start,
+                links,
                 record_exception=False,
                 set_status_on_exception=False,
             )
@@ -192,11 +220,13 @@ class RunSpan(CurrentSpan):
         with harmless:
             if self._tracer is not None:
                 outside = get_current()
+                above, links = self._above_step(outside, None)
                 span = self._tracer.start_span(
                     f"invoke_agent {name}",
-                    self._above_step(outside, None),
+                    above,
                     SpanKind.INTERNAL,
                     {**self._shared, a.OPERATION: "invoke_agent", a.AGENT_NAME: name, a.SCOPE_PATH: path},
+                    links,
                     record_exception=False,
                     set_status_on_exception=False,
                 )
@@ -204,15 +234,31 @@ class RunSpan(CurrentSpan):
                 scope._enter(outside)
         return scope
 
-    def _above_step(self, outside: Context, parent: StepSpan | None) -> Context:
+    def _above_step(self, outside: Context, parent: StepSpan | None) -> tuple[Context, Sequence[Link]]:
+        """Return what a step lies below, and the run as a link where that is in another trace."""
         if parent is not None and parent._span is not None:
-            return set_span_in_context(parent._span, outside)
+            return set_span_in_context(parent._span, outside), ()
         # In a run without steps around, which is the usual place, nothing needs to be looked up.
         if outside is self._inside or self._span is None:
-            return outside
-        if get_current_span(outside).get_span_context().is_valid:
-            return outside
-        return set_span_in_context(self._span, outside)
+            return outside, ()
+        around = get_current_span(outside).get_span_context()
+        if not around.is_valid:
+            return set_span_in_context(self._span, outside), ()
+        if around.trace_id == self._trace_number:
+            return outside, ()
+        return outside, (Link(self._span.get_span_context()),)
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the span of a part of the run; the run goes on, and its totals are told elsewhere."""
+        if self._ended:
+            return
+        self._ended = True
+        self._leave()
+        if self._instruments is not None:
+            with harmless:
+                self._instruments.runs_changed(-1)
+        with harmless:
+            self._finish({}, error, facts.error_type(error))
 
     def end(
         self,
@@ -255,3 +301,8 @@ class ScopeSpan(CurrentSpan):
         self._leave()
         with harmless:
             self._finish({}, error, facts.error_type(error))
+
+
+def _link(origin: tuple[str, str]) -> Link:
+    trace_id, span_id = (int(part, 16) for part in origin)
+    return Link(SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)))

@@ -26,6 +26,7 @@ from agentguard.program import Program, check_own, load, name_of
 from agentguard.protocols import RunQueue, RunRow
 from agentguard.run import Run
 from agentguard.runs.state import RunState
+from agentguard.runs.summary import state_of
 from agentguard.runtime import Runtime
 from agentguard.sessions.base import live_run_of
 from agentguard.sessions.live import LiveSession
@@ -83,7 +84,7 @@ class Execution:
         row = self._row()  # first: if somebody else claims the run later, ours is refused
         if row is None or not self.queue.holds(self.job_id, self.worker):
             return
-        if RunState(row.state) is RunState.PAUSED and not self._asks():
+        if state_of(row) is RunState.PAUSED and not self._asks():
             raise ComesAgain("it is paused", _PAUSED)
         if self._deaths(row) >= self.most_deaths:
             self._end(row, WorkersDiedError(row.run_id, self.most_deaths))
@@ -105,7 +106,7 @@ class Execution:
     def _row(self) -> RunRow | None:
         """Return the row of the run; None where it has ended."""
         row = self.runtime.components.store.row(self.job.run_id)
-        return None if row is None or RunState(row.state).final else row
+        return None if row is None or state_of(row).final else row
 
     def _deaths(self, row: RunRow) -> int:
         """Return how many owners of a run have died, the last one included.
@@ -147,7 +148,7 @@ class Execution:
             failures = self.job.failures + 1
             _log.warning("run %s failed, and is tried again: %r", row.run_id, error)
             raise ComesAgain("it failed", backoff(self.job.backoff, failures), failures=failures) from error
-        if RunState(row.state) is RunState.PAUSED:
+        if state_of(row) is RunState.PAUSED:
             raise ComesAgain("it is paused", _PAUSED) from error
         if isinstance(error, _PASSING):
             raise self._after_outage(error, bool(row.owner)) from error

@@ -14,7 +14,7 @@ from agentguard.protocols import RunQueue
 from agentguard.queries import Queries
 from agentguard.run import Run
 from agentguard.runs.state import RunState
-from agentguard.runs.summary import RunSummary
+from agentguard.runs.summary import RunSummary, state_of
 from agentguard.runtime import Runtime
 from agentguard.sessions.live import LiveSession
 from agentguard.sessions.options import RunOptions
@@ -42,7 +42,7 @@ class SubmittedRun:
     @property
     def state(self) -> RunState:
         """Where the run is in its life: CREATED until a worker has it.  Asks the store."""
-        return RunState(self._runtime.row(self.id).state)
+        return state_of(self._runtime.row(self.id))
 
     def wait(self, timeout: float | None = None) -> RunState:
         """Wait until the run has ended, and return its state.

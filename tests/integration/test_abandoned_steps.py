@@ -7,14 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from decimal import Decimal
 
 import pytest
 
 from agentguard import AgentGuardError, Budget, Guard, Usage, guarded_step
 from agentguard.cli.__main__ import main
+from agentguard.sessions.abandoned import charge_some
+from agentguard.sessions.upkeep import beat
+from tests.kit import wait_until
 
-#: Ends (or is killed) while `slow` is in its body, then waits to be killed itself.
+#: Its run ends (or is killed, by this process or another) while `slow` is in its body, or in that of a process
+#: that has joined it; then it waits to be killed itself.
 PROGRAM = """
 import contextlib, sys, threading
 from agentguard import Budget, Guard, RunStopped, Usage, guarded_step
@@ -27,10 +32,19 @@ def slow():
     over.wait()
 
 guard = Guard.open(telemetry=False)
-account = {"account": "thread:42", "account_budget": Budget(usd=1)}
+if sys.argv[1] == "attached":
+    with contextlib.suppress(RunStopped), guard.attach("job-00001") as run:
+        threading.Thread(target=run.bind(slow), daemon=True).start()
+        inside.wait()
+        print("inside", flush=True)
+        over.wait()
+account = {"account": "thread:42", "account_budget": Budget(usd=2)}
 with contextlib.suppress(RunStopped), guard.run("r", run_id="job-00001", tenant="t", **account) as run:
     threading.Thread(target=run.bind(slow), daemon=True).start()
     inside.wait()
+    if sys.argv[1] == "waits":
+        print("inside", flush=True)
+        sys.stdin.readline()
     if sys.argv[1] == "killed":
         guard.kill(run="job-00001", reason="stop")
 print("ended", flush=True)
@@ -38,11 +52,12 @@ over.wait()
 """
 
 
-def start(how: str) -> subprocess.Popen[str]:
+def start(how: str, says: str = "ended") -> subprocess.Popen[str]:
     """A process whose run has ended, and whose step is still in flight."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, how], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PROGRAM, how]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "ended\n"
+    assert process.stdout.readline() == f"{says}\n"
     return process
 
 
@@ -131,3 +146,77 @@ def test_of_a_process_that_cannot_be_seen_from_here_doctor_says_so_and_charges_n
     assert code == 0
     assert found["steps"][0].startswith("note: 1 of ended runs")
     assert sqlite_guard.tenants()[0].spent == Usage()
+
+
+# --- without an operator -------------------------------------------------------------------------
+
+
+def outcomes(guard: Guard) -> list[str]:
+    """The events of its steps, the starts last."""
+    return sorted(event.type for event in guard.history("job-00001") if event.type.startswith("step_"))
+
+
+def books(guard: Guard) -> tuple[Decimal, Decimal, Decimal]:
+    """What the tenant and the named account have spent, and what that holds."""
+    account = guard.account("thread:42", tenant="t")
+    assert account is not None
+    return guard.tenants()[0].spent.usd, account.spent.usd, account.reserved.usd
+
+
+def test_signs_of_life_of_two_processes_charge_it_once(sqlite_guard, key):
+    with Guard.open(telemetry=False) as other:
+        runtimes = [guard.runtime for guard in (sqlite_guard, other) if guard.tenants()]
+        threads = [threading.Thread(target=beat, args=(runtime,)) for runtime in runtimes * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes(sqlite_guard) == ["step_resolved", "step_started"]
+    assert books(sqlite_guard) == (USD, USD, 0)
+    assert sqlite_guard.verify()
+    assert sqlite_guard.prune("0s") == ["job-00001"], "a run with a step in flight would have stayed"
+
+
+def test_a_process_that_has_runs_does_it_by_itself(sqlite_guard, key):
+    with sqlite_guard.run("another", tenant="other"):
+        wait_until(lambda: "step_resolved" in outcomes(sqlite_guard))
+    assert books(sqlite_guard) == (USD, USD, 0)
+
+
+def test_runs_of_long_ago_have_their_turn(sqlite_guard, key):
+    for _ in range(5):
+        with sqlite_guard.run("newer"):
+            pass
+    for turn in range(3):
+        assert "step_resolved" not in outcomes(sqlite_guard), turn
+        charge_some(sqlite_guard.runtime, sqlite_guard.components, part=2)
+    assert books(sqlite_guard) == (USD, USD, 0)
+
+
+def test_a_body_whose_process_lives_outlives_its_run(sqlite_guard):
+    sqlite_guard.set_tenant_budget("t", Budget(usd="1.00"))
+    process = start("killed")
+    try:
+        beat(sqlite_guard.runtime)
+        assert outcomes(sqlite_guard) == ["step_started"]
+    finally:
+        end(process)
+
+
+def test_so_does_that_of_a_process_that_had_joined_the_run_until_it_dies_too(sqlite_guard):
+    sqlite_guard.set_tenant_budget("t", Budget(usd="2.00"))
+    owner = start("waits", "inside")
+    joined = start("attached", "inside")
+    try:
+        sqlite_guard.kill(run="job-00001", reason="stop")
+        owner.stdin.write("\n")
+        owner.stdin.flush()
+        assert owner.stdout.readline() == "ended\n"
+        end(owner)
+        beat(sqlite_guard.runtime)
+        assert outcomes(sqlite_guard) == ["step_resolved", "step_started", "step_started"]
+    finally:
+        end(joined)
+    beat(sqlite_guard.runtime)
+    assert outcomes(sqlite_guard) == ["step_resolved"] * 2 + ["step_started"] * 2
+    assert books(sqlite_guard) == (2 * USD, 2 * USD, 0)

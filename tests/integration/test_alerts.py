@@ -7,8 +7,13 @@ import hashlib
 import hmac
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +31,7 @@ from agentguard.alerts.rules import Alert, Thresholds, alerts
 from agentguard.alerts.watch import FIRING, Notice, Reader, Watch
 from agentguard.alerts.webhook import Webhook
 from agentguard.cli import main
+from agentguard.errors import RunNotFoundError
 from agentguard.killswitch.model import Kill
 from agentguard.testing import FakeClock
 from tests.servers import free_port
@@ -248,6 +254,149 @@ def test_a_sink_that_fails_harms_no_other(guard: Guard) -> None:
         pay()
         watch.look()
     assert len(got) == 1
+
+
+# --- on record -----------------------------------------------------------------------------------
+
+
+def on_record(guard: Guard, run_id: str) -> list[tuple[str, str]]:
+    return [
+        (event.data["kind"], event.data["state"]) for event in guard.history(run_id) if event.type == "alert"
+    ]
+
+
+def test_an_alert_of_a_run_is_in_its_log_when_it_begins_and_when_it_is_over(
+    guard: Guard, clock: FakeClock
+) -> None:
+    watch = Watch(guard, Thresholds(budget_share=0.5), repeat=60)
+    with guard.run("r", budget=Budget(usd=1)) as run:
+        pay()
+        pay()
+        for _ in range(3):
+            watch.look()
+            clock.advance(61)  # what goes on is told again, and on record already
+        assert on_record(guard, run.id) == [("budget", "firing")]
+        pay()  # whose log another one has written to
+        run.set_budget(Budget(usd=10))
+        watch.look()
+        run.set_budget(Budget(usd=1))
+        watch.look()
+    watch.look()
+    assert on_record(guard, run.id) == [("budget", "firing"), ("budget", "resolved"), ("budget", "firing")]
+    [told, *_] = [event.data for event in guard.history(run.id) if event.type == "alert"]
+    assert told["facts"]["share"] == 0.6
+    assert "has used 60% of its limit of usd" in told["message"]
+    assert guard.verify(run.id)
+    assert guard.history(run.id)[-1].type == "run_completed", "an ended run takes no alert"
+
+
+def test_a_replay_passes_over_alerts(guard: Guard) -> None:
+    watch = Watch(guard, Thresholds(budget_share=0.5))
+
+    def program(look: bool) -> None:
+        pay()
+        pay()
+        if look:
+            watch.look()
+        pay()
+
+    with guard.run("r", budget=Budget(usd=1)) as run:
+        program(True)
+    assert len(on_record(guard, run.id)) == 1
+    with guard.replay(run.id):
+        program(False)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shared(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "postgres":
+        monkeypatch.setenv("AGENTGUARD_STORE", request.getfixturevalue("postgres_url"))
+
+
+@pytest.mark.usefixtures("shared")
+def test_it_is_there_once_however_many_watch(caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as stack:
+        guards = [stack.enter_context(Guard.open(telemetry=False)) for _ in range(5)]
+        watches = [Watch(guard, Thresholds(budget_share=0.5)) for guard in guards]
+        with guards[0].run("r", budget=Budget(usd=1)) as run:
+            pay()
+            pay()
+            with ThreadPoolExecutor(5) as pool:
+                for told_by_one in pool.map(told, watches):
+                    assert told_by_one == [("budget", "firing")]
+            pay()
+        assert on_record(guards[0], run.id) == [("budget", "firing")]
+        assert guards[0].verify(run.id)
+    assert "not on record" not in caplog.text
+
+
+def test_an_alert_of_a_tenant_is_in_the_control_log_once(
+    sqlite_guard: Guard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sqlite_guard.set_tenant_budget("acme", Budget(usd=1), per="day")
+    with Guard.open(telemetry=False) as other, sqlite_guard.run("r", tenant="acme"):
+        pay()
+        pay()
+        for guard in (sqlite_guard, other):
+            Watch(guard, Thresholds(budget_share=0.5)).look()
+        assert on_record(other, "control") == [("tenant_budget", "firing")]
+        other.set_tenant_budget("acme", Budget(usd=9), per="day")
+    assert main(["show", "control"]) == 0
+    assert "alert tenant_budget firing: tenant acme has spent $0.6 of $1 per day" in capsys.readouterr().out
+
+
+def test_where_it_cannot_be_put_on_record_it_is_told_all_the_same(
+    guard: Guard, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guard.run("r", budget=Budget(usd="0.5")) as run:
+        pay()
+        guard.export(run.id, tmp_path / "export.jsonl")
+    with Guard.open(f"file://{tmp_path / 'export.jsonl'}", telemetry=False) as reading:
+        assert ("budget", "firing") in told(Watch(reading, Thresholds(budget_share=0.5)))
+    assert "an alert is not on record: " in caplog.text
+
+
+LOSES = """
+import os
+from agentguard import Guard
+with Guard.open(telemetry=False).run("lost", run_id="lost-run"):
+    os._exit(1)
+"""
+
+
+def test_a_live_run_whose_process_is_gone_is_told_with_the_next_step(
+    home: Path, sqlite_guard: Guard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = os.environ | {"AGENTGUARD_HOME": str(home)}
+    subprocess.run([sys.executable, "-c", LOSES], env=environment, check=False)
+    watch = Watch(sqlite_guard, Thresholds())
+    [only] = watch.look()
+    assert (only.alert.kind, only.alert.subject) == ("owner_gone", "lost-run")
+    assert "has lost its process: agentguard recover lost-run" in only.alert.message
+    assert on_record(sqlite_guard, "lost-run") == [("owner_gone", "firing")]
+    assert main(["show", "lost-run"]) == 0
+    assert "alert owner_gone firing: run lost-run (lost) has lost its process" in capsys.readouterr().out
+    with sqlite_guard.recover("lost-run"):
+        assert told(watch) == [("owner_gone", "resolved")]
+        assert on_record(sqlite_guard, "lost-run") == [("owner_gone", "firing"), ("owner_gone", "resolved")]
+
+
+def test_an_alert_of_ones_own_is_of_a_run_or_of_a_subject(guard: Guard) -> None:
+    assert guard.record_alert("queue", "is long", subject="mails")
+    assert not guard.record_alert("queue", "is long", subject="mails")
+    assert guard.record_alert("queue", "is long", subject="letters")
+    assert guard.record_alert("queue", "is short", subject="mails", firing=False)
+    assert guard.history("control")[0].data == {
+        "kind": "queue",
+        "state": "firing",
+        "message": "is long",
+        "subject": "mails",
+    }
+    for wrong in ({}, {"run": "r", "subject": "s"}):
+        with pytest.raises(ValueError, match="give run=, or subject="):
+            guard.record_alert("queue", "is long", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(RunNotFoundError):
+        guard.record_alert("queue", "is long", run="nobody")
 
 
 # --- how it is sent ------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shutil
 import sqlite3
@@ -18,6 +17,7 @@ import pytest
 from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredError, Run, Usage, guarded_step
 from agentguard.cli import lookup, main, output
 from agentguard.killswitch.page import PageKillSwitch
+from tests import terminal
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -40,7 +40,7 @@ COMMANDS = {
     "relay",
     "serve",
     "token",
-    *("alerts", "worker", "queue"),
+    *("alerts", "worker", "queue", "end"),
 }
 
 
@@ -222,16 +222,25 @@ def test_a_damaged_log_hides_no_other_run(cli: Cli, spoilt: Path) -> None:
         run.close()
 
 
-def test_long_ids_are_shortened_only_as_far_as_they_stay_apart() -> None:
+def test_long_ids_are_shortened_only_as_far_as_they_stay_apart_in_the_store() -> None:
     first, second = "01a20375-a05e-73b2-aeeb-78c4d96681f7", "01a20375-a058-747a-9a1f-dd2004634096"
     far = "7a796bc9-7167-82ef-873f-e82aa94414ce"
     own = "my-own-id-that-is-long"
-    assert lookup.short_ids([far, second, own, first]) == {
-        first: "01a20375-a05e",
-        second: "01a20375-a058",
-        far: "7a796bc9",
-        own: own,
-    }
+    with Guard.in_memory(telemetry=False) as guard:
+        for run_id in (far, second, own, first):
+            with guard.run("r", run_id=run_id):
+                pass
+        store = guard.components.store
+        assert lookup.short_ids([first], store) == {first: "01a20375-a05e"}, "also where it is listed alone"
+        assert lookup.short_ids([second, far, own], store) == {
+            second: "01a20375-a058",
+            far: "7a796bc9",
+            own: own,
+        }
+        for run_id, short in lookup.short_ids([first, second, far, own], store).items():
+            assert lookup.find_run(guard, short) == run_id
+        with pytest.raises(lookup.AmbiguousRunError, match=f"{second}, {first}; type more"):
+            lookup.find_run(guard, "01a20375-a05")
 
 
 # --- show, summary -------------------------------------------------------------------------------
@@ -325,7 +334,7 @@ class TestRunsAreNamedByTheirIds:
     def test_a_beginning_that_several_have(self, command: str, cli: Cli, recorded: Path) -> None:
         code, out, err = cli(command, "report", "--home", recorded)
         assert (code, out) == (2, "")
-        assert "2 runs begin with 'report': report-2, report-1; type more of the id" in err
+        assert "several runs begin with 'report': report-1, report-2; type more of the id" in err
 
     def test_an_empty_one(self, command: str, cli: Cli, recorded: Path) -> None:
         code, _, err = cli(command, "", "--home", recorded)
@@ -664,7 +673,9 @@ def test_doctor_finds_nothing_wrong(cli: Cli, data: Callable[..., Any], spoilt: 
     checked = findings(json.dumps(examined))
     assert checked["store"][1].endswith("schema 3, newest run victim")
     assert checked["control log"] == ("ok", "1 records, chain intact")
-    assert checked["kill"] == ("note", "run victim is killed by ann: enough \\x1b[31m")
+    status, said = checked["kill"]
+    assert (status, said.partition(";")[0]) == ("note", "run victim is killed by ann: enough \\x1b[31m")
+    assert said.endswith("agentguard revive --run victim")
     assert checked["telemetry"][1].startswith("OpenTelemetry SDK ")
     assert "cli" in checked["extras"][1]
 
@@ -691,19 +702,24 @@ def test_doctor_complains_of_what_only_the_system_can_say(
         code, out, _ = cli("doctor", "--json", "--home", spoilt)
     assert (code, findings(out)["disk"]) == (
         0,
-        ("note", f"7 MB free under {spoilt}; without room, steps are refused"),
+        (
+            "note",
+            f"7 MB free under {spoilt}; without room, steps are refused: free some, or "
+            "agentguard prune --older-than 90d",
+        ),
     )
     with monkeypatch.context() as system:
         system.setattr(os, "getuid", lambda: spoilt.stat().st_uid + 1)
         code, out, _ = cli("doctor", "--json", "--home", spoilt)
     assert (code, findings(out)["home"][0]) == (1, "FAULT")
     assert "belongs to uid" in findings(out)["home"][1]
+    assert "set AGENTGUARD_HOME to a directory of yours" in findings(out)["home"][1]
     with monkeypatch.context() as system:
         system.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
         code, out, _ = cli("doctor", "--json", "--home", spoilt)
     assert code == 1
     assert "cannot be written" in findings(out)["home"][1]
-    assert "steps are refused" in findings(out)["store file"][1]
+    assert "steps are refused: chmod 600 " in findings(out)["store file"][1]
 
 
 def test_doctor_makes_nothing(cli: Cli, tmp_path: Path) -> None:
@@ -788,7 +804,11 @@ def test_doctor_notes_what_dead_processes_left(cli: Cli, spoilt: Path) -> None:
     code, out, _ = cli("doctor", "--home", spoilt, "--json")
     assert code == 0
     assert findings(out)["live files"][0] == "note"
-    assert findings(out)["runs"] == ("note", "1 not ended though their process is gone: left")
+    status, said = findings(out)["runs"]
+    assert (status, said.partition(";")[0]) == ("note", "1 not ended though their process is gone: left")
+    assert "carry on: agentguard recover left --module pkg.mod:fn" in said
+    assert cli("end", "left", "--failed", "nobody carries it on", "--home", spoilt)[0] == 0
+    assert "runs" not in findings(cli("doctor", "--home", spoilt, "--json")[1])
 
 
 # --- the command itself --------------------------------------------------------------------------
@@ -856,6 +876,8 @@ def test_completion_knows_commands_and_runs(recorded: Path) -> None:
     assert set(completed("agentguard ")) == COMMANDS
     assert completed("agentguard show rep") == ["report-2", "report-1"]
     assert completed("agentguard show --store=sqlite:///none.db x") == []
+    assert completed("agentguard kill rep") == completed("agentguard end rep") == ["report-2", "report-1"]
+    assert completed("agentguard kill --reason why report-1 vic") == ["victim"]
 
 
 def test_without_the_cli_extra_there_is_a_clear_message() -> None:
@@ -890,27 +912,31 @@ def test_output_that_the_terminal_cannot_write_is_escaped(recorded: Path) -> Non
 
 def on_a_terminal(home: Path, *arguments: str, **environment: str) -> str:
     """What a command writes to a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    os.set_inheritable(theirs, True)
-    settings = os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"} | environment
     command = [sys.executable, "-m", "agentguard.cli", *arguments, "--home", str(home)]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=settings):
-        os.close(theirs)
-        written = b""
-        # A terminal whose other side has gone ends with an error on Linux.
-        with suppress(OSError):
-            while part := os.read(ours, 65536):
-                written += part
-    os.close(ours)
-    return written.decode()
+    return terminal.on_a_terminal(command, os.environ | environment)
 
 
 def test_a_terminal_gets_colours_and_lines_that_fit(recorded: Path) -> None:
-    lines = re.sub("\x1b\\[[0-9;]*m", "", on_a_terminal(recorded, "runs", NO_COLOR="1")).splitlines()
+    lines = terminal.without_styles(on_a_terminal(recorded, "runs", NO_COLOR="1")).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["run", "name", "state", "steps", "usd", "ended", "by"]
     assert "\x1b[31m" in on_a_terminal(recorded, "runs")
     assert "\x1b[3" not in on_a_terminal(recorded, "runs", NO_COLOR="1")
+
+
+def test_an_id_that_a_listing_has_shortened_is_accepted(home: Path, cli: Cli) -> None:
+    """Whatever else the listing shows, or leaves out."""
+    with open_guard(home) as guard:
+        for _ in range(3):
+            with guard.run("billing") as run:
+                pass
+    line = on_a_terminal(home, "runs", "-n", "1", NO_COLOR="1").splitlines()[1]
+    short = line.split()[0]
+    assert run.id.startswith(short)
+    assert len(short) < len(run.id)
+    code, out, _ = cli("summary", short, "--json", "--home", home)
+    assert (code, json.loads(out)["run_id"]) == (0, run.id)
+    assert cli("kill", short, "--reason", "why", "--json", "--home", home)[1].count(run.id) == 1
 
 
 # --- words ---------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,10 +20,13 @@ import pytest
 
 import agentguard
 from agentguard import Guard, RunState
+from agentguard.cli import main as agentguard_main
 from agentguard.cli.commands.kill import main
 from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.sessions import upkeep
+from tests.kit import wait_until
+from tests.postgres import execute
 from tests.servers import free_port
 
 SOURCE = Path(agentguard.__file__).parents[1]
@@ -383,13 +388,14 @@ def test_a_store_that_cannot_be_read_is_not_in_the_way(home: Path, run: Callable
     assert "known" not in json.loads(result.out)
 
 
-def test_a_store_on_another_host_is_not_asked(
+def test_of_a_store_that_does_not_answer_nothing_is_known(
     home: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AGENTGUARD_STORE", "postgresql://db/agentguard")
+    monkeypatch.setenv("AGENTGUARD_STORE", "postgresql://127.0.0.1:1/agentguard")
     monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")  # else it lies where the store is
     result = run("kill", "--run", "r1", "--reason", "why", "--json")
     assert "known" not in json.loads(result.out)
+    assert "nobody can tell whether run r1 exists" in result.err
 
 
 @pytest.mark.usefixtures("recorded")
@@ -576,6 +582,51 @@ def test_a_body_that_goes_on_is_named_and_the_kill_exits_4(
     assert "--wait waits for it, --hard ends its process" in result.out
 
 
+SPINS = """
+import contextlib, sys
+from agentguard import Guard, guarded_step
+
+@guarded_step
+def fetch():
+    pass
+
+with Guard.open(telemetry=False) as guard, guard.run("wild", run_id="wild-run-1"):
+    print("in the run", flush=True)
+    try:
+        while True:
+            with contextlib.suppress(Exception):
+                fetch()
+    finally:
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("store")
+def test_code_that_swallows_the_kill_is_told_of_in_the_answer_and_in_the_log(
+    home: Path, run: Callable[..., Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SPINS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(home),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in the run\n"
+        result = run("kill", "wild-run-1", "--reason", "why")
+        said = "stopped; main swallowed its stop, and was slowed and cancelled"
+        assert (result.code, said in result.out) == (0, True), result
+        again = run("kill", "wild-run-1", "--reason", "why", "--json")
+        assert again.code == 0
+        process.communicate(timeout=DEADLINE)
+    assert agentguard_main(["show", "wild-run-1", "--home", str(home)]) == 0
+    shown = capsys.readouterr().out
+    assert "main went on calling after its stop, 50 times: slowed" in shown
+    assert "main went on calling after its stop, 58 times: cancelled" in shown
+
+
 @pytest.mark.usefixtures("store")
 def test_wait_returns_once_nothing_goes_on(
     run: Callable[..., Result], hold: Callable[[str, str], Holder]
@@ -639,6 +690,66 @@ def test_a_second_kill_still_names_the_body_that_goes_on(
     ended = run("kill", *target, "--reason", "why", "--wait", "--timeout", "30", "--json")
     timer.join()
     assert json.loads(ended.out)["runs"][0]["in_flight"] == []
+
+
+def move_away(home: Path, run_id: str) -> None:
+    """Have a run's process be of another host, which was heard of last 45 seconds ago."""
+    url = os.environ.get("AGENTGUARD_STORE")
+    heard = time.time_ns() - 45 * 10**9
+    if url is None:
+        with closing(sqlite3.connect(home / "agentguard.db", isolation_level=None)) as connection:
+            connection.execute(
+                "UPDATE run SET owner = json_set(owner, '$.host', 'elsewhere'), heartbeat_ns = ? WHERE run_id = ?",
+                (heard, run_id),
+            )
+    else:
+        execute(
+            url,
+            "UPDATE agentguard.run SET owner = jsonb_set(owner::jsonb, '{host}', '\"elsewhere\"')::text, "
+            f"heartbeat_ns = {heard} WHERE run_id = '{run_id}'",
+        )
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("times", [1, 2])
+def test_of_a_process_that_is_not_heard_of_the_kill_says_what_it_knows(
+    home: Path, run: Callable[..., Result], hold: Callable[[str, str], Holder], times: int
+) -> None:
+    """Also of a run that had ended by then; nothing is waited for, and 0 is for what is known to have stopped."""
+    holder = hold("wild", "wild-run-1")
+    if times == 2:
+        assert run("kill", "wild-run-1", "--reason", "why").code == 4
+    else:
+        holder.process.send_signal(signal.SIGSTOP)
+    move_away(home, "wild-run-1")
+    try:
+        result = run("kill", "wild-run-1", "--reason", "why", "--wait", "--timeout", "1")
+        if times == 1:
+            assert "ended 1 whose process had died" in result.out
+    finally:
+        holder.process.send_signal(signal.SIGCONT)
+    assert result.code == 4
+    assert " on elsewhere: main/crunch#1 was in flight when its process was last heard of, 4" in result.out
+    assert "nobody can tell from here whether it goes on" in result.out
+    assert "--wait waits for it" not in result.out
+    facts = json.loads(run("kill", "wild-run-1", "--reason", "why", "--json").out)
+    assert facts["runs"][0]["unheard_s"] >= 45
+    assert "runs" not in json.loads(run("kill", "--tenant", "default", "--reason", "why", "--json").out)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_run_that_has_ended_gives_signs_of_life_while_a_body_of_it_goes_on(
+    home: Path, run: Callable[..., Result], hold: Callable[[str, str], Holder]
+) -> None:
+    hold("wild", "wild-run-1")
+    run("kill", "wild-run-1", "--reason", "why")
+    url = os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{home / 'agentguard.db'}"
+    with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+        store = guard.components.store
+        before = store.row("wild-run-1")
+        assert before is not None
+        assert before.state == "KILLED"
+        wait_until(lambda: store.row("wild-run-1").heartbeat_ns > before.heartbeat_ns)  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("store")

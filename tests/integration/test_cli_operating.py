@@ -7,13 +7,14 @@ import json
 import os
 import platform
 import pty
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -335,20 +336,134 @@ def test_columns_are_those_that_are_named(guard: Guard, cli: Cli) -> None:
     assert (code, "there is no column 'nme'; known are run, name" in err) == (2, True)
 
 
-@pytest.mark.parametrize("command", ["runs", "summary", "show", "tail"])
-def test_times_have_a_zone_and_utc_where_that_is_asked_for(
+@pytest.mark.parametrize("command", ["runs", "summary RUN", "show RUN", "tail", "tail RUN", "top"])
+def test_times_have_a_date_and_a_zone_and_utc_where_that_is_asked_for(
     command: str, guard: Guard, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = a_run(guard)
     monkeypatch.setenv("TZ", "Asia/Kolkata")
     time.tzset()
     try:
-        arguments = [command] if command in ("runs", "tail") else [command, run_id]
-        assert "+05:30" in cli(*arguments)[1]
-        assert "+00:00" in cli(*arguments, "--utc")[1]
+        with guard.run("billing") as run:
+            pay(7)
+            arguments = command.replace("RUN", run.id).split()
+            assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+05:30", cli(*arguments)[1])
+            assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00", cli(*arguments, "--utc")[1])
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+# --- which runs and events -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hours() -> Iterator[Guard]:
+    """A store with a run of each of the last hours: 3 h ago, 2 h ago, 1 h ago (which lives), and two of now."""
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=3))
+    with Guard.open(telemetry=False, ids=FakeIds(), clock=clock) as guard, ExitStack() as stack:
+        a_run(guard, name="first", tenant="acme")
+        clock.advance(3600)
+        a_run(guard, name="second")
+        clock.advance(3600)
+        stack.enter_context(guard.run("crawl-1", run_id="lives", tenant="acme"))
+        pay(1)
+        clock.advance(3600)
+        paused = stack.enter_context(guard.run("crawl-2", run_id="paused", detached=True))
+        paused.pause("tea")
+        a_run(guard, name="last", detached=True)
+        yield guard
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], {"crawl-1", "crawl-2", "last"}),
+        (["-n", "1000"], {"first", "second", "crawl-1", "crawl-2", "last"}),
+        (["--since", "90m"], {"crawl-1", "crawl-2", "last"}),
+        (["--since", "90m", "-n", "1"], {"last"}),
+        (["--name", "crawl*"], {"crawl-1", "crawl-2"}),
+        (["--name", "first", "--since", "90m"], set()),
+        (["--state", "running"], {"crawl-1"}),
+        (["--state", "PAUSED"], {"crawl-2"}),
+        (["--state", "completed", "--since", "150m"], {"second", "last"}),
+        (["--tenant", "acme", "--since", "90m"], {"crawl-1"}),
+        (["--since", "2199-01-01"], set()),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_tail_shows_the_events_that_are_asked_for(
+    hours: Guard, cli: Cli, options: list[str], names: set[str]
+) -> None:
+    code, out, _ = cli("tail", *options, "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {hours.summary(event["run_id"]).name for event in events} == names
+
+
+def test_tail_of_a_run_shows_its_events_since_a_time(hours: Guard, cli: Cli) -> None:
+    types = [
+        json.loads(line)["type"] for line in cli("tail", "paused", "--since", "30m", "--json")[1].splitlines()
+    ]
+    assert types == ["run_created", "run_started", "run_paused"]
+    assert cli("tail", "lives", "--since", "30m")[1] == ""
+    assert len(cli("tail", "lives", "-n", "1")[1].splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--tenant", "--name", "--state"])
+def test_what_chooses_among_runs_is_refused_where_one_is_named(hours: Guard, cli: Cli, option: str) -> None:
+    code, _, err = cli("tail", "lives", option, "running")
+    assert (code, f"{option} chooses among all runs; leave it out" in err) == (2, True)
+
+
+def test_tail_goes_on_with_what_is_asked_for_alone(hours: Guard, home: Path) -> None:
+    command = [sys.executable, "-m", "agentguard.cli", "tail", "-f", "--name", "wanted", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=os.environ | {"AGENTGUARD_HOME": str(home)}
+    ) as process:
+        assert process.stdout is not None
+        a_run(hours, name="other", detached=True)
+        with hours.run("wanted", detached=True) as run:
+            pay(1)
+        told = [json.loads(process.stdout.readline()) for _ in range(5)]
+        process.kill()
+    assert {event["run_id"] for event in told} == {run.id}
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ([], {"lives", "paused"}),
+        (["--since", "30m"], {"paused"}),
+        (["--state", "running"], {"lives"}),
+        (["--state", "PAUSED", "--since", "2h"], {"paused"}),
+    ],
+)
+@pytest.mark.usefixtures("hours")
+def test_top_shows_the_live_runs_that_are_asked_for(
+    data: Callable[..., Any], options: list[str], ids: set[str]
+) -> None:
+    assert {run["run_id"] for run in data("top", *options)} == ids
+
+
+@pytest.mark.usefixtures("hours")
+def test_top_has_no_run_that_has_ended(cli: Cli) -> None:
+    code, _, err = cli("top", "--state", "failed")
+    assert (code, "see `agentguard runs --state failed`" in err) == (2, True)
+
+
+def test_summary_counts_what_cannot_be_replayed(guard: Guard, cli: Cli, data: Callable[..., Any]) -> None:
+    with guard.run("r") as run:
+        pay(1)
+        run.call("handle", object)
+        run.record("thing", lambda: object())
+        live = data("summary", run.id)
+    assert (live["unreplayable"], data("summary", run.id)["unreplayable"]) == (2, 2)
+    assert "2 results cannot be replayed" in cli("summary", run.id)[1]
+    assert cli("show", run.id)[1].count("[not replayable: ") == 2
+    assert guard.verify(run.id)
+    clean = a_run(guard)
+    assert data("summary", clean)["unreplayable"] == 0
+    assert "cannot be replayed" not in cli("summary", clean)[1]
 
 
 def test_top_at_a_terminal_goes_on_until_it_is_interrupted(guard: Guard, home: Path) -> None:

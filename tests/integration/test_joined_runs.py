@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from agentguard import (
     current_step,
     guarded_step,
 )
+from agentguard.cli import main
 from agentguard.errors import DuplicateKeyError, RunOwnedError
 
 PROGRAM = Path(__file__).parent / "crashes" / "joined.py"
@@ -259,3 +262,74 @@ def test_a_late_outcome_of_an_attempt_that_was_given_up_changes_nothing(home: Pa
 def test_an_option_that_cannot_be_is_named(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="if_exists must be"):
         Guard.in_memory().run("r", **options)  # type: ignore[arg-type]
+
+
+# --- an operator ends it -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setenv("AGENTGUARD_STORE", "to be restored")
+    monkeypatch.delenv("AGENTGUARD_STORE")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main([*arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "why"),
+    [
+        ([], "COMPLETED", {"type": "completed"}),
+        (
+            ["--failed", "the customer is gone"],
+            "FAILED",
+            {"type": "agentguard.errors.RunGivenUpError", "message": "the customer is gone"},
+        ),
+    ],
+)
+def test_an_operator_ends_a_run_that_nobody_owns_on_record(
+    command: Callable[..., tuple[int, str, str]], options: list[str], state: str, why: dict[str, str]
+) -> None:
+    with Guard.open(telemetry=False) as guard, guard.run("r", run_id="order-17", if_exists="join") as run:
+        run.call("one", int, key="k")
+        said = ["--actor", "ann", "--reason", "nobody will"]
+        code, out, _ = command("end", "order-1", *options, *said)
+        assert (code, out) == (0, f"run order-17 ended: {state}\n")
+        assert guard.summary("order-17").termination == why
+        own, ordered = guard.history("order-17")[-1], guard.history("control")[-1]
+        assert (own.data["actor"], own.data["reason"]) == ("ann", "nobody will")
+        assert (ordered.data["action"], ordered.data["actor"], ordered.data["seq"]) == ("end", "ann", own.seq)
+        assert "run order-17 ended by ann: nobody will" in command("show", "control")[1]
+        assert "by ann: nobody will" in command("show", "order-17")[1]
+        assert guard.verify()
+
+
+def test_an_operator_is_told_that_a_run_has_ended_otherwise_or_is_owned(
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    with Guard.open(telemetry=False) as guard:
+        with pytest.raises(KillSwitchTriggeredError), guard.run("r", run_id="owned"):
+            code, _, err = command("end", "owned")
+            assert (code, "process" in err) == (1, True)
+            guard.kill(run="owned", reason="stop")
+            control = len(guard.history("control"))
+            code, out, _ = command("end", "owned", "--json")
+            assert (code, json.loads(out)) == (1, {"run_id": "owned", "state": "KILLED"})
+            assert command("end", "owned")[1] == "run owned had ended before: KILLED\n"
+            assert len(guard.history("control")) == control, "nothing was done"
+    assert command("end", "nobody")[0] == 3
+    assert command("end", "owned", "--failed", "")[0] == 2
+
+
+def test_who_ends_a_run_from_a_program_is_on_record_where_it_is_said(home: Path) -> None:
+    with Guard.open(telemetry=False) as guard:
+        for run_id, said in (("a", {}), ("b", {"actor": "ann"})):
+            with guard.run("r", run_id=run_id, if_exists="join"):
+                pass
+            guard.end(run_id, **said)  # type: ignore[arg-type]
+        assert [event.data["run"] for event in guard.history("control")] == ["b"]

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 
 from agentguard import Guard, RunState
@@ -64,7 +65,9 @@ def test_an_old_log_verifies_and_adds_up(old: Guard) -> None:
     for row in old.runs():
         stored = old.components.store.row(row.run_id)
         assert stored is not None
-        assert old.reconstruct(row.run_id) == row
+        # Rows of then did not count what cannot be replayed, as the log tells.
+        told = msgspec.structs.replace(old.reconstruct(row.run_id), unreplayable=row.unreplayable)
+        assert told == row
         assert not row.state.final or row == from_data(stored.summary)
         assert [event.seq for event in old.history(row.run_id)] == list(range(1, row.head.seq + 1))
 

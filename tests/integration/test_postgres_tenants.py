@@ -12,6 +12,7 @@ import pytest
 
 from agentguard import Budget, Guard, StoreUnavailableError, guarded_step
 from agentguard.cli import main
+from agentguard.stores import _sql
 from tests.postgres import execute
 
 
@@ -85,9 +86,25 @@ def test_a_tenants_login_reads_its_own_tenant_and_no_other(
         assert {run_id for run_id, _ in guard.components.store.tail()} == {filled["a"]}
         assert guard.components.store.tail(tenant="b") == []
         assert list(guard.components.store.accounts(["tenant:a", "tenant:b"])) == ["tenant:a"]
+        assert guard.components.store.neighbours(filled["b"])[1] is None
+        assert guard.components.store.neighbours("") == (None, filled["a"])
         with pytest.raises(StoreUnavailableError, match="grant it agentguard_agent"):
             with guard.run("mine", tenant="a"):
                 pass
+
+
+@pytest.mark.parametrize("login", ["agents", "agents_a"])
+def test_the_neighbours_of_an_id_are_found_by_the_index_of_ids(
+    roles: dict[str, str], filled: dict[str, str], login: str
+) -> None:
+    """Also under row-level security, and whatever the order of words in the database."""
+    query = _sql.queries("postgres")["neighbours"]
+    with psycopg.connect(roles[login]) as connection:
+        connection.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off")
+        found = connection.execute(f"EXPLAIN {query}", {"run_id": filled["a"]}).fetchall()
+    plan = "\n".join(line for (line,) in found)
+    assert plan.count("Index Cond: (run_id < ") == plan.count("Index Cond: (run_id > ") == 1, plan
+    assert "Sort" not in plan
 
 
 def test_an_account_that_runs_share_by_name_is_its_tenants_alone(roles: dict[str, str]) -> None:
@@ -153,7 +170,7 @@ def test_no_hand_written_statement_writes_to_another_tenant(
     [[number]] = ask(postgres_url, f"SELECT number FROM agentguard.run WHERE run_id = '{filled['b']}'")
     before = ask(postgres_url, "SELECT * FROM agentguard.run WHERE tenant = 'b' ORDER BY born")
     append = (
-        f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], 1000, NULL, ARRAY[{number}], ARRAY[7], "
+        f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], ARRAY[1], 1000, NULL, "
         "ARRAY['x'::bytea], ARRAY['x'::bytea], ARRAY[NULL::bytea])"
     )
     put = (

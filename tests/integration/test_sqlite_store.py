@@ -17,6 +17,7 @@ import pytest
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored, chain, genesis
 from agentguard.protocols import HeadMovedError, RunRow, StoreBusyError
+from agentguard.stores import _sql
 from agentguard.stores.sqlite import SQLiteEventStore
 from agentguard.testing.conformance._given import a_row, log_of, unplaced
 from tests.scale import scaled
@@ -415,3 +416,19 @@ def test_the_short_way_waits_for_nobody_unless_it_may(path: Path) -> None:
     shell.close()
     store.append_one(number, 2, b"{}", b"h", None)
     store.close()
+
+
+def test_the_neighbours_of_an_id_are_found_by_the_index_of_ids(tmp_path: Path) -> None:
+    """They are asked for each id that a listing shows."""
+    path = tmp_path / "events.db"
+    store = SQLiteEventStore(path)
+    store.create(a_row("r1"), log_of("r1", 1))
+    store.close()
+    with sqlite3.connect(path) as connection:
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN {_sql.queries('sqlite')['neighbours']}", {"run_id": "r1"}
+        ).fetchall()
+    connection.close()
+    looked = [line[-1] for line in plan if " run " in line[-1]]
+    assert len(looked) == 2
+    assert all(line.startswith("SEARCH run USING COVERING INDEX sqlite_autoindex_run_1 (") for line in looked)

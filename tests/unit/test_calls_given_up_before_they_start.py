@@ -310,17 +310,21 @@ def test_a_call_interrupted_while_it_waits_raises_the_same_again(
 # --- still waiting when the process died ---------------------------------------------------------
 
 
-def test_a_call_that_waited_when_the_process_died_waits_on_beside_later_calls_on_record(
-    sqlite_guard: Guard, tmp_path: Path
+@pytest.fixture
+def left(sqlite_guard: Guard, tmp_path: Path) -> Path:
+    """A file to copy the store to: the copy stands for what the process leaves behind that dies there."""
+    return tmp_path / "left.db"
+
+
+def copy_store(guard: Guard, left: Path) -> None:
+    with closing(sqlite3.connect(guard.components.store.path)) as store:  # type: ignore[attr-defined]
+        with closing(sqlite3.connect(left)) as copy:
+            store.backup(copy)
+
+
+def test_a_call_that_waited_for_its_approval_waits_on_beside_later_calls_on_record(
+    sqlite_guard: Guard, left: Path
 ) -> None:
-    """A copy of the store stands for what the process leaves behind that dies there."""
-    left = tmp_path / "left.db"
-
-    def dies() -> None:
-        with closing(sqlite3.connect(sqlite_guard.components.store.path)) as store:  # type: ignore[attr-defined]
-            with closing(sqlite3.connect(left)) as copy:
-                store.backup(copy)
-
     async def program(guard: Guard, then: Callable[[], None]) -> list[int]:
         asked = asyncio.ensure_future(refund(5))
         later = [await number(1), await number(2)]
@@ -334,9 +338,33 @@ def test_a_call_that_waited_when_the_process_died_waits_on_beside_later_calls_on
         guard.approve(asked.run_id, asked.key)
 
     with sqlite_guard.run("r") as run:
-        live = asyncio.run(program(sqlite_guard, dies))
-    with (
-        Guard.open(f"sqlite:///{left}", kill_switch="memory", telemetry=False) as guard,
-        guard.recover(run.id, take_over=True),
-    ):
-        assert asyncio.run(program(guard, lambda: None)) == live == [5, 1, 2]
+        live = asyncio.run(program(sqlite_guard, lambda: copy_store(sqlite_guard, left)))
+    recovered_as(live, left, run.id, program)
+    assert live == [5, 1, 2]
+
+
+def test_a_call_that_waited_for_a_resume_goes_on_beside_later_calls_on_record(
+    sqlite_guard: Guard, left: Path
+) -> None:
+    async def program(guard: Guard, then: Callable[[], None]) -> list[int]:
+        waiting = asyncio.ensure_future(number(5))
+        await until_a_step_waits(paused=True) if guard is sqlite_guard else None
+        if guard is sqlite_guard:
+            guard.resume(run.id)
+        later = [await number(1), await number(2)]
+        then()
+        return [await waiting, *later]
+
+    with sqlite_guard.run("r") as run:
+        live = asyncio.run(program(sqlite_guard, lambda: copy_store(sqlite_guard, left)))
+    recovered_as(live, left, run.id, program)
+    assert live == [5, 1, 2]
+
+
+def recovered_as(live: list[int], left: Path, run_id: str, program: Callable[..., Any]) -> None:
+    """A recovery of what was left, and a replay of the whole, come to the same."""
+    with Guard.open(f"sqlite:///{left}", kill_switch="memory", telemetry=False) as guard:
+        with guard.recover(run_id, take_over=True):
+            assert asyncio.run(program(guard, lambda: None)) == live
+        with guard.replay(run_id):
+            assert asyncio.run(program(guard, lambda: None)) == live

@@ -76,6 +76,7 @@ CASES = [
         ["pkg.mod:fn: there is no function fn"],
     ),
     (errors.QueueUnavailableError("memory://"), {"store": "memory://"}, ["memory://", "postgresql://"]),
+    (errors.RunGivenUpError("the customer is gone"), {}, ["the customer is gone"]),
     (errors.WorkersDiedError("r1", 5), {"run_id": "r1", "deaths": 5}, ["5 workers", "r1"]),
     (errors.DuplicateKeyError("k", "r1"), {"key": "k", "run_id": "r1"}, ["'k'", "r1", "failure"]),
     (errors.RunOwnedError("r1", "host 7"), {"run_id": "r1", "owner": "host 7"}, ["host 7", "take_over=True"]),

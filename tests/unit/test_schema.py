@@ -24,6 +24,7 @@ from agentguard.events.model import Record
 from agentguard.protocols import abilities_of
 from agentguard.runs.fold import RunFold
 from agentguard.runs.state import RunState as State
+from agentguard.stores import _sql
 from agentguard.stores.memory import MemoryEventStore
 
 
@@ -205,3 +206,9 @@ def test_memory_promises_no_durability():
     with Guard.open("memory://", kill_switch="memory", telemetry=False) as guard:
         with guard.run("r"):
             tool()
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_migrations_are_numbered_from_one_without_a_gap_and_none_twice(backend: str) -> None:
+    numbers = [number for number, _ in _sql.migrations(backend)]
+    assert numbers == list(range(1, len(numbers) + 1))

@@ -212,6 +212,58 @@ def test_a_replay_and_a_recovery_see_the_room_that_the_run_had(sqlite_guard: Gua
     assert len([e for e in sqlite_guard.history("r-00000001") if e.type == "run_budget_set"]) == 1
 
 
+def test_a_recovery_takes_the_budget_of_an_operator_for_none_that_the_program_set(
+    sqlite_guard: Guard,
+) -> None:
+    class CrashError(BaseException):
+        pass
+
+    def program(run: Run) -> None:
+        pay()
+        run.set_budget(Budget(steps=30))
+        if crashing:
+            raise CrashError
+        run.set_budget({"steps": 3})
+        pay()
+
+    crashing = True
+    run = sqlite_guard.start("r", run_id="r-00000001", budget=Budget(steps=2))
+    sqlite_guard.set_budget(run.id, Budget(steps=40), actor="ann")
+    with suppress(CrashError):
+        program(run)
+    sqlite_guard.set_budget(run.id, Budget(steps=50, usd=1), actor="ann")
+    run.drain(0)
+    with suppress(Exception):
+        run.close()
+    crashing = False
+    with sqlite_guard.recover("r-00000001") as recovered:
+        program(recovered)
+        assert (recovered.remaining.steps, recovered.remaining.usd) == (1, Decimal("0.8"))
+    budgets = [e.data["budget"] for e in sqlite_guard.history("r-00000001") if e.type == "run_budget_set"]
+    assert [budget["steps"] for budget in budgets] == [40, 30, 50, 3]
+    assert sqlite_guard.verify()
+
+
+def test_a_replay_gives_the_programs_own_budget_where_an_operator_gave_one_just_before(guard: Guard) -> None:
+    def program(run: Run) -> list[Any]:
+        pay()
+        if live:
+            guard.set_budget(run.id, Budget(steps=50), actor="ann")
+        run.set_budget(Budget(steps=3))
+        seen = [run.remaining.steps]
+        if live:
+            guard.set_budget(run.id, Budget(steps=60), actor="ann")
+        pay()
+        return [*seen, run.remaining.steps]
+
+    live = True
+    with guard.run("r", run_id="r1", budget=Budget(steps=2)) as run:
+        assert program(run) == [2, 58]
+    live = False
+    with guard.replay("r1") as replayed:
+        assert program(replayed) == [2, 58]
+
+
 def test_a_recovery_does_not_give_the_old_budget_again(sqlite_guard: Guard) -> None:
     class CrashError(BaseException):
         pass

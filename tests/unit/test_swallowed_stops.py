@@ -16,6 +16,7 @@ from agentguard import (
     BudgetExceededError,
     KillSwitchTriggeredError,
     RunStopped,
+    StoreUnavailableError,
     current_run,
     guarded_step,
 )
@@ -330,3 +331,143 @@ def test_it_is_told_once_in_the_program_s_log_and_on_the_stop(guard, caplog):
     assert run.id in told[0].getMessage()
     assert sum("in a row" in note for note in run.stop.__notes__) == 1
     assert guard.summary(run.id).state == "KILLED"
+
+
+# --- on record -----------------------------------------------------------------------------------
+
+
+def told(guard, run_id) -> list[dict]:
+    return [event.data for event in guard.history(run_id) if event.type == "stop_swallowed"]
+
+
+SLOWED_AND_CANCELLED = [
+    {"branch": "main", "refusals": spinning.PATIENCE, "action": "slowed"},
+    {"branch": "main", "refusals": spinning.LAST, "action": "cancelled"},
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_that_it_was_slowed_and_cancelled_is_on_record_after_the_run_s_end(guard, place):
+    with suppress(RunStopped), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        spin(PLACES[place], guard)
+    assert told(guard, run.id) == SLOWED_AND_CANCELLED
+    types = [event.type for event in guard.history(run.id)]
+    assert types.index("run_killed") < types.index("stop_swallowed")
+    assert guard.verify(run.id)
+    assert guard.summary(run.id).head.seq == len(types)
+
+
+def test_an_async_loop_that_swallows_its_stop_is_on_record(guard):
+    async def main() -> None:
+        async with guard.run("r", run_id="r"):
+            guard.kill(run="r", reason="stop")
+            for _ in range(FAR):
+                with suppress(Exception):
+                    await async_tool()
+
+    with suppress(RunStopped):
+        asyncio.run(main())
+    assert told(guard, "r") == SLOWED_AND_CANCELLED
+    assert guard.verify("r")
+
+
+@guarded_step
+def items():
+    yield 1
+
+
+PROGRAMS = {
+    "a step": lambda: tool(),
+    "a generator": lambda: list(items()),
+    "a check": lambda: current_run().check(),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_loop_inside_a_stopped_scope_is_on_record_and_its_replay_ends_in_the_same_place(guard, program):
+    """What is put on record meanwhile is no progress of the program, and no part of what is replayed."""
+
+    def agent() -> int:
+        tries = 0
+        with suppress(BudgetExceededError), current_run().scope("s", budget=Budget(steps=0)):
+            with suppress(BudgetExceededError):
+                tool()
+            while tries < FAR:
+                tries += 1
+                with suppress(Exception):
+                    PROGRAMS[program]()
+            pytest.fail("the loop was never cancelled")
+        current_run().call("after", str)
+        return tries
+
+    with guard.run("r") as run:
+        tries = agent()
+    assert [data["action"] for data in told(guard, run.id)] == ["slowed", "cancelled"]
+    assert guard.verify(run.id)
+    events = len(guard.history(run.id))
+    with guard.replay(run.id):
+        assert agent() == tries
+    assert len(guard.history(run.id)) == events, "a replay writes nothing"
+
+
+def test_the_replay_of_a_loop_that_swallowed_its_kill_ends_too(guard):
+    tries = []
+
+    def agent(kill: bool) -> None:
+        tool()
+        if kill:
+            current_run().kill("stop")
+        tries.append(0)
+        while tries[-1] < FAR:
+            tries[-1] += 1
+            with suppress(Exception):
+                tool()
+        pytest.fail("the loop was never cancelled")
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        agent(True)
+    with pytest.raises(KillSwitchTriggeredError), guard.replay(run.id):
+        agent(False)
+    assert tries[0] == tries[1] < FAR
+
+
+def test_the_replay_of_an_async_loop_that_swallowed_its_kill_ends_too(guard):
+    tries = []
+
+    async def agent(kill: bool) -> None:
+        await async_tool()
+        if kill:
+            current_run().kill("stop")
+        tries.append(0)
+        while tries[-1] < FAR:
+            tries[-1] += 1
+            with suppress(Exception):
+                await async_tool()
+        pytest.fail("the loop was never cancelled")
+
+    async def main(kill: bool) -> None:
+        async with guard.run("r", run_id="r") if kill else guard.replay("r"):
+            await agent(kill)
+
+    for kill in (True, False):
+        with pytest.raises(KillSwitchTriggeredError):
+            asyncio.run(main(kill))
+    assert tries[0] == tries[1] < FAR
+
+
+def test_of_many_branches_that_spin_some_are_on_record(guard, monkeypatch):
+    monkeypatch.setattr(spinning.time, "sleep", lambda _: None)
+    with suppress(RunStopped), guard.run("r") as run, ThreadPoolExecutor(8) as pool:
+        guard.kill(run=run.id, reason="stop")
+        for job in [pool.submit(run.bind(spin), tool) for _ in range(100)]:
+            assert isinstance(job.exception(), StopSwallowedError)
+    assert 0 < len(told(guard, run.id)) <= 40
+
+
+def test_a_store_that_takes_nothing_saves_no_loop_from_its_end(guard):
+    with suppress(RunStopped, StoreUnavailableError), guard.run("r") as run:
+        guard.kill(run=run.id, reason="stop")
+        guard.components.store.close()
+        with pytest.raises(StopSwallowedError):
+            spin(tool)

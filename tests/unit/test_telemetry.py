@@ -8,7 +8,7 @@ import importlib
 import logging
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from decimal import Decimal
 from importlib import metadata
 
@@ -491,6 +491,67 @@ def test_given_parent_goes_before_the_current_span(traced):
     parent.end(None, None, 1)
     end_run(run)
     assert traced.parents()["execute_tool look"] == "step plan"
+
+
+def ids(span):
+    return span.context.trace_id, span.context.span_id
+
+
+def test_what_lies_in_another_trace_is_linked_to_its_run_and_nothing_else_is(traced):
+    run = traced.run()
+    run.start_step("near", "tool", "near#1", 1).end(None, None, 1)
+
+    def serve():
+        with traced.user_span("GET /"):
+            scope = run.start_scope("away", "away")
+            run.start_step("far", "tool", "far#1", 1).end(None, None, 1)
+            scope.end(None)
+
+    Context().run(serve)
+    end_run(run)
+    spans = {span.name: span for span in traced.exporter.get_finished_spans()}
+    linked = {
+        name: [(link.context.trace_id, link.context.span_id) for link in span.links]
+        for name, span in spans.items()
+    }
+    to_run = [ids(spans["invoke_agent triage"])]
+    assert linked == {
+        "execute_tool near": [],
+        "GET /": [],
+        "invoke_agent away": to_run,
+        "execute_tool far": to_run,
+        "invoke_agent triage": [],
+    }
+    assert traced.parents()["execute_tool far"] == "invoke_agent away"
+
+
+def test_a_run_that_began_elsewhere_is_linked_to_its_beginning_and_tells_no_totals_when_left(traced):
+    run = traced.run(origin=("ab" * 16, "cd" * 8))
+    run.leave(BUDGET_ERROR)
+    [span] = traced.exporter.get_finished_spans()
+    [link] = span.links
+    assert (f"{link.context.trace_id:x}", f"{link.context.span_id:x}") == ("ab" * 16, "cd" * 8)
+    assert span.attributes["error.type"] == "agentguard.budget_exceeded"
+    assert not any(
+        name.startswith("agentguard.run.") for name in span.attributes if name != attributes.RUN_ID
+    )
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_a_run_that_nobody_owns_has_spans_where_it_is_joined(traced):
+    with Guard.in_memory(telemetry=traced.telemetry) as guard:
+        with guard.run("job", run_id="job", if_exists="join") as run:
+            run.call("work", int)
+        guard.end("job")
+    created, step, joined = traced.exporter.get_finished_spans()  # in the order of their ends
+    assert (created.name, joined.name, step.name) == (
+        "invoke_agent job",
+        "invoke_agent job",
+        "execute_tool work",
+    )
+    [link] = joined.links
+    assert (link.context.trace_id, link.context.span_id) == ids(created)
+    assert step.parent.span_id == joined.context.span_id
 
 
 def test_span_of_a_generator_is_current_only_while_its_body_runs(traced):

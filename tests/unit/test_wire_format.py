@@ -24,6 +24,7 @@ from agentguard import (
 )
 from agentguard.events import data as d
 from agentguard.events import model as ev
+from agentguard.steps import spinning
 from tests.kit import wait_until
 
 DATA = Path(__file__).parents[1] / "data"
@@ -44,6 +45,8 @@ OF_TYPE: dict[str, tuple[type, ...]] = {
     ev.STEP_FAILED: (d.StepEnded,),
     ev.STEP_REFUSED: (d.StepRefused, d.ScopeStopped),
     ev.STEP_RESOLVED: (d.StepResolved,),
+    ev.STOP_SWALLOWED: (d.StopSwallowed,),
+    ev.ALERT: (d.AlertTold,),
     ev.VALUE: (d.Value,),
     ev.BUDGET_WARNING: (d.BudgetWarning,),
     ev.APPROVAL_REQUESTED: (d.Approval,),
@@ -185,12 +188,19 @@ def test_new_events_are_described(guard: Guard) -> None:
             delete(object())
         guard.pause("r", reason="tea", actor="ann")
         guard.resume("r", actor="ann")
+        guard.record_alert("budget", "it is nearly used", run="r", facts={"share": 0.9})
+        guard.record_alert("tenant_budget", "it is nearly used", subject="acme/day", facts={"share": 0.9})
         guard.set_budget("r", Budget(steps=60, mails=20, usd=5), actor="ann")
     with (
         contextlib.suppress(ReplayDivergenceError),
         guard.fork("r", run.summary().head.seq - 1, new_run_id="f"),
     ):
         mail("eve")
+    with contextlib.suppress(RunStopped), guard.run("wild") as wild:
+        wild.kill("swallowed")
+        for _ in range(spinning.LAST):
+            with contextlib.suppress(RunStopped):
+                wild.check()
     guard.erase("r", actor="ann")
     for row in guard.runs():
         check(of(guard, row.run_id))
@@ -199,7 +209,6 @@ def test_new_events_are_described(guard: Guard) -> None:
     assert OF_TYPE.keys() - seen <= {
         ev.RUN_RECOVERED,
         ev.RUN_FAILED,
-        ev.RUN_KILLED,
         ev.STEP_RESOLVED,
         ev.APPROVAL_GRANTED,
         ev.KILL_SET,

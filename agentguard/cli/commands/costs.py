@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from agentguard.audit.costs import CostLine
+from agentguard.audit.costs import CostLine, csv_cell
 from agentguard.budget.model import Usage
 from agentguard.cli import exit_codes, lookup, output, tables
 from agentguard.cli.app import app
@@ -115,12 +115,7 @@ def _print_csv(by: By, found: list[CostLine]) -> None:
     writer.writerow((by.value, *_FIELDS[1:]))
     for line in found:
         data = line.to_data()
-        writer.writerow([_inert(line.key), *(data.get(name, 0) for name in _FIELDS[1:])])
-
-
-def _inert(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula: names may be a stranger's."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+        writer.writerow([csv_cell(line.key), *(data.get(name, 0) for name in _FIELDS[1:])])
 
 
 def _print_json(by: By, since: str | None, found: list[CostLine]) -> None:

@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from agentguard import _process, config
+from agentguard.audit.verify import AccountFault, verify_all
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import (
@@ -142,7 +143,9 @@ def _budgets() -> Finding:
     try:
         found = config.outside_budgets()
     except ValueError as error:
-        return Finding("budgets", FAULT, f"{error}; runs that name no budget are refused")
+        return Finding(
+            "budgets", FAULT, f"{error}; mend it there, until then runs that name no budget are refused"
+        )
     if not found.rules:
         return Finding("budgets", OK, "none is set outside the code: runs that name none have no limits")
     said = "; ".join(f"{rule.key}: {output.limits(rule.budget)}" for rule in found.rules)
@@ -156,7 +159,8 @@ def _home(home: Path) -> Iterator[Finding]:
         yield Finding("home", OK, f"{home} is not there yet; the first run makes it")
         return
     except OSError as error:
-        yield Finding("home", FAULT, f"{home} cannot be read: {error}")
+        said = f"{home} cannot be read: {error}; give its user the right to, or set AGENTGUARD_HOME"
+        yield Finding("home", FAULT, said)
         return
     if not stat.S_ISDIR(info.st_mode):
         yield Finding("home", FAULT, f"{home} is no directory; set AGENTGUARD_HOME to one")
@@ -164,13 +168,17 @@ def _home(home: Path) -> Iterator[Finding]:
     yield _rights(home, info)
     free = shutil.disk_usage(home).free
     if free < _LITTLE_SPACE:
-        yield Finding("disk", NOTE, f"{free // 2**20} MB free under {home}; without room, steps are refused")
+        said = f"{free // 2**20} MB free under {home}; without room, steps are refused"
+        yield Finding("disk", NOTE, f"{said}: free some, or agentguard prune --older-than 90d")
 
 
 def _rights(home: Path, info: os.stat_result) -> Finding:
     mode = stat.S_IMODE(info.st_mode)
     if hasattr(os, "getuid") and info.st_uid != os.getuid():
-        return Finding("home", FAULT, f"{home} belongs to uid {info.st_uid}, you are {os.getuid()}")
+        said = f"{home} belongs to uid {info.st_uid}, you are {os.getuid()}"
+        return Finding(
+            "home", FAULT, f"{said}: work as that user, or set AGENTGUARD_HOME to a directory of yours"
+        )
     if mode & 0o077:
         return Finding("home", FAULT, f"{home} is open to others (mode {mode:04o}): chmod 700 {home}")
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
@@ -192,10 +200,12 @@ def _store() -> Iterator[Finding]:
             yield from _file_rights(file)
             yield from _wal(file)
             yield from _indexes(guard)
+            yield from _accounts(guard)
             yield from _abandoned(guard)
             yield from _abandoned_steps(guard)
     except (AgentGuardError, *RAISED) as error:
-        yield Finding("store", FAULT, str(error))
+        way_out = "check --store and the rights to the file, or restore a copy of it"
+        yield Finding("store", FAULT, f"{error}; {way_out}" if isinstance(error, RAISED) else str(error))
 
 
 def _schema(file: Path) -> int:
@@ -211,7 +221,8 @@ def _file_rights(file: Path | None) -> Iterator[Finding]:
     if mode & 0o077:
         yield Finding("store file", NOTE, f"{file} can be read by others (mode {mode:04o}): chmod 600 {file}")
     if not os.access(file, os.W_OK):
-        yield Finding("store file", FAULT, f"{file} cannot be written (mode {mode:04o}); steps are refused")
+        said = f"{file} cannot be written (mode {mode:04o}); steps are refused: chmod 600 {file}"
+        yield Finding("store file", FAULT, said)
 
 
 def _wal(file: Path | None) -> Iterator[Finding]:
@@ -231,6 +242,18 @@ def _indexes(guard: Guard) -> Iterator[Finding]:
         yield Finding("indexes", FAULT, f"run {run_id}: {problem}{more}")
 
 
+def _accounts(guard: Guard) -> Iterator[Finding]:
+    """Budgets that could be spent again, since an account says less than its logs."""
+    faults = [
+        fault
+        for fault in verify_all(guard.components.store, {}, tuple).faults
+        if isinstance(fault, AccountFault)
+    ]
+    if faults:
+        more = f" (and {len(faults) - 1} more: agentguard verify)" if len(faults) > 1 else ""
+        yield Finding("accounts", FAULT, f"{faults[0]}{more}")
+
+
 def _abandoned(guard: Guard) -> Iterator[Finding]:
     """Runs that nobody will end."""
     rows = [
@@ -241,7 +264,11 @@ def _abandoned(guard: Guard) -> Iterator[Finding]:
     dead = [row.run_id for row in rows if _process.is_alive(row.owner) is False]
     if dead:
         some = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
-        yield Finding("runs", NOTE, f"{len(dead)} not ended though their process is gone: {some}")
+        next_step = (
+            f"agentguard recover {dead[0]} --module pkg.mod:fn, or give it up: agentguard end {dead[0]}"
+        )
+        said = f"{len(dead)} not ended though their process is gone: {some}; carry on: {next_step}"
+        yield Finding("runs", NOTE, f"{said} --failed TEXT")
 
 
 def _abandoned_steps(guard: Guard) -> Iterator[Finding]:
@@ -312,7 +339,11 @@ def _kill_switch(home: Path) -> Iterator[Finding]:
         yield Finding("kill page", OK, f"agrees with the control log; {len(live)} live processes{pids}")
         for kill in in_force:
             target = f"{kill.scope} {kill.target}".rstrip()
-            yield Finding("kill", NOTE, f"{target} is killed by {kill.actor}: {kill.reason}")
+            option = {"run": f" --run {kill.target}", "tenant": f" --tenant {kill.target}"}.get(
+                kill.scope, ""
+            )
+            said = f"{target} is killed by {kill.actor}: {kill.reason}"
+            yield Finding("kill", NOTE, f"{said}; to let later runs start: agentguard revive{option}")
     except LogIntegrityError as error:
         problem = f"record {error.seq}: {error.problem}; restore {home / 'control.log'}"
         yield Finding("control log", FAULT, problem)

@@ -12,8 +12,9 @@ driver.
     3           recorded, but no live process is attached,  there was nothing to revive
                 or the store has no such run, or no live
                 run of that tenant
-    4           recorded, but not all acted in time, or a body of a killed run goes on, or the
-                store cannot be asked whether one does; with `--hard`, a process is still there
+    4           recorded, but not all acted in time, or a body of a killed run goes on, or nobody can
+                tell whether one does: the store cannot be asked, or its process is not heard of;
+                with `--hard`, a process is still there
     5           the kill switch cannot be used              the same
 """
 
@@ -182,7 +183,8 @@ def _kill(
     late = [process.pid for process in switch.unacknowledged(generation)]
     closed = kill_target.close_dead(covered, home, lambda: _open_switch(home))
     hosts = _hosts(switch, generation)
-    runs, problem = _what_goes_on([run for run in covered if not run.dead], options, home)
+    may_go_on = [run for run in covered if not run.dead or (run.unheard and data["scope"] == "run")]
+    runs, problem = _what_goes_on(may_go_on, options, home)
     problem = problem or store.problem
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
@@ -249,7 +251,7 @@ def _print_runs(runs: Sequence[aftermath.Covered]) -> None:
         print(f"  {printable(str(run))}")
     if len(runs) > _MOST_LINES:
         print(f"  and {len(runs) - _MOST_LINES} more")
-    if going_on:
+    if any(run.unheard_s is None for run in going_on):
         print("  a sync body ends at its next check: --wait waits for it, --hard ends its process")
 
 

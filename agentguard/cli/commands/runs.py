@@ -71,20 +71,24 @@ def _runs(options: argparse.Namespace) -> None:
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
     wanted = selection.columns(options.columns)
+    selection.since_ns(since, 0)
     found: list[RunStatus] = []
     damaged: list[str] = []
     if lookup.store_is_there():
         with lookup.opened_store() as store:
             rows = _rows(store, tenant, state and state.upper(), name, since)
             found, damaged = _statuses(store, rows if options.sort else islice(rows, options.limit))
-    else:
-        selection.since_ns(since, 0)
-    if options.sort:
-        found = selection.in_order(found, options.sort)[: options.limit]
+            if options.sort:
+                found = selection.in_order(found, options.sort)[: options.limit]
+            if found and not options.json:
+                console = output.console()
+                console.print(tables.runs_table(found, console, store, wanted))
+                output.print_lines(*tables.advice(found))
     if options.json:
         output.print_json([run.to_data() for run in found])
-    else:
-        _print_runs(found, wanted, filtered=any((tenant, state, name, since)))
+    elif not found:
+        like_this = " like this" if any((tenant, state, name, since)) else ""
+        output.console().print(f"no runs{like_this} in {lookup.store_url()}")
     for problem in damaged:
         output.complain(f"{problem}; shown as of its last change of state, `agentguard verify` says more")
     if damaged:
@@ -122,12 +126,3 @@ def _statuses(store: EventStore, rows: Iterable[RunRow]) -> tuple[list[RunStatus
         if status.summary.damaged:
             damaged.append(status.summary.damaged)
     return found, damaged
-
-
-def _print_runs(found: list[RunStatus], columns: list[str] | None, *, filtered: bool) -> None:
-    console = output.console()
-    if not found:
-        console.print(f"no runs{' like this' if filtered else ''} in {lookup.store_url()}")
-        return
-    console.print(tables.runs_table(found, console, columns))
-    output.print_lines(*tables.advice(found))

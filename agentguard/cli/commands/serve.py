@@ -44,7 +44,11 @@ def serve(
     key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
     proxy: Annotated[
         str | None,
-        typer.Option("--behind-proxy", metavar="ADDRESS", help="Whose X-Forwarded headers are believed."),
+        typer.Option(
+            "--behind-proxy",
+            metavar="ADDRESS",
+            help="Whose X-Forwarded headers are believed: addresses or networks, with commas between.",
+        ),
     ] = None,
     hide_payloads: Annotated[
         bool, typer.Option("--hide-payloads", help="Hide arguments and results from viewers.")
@@ -70,10 +74,12 @@ def serve(
     import uvicorn
 
     from agentguard.console.app import create_app
+    from agentguard.console.protocol import PatientProtocol
 
     lookup.use(store, home)
     if (certificate is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key are given together, or neither")
+    _check_proxies(proxy)
     try:
         TraceLinks(trace_url)
     except ValueError as error:
@@ -98,6 +104,8 @@ def serve(
             ),
             host=host,
             port=port,
+            http=PatientProtocol,
+            ws="none",
             ssl_certfile=certificate,
             ssl_keyfile=None if key is None else str(key),
             proxy_headers=proxy is not None,
@@ -124,6 +132,23 @@ def _own_token(host: str, folder: Path) -> Tokens:
     secret = tokens.add("local", Role.ADMIN)
     print(f"there are no tokens yet; log in with this one, until this program ends: {secret}", flush=True)
     return tokens
+
+
+def _check_proxies(proxies: str | None) -> None:
+    """Refuse what trusts everybody, who could then guess tokens under a new address each time.
+
+    Raises:
+        UsageError: it is no list of addresses and networks.
+    """
+    for part in () if proxies is None else proxies.split(","):
+        try:
+            trusted = ipaddress.ip_network(part.strip())
+        except ValueError as error:
+            raise UsageError(
+                f"--behind-proxy takes the proxy's address or network, as 10.0.0.7 or 10.0.0.0/24: {error}"
+            ) from None
+        if not trusted.prefixlen:
+            raise UsageError(f"--behind-proxy {part.strip()} trusts everybody; name the proxy's network")
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from agentguard.cli import exit_codes, lookup, output, timeline
+from agentguard.cli import exit_codes, lookup, output, selection, timeline
 from agentguard.cli.app import app
 from agentguard.cli.options import (
     HomeOption,
     JsonOption,
+    NameOption,
+    SinceOption,
+    StateOption,
     StoreOption,
     TenantOption,
     UtcOption,
@@ -33,6 +37,8 @@ _LONGEST_PAUSE = 1.0
 
 
 _PAGE = 1000
+#: How many events are shown where nothing else is said.
+_LINES = 10
 
 
 #: States that more may follow; what a damaged row says is not among them.
@@ -55,12 +61,23 @@ def tail(
         ),
     ] = None,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=lookup.MOST, help="How many of the newest events.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            "--lines",
+            "-n",
+            min=0,
+            max=lookup.MOST,
+            help="How many of the newest events; by default 10, and with --since all.",
+            show_default=False,
+        ),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as events come, until the named run has ended.")
     ] = False,
     tenant: TenantOption = None,
+    name: NameOption = None,
+    state: StateOption = None,
+    since: SinceOption = None,
     utc: UtcOption = False,
     store: StoreOption = None,
     home: HomeOption = None,
@@ -68,52 +85,88 @@ def tail(
 ) -> None:
     """Show the newest events, and with -f those that follow."""
     lookup.use(store, home)
-    _tail(run_id, tenant, lines, follow=follow, as_json=as_json)
-
-
-def _tail(typed: str | None, tenant: str | None, lines: int, *, follow: bool, as_json: bool) -> None:
-    """Show the newest events, and those that follow."""
+    if lines is None:
+        lines = _LINES if since is None else lookup.MOST
+    among = {"--tenant": tenant, "--name": name, "--state": state}
+    if run_id is not None and (given := [option for option, value in among.items() if value is not None]):
+        raise exit_codes.UsageError(f"{given[0]} chooses among all runs; leave it out where a run is named")
+    if tenant is not None:
+        lookup.checked_id(tenant, "--tenant")
     with lookup.reading() as guard:
-        run_id = None if typed is None else lookup.find_run(guard, typed)
-        if tenant is not None and run_id is not None:
-            raise exit_codes.UsageError("--tenant chooses among all runs; leave it out where a run is named")
-        if tenant is not None:
-            lookup.checked_id(tenant, "--tenant")
-        show_one = json_printer() if as_json else text_printer(one_run=run_id is not None)
+        found = None if run_id is None else lookup.find_run(guard, run_id)
+        begin = selection.since_ns(since, guard.components.clock.wall())
+        wanted = Wanted(guard.components.store, tenant, name, state, begin)
+        show_one = json_printer() if as_json else text_printer(one_run=found is not None)
         try:
-            for numbered in stream(guard.components.store, run_id, tenant, lines, follow=follow):
+            for numbered in stream(wanted, found, lines, follow=follow):
                 show_one(numbered)
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
-def stream(
-    store: EventStore, run_id: str | None, tenant: str | None, lines: int, *, follow: bool
-) -> Iterator[Numbered]:
+class Wanted:
+    """Which events are shown: of which tenant, of runs of which name and state, and from when on."""
+
+    def __init__(
+        self, store: EventStore, tenant: str | None, name: str | None, state: str | None, since_ns: int
+    ) -> None:
+        self.store = store
+        self.tenant = tenant
+        self._name = name
+        self._state = state
+        self._since_ns = since_ns
+        self._named: dict[str, bool] = {}
+
+    def takes(self, numbered: Numbered) -> bool:
+        """Return whether an event of the tenant is shown; a run's state is that of now."""
+        run_id, stored = numbered
+        if self.is_before(stored):
+            return False
+        if self._name is not None and run_id not in self._named:
+            row = self.store.row(run_id)
+            self._named[run_id] = row is not None and selection.named(row.name, self._name)
+        if not self._named.get(run_id, True):
+            return False
+        if self._state is None:
+            return True
+        row = self.store.row(run_id)
+        return row is not None and row.state == self._state
+
+    def is_before(self, stored: Stored) -> bool:
+        """Return whether an event is older than what is asked for."""
+        return self._since_ns > 0 and codec.decode(stored.body).at_ns < self._since_ns
+
+
+def stream(wanted: Wanted, run_id: str | None, lines: int, *, follow: bool) -> Iterator[Numbered]:
     """The last `lines` events of a run or of all, and with `follow` those that come after them."""
+    store = wanted.store
     if run_id is None:
         top = _top(store)
-        yield from _newest(store, top, lines, tenant)
+        yield from _newest(wanted, top, lines)
         if follow:
-            yield from _follow(store, top, tenant)
+            yield from filter(wanted.takes, _follow(store, top, wanted.tenant))
         return
     last = store.last(run_id)
     end = 0 if last is None else last.seq
     for stored in store.read(run_id, max(end - lines, 0)):
         end = stored.seq
-        yield run_id, stored
+        if not wanted.is_before(stored):
+            yield run_id, stored
     if follow:
         yield from _follow_run(store, run_id, end)
 
 
-def _newest(store: EventStore, top: int, count: int, tenant: str | None) -> list[Numbered]:
+def _newest(wanted: Wanted, top: int, count: int) -> list[Numbered]:
     """The last events up to position `top`, in order."""
-    back = max(count, 1)
+    back = max(min(count, _PAGE), 1)
     while True:
         after = max(top - back, 0)
-        found = deque((n for n in _from(store, after, tenant) if n[1].position <= top), maxlen=count)
-        # Positions may have gaps, and most events may be of other tenants.
-        if len(found) == count or after == 0:
+        events = (n for n in _from(wanted.store, after, wanted.tenant) if n[1].position <= top)
+        first = next(events, None)
+        from_first = () if first is None else chain([first], events)
+        found = deque(filter(wanted.takes, from_first), maxlen=count)
+        # Positions may have gaps, and most events may be of other tenants or runs.
+        if len(found) == count or after == 0 or (first is not None and wanted.is_before(first[1])):
             return list(found)
         back *= 4
 
@@ -170,7 +223,7 @@ def json_printer() -> Callable[[Numbered], None]:
 def text_printer(*, one_run: bool) -> Callable[[Numbered], None]:
     """Prints an event a line, for people."""
     console = output.console()
-    log = timeline.Timeline()
+    log = timeline.Timeline(dated=True)
 
     def show(numbered: Numbered) -> None:
         entry = _entry(numbered)

@@ -18,6 +18,8 @@ from agentguard.cli.options import (
     HomeOption,
     JsonOption,
     NameOption,
+    SinceOption,
+    StateOption,
     StoreOption,
     TenantOption,
     UtcOption,
@@ -31,6 +33,8 @@ def top(
     *,
     tenant: TenantOption = None,
     name: NameOption = None,
+    state: StateOption = None,
+    since: SinceOption = None,
     sort: Annotated[
         selection.Sort, typer.Option("--sort", help="What the largest of is shown first.")
     ] = selection.Sort.SPEND,
@@ -49,37 +53,47 @@ def top(
     lookup.use(store, home)
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
+    if state is not None and state.final:
+        said = f"--state {state}: top shows live runs; see `agentguard runs --state {state.lower()}`"
+        raise exit_codes.UsageError(said)
     wanted = selection.columns(columns)
     with lookup.looking() if lookup.store_is_there() else Guard.in_memory(telemetry=False) as guard:
         live = LiveRuns(guard.components.store, guard.components.clock)
 
+        begin = selection.since_ns(since, guard.components.clock.wall())
+
         def look() -> list[RunStatus]:
-            found = [run for run in live.read(tenant) if selection.named(run.summary.name, name)]
+            found = [
+                run
+                for run in live.read(tenant)
+                if selection.named(run.summary.name, name)
+                and state in (None, run.summary.state)
+                and selection.started_since(run, begin)
+            ]
             return selection.in_order(found, sort)[:limit]
+
+        def screen() -> Group | Text:
+            runs = look()
+            if not runs:
+                return Text("no run is live")
+            table = tables.runs_table(runs, output.console(), guard.components.store, wanted)
+            return Group(table, *tables.advice(runs))
 
         if as_json:
             output.print_json([run.to_data() for run in look()])
         else:
-            _show(look, wanted, interval, once=once)
+            _show(screen, interval, once=once)
 
 
-def _show(
-    look: Callable[[], list[RunStatus]], columns: list[str] | None, interval: float, *, once: bool
-) -> None:
+def _show(screen: Callable[[], Group | Text], interval: float, *, once: bool) -> None:
     console = output.console()
     if once or not console.is_terminal:
-        console.print(_screen(look(), columns), soft_wrap=not console.is_terminal)
+        console.print(screen(), soft_wrap=not console.is_terminal)
         return
     try:
-        with Live(console=console, auto_refresh=False, screen=True) as screen:
+        with Live(console=console, auto_refresh=False, screen=True) as shown:
             while True:
-                screen.update(_screen(look(), columns), refresh=True)
+                shown.update(screen(), refresh=True)
                 time.sleep(interval)
     except KeyboardInterrupt:
         raise typer.Exit(exit_codes.OK) from None
-
-
-def _screen(runs: list[RunStatus], columns: list[str] | None) -> Group | Text:
-    if not runs:
-        return Text("no run is live")
-    return Group(tables.runs_table(runs, output.console(), columns), *tables.advice(runs))

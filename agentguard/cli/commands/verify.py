@@ -99,7 +99,8 @@ def _report(guard: Guard, typed: str | None, heads: Mapping[str, Head]) -> audit
         raise exit_codes.UsageError(f"--anchor names {', '.join(others)}, and only {run_id} is verified")
     if run_id == CONTROL_RUN_ID:
         return audit.verify(store, [], heads, log.read, log.announced)
-    return audit.verify(store, [row] if (row := store.row(run_id)) is not None else [], heads)
+    row = store.row(run_id)
+    return audit.verify(store, [], heads) if row is None else audit.verify_one(store, row, heads)
 
 
 def _whole_id(guard: Guard, typed: str) -> str:

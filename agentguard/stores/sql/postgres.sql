@@ -40,8 +40,7 @@ SELECT agentguard.put(
 -- name: append
 -- Append to many runs; gives those to which nothing was appended.
 SELECT number, head FROM agentguard.append(
-    %b::bigint[], %b::integer[], %b::integer, %b::text,
-    %b::bigint[], %b::integer[], %b::bytea[], %b::bytea[], %b::bytea[]
+    %b::bigint[], %b::integer[], %b::integer[], %b::integer, %b::text, %b::bytea[], %b::bytea[], %b::bytea[]
 );
 
 -- name: lock_run
@@ -72,6 +71,16 @@ FROM {run} WHERE run_id = %(run_id)s;
 SELECT run_id, name, tenant, state, created_ns, number, parent_id, ended_ns, epoch, owner, heartbeat_ns,
     salt, summary
 FROM {run} WHERE {which} ORDER BY born DESC LIMIT %(limit)s;
+
+-- name: neighbours
+-- The ids just before and after one, in the order of their bytes.
+SELECT
+    (SELECT run_id FROM agentguard.run WHERE run_id < %(run_id)s ORDER BY run_id DESC LIMIT 1),
+    (SELECT run_id FROM agentguard.run WHERE run_id > %(run_id)s ORDER BY run_id LIMIT 1);
+
+-- name: tenant_neighbours
+-- The same for a tenant's own login.
+SELECT before, after FROM agentguard.tenant_neighbours(%(run_id)s);
 
 -- name: children
 -- The runs nested directly in a run, oldest first.
@@ -121,6 +130,10 @@ ORDER BY event.position;
 -- name: accounts
 -- Shared accounts by id.
 SELECT id, data FROM {account} WHERE id = ANY (%s) AND data IS NOT NULL;
+
+-- name: account_ids
+-- The names of all shared accounts.
+SELECT id FROM {account} WHERE data IS NOT NULL ORDER BY id;
 
 -- name: is_tenant
 -- Whether this login is a tenant's own, which sees no table.

@@ -70,6 +70,12 @@ SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(stat
     CAST(summary AS BLOB)
 FROM run WHERE tenant = :tenant AND state = :state AND number < :below ORDER BY number DESC LIMIT :limit;
 
+-- name: neighbours
+-- The ids just before and after one, in the order of their bytes.
+SELECT
+    (SELECT CAST(run_id AS BLOB) FROM run WHERE run_id < :run_id ORDER BY run_id DESC LIMIT 1),
+    (SELECT CAST(run_id AS BLOB) FROM run WHERE run_id > :run_id ORDER BY run_id LIMIT 1);
+
 -- name: children
 -- The runs nested directly in a run, oldest first.
 SELECT CAST(run_id AS BLOB), CAST(name AS BLOB), CAST(tenant AS BLOB), CAST(state AS BLOB),
@@ -202,7 +208,11 @@ FROM run WHERE number = ?;
 
 -- name: account
 -- One shared account.
-SELECT data FROM account WHERE id = ?;
+SELECT CAST(coalesce(data, '') AS BLOB) FROM account WHERE id = ?;
+
+-- name: account_ids
+-- The names of all shared accounts.
+SELECT CAST(id AS TEXT) FROM account ORDER BY id;
 
 -- name: save_account
 -- Write a shared account.

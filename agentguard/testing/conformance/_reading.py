@@ -20,6 +20,7 @@ CALLS: dict[str, Callable[[EventStore], Any]] = {
     "exclusive": lambda store: store.exclusive("r1").__enter__(),
     "row": lambda store: store.row("r1"),
     "rows": lambda store: store.rows(),
+    "neighbours": lambda store: store.neighbours("r1"),
     "children": lambda store: store.children("r1"),
     "read": lambda store: list(store.read("r1")),
     "last": lambda store: store.last("r1"),
@@ -103,6 +104,27 @@ class ReadingContract(StoreSuite):
         assert ids(store.rows(state="RUNNING", before="r2")) == ["r1", "r0"]
         assert ids(store.rows(tenant="acme", state="RUNNING", before="r1")) == []
         assert ids(store.rows(before="nobody")) == []
+
+    def test_neighbours_are_next_in_the_order_of_characters(self, store: EventStore) -> None:
+        """Not in the order of words, which passes over signs and the size of letters."""
+        ids = ["01-b", "01-B", "01_b", "01b", "01-c", "1", "Z", "a", "z-1", "z.1", "ä", "\U0001f600"]
+        for run_id in ids:
+            store.create(a_row(run_id), log_of(run_id, 1))
+        in_order = sorted(ids)
+        for before, own, after in zip([None, *in_order], in_order, [*in_order[1:], None], strict=False):
+            assert store.neighbours(own) == (before, after)
+        assert store.neighbours("01-") == (None, "01-B")
+        assert store.neighbours("01-b1") == ("01-b", "01-c")
+        assert store.neighbours("\U0001f600!") == ("\U0001f600", None)
+
+    def test_the_only_run_and_one_that_is_not_there_have_the_neighbours_that_there_are(
+        self, store: EventStore
+    ) -> None:
+        assert store.neighbours("a") == (None, None)
+        store.create(a_row("b"), log_of("b", 1))
+        assert store.neighbours("b") == (None, None)
+        assert store.neighbours("a") == (None, "b")
+        assert store.neighbours("c") == ("b", None)
 
     def test_children_are_those_of_the_run_the_oldest_first(self, store: EventStore) -> None:
         for run_id, parent in (("a", None), ("b", "a"), ("c", "b"), ("d", "a")):

@@ -18,7 +18,7 @@ from agentguard.killswitch.layout import TABLE
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.killswitch.participant_table import WORDS_EACH
 from agentguard.killswitch.processes import Process, current
-from agentguard.killswitch.waker import live_processes
+from agentguard.killswitch.waker import live_processes, wake
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
@@ -92,6 +92,26 @@ def test_a_process_that_leaves_before_a_kill_is_not_counted(spawn: Start, switch
     child.process.stdin.flush()
     child.expect("left")
     assert switch.acknowledgements(switch.record(*kill_data("why")), DEADLINE)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("found_by", ["the waker", "a step"])
+def test_a_process_that_acts_before_the_page_shows_the_kill_counts_after_its_end(
+    home: Path, switch: PageKillSwitch, eventually: Wait, found_by: str
+) -> None:
+    told: list[int] = []
+    participant = switch.join(told.append)
+    files = PageKillSwitch(home)._files
+    page = files.current()
+    with files.locked():  # the writer is between its two acts, and nobody else can show the record
+        generation = files.log.append(*kill_data("why"), at_ns=1)
+        if found_by == "the waker":
+            wake(home / "live")
+            eventually(lambda: told == [generation])
+        else:
+            assert switch.find("acme", "r1", since=0) is not None
+        participant.leave()
+        assert page.newest < generation
+    assert page.table.acknowledged() == {current(): generation}
 
 
 def test_a_process_that_cannot_act_is_live_and_named(

@@ -51,7 +51,7 @@ class Office:
         if self.worker is not None:
             self.worker.send_signal(signal.SIGQUIT)
             try:
-                self.worker.wait(60)
+                self.worker.wait(15)
             except subprocess.TimeoutExpired:  # its pool waits for answers that nobody takes any more
                 os.killpg(self.worker.pid, signal.SIGKILL)
                 self.worker.wait(60)

@@ -171,6 +171,27 @@ def response(body: Json) -> Reply:
     return Reply(events=[{**event, "sequence_number": n} for n, event in enumerate(events)])
 
 
+def compacted(body: Json) -> Reply:
+    """The user's messages and what stands for the rest."""
+    said = [item for item in body.get("input") or [] if item.get("role") == "user"]
+    messages = [
+        {
+            "id": f"msg_user_{n}",
+            "type": "message",
+            "role": "user",
+            "status": "completed",
+            "content": [{"type": "input_text", "text": item["content"]}],
+        }
+        for n, item in enumerate(said)
+        if isinstance(item["content"], str)
+    ]
+    kept = [item for item in said if not isinstance(item["content"], str)]
+    usage: Any = (response({"model": "any"}).body or {})["usage"]
+    item = {"id": "cmp_1", "type": "compaction", "encrypted_content": "gAAAA"}
+    whole = {"id": "resp_cmp_1", "object": "response.compaction", "created_at": 1764000000}
+    return Reply({**whole, "output": [*kept, *messages, item], "usage": usage})
+
+
 def _pieces(text: str) -> list[str]:
     return [text[n : n + 5] for n in range(0, len(text), 5)]
 
@@ -267,6 +288,7 @@ def _list(_: Json) -> Reply:
 _ANSWERS: dict[str, Callable[[Json], Reply]] = {
     "/chat/completions": chat,
     "/responses": response,
+    "/responses/compact": compacted,
     "/embeddings": embeddings,
     "/completions": completion,
     "/messages": message,
