@@ -160,8 +160,8 @@ class LogVerifier:
         fold, said = self._fold, row.summary
         if said["run_id"] != row.run_id:
             return "the row's summary belongs to another run"
-        if (row.name, row.tenant, row.parent_id) != (fold.name, fold.tenant, fold.parent_id):
-            return "the run's row has another name, tenant or parent than the log"
+        if (differing := _differing(row, fold)) is not None:
+            return f"the run's row has another {differing} than the log"
         if (row.state, row.ended_ns) != (str(fold.state), fold.ended_ns):
             return f"the run's row says {row.state}, the log does not"
         if row.salt is None and not fold.erased:
@@ -193,6 +193,18 @@ def _unreadable(row: RunRow) -> str | None:
     except LogIntegrityError as error:
         return error.problem.partition(";")[0]
     return "the owner in the run's row cannot be read" if "unreadable" in row.owner else None
+
+
+def _differing(row: RunRow, fold: RunFold) -> str | None:
+    """What a row has of its own, beside its state and summary, that the log says otherwise."""
+    found = {
+        "name": "name",
+        "tenant": "tenant",
+        "parent_id": "parent",
+        "created_ns": "time",
+        "epoch": "epoch",
+    }
+    return next((said for name, said in found.items() if getattr(row, name) != getattr(fold, name)), None)
 
 
 def _had_payload(body: bytes) -> bool:

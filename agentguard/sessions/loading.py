@@ -51,6 +51,8 @@ def _started_monotonic(components: Components, row: RunRow, fold: RunFold) -> in
     now = components.clock.monotonic()
     owner = row.owner
     mine = identity()
-    if owner.get("boot") and owner["boot"] == mine["boot"] and owner["host"] == mine["host"]:
-        return int(owner.get("monotonic_ns", now))
+    if owner.get("boot") and (owner["boot"], owner.get("host")) == (mine["boot"], mine["host"]):
+        started = owner.get("monotonic_ns", now)
+        if isinstance(started, int):  # else somebody edited it
+            return started
     return now - max(0, components.clock.wall() - (fold.started_ns or fold.created_ns))

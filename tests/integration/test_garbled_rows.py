@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agentguard import Guard, LogIntegrityError, guarded_step
+from agentguard import AgentGuardError, Budget, Guard, LogIntegrityError, RunStopped, guarded_step
+from agentguard._process import identity
 from agentguard.cli import main
+from agentguard.sessions.upkeep import beat
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -37,6 +41,9 @@ ROWS = {
     "a summary that is no text": "UPDATE run SET summary = x'ff00' WHERE run_id = 'a'",
     "state": "UPDATE run SET state = 'x' WHERE run_id = 'a'",
 }
+#: What a row may hold in the place of what was written.
+GARBLED = ("'x'", "''", "x'ff00'", "7", "-1", "1e99", "NULL", "'{{}}'", "'[]'")
+COLUMNS = ("name", "tenant", "parent_id", "created_ns", "ended_ns", "epoch", "owner", "heartbeat_ns", "salt")
 
 
 @guarded_step
@@ -107,6 +114,79 @@ def test_a_garbled_row_is_a_fault_and_hides_no_other_run(store: Path, cli: Cli, 
         code, out, err = cli(*command)
         assert code == 1
         assert "run a" in out + err
+
+
+@pytest.fixture
+def left(home: Path) -> Path:
+    """A run that ended, and run "a" that nobody carries on, with a tenant, an account and a run inside."""
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        with guard.run("r", run_id="b"):
+            echo(1)
+        run = guard.start("r", run_id="a", tenant="t", account="c", account_budget=Budget(steps=9))
+        echo(1)
+        with guard.run("n"):
+            echo(2)
+        run.drain(0)
+        with suppress(RunStopped):
+            run.close()
+    with closing(sqlite3.connect(home / "agentguard.db")) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE type = 'table'")
+    return home / "agentguard.db"
+
+
+def told(call: Callable[[], object]) -> None:
+    """Make a call that may be refused, by an error that has a name."""
+    with suppress(AgentGuardError):
+        call()
+
+
+@pytest.mark.parametrize("column", [*COLUMNS, "state", "summary"])
+def test_whatever_a_row_holds_no_command_ends_with_an_error_of_python(left: Path, column: str) -> None:
+    whole = left.read_bytes()
+    for value in GARBLED:
+        left.write_bytes(whole)
+        garble(left, f"UPDATE run SET {column} = {value} WHERE run_id = 'a'")
+        with Guard.open(kill_switch="memory", telemetry=False) as guard:
+            for ask in (guard.summary, guard.history, guard.reconstruct, guard.verify):
+                told(partial(ask, "a"))
+            for ask_all in (guard.runs, guard.verify, guard.costs, guard.approvals, guard.tenants):
+                told(ask_all)
+            told(partial(beat, guard.runtime))
+            for carry_on in (guard.attach, guard.replay, lambda run_id: guard.fork(run_id, at=3)):
+                told(lambda: carry_on("a").__enter__().close())  # noqa: B023
+            told(partial(guard.pause, "a"))
+            told(partial(guard.set_budget, "a", Budget(steps=5)))
+            told(partial(guard.kill, run="a", reason="x"))
+            told(lambda: guard.recover("a", take_over=True).__enter__().close())
+            assert guard.verify("b")
+
+
+OWNERS: dict[str, dict[str, Any]] = {
+    "no host": {"host": None},
+    "a pid that is none": {"pid": "x"},
+    "a pid of another type": {"pid": [1]},
+    "a pid above all": {"pid": 10**30},
+    "a start that is none": {"start": "x"},
+    "a time that is none": {"monotonic_ns": "x"},
+}
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_an_owner_of_other_types_is_no_error_of_python(left: Path, case: str) -> None:
+    owner = json.dumps(identity() | OWNERS[case])
+    with closing(sqlite3.connect(left)) as connection, connection:
+        connection.execute("UPDATE run SET owner = ?, heartbeat_ns = 1 WHERE run_id = 'a'", (owner,))
+    with Guard.open(kill_switch="memory", telemetry=False) as guard:
+        guard.summary("a")
+        told(partial(guard.pause, "a"))
+        told(lambda: guard.attach("a").__enter__().close())
+        with guard.recover("a", take_over=True):
+            echo(1)
+            with guard.run("n"):
+                echo(2)
+        assert guard.summary("a").state == "COMPLETED"
+        assert guard.verify()
 
 
 @pytest.mark.parametrize("column", ["name", "tenant"])
