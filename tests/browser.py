@@ -73,13 +73,19 @@ class Window:
 
 @contextmanager
 def window(
-    browser: Browser, url: str, size: tuple[int, int] = DESKTOP, *, dark: bool = False
+    browser: Browser,
+    url: str,
+    size: tuple[int, int] = DESKTOP,
+    *,
+    dark: bool = False,
+    javascript: bool = True,
 ) -> Iterator[Window]:
     """Open a window, and close it; a page that complained fails the test."""
     context = browser.new_context(
         base_url=url,
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if dark else "light",
+        java_script_enabled=javascript,
     )
     try:
         opened = Window(context)
@@ -97,6 +103,64 @@ def log_in(opened: Window, token: str) -> None:
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("heading", name="Overview").wait_for()
 
+
+def tab_through(page: Page) -> list[str]:
+    """Press Tab all the way round a page; return what was not reached, or had no focus to be seen."""
+    page.evaluate("window.reached = new Set(); window.last = null")
+    faults: list[str] = []
+    while True:
+        page.keyboard.press("Tab")
+        fault: str | None = page.evaluate(_FOCUSED)
+        if fault == "end":
+            break
+        if fault:
+            faults.append(fault)
+    missed: list[str] = page.evaluate(_NOT_REACHED)
+    return faults + missed
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until what has the focus is called so."""
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if focused(page) == name:
+            return
+    raise AssertionError(f"Tab does not lead to {name!r}")
+
+
+def focused(page: Page) -> str:
+    """Return what the element that has the focus is called."""
+    return str(page.evaluate(_NAME_OF_FOCUSED))
+
+
+_NAME_OF_FOCUSED = """
+() => {
+  const e = document.activeElement;
+  return (e.labels && e.labels.length ? e.labels[0].innerText : e.innerText).trim();
+}
+"""
+
+# The outline that the style sheet draws, in the window.  A field for a date has the focus for several Tabs.
+_FOCUSED = """
+() => {
+  const e = document.activeElement;
+  if (e === document.body || e === window.last) return null;
+  if (window.reached.has(e)) return "end";
+  window.reached.add(window.last = e);
+  const said = `<${e.tagName.toLowerCase()}> ${(e.innerText || e.name || "").slice(0, 40)}`;
+  const style = getComputedStyle(e);
+  if (style.outlineStyle === "none" || parseFloat(style.outlineWidth) < 2) return `${said} shows no focus`;
+  const b = e.getBoundingClientRect();
+  if (b.bottom <= 0 || b.top >= innerHeight || b.right <= 0 || b.left >= innerWidth) return `${said} is out of sight`;
+  return null;
+}
+"""
+
+_NOT_REACHED = """
+() => [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary")]
+  .filter((e) => e.checkVisibility() && !window.reached.has(e))
+  .map((e) => `<${e.tagName.toLowerCase()}> ${(e.innerText || e.name || "").slice(0, 40)} is not reached by Tab`)
+"""
 
 # What is meant to be read or pressed must lie in the window (or in something that scrolls), and must not be
 # covered by anything but what it is inside of, or what is inside of it.

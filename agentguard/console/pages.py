@@ -164,12 +164,12 @@ def costs(call: Call) -> Response:
 
 
 def _days(lines: list[CostLine]) -> list[tuple[str, Decimal]]:
-    """The newest days up to the last that cost something, with those that cost nothing."""
+    """The newest days up to the last that cost something, with those that cost nothing; a week at least."""
     spent = {date.fromisoformat(line.key): line.usd for line in lines}
     if not spent:
         return []
     last = max(spent)
-    first = max(min(spent), last - timedelta(days=_DAYS - 1))
+    first = max(min(*spent, last - timedelta(days=6)), last - timedelta(days=_DAYS - 1))
     days = (first + timedelta(days=number) for number in range((last - first).days + 1))
     return [(day.isoformat(), spent.get(day, Decimal(0))) for day in days]
 

@@ -54,6 +54,11 @@ def _when(at: datetime | int | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def _took(nanoseconds: int) -> str:
+    """How long something took."""
+    return f"{nanoseconds / 1e9:,.1f} s" if nanoseconds >= 1_000_000_000 else f"{nanoseconds / 1e6:.1f} ms"
+
+
 def _payload(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     if len(text) > _LINE:
@@ -63,6 +68,19 @@ def _payload(value: Any) -> str:
     return f"{text[:_LONGEST_PAYLOAD]}… ({len(text):,} characters; the download has all)"
 
 
+def _arguments(value: Any) -> str:
+    """What a step is called with, as it is written in a call."""
+    match value:
+        case [[*positional], dict(named)]:
+            shown = [
+                *map(_payload, positional),
+                *(f"{name}={_payload(each)}" for name, each in named.items()),
+            ]
+            return ", ".join(shown)
+        case _:
+            return _payload(value)
+
+
 def _limits(budget: Budget) -> str:
     return ", ".join(f"{name} {value}" for name, value in budget.to_fields().items() if value is not None)
 
@@ -70,7 +88,9 @@ def _limits(budget: Budget) -> str:
 templates.filters |= {
     "usd": _usd,
     "when": _when,
+    "took": _took,
     "payload": _payload,
+    "arguments": _arguments,
     "limits": _limits,
     "amount": _amount,
     "sparkline": sparkline,

@@ -1,6 +1,7 @@
 """The console as an operator has it: in a browser, over agents that run in processes of their own.
 
-With `AGENTGUARD_TEST_PICTURES=docs/console`, pictures of the pages are written there: docs/how-to/console.md.
+Pictures of the pages are written into docs/console, for docs/how-to/console.md; `AGENTGUARD_TEST_PICTURES` names another
+folder.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import DESKTOP, PATIENCE, PHONE, chromium, log_in, window
+from tests.browser import DESKTOP, PATIENCE, PHONE, chromium, focused, log_in, tab_through, tab_to, window
 from tests.consoles import Served, line, serving
+from tests.kit import wait_until
 
-#: Where pictures go, if they are asked for; read before the tests' own settings are cleared.
-PICTURES = os.environ.get("AGENTGUARD_TEST_PICTURES")
+#: Where pictures go; read before the tests' own settings are cleared.
+PICTURES = Path(os.environ.get("AGENTGUARD_TEST_PICTURES") or Path(__file__).parents[2] / "docs/console")
 
 expect.set_options(timeout=PATIENCE)
 
@@ -156,6 +158,107 @@ def test_a_limit_is_raised_and_then_kept(served: Served, browser: Browser) -> No
         assert run_id in opened.page.locator("main").inner_text()
 
 
+def test_without_javascript_runs_are_read_and_killed(served: Served, browser: Browser) -> None:
+    agents = [served.agent("spend_in_threads", name, "acme", "2") for name in ("mail", "wild")]
+    ids = run_ids(agents, 2)
+    with window(browser, served.url, javascript=False) as opened:
+        log_in(opened, served.token)
+        page = opened.page
+        before = usd_of(page, "wild-1")
+        wait_until(lambda: page.reload() and usd_of(page, "wild-1") > before)
+        page.get_by_role("link", name="Runs").click()
+        page.get_by_label("Name").fill("wild-*")
+        page.get_by_role("button", name="Filter").click()
+        expect(page.locator("tbody tr")).to_have_count(2)
+        page.get_by_role("link", name="wild-1").click()
+        expect(page.locator("#events")).to_contain_text("spin#1")
+        page.get_by_role("link", name="Overview").click()
+        page.locator("#live tr", has_text="wild-1").get_by_role("link", name="KILL …").click()
+        expect(page.get_by_role("alert")).to_contain_text("stops 1 live runs")
+        page.get_by_label("Reason").fill("burns money")
+        page.get_by_label("Type kill").fill(page.locator("label code").inner_text())
+        page.get_by_role("button", name="KILL", exact=True).click()
+        expect(page.get_by_role("status")).to_have_class("good")  # the page loads itself until then
+        expect(page.locator("tbody tr")).to_contain_text(["KILLED"])
+        page.get_by_role("link", name="Overview").first.click()
+        page.get_by_role("button", name="KILL …").click()
+        page.get_by_label("Reason").fill("all of it")
+        page.get_by_label("Type kill all").fill("kill all")
+        page.get_by_role("button", name="KILL", exact=True).click()
+        expect(page.get_by_role("status")).to_have_class("good")
+    assert [line(agents[0]), line(agents[0])] == ["stopped: all of it"] * 2
+    assert sorted([line(agents[1]), line(agents[1])]) == ["stopped: all of it", "stopped: burns money"]
+    assert len(set(ids)) == 4
+
+
+def test_a_kill_by_the_keyboard_alone(served: Served, browser: Browser) -> None:
+    agent = served.agent("spend", "wild", "acme")
+    run_id = line(agent)
+    with window(browser, served.url) as opened:
+        page = opened.page
+        page.goto("/")
+        expect(page.get_by_label("Token")).to_be_focused()
+        page.keyboard.type(served.token)
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="Overview").wait_for()
+        tab_to(page, "wild")
+        spent = usd_of(page, "wild")
+        page.wait_for_function(
+            "spent => Number(document.querySelector('#live td[data-label=Spent]').innerText.slice(1)) > spent",
+            arg=spent,
+        )
+        assert focused(page) == "wild", "it has the focus still, though its table was drawn anew"
+        page.keyboard.press("Tab")
+        assert focused(page) == "KILL …"
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name=f"Kill run {run_id}").wait_for()
+        expect(page.get_by_label("Reason")).to_be_focused()
+        page.keyboard.type("burns money")
+        page.keyboard.press("Tab")
+        page.keyboard.type(f"kill {run_id[-6:]}")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_have_class("good")
+    assert line(agent) == "stopped: burns money"
+
+
+def test_a_press_of_the_mouse_that_lasts_is_no_lost_click(served: Served, browser: Browser) -> None:
+    agent = served.agent("spend", "pressed", "acme")
+    run_id = line(agent)
+    with window(browser, served.url) as opened:
+        log_in(opened, served.token)
+        page = opened.page
+        page.locator("#live").get_by_role("link", name="pressed").hover()
+        page.mouse.down()
+        page.evaluate(
+            "() => new Promise((told) => { let n = 0; const s = new EventSource('/live');"
+            " s.onmessage = () => { if (++n === 3) { s.close(); told(); } } })"
+        )  # the page was told something new meanwhile
+        page.mouse.up()
+        page.wait_for_url(f"**/runs/{run_id}")
+
+
+def test_every_action_is_reached_by_tab_and_shows_that_it_is(served: Served, browser: Browser) -> None:
+    agents = [
+        served.agent("spend", "live", "acme", "30"),
+        served.agent("ask", "refund", "shop", "120"),
+        served.agent("ask_for_more", "campaign", "shop", "2"),
+    ]
+    ids = run_ids(agents, 1)
+    origin, fork = line(served.agent("forked", "order-paper", "shop")).split()
+    paths = ["/", "/runs", "/costs?by=step", "/control", "/kill?scope=tenant&target=acme"]
+    paths += [*(f"/runs/{run_id}" for run_id in ids), f"/runs/{origin}?whatif=1&usd=0.90&verify=1"]
+    paths += [f"/runs/{origin}?beside={fork}", "/login"]
+    with window(browser, served.url) as opened:
+        log_in(opened, served.token)
+        expect(opened.page.locator("#waiting")).to_contain_text("higher limit")
+        faults = {}
+        for path in paths:
+            opened.page.goto(path)
+            if found := tab_through(opened.page):
+                faults[path] = found
+        assert faults == {}
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[int, int], dark: bool) -> None:
@@ -180,6 +283,7 @@ def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[in
             "ended": f"/runs/{origin}?whatif=1&usd=0.90&verify=1",
             "beside": f"/runs/{origin}?beside={fork}",
             "costs": "/costs?by=step",
+            "control": "/control",
             "kill": "/kill?scope=tenant&target=acme",
             "login": "/login",
             "overview": "/",  # the last, so that there are rates to draw
@@ -193,6 +297,7 @@ def test_every_page_can_be_read(served: Served, browser: Browser, size: tuple[in
 
 
 def picture(page: Page, name: str, size: tuple[int, int], *, dark: bool) -> None:
-    if PICTURES:
-        where = f"{name}-{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}.png"
-        page.screenshot(path=Path(PICTURES) / where, full_page=size == PHONE)
+    """Write a picture; this folder is no part of the repository."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    where = f"{name}-{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}.png"
+    page.screenshot(path=PICTURES / where, full_page=size == PHONE)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from agentguard import Budget, Guard, Run, StoreUnavailableError, Usage
 from agentguard.audit.cost_book import BOOK_KEYS, CostBook
-from agentguard.console import metrics, pages
+from agentguard.console import metrics, pages, rendering
 from agentguard.console.app import create_app
 from agentguard.console.auth import ConsoleError, Identity
 from agentguard.console.calls import Call
@@ -419,6 +419,39 @@ def test_costs_are_drawn_by_day_model_and_tenant(site: Site, viewer: Client) -> 
     assert "acme" in own
     assert not re.search("shop|lab<", own)
     assert len(re.findall(r'class="chart[ "]', own)) == 2
+
+
+def test_days_are_drawn_as_a_week_at_least_so_that_one_is_no_wall(site: Site, viewer: Client) -> None:
+    with site.guard.run("r") as run:
+        pay(run, ["x"])
+    chart = text_of(viewer, "/costs").partition("By day")[2].partition("</svg>")[0]
+    [width] = [float(found) for found in re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)"', chart)][
+        -1:
+    ]
+    whole = float(re.findall(r'viewBox="0 0 ([\d.]+)', chart)[0])
+    assert width <= whole / 7
+
+
+def test_the_control_log_says_who_did_what_to_which_run_and_why(site: Site) -> None:
+    browser = site.browser()
+    with site.guard.run("r") as run:
+        browser.post(f"/runs/{run.id}/pause", reason="lunch")
+        site.guard.resume(run.id, actor="bob", reason="back")
+        site.guard.kill(tenant="other", reason="burns", actor="ann")
+    rows = re.findall(r"<tr><td>(.*?)</tr>", text_of(browser, "/control"), re.DOTALL)
+    said = [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in rows]
+    assert said[0].startswith("kill set tenant other ann burns")
+    assert said[1].startswith(f"resume run {run.id} bob back")
+    assert said[2].startswith(f"pause run {run.id} console:operator-all lunch")
+    assert f'href="/runs/{run.id}"' in rows[1]
+
+
+def test_an_alert_leads_to_its_run_and_a_question_shows_the_call(site: Site, viewer: Client) -> None:
+    with site.guard.run("spends", budget=Budget(usd="0.01")) as run:
+        pay(run, ["x"])
+        text = text_of(viewer, "/")
+    assert f'<a href="/runs/{run.id}">run {run.id} (spends) has used 100% of its limit of usd</a>' in text
+    assert rendering.templates.filters["arguments"]([["a", 1], {"to": XSS}]) == f'"a", 1, to="{XSS}"'
 
 
 def test_costs_have_no_bars_where_nothing_was_charged(viewer: Client) -> None:
