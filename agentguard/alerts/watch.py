@@ -154,6 +154,8 @@ class Watch:
                 notices.append(Notice(alert, RESOLVED, since, now))
         for notice in notices:
             self._tell(notice)
+        for notice in notices:  # last: a store that does not answer must hold up nobody who is told
+            self._put_on_record(notice)
         return notices
 
     @property
@@ -186,7 +188,6 @@ class Watch:
         level = logging.WARNING if notice.state == FIRING else logging.INFO
         extra = {"alert": alert.kind, "subject": alert.subject, "tenant": alert.tenant, "state": notice.state}
         logger.log(level, "%s: %s", notice.state, alert.message, extra=extra)
-        self._put_on_record(notice)
         for sink in self._sinks:
             try:
                 sink(notice)
@@ -211,3 +212,5 @@ class Watch:
             pass  # it was pruned
         except AgentGuardError as error:
             logger.warning("an alert is not on record: %s", error)
+        except Exception:
+            logger.exception("an alert is not on record")
