@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import signal
+import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -252,6 +256,82 @@ def test_without_a_connection_to_be_had_steps_wait_and_then_are_refused(home: An
             assert guard.verify(run.id)
         for connection in taken:
             connection.close()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk that has room for a server and little more."""
+    # The path to the server's socket, which lies here, must be short.
+    with tempfile.TemporaryDirectory(prefix="agentguard-") as name:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=110m,mode=700", "none", name]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+        yield Path(name)
+        subprocess.run(["umount", "--lazy", name], check=True)
+
+
+def test_a_server_whose_disk_is_full(home: Any, monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:
+    """Steps are refused with the server's message, and go on when there is room, with nothing restarted."""
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")
+    server = Postgres(small_disk, *postgres.DURABLE, "max_wal_size=32MB", "min_wal_size=32MB")
+    server.create()
+    server.start()
+    try:
+        server.execute("CREATE DATABASE app")
+        migrate(server.url("app"))
+        with Guard.open(server.url("app"), telemetry=False, store_timeout=TIMEOUT) as guard:
+            guard.set_tenant_budget("acme", Budget(steps=100_000))
+            fill_and_free(guard, small_disk / "filler")
+            with guard.run("another", tenant="acme") as run:
+                run.call("later", lambda: 1)
+            assert guard.verify()
+    finally:
+        server.stop()
+
+
+def fill_and_free(guard: Guard, filler: Path) -> None:
+    """Step before the disk is full, until the server says so, and when there is room again."""
+    ran: list[str] = []
+    done: list[str] = []
+    refused: list[str] = []
+
+    def body(text: str) -> None:
+        ran.append(text)
+
+    def step() -> None:
+        text = secrets.token_hex(20_000)  # which cannot be compressed
+        try:
+            run.call("note", body, text)
+        except StoreUnavailableError as error:
+            refused.append(str(error))
+        else:
+            done.append(text)
+
+    with guard.run("agent", tenant="acme") as run:
+        step()
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(65536)):
+                pass
+        deadline = time.monotonic() + 60
+        while len(refused) < 3:
+            assert time.monotonic() < deadline, "the disk was not full"
+            step()
+        assert all("No space left on device" in message for message in refused), refused
+        filler.unlink()
+        before = len(done)
+        while len(done) < before + 3:
+            assert time.monotonic() < deadline, refused[-1]
+            step()
+    events = guard.history(run.id)
+    types = Counter(event.type for event in events)
+    assert types["step_completed"] >= len(done), "a result that was handed out is on record"
+    assert types["step_started"] >= len(ran)
+    assert guard.verify(run.id)
+    summary = guard.summary(run.id)
+    assert guard.reconstruct(run.id) == summary
+    books = guard.components.store.accounts(["tenant:acme"])["tenant:acme"]
+    assert not any(books.reserved.values())
+    assert books.spent["steps"] == summary.usage.steps >= len(ran)
 
 
 def test_a_replica_is_promoted_behind_the_agents_back(home: Any) -> None:
