@@ -280,3 +280,24 @@ def test_verify_and_doctor_name_the_account_and_end_with_1(
     assert main(["doctor", "--json"]) == 1
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert {"check": "accounts", "status": "FAULT", "detail": said} in checks
+
+
+def test_accounts_that_move_while_they_are_looked_at_are_no_fault(guard: Guard) -> None:
+    def work() -> None:
+        for _ in range(15):
+            with guard.run("r", tenant="acme", account="thread:42", account_budget=Budget(usd=900)):
+                ask()
+                with guard.run("n"):
+                    ask()
+                ask()
+
+    for per in (None, "day"):
+        guard.set_tenant_budget("acme", Budget(usd=900), per=per)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert guard.verify(), str(guard.verify())
+    for thread in threads:
+        thread.join()
+    assert guard.verify()
