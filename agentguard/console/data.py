@@ -311,7 +311,10 @@ class Console:
         switch = self.guard.components.switch
         late = switch.unacknowledged(generation) if isinstance(switch, PageKillSwitch) else []
         store = self.guard.components.store
-        rows = [store.row(run_id) for run_id in self._covered.get(generation, [])]
+        of_run = (
+            [kills[0].target] if kills[0].scope == "run" else []
+        )  # ordered elsewhere, or before a restart
+        rows = [store.row(run_id) for run_id in self._covered.get(generation, of_run)]
         return Hit(
             kills[0],
             self.guard.acknowledged(generation, wait),

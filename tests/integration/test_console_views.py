@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ pytest.importorskip("jinja2")
 
 from starlette.requests import Request
 
-from agentguard import Budget, Guard, Run, StoreUnavailableError, Usage
+from agentguard import Budget, Guard, KillSwitchTriggeredError, Run, StoreUnavailableError, Usage
 from agentguard.audit.cost_book import BOOK_KEYS, CostBook
 from agentguard.console import metrics, pages, rendering
 from agentguard.console.app import create_app
@@ -444,6 +445,13 @@ def test_the_control_log_says_who_did_what_to_which_run_and_why(site: Site) -> N
     assert said[1].startswith(f"resume run {run.id} bob back")
     assert said[2].startswith(f"pause run {run.id} console:operator-all lunch")
     assert f'href="/runs/{run.id}"' in rows[1]
+
+
+def test_the_page_of_a_kill_shows_its_run_though_it_was_ordered_elsewhere(site: Site, viewer: Client) -> None:
+    with suppress(KillSwitchTriggeredError), site.guard.run("r") as run:
+        generation = site.guard.kill(run=run.id, reason="burns", actor="ann")
+    text = text_of(viewer, f"/kills/{generation}")
+    assert re.search(rf'<a href="/runs/{run.id}">r</a>.*?<td class="good">KILLED</td>', text)
 
 
 def test_an_alert_leads_to_its_run_and_a_question_shows_the_call(site: Site, viewer: Client) -> None:

@@ -52,6 +52,7 @@ def look_up(order: str) -> str:
 
 #: USD for a million tokens: a call costs 0.005 + 0.003 USD.
 PRICES = ModelPrices({"scripted-1": {"input": 5, "output": 15}}, fallback=None)
+QUESTION: Any = {"messages": [("user", "Where is A-1?")]}
 BUDGETS = {"desk": Budget(usd="1"), "spender": Budget(usd="0.008"), "doomed": Budget()}
 
 
@@ -61,7 +62,7 @@ def main(endpoint: str) -> None:
         for name, budget in BUDGETS.items():
             agent = create_agent(Scripted(), [look_up], middleware=[GuardMiddleware(prices=PRICES)])
             with contextlib.suppress(RunStopped), guard.run(name, budget=budget, tenant="acme") as run:
-                agent.invoke({"messages": [("user", "Where is A-1?")]})
+                agent.invoke(QUESTION)
             traces[name] = guard.history(run.id)[0].trace_id
     print(json.dumps(traces))
 
