@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from agentguard.errors import StoreUnavailableError
 
 VARIABLE = "AGENTGUARD_HOME"
+STORE_VARIABLE = "AGENTGUARD_STORE"
 
 
 def default_home() -> Path:
@@ -36,3 +38,28 @@ def _default_home() -> Path:
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The XDG specification says that a relative path is to be ignored.
     return (state if state.is_absolute() else Path.home() / ".local" / "state") / "agentguard"
+
+
+def store_url(home: Path | None = None) -> str:
+    """Return the URL of the event store: `AGENTGUARD_STORE`, else SQLite in `home`, the state directory.
+
+    Raises:
+        StoreUnavailableError: as `default_home`.
+    """
+    return os.environ.get(STORE_VARIABLE) or sqlite_url((home or default_home()) / "agentguard.db")
+
+
+def sqlite_url(file: Path | str) -> str:
+    """Return the URL of a SQLite file."""
+    return f"sqlite:///{quote(str(file))}"
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of `sqlite:///relative.db` or `sqlite:////absolute.db`, without options after `?`.
+
+    Raises:
+        ValueError: there is no path, or the URL has a host.
+    """
+    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
+        raise ValueError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db")
+    return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0])).expanduser()

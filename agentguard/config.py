@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from agentguard._clock import Clock
-from agentguard._home import default_home
+from agentguard._home import default_home, sqlite_path, store_url
 from agentguard._optional import require
 from agentguard._secrets import public_url
 from agentguard.budget.rules import BudgetRule, BudgetRules, budget_rules, parse_budget
@@ -50,7 +50,7 @@ def open_store(
     Raises:
         ValueError: the URL names no store, or asks `memory://` for a durability it has not.
     """
-    url = url or os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{quote(str(home() / 'agentguard.db'))}"
+    url = url or store_url()
     scheme = urlsplit(url).scheme
     if scheme not in _STORES:
         raise ValueError(f"no event store for {url!r}; known are {_known(_STORES)}")
@@ -101,17 +101,6 @@ def export_path(url: str) -> Path:
         raise ValueError(f"{url!r} names no file; write file:///path/run.jsonl")
     absolute, relative = Path("/" + path.lstrip("/")), Path(path.lstrip("/"))
     return relative if relative.exists() and not absolute.exists() else absolute
-
-
-def sqlite_path(url: str) -> Path:
-    """The file of `sqlite:///relative.db` or `sqlite:////absolute.db`, options after `?` left out.
-
-    Raises:
-        ValueError: there is no path, or the URL has a host.
-    """
-    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise ValueError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db")
-    return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0])).expanduser()
 
 
 def sqlite_options(url: str) -> dict[str, Any]:

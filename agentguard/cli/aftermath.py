@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from agentguard._home import store_url
 from agentguard.audit.verify import reconstruct
-from agentguard.cli import hard_kill, lookup
+from agentguard.cli import lookup
 from agentguard.cli.kill_target import NEWEST, LiveRun, chosen, live_run
 from agentguard.errors import AgentGuardError
 from agentguard.events.data import StopSwallowed
@@ -85,7 +86,7 @@ class Covered(NamedTuple):
 
 @contextmanager
 def _store(home: Path) -> Iterator[EventStore]:
-    url = hard_kill.store_url(home)
+    url = store_url(home)
     if url.startswith("memory://"):
         raise ValueError(f"{url} lives in the process that uses it, and no other can look inside")
     with Guard.open(url, kill_switch="memory", telemetry=False, store_timeout=_PATIENCE) as guard:

@@ -17,8 +17,8 @@ import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
+from agentguard._home import store_url
 from agentguard._process import is_alive
 from agentguard.audit.verify import reconstruct
 from agentguard.cli.kill_target import printable
@@ -34,6 +34,7 @@ from agentguard.sessions.dead import close_dead_runs
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from agentguard.killswitch.page import PageKillSwitch
     from agentguard.protocols import RunRow
@@ -68,15 +69,10 @@ class Hard(NamedTuple):
     others: list[Other]
 
 
-def store_url(home: os.PathLike[str]) -> str:
-    """The store of a home, or the one that the environment names."""
-    return os.environ.get("AGENTGUARD_STORE") or f"sqlite:///{quote(os.path.join(home, 'agentguard.db'))}"  # noqa: PTH118
-
-
 class HardKill:
     """One hard kill: who is meant, whether they have stopped, and the signals."""
 
-    def __init__(self, switch: PageKillSwitch, data: dict[str, Any], home: os.PathLike[str]) -> None:
+    def __init__(self, switch: PageKillSwitch, data: dict[str, Any], home: Path) -> None:
         self._switch = switch
         self._data = data
         self._meant = Kill(data["scope"], data["target"], data["reason"], data["actor"], 0, 0)

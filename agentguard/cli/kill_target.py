@@ -7,13 +7,13 @@ whatever is not found there, or cannot be read, is killed as it was typed.
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
+from agentguard._home import sqlite_path, store_url
 from agentguard._process import counts_as_alive, is_alive
 
 if TYPE_CHECKING:
@@ -196,15 +196,14 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
         from agentguard.runs.summary import state_of
         from agentguard.sessions.dead import close_dead_run
 
-        with suppress(AgentGuardError, OSError, ValueError):
-            store = (
-                None if os.environ.get("AGENTGUARD_STORE") else f"sqlite:///{quote(str(_store_file(home)))}"
-            )
-            with Guard.open(store, kill_switch=switch(), telemetry=False) as guard:
-                for run_id in dead:
-                    row = guard.components.store.row(run_id)
-                    if row is not None:
-                        closed += state_of(close_dead_run(guard.components, row)).final
+        with (
+            suppress(AgentGuardError, OSError, ValueError),
+            Guard.open(store_url(home), kill_switch=switch(), telemetry=False) as guard,
+        ):
+            for run_id in dead:
+                row = guard.components.store.row(run_id)
+                if row is not None:
+                    closed += state_of(close_dead_run(guard.components, row)).final
     return closed
 
 
@@ -214,9 +213,6 @@ def printable(text: str) -> str:
 
 
 def _store_file(home: Path) -> Path | None:
-    url = os.environ.get("AGENTGUARD_STORE")
-    if not url:
-        return home / "agentguard.db"
-    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
-        return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0])).expanduser()
+    with suppress(ValueError):
+        return sqlite_path(store_url(home))
     return None

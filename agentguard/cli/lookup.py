@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK
-from agentguard._home import VARIABLE
+from agentguard._home import STORE_VARIABLE, VARIABLE, sqlite_path, store_url
 from agentguard._secrets import public_url
 from agentguard.cli.exit_codes import UsageError
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from agentguard.events.codec import Stored
     from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 
-STORE_VARIABLE = "AGENTGUARD_STORE"
 #: More than anybody lists, and less than a store's integers hold.
 MOST = 1_000_000_000
 #: Of the runs that may be meant, so many are named.
@@ -47,16 +46,9 @@ def use(store: str | None, home: Path | None) -> None:
         os.environ[VARIABLE] = str(home)
 
 
-def store_url() -> str:
-    """The URL of the store that commands work on."""
-    return os.environ.get(STORE_VARIABLE) or f"sqlite:///{config.home() / 'agentguard.db'}"
-
-
 def store_file() -> Path | None:
     """The file of a SQLite store; None for another one."""
-    url = os.environ.get(STORE_VARIABLE)
-    if not url:
-        return config.home() / "agentguard.db"
+    url = store_url()
     if url.startswith("memory://"):
         raise UsageError(
             f"{url} lives in the process that uses it, and no other can look inside; give --store a "
@@ -65,7 +57,7 @@ def store_file() -> Path | None:
     if not url.startswith("sqlite:"):
         return None
     try:
-        return config.sqlite_path(url)
+        return sqlite_path(url)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from agentguard._home import sqlite_url
 from agentguard.demo import forgery
-from agentguard.demo.scenes import DATABASE, open_guard, store_url
+from agentguard.demo.scenes import DATABASE, open_guard
 from agentguard.demo.stage import Script
 from agentguard.events import codec
 from agentguard.guard import Guard
@@ -69,7 +70,7 @@ def _forge(home: Path, run_id: str, seq: int, script: Script) -> None:
     triggers = forgery.drop_triggers(copy)
     forgery.edit(copy, run_id, seq, old, new)
     script.stage.say(f"so the {triggers} triggers are dropped, and the event is edited")
-    with Guard.open(store_url(copy), kill_switch="memory", telemetry=False) as guard:
+    with Guard.open(sqlite_url(copy), kill_switch="memory", telemetry=False) as guard:
         report = guard.verify()
     script.stage.report(report)
     script.expect(

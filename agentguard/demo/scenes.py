@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from urllib.parse import quote
 
+from agentguard._home import sqlite_url
 from agentguard.budget.model import Budget
 from agentguard.demo import folder as prices
 from agentguard.demo.agents import AT_ONCE, Polisher, Survey, surveyor, watcher
@@ -33,12 +33,7 @@ _PATIENCE = 15.0
 
 def open_guard(home: Path) -> Guard:
     """A guard on the demo's own home, whatever the environment says."""
-    return Guard.open(store_url(home / DATABASE), kill_switch=PageKillSwitch(home), telemetry=False)
-
-
-def store_url(database: Path) -> str:
-    """The URL of a SQLite file."""
-    return f"sqlite:///{quote(str(database))}"
+    return Guard.open(sqlite_url(home / DATABASE), kill_switch=PageKillSwitch(home), telemetry=False)
 
 
 class Scenes:

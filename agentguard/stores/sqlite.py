@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._home import sqlite_url
 from agentguard.budget import ledger
 from agentguard.durability import Durability
 from agentguard.errors import RunExistsError, StoreUnavailableError
@@ -79,7 +79,7 @@ class SQLiteEventStore:
         if not 0 <= store_timeout < math.inf:
             raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         self.path = os.path.abspath(path)  # noqa: PTH100  # Path.resolve would follow links
-        self.url = f"sqlite:///{quote(self.path)}"
+        self.url = sqlite_url(self.path)
         self.durability: Durability = durability
         #: By which the windows of tenants are cut.
         self.clock = clock

@@ -1007,3 +1007,27 @@ def test_costs_refuses_what_it_cannot_answer(cli: Cli, home: Path, arguments: li
 
 def test_costs_of_a_store_that_is_not_there_yet_are_nothing(cli: Cli, home: Path) -> None:
     assert cli("costs")[:2] == (0, "nothing was charged here\n")
+
+
+@pytest.mark.parametrize("name", ["h?x", "h%41", "h#x", "h x", "h;x"])
+def test_a_home_may_have_any_name(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    home = tmp_path / name
+    monkeypatch.setenv("AGENTGUARD_HOME", str(home))
+    with Guard.open(telemetry=False) as guard, guard.run("report", run_id="report-1"):
+        send("ann")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    found = {
+        "runs": "report",
+        "show report-1": "report",
+        "verify report-1": "intact: 5 events",
+        "doctor": "ok",
+    }
+    for command, part in found.items():
+        code, out, err = cli(*command.split(), "--home", home)
+        assert (code, err) == (0, ""), command
+        assert part in out
+    facts = json.loads(cli("kill", "report-1", "--reason", "stop", "--home", home, "--json")[1])
+    assert facts["known"] is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]

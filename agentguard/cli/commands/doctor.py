@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from agentguard import _process, config
+from agentguard._home import store_url
 from agentguard.audit.verify import AccountFault, verify_all
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
@@ -188,7 +189,7 @@ def _rights(home: Path, info: os.stat_result) -> Finding:
 
 def _store() -> Iterator[Finding]:
     try:
-        there, file, url = lookup.store_is_there(), lookup.store_file(), lookup.store_url()
+        there, file, url = lookup.store_is_there(), lookup.store_file(), store_url()
         if not there:
             yield Finding("store", OK, f"{url} is not there yet; the first run makes it")
             return

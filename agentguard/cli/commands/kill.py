@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentguard._home import default_home
+from agentguard._home import STORE_VARIABLE, default_home
 from agentguard.cli import exit_codes, kill_target
 from agentguard.cli.kill_target import printable
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
@@ -153,7 +153,7 @@ def _worst(codes: Iterable[int]) -> int:
 def _open_switch(home: Path) -> PageKillSwitch:
     """The switch that runs under this home use: the page, or the server that the environment names."""
     url = os.environ.get("AGENTGUARD_KILL_SWITCH") or ""
-    if not url and (store := os.environ.get("AGENTGUARD_STORE", "")).startswith("postgresql://"):
+    if not url and (store := os.environ.get(STORE_VARIABLE, "")).startswith("postgresql://"):
         url = store
     if "://" not in url.removesuffix("://"):
         return PageKillSwitch(home)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentguard import config
+from agentguard._home import store_url
 from agentguard._optional import require
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
@@ -17,7 +18,7 @@ def migrate(store: StoreOption = None, as_json: JsonOption = False) -> None:
     and after a backup was restored into another server.
     """
     lookup.use(store, None)
-    url = lookup.store_url()
+    url = store_url()
     if not url.startswith("postgresql:"):
         raise exit_codes.UsageError(f"{url} needs no migration; name a postgresql:// store with --store")
     require("psycopg", extra="postgres", feature="an event store in PostgreSQL")

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from agentguard._clock import SYSTEM_CLOCK
+from agentguard._home import store_url
 from agentguard.cli import exit_codes, lookup, output, selection, tables
 from agentguard.errors import LogIntegrityError
 from agentguard.monitoring import RunStatus, status_of
@@ -88,7 +89,7 @@ def _runs(options: argparse.Namespace) -> None:
         output.print_json([run.to_data() for run in found])
     elif not found:
         like_this = " like this" if any((tenant, state, name, since)) else ""
-        output.console().print(f"no runs{like_this} in {lookup.store_url()}")
+        output.console().print(f"no runs{like_this} in {store_url()}")
     for problem in damaged:
         output.complain(f"{problem}; shown as of its last change of state, `agentguard verify` says more")
     if damaged:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.text import Text
 
+from agentguard._home import store_url
 from agentguard.audit.verify import take, watched
 from agentguard.budget.model import Usage
 from agentguard.cli import exit_codes, lookup, output, timeline
@@ -69,7 +70,7 @@ def show(
 
 def _show_log(typed: str, *, payloads: bool, as_json: bool) -> None:
     """Show one log."""
-    if typed == CONTROL_RUN_ID and not lookup.store_url().startswith("file:"):
+    if typed == CONTROL_RUN_ID and not store_url().startswith("file:"):
         _show_control(as_json=as_json)
         return
     with lookup.looking() as guard:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from agentguard import config
+from agentguard._home import store_url
 from agentguard._optional import require
 from agentguard.budget.model import Budget
 from agentguard.cli import exit_codes, lookup, output, tables
@@ -72,7 +73,7 @@ def _set(tenant: str, budget: Budget, per: Period | None, actor: str | None) -> 
 
 
 def _bind(login: str, tenant: str) -> None:
-    url = lookup.store_url()
+    url = store_url()
     if not url.startswith("postgresql:"):
         raise exit_codes.UsageError("--login is for PostgreSQL, whose server keeps tenants apart")
     require("psycopg", extra="postgres", feature="an event store in PostgreSQL")
