@@ -115,9 +115,11 @@ class Call:
         #: What the SDK of OpenAI received, where LiteLLM uses it: LiteLLM drops the tier of streams.
         self.raw = RawAnswers()
         self._reserved: Usage | UnknownCostError = self._bounded()
+        wanted = asked.get("stream_options") or {}
+        #: The usage is asked for by the guard, and not by the caller.
+        self._usage_is_ours = self.streams and "include_usage" not in wanted
         if self.streams:
-            options = {"include_usage": True, **(asked.get("stream_options") or {})}
-            self.kwargs["stream_options"] = options
+            self.kwargs["stream_options"] = {"include_usage": True, **wanted}
 
     def _bounded(self) -> Usage | UnknownCostError:
         request = ModelRequest((), self.body)
@@ -168,6 +170,11 @@ class Call:
         if counted is not None:
             self._counted = counted if self._counted is None else self._counted.larger(counted)
 
+    def is_extra(self, chunk: Any) -> bool:
+        """Return whether a chunk is there for the guard alone: it tells the usage, and nothing else."""
+        told = self._usage_is_ours and getattr(chunk, "usage", None) is not None
+        return told and not any(_says_something(choice) for choice in chunk.choices)
+
     def settle(self, step: Step | None) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved."""
         if step is not None and self._counted is not None:
@@ -175,6 +182,12 @@ class Call:
             if not self.raw.told:
                 counted = ModelRequest((), self.body).completed(counted, place_told=not self.streams)
             step.settle(self._guarding.costs.priced(self.model, counted, provider=self._guarding.provider))
+
+
+def _says_something(choice: Any) -> bool:
+    delta = getattr(choice, "delta", None)  # text completions have none
+    said = {} if delta is None else delta.model_dump(exclude_none=True)
+    return bool(choice.finish_reason or getattr(choice, "text", None) or any(said.values()))
 
 
 def _least_output(body: dict[str, Any]) -> int:
@@ -215,7 +228,8 @@ def _stream(body: dict[str, Any], call: Call) -> Iterator[Any]:
         yield Opened()
         for chunk in stream:
             call.saw(chunk)
-            yield chunk
+            if not call.is_extra(chunk):
+                yield chunk
     finally:
         call.settle(step)
         _close(stream)
@@ -229,7 +243,8 @@ async def _stream_async(body: dict[str, Any], call: Call) -> AsyncIterator[Any]:
         yield Opened()
         async for chunk in stream:
             call.saw(chunk)
-            yield chunk
+            if not call.is_extra(chunk):
+                yield chunk
     finally:
         call.settle(step)
         await stream.aclose()

@@ -96,6 +96,22 @@ def test_a_call_is_charged_replayed_and_refused(
     assert len(server.requests) == 1
 
 
+def shape(chunks: list[Any]) -> list[Any]:
+    return [(len(chunk.choices), [choice.delta.content for choice in chunk.choices]) for chunk in chunks]
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
+def test_a_stream_has_the_chunks_that_it_has_without_the_guard(
+    ask: Any, server: Providers, guard: Guard, options: dict[str, Any]
+) -> None:
+    """The guard asks for the usage; a caller who has not does not meet its chunk, which has no choices."""
+    call = asked(server, stream=True, **options)
+    live = list(bare.completion(**call))
+    with guard.run("ask", budget=Budget(usd=5)) as run:
+        assert shape(ask(**call)) == shape(live)
+    assert run.spent.usd == Decimal(ANSWER_USD)
+
+
 def test_another_provider_is_charged_too(ask: Any, server: Providers, guard: Guard) -> None:
     call = asked(server, model="anthropic/claude-test", api_base=f"{server.url}/v1/messages")
     with guard.run("ask", budget=Budget(usd=5)) as run:
