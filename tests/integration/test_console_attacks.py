@@ -322,6 +322,32 @@ def test_a_client_that_does_not_finish_its_headers_is_not_waited_for(
     assert asyncio.run(main()).count(b"done") == answers
 
 
+def test_a_client_that_reads_nothing_of_an_endless_answer_is_given_up() -> None:
+    """What it has not read waits in buffers of a bounded size, and no longer than that."""
+
+    async def main() -> int:
+        ended, sent = asyncio.Event(), 0
+
+        async def endless(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal sent
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            try:
+                while True:
+                    await send({"type": "http.response.body", "body": b"x" * 2**16, "more_body": True})
+                    sent += 2**16
+            finally:
+                ended.set()
+
+        async with listening(Limits(endless, read_seconds=0.2), 60) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            writer.write(HEADERS + b"\r\n")
+            await asyncio.wait_for(ended.wait(), 60)
+            writer.close()
+        return sent
+
+    assert 0 < asyncio.run(main()) < 64 * 2**20
+
+
 def test_an_answer_may_take_longer_than_headers_may() -> None:
     async def main() -> bytes:
         silent_is_closed = asyncio.Event()

@@ -248,7 +248,7 @@ def test_every_action_is_reached_by_tab_and_shows_that_it_is(served: Served, bro
     paths = ["/", "/runs", "/costs?by=step", "/control", "/kill?scope=tenant&target=acme"]
     paths += [*(f"/runs/{run_id}" for run_id in ids), f"/runs/{origin}?whatif=1&usd=0.90&verify=1"]
     paths += [f"/runs/{origin}?beside={fork}", "/login"]
-    with window(browser, served.url) as opened:
+    with window(browser, served.url, javascript=False) as opened:  # so that nothing moves meanwhile
         log_in(opened, served.token)
         expect(opened.page.locator("#waiting")).to_contain_text("higher limit")
         faults = {}
