@@ -46,7 +46,7 @@ def test_every_command_and_exit_code_is_in_the_reference(reference: str) -> None
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
-        if "://" in target:
+        if "://" in target or target.startswith("../console/"):  # pictures, which the browser tests make
             continue
         path, _, anchor = target.partition("#")
         there = page if not path else page.parent / path
