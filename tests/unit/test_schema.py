@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -212,3 +213,29 @@ def test_memory_promises_no_durability():
 def test_migrations_are_numbered_from_one_without_a_gap_and_none_twice(backend: str) -> None:
     numbers = [number for number, _ in _sql.migrations(backend)]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_an_event_of_a_type_that_is_not_known_is_passed_over(guard: Guard, tmp_path: Path) -> None:
+    """As an older reader does with what a newer agentguard puts on record: alerts, say."""
+
+    def program() -> None:
+        tool()
+        tool()
+
+    with guard.run("r", run_id="r") as run:
+        log = run.live_run.log
+        tool()
+        log.decide(lambda: log.act([Record(0, "from_the_future", 1, key="main/x#1", data={"usd": 5})]))
+        tool()
+        spent = run.spent
+    log.decide(lambda: log.act([Record(0, "from_the_future", 2)]))  # after its end, too
+    assert guard.verify("r")
+    assert guard.reconstruct("r") == guard.summary("r")
+    assert guard.summary("r").usage == spent
+    with guard.replay("r"):
+        program()
+    assert [event.type for event in guard.history("r")].count("from_the_future") == 2
+    guard.export("r", tmp_path / "r.jsonl")
+    with Guard.open(f"file://{tmp_path / 'r.jsonl'}", telemetry=False) as exported:
+        assert exported.verify()
+        assert exported.summary("r") == guard.summary("r")
