@@ -605,7 +605,7 @@ class Guard:
         kind: str,
         message: str,
         *,
-        run: Any = UNSET,
+        run: Id = UNSET,
         subject: str = "",
         firing: bool = True,
         facts: Mapping[str, object] | None = None,
