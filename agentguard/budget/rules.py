@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from agentguard.budget.model import Budget
 
@@ -58,7 +58,7 @@ class BudgetRules(NamedTuple):
         return next((rule for rule in self.rules if rule.matches(run, tenant)), None)
 
 
-def budget_rules(table: Any, source: str) -> BudgetRules:
+def budget_rules(table: object, source: str) -> BudgetRules:
     """Return the rules of a table, the most special first.
 
     Raises:
@@ -70,7 +70,7 @@ def budget_rules(table: Any, source: str) -> BudgetRules:
     return BudgetRules(tuple(sorted(rules, key=lambda rule: rule.rank, reverse=True)), source)
 
 
-def _rule(key: str, fields: Any, source: str) -> BudgetRule:
+def _rule(key: str, fields: object, source: str) -> BudgetRule:
     tenant, run = "*", key
     if key.startswith(_TENANT):
         tenant, slash, run = key.removeprefix(_TENANT).partition("/")
@@ -125,22 +125,24 @@ def parse_budget(text: str, source: str) -> Budget:
     return budget
 
 
-def _pairs(text: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _pairs(text: str) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    calls: dict[str, object] = {}
     for pair in text.split(","):
         name, sign, value = (part.strip() for part in pair.partition("="))
         if not sign or not name or not value:
             raise ValueError(f"{pair.strip()!r} is no limit; write name=value, as usd=5.00")
         if name.startswith("calls."):
-            fields.setdefault("calls", {})[name.removeprefix("calls.")] = _value(value)
+            calls[name.removeprefix("calls.")] = _value(value)
         else:
             fields[name] = value if name == "usd" else _value(value)
-    return fields
+    return {**fields, "calls": calls} if calls else fields
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """Return the number or truth value of a text; a text that is neither is refused by the budget."""
     try:
-        return json.loads(text.lower())
+        value: object = json.loads(text.lower())
     except ValueError:
         return text
+    return value

@@ -6,7 +6,6 @@ import getpass
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from agentguard.events.data import Said
 from agentguard.events.model import KILL_CLEARED, KILL_SET
@@ -16,7 +15,7 @@ from agentguard.tenancy import UNSET, Id, check_id, check_reason, check_text
 
 def kill_data(
     reason: str, *, tenant: Id = UNSET, run: Id = UNSET, actor: str | None = None
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, dict[str, str]]:
     """The type and data of the control record that kills a run, a tenant, or everything.
 
     Raises:
@@ -28,7 +27,7 @@ def kill_data(
 
 def revive_data(
     reason: str, *, tenant: Id = UNSET, run: Id = UNSET, actor: str | None = None
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, dict[str, str]]:
     """The type and data of the control record that clears the kills of exactly this target."""
     return KILL_CLEARED, _request(reason, tenant, run, actor)
 
@@ -46,13 +45,13 @@ def authorship(reason: str | None, actor: str | None) -> Said:
     return data
 
 
-def in_force(kills: Iterable[Kill], data: Mapping[str, Any]) -> list[Kill]:
+def in_force(kills: Iterable[Kill], data: Mapping[str, object]) -> list[Kill]:
     """The kills that a revive with this data would clear."""
     match = (data["scope"], data["target"])
     return [kill for kill in kills if not kill.cleared and (kill.scope, kill.target) == match]
 
 
-def check_request(event_type: str, data: Mapping[str, Any]) -> None:
+def check_request(event_type: str, data: Mapping[str, object]) -> None:
     """Refuse a kill or revive that `fold` could not read, for the log cannot be corrected later.
 
     Raises:
@@ -80,7 +79,7 @@ def default_actor() -> str:
     return f"{user}@{platform.node() or 'localhost'}"
 
 
-def _request(reason: str, tenant: Id, run: Id, actor: str | None) -> dict[str, Any]:
+def _request(reason: str, tenant: Id, run: Id, actor: str | None) -> dict[str, str]:
     if tenant is not UNSET and run is not UNSET:
         raise ValueError("give a tenant or a run, not both")
     scope, target = GLOBAL, ""
