@@ -153,4 +153,4 @@ def _erased_runs(switch: KillSwitch) -> set[str]:
     mark = b'"type":"%s"' % PAYLOAD_ERASED.encode()
     records = (codec.decode(stored.body) for stored in switch.read() if mark in stored.body[:64])
     erased = (data_of(record, PayloadErased) for record in records)
-    return {data["run"] for data in erased if "run" in data}
+    return {run for data in erased if isinstance(run := data.get("run"), str)}

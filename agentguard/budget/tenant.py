@@ -8,6 +8,7 @@ from typing import Any
 
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget
+from agentguard.tenancy import check_id
 
 PERIODS = (None, "day", "month")
 _NAME = "tenant:"
@@ -26,7 +27,14 @@ class TenantBudgets:
         self._budgets: dict[str, dict[str | None, Budget]] = {}
 
     def set(self, tenant: str, per: str | None, fields: dict[str, Any]) -> None:
-        """Put a budget in force; one without any limit lifts it."""
+        """Put a budget in force; one without any limit lifts it.
+
+        Raises:
+            TypeError, ValueError: it is none, or its tenant or period cannot be one.
+        """
+        check_id(tenant, "tenant")
+        if per not in PERIODS:
+            raise ValueError(f"per must be 'day', 'month' or None, not {per!r}")
         budget = Budget.from_fields(fields)
         budgets = dict(self._budgets.get(tenant, {}))
         if budget.unlimited:

@@ -54,11 +54,17 @@ class Components:
         for stored in self.switch.read(self._learned):
             try:
                 record = codec.decode(stored.body)
+                if record.type == ev.TENANT_BUDGET_SET:
+                    data = data_of(record, TenantBudgetSet)
+                    self.tenants.set(data["tenant"], data.get("per"), data["budget"])
             except LogIntegrityError as error:
-                raise KillSwitchUnavailableError(
-                    f"the control log is damaged at event {stored.seq}: {error.problem}; `agentguard doctor`"
-                ) from error
-            if record.type == ev.TENANT_BUDGET_SET and record.data is not None:
-                data = data_of(record, TenantBudgetSet)
-                self.tenants.set(data["tenant"], data.get("per"), data["budget"])
+                raise _damaged(stored.seq, error.problem) from error
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise _damaged(stored.seq, f"it sets no budget of a tenant ({error})") from error
             self._learned = record.seq
+
+
+def _damaged(seq: int, problem: str) -> KillSwitchUnavailableError:
+    return KillSwitchUnavailableError(
+        f"the control log is damaged at event {seq}: {problem}; `agentguard doctor`"
+    )

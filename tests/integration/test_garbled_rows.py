@@ -12,9 +12,18 @@ from typing import Any
 
 import pytest
 
-from agentguard import AgentGuardError, Budget, Guard, LogIntegrityError, RunStopped, guarded_step
+from agentguard import (
+    AgentGuardError,
+    Budget,
+    Guard,
+    KillSwitchUnavailableError,
+    LogIntegrityError,
+    RunStopped,
+    guarded_step,
+)
 from agentguard._process import identity
 from agentguard.cli import main
+from agentguard.events.codec import chain, genesis
 from agentguard.sessions.upkeep import beat
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -253,6 +262,40 @@ def test_a_run_id_of_another_type_is_a_fault(store: Path) -> None:
     garble(store, "UPDATE run SET run_id = CAST(run_id AS BLOB) WHERE run_id = 'a'")
     with Guard.open(kill_switch="memory", telemetry=False) as guard:
         assert [fault.seq for fault in guard.verify().faults] == [1]
+
+
+BUDGETS: dict[str, dict[str, Any]] = {
+    "no tenant": {"tenant": None},
+    "a tenant of another type": {"tenant": []},
+    "a period that is none": {"per": "week"},
+    "a period of another type": {"per": {}},
+    "a budget of another type": {"budget": 7},
+    "a limit that is none": {"budget": {"usd": "x"}},
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_a_tenants_budget_that_is_none_stops_what_it_would_limit(home: Path, cli: Cli, case: str) -> None:
+    """Written by somebody who knows how to make the chain fit."""
+    with Guard.open(telemetry=False) as guard:
+        guard.set_tenant_budget("acme", Budget(usd=1))
+        with guard.run("r"):
+            echo(1)
+    log = home / "control.log"
+    event = json.loads(log.read_bytes())["event"]
+    event["data"] |= BUDGETS[case]
+    body = json.dumps(event, separators=(",", ":")).encode()
+    log.write_bytes(b'{"hash":"%s","event":%s}\n' % (chain(genesis("control"), body).hex().encode(), body))
+    (home / "kill.page").unlink()
+    with Guard.open(telemetry=False) as guard:
+        told_of = pytest.raises(
+            KillSwitchUnavailableError, match="the control log is damaged at event 1: it sets"
+        )
+        with told_of, guard.run("r", tenant="acme"):
+            echo(1)
+        with told_of:
+            guard.tenants()
+    assert cli("tenants")[0] == 5
 
 
 @pytest.mark.parametrize("left", [2, 1, 0])
