@@ -51,6 +51,8 @@ class Runtime:
         self.live: weakref.WeakValueDictionary[str, LiveRun] = weakref.WeakValueDictionary()
         #: The run down to which abandoned steps were looked for; None: begin anew at the newest.
         self.looked_at: str | None = None
+        #: How many signs of life there were.
+        self.beats = 0
         self._heartbeat = Heartbeat(_weakly(self, check), _weakly(self, beat))
 
     def budget_for(self, name: str, tenant: str) -> Budget:

@@ -12,6 +12,9 @@ from agentguard.sessions.abandoned import charge_some
 from agentguard.sessions.dead import close_dead_runs
 from agentguard.steps.flow import check
 
+#: At the first of how many signs of life steps of dead processes are looked for: once a minute.
+_LOOKS = 12
+
 
 def check_bodies(runtime: Runtime) -> None:
     """Check the stop for every body in flight.
@@ -50,5 +53,7 @@ def beat(runtime: Runtime) -> None:
                 components.store.update_row(row)
     with contextlib.suppress(AgentGuardError):
         close_dead_runs(components)
-    with contextlib.suppress(AgentGuardError):
-        charge_some(runtime, components)
+    runtime.beats += 1
+    if runtime.beats % _LOOKS == 1:
+        with contextlib.suppress(AgentGuardError):
+            charge_some(runtime, components)

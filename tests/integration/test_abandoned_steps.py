@@ -15,7 +15,6 @@ import pytest
 from agentguard import AgentGuardError, Budget, Guard, Usage, guarded_step
 from agentguard.cli.__main__ import main
 from agentguard.sessions.abandoned import charge_some
-from agentguard.sessions.upkeep import beat
 from tests.kit import wait_until
 
 #: Its run ends (or is killed, by this process or another) while `slow` is in its body, or in that of a process
@@ -151,6 +150,11 @@ def test_of_a_process_that_cannot_be_seen_from_here_doctor_says_so_and_charges_n
 # --- without an operator -------------------------------------------------------------------------
 
 
+def look(guard: Guard) -> None:
+    """What a sign of life does, once a minute."""
+    charge_some(guard.runtime, guard.components)
+
+
 def outcomes(guard: Guard) -> list[str]:
     """The events of its steps, the starts last."""
     return sorted(event.type for event in guard.history("job-00001") if event.type.startswith("step_"))
@@ -165,8 +169,8 @@ def books(guard: Guard) -> tuple[Decimal, Decimal, Decimal]:
 
 def test_signs_of_life_of_two_processes_charge_it_once(sqlite_guard, key):
     with Guard.open(telemetry=False) as other:
-        runtimes = [guard.runtime for guard in (sqlite_guard, other) if guard.tenants()]
-        threads = [threading.Thread(target=beat, args=(runtime,)) for runtime in runtimes * 2]
+        guards = [sqlite_guard, other]
+        threads = [threading.Thread(target=look, args=(guard,)) for guard in guards * 2]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -197,7 +201,7 @@ def test_a_body_whose_process_lives_outlives_its_run(sqlite_guard):
     sqlite_guard.set_tenant_budget("t", Budget(usd="1.00"))
     process = start("killed")
     try:
-        beat(sqlite_guard.runtime)
+        look(sqlite_guard)
         assert outcomes(sqlite_guard) == ["step_started"]
     finally:
         end(process)
@@ -213,10 +217,10 @@ def test_so_does_that_of_a_process_that_had_joined_the_run_until_it_dies_too(sql
         owner.stdin.flush()
         assert owner.stdout.readline() == "ended\n"
         end(owner)
-        beat(sqlite_guard.runtime)
+        look(sqlite_guard)
         assert outcomes(sqlite_guard) == ["step_resolved", "step_started", "step_started"]
     finally:
         end(joined)
-    beat(sqlite_guard.runtime)
+    look(sqlite_guard)
     assert outcomes(sqlite_guard) == ["step_resolved"] * 2 + ["step_started"] * 2
     assert books(sqlite_guard) == (2 * USD, 2 * USD, 0)
