@@ -14,7 +14,8 @@ def on_a_terminal(command: Sequence[str], environment: Mapping[str, str], column
     """Run a command to its end; return what it wrote, standard error among it."""
     ours, theirs = pty.openpty()
     os.set_inheritable(theirs, True)
-    settings = {"COLUMNS": str(columns), "TERM": "xterm-256color", **environment}
+    # A worker of pytest-xdist has a COLUMNS of its own.
+    settings = {"TERM": "xterm-256color", **environment, "COLUMNS": str(columns)}
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=settings):
         os.close(theirs)
         written = b""

@@ -73,7 +73,7 @@ def drill(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterato
         agentguard = [*host, sys.executable, "-m", "agentguard.cli"]
 
         def shown(*arguments: str) -> str:
-            return without_styles(on_a_terminal([*agentguard, *arguments], own, columns=260))
+            return without_styles(on_a_terminal([*agentguard, *arguments], own, columns=200))
 
         def command(*arguments: str) -> tuple[int, str]:
             done = subprocess.run(
