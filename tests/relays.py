@@ -6,10 +6,14 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from agentguard import guarded_step
 from agentguard.errors import KillSwitchUnavailableError
+from agentguard.events.codec import Stored, chain, encode
+from agentguard.events.model import Record
 from agentguard.killswitch import relay_process
+from agentguard.killswitch.control import format_entry
 from agentguard.killswitch.network import NetworkKillSwitch
 from tests.kit import wait_until
 
@@ -77,6 +81,13 @@ def running_relay(switch: NetworkKillSwitch) -> int:
     pid = relay_pid(switch.home)
     assert pid is not None
     return pid
+
+
+def control_entry(after: Stored, event_type: str, data: dict[str, Any]) -> str:
+    """Return a record that would follow another one, as relays were told of it by early servers."""
+    body = encode(Record(seq=after.seq + 1, type=event_type, at_ns=1, data=data))
+    stored = Stored(after.seq + 1, body, chain(after.hash, body), None, after.seq + 1)
+    return f"{stored.seq} {format_entry(stored).decode()}"
 
 
 def refused(switch: NetworkKillSwitch) -> bool:

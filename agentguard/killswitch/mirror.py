@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
-from agentguard.events.codec import Stored, genesis
+from agentguard.events.codec import genesis
 from agentguard.events.model import CONTROL_RUN_ID, KILL_SET, Head
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.control import check_chain
@@ -139,12 +138,6 @@ class Mirror:
                 raise self._other_record(local)
             entries = entries[1:]
         return self.files.mirror(entries) if entries else local
-
-    def take(self, pushed: Sequence[Stored]) -> int:
-        """Take in what a server has just told, if it is what comes next; else ask for all of it."""
-        if pushed[0].seq > self.files.log.refresh() + 1:
-            return self.sync()
-        return self.files.mirror(pushed)
 
     def record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
         """Append to the server's log, then show it in this host's page; gives the generation.

@@ -1,7 +1,8 @@
-"""The control log on PostgreSQL: a table that is only added to, and a NOTIFY for each record.
+"""The control log on PostgreSQL: a table that is only added to, and an empty NOTIFY for each record.
 
 The tables come with `agentguard migrate`.  A login of one tenant has no right to them, since the chain
-is of all tenants' records: where such logins run agents, run the relay by itself with another.
+is of all tenants' records: where such logins run agents, run the relay by itself with another.  Channels have
+no rights: every login of the database may listen and notify, so nothing is told there, and nothing believed.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
-from msgspec import structs
 
 from agentguard._optional import require
 from agentguard._secrets import public_url
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.killswitch.control import parse_entry
-from agentguard.killswitch.remote import REPORT_KEPT, HostReport
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport, parse_report
 
 #: Seconds that the server is given for a connection (whole ones), and for an answer.
 CONNECTING = 2
@@ -30,21 +29,12 @@ TIMEOUT = 2.0
 #: Options of a store's URL, which are not the driver's.
 _OF_STORES = ("store_timeout", "connections", "tenant", "prefix")
 
-_READ = "SELECT seq, body, hash FROM agentguard.kill_record WHERE seq > %s ORDER BY seq"
-_APPEND = """
-INSERT INTO agentguard.kill_record (seq, body, hash)
-SELECT %(seq)s, %(body)s, %(hash)s
-WHERE %(seq)s = 1
-    OR EXISTS (SELECT FROM agentguard.kill_record WHERE seq = %(seq)s - 1 AND hash = %(previous)s)
-ON CONFLICT DO NOTHING
-"""
-_REPORT = """
-INSERT INTO agentguard.kill_host (host, report) VALUES (%s, %s)
-ON CONFLICT (host) DO UPDATE SET report = excluded.report, at = clock_timestamp()
-"""
-_REPORTS = "SELECT report, extract(epoch FROM clock_timestamp() - at)::float8 FROM agentguard.kill_host"
-_FORGET = "DELETE FROM agentguard.kill_host WHERE host = %s"
-_PRUNE = "DELETE FROM agentguard.kill_host WHERE at < clock_timestamp() - make_interval(secs => %s)"
+_READ = "SELECT seq, body, hash FROM agentguard.control_records(%s)"
+_APPEND = "SELECT agentguard.add_control_record(%s, %s, %s, %s)"
+_REPORT = "SELECT agentguard.report_host(%s, %s)"
+_REPORTS = "SELECT host, report, silent FROM agentguard.host_reports()"
+_FORGET = "SELECT agentguard.forget_hosts(%s, NULL)"
+_PRUNE = "SELECT agentguard.forget_hosts(NULL, %s)"
 
 
 class PostgresLog:
@@ -76,44 +66,32 @@ class PostgresLog:
 
     def append(self, stored: Stored, previous: bytes) -> bool:
         """Add a record unless its sequence is taken, or the one it follows is not there."""
-        record = {"seq": stored.seq, "body": stored.body, "hash": stored.hash, "previous": previous}
-        with self._connected() as connection:
-            return bool(connection.execute(_APPEND, record).rowcount)
+        [[added]] = self._ask(_APPEND, stored.seq, stored.body, stored.hash, previous)
+        return bool(added)
 
-    def wait(self, seconds: float) -> Sequence[Stored]:
-        """Wait for a notification."""
+    def wait(self, seconds: float) -> bool:
+        """Wait for a notification, whatever it says."""
         with self._explained():
             if self._listening is None:
                 self._listening = self._connect()
                 self._listening.execute("LISTEN agentguard_kill")
-            told = [*self._listening.notifies(timeout=seconds, stop_after=1)]
-        if not told:
-            return ()
-        number, _, entry = told[-1].payload.partition(" ")
-        # One that is too long to be told has to be read.
-        return (parse_entry(entry.encode(), int(number)),) if entry else self.read(int(number) - 1)
+            return any(self._listening.notifies(timeout=seconds, stop_after=1))
 
     def report(self, report: HostReport) -> None:
         """Put a report in the place of the last one."""
-        with self._connected() as connection:
-            connection.execute(_REPORT, (report.host, msgspec.json.encode(report).decode()))
+        self._ask(_REPORT, report.host, msgspec.json.encode(report).decode())
 
     def reports(self) -> Sequence[HostReport]:
         """Return the reports, with their age by the server's clock."""
-        return [
-            structs.replace(msgspec.json.decode(report, type=HostReport), silent=max(0.0, age))
-            for report, age in self._ask(_REPORTS)
-        ]
+        return [parse_report(host, report, silent) for host, report, silent in self._ask(_REPORTS)]
 
     def forget(self, host: str) -> None:
         """Remove a report."""
-        with self._connected() as connection:
-            connection.execute(_FORGET, (host,))
+        self._ask(_FORGET, host)
 
     def prune(self) -> None:
         """Remove reports that are old by the server's clock."""
-        with self._connected() as connection:
-            connection.execute(_PRUNE, (REPORT_KEPT,))
+        self._ask(_PRUNE, REPORT_KEPT)
 
     def after_fork(self) -> None:
         """In a forked child: never close the parent's connections, and make others."""
@@ -164,7 +142,7 @@ class PostgresLog:
 
     def _hint(self, error: Exception) -> str:
         errors = self._psycopg.errors
-        if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
+        if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
             return "; run `agentguard migrate --store URL` as its owner"
         if isinstance(error, errors.InsufficientPrivilege):
             return "; a login of one tenant has no right to it: run `agentguard relay` with another"

@@ -1,8 +1,8 @@
-"""The control log on a Redis or Valkey server: a list, and a message for each record appended.
+"""The control log on a Redis or Valkey server: a list, and an empty message for each record appended.
 
 {prefix}:kills          list of entries, as lines of a control log file
 {prefix}:kills:hosts    hash: host id to "<seconds of the server's clock> <report>"
-{prefix}:kills          also the channel: "<sequence> <entry>"
+{prefix}:kills          also the channel; what is told there is not believed, and the list is read
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
-from msgspec import structs
 
 from agentguard._optional import require
 from agentguard._secrets import public_url
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.control import format_entry, parse_entry
-from agentguard.killswitch.remote import REPORT_KEPT, HostReport
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport, parse_report
 
 #: Seconds that the server is given for a connection, and for an answer.
 TIMEOUT = 2.0
@@ -32,7 +31,7 @@ if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
 local newest = redis.call('LINDEX', KEYS[1], -1)
 if newest and string.sub(newest, 10, 73) ~= ARGV[3] then return 0 end
 redis.call('RPUSH', KEYS[1], ARGV[2])
-redis.call('PUBLISH', KEYS[1], (ARGV[1] + 1) .. ' ' .. ARGV[2])
+redis.call('PUBLISH', KEYS[1], '')
 return 1
 """
 _REPORT = """
@@ -42,7 +41,7 @@ _PRUNE = """
 local oldest = redis.call('TIME')[1] - ARGV[1]
 local fields = redis.call('HGETALL', KEYS[1])
 for number = 1, #fields, 2 do
-    if tonumber(string.match(fields[number + 1], '^%d+')) < oldest then
+    if (tonumber(string.match(fields[number + 1], '^%d+')) or 0) < oldest then
         redis.call('HDEL', KEYS[1], fields[number])
     end
 end
@@ -113,17 +112,13 @@ class RedisLog:
         with self._answering():
             return bool(self._append(keys=[self._key], args=arguments))
 
-    def wait(self, seconds: float) -> Sequence[Stored]:
-        """Wait for a message."""
+    def wait(self, seconds: float) -> bool:
+        """Wait for a message, whatever it says."""
         with self._answering():
             if self._messages is None:
                 self._messages = self._client.pubsub(ignore_subscribe_messages=True)
                 self._messages.subscribe(self._key)
-            message = self._messages.get_message(timeout=seconds)
-        if message is None or not isinstance(message["data"], bytes):
-            return ()
-        number, _, entry = message["data"].partition(b" ")
-        return (parse_entry(entry, int(number)),) if number.isdigit() else ()
+            return self._messages.get_message(timeout=seconds) is not None
 
     def report(self, report: HostReport) -> None:
         """Put a report beside the server's time."""
@@ -135,10 +130,10 @@ class RedisLog:
         with self._answering():
             pipeline = self._client.pipeline(transaction=False)
             (now, _), reports = pipeline.time().hgetall(self._hosts).execute()
-        split = (report.partition(b" ") for report in reports.values())
+        split = ((host, *report.partition(b" ")) for host, report in reports.items())
         return [
-            structs.replace(msgspec.json.decode(report, type=HostReport), silent=max(0.0, now - int(at)))
-            for at, _, report in split
+            parse_report(host.decode("utf-8", "replace"), report, now - int(at) if at.isdigit() else 0.0)
+            for host, at, _, report in split
         ]
 
     def forget(self, host: str) -> None:

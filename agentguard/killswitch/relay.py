@@ -118,10 +118,8 @@ class Relay:
                 if self._is_left():
                     return
             pause = self._report(now)
-            pushed = self._remote.wait(max(min(due - time.monotonic(), pause), 0.001))
-            if pushed:
-                self._mirror.take(pushed)
-                wake(self._live)
+            if self._remote.wait(max(min(due - time.monotonic(), pause), 0.001)):
+                self._read()
 
     def _agree(self, now: float) -> None:
         """Read the record on the server, and show that the page agrees with it.
@@ -130,17 +128,21 @@ class Relay:
         host that a kill does not wait for.
         """
         began = time.monotonic_ns()
-        before = self._files.log.generation
         if now >= self._verify_due:
             self._mirror.verify()
             self._remote.prune()
             self._verify_due = now + _VERIFYING
-        if self._mirror.sync() != before:
-            wake(self._live)
+        self._read()
         self._files.exact()
         self._report(now)
         self._files.current().beat(began)
         self._files.complain(None)
+
+    def _read(self) -> None:
+        """Take in what is new on the server, and wake those whom it may concern."""
+        before = self._files.log.generation
+        if self._mirror.sync() != before:
+            wake(self._live)
 
     def _report(self, now: float) -> float:
         """Tell the server what has changed here, and return the seconds until the next look."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
 from agentguard.events.codec import Stored
 from agentguard.killswitch.acks import Count
@@ -47,6 +48,14 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
         return Count(len(self.acknowledged) + gone, acted + gone, self.generation >= generation)
 
 
+def parse_report(host: str, report: str | bytes, silent: float) -> HostReport:
+    """Return a report as it lies on the server; one that says nothing is of a host that has heard nothing."""
+    try:
+        return structs.replace(msgspec.json.decode(report, type=HostReport), silent=max(0.0, silent))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return HostReport(host=host, name=host, generation=0, silent=max(0.0, silent))
+
+
 class RemoteLog(Protocol):
     """The durable control log on a server.
 
@@ -71,10 +80,10 @@ class RemoteLog(Protocol):
         """
         ...
 
-    def wait(self, seconds: float) -> Sequence[Stored]:
-        """Wait until something is appended, at most so many seconds, and give what was told of it.
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is told that something was appended, at most so many seconds; return whether it was.
 
-        Nothing is given where nothing happened, and nothing can be concluded from that.
+        Whoever can connect may tell it, and tell anything: the record says what happened, and nothing else.
         """
         ...
 

@@ -28,7 +28,7 @@ from agentguard.killswitch.relay import Relay
 from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 from tests import servers
 from tests.kit import wait_until
-from tests.relays import Hosts, refused, relay_pid, running_relay, step_is_refused
+from tests.relays import Hosts, control_entry, refused, relay_pid, running_relay, step_is_refused
 from tests.servers import Valkey
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
@@ -85,6 +85,36 @@ def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Hosts) -> None:
     host("b").record(*revive_data("fixed", run="r1"))
     switch = host("a")
     wait_until(lambda: switch.find("acme", "r1", since=2) is None)
+
+
+def test_what_is_said_on_the_channel_is_not_believed_and_ends_no_relay(host: Hosts, server: Valkey) -> None:
+    switch = host.following("a")
+    relay = running_relay(switch)
+    host("b").record(*kill_data("why", tenant="b"))
+    wait_until(lambda: len(switch.kills()) == 1)
+    [first] = switch.read()
+    key = f"{{{host.url.rpartition('=')[2]}}}:kills"
+    lies = [control_entry(first, *data) for data in (kill_data("a lie"), revive_data("a lie", tenant="b"))]
+    for said in ("x", "", "2", "2 x", "-1", "9" * 5000, *lies):
+        assert server.command("PUBLISH", key, said) == 1
+    host("b").record(*kill_data("stop", run="r1"))  # told after them
+    wait_until(lambda: len(switch.kills()) == 2)
+    assert [(kill.target, kill.cleared) for kill in switch.kills()] == [("b", False), ("r1", False)]
+    assert server.command("LLEN", key) == 2
+    assert running_relay(switch) == relay
+
+
+def test_a_report_that_says_nothing_is_of_a_host_that_has_heard_nothing(host: Hosts, server: Valkey) -> None:
+    killer = host("a")
+    for number, report in enumerate(("", "x", "12 {}", "1 \\xff")):
+        server.command("HSET", f"{{{host.url.rpartition('=')[2]}}}:kills:hosts", f"h{number}", report)
+    generation = killer.record(*kill_data("stop", run="r1"))
+    reports = killer.hosts()
+    assert [(report.host, report.generation) for report in reports] == [
+        (f"h{number}", 0) for number in range(4)
+    ]
+    assert not any(report.count(generation).complete for report in reports)
+    host.following("a")  # whose relay removes old ones
 
 
 TAKES_PART = """

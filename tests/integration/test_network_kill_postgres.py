@@ -11,12 +11,12 @@ import pytest
 
 from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError
 from agentguard.errors import LogIntegrityError
-from agentguard.killswitch.kill_requests import kill_data
+from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.protocols import abilities_of
 from tests import postgres
 from tests.kit import wait_until
 from tests.postgres import Postgres
-from tests.relays import Hosts, step_is_refused, with_option
+from tests.relays import Hosts, control_entry, running_relay, step_is_refused, with_option
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
@@ -97,19 +97,66 @@ def test_an_altered_record_is_found(sql: Sql, host: Hosts) -> None:
     assert caught.value.seq == 2
 
 
-def test_a_login_of_one_tenant_sees_nothing_of_it_and_uses_the_page_of_a_relay(sql: Sql, host: Hosts) -> None:
-    sql("CREATE ROLE ann LOGIN IN ROLE agentguard_tenant")
-    with psycopg.connect(host.url, user="ann", autocommit=True) as ann:
+@pytest.mark.parametrize("kind", ["tenant", "agent"])
+def test_a_login_of_one_tenant_sees_nothing_of_it_and_uses_the_page_of_a_relay(
+    sql: Sql, host: Hosts, kind: str
+) -> None:
+    ann = f"ann_{kind}"
+    sql(f"CREATE ROLE {ann} LOGIN IN ROLE agentguard_{kind}")
+    sql(f"INSERT INTO agentguard.tenant_login VALUES ('{ann}', 'acme')")
+    with psycopg.connect(host.url, user=ann, autocommit=True) as connection:
         for table in ("kill_record", "kill_host", "reader_position"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                ann.execute(f"SELECT count(*) FROM agentguard.{table}")
-    hers = host("a", url=host.url.replace("postgres@", "ann@", 1))
+                connection.execute(f"SELECT count(*) FROM agentguard.{table}")
+        # Also while there is no record: nothing found would be taken for nobody killed.
+        for call in (
+            "control_records(0)",
+            "add_control_record(1, 'x', 'x', 'x')",
+            "report_host('h', '{}')",
+            "host_reports()",
+            "forget_hosts('h', 0)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(f"SELECT * FROM agentguard.{call}")
+    hers = host("a", url=host.url.replace("postgres@", f"{ann}@", 1))
     with pytest.raises(KillSwitchUnavailableError, match="run `agentguard relay` with another"):
         _ = hers.signal
     switch = host.following("a")
     assert hers.home == switch.home
     host("b").record(*kill_data("stop", run="r1"))
     wait_until(lambda: hers.find("acme", "r1", since=0) is not None)
+
+
+def test_what_is_said_on_the_channel_is_not_believed_and_nothing_is_told_there(sql: Sql, host: Hosts) -> None:
+    """Every login of a database may listen and notify."""
+    switch = host.following("a")
+    relay = running_relay(switch)
+    sql("CREATE ROLE stranger LOGIN")
+    with psycopg.connect(host.url, user="stranger", autocommit=True) as stranger:
+        stranger.execute("LISTEN agentguard_kill")
+        host("b").record(*kill_data("a secret of b", tenant="b", actor="bob"))
+        assert [heard.payload for heard in stranger.notifies(timeout=60, stop_after=1)] == [""]
+        wait_until(lambda: len(switch.kills()) == 1)
+        [first] = switch.read()
+        lies = [
+            control_entry(first, *data) for data in (kill_data("a lie"), revive_data("a lie", tenant="b"))
+        ]
+        for said in ("x", "", "2", "2 x", "-1", *lies):
+            stranger.execute("SELECT pg_notify('agentguard_kill', %s)", (said,))
+    host("b").record(*kill_data("stop", run="r1"))  # told after them
+    wait_until(lambda: len(switch.kills()) == 2)
+    assert [(kill.target, kill.cleared) for kill in switch.kills()] == [("b", False), ("r1", False)]
+    assert sql("SELECT count(*) FROM agentguard.kill_record") == [(2,)]
+    assert running_relay(switch) == relay
+
+
+def test_a_report_that_says_nothing_is_of_a_host_that_has_heard_nothing(sql: Sql, host: Hosts) -> None:
+    sql("INSERT INTO agentguard.kill_host VALUES ('h', 'x')")
+    killer = host("a")
+    generation = killer.record(*kill_data("stop", run="r1"))
+    [report] = killer.hosts()
+    assert (report.host, report.generation, report.fresh) == ("h", 0, True)
+    assert not report.count(generation).complete
 
 
 def test_a_database_without_our_schema_says_what_to_do(empty_postgres: str, host: Hosts) -> None:

@@ -28,11 +28,11 @@ def login(url: str, name: str) -> str:
 
 @pytest.fixture
 def roles(postgres_url: str) -> Iterator[dict[str, str]]:
-    """URLs of logins: of each tenant, of the agents of tenant a, of all agents, and of operators."""
+    """URLs of logins: of each tenant, of none yet, of the agents of tenant a, of all agents, and of operators."""
     tag = postgres_url.rpartition("/")[2]
-    names = {what: f"{tag}_{what}" for what in ("a", "b", "agents_a", "agents", "operators")}
+    names = {what: f"{tag}_{what}" for what in ("a", "b", "unbound", "agents_a", "agents", "operators")}
     for what, name in names.items():
-        role = {"a": "tenant", "b": "tenant", "operators": "operator"}.get(what, "agent")
+        role = {"agents_a": "agent", "agents": "agent", "operators": "operator"}.get(what, "tenant")
         execute(postgres_url, f"CREATE ROLE {name} LOGIN IN ROLE agentguard_{role}")
     for what, tenant in (("a", "a"), ("b", "b"), ("agents_a", "a")):
         execute(postgres_url, f"INSERT INTO agentguard.tenant_login VALUES ('{names[what]}', '{tenant}')")
@@ -145,12 +145,21 @@ QUERIES = (
     "SELECT * FROM agentguard.tenant_runs() WHERE tenant = 'b'",
     "SELECT * FROM agentguard.tail(0, 'b', 100)",
     "SELECT * FROM agentguard.tenant_accounts() WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.kill_record",
+    "SELECT * FROM agentguard.kill_host",
+    "SELECT * FROM agentguard.reader_position",
+    "SELECT * FROM agentguard.control_records(0)",
+    "SELECT * FROM agentguard.control_records(1000000)",
+    "SELECT * FROM agentguard.host_reports()",
+    "SELECT * FROM agentguard_queue.procrastinate_jobs",
+    "SELECT * FROM agentguard_queue.procrastinate_events",
+    "SELECT * FROM agentguard_queue.depth",
     "SELECT r.number FROM pg_stats s, agentguard.run r WHERE r.tenant = 'b'",
     "SELECT most_common_vals, histogram_bounds FROM pg_stats WHERE schemaname = 'agentguard'",
 )
 
 
-@pytest.mark.parametrize("tenant", ["a", "agents_a"])
+@pytest.mark.parametrize("tenant", ["a", "unbound", "agents_a"])
 def test_no_hand_written_query_reads_another_tenant(
     roles: dict[str, str], filled: dict[str, str], tenant: str
 ) -> None:
@@ -168,6 +177,7 @@ def test_no_hand_written_statement_writes_to_another_tenant(
     roles: dict[str, str], filled: dict[str, str], postgres_url: str
 ) -> None:
     [[number]] = ask(postgres_url, f"SELECT number FROM agentguard.run WHERE run_id = '{filled['b']}'")
+    ask(postgres_url, "INSERT INTO agentguard.kill_host VALUES ('h', 'of a host')")
     before = ask(postgres_url, "SELECT * FROM agentguard.run WHERE tenant = 'b' ORDER BY born")
     append = (
         f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], ARRAY[1], 1000, NULL, "
@@ -186,8 +196,16 @@ def test_no_hand_written_statement_writes_to_another_tenant(
         f"DELETE FROM agentguard.event WHERE number = {number}",
         "SELECT * FROM agentguard.drop_month('event_2026_01', 1, '{}')",
         "INSERT INTO agentguard.tenant_login VALUES ('x', 'b')",
+        "SELECT agentguard.add_control_record(1, 'x', 'x', 'x')",
+        "SELECT agentguard.report_host('x', '{}')",
+        "SELECT agentguard.forget_hosts(NULL, -1)",
+        "INSERT INTO agentguard.kill_record VALUES (1, 'x', 'x')",
+        "INSERT INTO agentguard.kill_host VALUES ('x', 'x')",
+        "DELETE FROM agentguard.kill_host",
+        "BEGIN; LOCK TABLE agentguard.kill_host IN SHARE MODE; COMMIT",
+        "BEGIN; LOCK TABLE agentguard.run IN SHARE MODE; COMMIT",
     ):
-        for tenant in ("a", "agents_a"):
+        for tenant in ("a", "unbound", "agents_a"):
             try:
                 ask(roles[tenant], statement)
             except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException):
@@ -196,6 +214,8 @@ def test_no_hand_written_statement_writes_to_another_tenant(
     assert ask(
         postgres_url, f"SELECT count(*) FROM agentguard.event WHERE number = {number} AND seq > 5"
     ) == [(0,)]
+    assert ask(postgres_url, "SELECT count(*) FROM agentguard.kill_record") == [(0,)]
+    assert ask(postgres_url, "SELECT host, report FROM agentguard.kill_host") == [("h", "of a host")]
     with Guard.open(postgres_url, telemetry=False) as guard:
         assert guard.verify()
 
