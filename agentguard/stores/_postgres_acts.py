@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from agentguard.budget import ledger
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.protocols import Commit, HeadMovedError, RunRow, StoreBusyError
-from agentguard.stores import _accounts, _postgres_rows, _sql
+from agentguard.protocols import Commit, HeadMovedError, StoreBusyError
+from agentguard.stores import _accounts, _sql
 from agentguard.stores._postgres_link import Link
 
 _TENANT = "tenant:"
@@ -39,13 +40,14 @@ class Act:
         number: int,
         events: Sequence[Stored],
         movements: Sequence[Movement] = (),
-        row: RunRow | None = None,
+        row: dict[str, Any] | None = None,
         *,
         after: Commit | None = None,
     ) -> None:
         self.number = number
         self.events = events
         self.movements = movements
+        #: The columns of the run's row, where that changes too.
         self.row = row
         #: The act that this one was decided after: where that one fails, so does this.
         self.after = after
@@ -187,7 +189,7 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
     """Whether an act is carried out; takes it into `heads` and `accounts` where it is."""
     if act.uses_run:
         head = heads.get(act.number)
-        fenced = act.row is not None and act.row.epoch < epochs.get(act.number, 0)
+        fenced = act.row is not None and act.row["epoch"] < epochs.get(act.number, 0)
         if head is None or fenced or _is_behind_a_failure(act) or not _follows(act.events, head):
             act.moved()
             return False
@@ -216,7 +218,7 @@ def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> 
         link.placed += len(numbers)
     for act in acts:
         if act.row is not None:
-            link.change(_SQL["change_run"], _postgres_rows.parameters(act.row) | {"number": act.number})
+            link.change(_SQL["change_run"], act.row | {"number": act.number})
     # What was given before stays as it is, though later acts move the accounts.
     given = {name: _accounts.account(name, text) for name, text in zip(changed, texts, strict=True)}
     for act in acts:

@@ -27,6 +27,7 @@ from agentguard.stores._postgres_commits import CHANNEL, Commits
 from agentguard.stores._postgres_link import Link, Translation, rollback
 from agentguard.stores._postgres_pool import Pool
 from agentguard.stores._postgres_queue import PostgresRunQueue
+from agentguard.stores._postgres_time import ServerTime
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -79,6 +80,7 @@ class PostgresEventStore:
         self.kill_switch_url = url
         #: By which the windows of tenants are cut.
         self.clock = clock
+        self._server = ServerTime(clock, lambda: int(self._select("server_time")[0][0]))
         self._tenant = tenant
         self._timeout = float(store_timeout)
         self._busy_ms = round(store_timeout * 1000)
@@ -112,8 +114,8 @@ class PostgresEventStore:
 
     def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
         """Add a run with its first events and return its number."""
+        columns = _postgres_rows.parameters(row, self._server.ahead())
         with self._errors(), self._transaction() as link:
-            columns = _postgres_rows.parameters(row)
             columns |= {"random": secrets.randbits(47), "placed": link.placed}
             found = link.ask(self._sql["create_run"], columns)
             if not found:
@@ -135,9 +137,10 @@ class PostgresEventStore:
         deferred: bool = False,  # `accept` is what defers here
     ) -> dict[str, Account]:
         """Append events with consecutive sequences, and give the moved accounts as they are now."""
-        act = Act(number, events, movements, row)
         if not events and not movements and row is None:
             return {}
+        columns = None if row is None else _postgres_rows.parameters(row, self._server.ahead())
+        act = Act(number, events, movements, columns)
         link = self._link_of_thread()
         if link is not None:
             with self._errors():
@@ -148,7 +151,7 @@ class PostgresEventStore:
         try:
             return self._commits.wait(act.future)
         except StoreBusyError:
-            return self._alone(Act(number, events, movements, row), self._busy_ms)
+            return self._alone(Act(number, events, movements, columns), self._busy_ms)
 
     def accept(
         self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
@@ -205,8 +208,9 @@ class PostgresEventStore:
 
     def update_row(self, row: RunRow) -> bool:
         """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
+        columns = _postgres_rows.parameters(row, self._server.ahead())
         with self._errors(), self._transaction() as link:
-            return bool(link.change(self._sql["update_owner"], _postgres_rows.parameters(row)))
+            return bool(link.change(self._sql["update_owner"], columns))
 
     def erase(self, run_id: str) -> int:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""
@@ -288,7 +292,9 @@ class PostgresEventStore:
         return self._rows("children", {"run_id": run_id})
 
     def _rows(self, query: str, parameters: Any, which: str = "") -> list[RunRow]:
-        return [_postgres_rows.run_row(columns) for columns in self._select(query, parameters, which=which)]
+        ahead = self._server.ahead()
+        found = self._select(query, parameters, which=which)
+        return [_postgres_rows.run_row(columns, ahead) for columns in found]
 
     def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
         """The run's events with a sequence above `after`, in order, from one snapshot."""

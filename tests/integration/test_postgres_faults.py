@@ -32,6 +32,7 @@ from agentguard.sessions.base import live_run_of
 from agentguard.stores._postgres_schema import migrate
 from tests import postgres
 from tests.postgres import Postgres, execute
+from tests.relays import end_relays
 
 TIMEOUT = 2.0
 
@@ -47,6 +48,22 @@ def server(own_postgres: Postgres) -> Postgres:
 def guard(server: Postgres) -> Iterator[Guard]:
     with Guard.open(server.url("app"), telemetry=False, store_timeout=TIMEOUT) as guard:
         yield guard
+
+
+@pytest.fixture(params=["page", "server"])
+def deployed(
+    request: pytest.FixtureRequest, server: Postgres, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Guard]:
+    """A guard whose kills lie in the page of the host, or on the same server, as they do by default."""
+    if request.param == "server":
+        monkeypatch.delenv("AGENTGUARD_KILL_SWITCH")
+    with Guard.open(server.url("app"), telemetry=False, store_timeout=TIMEOUT) as guard:
+        yield guard
+    end_relays(home)
+
+
+#: What says that a step was refused since a server is away.
+AWAY = (StoreUnavailableError, KillSwitchUnavailableError)
 
 
 class Agents:
@@ -87,7 +104,7 @@ class Agents:
                 try:
                     run.bind(step)(run.id)
                     self._note(run.id)
-                except StoreUnavailableError:
+                except AWAY:
                     self._refuse()
         run.close()
 
@@ -102,7 +119,7 @@ class Agents:
                 try:
                     await step(run_id)
                     self._note(run_id)
-                except StoreUnavailableError:
+                except AWAY:
                     self._refuse()
                     await asyncio.sleep(0.01)
 
@@ -117,7 +134,7 @@ class Agents:
 
     def _run(self, name: str) -> Any:
         while True:  # the server may be away when a run begins
-            with suppress(StoreUnavailableError):
+            with suppress(*AWAY):
                 return self.guard.start(name, tenant=self.tenant)
 
     def reach(self, count: int) -> None:
@@ -168,16 +185,16 @@ def disturbed(guard: Guard, disturb: Callable[[], None]) -> Agents:
     return agents
 
 
-def test_a_server_that_is_stopped_and_started(guard: Guard, server: Postgres) -> None:
+def test_a_server_that_is_stopped_and_started(deployed: Guard, server: Postgres) -> None:
     def disturb() -> None:
         server.stop()
         time.sleep(1.5 * TIMEOUT)  # what is asked meanwhile is refused in the end
         server.start()
 
-    assert disturbed(guard, disturb).refused
+    assert disturbed(deployed, disturb).refused
 
 
-def test_a_server_that_is_killed_and_started_at_once(guard: Guard, server: Postgres) -> None:
+def test_a_server_that_is_killed_and_started_at_once(deployed: Guard, server: Postgres) -> None:
     def disturb() -> None:
         for _ in range(2):
             server.everything(signal.SIGKILL)
@@ -186,19 +203,19 @@ def test_a_server_that_is_killed_and_started_at_once(guard: Guard, server: Postg
             server.start()
             time.sleep(random.random() / 2)
 
-    disturbed(guard, disturb)
+    disturbed(deployed, disturb)
 
 
-def test_a_server_that_is_paused_for_longer_than_every_timeout(guard: Guard, server: Postgres) -> None:
+def test_a_server_that_is_paused_for_longer_than_every_timeout(deployed: Guard, server: Postgres) -> None:
     def disturb() -> None:
         server.everything(signal.SIGSTOP)
         time.sleep(3 * TIMEOUT)
         server.everything(signal.SIGCONT)
 
-    assert disturbed(guard, disturb).refused
+    assert disturbed(deployed, disturb).refused
 
 
-def test_connections_that_are_cut_in_the_middle_of_transactions(guard: Guard, server: Postgres) -> None:
+def test_connections_that_are_cut_in_the_middle_of_transactions(deployed: Guard, server: Postgres) -> None:
     def disturb() -> None:
         for _ in range(20):
             server.execute(
@@ -207,7 +224,7 @@ def test_connections_that_are_cut_in_the_middle_of_transactions(guard: Guard, se
             )
             time.sleep(0.02)
 
-    disturbed(guard, disturb)
+    disturbed(deployed, disturb)
 
 
 def test_a_step_refused_by_a_server_that_was_paused_holds_nothing(guard: Guard, server: Postgres) -> None:

@@ -13,6 +13,10 @@ INSERT INTO agentguard.run (
 ) ON CONFLICT (run_id) DO NOTHING
 RETURNING number;
 
+-- name: server_time
+-- What time it is, in nanoseconds.
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint;
+
 -- name: change_run
 -- Write what may change of a run that is held; never its salt.
 UPDATE agentguard.run SET
