@@ -355,6 +355,11 @@ def database(server: str, template: str = "template1") -> Iterator[str]:
         execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def login(url: str, name: str) -> str:
+    """The URL of the same database for another login than the superuser."""
+    return url.replace("//postgres@", f"//{quote(name)}@")
+
+
 def in_database(url: str, name: str) -> str:
     """The URL of another database of the same server."""
     head, _, options = url.partition("?")

@@ -17,7 +17,7 @@ import pytest
 
 from agentguard import Guard, Usage, guarded_step
 from agentguard.budget.model import Budget
-from agentguard.errors import LogIntegrityError
+from agentguard.errors import LogIntegrityError, StoreUnavailableError
 from agentguard.events import codec
 from agentguard.events.codec import Stored, chain, genesis
 from agentguard.protocols import PublishingError, abilities_of
@@ -26,6 +26,7 @@ from agentguard.publishing.kafka import KafkaPublisher, parse_target, reader_nam
 from agentguard.publishing.outbox import Outbox
 from tests import kafka
 from tests.kit import wait_until
+from tests.postgres import execute, login
 
 PROJECTION = Path(__file__).parents[2] / "examples/40_kafka_projection/projection.py"
 
@@ -34,9 +35,19 @@ PROJECTION = Path(__file__).parents[2] / "examples/40_kafka_projection/projectio
 def pay() -> None: ...
 
 
-@pytest.fixture
-def store_url(home: Path) -> str:
-    return f"sqlite:///{home}/agentguard.db"
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A store as the relay that a test starts finds it; on PostgreSQL by a login that may publish."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{home}/agentguard.db"
+        return
+    url: str = request.getfixturevalue("postgres_url")
+    name = f"{url.partition('?')[0].rpartition('/')[2]}_publisher"
+    execute(url, f"CREATE ROLE {name} LOGIN IN ROLE agentguard_operator")
+    as_publisher = login(url, name)
+    monkeypatch.setenv("AGENTGUARD_STORE", as_publisher)
+    yield as_publisher
+    execute(url, f"DROP ROLE {name}")
 
 
 @pytest.fixture
@@ -118,6 +129,17 @@ def test_every_event_arrives_in_order_with_its_headers(guard: Guard, servers: st
         assert (each.tenant, each.schema_version) == ("acme", 1)
         heads[run_id] = chain(heads.get(run_id, genesis(run_id)), each.stored.body)
         assert each.stored.hash == heads[run_id], "a consumer can check the chain"
+
+
+def test_an_agents_login_cannot_publish_and_is_told_why(postgres_url: str, mocked: str, topic: str) -> None:
+    name = f"{postgres_url.partition('?')[0].rpartition('/')[2]}_agents"
+    execute(postgres_url, f"CREATE ROLE {name} LOGIN IN ROLE agentguard_agent")
+    try:
+        with Guard.open(login(postgres_url, name), telemetry=False) as guard:
+            with pytest.raises(StoreUnavailableError, match="permission denied for table reader_position"):
+                outbox(guard, f"kafka://{mocked}/{topic}").publish_page()
+    finally:
+        execute(postgres_url, f"DROP ROLE {name}")
 
 
 def test_a_topic_for_each_tenant(guard: Guard, mocked: str, topic: str) -> None:

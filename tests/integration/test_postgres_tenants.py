@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -13,17 +12,12 @@ import pytest
 from agentguard import Budget, Guard, StoreUnavailableError, guarded_step
 from agentguard.cli import main
 from agentguard.stores import _sql
-from tests.postgres import execute
+from tests.postgres import execute, login
 
 
 @guarded_step
 def work(item: int) -> str:
     return f"result {item}"
-
-
-def login(url: str, name: str) -> str:
-    """The same database as another login."""
-    return url.replace("//postgres@", f"//{quote(name)}@")
 
 
 @pytest.fixture
