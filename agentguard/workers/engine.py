@@ -7,6 +7,8 @@ What Procrastinate leaves open is closed here:
 * A server that is away for a while ends no worker.  What was fetched and never arrived, since the connection
   broke, is put back when the server is there again.
 * A worker that others took for dead registers again.
+* Whoever can connect may notify on the queue's channels.  What is said there is not read: it is a reason to
+  look into the queue, and ends or cuts off nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import msgspec
 import psycopg
 from procrastinate import App, JobContext, PsycopgConnector, exceptions
 from procrastinate.jobs import Job, Status
-from procrastinate.manager import JobManager, NotificationCallback
+from procrastinate.manager import JobManager, NotificationCallback, get_channel_for_queues
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker as Engine
 
@@ -103,9 +105,14 @@ class Jobs(JobManager):
         self, *, on_notification: NotificationCallback, queues: Iterable[str] | None = None
     ) -> None:
         """Listen, also after a connection that broke; meanwhile the queue is asked every second."""
+
+        async def look(channel: str, payload: str) -> None:
+            await on_notification(channel=channel, notification={"type": "job_inserted", "job_id": 0})
+
+        channels = get_channel_for_queues(queues)
         while True:
             try:
-                await super().listen_for_jobs(on_notification=on_notification, queues=queues)
+                await self.connector.listen_notify(on_notification=look, channels=channels)
             except (exceptions.ConnectorException, psycopg.Error):
                 await asyncio.sleep(_PAUSE)
 

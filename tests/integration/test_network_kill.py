@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError
 from agentguard.errors import LogIntegrityError
@@ -102,6 +103,26 @@ def test_what_is_said_on_the_channel_is_not_believed_and_ends_no_relay(host: Hos
     assert [(kill.target, kill.cleared) for kill in switch.kills()] == [("b", False), ("r1", False)]
     assert server.command("LLEN", key) == 2
     assert running_relay(switch) == relay
+
+
+def test_the_rights_that_the_docs_give_to_a_user_are_what_a_host_needs(server: Valkey, host: Hosts) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/kill-over-the-network.md").read_text("utf-8")
+    [words] = [line.split() for line in page.splitlines() if line.startswith("ACL SETUSER")]
+    server.command(*words)
+    theirs = server.url.replace("//", "//kills:PASSWORD@") + "?max_staleness=60"
+    switch = NetworkKillSwitch(theirs, host.folder / "a")
+    try:
+        switch.join(lambda generation: None)
+        wait_until(lambda: not refused(switch))
+        assert switch.acknowledgements(switch.record(*kill_data("stop")), timeout=60)[:2] == (1, 1)
+        assert switch.verify().seq == 1
+        with redis.Redis.from_url(theirs.partition("?")[0]) as client:
+            for command in ("FLUSHALL", "KEYS *", "CONFIG GET *", "SET x y", "GET x", "PUBLISH x y"):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command.split())
+    finally:
+        switch.close()
+        server.command("ACL", "DELUSER", "kills")
 
 
 def test_a_report_that_says_nothing_is_of_a_host_that_has_heard_nothing(host: Hosts, server: Valkey) -> None:

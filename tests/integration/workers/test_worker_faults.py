@@ -41,6 +41,63 @@ def test_another_worker_carries_on_after_a_kill(office: OfficeOfTest) -> None:
     assert second.poll() is None
 
 
+def say(url: str, job: int) -> int:
+    """Say things on the queue's channel as a login without any right; gives how many."""
+    stranger = url.rpartition("/")[2] + "_stranger"
+    execute(url, f"CREATE ROLE {stranger} LOGIN")
+    said = [f'{{"type":"{kind}","job_id":{job}}}' for kind in ("abort_job_requested", "job_inserted", "x")]
+    said += ["x", "{}", "[]", ""]
+    try:
+        with psycopg.connect(url, user=stranger, autocommit=True) as connection:
+            for payload in said:
+                connection.execute("SELECT pg_notify('procrastinate_any_queue_v1', %s)", (payload,))
+    finally:
+        execute(url, f"DROP ROLE {stranger}")
+    return len(said)
+
+
+def test_what_is_said_on_the_queues_channel_is_no_more_than_a_reason_to_look(
+    office: OfficeOfTest, postgres_url: str
+) -> None:
+    queue: Any = office.guard.components.abilities.queue
+    heard: list[Any] = []
+
+    async def note(*, channel: str, notification: Any) -> None:
+        heard.append(notification["type"])
+
+    async def nothing(job: RunJob, queued: Any) -> None: ...
+
+    async def main() -> None:
+        deployment = Deployment(queue, nothing, concurrency=1)
+        async with deployment.app.open_async():
+            listening = asyncio.create_task(deployment.jobs.listen_for_jobs(on_notification=note))
+            while not heard:  # until it listens
+                await asyncio.to_thread(say, postgres_url, 1)
+            known = len(heard)
+            said = await asyncio.to_thread(say, postgres_url, 1)
+            await asyncio.to_thread(wait_until, lambda: len(heard) >= known + said)
+            listening.cancel()
+
+    asyncio.run(main())
+    assert set(heard) == {"job_inserted"}
+
+
+def test_what_is_said_on_the_queues_channel_cuts_off_no_run(office: OfficeOfTest, postgres_url: str) -> None:
+    run = office.guard.submit(office.agents.letters, [["a"], "b", ["c"]], tenant="b")
+    worker = office.worker(*FAST)
+    office.until("waits b")
+    [[job]] = execute(postgres_url, "SELECT id FROM agentguard_queue.procrastinate_jobs")
+    say(postgres_url, job)
+    later = office.guard.submit(office.agents.alone)
+    assert str(later.wait(60)) == "COMPLETED"  # told after them
+    office.open_gate("b")
+    assert office.ends(run) == "COMPLETED"
+    assert office.told().count("waits b") == 1
+    claims = [event for event in office.guard.history(run.id) if event.type == "run_recovered"]
+    assert len(claims) == 1
+    assert worker.poll() is None
+
+
 def test_a_worker_that_was_stopped_and_wakes_appends_nothing(office: OfficeOfTest) -> None:
     run = office.guard.submit(office.agents.letters, [["a"], "b", ["c", "d"]])
     zombie = office.worker(*FAST)
