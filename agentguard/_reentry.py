@@ -63,6 +63,11 @@ def finish(act: Callable[[], object], owned: Callable[[], bool] = lambda: False)
         raise
 
 
+def is_begun(thread: threading.Thread | None) -> bool:
+    """Return whether there is a thread, and it was started: a signal handler may have come before that."""
+    return thread is not None and thread.ident is not None
+
+
 class _InThread:
     """A call in a thread of its own, awaited whatever signal handlers raise meanwhile."""
 

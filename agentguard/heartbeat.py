@@ -6,6 +6,8 @@ import itertools
 import threading
 from collections.abc import Callable
 
+from agentguard._reentry import is_begun
+
 #: Seconds between two heartbeats of a process that owns runs.
 INTERVAL = 5.0
 #: Seconds between two checks of bodies in flight that no step tells of a stop.
@@ -27,7 +29,7 @@ class Heartbeat:
 
     def start(self, pid: int) -> None:
         """Begin, unless it has begun in this process."""
-        if self._thread is None or self._pid != pid:
+        if not is_begun(self._thread) or self._pid != pid:
             self._pid = pid
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, name="agentguard-heartbeat", daemon=True)

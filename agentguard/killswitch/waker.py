@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakMethod
 
+from agentguard._reentry import is_begun
 from agentguard.killswitch.processes import Process, current
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Waker:
             if self._descriptor is not None:
                 with suppress(BlockingIOError):
                     os.write(self._descriptor, b"\0")
-        if self._thread is not threading.current_thread():
+        if is_begun(self._thread) and self._thread is not threading.current_thread():
             # Not for ever: `watch` may be waiting for a lock that our caller holds.
             self._thread.join(_ENDING)
 

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from agentguard._reentry import finish
 from agentguard._values.names import type_name
 from agentguard.budget.account import ONE_STEP, Account, Amounts
 from agentguard.budget.ledger import Movement
 from agentguard.budget.model import Usage
-from agentguard.errors import ReplayDivergenceError, StepOutcomeUnknownError, ThreadCancellation
+from agentguard.errors import (
+    AgentGuardError,
+    ReplayDivergenceError,
+    StepOutcomeUnknownError,
+    ThreadCancellation,
+)
 from agentguard.events import model as ev
 from agentguard.events.data import StepEnded
 from agentguard.events.model import Record
@@ -167,6 +173,11 @@ def confirm_outcome(step: Step, outcome: Outcome) -> None:
         accounts = wait_for_commit(step)
     except (HeadMovedError, StoreBusyError):
         log.decide(lambda: _leave(step, outcome, True))  # noqa: FBT003
+    except AgentGuardError:
+        raise
+    except BaseException:  # of a signal handler: what it accepted may be lost, and is put on record here then
+        finish(lambda: log.decide(lambda: _leave(step, outcome, True)), log.is_owned)  # noqa: FBT003
+        raise
     else:
         if outcome.usage is not None and needs_care(step.live_run, outcome.usage, accounts):
             log.hold(_care, step, outcome.usage, accounts)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from agentguard._reentry import is_begun
+
 #: How many bytes this process writes, about, between two looks at the file's size.
 LOOK_AFTER = 1 << 20
 #: What an event takes of the WAL beside its payload, about.
@@ -88,7 +90,7 @@ class Checkpointer:
 
     def _want(self) -> None:
         self._wanted.set()
-        if self._thread is None:
+        if not is_begun(self._thread):
             self._start()
 
     def _start(self) -> None:
@@ -119,7 +121,7 @@ class Checkpointer:
         self._closed.set()
         self._hurry.set()
         self._wanted.set()
-        if self._thread is not None:
+        if self._thread is not None and is_begun(self._thread):
             self._thread.join()
         for connection in self.abandon():
             connection.close()

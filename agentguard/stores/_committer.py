@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from agentguard._reentry import is_begun
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import StoreBusyError
 
@@ -30,9 +31,9 @@ class Committer:
 
     def wake(self) -> None:
         """Have the thread commit what there is, before long."""
-        if not self._wake.is_set():
+        if not self._wake.is_set() or not is_begun(self._thread):
             self._wake.set()
-            if self._thread is None:
+            if not is_begun(self._thread):
                 self._thread = threading.Thread(target=self._work, name="agentguard-flush", daemon=True)
                 self._thread.start()
 

@@ -31,6 +31,7 @@ from concurrent.futures import Future
 
 import psycopg
 
+from agentguard._reentry import is_begun, standing
 from agentguard.budget.account import Account
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores import _postgres_acts as acts_
@@ -67,8 +68,6 @@ class Commits:
         self._under_way: Sequence[Act] = ()
         self._recalled: set[int] = set()
         self._link: Link | None = None
-        #: The thread that commits while it waits.
-        self._writer_thread: int | None = None
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -88,30 +87,31 @@ class Commits:
 
     def start(self) -> None:
         """Have what was accepted committed, without waiting for it."""
-        if self._thread is None:
+        if not is_begun(self._thread):
             with self._mutex:
-                if self._thread is None and not self._closed:
+                if not is_begun(self._thread) and not self._closed:
                     self._thread = threading.Thread(target=self._work, name="agentguard-commit", daemon=True)
                     self._thread.start()
         self._wake.set()
 
     def wait(self, future: Future[dict[str, Account]]) -> dict[str, Account]:
         """Return the outcome of an act that was accepted, and commit it if nobody else does."""
-        if not future.done() and self._writing.acquire(blocking=False):
-            self._writer_thread = threading.get_ident()
-            try:
-                self._commit()
-            finally:
-                self._writer_thread = None
-                self._writing.release()
-            if self._queue:
-                self.start()
-        elif self._writer_thread == threading.get_ident() and not future.done():
+        if future.done():
+            return future.result()
+        if not self._writing.locked():
+            self._commit_here()
+        elif standing(lambda frame: frame.f_code is _COMMIT_HERE) != "left":
             raise StoreUnavailableError(
                 "this was called by a signal handler that interrupted a commit of the same thread, and would "
                 "wait for itself; let the handler set a flag, and call from the program"
             )
         return future.result()
+
+    def _commit_here(self) -> None:
+        with self._writing:  # which no exception can leave held
+            self._commit()
+        if self._queue:
+            self.start()
 
     def recall(self, number: int) -> None:
         """Return when no act of a run is under way; those that have not been sent fail.
@@ -136,7 +136,7 @@ class Commits:
             self._closed = True
             thread, self._thread = self._thread, None
         self._wake.set()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and is_begun(thread) and thread is not threading.current_thread():
             thread.join(self._timeout)
         with self._writing:
             while self._queue:
@@ -161,18 +161,20 @@ class Commits:
                     self._commit()
 
     def _commit(self) -> None:
-        with self._mutex:
-            batch = self._queue[:_MOST]
-            del self._queue[:_MOST]
-            self._under_way = batch
+        batch: list[Act] = []
         try:
+            with self._mutex:
+                batch = self._queue[:_MOST]
+                self._under_way = batch
+                del self._queue[:_MOST]
             self._try_together(batch)
         except BaseException:
             # A signal handler raised, here or in the driver.  Others wait for these acts: they are tried
             # again, and those that were committed are found in the logs.
             self._drop_link()
             with self._mutex:
-                self._queue[:0] = [act for act in batch if not act.future.done()]
+                queued = set(map(id, self._queue))
+                self._queue[:0] = [act for act in batch if not act.future.done() and id(act) not in queued]
             self.start()
             raise
         finally:
@@ -317,4 +319,5 @@ class Commits:
             self._drop_link()
 
 
+_COMMIT_HERE = Commits._commit_here.__code__
 _TELL = f"BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}; COMMIT".encode()

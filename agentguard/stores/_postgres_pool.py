@@ -39,6 +39,7 @@ class Pool:
         """
         self._free = threading.Semaphore(self._most)
         self._idle: list[Link] = []
+        self._lent: set[Link] = set()
         self._closed = False
         self._checked = False
         #: Whether the login is a tenant's own, known once somebody has connected.
@@ -69,8 +70,10 @@ class Pool:
         link = self._take()
         try:
             yield link
-        finally:
-            self._give_back(link)
+            self.give_back(link)
+        except BaseException:
+            self.give_back(link)
+            raise
 
     def fresh(self, begin: Callable[[Link], _T]) -> tuple[Link, _T]:
         """A connection on which `begin` has succeeded; the caller gives it back."""
@@ -81,7 +84,7 @@ class Pool:
                 return link, begin(link)
             except BaseException:
                 link.close()
-                self._give_back(link)
+                self.give_back(link)
                 raise
 
         return retry(time.monotonic() + self._timeout, attempt)
@@ -96,8 +99,20 @@ class Pool:
         return retry(time.monotonic() + self._timeout, attempt)
 
     def give_back(self, link: Link) -> None:
-        """Take back what `fresh` gave."""
-        self._give_back(link)
+        """Take back what was lent, once.
+
+        Whatever cuts this short, to call it again is right: at worst a connection is closed for nothing.
+        """
+        if link not in self._lent:
+            return
+        usable = not link.closed and link.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        usable = usable and not self._closed and len(self._idle) < _IDLE
+        if not usable:
+            link.close()
+        self._free.release()
+        self._lent.discard(link)
+        if usable:
+            self._idle.append(link)
 
     def close(self) -> None:
         """Close what is idle now, and the rest when it is given back."""
@@ -113,18 +128,16 @@ class Pool:
             raise psycopg.OperationalError(
                 f"all {self._most} connections of this process were in use for {self._timeout:g} s"
             )
+        link: Link | None = None
         try:
             with suppress(IndexError):
-                return self._idle.pop()
-            return self.open()
+                link = self._idle.pop()
+            link = link or self.open()
+            self._lent.add(link)
+            return link  # noqa: TRY300 - or a signal handler raises here
         except BaseException:
             self._free.release()
+            if link is not None:
+                self._lent.discard(link)
+                link.close()
             raise
-
-    def _give_back(self, link: Link) -> None:
-        usable = not link.closed and link.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if usable and not self._closed and len(self._idle) < _IDLE:
-            self._idle.append(link)
-        else:
-            link.close()
-        self._free.release()

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
+from agentguard._reentry import is_begun
 from agentguard.errors import StoreUnavailableError
 
 if sys.platform != "win32":
@@ -134,9 +135,9 @@ class WalSync:
                 self._next_since = since
                 self._next.set_running_or_notify_cancel()
                 self._requests.put(True)  # noqa: FBT003
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, name="agentguard-sync", daemon=True)
-                    self._thread.start()
+            if not is_begun(self._thread):
+                self._thread = threading.Thread(target=self._work, name="agentguard-sync", daemon=True)
+                self._thread.start()
             return self._next
 
     def _failed(self) -> Future[None]:

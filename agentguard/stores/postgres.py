@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import errors as pg
+from psycopg.pq import TransactionStatus
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._secrets import public_url
@@ -406,19 +407,27 @@ class PostgresEventStore:
             with outer.transaction():
                 yield outer
             return
-        link, _ = self._pool.fresh(lambda link: self._begin(link, mode))
-        self._local.link = link
         try:
+            link, _ = self._pool.fresh(lambda link: self._begin(link, mode))
             yield link
             link.execute("COMMIT")
-        except BaseException:
-            rollback(link)
+            self._let_go()
+        except BaseException:  # of a signal handler, perhaps, at any line of the above
+            self._let_go()
             raise
-        finally:
-            self._local.link = None
-            self._pool.give_back(link)
+
+    def _let_go(self) -> None:
+        """End the transaction of this thread: what is not committed is rolled back."""
+        link = self._link_of_thread()
+        if link is None:
+            return
+        if not link.closed and link.info.transaction_status != TransactionStatus.IDLE:
+            rollback(link)
+        self._pool.give_back(link)
+        self._local.link = None
 
     def _begin(self, link: Link, mode: str) -> None:
+        self._local.link = link
         enter = "" if mode else f"; SET LOCAL idle_in_transaction_session_timeout = {_PAUSED}; {_ENTER}"
         link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {self._busy_ms}{enter}".encode())
         link.placed = 0
