@@ -1,0 +1,236 @@
+"""The commands on the pages are commands that there are, and those of the servers' pages are carried out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import pytest
+import typer
+
+from agentguard.cli import app, exit_codes
+from agentguard.cli.commands import kill, runs
+from tests.kit import wait_until
+from tests.postgres import Postgres, execute
+from tests.relays import end_relays
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: What a shell is told.
+SHELL = {"sh", "bash", "console"}
+#: A block of code with its language.
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+#: What the parser raises for a command that cannot be meant; its class is that of the click that Typer uses.
+USAGE = typer.BadParameter.__mro__[1]
+INLINE = re.compile(r"`(agentguard [^`\n]+)`")
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*found) for found in BLOCK.findall(page.read_text())]
+
+
+def lines(block: Block) -> list[str]:
+    """The lines that a shell is told, without prompts and what is shown of the answers."""
+    told = block.code.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        return [line.removeprefix("$ ") for line in told if line.startswith("$ ")]
+    return told
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command of ours in the blocks of a page."""
+    for block in blocks(page):
+        for line in lines(block) if block.language in SHELL else ():
+            words = split(line)
+            if words[:1] == ["agentguard"]:
+                yield words[1:]
+
+
+def split(line: str) -> list[str]:
+    """The words of a line up to where it is passed on."""
+    words = shlex.split(line, comments=True)
+    ends = [number for number, word in enumerate(words) if word in ("|", ">", "&&", ";", "&")]
+    return words[: min(ends, default=None)]
+
+
+def parse(words: list[str]) -> None:
+    """Have the real parser read a command, which is not carried out.
+
+    Raises:
+        LookupError, SystemExit, typer.BadParameter or its base: there is no such command, or no such option.
+    """
+    if words[:1] in (["kill"], ["revive"]):
+        kill._parser().parse_args(words)
+    elif words[:1] == ["runs"]:
+        runs._parser().parse_args(words[1:])
+    else:
+        name, command, rest = meant(words)
+        with suppress(typer.Exit):  # --version, --help
+            command.make_context(name, rest)
+
+
+def meant(words: list[str]) -> tuple[str, Any, list[str]]:
+    """The command that is named, and the words behind its name."""
+    app.register()
+    name, command, rest = "agentguard", typer.main.get_command(app.app), list(words)
+    while (known := getattr(command, "commands", None)) and rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        command = known[name]
+    return name, command, rest
+
+
+def options(words: list[str]) -> set[str]:
+    """The options of the command that is named."""
+    if words[0] in ("kill", "revive"):
+        [commands] = [each for each in kill._parser()._actions if isinstance(each.choices, dict)]
+        return set(commands.choices[words[0]]._option_string_actions)
+    if words[0] == "runs":
+        return set(runs._parser()._option_string_actions)
+    _, command, _ = meant(words)
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_are_read_by_the_parser(page: Path) -> None:
+    for words in commands(page):
+        try:
+            parse(words)
+        except (LookupError, SystemExit, USAGE) as error:
+            pytest.fail(f"{page.name}: agentguard {shlex.join(words)}: {error}")
+
+
+def test_a_command_in_the_text_of_a_page_has_the_options_that_are_named() -> None:
+    """It may be cut short, so that no more can be asked."""
+    found = [(page.name, text) for page in PAGES for text in INLINE.findall(page.read_text())]
+    assert len(found) > 100
+    for page, text in found:
+        words = re.findall(r"[^\s\[\],|\\]+", text)[1:]
+        named = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
+        unknown = named - options(words) - {"--help"}
+        assert not unknown, f"{page}: `{text}`: no option {unknown}"
+
+
+def test_what_there_is_not_is_noticed() -> None:
+    wrong = [["shows", "RUN"], ["kill", "--runs", "x"], ["runs", "--stat", "x"], ["alerts", "lists"]]
+    for words in [*wrong, ["tail", "--folow"], ["worker", "--concurrency", "8"]]:
+        with pytest.raises((LookupError, SystemExit, USAGE)):
+            parse(words)
+
+
+class Reader:
+    """Does what the pages say, from top to bottom: at a server of its own, in a folder of its own."""
+
+    def __init__(self, server: Postgres, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.answers: list[str] = []
+        self.workers: list[subprocess.Popen[bytes]] = []
+        path = f"{Path(sys.executable).parent}:{server.programs}:{os.environ['PATH']}"
+        place = {"PGHOST": str(server.folder), "PGPORT": str(server.port), "PGUSER": "postgres"}
+        self.environment = {**os.environ, "PATH": path, **place}
+
+    def here(self, text: str) -> str:
+        """A text with this server in the place of the page's."""
+        return text.replace("@db.example/", f"@{quote(str(self.server.folder), safe='')}:{self.server.port}/")
+
+    def do(self, block: Block) -> None:
+        """Carry out a block that is for a shell or for SQL."""
+        if block.language == "sql":
+            self.server.execute(block.code, "agentguard")
+        elif block.language in SHELL:
+            for line in map(self.here, lines(block)):
+                self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        words = split(line)
+        if words[:1] == ["export"]:
+            name, _, value = words[1].partition("=")
+            self.environment[name] = value
+        elif words[:2] == ["agentguard", "worker"]:
+            self.workers.append(subprocess.Popen(words, cwd=self.folder, env=self.environment))
+        elif words[:1] != ["pip"]:  # what it installs is here
+            self.answers.append(self.run(["sh", "-ec", line]))
+
+    def run(self, words: list[str], *allowed: int) -> str:
+        """Run a program, which ends with code 0 or one that is allowed, and give what it printed."""
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode in (0, *allowed), f"{shlex.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture
+def reader(
+    own_postgres: Postgres, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Reader]:
+    monkeypatch.delenv("AGENTGUARD_KILL_SWITCH")  # as somebody who follows the page has it
+    reader = Reader(own_postgres, tmp_path)
+    yield reader
+    for worker in reader.workers:
+        worker.kill()
+        worker.wait()
+    end_relays(home)
+
+
+def test_the_pages_of_servers_are_followed_from_top_to_bottom(reader: Reader) -> None:
+    how_to = ROOT / "docs/how-to"
+    for block in blocks(how_to / "postgres.md"):
+        reader.do(block)
+    listed = reader.run(["agentguard", "tenants", "--json"])
+    assert [(each["tenant"], each["per"]) for each in json.loads(listed)] == [("acme", "day")]
+    reading = reader.here("postgresql://acme_reader@db.example/agentguard")
+    assert reader.run(["agentguard", "runs", "--store", reading, "--json"]).strip() == "[]"
+
+    for text in INLINE.findall((how_to / "tenants.md").read_text()):
+        reader.run(["sh", "-ec", text], exit_codes.NOT_FOUND)
+
+    excerpts = [block.code for block in blocks(how_to / "workers.md") if block.language == "python"]
+    (reader.folder / "agents.py").write_text(excerpts[0])
+    for block in blocks(how_to / "workers.md"):
+        reader.do(block)
+    (reader.folder / "submits.py").write_text(
+        f"from agents import *\n{excerpts[1]}\nprint(run.state)\nguard.close()\n"
+    )
+    assert reader.run([sys.executable, "submits.py"]).strip() == "COMPLETED"
+    assert json.loads(reader.answers[-1]) == []
+    [scaled] = [block.code for block in blocks(how_to / "workers.md") if block.language == "yaml"]
+    [query] = re.findall(r"query: (.*)", scaled)
+    oncall = reader.here("postgresql://oncall@db.example/agentguard")
+    wait_until(lambda: execute(oncall, query) == [(0,)])
+    [worker] = reader.workers
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+
+
+def test_the_servers_of_compose_are_pinned_and_on_loopback_at_the_ports_of_the_page() -> None:
+    yaml = pytest.importorskip("yaml")
+    composed = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert set(composed["services"]) == {"postgres", "valkey", "kafka", "jaeger"}
+    published = set()
+    for name, service in composed["services"].items():
+        assert re.search(r":\d+(\.\d+)*$", service["image"]), f"{name}: the image has no version"
+        for port in service["ports"]:
+            address, outside, inside = port.split(":")
+            assert address == "127.0.0.1", f"{name}: {port} is not on loopback alone"
+            assert outside == inside
+            published.add(outside)
+        for volume in service.get("volumes", ()):
+            assert volume.partition(":")[0] in composed["volumes"]
+    [block] = [block for block in blocks(ROOT / "docs/how-to/deploy.md") if "docker compose" in block.code]
+    assert {"5432", "6379", "9092"} < set(re.findall(r"localhost:(\d+)", block.code)) <= published
