@@ -1,8 +1,8 @@
 """Movements on shared accounts: the levels that more than one log charges.
 
 A run's own level and its scopes are folded from its log.  A tenant, and a run that has nested runs,
-are charged from several logs at once; their accounts lie in the ledger and are moved in the same
-act as the event is appended.  A ledger loads accounts, calls `apply`, and writes them back.
+are charged from several logs at once; their accounts lie in the store, beside the events, and move in
+the same act as the event is appended.  A store loads accounts, calls `apply`, and writes them back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Movement(NamedTuple):
 
     Exactly one of four things: `request` alone reserves; `request` with `undo` releases;
     `settle` gives back `(reserve, usage)`; `close` lets nobody reserve any more, since the run has
-    ended.  `opening` is the account to start from where the ledger has none yet; with nothing else
+    ended.  `opening` is the account to start from where the store has none yet; with nothing else
     it only opens.
     """
 
