@@ -12,6 +12,7 @@
     │   ├── StoreUnavailableError        the log cannot be written: fail closed
     │   │   └── EventsEvictedError       memory:// has made room
     │   └── KillSwitchUnavailableError   the switch cannot be read: fail closed
+    │       └── ControlLogDeniedError    this login may not read it
     ├── InvalidStateTransitionError      misuse
     ├── NoActiveRunError                 misuse
     ├── RunExistsError                   misuse
@@ -259,6 +260,10 @@ class EventsEvictedError(StoreUnavailableError):
 
 class KillSwitchUnavailableError(StepRefused):
     """The kill switch cannot be read, so nothing may run."""
+
+
+class ControlLogDeniedError(KillSwitchUnavailableError):
+    """This login has no right to the control log: it is one of a single tenant."""
 
 
 class InvalidStateTransitionError(AgentGuardError):

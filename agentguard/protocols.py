@@ -350,6 +350,15 @@ class AccountListStore(Protocol):
 
 
 @runtime_checkable
+class OwnTenantStore(Protocol):
+    """A store that some logins use for one tenant alone, without a right to the control log."""
+
+    def own_budgets(self) -> Sequence[tuple[str, str | None, dict[str, Any]]]:
+        """Return that tenant's budgets, as the control log has them: tenant, period, limits; oldest first."""
+        ...
+
+
+@runtime_checkable
 class DamageReport(Protocol):
     """A store that can say what is wrong with it as a whole."""
 
@@ -480,6 +489,7 @@ class Abilities(NamedTuple):
     rowless: RowlessLogs | None
     indexed: IndexedStore | None
     accounts: AccountListStore | None
+    own_tenant: OwnTenantStore | None
     damage: DamageReport | None
     positions: PositionStore | None
     readers: ReaderListStore | None
@@ -501,6 +511,7 @@ def abilities_of(store: EventStore) -> Abilities:
         rowless=store if isinstance(store, RowlessLogs) else None,
         indexed=store if isinstance(store, IndexedStore) else None,
         accounts=store if isinstance(store, AccountListStore) else None,
+        own_tenant=store if isinstance(store, OwnTenantStore) else None,
         damage=store if isinstance(store, DamageReport) else None,
         positions=store if isinstance(store, PositionStore) else None,
         readers=store if isinstance(store, ReaderListStore) else None,

@@ -14,7 +14,7 @@ import msgspec
 
 from agentguard.audit._log import LogVerifier
 from agentguard.audit.accounts import Books
-from agentguard.errors import EventsEvictedError, LogIntegrityError
+from agentguard.errors import ControlLogDeniedError, EventsEvictedError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.data import PayloadErased, data_of
@@ -72,7 +72,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     `anchored` says whether every run was held against an anchor; without one, that the end of a log
     was cut off is not excluded, and `str(report)` says so.  `evicted` counts runs whose events
     `memory://` has let go of: nothing is said of them.  `pruned` counts runs that an anchor names, and
-    that were dropped by `prune` with just that head, as the control log says.
+    that were dropped by `prune` with just that head, as the control log says.  `left_out` names logs that
+    this login has no right to: the control log, for one of a single tenant.
     """
 
     faults: tuple[Fault, ...]
@@ -81,6 +82,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
     evicted: int = 0
     pruned: int = 0
+    left_out: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.faults
@@ -90,10 +92,16 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
             first = self.faults[0]
             more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
             return f"NOT intact: {first}{more}"
-        limits = "" if self.anchored else "; no anchor given: truncation not excluded"
-        gone = f"; {self.evicted} runs were evicted from memory" if self.evicted else ""
-        gone += f"; {self.pruned} anchored runs are gone, pruned on record" if self.pruned else ""
-        return f"intact: {self.events} events of {self.runs} runs{limits}{gone}"
+        return f"intact: {self.events} events of {self.runs} runs{self.limits}"
+
+    @property
+    def limits(self) -> str:
+        """What is not said by `intact`, as it is put behind it."""
+        text = "" if self.anchored else "; no anchor given: truncation not excluded"
+        text += f"; {self.evicted} runs were evicted from memory" if self.evicted else ""
+        text += f"; {self.pruned} anchored runs are gone, pruned on record" if self.pruned else ""
+        text += "; the control log was left out: this login has no right to it" if self.left_out else ""
+        return text
 
 
 def verify_all(
@@ -105,7 +113,11 @@ def verify_all(
     """Verify every run of a store, and the control log; see `verify`."""
     abilities = abilities_of(store)
     books = Books(store)
-    report = verify(store, store.rows(limit=2**62), anchors, control, announced, books)
+    denied = CONTROL_RUN_ID not in anchors and _is_denied(control)
+    rows = store.rows(limit=2**62)
+    report = verify(store, rows, anchors, None if denied else control, announced, books)
+    if denied:
+        report = msgspec.structs.replace(report, left_out=(CONTROL_RUN_ID,))
     accounts = abilities.accounts.account_ids() if books.kept and abilities.accounts is not None else ()
     named = {fault.run_id for fault in report.faults}
     misfiled = () if abilities.indexed is None else abilities.indexed.misfiled()
@@ -116,6 +128,17 @@ def verify_all(
     lost += [Fault("?", seq, problem.format(number)) for number, seq in orphans]
     lost += _account_faults(books, accounts)
     return msgspec.structs.replace(report, faults=(*report.faults, *lost)) if lost else report
+
+
+def _is_denied(control: Callable[[], Iterable[Stored]]) -> bool:
+    """Whether this login has no right to the control log, as one of a single tenant."""
+    try:
+        next(iter(control()), None)
+    except ControlLogDeniedError:
+        return True
+    except LogIntegrityError:
+        return False  # which `verify` says more of
+    return False
 
 
 def verify_one(store: EventStore, row: RunRow, anchors: Mapping[str, Head]) -> VerifyReport:

@@ -187,6 +187,7 @@ def report_data(report: VerifyReport) -> dict[str, Any]:
         "evicted": report.evicted,
         "pruned": report.pruned,
         "events": report.events,
+        "left_out": report.left_out,
         "faults": [fault._asdict() for fault in report.faults],
     }
 
@@ -195,9 +196,7 @@ def report_lines(report: VerifyReport) -> Iterator[Text]:
     """A verify report, a fault a line."""
     counts = f"{report.events:,} events of {report.runs:,} {'run' if report.runs == 1 else 'runs'}"
     if report:
-        limit = "" if report.anchored else "; no anchor given: truncation not excluded"
-        limit += f"; {report.pruned} anchored runs are gone, pruned on record" if report.pruned else ""
-        yield Text(f"intact: {counts}{limit}", style="green")
+        yield Text(f"intact: {counts}{report.limits}", style="green")
         return
     yield Text(f"NOT intact: {len(report.faults)} at fault among {counts}", style="bold red")
     for fault in report.faults:

@@ -19,7 +19,7 @@ import msgspec
 
 from agentguard._optional import require
 from agentguard._secrets import public_url
-from agentguard.errors import KillSwitchUnavailableError
+from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.remote import REPORT_KEPT, HostReport, parse_report
 
@@ -135,8 +135,10 @@ class PostgresLog:
         try:
             yield
         except (self._psycopg.Error, OSError) as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise KillSwitchUnavailableError(
+            text = str(error).partition("\nCONTEXT:")[0]  # where in a function, which helps nobody
+            said = f"{type(error).__name__}: {' '.join(text.split())}"
+            denied = isinstance(error, self._psycopg.errors.InsufficientPrivilege)
+            raise (ControlLogDeniedError if denied else KillSwitchUnavailableError)(
                 f"the control log at {self.url} cannot be read or written ({said}){self._hint(error)}"
             ) from error
 

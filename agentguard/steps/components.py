@@ -7,7 +7,7 @@ from typing import Literal
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.budget.tenant import TenantBudgets
-from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
+from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.data import TenantBudgetSet, data_of
@@ -48,9 +48,20 @@ class Components:
     def refresh(self) -> None:
         """Take in the tenant budgets that the control log has gained.
 
+        A login of one tenant, which may not read it, is told of that tenant's budgets by the store.
+
         Raises:
             KillSwitchUnavailableError: it cannot be read.
         """
+        try:
+            self._learn()
+        except ControlLogDeniedError:
+            if self.abilities.own_tenant is None:
+                raise
+            for tenant, per, limits in self.abilities.own_tenant.own_budgets():
+                self.tenants.set(tenant, per, limits)
+
+    def _learn(self) -> None:
         for stored in self.switch.read(self._learned):
             try:
                 record = codec.decode(stored.body)

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
 
@@ -362,6 +363,11 @@ class PostgresEventStore:
     def account_ids(self) -> list[str]:
         """The names of all shared accounts that this login sees."""
         return [name for (name,) in self._select("account_ids")]
+
+    def own_budgets(self) -> list[tuple[str, str | None, dict[str, Any]]]:
+        """The budgets set for the tenant of this login: tenant, period and limits, oldest first."""
+        found = self._select("own_budgets")
+        return [(tenant, per, msgspec.json.decode(budget)) for tenant, per, budget in found]
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -196,6 +196,9 @@ def test_the_pages_of_servers_are_followed_from_top_to_bottom(reader: Reader) ->
     assert [(each["tenant"], each["per"]) for each in json.loads(listed)] == [("acme", "day")]
     reading = reader.here("postgresql://acme_reader@db.example/agentguard")
     assert reader.run(["agentguard", "runs", "--store", reading, "--json"]).strip() == "[]"
+    theirs = reader.run(["agentguard", "tenants", "--store", reading, "--json"])
+    assert json.loads(theirs) == json.loads(listed)
+    assert "control log was left out" in reader.run(["agentguard", "verify", "--store", reading])
 
     for text in INLINE.findall((how_to / "tenants.md").read_text()):
         reader.run(["sh", "-ec", text], exit_codes.NOT_FOUND)

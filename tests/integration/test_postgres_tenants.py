@@ -11,6 +11,7 @@ import pytest
 
 from agentguard import Budget, Guard, StoreUnavailableError, guarded_step
 from agentguard.cli import main
+from agentguard.errors import ControlLogDeniedError
 from agentguard.stores import _sql
 from tests.postgres import execute, login
 
@@ -30,7 +31,7 @@ def roles(postgres_url: str) -> Iterator[dict[str, str]]:
         execute(postgres_url, f"CREATE ROLE {name} LOGIN IN ROLE agentguard_{role}")
     for what, tenant in (("a", "a"), ("b", "b"), ("agents_a", "a")):
         execute(postgres_url, f"INSERT INTO agentguard.tenant_login VALUES ('{names[what]}', '{tenant}')")
-    yield {what: login(postgres_url, name) for what, name in names.items()}
+    yield {what: login(postgres_url, name) for what, name in names.items()} | {"postgres": postgres_url}
     for name in names.values():
         execute(postgres_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
 
@@ -228,7 +229,7 @@ def test_neither_explain_nor_numbers_nor_errors_count_the_rows_of_another_tenant
                 "SELECT * FROM agentguard.tenant_tail(0, 1000) WHERE tenant = 'b'",
             )
         ]
-        errors = []
+        errors: list[Any] = []
         for query in (
             "EXPLAIN ANALYZE SELECT * FROM agentguard.run",
             "EXPLAIN SELECT * FROM agentguard.event WHERE tenant = 'b'",
@@ -294,7 +295,59 @@ def test_the_commands_for_tenants_set_limits_and_show_what_was_spent(
     assert main(["tenants", "c", "--usd", "1", "--per", "week"]) == 2
 
 
+@pytest.mark.parametrize("who", ["a", "agents_a"])
+def test_a_tenants_login_is_shown_its_limits_and_verifies_its_logs_with_kills_on_the_server(
+    roles: dict[str, str],
+    filled: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    who: str,
+) -> None:
+    """The default: the control log, which says what limits there are, lies on the server."""
+    monkeypatch.setenv("AGENTGUARD_STORE", roles["operators"])
+    monkeypatch.delenv("AGENTGUARD_KILL_SWITCH")
+    for tenant in ("a", "b"):
+        assert main(["tenants", tenant, "--steps", "40", "--per", "month"]) == 0
+        assert main(["tenants", tenant, "--steps", "99"]) == 0
+        assert main(["tenants", tenant, "--steps", "50"]) == 0
+    assert main(["tenants", "a", "--steps", "7", "--per", "day"]) == 0
+    assert main(["tenants", "a", "--lift", "--per", "day"]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("AGENTGUARD_STORE", roles[who])
+    assert main(["tenants", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["tenant"], row["per"], row["budget"]) for row in rows] == [
+        ("a", "month", {"steps": 40}),
+        ("a", None, {"steps": 50}),
+    ]
+    assert rows[1]["spent"]["steps"] == 1
+    assert main(["tenants", "b"]) == 0
+    assert "no tenant has a budget" in capsys.readouterr().out
+    assert main(["verify"]) == 0
+    assert "of 1 run; " in (out := capsys.readouterr().out)
+    assert "the control log was left out" in out
+    assert main(["verify", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["intact"], report["runs"], report["left_out"]) == (True, 1, ["control"])
+    assert main(["verify", filled["a"]]) == 0
+    with Guard.open(roles[who], telemetry=False) as guard:
+        assert [(account.tenant, account.per) for account in guard.tenants()] == [("a", "month"), ("a", None)]
+        assert guard.verify().left_out == ("control",)
+        with pytest.raises(ControlLogDeniedError):
+            guard.kills()
+    # What was asked for by name is not left out.
+    assert main(["verify", "control"]) == 5
+    assert main(["verify", "--anchor", f"control=1:{'0' * 64}"]) == 5
+    assert main(["verify", filled["b"]]) == 3
+    monkeypatch.setenv("AGENTGUARD_STORE", roles["operators"])
+    capsys.readouterr()
+    assert main(["verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == []
+
+
+@pytest.mark.parametrize("binder", ["operators", "postgres"])
 def test_a_login_is_bound_to_one_tenant_by_command(
+    binder: str,
     roles: dict[str, str],
     filled: dict[str, str],
     postgres_url: str,
@@ -304,12 +357,19 @@ def test_a_login_is_bound_to_one_tenant_by_command(
     name = postgres_url.rpartition("/")[2] + "_reader"
     execute(postgres_url, f"CREATE ROLE {name} LOGIN")
     try:
-        monkeypatch.setenv("AGENTGUARD_STORE", postgres_url)
+        monkeypatch.setenv("AGENTGUARD_STORE", roles[binder])
         assert main(["tenants", "a", "--login", name]) == 0
         assert main(["tenants", "a", "--login", name]) == 0
         assert main(["tenants", "b", "--login", name]) == 5
         assert "another tenant" in capsys.readouterr().err
         with Guard.open(login(postgres_url, name), telemetry=False) as guard:
             assert [row.tenant for row in guard.runs()] == ["a"]
+        monkeypatch.setenv("AGENTGUARD_STORE", roles["agents"])
+        assert main(["tenants", "a", "--login", name]) == 5
+        assert "agentguard_operator" in capsys.readouterr().err
+        monkeypatch.setenv("AGENTGUARD_STORE", roles["operators"])
+        assert main(["tenants", "a", "--login", f"{name}_2"]) == 5
+        assert f'role "{name}_2" does not exist' in capsys.readouterr().err
+        assert ask(postgres_url, f"SELECT * FROM agentguard.tenant_login WHERE login = '{name}_2'") == []
     finally:
         execute(postgres_url, f"DROP OWNED BY {name}; DROP ROLE {name}")

@@ -104,6 +104,7 @@ CASES = [
     (errors.EventsEvictedError("the events were evicted"), {}, ["evicted"]),
     (errors.StoreUnavailableError("disk full"), {}, ["disk full"]),
     (errors.KillSwitchUnavailableError("no page"), {}, ["no page"]),
+    (errors.ControlLogDeniedError("no right"), {}, ["no right"]),
 ]
 IDS = [type(case[0]).__name__ for case in CASES]
 

@@ -22,7 +22,8 @@ from agentguard.guard import Guard
 
 
 @app.command(
-    epilog="--json: {intact, anchored, runs, evicted, pruned, events, faults: [{run_id, seq, problem}]}."
+    epilog="--json: {intact, anchored, runs, evicted, pruned, events, left_out, "
+    "faults: [{run_id, seq, problem}]}."
 )
 def verify(
     run_id: Annotated[

@@ -139,6 +139,10 @@ SELECT id, data FROM {account} WHERE id = ANY (%s) AND data IS NOT NULL;
 -- The names of all shared accounts.
 SELECT id FROM {account} WHERE data IS NOT NULL ORDER BY id;
 
+-- name: own_budgets
+-- The budgets that were set for the tenant of this login, oldest first.
+SELECT tenant, per, budget FROM agentguard.tenant_budgets();
+
 -- name: is_tenant
 -- Whether this login is a tenant's own, which sees no table.
 SELECT NOT has_table_privilege('agentguard.run', 'SELECT');

@@ -17,6 +17,17 @@ BEGIN
             END;
         END IF;
     END LOOP;
+    -- Operators bind tenants' logins.
+    IF NOT EXISTS (
+        SELECT 1 FROM pg_auth_members WHERE admin_option
+            AND roleid = 'agentguard_tenant'::regrole AND member = 'agentguard_operator'::regrole
+    ) THEN
+        BEGIN
+            GRANT agentguard_tenant TO agentguard_operator WITH ADMIN OPTION;
+        EXCEPTION WHEN insufficient_privilege OR unique_violation OR internal_error THEN
+            NULL; -- the roles are another login's, who migrates too; or another database of this server does it
+        END;
+    END IF;
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         BEGIN
             EXECUTE format('GRANT agentguard_owner TO %I', current_user);

@@ -89,7 +89,20 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     );
 $$;
 
+-- What the control log says of the limits of a login's own tenant, in order; for agents, and a tenant's login.
+CREATE FUNCTION agentguard.tenant_budgets() RETURNS TABLE (tenant text, per text, budget text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT agentguard.my_tenant(), set.data ->> 'per', (set.data -> 'budget')::text
+    FROM agentguard.kill_record r,
+    LATERAL (
+        SELECT CASE WHEN position('"type":"tenant_budget_set"'::bytea IN r.body) > 0
+            THEN convert_from(r.body, 'UTF8')::json -> 'data' END AS data
+    ) AS set
+    WHERE set.data ->> 'tenant' = agentguard.my_tenant() ORDER BY r.seq;
+$$;
+
 REVOKE ALL ON FUNCTION
+    agentguard.tenant_budgets(),
     agentguard.refuse_one_tenant(), agentguard.control_records(bigint),
     agentguard.add_control_record(bigint, bytea, bytea, bytea), agentguard.report_host(text, text),
     agentguard.host_reports(), agentguard.forget_hosts(text, double precision)
@@ -99,3 +112,4 @@ GRANT EXECUTE ON FUNCTION
     agentguard.report_host(text, text), agentguard.host_reports(),
     agentguard.forget_hosts(text, double precision)
     TO agentguard_agent, agentguard_operator;
+GRANT EXECUTE ON FUNCTION agentguard.tenant_budgets() TO agentguard_tenant, agentguard_agent, agentguard_operator;
