@@ -14,7 +14,10 @@ FOLDER = Path(os.environ["OFFICE_FOLDER"])
 
 app = Celery("celery_office", broker=BROKER, backend=BROKER)
 app.conf.update(worker_prefetch_multiplier=1, task_track_started=True, result_expires=600)
-app.conf.broker_transport_options = {"visibility_timeout": 3600}
+app.conf.broker_transport_options = {
+    "visibility_timeout": int(os.environ.get("OFFICE_VISIBLE_AFTER", "3600")),
+    "unacked_restore_throttle": 1,  # look for unconfirmed tasks at each tick, and not at each tenth
+}
 guard = Guard.open(telemetry=False)
 
 

@@ -22,21 +22,23 @@ HERE = Path(__file__).parent
 
 
 class Office:
-    """The tasks, and a worker of theirs."""
+    """The tasks, and workers of theirs."""
 
     def __init__(self, tasks: ModuleType, folder: Path) -> None:
         self.tasks = tasks
         self.folder = folder
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.workers: list[subprocess.Popen[bytes]] = []
 
-    def start(self, concurrency: int = 2) -> None:
-        command = [sys.executable, "-m", "celery", "-A", "celery_office", "worker", "--pool", "prefork"]
-        command += ["--concurrency", str(concurrency), "--loglevel", "info"]
+    def start(self, concurrency: int = 2, pool: str = "prefork") -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "celery", "-A", "celery_office", "worker", "--pool", pool]
+        command += ["--concurrency", str(concurrency), "--loglevel", "info", "-n", f"w{len(self.workers)}@%h"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         with (self.folder / "worker.log").open("ab") as log:
-            self.worker = subprocess.Popen(
+            worker = subprocess.Popen(
                 command, cwd=HERE, stdout=log, stderr=log, env={**os.environ}, start_new_session=True
             )
+        self.workers.append(worker)
+        return worker
 
     def told(self) -> list[str]:
         file = self.folder / "told"
@@ -48,13 +50,16 @@ class Office:
         return [int(line.split()[1]) for line in lines if line.startswith(f"{told} ")]
 
     def stop(self) -> None:
-        if self.worker is not None:
-            self.worker.send_signal(signal.SIGQUIT)
+        for worker in self.workers:
+            if worker.poll() is not None:
+                continue
+            os.killpg(worker.pid, signal.SIGCONT)
+            worker.send_signal(signal.SIGQUIT)
             try:
-                self.worker.wait(15)
+                worker.wait(15)
             except subprocess.TimeoutExpired:  # its pool waits for answers that nobody takes any more
-                os.killpg(self.worker.pid, signal.SIGKILL)
-                self.worker.wait(60)
+                os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait(60)
 
 
 @pytest.fixture
@@ -71,8 +76,9 @@ def office(own_redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     sys.modules.pop("celery_office", None)
 
 
-def test_a_task_is_a_run(office: Office) -> None:
-    office.start()
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_is_a_run(office: Office, pool: str) -> None:
+    office.start(pool=pool)
     (office.folder / "gate").touch()
     sent = office.tasks.letters.delay("a", "gate", "b")
     assert sent.get(timeout=60) == ["a", "gate", "b"]
@@ -123,6 +129,47 @@ def test_a_task_that_is_delivered_while_it_runs_is_done_once(
     (office.folder / "gate").touch()
     assert sent.get(timeout=60) == ["a", "gate", "b"]
     assert office.told() == ["a", "waits", "b"]
+
+
+@pytest.fixture
+def visible_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker gives a task that nobody has confirmed to another worker after 2 s."""
+    monkeypatch.setenv("OFFICE_VISIBLE_AFTER", "2")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.usefixtures("visible_soon")
+def test_a_task_whose_worker_is_gone_as_a_whole_is_carried_on_by_another(office: Office, pool: str) -> None:
+    first = office.start(pool=pool)
+    sent = office.tasks.letters.delay("a", "gate", "b")
+    wait_until(lambda: "waits" in office.told())
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    (office.folder / "gate").touch()
+    office.start(pool=pool)
+    assert sent.get(timeout=60) == ["a", "gate", "b"]
+    assert office.told() == ["a", "waits", "waits", "b"], "what was done is not done again"
+    types = [event.type for event in office.tasks.guard.history(f"celery-{sent.id}")]
+    assert types.count("run_recovered") == 1
+    assert office.tasks.guard.verify()
+
+
+@pytest.mark.usefixtures("visible_soon")
+def test_a_task_whose_worker_is_paused_for_longer_than_the_broker_waits_is_done_once(office: Office) -> None:
+    first = office.start()
+    sent = office.tasks.letters.delay("a", "gate", "b")
+    wait_until(lambda: "waits" in office.told())
+    os.killpg(first.pid, signal.SIGSTOP)
+    office.start()
+    log = office.folder / "worker.log"
+    wait_until(lambda: "ignored" in log.read_text().lower())  # it has it, and was told to come later
+    (office.folder / "gate").touch()
+    os.killpg(first.pid, signal.SIGCONT)
+    assert sent.get(timeout=60) == ["a", "gate", "b"]
+    assert office.told() == ["a", "waits", "b"]
+    types = [event.type for event in office.tasks.guard.history(f"celery-{sent.id}")]
+    assert types.count("run_recovered") == 0
+    assert office.tasks.guard.verify()
 
 
 def test_a_stop_fails_the_task_and_is_not_retried(office: Office) -> None:
