@@ -18,6 +18,7 @@ from agentguard import Budget, BudgetExceededError, Guard
 from agentguard.budget.account import Account
 from agentguard.sessions.abandoned import charge_some
 from agentguard.sessions.base import live_run_of
+from tests.scale import scaled
 
 LIMIT = 100
 PROCESSES = 4
@@ -87,8 +88,8 @@ class Store(NamedTuple):
 @pytest.fixture(
     params=[
         ("postgres", 4),
-        pytest.param(("postgres", 12), marks=pytest.mark.long),
-        pytest.param(("sqlite", 12), marks=pytest.mark.long),
+        pytest.param(("postgres", scaled(12, at_least=4)), marks=pytest.mark.long),
+        pytest.param(("sqlite", scaled(12, at_least=4)), marks=pytest.mark.long),
     ],
     ids=lambda param: "-".join(map(str, param)),
 )
