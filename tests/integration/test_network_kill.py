@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 
 from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError
 from agentguard.errors import LogIntegrityError
@@ -118,7 +119,7 @@ def test_the_rights_that_the_docs_give_to_a_user_are_what_a_host_needs(server: V
         assert switch.verify().seq == 1
         with redis.Redis.from_url(theirs.partition("?")[0]) as client:
             for command in ("FLUSHALL", "KEYS *", "CONFIG GET *", "SET x y", "GET x", "PUBLISH x y"):
-                with pytest.raises(redis.exceptions.NoPermissionError):
+                with pytest.raises(NoPermissionError):
                     client.execute_command(*command.split())
     finally:
         switch.close()

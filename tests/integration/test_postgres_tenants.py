@@ -96,7 +96,7 @@ def test_the_neighbours_of_an_id_are_found_by_the_index_of_ids(
     query = _sql.queries("postgres")["neighbours"]
     with psycopg.connect(roles[login]) as connection:
         connection.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off")
-        found = connection.execute(f"EXPLAIN {query}", {"run_id": filled["a"]}).fetchall()
+        found = connection.execute(f"EXPLAIN {query}".encode(), {"run_id": filled["a"]}).fetchall()
     plan = "\n".join(line for (line,) in found)
     assert plan.count("Index Cond: (run_id < ") == plan.count("Index Cond: (run_id > ") == 1, plan
     assert "Sort" not in plan
