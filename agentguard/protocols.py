@@ -3,13 +3,16 @@
 The suites in `agentguard.testing.conformance` check an implementation against these contracts.
 """
 
+# Protocols are handed over to be asked for, and not to be made.
+# mypy: disable-error-code="type-abstract"
+
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -19,6 +22,8 @@ from agentguard.budget.model_usage import ModelUsage
 from agentguard.durability import Durability as Durability  # noqa: PLC0414 - stores take it from here
 from agentguard.events.codec import Stored
 from agentguard.killswitch.model import Acknowledgements, Kill
+
+_Ability = TypeVar("_Ability")
 
 
 class HeadMovedError(Exception):
@@ -499,25 +504,32 @@ class Abilities(NamedTuple):
 
 def abilities_of(store: EventStore) -> Abilities:
     """Return what a store can do beyond `EventStore`."""
+    durable, private = _able(store, DurableStore), _able(store, PrivateStore)
+    queueing, switched = _able(store, QueueingStore), _able(store, SwitchedStore)
     return Abilities(
-        quick=store if isinstance(store, QuickStore) else None,
-        group=store if isinstance(store, GroupCommitStore) else None,
-        live=store if isinstance(store, LiveStore) else None,
-        scanning=store if isinstance(store, ScanningStore) else None,
-        durability=store.durability if isinstance(store, DurableStore) else None,
-        private=isinstance(store, PrivateStore) and store.private,
-        file=store if isinstance(store, FileStore) else None,
-        interruptible=store if isinstance(store, InterruptibleStore) else None,
-        rowless=store if isinstance(store, RowlessLogs) else None,
-        indexed=store if isinstance(store, IndexedStore) else None,
-        accounts=store if isinstance(store, AccountListStore) else None,
-        own_tenant=store if isinstance(store, OwnTenantStore) else None,
-        damage=store if isinstance(store, DamageReport) else None,
-        positions=store if isinstance(store, PositionStore) else None,
-        readers=store if isinstance(store, ReaderListStore) else None,
-        queue=store.queue if isinstance(store, QueueingStore) else None,
-        switch=store.switch if isinstance(store, SwitchedStore) else None,
+        quick=_able(store, QuickStore),
+        group=_able(store, GroupCommitStore),
+        live=_able(store, LiveStore),
+        scanning=_able(store, ScanningStore),
+        durability=None if durable is None else durable.durability,
+        private=private is not None and private.private,
+        file=_able(store, FileStore),
+        interruptible=_able(store, InterruptibleStore),
+        rowless=_able(store, RowlessLogs),
+        indexed=_able(store, IndexedStore),
+        accounts=_able(store, AccountListStore),
+        own_tenant=_able(store, OwnTenantStore),
+        damage=_able(store, DamageReport),
+        positions=_able(store, PositionStore),
+        readers=_able(store, ReaderListStore),
+        queue=None if queueing is None else queueing.queue,
+        switch=None if switched is None else switched.switch,
     )
+
+
+# A function, since type checkers keep each outcome of an `isinstance` in mind: of sixteen, 65,536.
+def _able(store: EventStore, ability: type[_Ability]) -> _Ability | None:
+    return store if isinstance(store, ability) else None
 
 
 class Participant(Protocol):
