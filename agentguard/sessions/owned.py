@@ -57,6 +57,8 @@ class OwnedSession(Session):
         self._span_ended = False
         #: Whether the run around it has been charged what this one used.
         self._charged = False
+        #: Whether the log alone knows that: the act was cut short.
+        self._in_doubt = False
 
     def new_owner(self) -> dict[str, Any]:
         """Return what the run's row says of this process as its owner."""
@@ -187,8 +189,9 @@ class OwnedSession(Session):
 
         try:
             self.around.live_run.log.decide(end_both)
-        except BaseException as failure:  # what was done was taken back
+        except BaseException as failure:  # taken back, unless it came after the commit: the log knows
             self._charged = False
+            self._in_doubt = True
             live_run.log.dirty = True
             if not isinstance(failure, AgentGuardError):
                 raise
@@ -201,7 +204,10 @@ class OwnedSession(Session):
         parent = self.around.live_run
         if live_run.fold.state.final and not self._charged:
             with contextlib.suppress(AgentGuardError):
-                parent.log.decide(lambda: self._charge_outer_run(live_run))
+                if self._in_doubt:
+                    parent.log.decide(lambda: close_ended_nested_runs(parent))
+                else:
+                    parent.log.decide(lambda: self._charge_outer_run(live_run))
         if live_run in parent.in_flight.children:
             parent.in_flight.children.remove(live_run)
 

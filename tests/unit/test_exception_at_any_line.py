@@ -541,3 +541,30 @@ def test_an_interruption_at_any_line_of_a_question_leaves_the_next_ones_right(gu
         assert guard.summary(after.id).steps == 1  # read now, and from no snapshot of before
         line += 3
     assert line > 100
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_an_interruption_right_after_a_commit_charges_a_nested_run_once(
+    nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was cut short may stand on record: the log is asked before it is done again."""
+    with opened("memory://") as guard:
+        store = guard.components.store
+        exclusive, left = store.exclusive, [nth]
+
+        @contextmanager
+        def cut_short(run_id: str) -> Iterator[None]:
+            with exclusive(run_id):
+                yield
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        guard.set_tenant_budget("t", Budget(coins=10**6))
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(store, "exclusive", cut_short)
+            nested_block(guard)
+        books_are_right(guard, 0)
+        for run in guard.runs():
+            closed = [event.key for event in guard.history(run.run_id) if event.type == "scope_closed"]
+            assert len(closed) == len(set(closed))
