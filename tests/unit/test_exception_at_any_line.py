@@ -295,8 +295,12 @@ class AtLine:
 
 
 def _may_raise(frame: FrameType) -> bool:
-    """Whether a signal handler can come in here: Python looks for signals where something is called."""
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() != "try:"
+    """Whether a signal handler can come in here: Python looks for signals where something is called.
+
+    Not before a lock of C is left at the end of its block, where a tracer would come in.
+    """
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return line not in ("try:", "with self._mutex:", "with self._writing:")
 
 
 def traced(line: int, act: Callable[[], None], program: Callable[[], object]) -> bool:
