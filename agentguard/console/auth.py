@@ -71,6 +71,7 @@ class Auth:
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
+        self._checking = threading.Lock()
 
     def identify(self, request: HTTPConnection) -> Identity | None:
         """Return who sends a request: by `Authorization: Bearer`, else by the session's cookie.
@@ -115,24 +116,22 @@ class Auth:
             self._sessions.pop(request.cookies.get(SESSION_COOKIE, ""), None)
 
     def _checked(self, secret: str, address: str) -> Token:
-        now = time.monotonic()
-        with self._lock:
-            failures = self._failures.setdefault(address, deque())
-            self._failures.move_to_end(address)
+        with self._checking:  # one at a time, so that many guesses at once are counted too
+            now = time.monotonic()
+            failures = self._failures.get(address, deque())
             while failures and failures[0] < now - _WINDOW_SECONDS:
                 failures.popleft()
             if len(failures) >= _TRIES:
                 raise ConsoleError(429, "too many wrong tokens; wait a minute")
-            failures.append(now)  # counted before it is checked, so that many at once are counted too
+            token = self._tokens.check(secret)
+            if token is not None:
+                return token
+            failures.append(now)
+            self._failures[address] = failures
+            self._failures.move_to_end(address)
             while len(self._failures) > _MOST_ADDRESSES:
                 self._failures.popitem(last=False)
-        token = self._tokens.check(secret)
-        if token is None:
             raise ConsoleError(401, "this token is wrong, revoked or expired")
-        with self._lock:
-            if now in failures:
-                failures.remove(now)
-        return token
 
 
 def check_csrf(given: str, expected: str | None) -> None:

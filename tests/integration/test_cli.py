@@ -453,7 +453,16 @@ def test_verify_of_everything(cli: Cli, data: Callable[..., Any], recorded: Path
     assert out.startswith("intact: ")
     assert "of 4 runs; no anchor given: truncation not excluded" in out
     report = data("verify", "--home", recorded)
-    assert report.keys() == {"intact", "anchored", "runs", "events", "evicted", "pruned", "faults"}
+    assert report.keys() == {
+        "intact",
+        "anchored",
+        "runs",
+        "events",
+        "evicted",
+        "pruned",
+        "left_out",
+        "faults",
+    }
     shown = [
         data("show", run, "--home", recorded)
         for run in ("report-1", "report-2", "child-1", "victim", "control")

@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -191,6 +192,13 @@ class Reader:
 
         return receive
 
+    async def until_stuck(self) -> None:
+        """Wait until it reads no more; fail if the page was ended before."""
+        waiting = asyncio.create_task(self.stuck.wait())
+        await asyncio.wait([waiting, self.task], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        assert self.stuck.is_set(), self.sent
+
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
         if len(self.sent) > self._reads:
@@ -204,7 +212,7 @@ def test_pages_that_do_not_read_hold_one_message_each_and_no_thread(site: Site) 
 
     async def main() -> None:
         pages = [Reader(site.app, secret, reads=2) for _ in range(60)]
-        await asyncio.gather(*(page.stuck.wait() for page in pages))
+        await asyncio.gather(*(page.until_stuck() for page in pages))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url="http://c") as client:
             answer = await client.get("/api/now", headers={"authorization": f"Bearer {secret}"})
         assert answer.status_code == 200
@@ -444,6 +452,38 @@ def test_the_scheme_is_believed_of_the_proxy_alone(proxied: Served, address: str
     with from_address(proxied, address, x_forwarded_proto="https", x_forwarded_for="192.0.2.1") as client:
         cookie = client.get("/login").headers["set-cookie"]
     assert ("Secure" in cookie) is believed
+
+
+def statuses_at_once(site: Site, secret: str, number: int) -> list[int]:
+    async def main() -> list[int]:
+        transport = httpx.ASGITransport(site.app)
+        headers = {"authorization": f"Bearer {secret}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://c", headers=headers) as client:
+            return [
+                answer.status_code
+                for answer in await asyncio.gather(*(client.get("/api/now") for _ in range(number)))
+            ]
+
+    return asyncio.run(main())
+
+
+def test_a_right_token_is_never_a_guess_however_many_use_it_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, slow_disk = Tokens.all, threading.Event()
+
+    def read_slowly(tokens: Tokens) -> Any:
+        slow_disk.wait(0.02)
+        return read(tokens)
+
+    secret = site.token(Role.VIEWER)
+    monkeypatch.setattr(Tokens, "all", read_slowly)
+    assert statuses_at_once(site, secret, 30) == [200] * 30
+
+
+def test_guesses_made_at_once_are_counted_one_by_one(site: Site) -> None:
+    found = statuses_at_once(site, "agt_00_guess", 100)
+    assert (found.count(401), found.count(429)) == (10, 90)
 
 
 @pytest.mark.parametrize(

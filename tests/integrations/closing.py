@@ -13,11 +13,17 @@ from typing import Any
 
 @contextlib.contextmanager
 def closing_model(model: Any) -> Iterator[Any]:
-    """Yield a LangChain model of Anthropic, whose clients are kept by base URL, and close its client."""
+    """Yield a LangChain model of Anthropic, and close its client.
+
+    LangChain keeps the connection by base URL, closed or not, and a later server may have the same port.
+    """
+    from langchain_anthropic import _client_utils
+
     try:
         yield model
     finally:
         model._client.close()
+        _client_utils._get_default_httpx_client.cache_clear()
 
 
 async def with_litellm(answer: Awaitable[Any]) -> Any:
