@@ -42,4 +42,4 @@ async def close_litellm() -> None:
         closed = client.close()
         if inspect.isawaitable(closed):
             await closed
-    kept.flush_cache()
+    kept.flush_cache()  # type: ignore[no-untyped-call]
