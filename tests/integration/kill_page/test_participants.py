@@ -198,16 +198,21 @@ def test_two_switches_of_one_process_are_one_live_process(
     assert told == [1, 1]
 
 
+def begun_since(before: list[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads that run and did not then: one of another test may end at any time."""
+    return [thread for thread in threading.enumerate() if thread not in before]
+
+
 def test_leaving_gives_back_thread_fifo_and_place(home: Path, switch: PageKillSwitch) -> None:
-    threads = threading.active_count()
+    before = threading.enumerate()
     first = switch.join(lambda generation: None)
     second = switch.join(lambda generation: None)
-    assert threading.active_count() == threads + 1
+    assert len(begun_since(before)) == 1
     assert live_processes(home / "live") == {current()}
     first.leave()
-    assert threading.active_count() == threads + 1
+    assert len(begun_since(before)) == 1
     second.leave()
-    assert threading.active_count() == threads
+    assert not begun_since(before)
     assert list((home / "live").iterdir()) == []
     assert list(switch._files.current().table.taken()) == []
 
@@ -218,16 +223,16 @@ def test_leaving_inside_on_change_ends_the_thread_too(
     caplog: pytest.LogCaptureFixture,
     eventually: Wait,
 ) -> None:
-    threads = threading.active_count()
+    before = threading.enumerate()
     participant = switch.join(lambda generation: participant.leave())
     switch.record(*kill_data("why"))
-    eventually(lambda: threading.active_count() == threads)
+    eventually(lambda: not begun_since(before))
     assert list((home / "live").iterdir()) == []
     assert caplog.text == ""
 
 
 def test_a_switch_that_nobody_closed_leaks_neither_thread_nor_fifo(home: Path, eventually: Wait) -> None:
-    threads = threading.active_count()
+    before = threading.enumerate()
 
     class Owner:
         def __init__(self) -> None:
@@ -238,7 +243,7 @@ def test_a_switch_that_nobody_closed_leaks_neither_thread_nor_fifo(home: Path, e
 
     def gone() -> bool:
         gc.collect()
-        return threading.active_count() == threads
+        return not begun_since(before)
 
     Owner()
     eventually(gone)
