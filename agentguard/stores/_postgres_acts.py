@@ -156,9 +156,8 @@ def _hold(
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
     unreadable: dict[str, StoreUnavailableError] = {}
-    for number, head, epoch, name, data in link.ask(
-        _SQL["hold"], (runs, names, tenants, numbers, patience, narrow)
-    ):
+    asked = (runs, names, tenants, numbers, patience, narrow)
+    for number, head, epoch, name, data in link.execute(_SQL["hold"].encode(), asked, binary=True).fetchall():
         if name is not None:
             try:
                 if data is not None:
@@ -214,11 +213,11 @@ def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> 
     seqs = [event.seq for act in acts for event in act.events]
     if numbers or changed:
         columns = _columns(event for act in acts for event in act.events)
-        link.ask(_SQL["put"], (link.placed, numbers, seqs, *columns, changed, texts))
+        link.execute(_SQL["put"].encode(), (link.placed, numbers, seqs, *columns, changed, texts))
         link.placed += len(numbers)
     for act in acts:
         if act.row is not None:
-            link.change(_SQL["change_run"], act.row | {"number": act.number})
+            link.execute(_SQL["change_run"].encode(), act.row | {"number": act.number})
     # What was given before stays as it is, though later acts move the accounts.
     given = {name: _accounts.account(name, text) for name, text in zip(changed, texts, strict=True)}
     for act in acts:

@@ -274,10 +274,11 @@ class Commits:
 
     def _in_transaction(self, link: Link, batch: list[Act], patience: int) -> list[Act]:
         try:
-            link.execute("BEGIN")
-            link.placed = 0
-            busy = acts_.transact(link, batch, patience, self._narrow)
-            link.execute("COMMIT")
+            with link.pipeline():  # two round trips: to the answer about what is held, and to the commit
+                link.execute("BEGIN")
+                link.placed = 0
+                busy = acts_.transact(link, batch, patience, self._narrow)
+                link.execute("COMMIT")
         except psycopg.errors.LockNotAvailable:
             rollback(link)
             raise
