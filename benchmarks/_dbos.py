@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dbos import DBOS, DBOSConfig
+from psycopg.conninfo import conninfo_to_dict
 
 
 @contextmanager
 def workflows(url: str) -> Iterator[Callable[[int, int], float]]:
     """A function of tasks and steps of each that gives nanoseconds a step."""
+    place = conninfo_to_dict(url)
     config: DBOSConfig = {
         "name": "benchmark",
-        "system_database_url": url,
+        # SQLAlchemy takes the folder of a socket as an option alone.
+        "system_database_url": "postgresql://{user}@/{dbname}?host={host}&port={port}".format_map(place),
         "run_admin_server": False,
         "log_level": "ERROR",
     }
