@@ -122,6 +122,16 @@ async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None],
         step.commit = None
 
 
+async def _outcome_on_record(step: Step, done: outcome.Outcome) -> None:
+    """Wait likewise for an outcome, to its end even if the task is cancelled meanwhile."""
+    try:
+        await _on_record(step, done.usage or {}, outcome.confirm_outcome, step, done)
+    except asyncio.CancelledError:
+        if step.commit is not None:
+            await _in_thread(outcome.confirm_outcome, step, done)
+        raise
+
+
 async def close(step: Step, done: outcome.Outcome) -> None:
     """Put an outcome on record, without blocking the loop, end the span, and wait for its turn."""
     live_run = step.live_run
@@ -131,7 +141,7 @@ async def close(step: Step, done: outcome.Outcome) -> None:
         except StoreBusyError:
             await _in_thread(outcome.leave, step, done)
         else:
-            await _on_record(step, done.usage or {}, outcome.confirm_outcome, step, done)
+            await _outcome_on_record(step, done)
     finally:
         phases.end_span(step, done)
     in_flight = live_run.in_flight

@@ -88,9 +88,13 @@ def rescue(step: Step, error: BaseException) -> None:
 
 
 def is_open(step: Step) -> bool:
-    """Return whether the step is in flight, as far as this process knows."""
+    """Return whether the step is in flight, as far as this process knows.
+
+    So is one whose outcome was accepted and is not committed: it is lost where others came first, or
+    where the end of its run recalls it.
+    """
     log = step.live_run.log
-    return log.dirty or step.key in log.fold.open
+    return log.dirty or step.key in log.fold.open or step.commit is not None
 
 
 def settled(step: Step, result: object, args: Args, kwargs: Kwargs) -> outcome.Outcome:

@@ -129,10 +129,6 @@ PROGRAMS: dict[str, Callable[[Guard, int, Neighbour], bool]] = {
 def test_another_process_writes_after_an_interruption_at_any_line(
     guard: Guard, neighbour: Neighbour, program: str, apart: int
 ) -> None:
-    if program == "nested run" and guard.components.store.url.startswith("postgresql"):
-        pytest.skip(
-            "an outcome that is accepted, and recalled by the end of its nested run, may be lost there"
-        )
     line, more = first(program, apart), True
     while more:
         more = PROGRAMS[program](guard, line, neighbour)
