@@ -7,7 +7,7 @@ numbers, decides with `Account.refusal`.  Pure: no clock, no I/O, no lock.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from agentguard.budget import resources as r
@@ -100,11 +100,12 @@ class Account:
         "repeats",
         "reserved",
         "spent",
+        "uncounted",
     )
 
     def __init__(self, path: str, budget: Budget | None) -> None:
         self.path = path
-        self.limit_by(budget or _NO_LIMITS)
+        self.budget = _NO_LIMITS
         self.spent: Amounts = {}
         self.reserved: Amounts = {}
         self.excess: Amounts = {}
@@ -112,14 +113,20 @@ class Account:
         self.calls: Amounts = {}
         #: Started steps by name and arguments, kept only where repeats are limited.
         self.repeats: Amounts = {}
+        #: Steps that were in flight when calls of an entry, or repeats, began to be counted.
+        self.uncounted: Amounts = {}
         #: Whether its run has ended, so that the runs inside it must stop too.
         self.closed = False
+        self.limit_by(budget or _NO_LIMITS)
 
     def limit_by(self, budget: Budget) -> None:
         """Take another budget; what is spent and reserved stays.
 
         Calls and repeats that were not limited before have not been counted: they count from now on.
         """
+        for name in _counted(budget) - _counted(self.budget):
+            if in_flight := self.reserved.get(r.STEPS):
+                self.uncounted[name] = in_flight
         self.budget = budget
         self.limits = {k: v for k, v in self.budget.limits.items() if k != r.SECONDS}
         #: From where on a limit is near: what `warn_at` means in numbers.
@@ -168,15 +175,20 @@ class Account:
             if resource in alarms and held + self.spent.get(resource, 0) >= alarms[resource]:
                 near = True
         if self.by_call:
-            self._count(request, 1)
+            if self.uncounted:  # as many of them are still in flight as steps are, at most
+                before = reserved[r.STEPS] - 1
+                self.uncounted = {name: min(n, before) for name, n in self.uncounted.items() if before}
+            for _, counts, entry in self._counts(request):
+                counts[entry] = counts.get(entry, 0) + 1
         return near
 
-    def _count(self, request: Request, by: int) -> None:
+    def _counts(self, request: Request) -> Iterator[tuple[str, Amounts, str]]:
+        """Yield where a step is counted: by which limit, in what, and under which name."""
         for pattern in self.budget.calls:
             if _matches(pattern, request):
-                self.calls[pattern] = self.calls.get(pattern, 0) + by
+                yield pattern, self.calls, pattern
         if self.budget.repeats is not None and request.repeat is not None:
-            self.repeats[request.repeat] = self.repeats.get(request.repeat, 0) + by
+            yield _REPEATS, self.repeats, request.repeat
 
     def settle(self, reserve: Mapping[str, int], usage: Mapping[str, int]) -> None:
         """Give a reservation back and charge what was used in its place."""
@@ -208,10 +220,17 @@ class Account:
                     self.excess[resource] = known + over
 
     def release(self, request: Request) -> None:
-        """Undo `reserve` for a step whose body did not run."""
+        """Undo `reserve` for a step whose body did not run.
+
+        One that may have begun before it was counted takes nothing off: a call too many is counted rather
+        than one too few.
+        """
         self.settle(request.reserve, {})
-        if self.by_call:
-            self._count(request, -1)
+        for name, counts, entry in self._counts(request) if self.by_call else ():
+            if uncounted := self.uncounted.pop(name, 0):
+                self.uncounted[name] = uncounted - 1
+            else:
+                counts[entry] = max(counts.get(entry, 0) - 1, 0)
 
     def overdrawn(self) -> Refusal | None:
         """The first limit that spending has passed, which only an excess can do."""
@@ -263,7 +282,7 @@ class Account:
 
     def to_data(self) -> dict[str, Any]:
         """The account as plain data, for a store's row."""
-        return {
+        data = {
             "path": self.path,
             "budget": self.budget.to_fields(),
             "spent": self.spent,
@@ -273,6 +292,9 @@ class Account:
             "repeats": self.repeats,
             "closed": self.closed,
         }
+        if self.uncounted:
+            data["uncounted"] = self.uncounted
+        return data
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Account:
@@ -280,11 +302,19 @@ class Account:
         account = cls(data["path"], Budget.from_fields(data["budget"]))
         for name in ("spent", "reserved", "excess", "calls", "repeats"):
             setattr(account, name, dict(data[name]))
+        account.uncounted = dict(data.get("uncounted", {}))
         account.closed = data["closed"]
         return account
 
 
 _NO_LIMITS = Budget()
+#: What `uncounted` calls the limit on repeats; no step has this name.
+_REPEATS = ""
+
+
+def _counted(budget: Budget) -> set[str]:
+    """Return the limits of a budget that count steps."""
+    return {*budget.calls} if budget.repeats is None else {*budget.calls, _REPEATS}
 
 
 def _matches(pattern: str, request: Request) -> bool:

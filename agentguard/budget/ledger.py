@@ -102,7 +102,8 @@ def _open(name: str, opening: Account, accounts: MutableMapping[str, Account]) -
     if known is None:
         accounts[name] = Account.from_data(opening.to_data())
     elif known.budget != opening.budget:  # a tenant was given another budget
-        accounts[name] = Account.from_data(known.to_data() | {"budget": opening.budget.to_fields()})
+        accounts[name] = account = Account.from_data(known.to_data())
+        account.limit_by(opening.budget)
 
 
 def check_shared(budget: Budget, field: str) -> None:

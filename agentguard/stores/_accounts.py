@@ -24,6 +24,7 @@ class _Shape(msgspec.Struct):
     repeats: dict[str, int]
     #: Earlier versions did not say so.
     closed: bool = False
+    uncounted: _Held = {}
 
 
 _encode = msgspec.json.Encoder(order="sorted").encode

@@ -140,7 +140,7 @@ def is_final(state: str) -> bool:
 def copy_account(account: Account) -> Account:
     """A copy that can be moved without moving the account."""
     copied = Account(account.path, account.budget)
-    for name in ("spent", "reserved", "excess", "calls", "repeats"):
+    for name in ("spent", "reserved", "excess", "calls", "repeats", "uncounted"):
         setattr(copied, name, dict(getattr(account, name)))
     copied.closed = account.closed
     return copied

@@ -62,6 +62,9 @@ class AccountMachine(RuleBasedStateMachine):
         limits |= {} if repeats is None else {"repeats": repeats}
         self.accounts = {"x": Account("run", Budget(**limits))}
         self.open: list[Request] = []
+        #: Calls of `a` since they are limited, but for those that were given back.
+        self.counted: list[Request] = []
+        self.changed = False
         self.spent: dict[str, int] = dict.fromkeys(RESOURCES, 0)
 
     @property
@@ -81,6 +84,8 @@ class AccountMachine(RuleBasedStateMachine):
         else:
             assert expected
             self.open.append(request)
+            if name == "a" and self.account.budget.calls:
+                self.counted.append(request)
 
     def room_for(self, request: Request) -> bool:
         """At the limit, said another way."""
@@ -119,6 +124,17 @@ class AccountMachine(RuleBasedStateMachine):
     def release(self, data):
         request = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         ledger.apply([ledger.Movement("x", request, undo=True)], self.accounts)
+        self.counted = [counted for counted in self.counted if counted is not request]
+
+    @rule(calls=st.none() | st.integers(0, 3), repeats=st.none() | st.integers(0, 3))
+    def limit_by(self, calls, repeats):
+        """Calls and repeats that begin to be limited count from then on."""
+        if not self.account.budget.calls:
+            self.counted = []
+        budget = self.account.budget.replace(calls={"a": calls}, repeats=repeats)
+        opening = Account("run", budget)
+        ledger.apply([ledger.Movement("x", opening=opening)], self.accounts)
+        self.changed = True
 
     @rule()
     def store_and_load(self):
@@ -136,7 +152,8 @@ class AccountMachine(RuleBasedStateMachine):
             assert account.spent.get(name, 0) == self.spent[name]
         assert all(count >= 0 for count in (*account.calls.values(), *account.repeats.values()))
         if account.budget.calls:
-            assert account.calls.get("a", 0) <= account.budget.calls["a"]
+            assert len(self.counted) <= account.calls.get("a", 0)
+            assert self.changed or account.calls.get("a", 0) <= account.budget.calls["a"]
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -270,7 +287,7 @@ def facts(fold: RunFold) -> dict:
     def plain(account: Account) -> dict:
         return {
             name: {k: n for k, n in getattr(account, name).items() if n}
-            for name in ("spent", "reserved", "excess", "calls", "repeats")
+            for name in ("spent", "reserved", "excess", "calls", "repeats", "uncounted")
         }
 
     return {
