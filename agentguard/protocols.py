@@ -567,8 +567,14 @@ class KillSwitch(Protocol):
         """All kills, oldest first, the cleared ones too."""
         ...
 
-    def record(self, type: str, data: dict[str, Any]) -> int:
-        """Append to the control log, durably, then signal everybody; gives the generation."""
+    def record(self, type: str, data: dict[str, Any], after: int | None = None) -> int:
+        """Append to the control log, durably, then signal everybody; gives the generation.
+
+        With `after`, as the record that follows generation `after`, or not at all.
+
+        Raises:
+            HeadMovedError: another record follows `after`; nothing was written.
+        """
         ...
 
     def read(self, after: int = 0) -> Iterator[Stored]:

@@ -22,6 +22,7 @@ from agentguard.events.codec import Stored, chain, decode, encode, genesis
 from agentguard.events.model import CONTROL_RUN_ID, Head, Record
 from agentguard.killswitch.index import KillIndex
 from agentguard.killswitch.kill_requests import check_request
+from agentguard.protocols import HeadMovedError
 
 _GENESIS = genesis(CONTROL_RUN_ID)
 _LINE = re.compile(rb'\{"hash":"([0-9a-f]{64})","event":(.+)\}', re.DOTALL)
@@ -87,16 +88,23 @@ class ControlLog:
         with self._lock:
             return self._refresh()
 
-    def append(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
+    def append(self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None = None) -> int:
         """Add a record, durably, and give its generation.  The caller holds the home's lock."""
-        stored, _ = self.draft(event_type, data, at_ns)
+        stored, _ = self.draft(event_type, data, at_ns, after)
         return self.add(stored, durable=True)
 
-    def draft(self, event_type: str, data: dict[str, Any], at_ns: int) -> tuple[Stored, bytes]:
-        """Return the next record of this log, and the hash of the one before; nothing is written."""
+    def draft(
+        self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None = None
+    ) -> tuple[Stored, bytes]:
+        """Return the next record of this log, and the hash of the one before; nothing is written.
+
+        Raises:
+            HeadMovedError: it would not follow generation `after`.
+        """
         check_request(event_type, data)
         with self._lock:
-            self._refresh()
+            if self._refresh() != after and after is not None:
+                raise HeadMovedError(CONTROL_RUN_ID, after)
             body = encode(Record(seq=self._seq + 1, type=event_type, at_ns=at_ns, data=data))
             return Stored(self._seq + 1, body, chain(self._head, body), None, self._seq + 1), self._head
 

@@ -154,8 +154,8 @@ class KillFiles:
             return self.log.refresh()
         return self.log.generation
 
-    def record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
-        """Append to the log, then show it in the page.
+    def record(self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None = None) -> int:
+        """Append to the log, then show it in the page; see `KillSwitch.record`.
 
         Where the page is damaged, the record is made all the same before the error is raised.  A kill
         that cannot be recorded stops everybody in another way: every step is refused until it is.
@@ -166,7 +166,7 @@ class KillFiles:
         try:
             with self.locked():
                 page, damage = self._page_to_announce_in()
-                generation = self.log.append(event_type, data, at_ns)
+                generation = self.log.append(event_type, data, at_ns, after)
                 if page is not None:
                     self._announce(page, event_type, target)
         except (KillSwitchUnavailableError, LogIntegrityError, OSError) as error:

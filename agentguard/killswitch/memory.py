@@ -16,6 +16,7 @@ from agentguard.killswitch.forking import renew_after_fork
 from agentguard.killswitch.index import KillIndex
 from agentguard.killswitch.kill_requests import check_request
 from agentguard.killswitch.model import GENERATION, Acknowledgements, Kill
+from agentguard.protocols import HeadMovedError
 
 _logger = logging.getLogger(__name__)
 
@@ -61,16 +62,21 @@ class MemoryKillSwitch:
         self._check_open()
         return self._index.kills()
 
-    def record(self, type: str, data: dict[str, Any]) -> int:
+    def record(self, type: str, data: dict[str, Any], after: int | None = None) -> int:
         """Append to the control log, then call everybody who joined; gives the generation.
 
+        With `after`, as the record that follows generation `after`, or not at all.
+
         Raises:
+            HeadMovedError: another record follows `after`.
             ValueError: a kill or revive that names no scope, target or reason.
         """
         self._check_open()
         check_request(type, data)
         with self._lock:
             generation = len(self._log) + 1
+            if after not in (None, generation - 1):
+                raise HeadMovedError(CONTROL_RUN_ID, after)
             record = Record(seq=generation, type=type, at_ns=self._clock.wall(), data=data)
             body = encode(record)
             prev = self._log[-1].hash if self._log else genesis(CONTROL_RUN_ID)

@@ -139,23 +139,23 @@ class Mirror:
             entries = entries[1:]
         return self.files.mirror(entries) if entries else local
 
-    def record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
-        """Append to the server's log, then show it in this host's page; gives the generation.
+    def record(self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None = None) -> int:
+        """Append to the server's log, then show it in this host's page; see `KillSwitch.record`.
 
         A kill that cannot be recorded refuses every step of this host until it is.
         """
         check_request(event_type, data)
         try:
-            return self._record(event_type, data, at_ns)
+            return self._record(event_type, data, at_ns, after)
         except (KillSwitchUnavailableError, LogIntegrityError, OSError) as error:
             if event_type == KILL_SET:
                 raise self.files.unrecorded(request_target(event_type, data), error) from error
             raise
 
-    def _record(self, event_type: str, data: dict[str, Any], at_ns: int) -> int:
+    def _record(self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None) -> int:
         for _ in range(_ATTEMPTS):
             # Where this copy is up to date, as it is beside a relay, nothing has to be asked first.
-            stored, previous = self.files.log.draft(event_type, data, at_ns)
+            stored, previous = self.files.log.draft(event_type, data, at_ns, after)
             if self.remote.append(stored, previous):
                 self.files.mirror([stored])
                 return stored.seq

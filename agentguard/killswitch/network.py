@@ -104,19 +104,22 @@ class NetworkKillSwitch(PageKillSwitch):
         self._catch_up()
         return super().read(after)
 
-    def record(self, type: str, data: dict[str, Any]) -> int:
+    def record(self, type: str, data: dict[str, Any], after: int | None = None) -> int:
         """Append to the server's log, durably, then signal every host; gives the generation.
 
+        With `after`, as the record that follows generation `after`, or not at all.
+
         Raises:
+            HeadMovedError: another record follows `after`.
             ValueError: a kill or revive that names no scope, target or reason.
             KillSwitchUnavailableError: the server cannot be reached; after a kill, every step of this
                 host is refused until it is recorded.
         """
         self._files.check_open()
-        return super().record(type, data)
+        return super().record(type, data, after)
 
-    def _append(self, event_type: str, data: dict[str, Any]) -> int:
-        return self._mirror.record(event_type, data, self._clock.wall())
+    def _append(self, event_type: str, data: dict[str, Any], after: int | None) -> int:
+        return self._mirror.record(event_type, data, self._clock.wall(), after)
 
     def verify(self) -> Head:
         """Check the control log on the server and this host's copy, and give the head."""

@@ -88,10 +88,13 @@ class PageKillSwitch:
             self._files.exact()
             return self._files.log.index.kills()
 
-    def record(self, type: str, data: dict[str, Any]) -> int:
+    def record(self, type: str, data: dict[str, Any], after: int | None = None) -> int:
         """Append to the control log, durably, then signal everybody; gives the generation.
 
+        With `after`, as the record that follows generation `after`, or not at all.
+
         Raises:
+            HeadMovedError: another record follows `after`.
             ValueError: a kill or revive that names no scope, target or reason.
             KillSwitchUnavailableError: it could not be recorded, or could not be shown; the
                 message says which.
@@ -99,14 +102,14 @@ class PageKillSwitch:
         with self._files.failing_closed():
             before = self._participants.holders()
             try:
-                generation = self._append(type, data)
+                generation = self._append(type, data, after)
             finally:
                 wake(self._live)
             self._participants.note(before, generation)
             return generation
 
-    def _append(self, event_type: str, data: dict[str, Any]) -> int:
-        return self._files.record(event_type, data, self._clock.wall())
+    def _append(self, event_type: str, data: dict[str, Any], after: int | None) -> int:
+        return self._files.record(event_type, data, self._clock.wall(), after)
 
     def read(self, after: int = 0) -> Iterator[Stored]:
         """The control log as it is stored, unchecked; an altered line fits no chain."""

@@ -52,7 +52,7 @@ class ReadOnlyKillSwitch:
         """The control log."""
         return (stored for stored in self._log() if stored.seq > after)
 
-    def record(self, type: str, data: dict[str, Any]) -> int:
+    def record(self, type: str, data: dict[str, Any], after: int | None = None) -> int:
         """Refused."""
         return self._refuse()
 

@@ -61,7 +61,7 @@ class StillSwitch:
         """Return no kills."""
         return []
 
-    def record(self, type: str, data: dict[str, Any]) -> int:
+    def record(self, type: str, data: dict[str, Any], after: int | None = None) -> int:
         """Refuse: a replay writes nothing."""
         raise StoreUnavailableError("a replay writes nothing")
 

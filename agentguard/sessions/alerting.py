@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from agentguard.events import codec
 from agentguard.events import model as ev
 from agentguard.events.data import AlertTold, data_of
 from agentguard.events.model import Record
-from agentguard.protocols import KillSwitch
+from agentguard.protocols import HeadMovedError, KillSwitch
 from agentguard.steps.live import LiveRun
 
 FIRING: Final = "firing"
@@ -36,15 +37,18 @@ def record_alert(live_run: LiveRun, data: AlertTold) -> bool:
 def record_alert_of_others(switch: KillSwitch, data: AlertTold) -> bool:
     """Put an alert that is about no run alone on record in the control log, unless it is already.
 
-    Of two that tell the same at the same moment, both may be.
+    Two that tell the same at once are told apart by the log: the first one is on record.
     """
-    state = RESOLVED
-    for stored in switch.read():
-        if _MARK in stored.body[:64]:
-            told = data_of(codec.decode(stored.body), AlertTold)
-            if (told["kind"], told.get("subject")) == (data["kind"], data.get("subject")):
-                state = told["state"]
-    if state == data["state"]:
-        return False
-    switch.record(ev.ALERT, dict(data))
-    return True
+    while True:
+        newest, state = 0, RESOLVED
+        for stored in switch.read():
+            newest = stored.seq
+            if _MARK in stored.body[:64]:
+                told = data_of(codec.decode(stored.body), AlertTold)
+                if (told["kind"], told.get("subject")) == (data["kind"], data.get("subject")):
+                    state = told["state"]
+        if state == data["state"]:
+            return False
+        with suppress(HeadMovedError):  # another record came first, perhaps the same
+            switch.record(ev.ALERT, dict(data), after=newest)
+            return True

@@ -34,6 +34,7 @@ from agentguard.cli import main
 from agentguard.errors import RunNotFoundError
 from agentguard.killswitch.model import Kill
 from agentguard.testing import FakeClock
+from tests.relays import end_relays
 from tests.servers import free_port
 
 SECRET = f"whsec_{base64.b64encode(b'a very secret key').decode()}"
@@ -343,6 +344,28 @@ def test_an_alert_of_a_tenant_is_in_the_control_log_once(
         other.set_tenant_budget("acme", Budget(usd=9), per="day")
     assert main(["show", "control"]) == 0
     assert "alert tenant_budget firing: tenant acme has spent $0.6 of $1 per day" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["page", "redis"])
+def test_an_alert_of_a_tenant_is_there_once_though_many_find_it_at_once(
+    where: str, request: pytest.FixtureRequest, home: Path
+) -> None:
+    switch = "page" if where == "page" else request.getfixturevalue("redis_url")
+    with ExitStack() as stack:
+        guards = [stack.enter_context(Guard.open(telemetry=False, kill_switch=switch)) for _ in range(5)]
+        guards[0].set_tenant_budget("acme", Budget(usd=1), per="day")
+        with guards[0].run("r", tenant="acme"):
+            pay()
+            pay()
+        watches = [Watch(guard, Thresholds(budget_share=0.5)) for guard in guards]
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(Watch.look, watches))
+            assert on_record(guards[0], "control") == [("tenant_budget", "firing")]
+            guards[0].set_tenant_budget("acme", Budget(usd=9), per="day")
+            list(pool.map(Watch.look, watches))
+        assert on_record(guards[0], "control") == [("tenant_budget", "firing"), ("tenant_budget", "resolved")]
+        assert guards[0].verify()
+    end_relays(home)
 
 
 def test_where_it_cannot_be_put_on_record_it_is_told_all_the_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -13,7 +14,7 @@ from agentguard.events.codec import chain, decode, genesis
 from agentguard.events.model import CONTROL_RUN_ID, KILL_SET, TENANT_BUDGET_SET
 from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.killswitch.model import GENERATION
-from agentguard.protocols import KillSwitch
+from agentguard.protocols import HeadMovedError, KillSwitch
 from agentguard.testing.conformance._given import DEADLINE, wait_until
 
 
@@ -112,6 +113,31 @@ class KillSwitchContract:
             switch.record(TENANT_BUDGET_SET, {"tenant": object()})
         assert switch.signal[GENERATION] == 0
         assert list(switch.read()) == []
+
+    def test_a_record_that_is_to_follow_another_one_does_or_is_not_written(self, switch: KillSwitch) -> None:
+        told = {"tenant": "acme"}
+        assert switch.record(TENANT_BUDGET_SET, told, after=0) == 1
+        for moved in (0, 2):
+            with pytest.raises(HeadMovedError):
+                switch.record(TENANT_BUDGET_SET, told, after=moved)
+        assert switch.record(TENANT_BUDGET_SET, told, after=1) == 2
+        assert [stored.seq for stored in switch.read()] == [1, 2]
+        assert switch.signal[GENERATION] == 2
+
+    def test_of_many_that_are_to_follow_one_record_one_does(self, switch: KillSwitch) -> None:
+        written: list[int] = []
+
+        def record(number: int) -> None:
+            with suppress(HeadMovedError):
+                written.append(switch.record(TENANT_BUDGET_SET, {"tenant": str(number)}, after=0))
+
+        threads = [threading.Thread(target=record, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert written == [1]
+        assert [stored.seq for stored in switch.read()] == [1]
 
     def test_whoever_joined_is_told_of_each_newest_generation(self, switch: KillSwitch) -> None:
         told: list[int] = []
