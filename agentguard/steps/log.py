@@ -106,6 +106,8 @@ class RunLog:
         self.group = abilities.group
         #: The newest append that was accepted and may not be committed yet.
         self.commit: Commit | None = None
+        #: Sequence and hash of the newest event that was accepted, and of one that is known to be committed.
+        self._accepted = self._committed = (fold.seq, fold.hash)
         #: Steps whose start may be on record though they were told that it is not, and the error told.
         self.doubtful: dict[str, tuple[Step, ErrorData]] = {}
         self._deciding = 0
@@ -229,6 +231,8 @@ class RunLog:
         except BaseException as error:
             self._take_back(seq, error)
             raise
+        if not (_EXCLUSIVE.depth or self.dirty):
+            self._committed = (self.fold.seq, self.fold.hash)
         if decision is not None:
             raise decision
         return result  # pyright: ignore[reportPossiblyUnboundVariable, reportReturnType] - or `decision` is set
@@ -260,10 +264,14 @@ class RunLog:
             with contextlib.suppress(AgentGuardError):
                 self.catch_up()
         if moved:  # though writers were kept out: the end of what this process wrote is gone
-            raise StoreUnavailableError(
-                f"the log of run {self.run_id} ends before what this process has written to it; "
-                "those events are lost, as after an error of the disk"
-            ) from error
+            raise self._lost() from error
+
+    def _lost(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"the log of run {self.run_id} ends before what this process has written to it; those events are "
+            "lost, as after an error of the disk, or in a copy that was not up to date: this run "
+            "takes no further step; find out what it did, and open a new one"
+        )
 
     # --- appending, under the lock -------------------------------------------------------------
 
@@ -310,12 +318,15 @@ class RunLog:
     def _accept(self, group: GroupCommitStore, stored: Stored, movements: Sequence[Movement]) -> None:
         before = self.commit
         failed = before is not None and before.error is not None
+        if before is not None and not failed and before.future.done():
+            self._committed = self._accepted
         if not self._deciding and (failed or self.doubtful):
             raise HeadMovedError(self.number, stored.seq)  # the fold is not what the log says
         commit = group.accept(self.number, stored, movements, before)
         done = commit.future.done()
         self.moved = commit.future.result() if done else {}
-        self.commit = None if done else commit
+        # In one line, so that no signal handler comes in between.
+        self.commit, self._accepted = None if done else commit, (stored.seq, stored.hash)
 
     def await_commit(self) -> None:
         """Return when nothing of this run is under way; where it failed, the fold is to be read anew."""
@@ -329,6 +340,8 @@ class RunLog:
         self.commit = None
         if commit.error is not None:
             self.dirty = True
+        else:
+            self._committed = self._accepted
 
     def doubt(self, step: Step, error: ErrorData) -> None:
         """Note that the start of a step may be on record, and that its body will not run."""
@@ -416,15 +429,23 @@ class RunLog:
         return record.type == ev.RUN_RECOVERED and data_of(record, RunRecovered)["epoch"] > self.epoch
 
     def reload(self) -> None:
-        """Fold the log anew, after something of which it is not known whether it was written."""
+        """Fold the log anew, after something of which it is not known whether it was written.
+
+        Raises:
+            StoreUnavailableError: what is known to have been written is not there.
+        """
         own = self.fold.open.keys() - self.elsewhere
         fold, messages = RunFold(self.run_id), StoredMessages(self.digest)
+        kept = self._committed[0] == 0
         for stored in self.store.read(self.run_id):
             record = codec.decode(stored.body)
             if self._claims(record):
                 break
             fold.apply(record, stored.hash)
             messages.take_in(stored)
+            kept = kept or (stored.seq, stored.hash) == self._committed
+        if not kept:
+            raise self._lost()
         self.fold, self.messages = fold, messages
         self.elsewhere = fold.open.keys() - own
         self.dirty = False

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -18,10 +20,11 @@ from urllib.parse import quote
 import pytest
 import typer
 
+from agentguard import Budget, BudgetExceededError, Guard, RunStopped, Usage, guarded_step
 from agentguard.cli import app, exit_codes
 from agentguard.cli.commands import kill, runs
 from tests.kit import wait_until
-from tests.postgres import Postgres, execute
+from tests.postgres import Postgres, execute, postgres
 from tests.relays import end_relays
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +140,7 @@ class Reader:
 
     def __init__(self, server: Postgres, folder: Path) -> None:
         self.server = server
+        self.servers = {"db.example": server}
         self.folder = folder
         self.answers: list[str] = []
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -146,7 +150,9 @@ class Reader:
 
     def here(self, text: str) -> str:
         """A text with this server in the place of the page's."""
-        return text.replace("@db.example/", f"@{quote(str(self.server.folder), safe='')}:{self.server.port}/")
+        for name, server in self.servers.items():
+            text = text.replace(f"@{name}/", f"@{quote(str(server.folder), safe='')}:{server.port}/")
+        return text
 
     def do(self, block: Block) -> None:
         """Carry out a block that is for a shell or for SQL."""
@@ -191,7 +197,8 @@ def reader(
 def test_the_pages_of_servers_are_followed_from_top_to_bottom(reader: Reader) -> None:
     how_to = ROOT / "docs/how-to"
     for block in blocks(how_to / "postgres.md"):
-        reader.do(block)
+        if "new.example" not in block.code:
+            reader.do(block)
     listed = reader.run(["agentguard", "tenants", "--json"])
     assert [(each["tenant"], each["per"]) for each in json.loads(listed)] == [("acme", "day")]
     reading = reader.here("postgresql://acme_reader@db.example/agentguard")
@@ -219,6 +226,60 @@ def test_the_pages_of_servers_are_followed_from_top_to_bottom(reader: Reader) ->
     [worker] = reader.workers
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
+
+
+def test_a_dump_goes_on_in_another_server_as_the_page_says(reader: Reader, home: Path) -> None:
+    if not (reader.server.programs / "pg_dump").exists() and shutil.which("pg_dump") is None:
+        pytest.skip("no pg_dump is here: install the client programs of PostgreSQL")
+    page = ROOT / "docs/how-to/postgres.md"
+    dump, restore = [block for block in blocks(page) if "agentguard.dump" in block.code]
+    reader.run(["createdb", "agentguard"])
+    old = reader.here("postgresql://postgres@db.example/agentguard")
+    reader.run(["agentguard", "migrate", "--store", old])
+    for _ in range(40):  # positions follow from the numbers of transactions, of which this server had more
+        reader.server.execute("SELECT pg_current_xact_id()")
+    sent: list[str] = []
+    send = guarded_step(usage=Usage(usd="0.25"), effect="once", name="send")(sent.append)
+    with Guard.open(old, telemetry=False) as guard:
+        guard.set_tenant_budget("acme", Budget(usd=1))
+        with guard.run("before", run_id="before", tenant="acme") as run:
+            send("a letter")
+        before = run.summary().head
+        store: Any = guard.components.store
+        wait_until(lambda: store.tail() and store.tail()[-1][1].seq == before.seq)
+        store.save_position("relay", store.tail()[-1][1].position)
+        live = guard.start("unpublished", run_id="unpublished", tenant="acme")
+        send("a second letter")
+        assert live.drain(10)
+        with pytest.raises(RunStopped):
+            live.close()
+        reader.do(dump)
+        with guard.run("later", run_id="later", tenant="acme") as run:
+            send("a third letter")
+        later = run.summary().head
+
+    with postgres() as new:
+        reader.servers["new.example"] = new
+        reader.do(restore)
+        assert "intact: " in reader.answers[-1]
+        with Guard.open(
+            reader.here("postgresql://postgres@new.example/agentguard"), telemetry=False
+        ) as guard:
+            assert guard.verify(anchors={"before": before})
+            assert not guard.verify(anchors={"before": before, "later": later})
+            [account] = guard.tenants()
+            assert (account.tenant, account.budget.usd, account.spent.usd) == ("acme", 1, Decimal("0.5"))
+            with guard.recover("unpublished"):
+                send("a second letter")  # which is on record, and not sent again
+            store = guard.components.store
+            with pytest.raises(BudgetExceededError), guard.run("new", run_id="new", tenant="acme"):
+                for number in range(3):
+                    send(f"new {number}")
+            unread = [(run_id, event.position) for run_id, event in store.tail(store.position("relay"))]
+            assert {run_id for run_id, _ in unread} == {"unpublished", "new"}
+            assert [run_id for run_id, _ in unread[:4]] == ["unpublished"] * 4  # begun, and the step
+            assert sorted(position for _, position in unread) == [position for _, position in unread]
+    assert sent == ["a letter", "a second letter", "a third letter", "new 0", "new 1"]
 
 
 def test_the_servers_of_compose_are_pinned_and_on_loopback_at_the_ports_of_the_page() -> None:

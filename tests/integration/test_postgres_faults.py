@@ -31,6 +31,7 @@ from agentguard import (
 from agentguard.sessions.base import live_run_of
 from agentguard.stores._postgres_schema import migrate
 from tests import postgres
+from tests.kit import wait_until
 from tests.postgres import Postgres, execute
 from tests.relays import end_relays
 
@@ -373,6 +374,79 @@ def test_a_replica_is_promoted_behind_the_agents_back(home: Any) -> None:
                 finally:
                     agents.end()
                 agents.check(guard)
+
+
+def promoted_without_the_last_events(server: Postgres, standby: Postgres, act: Callable[[], None]) -> None:
+    """Let a replica take its server's place that has not got what `act` does."""
+    [[newest]] = server.execute("SELECT pg_current_wal_flush_lsn()::text")
+    wait_until(lambda: standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{newest}'") == [(True,)])
+    standby.stop()
+    act()
+    server.everything(signal.SIGKILL)
+    server.kill()
+    standby.start()
+    execute(standby.url(tcp=True), "SELECT pg_promote(true, 20)")
+
+
+@pytest.mark.parametrize("in_flight", [False, True], ids=["between steps", "in a step"])
+def test_a_run_that_misses_its_own_events_on_a_promoted_replica_takes_no_further_step(
+    home: Any, monkeypatch: pytest.MonkeyPatch, *, in_flight: bool
+) -> None:
+    """The replica is asynchronous: what it had not got is lost, and no run goes on as if it had not been."""
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "page")
+    ran: list[str] = []
+    pay = guarded_step(usage=Usage(usd="0.30"), name="pay")(ran.append)
+    with postgres.postgres(*postgres.DURABLE) as server:
+        server.execute("CREATE DATABASE app")
+        migrate(server.url("app"))
+        with server.replica() as standby:
+            hosts = f"host=127.0.0.1,127.0.0.1&port={server.port},{standby.port}"
+            url = f"postgresql://postgres@/app?{hosts}&target_session_attrs=read-write"
+            with Guard.open(url, telemetry=False, store_timeout=20) as guard:
+                guard.set_tenant_budget("acme", Budget(usd=10))
+                run = guard.start("agent", budget=Budget(usd=5), tenant="acme")
+                pay("first")
+
+                def act() -> None:
+                    pay("lost")
+                    pay("lost too")
+                    guard.start("nested").close()
+
+                def promote(_text: str = "") -> None:
+                    promoted_without_the_last_events(server, standby, act)
+
+                if in_flight:
+                    with pytest.raises(StoreUnavailableError, match="those events are lost"):
+                        guarded_step(usage=Usage(usd="0.01"), name="promote")(promote)()
+                else:
+                    promote()
+                known = run.summary() if not in_flight else None
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailableError, match="those events are lost"):
+                        pay("again")
+                    with pytest.raises(StoreUnavailableError, match="those events are lost"):
+                        asyncio.run(pay_later())
+                    with pytest.raises(StoreUnavailableError), guard.run("nested"):
+                        pay("nested")
+                assert ran == ["first", "lost", "lost too"]
+                with pytest.raises(StoreUnavailableError, match="those events are lost"):
+                    run.close()
+                with guard.run("new", tenant="acme") as new:
+                    pay("new")
+                assert guard.verify(new.id)
+                [account] = guard.tenants()
+                assert account.spent == guard.summary(run.id).usage + new.summary().usage
+                # What is there is whole; that something is missing is told by what was known before.
+                assert guard.verify()
+                if known is not None:
+                    report = guard.verify(anchors={run.id: known.head})
+                    assert not report
+                    assert run.id in str(report)
+
+
+@guarded_step(usage=Usage(usd="0.01"))
+async def pay_later() -> None:
+    raise AssertionError("the run has lost its events")
 
 
 def test_clocks_that_jump_change_no_order(server: Postgres) -> None:
