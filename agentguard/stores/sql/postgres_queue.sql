@@ -37,6 +37,30 @@ DROP POLICY IF EXISTS of_my_tenant ON agentguard_queue.procrastinate_jobs;
 CREATE POLICY of_my_tenant ON agentguard_queue.procrastinate_jobs
     USING ((SELECT agentguard.my_tenant()) IS NULL OR args ->> 'tenant' = (SELECT agentguard.my_tenant()));
 
+-- Workers of one tenant see each other, and of the others those that have a run of theirs: should one of these
+-- fall silent, they carry its run on.
+ALTER TABLE agentguard_queue.procrastinate_workers
+    ADD COLUMN IF NOT EXISTS tenant text DEFAULT agentguard.my_tenant();
+ALTER TABLE agentguard_queue.procrastinate_workers ENABLE ROW LEVEL SECURITY;
+ALTER TABLE agentguard_queue.procrastinate_workers FORCE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS of_my_tenant ON agentguard_queue.procrastinate_workers;
+CREATE POLICY of_my_tenant ON agentguard_queue.procrastinate_workers
+    USING ((SELECT agentguard.my_tenant()) IS NULL OR tenant = (SELECT agentguard.my_tenant()));
+DROP POLICY IF EXISTS with_my_run ON agentguard_queue.procrastinate_workers;
+CREATE POLICY with_my_run ON agentguard_queue.procrastinate_workers FOR SELECT
+    USING (EXISTS (
+        SELECT FROM agentguard_queue.procrastinate_jobs AS job
+        WHERE job.worker_id = procrastinate_workers.id AND job.status = 'doing'
+    ));
+
+ALTER TABLE agentguard_queue.procrastinate_events ENABLE ROW LEVEL SECURITY;
+ALTER TABLE agentguard_queue.procrastinate_events FORCE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS of_my_tenant ON agentguard_queue.procrastinate_events;
+CREATE POLICY of_my_tenant ON agentguard_queue.procrastinate_events
+    USING ((SELECT agentguard.my_tenant()) IS NULL OR EXISTS (
+        SELECT FROM agentguard_queue.procrastinate_jobs AS job WHERE job.id = job_id
+    ));
+
 -- Put a run into the queue that this very transaction, or one before it, has created.
 CREATE OR REPLACE FUNCTION agentguard_queue.submit(
     queue text, priority integer, of_run text, tenant text, args jsonb

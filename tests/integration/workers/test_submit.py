@@ -29,7 +29,7 @@ from agentguard.cli import main
 from agentguard.errors import ProgramError, QueueUnavailableError
 from agentguard.stores._postgres_schema import migrate
 from agentguard.telemetry.spans import Telemetry
-from tests.integration.workers.conftest import OfficeOfTest
+from tests.integration.workers.conftest import FAST, OfficeOfTest
 from tests.postgres import execute
 
 
@@ -259,6 +259,7 @@ def logins(postgres_url: str) -> Iterator[dict[str, str]]:
         "agents": "agentguard_agent",
         "agents_a": "agentguard_agent",
         "workers_a": "agentguard_agent, agentguard_worker",
+        "workers": "agentguard_agent, agentguard_worker",
         "operators": "agentguard_operator",
         "tenant": "agentguard_tenant",
     }
@@ -299,6 +300,57 @@ def test_a_login_of_a_tenant_submits_and_takes_its_own_runs_alone(
     assert seen == [("a",)]
     with Guard.open(logins["workers_a"], telemetry=False) as guard:
         assert [depth.queue for depth in guard.queue()] == ["a"]
+
+
+def test_workers_of_a_tenant_see_each_other_and_those_that_have_a_run_of_theirs(
+    office: OfficeOfTest, logins: dict[str, str]
+) -> None:
+    """They can take no other worker for dead, nor see what jobs of others went through."""
+
+    def ask(what: str, sql: str) -> list[tuple[Any, ...]]:
+        return execute(f"{logins[what]}?options=-csearch_path%3Dagentguard_queue", sql)
+
+    workers = {
+        what: ask(of, "SELECT worker_id FROM procrastinate_register_worker_v1()")[0][0]
+        for what, of in (("own", "workers_a"), ("idle", "workers"), ("busy", "workers"), ("of b", "workers"))
+    }
+    for what, tenant in (("busy", "a"), ("of b", "b")):
+        office.guard.submit(office.agents.alone, tenant=tenant)
+        fetch = f"SELECT id FROM procrastinate_fetch_job_v2('{{{tenant}}}', {workers[what]})"
+        assert ask("workers", fetch) != [(None,)]
+    everyone = "SELECT id FROM procrastinate_workers"
+    assert {number for (number,) in ask("workers_a", everyone)} == {workers["own"], workers["busy"]}
+    assert {number for (number,) in ask("workers", everyone)} == set(workers.values())
+    for table in ("procrastinate_events", "procrastinate_jobs"):
+        assert len(ask("workers", f"SELECT FROM {table}")) == 2 * len(
+            ask("workers_a", f"SELECT FROM {table}")
+        )
+    for change in (
+        "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '1 hour'",
+        "DELETE FROM procrastinate_workers",
+    ):
+        ask("workers_a", change)
+        alive = ask("workers", f"{everyone} WHERE last_heartbeat > now() - interval '1 minute'")
+        assert {number for (number,) in alive} == set(workers.values()) - {workers["own"]}
+
+
+def test_a_tenants_own_worker_carries_its_run_on_and_takes_no_other(
+    office: OfficeOfTest, logins: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = office.guard.submit(office.agents.letters, [["a"], "c", ["d"]], tenant="a")
+    everybodys = office.worker(*FAST)
+    office.until("waits c")
+    monkeypatch.setenv("AGENTGUARD_STORE", logins["workers_a"])
+    own = office.worker(*FAST)
+    everybodys.kill()
+    everybodys.wait()
+    other = office.guard.submit(office.agents.alone, tenant="b")
+    office.until("waits c", times=2)
+    office.open_gate("c")
+    assert office.ends(run) == "COMPLETED"
+    assert office.told() == ["step a", "waits c", "waits c", "step d"]
+    assert str(other.state) == "CREATED"
+    assert own.poll() is None
 
 
 # --- how long the queue is -----------------------------------------------------------------------
