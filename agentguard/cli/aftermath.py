@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import store_url
 from agentguard.audit.verify import reconstruct
 from agentguard.cli import lookup
@@ -179,7 +180,7 @@ def what_goes_on(runs: Sequence[LiveRun], home: Path, seconds: float) -> list[Co
 def _look(store: EventStore, row: RunRow) -> Covered:
     in_flight: tuple[str, ...] = ()
     swallowed: tuple[StopSwallowed, ...] = ()
-    now = time.time_ns()
+    now = SYSTEM_CLOCK.wall()
     row = store.row(row.run_id) or row
     run = live_run(row.run_id, row.state, row.owner, row.heartbeat_ns)
     with suppress(AgentGuardError):  # of a damaged log, `verify` tells

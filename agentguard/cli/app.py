@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import platform
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -65,15 +65,18 @@ app = typer.Typer(
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; our own errors become a message."""
     register(arguments)
-    return output.ended(lambda: app(args=arguments, prog_name="agentguard"))
+    return output.ended(lambda: app(args=arguments, prog_name="agentguard", obj=arguments))
 
 
 def register(arguments: list[str] | None = None) -> None:
     """Import the module of the command that is called, or every one; each adds itself to `app`."""
     called = arguments[0].replace("-", "_") if arguments else ""
-    names = (called,) if called in COMMANDS and not set(arguments or ()) & {"-h", "--help"} else COMMANDS
-    for name in names:
+    if called in COMMANDS and not set(arguments or ()) & {"-h", "--help"}:
+        importlib.import_module(f"agentguard.cli.commands.{called}")
+        return
+    for name in COMMANDS:
         importlib.import_module(f"agentguard.cli.commands.{name}")
+    importlib.import_module("agentguard.cli.early")
 
 
 def _version(wanted: bool) -> None:
@@ -91,34 +94,3 @@ def main(
     ] = False,
 ) -> None:
     """Look at guarded runs, stop them, and check that their logs are what was written."""
-
-
-def _passed_on(ctx: typer.Context) -> None:
-    # Only for --help, completion and after a global option: they are answered before Typer is imported.
-    from agentguard import cli
-
-    raise typer.Exit(cli.main([str(ctx.info_name), *ctx.args]))
-
-
-def _runs(incomplete: str) -> list[tuple[str, str]]:
-    from agentguard.cli import lookup
-
-    return lookup.complete_run(incomplete)
-
-
-def _passed_on_with_runs(
-    ctx: typer.Context,
-    named: Annotated[list[str] | None, typer.Argument(autocompletion=_runs)] = None,
-) -> None:
-    from agentguard import cli
-
-    raise typer.Exit(cli.main([str(ctx.info_name), *(named or []), *ctx.args]))
-
-
-_UNTOUCHED: dict[str, Any] = {
-    "add_help_option": False,
-    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
-}
-app.command("kill", help="Stop a run, a tenant's runs, or everything.", **_UNTOUCHED)(_passed_on_with_runs)
-app.command("revive", help="Clear a kill, so that later runs may start.", **_UNTOUCHED)(_passed_on_with_runs)
-app.command("runs", help="List runs, the newest first, or by what they spend.", **_UNTOUCHED)(_passed_on)

@@ -7,12 +7,12 @@ whatever is not found there, or cannot be read, is killed as it was typed.
 from __future__ import annotations
 
 import json
-import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import sqlite_path, store_url
 from agentguard._process import counts_as_alive, is_alive
 
@@ -161,7 +161,7 @@ class _File:
 
 def live_run(run_id: str, state: str, owner: dict[str, Any], heartbeat_ns: int) -> LiveRun:
     """Return what a row says of a run that a kill covers."""
-    dead = bool(owner) and not counts_as_alive(owner, heartbeat_ns, time.time_ns())
+    dead = bool(owner) and not counts_as_alive(owner, heartbeat_ns, SYSTEM_CLOCK.wall())
     return LiveRun(run_id, dead, state not in _LIVE, gone=dead and is_alive(owner) is False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -48,8 +48,8 @@ def started_since(run: RunStatus, begin_ns: int) -> bool:
     return at is None or at >= datetime.fromtimestamp(begin_ns / 1e9, UTC)
 
 
-def columns(typed: str | None) -> list[str] | None:
-    """Return the columns of `--columns`.
+def columns(typed: str | None, known: Collection[str] = tables.COLUMNS) -> list[str] | None:
+    """Return the columns of `--columns`, all of them among those that are known.
 
     Raises:
         UsageError: there is no such column.
@@ -57,10 +57,11 @@ def columns(typed: str | None) -> list[str] | None:
     if typed is None:
         return None
     wanted = [name.strip() for name in typed.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in tables.COLUMNS]:
-        known = ", ".join(tables.COLUMNS)
-        raise exit_codes.UsageError(f"--columns: there is no column {unknown[0]!r}; known are {known}")
-    return wanted or None
+    if unknown := [name for name in wanted or [typed] if name not in known]:
+        raise exit_codes.UsageError(
+            f"--columns: there is no column {unknown[0]!r}; known are {', '.join(known)}"
+        )
+    return wanted
 
 
 def past(text: str, option: str) -> timedelta | datetime:

@@ -869,7 +869,10 @@ def test_kill_and_revive_after_a_global_option_are_passed_on(cli: Cli, tmp_path:
     assert (tmp_path / "control.log").exists()
 
 
-def test_completion_knows_commands_and_runs(recorded: Path) -> None:
+@pytest.fixture
+def completed(recorded: Path) -> Callable[[str], list[str]]:
+    """What the shell is told for a line that ends where the cursor is."""
+
     def completed(words: str) -> list[str]:
         environment = os.environ | {
             "_AGENTGUARD_COMPLETE": "complete_bash",
@@ -882,11 +885,29 @@ def test_completion_knows_commands_and_runs(recorded: Path) -> None:
         assert ran.stderr == ""
         return ran.stdout.split()
 
+    return completed
+
+
+def test_completion_knows_commands_and_runs(completed: Callable[[str], list[str]]) -> None:
     assert set(completed("agentguard ")) == COMMANDS
     assert completed("agentguard show rep") == ["report-2", "report-1"]
     assert completed("agentguard show --store=sqlite:///none.db x") == []
     assert completed("agentguard kill rep") == completed("agentguard end rep") == ["report-2", "report-1"]
     assert completed("agentguard kill --reason why report-1 vic") == ["victim"]
+    assert completed("agentguard revive --run vic") == ["victim"]
+
+
+@pytest.mark.parametrize("command", ["kill", "revive", "runs", "top"])
+def test_completion_knows_every_option_that_the_help_names(
+    cli: Cli, completed: Callable[[str], list[str]], command: str
+) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", cli(command, "--help")[1]))
+    assert set(completed(f"agentguard {command} --")) | {"--help"} == named | {"--help"}
+
+
+def test_completion_knows_what_an_option_takes(completed: Callable[[str], list[str]]) -> None:
+    assert completed("agentguard runs --sort ") == ["spend", "rate", "age", "limit"]
+    assert completed("agentguard runs --state RUN") == ["RUNNING"]
 
 
 def test_without_the_cli_extra_there_is_a_clear_message() -> None:

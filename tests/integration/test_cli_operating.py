@@ -409,6 +409,50 @@ def test_tail_of_a_run_shows_its_events_since_a_time(hours: Guard, cli: Cli) -> 
     assert len(cli("tail", "lives", "-n", "1")[1].splitlines()) == 1
 
 
+def test_tail_puts_the_events_of_those_runs_first_that_have_the_most_of_something(
+    hours: Guard, cli: Cli
+) -> None:
+    with hours.run("dear", detached=True) as run:
+        for amount in range(3):
+            pay(amount)
+    everything = cli("tail", "-n", "1000", "--json")[1].splitlines()
+    for sort in ("spend", "age"):
+        shown = cli("tail", "-n", "1000", "--sort", sort, "--json")[1].splitlines()
+        assert sorted(shown) == sorted(everything)
+        runs = list(dict.fromkeys(json.loads(line)["run_id"] for line in shown))
+        assert len(runs) == 6
+        assert runs[0] == (run.id if sort == "spend" else "lives")
+        at = [everything.index(line) for line in shown if json.loads(line)["run_id"] == runs[0]]
+        assert at == sorted(at)
+
+
+def test_tail_shows_the_columns_that_are_asked_for(hours: Guard, cli: Cli) -> None:
+    code, out, _ = cli("tail", "lives", "--columns", "seq, type,key,usd,spent")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["1", "run_created", "-", "-", "-"],
+        ["2", "run_started", "-", "-", "-"],
+        ["3", "step_started", "main/pay#1", "-", "-"],
+        ["4", "step_completed", "main/pay#1", "$0.25", "$0.25"],
+    ]
+    assert set(cli("tail", "--columns", "run", "--state", "paused")[1].split()) == {"paused"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--columns", "seq,colour"], "there is no column 'colour'; known are time, run, seq"),
+        (["--columns", ""], "there is no column ''"),
+        (["--sort", "spend", "-f"], "leave it out with -f"),
+        (["lives", "--sort", "spend"], "where a run is named"),
+    ],
+)
+def test_what_tail_cannot_show_is_refused(hours: Guard, cli: Cli, options: list[str], said: str) -> None:
+    code, out, err = cli("tail", *options)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+
+
 @pytest.mark.parametrize("option", ["--tenant", "--name", "--state"])
 def test_what_chooses_among_runs_is_refused_where_one_is_named(hours: Guard, cli: Cli, option: str) -> None:
     code, _, err = cli("tail", "lives", option, "running")

@@ -128,6 +128,18 @@ def test_a_command_in_the_text_of_a_page_has_the_options_that_are_named() -> Non
         assert not unknown, f"{page}: `{text}`: no option {unknown}"
 
 
+def test_a_command_in_the_text_of_a_page_has_no_word_too_many() -> None:
+    for page in PAGES:
+        for text in INLINE.findall(page.read_text()):
+            if re.search(r"[\[|{…]|\.\.\.", text):  # what may be typed, and not what is
+                continue
+            with suppress(SystemExit, typer.BadParameter):  # less than has to be typed
+                try:
+                    parse(shlex.split(text)[1:])
+                except USAGE as error:
+                    assert type(error) is not USAGE, f"{page.name}: `{text}`: {error}"
+
+
 def test_what_there_is_not_is_noticed() -> None:
     wrong = [["shows", "RUN"], ["kill", "--runs", "x"], ["runs", "--stat", "x"], ["alerts", "lists"]]
     for words in [*wrong, ["tail", "--folow"], ["worker", "--concurrency", "8"]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from decimal import Decimal, InvalidOperation
@@ -13,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard.alerts import rules
 from agentguard.alerts.rules import Alert, Thresholds
 from agentguard.alerts.watch import FIRING, Notice, Reader, Watch
@@ -119,7 +119,7 @@ def send_test(
     error = None
     with sending(webhook, secret_file, slack=slack) as (sink,):
         try:
-            now = time.time_ns()
+            now = SYSTEM_CLOCK.wall()
             sink.send(Notice(alert, FIRING, now, now))
         except WebhookError as failed:
             error = str(failed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Annotated
 
@@ -23,9 +24,12 @@ from agentguard.cli.options import (
     TenantOption,
     UtcOption,
 )
+from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import Event
+from agentguard.guard import Guard
+from agentguard.monitoring import status_of
 from agentguard.protocols import EventStore, abilities_of
 from agentguard.runs.state import RunState
 from agentguard.runs.summary import moment
@@ -46,6 +50,19 @@ _LIVE = frozenset(str(state) for state in RunState if not state.final)
 
 
 Numbered = tuple[str, Stored]
+
+#: What a line may show of an event; `spent` is what its run has spent so far.
+_COLUMNS: dict[str, Callable[[Event], str]] = {
+    "time": lambda event: output.when(moment(event.at_ns)),
+    "run": lambda event: output.one_line(event.run_id),
+    "seq": lambda event: f"{event.seq:>5}",
+    "type": lambda event: f"{output.one_line(event.type):<18}",
+    "key": lambda event: output.one_line(event.key or "-"),
+    "usd": lambda event: output.money(event.usage.usd) if event.usage else "-",
+    "spent": lambda event: output.money(event.spent.usd) if event.spent else "-",
+    "event": lambda event: output.one_line(timeline.describe(event)),
+}
+_USUAL = ("time", "run", "seq", "event")
 
 
 @app.command(epilog="--json: an event a line.")
@@ -78,6 +95,14 @@ def tail(
     name: NameOption = None,
     state: StateOption = None,
     since: SinceOption = None,
+    sort: Annotated[
+        selection.Sort | None,
+        typer.Option("--sort", help="The events of those runs first that have the most of it; not with -f."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", metavar="A,B", help=f"These alone, of {', '.join(_COLUMNS)}."),
+    ] = None,
     utc: UtcOption = False,
     store: StoreOption = None,
     home: HomeOption = None,
@@ -90,15 +115,21 @@ def tail(
     among = {"--tenant": tenant, "--name": name, "--state": state}
     if run_id is not None and (given := [option for option, value in among.items() if value is not None]):
         raise exit_codes.UsageError(f"{given[0]} chooses among all runs; leave it out where a run is named")
+    if sort is not None and (follow or run_id is not None):
+        raise exit_codes.UsageError(
+            "--sort puts runs in order; leave it out with -f, and where a run is named"
+        )
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
+    shown = selection.columns(columns, _COLUMNS)
     with lookup.reading() as guard:
         found = None if run_id is None else lookup.find_run(guard, run_id)
         begin = selection.since_ns(since, guard.components.clock.wall())
         wanted = Wanted(guard.components.store, tenant, name, state, begin)
-        show_one = json_printer() if as_json else text_printer(one_run=found is not None)
+        show_one = json_printer() if as_json else text_printer(shown, one_run=found is not None)
+        events = stream(wanted, found, lines, follow=follow)
         try:
-            for numbered in stream(wanted, found, lines, follow=follow):
+            for numbered in events if sort is None else in_order(events, guard, sort):
                 show_one(numbered)
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
@@ -154,6 +185,21 @@ def stream(wanted: Wanted, run_id: str | None, lines: int, *, follow: bool) -> I
             yield run_id, stored
     if follow:
         yield from _follow_run(store, run_id, end)
+
+
+def in_order(events: Iterable[Numbered], guard: Guard, sort: selection.Sort) -> Iterator[Numbered]:
+    """Return the events run by run, those of the run with the most of `sort` first, damaged ones last."""
+    store, clock = guard.components.store, guard.components.clock
+    of_run: dict[str, list[Numbered]] = {}
+    for numbered in events:
+        of_run.setdefault(numbered[0], []).append(numbered)
+    found = []
+    for row in filter(None, map(store.row, of_run)):
+        with suppress(LogIntegrityError):
+            found.append(status_of(store, row, clock))
+    first = [status.summary.run_id for status in selection.in_order(found, sort)]
+    for run_id in dict.fromkeys([*first, *of_run]):
+        yield from of_run[run_id]
 
 
 def _newest(wanted: Wanted, top: int, count: int) -> list[Numbered]:
@@ -220,23 +266,24 @@ def json_printer() -> Callable[[Numbered], None]:
     return show
 
 
-def text_printer(*, one_run: bool) -> Callable[[Numbered], None]:
-    """Prints an event a line, for people."""
+def text_printer(columns: Sequence[str] | None, *, one_run: bool) -> Callable[[Numbered], None]:
+    """Prints an event a line, for people; `columns`: what of it, or else what is usual."""
     console = output.console()
     log = timeline.Timeline(dated=True)
 
     def show(numbered: Numbered) -> None:
         entry = _entry(numbered)
-        for line in log.lines([entry]) if one_run else [_line(entry.event)]:
+        nested = one_run and columns is None
+        for line in log.lines([entry]) if nested else [_line(entry.event, columns or _USUAL)]:
             console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
 
     return show
 
 
-def _line(event: Event) -> Text:
-    at = output.when(moment(event.at_ns))
-    line = Text().append(f"{at}  {event.run_id}  {event.seq:>5}  ", style="dim")
-    return line.append(output.one_line(timeline.describe(event)))
+def _line(event: Event, columns: Sequence[str]) -> Text:
+    return Text("  ").join(
+        Text(_COLUMNS[name](event), style="" if name == "event" else "dim") for name in columns
+    )
 
 
 def _entry(numbered: Numbered) -> timeline.Entry:
