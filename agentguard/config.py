@@ -51,15 +51,13 @@ def open_store(
         ValueError: the URL names no store, or asks `memory://` for a durability it has not.
     """
     url = url or store_url()
+    check_store(url, durability)
     scheme = urlsplit(url).scheme
-    if scheme not in _STORES:
-        raise ValueError(f"no event store for {url!r}; known are {_known(_STORES)}")
     if scheme == "postgresql":
         require("psycopg", extra="postgres", feature="an event store in PostgreSQL")
     backend = _load(_STORES[scheme])
     store: EventStore
     if scheme == "memory":
-        check_promise(url, durability)
         store = backend(clock=clock)
     elif scheme == "file":
         store = backend(export_path(url), clock=clock)
@@ -76,13 +74,20 @@ def open_store(
     return store
 
 
-def check_promise(url: str, durability: str | None) -> None:
-    """Refuse a promise that the store of a URL cannot keep.
+def check_store(url: str, durability: str | None) -> None:
+    """Refuse a URL that names no store, and a promise that its store cannot keep.
 
     Raises:
-        ValueError: `memory://` is asked for a durability it has not.
+        ValueError: the URL names no store, or asks `memory://` for a durability it has not.
     """
-    if urlsplit(url).scheme == "memory" and durability is not None:
+    scheme = urlsplit(url).scheme
+    if scheme not in _STORES:
+        raise ValueError(f"no event store for {public_url(url)!r}; known are {_known(_STORES)}")
+    if scheme != "memory":
+        return
+    if url != "memory://":
+        raise ValueError(f"{url!r}: memory:// takes no name and no options; it is one guard's own")
+    if durability is not None:
         raise ValueError(
             f"memory:// promises nothing across the process's death, so durability="
             f"{durability!r} is refused; use sqlite:///path, or leave durability out"
@@ -159,18 +164,28 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or stores_own
     if not isinstance(setting, str):
         return setting
+    check_switch(setting)
     if urlsplit(setting).scheme in _NETWORK_SCHEMES:
         network: KillSwitch = _load(_NETWORK)(setting, home(), clock=clock)
         return network
     name = setting.removesuffix("://")
-    if name not in _SWITCHES:
-        known = f"{_known(_SWITCHES)}, {', '.join(f'{scheme}://' for scheme in _NETWORK_SCHEMES)}"
-        several = "sentinel" in setting or "cluster" in setting
-        hint = "; Redis Sentinel and Redis Cluster are not supported: name one server" if several else ""
-        raise ValueError(f"no kill switch {public_url(setting)!r}; known are {known}{hint}")
     backend = _load(_SWITCHES[name])
     switch: KillSwitch = backend(home(), clock=clock) if name == "page" else backend(clock=clock)
     return switch
+
+
+def check_switch(setting: str) -> None:
+    """Refuse a setting that names no kill switch.
+
+    Raises:
+        ValueError: nothing is known by that name.
+    """
+    if urlsplit(setting).scheme in _NETWORK_SCHEMES or setting.removesuffix("://") in _SWITCHES:
+        return
+    known = f"{_known(_SWITCHES)}, {', '.join(f'{scheme}://' for scheme in _NETWORK_SCHEMES)}"
+    several = "sentinel" in setting or "cluster" in setting
+    hint = "; Redis Sentinel and Redis Cluster are not supported: name one server" if several else ""
+    raise ValueError(f"no kill_switch {public_url(setting)!r}; known are {known}{hint}")
 
 
 def check_ledger(setting: object) -> None:

@@ -65,6 +65,8 @@ class Engine:
         config.check_ledger(ledger)
         if url is not None:
             _check_url(url, durability)
+        if isinstance(kill_switch, str):
+            config.check_switch(kill_switch)
         if store_timeout is not None and not 0 <= store_timeout < math.inf:
             raise ValueError(f"store_timeout must be seconds from 0 up, not {store_timeout!r}")
         rules = redactor(redact)
@@ -168,7 +170,7 @@ def _check_url(url: str, durability: Durability | None) -> None:
         raise TypeError(f"url must be a str, not {type(url).__name__}")
     if not url:
         raise ValueError("url must not be empty; leave it out for the default store")
-    config.check_promise(url, durability)
+    config.check_store(url, durability)
 
 
 def _check_options(durability: Durability | None, capture: str, default_budget: Budget | None) -> None:

@@ -116,7 +116,8 @@ def parse_budget(text: str, source: str) -> Budget:
         Budget(usd='5', steps=200, calls={'web_fetch': 3})
     """
     try:
-        fields = json.loads(text) if text.lstrip().startswith("{") else _pairs(text)
+        as_json = text.lstrip().startswith("{")
+        fields = json.loads(text, object_pairs_hook=_once) if as_json else _pairs(text)
         budget = Budget.from_fields(fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
@@ -126,17 +127,31 @@ def parse_budget(text: str, source: str) -> Budget:
 
 
 def _pairs(text: str) -> dict[str, object]:
-    fields: dict[str, object] = {}
-    calls: dict[str, object] = {}
+    fields: list[tuple[str, object]] = []
+    calls: list[tuple[str, object]] = []
     for pair in text.split(","):
         name, sign, value = (part.strip() for part in pair.partition("="))
         if not sign or not name or not value:
             raise ValueError(f"{pair.strip()!r} is no limit; write name=value, as usd=5.00")
         if name.startswith("calls."):
-            calls[name.removeprefix("calls.")] = _value(value)
+            calls.append((name.removeprefix("calls."), _value(value)))
         else:
-            fields[name] = value if name == "usd" else _value(value)
-    return {**fields, "calls": calls} if calls else fields
+            fields.append((name, value if name == "usd" else _value(value)))
+    return _once([*fields, ("calls", _once(calls))] if calls else fields)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the pairs by name.
+
+    Raises:
+        ValueError: a name is there twice, so that nobody can tell which value is meant.
+    """
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} is given twice")
+        found[name] = value
+    return found
 
 
 def _value(text: str) -> object:

@@ -128,7 +128,12 @@ def test_export_is_told_what(cli: Cli, arguments: list[str]) -> None:
 def test_an_export_that_cannot_be_written_leaves_nothing(guard: Guard, cli: Cli, tmp_path: Path) -> None:
     run_id = a_run(guard)
     code, _, err = cli("export", run_id, "-o", tmp_path / "no" / "out.jsonl")
-    assert (code, "No such file" in err) == (5, True)
+    assert (code, err) == (
+        5,
+        f"agentguard: [Errno 2] No such file or directory: '{tmp_path}/no/out.jsonl'\n",
+    )
+    code, _, err = cli("export", run_id, "-o", tmp_path)
+    assert (code, err) == (5, f"agentguard: [Errno 21] Is a directory: '{tmp_path}'\n")
     assert cli("export", "nobody", "-o", tmp_path / "out.jsonl")[0] == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -326,6 +331,10 @@ def test_runs_are_chosen_by_name_and_time_and_ordered_by_spend(
     assert data("runs", "--since", "2199-01-01") == []
     code, _, err = cli("runs", "--since", "yesterday")
     assert (code, "--since 'yesterday' is neither an age" in err) == (2, True)
+    code, _, err = cli("runs", "--sort", "beauty")
+    assert (code, "invalid choice: 'beauty' (choose from 'spend', 'rate', 'age'" in err) == (2, True)
+    for pattern in ("", "nobody"):
+        assert cli("runs", "--name", pattern)[1].startswith("no runs like this in sqlite:///")
 
 
 def test_columns_are_those_that_are_named(guard: Guard, cli: Cli) -> None:

@@ -148,6 +148,17 @@ def _disk_full(descriptor: int) -> None:
     raise OSError("disk full")
 
 
+def test_a_pipe_is_written_to_and_not_replaced(guard: Guard, runs: list[str], tmp_path: Path) -> None:
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        guard.export(runs[0], pipe)
+        read = reader.communicate()[0]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    guard.export(runs[0], file)
+    assert read.splitlines()[1:] == file.read_bytes().splitlines()[1:]  # the first line says when
+
+
 def test_it_can_be_written_to_an_open_file(guard: Guard, runs: list[str], tmp_path: Path) -> None:
     sink = io.BytesIO()
     guard.export(runs[0], sink)

@@ -572,6 +572,16 @@ def test_recursion_without_end(guard):
         (ValueError, "name must have", lambda _: guarded_step(name="")(named)),
         (ValueError, "url must not be empty", lambda _: Guard.open("")),
         (TypeError, "url must be a str", lambda _: Guard.open(5)),
+        (ValueError, "no event store for 'mysql://host'; known are", lambda _: Guard.open("mysql://host")),
+        (ValueError, "no event store for 'x://h/'", lambda _: Guard.open("x://u:password@h/")),
+        (ValueError, "memory:// takes no name", lambda _: Guard.open("memory://runs")),
+        (ValueError, "memory:// takes no name", lambda _: Guard.open("memory:")),
+        (ValueError, "no kill_switch ''; known are", lambda _: Guard.open(kill_switch="")),
+        (
+            ValueError,
+            "no kill_switch 'etcd://h'; known are",
+            lambda _: Guard.in_memory(kill_switch="etcd://h"),
+        ),
     ],
 )
 def test_odd_arguments_are_named(guard, error, said, call):

@@ -130,6 +130,9 @@ def test_a_budget_as_text(text: str, budget: Budget) -> None:
         ("{", "Expecting property name"),
         ("[1]", "is no limit"),
         ("warn_at=0.5", "limits nothing"),
+        ("usd=1, steps=2, usd=3", "usd is given twice"),
+        ("calls.a=1,calls.a=2", "a is given twice"),
+        ('{"usd": 1, "calls": {"a": 1, "a": 2}}', "a is given twice"),
     ],
 )
 def test_a_budget_that_cannot_be_right_is_refused_and_the_variable_named(

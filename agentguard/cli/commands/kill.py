@@ -388,9 +388,12 @@ def _ask(question: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 up")
     return seconds
 
 

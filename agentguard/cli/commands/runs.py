@@ -46,8 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     say("--since", metavar="WHEN", help="not before: an age like 2h or 7d, or a date or time")
     say(
         "--sort",
-        type=selection.Sort,
-        choices=list(selection.Sort),
+        choices=[sort.value for sort in selection.Sort],
         help="the largest first; by default the newest",
     )
     say("--limit", "-n", type=_count, default=50, metavar="N", help="how many at most (default: 50)")
@@ -80,7 +79,7 @@ def _runs(options: argparse.Namespace) -> None:
             rows = _rows(store, tenant, state and state.upper(), name, since)
             found, damaged = _statuses(store, rows if options.sort else islice(rows, options.limit))
             if options.sort:
-                found = selection.in_order(found, options.sort)[: options.limit]
+                found = selection.in_order(found, selection.Sort(options.sort))[: options.limit]
             if found and not options.json:
                 console = output.console()
                 console.print(tables.runs_table(found, console, store, wanted))
@@ -88,7 +87,8 @@ def _runs(options: argparse.Namespace) -> None:
     if options.json:
         output.print_json([run.to_data() for run in found])
     elif not found:
-        like_this = " like this" if any((tenant, state, name, since)) else ""
+        chosen = any(said is not None for said in (tenant, state, name, since))
+        like_this = " like this" if chosen else ""
         output.console().print(f"no runs{like_this} in {store_url()}")
     for problem in damaged:
         output.complain(f"{problem}; shown as of its last change of state, `agentguard verify` says more")
