@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -73,6 +74,38 @@ def ended(command: Callable[[], object]) -> int:
 def print_json(data: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document, in ASCII, so that no terminal takes it for a control sequence."""
     print(json.dumps(data, indent=indent, default=str), flush=True)
+
+
+def log(*, as_json: bool) -> None:
+    """Have what is logged printed on standard error: a line for people, or a JSON object a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine(as_json=as_json))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+
+
+class _LogLine(logging.Formatter):
+    """When, with the zone, and what; as JSON with level, logger and the facts that came with it."""
+
+    #: What every record has; the last is a text again, with uvicorn's colours.
+    _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__("%(asctime)s %(message)s")
+        self._as_json = as_json
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        at = datetime.fromtimestamp(record.created, UTC)
+        return (at if self._as_json else at.astimezone()).isoformat(sep=" ", timespec="milliseconds")
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not self._as_json:
+            return super().format(record)
+        said = {name: value for name, value in vars(record).items() if name not in self._USUAL}
+        said |= {"at": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        said["message"] = record.getMessage()
+        if record.exc_info:
+            said["error"] = self.formatException(record.exc_info)
+        return json.dumps(said, default=str)
 
 
 def printable(text: str) -> str:

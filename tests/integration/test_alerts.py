@@ -8,6 +8,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -505,6 +506,30 @@ def test_the_test_command_says_whether_it_arrived(
     assert main(["alerts", "test", "--webhook", f"http://127.0.0.1:{free_port()}/"]) == 5
     assert main(["alerts", "test"]) == 2
     capsys.readouterr()
+
+
+def test_a_watch_by_command_logs_each_alert_with_the_time_and_its_zone_or_as_json(
+    home: Path, sqlite_guard: Guard
+) -> None:
+    environment = os.environ | {"AGENTGUARD_HOME": str(home), "TZ": "Asia/Kolkata"}
+    command = [sys.executable, "-m", "agentguard.cli", "alerts", "watch", "--budget-share", "0.5"]
+    said = []
+    with sqlite_guard.run("r", budget=Budget(usd="0.5")) as run:
+        pay()
+        for options in ([], ["--json"]):
+            with subprocess.Popen(
+                [*command, *options], env=environment, stderr=subprocess.PIPE, text=True
+            ) as process:
+                assert process.stderr is not None
+                said.append(process.stderr.readline())
+                process.terminate()
+                assert process.communicate()[1] == ""
+    text, told = said[0], json.loads(said[1])
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{{3}}\+05:30 firing: .*{run.id}.*\n", text)
+    assert told["at"].endswith("+00:00")
+    assert (told["level"], told["logger"]) == ("WARNING", "agentguard.alerts")
+    assert (told["alert"], told["subject"], told["state"]) == ("budget", run.id, "firing")
+    assert told["message"] in text
 
 
 def test_the_list_is_what_a_watch_would_tell(sqlite_guard: Guard, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ pytest.importorskip("typer")
 from agentguard import Guard
 from agentguard.console.tokens import Tokens
 from tests.consoles import Served, line, serving
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     import httpx
@@ -171,6 +172,25 @@ def test_it_listens_to_no_other_host_without_a_token(tmp_path: Path) -> None:
         assert "make a token first" in " ".join(done.stderr.split())
 
 
+def test_as_json_it_tells_its_token_and_logs_an_object_a_line(tmp_path: Path) -> None:
+    with Guard.open(f"sqlite:///{tmp_path / 'agentguard.db'}", telemetry=False) as guard, guard.run("a"):
+        pass
+    command = [sys.executable, "-m", "agentguard.cli", "serve", "--json", "--home", str(tmp_path), "--port"]
+    port = free_port()
+    with subprocess.Popen(
+        [*command, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        token = json.loads(line(process))["token"]
+        assert process.stderr is not None
+        logged = map(json.loads, process.stderr)
+        assert any(f"running on http://127.0.0.1:{port} " in each["message"] for each in logged)
+        with Served(f"http://127.0.0.1:{port}", token, subprocess.Popen).client() as client:
+            assert client.get("/api/now").status_code == 200
+        process.terminate()
+        assert {each["level"] for each in logged} == {"INFO"}
+        assert process.communicate()[0] == ""
+
+
 def test_tokens_are_made_listed_and_revoked_by_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +204,14 @@ def test_tokens_are_made_listed_and_revoked_by_command(
     assert (token.name, token.role, token.tenant) == ("ann", "operator", "acme")
     assert main(["token", "list", "--json", *home]) == 0
     assert secret not in capsys.readouterr().out
+    assert main(["token", "add", "cid", "--json", *home]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["name"], Tokens(tmp_path / "console-tokens.json").check(made["token"]).name) == (
+        "cid",
+        "cid",
+    )
+    assert main(["token", "revoke", "cid", "--json", *home]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "cid", "works": False}
     assert main(["token", "revoke", "ann", *home]) == 0
     assert main(["token", "revoke", "ann", *home]) == 1
     assert main(["token", "add", "bob", "--role", "king", *home]) == 2

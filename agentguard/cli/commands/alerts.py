@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,7 +75,7 @@ def list_alerts(
         output.console().print(table)
 
 
-@alerts.command(epilog="It runs until SIGTERM or Ctrl-C.")
+@alerts.command(epilog="It runs until SIGTERM or Ctrl-C.  --json: its log, an object a line.")
 def watch(
     *,
     budget_share: ShareOption = 0.9,
@@ -92,10 +91,11 @@ def watch(
     ] = 3600.0,
     store: StoreOption = None,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Look again and again; log each alert when it begins and when it is over, and send it to a webhook."""
     lookup.use(store, home)
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    output.log(as_json=as_json)
     thresholds = thresholds_of(budget_share, rate)
     with lookup.acting() as guard, sending(webhook, secret_file, slack=slack) as sinks:
         looking = Watch(guard, thresholds, sinks, interval=interval, repeat=repeat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,17 +11,17 @@ from typing import Annotated
 import typer
 
 from agentguard import config
-from agentguard.cli import lookup
+from agentguard.cli import lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.exit_codes import UsageError
-from agentguard.cli.options import HomeOption, StoreOption
+from agentguard.cli.options import HomeOption, JsonOption, StoreOption
 from agentguard.guard import Guard
 from agentguard.killswitch.network import folder_of
 from agentguard.killswitch.relay import serve
 from agentguard.publishing.outbox import Outbox
 
 
-@app.command(epilog="It runs until SIGTERM or Ctrl-C.")
+@app.command(epilog="It runs until SIGTERM or Ctrl-C.  --json: its log, an object a line.")
 def relay(
     *,
     switch: Annotated[
@@ -48,10 +47,11 @@ def relay(
     ] = None,
     store: StoreOption = None,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Relay kills from a server to the page of this host, and events from the store to Kafka."""
     lookup.use(store, home)
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    output.log(as_json=as_json)
     server = lookup.kill_server(switch)
     if server is None and publish is None:
         raise UsageError("there is nothing to relay: say --kill-switch URL, --publish URL, or both")

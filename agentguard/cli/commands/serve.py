@@ -6,13 +6,13 @@ import ipaddress
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from agentguard import _optional
 from agentguard.alerts.watch import Watch
-from agentguard.cli import lookup
+from agentguard.cli import lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.commands.alerts import (
     RateOption,
@@ -25,7 +25,7 @@ from agentguard.cli.commands.alerts import (
 )
 from agentguard.cli.commands.token import tokens as kept_tokens
 from agentguard.cli.exit_codes import UsageError
-from agentguard.cli.options import HomeOption, StoreOption
+from agentguard.cli.options import HomeOption, JsonOption, StoreOption
 from agentguard.console.tokens import FILE, Role, Tokens
 from agentguard.console.traces import TraceLinks
 
@@ -66,6 +66,7 @@ def serve(
     slack: SlackOption = False,
     store: StoreOption = None,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the runs in a browser, and stop them from there; tell of alerts."""
     _optional.check("starlette", extra="console", feature="agentguard serve")
@@ -88,9 +89,12 @@ def serve(
     with ExitStack() as stack:
         guard = stack.enter_context(lookup.acting())
         if not tokens.working():
-            tokens = _own_token(
-                host, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentguard-")))
-            )
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentguard-")))
+            tokens = _own_token(host, folder, as_json=as_json)
+        uvicorns: dict[str, Any] = {}  # what it logs, it prints as it likes
+        if as_json:
+            output.log(as_json=True)
+            uvicorns["log_config"] = None
         watch = Watch(guard, thresholds, stack.enter_context(sending(webhook, secret_file, slack=slack)))
         watch.start()
         stack.callback(watch.stop)
@@ -114,10 +118,11 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             limit_concurrency=1000,
+            **uvicorns,
         )
 
 
-def _own_token(host: str, folder: Path) -> Tokens:
+def _own_token(host: str, folder: Path, *, as_json: bool) -> Tokens:
     """A token for this process alone, where none was made.
 
     Raises:
@@ -130,7 +135,10 @@ def _own_token(host: str, folder: Path) -> Tokens:
         )
     tokens = Tokens(folder / FILE)
     secret = tokens.add("local", Role.ADMIN)
-    print(f"there are no tokens yet; log in with this one, until this program ends: {secret}", flush=True)
+    if as_json:
+        output.print_json({"token": secret}, indent=None)
+    else:
+        print(f"there are no tokens yet; log in with this one, until this program ends: {secret}", flush=True)
     return tokens
 
 

@@ -27,7 +27,7 @@ def tokens() -> Tokens:
     return Tokens(config.home() / FILE)
 
 
-@token.command()
+@token.command(epilog="--json: {name, token}.")
 def add(
     *,
     name: NameArgument,
@@ -35,8 +35,9 @@ def add(
     tenant: Annotated[
         str | None, typer.Option("--tenant", metavar="T", help="Only the runs of this tenant.")
     ] = None,
-    days: Annotated[float, typer.Option("--days", metavar="N", help="How long it works.")] = 90.0,
+    days: Annotated[float, typer.Option("--days", metavar="N", help="How many days it works.")] = 90.0,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a token and print it, this once."""
     lookup.use(None, home)
@@ -44,7 +45,10 @@ def add(
         secret = tokens().add(name, Role.named(role), tenant=tenant, lifetime=timedelta(days=days))
     except (OverflowError, ValueError) as error:
         raise UsageError(str(error)) from error
-    print(secret)
+    if as_json:
+        output.print_json({"name": name, "token": secret})
+    else:
+        print(secret)
 
 
 @token.command("list", epilog="--json: an array of {name, role, tenant, expires, works}.")
@@ -63,12 +67,15 @@ def list_tokens(home: HomeOption = None, as_json: JsonOption = False) -> None:
     output.console().print(table)
 
 
-@token.command()
-def revoke(name: NameArgument, home: HomeOption = None) -> None:
+@token.command(epilog="--json: {name, works}.")
+def revoke(name: NameArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Let a token open nothing from now on, and end its sessions."""
     lookup.use(None, home)
     tokens().revoke(name)
-    print(output.one_line(f"revoked {name}"))
+    if as_json:
+        output.print_json({"name": name, "works": False})
+    else:
+        print(output.one_line(f"revoked {name}"))
 
 
 def _data(each: Token, now: float) -> dict[str, object]:

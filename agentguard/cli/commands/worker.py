@@ -10,15 +10,17 @@ from typing import Annotated
 import typer
 
 from agentguard import _optional
-from agentguard.cli import lookup
+from agentguard.cli import lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.exit_codes import UsageError
-from agentguard.cli.options import HomeOption, StoreOption
+from agentguard.cli.options import HomeOption, JsonOption, StoreOption
 from agentguard.guard import Guard
 from agentguard.program import load
 
 
-@app.command(epilog="It runs until SIGTERM or Ctrl-C; the second one ends it at once.")
+@app.command(
+    epilog="It runs until SIGTERM or Ctrl-C; the second ends it at once.  --json: its log, an object a line."
+)
 def worker(
     *,
     target: Annotated[
@@ -61,13 +63,14 @@ def worker(
     ] = None,
     store: StoreOption = None,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Take submitted runs out of the queue and carry them out, those of workers that died included."""
     _optional.check("procrastinate", extra="workers", feature="agentguard worker")
     from agentguard.workers.worker import Worker, WorkerOptions
 
     lookup.use(store, home)  # before the guard of the app looks
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    output.log(as_json=as_json)
     logging.getLogger("procrastinate").setLevel(logging.CRITICAL)  # what it says, ours say of runs
     try:
         options = WorkerOptions(
