@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentguard.errors import NoActiveRunError
-from agentguard.steps.current import here, outside_allowed
+from agentguard.steps.current import current_position, here, outside_allowed
 from agentguard.steps.functions import bare_function, kind_of_function
 from agentguard.steps.options import StepOptions, step_spec
 from agentguard.steps.spec import StepSpec
@@ -252,11 +252,11 @@ def current_run() -> Run | None:
         >>> current_run() is None
         True
     """
-    position = here()
+    position = current_position()
     return None if position is None else cast("Run", position.run)  # which is what opens runs
 
 
 def current_step() -> Step | None:
     """The step whose body runs here, or None; gives `.idempotency_key` and `.settle(usage)`."""
-    position = here()
+    position = current_position()
     return None if position is None else position.step

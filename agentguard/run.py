@@ -68,6 +68,8 @@ class Run:
         self._position: Position | None = None
         #: What was current before.
         self._before: InRun | None = None
+        #: What restores it in the context in which the run was entered, where it was left in another.
+        self._entered_elsewhere: Token[InRun | None] | None = None
         self._branch: Branch | None = None
         #: The thread that entered the block; others need names of their own to be told apart.
         self.thread = 0
@@ -202,7 +204,8 @@ class Run:
         if self._token is None:  # closed before, perhaps without its end on record
             return self._close_again(error)
         token, self._token = self._token, None
-        restore_position(token, self)
+        if not restore_position(token, self):
+            self._entered_elsewhere = token
         self._skip_what_was_left()
         return self._session.close(self.live_run, error)
 
@@ -225,6 +228,21 @@ class Run:
         while position is not None and isinstance(position.run, Run) and position.run._is_left:
             position = position.run._before
             CURRENT.set(position)
+
+    def leave_context(self) -> bool:
+        """Make current what was so before the run, if it was entered here and left in another context.
+
+        Not in a copy of the context, as a task has it: what goes on there is told that the run is over.
+        """
+        if self._entered_elsewhere is None:
+            return False
+        try:
+            CURRENT.reset(self._entered_elsewhere)
+        except ValueError:
+            return False
+        self._entered_elsewhere = None
+        self._skip_what_was_left()
+        return True
 
     @property
     def _is_left(self) -> bool:

@@ -25,7 +25,7 @@ from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import OwnedSession
-from agentguard.steps.current import CURRENT, InRun
+from agentguard.steps.current import InRun, current_position
 from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
 from agentguard.steps.live import EnclosingRun, LiveRun
@@ -253,7 +253,7 @@ def _outer_position(runtime: Runtime, name: str) -> InRun | None:
     Raises:
         ValueError: that run belongs to another guard.
     """
-    position = CURRENT.get()
+    position = current_position()
     if position is None:
         return None
     store = position.live_run.components.store

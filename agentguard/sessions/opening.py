@@ -11,7 +11,7 @@ from agentguard.sessions.live import LiveSession
 from agentguard.sessions.nested import NestedSession
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.recovered import RecoverySession
-from agentguard.steps.current import CURRENT
+from agentguard.steps.current import current_position
 
 
 def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | RecoverySession | JoinedSession:
@@ -26,7 +26,7 @@ def session_for(runtime: Runtime, options: RunOptions) -> LiveSession | Recovery
         return JoinedSession(runtime, options)
     if options.detached:
         refuse_in_replay(options.name, "detached=True")
-    position = None if options.detached else CURRENT.get()
+    position = None if options.detached else current_position()
     session = None if position is None else position.run.session
     if isinstance(session, Session) and session.runtime.adopts:
         runtime = session.runtime
@@ -52,7 +52,7 @@ def refuse_in_replay(run: str, how: str) -> None:
     Raises:
         ReplayDivergenceError: a replay is active here.
     """
-    position = CURRENT.get()
+    position = current_position()
     player = None if position is None else position.live_run.player
     if position is not None and isinstance(player, Player) and not player.live:
         recorded = f"no run of the log of run {position.run.id}"

@@ -52,6 +52,10 @@ class OpenedRun(Protocol):
         """Return whether a level that a step here is charged to limits one of these."""
         ...
 
+    def leave_context(self) -> bool:
+        """Make current what was so before the run, if it was entered here and left in another context."""
+        ...
+
 
 class OpenedSession(Protocol):
     """How a run was opened, as the rooms below the sessions need it."""
@@ -140,10 +144,21 @@ def here() -> InRun | None:
     return CURRENT.get()
 
 
-def restore_position(token: Token[InRun | None], run: OpenedRun | None = None) -> None:
+def current_position() -> InRun | None:
+    """Return the same, but for a run that was entered in this context and left in another one.
+
+    It is no longer current.  A step, which is in a hurry, is told there that the run is over.
+    """
+    while (position := CURRENT.get()) is not None and position.run.leave_context():
+        pass
+    return position
+
+
+def restore_position(token: Token[InRun | None], run: OpenedRun | None = None) -> bool:
     """Restore what was current before, also in another context than the one it was set in.
 
     `run`, where it is known, is what ends: a context that stands in another run keeps its place.
+    Return whether it was set in this context.
     """
     try:
         CURRENT.reset(token)
@@ -153,6 +168,8 @@ def restore_position(token: Token[InRun | None], run: OpenedRun | None = None) -
         position = CURRENT.get()
         if position is not None and run in (None, position.run):
             CURRENT.set(None if token.old_value is Token.MISSING else token.old_value)
+        return False
+    return True
 
 
 #: Whether guarded steps may run outside a run here: for unit tests of decorated functions.

@@ -423,6 +423,47 @@ def test_left_in_a_copy_of_the_context(guard):
         assert copy.run(current_run) is outer
 
 
+def test_where_a_run_was_entered_it_is_not_current_once_it_was_left_in_another_context(guard):
+    """As by a notebook's cells, an ASGI lifespan, or a fixture whose two halves have contexts of their own."""
+    run = guard.start("r")
+    contextvars.copy_context().run(run.close)
+    with pytest.raises(NoActiveRunError, match="COMPLETED: it takes no further step; open a new run"):
+        look()
+    with guard.run("next") as following:
+        assert look() == "seen"
+    assert following.summary().parent_id is None
+    assert current_run() is None
+    with pytest.raises(NoActiveRunError, match="no run is active here"):
+        look()
+
+
+def test_several_runs_that_were_left_elsewhere_are_not_current_where_they_were_entered(guard):
+    with guard.run("around") as around:
+        first = guard.start("first")
+        second = guard.start("second")
+        thread = threading.Thread(target=lambda: (second.close(), first.close()))
+        thread.start()
+        thread.join()
+        assert current_run() is around
+        with guard.run("inside") as inside:
+            assert look() == "seen"
+        assert inside.summary().parent_id == around.id
+    assert current_run() is None
+
+
+def test_a_task_that_outlives_its_run_opens_no_run_outside_of_its_budget(guard):
+    """A copy of the context is not the context in which the run was entered."""
+    with guard.run("r", budget=Budget(usd=1)):
+        later = contextvars.copy_context()
+    run = guard.start("s", budget=Budget(usd=1))
+    copied = contextvars.copy_context()
+    contextvars.copy_context().run(run.close)
+    for context in (later, copied):
+        with pytest.raises(NoActiveRunError, match="COMPLETED"):
+            context.run(lambda: guard.run("out").__enter__())
+    assert current_run() is None
+
+
 def test_async_generator_left_elsewhere(guard):
     """A run opened in an async generator that another task closes."""
 
