@@ -8,6 +8,7 @@ import os
 import platform
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -480,6 +481,32 @@ def test_tail_goes_on_with_what_is_asked_for_alone(hours: Guard, home: Path) -> 
         told = [json.loads(process.stdout.readline()) for _ in range(5)]
         process.kill()
     assert {event["run_id"] for event in told} == {run.id}
+
+
+def test_who_looks_before_the_first_run_sees_it_begin(home: Path) -> None:
+    command = [sys.executable, "-m", "agentguard.cli"]
+    environment = os.environ | {"AGENTGUARD_HOME": str(home), "TERM": "xterm", "COLUMNS": "80"}
+    screen, theirs = pty.openpty()
+    top = subprocess.Popen([*command, "top", "--interval", "0.1"], stdout=theirs, env=environment)
+    os.close(theirs)
+    tail = subprocess.Popen([*command, "tail", "-f", "--json"], stdout=subprocess.PIPE, env=environment)
+    assert tail.stdout is not None
+    with ExitStack() as stack:
+        for process in (top, tail):
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        shown = b""
+        while b"no run is live" not in shown:
+            shown += os.read(screen, 65536)
+        with Guard.open(telemetry=False) as guard, guard.run("the-first") as run:
+            assert json.loads(tail.stdout.readline())["run_id"] == run.id
+            while b"the-first" not in shown:
+                shown += os.read(screen, 65536)
+        for process in (top, tail):
+            process.send_signal(signal.SIGINT)
+        tail.stdout.close()
+        assert (top.wait(), tail.wait()) == (0, 130)
+    os.close(screen)
 
 
 @pytest.mark.parametrize(

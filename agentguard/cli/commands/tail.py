@@ -122,6 +122,11 @@ def tail(
     if tenant is not None:
         lookup.checked_id(tenant, "--tenant")
     shown = selection.columns(columns, _COLUMNS)
+    try:
+        while follow and run_id is None and not lookup.store_is_there():
+            time.sleep(_POLL)  # the first run is still to come
+    except KeyboardInterrupt:
+        raise typer.Exit(exit_codes.INTERRUPTED) from None
     with lookup.reading() as guard:
         found = None if run_id is None else lookup.find_run(guard, run_id)
         begin = selection.since_ns(since, guard.components.clock.wall())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from agentguard._clock import SYSTEM_CLOCK
 from agentguard.cli import exit_codes, lookup, output, selection, tables
 from agentguard.cli.app import app
 from agentguard.cli.options import (
@@ -24,8 +26,8 @@ from agentguard.cli.options import (
     TenantOption,
     UtcOption,
 )
-from agentguard.guard import Guard
 from agentguard.monitoring import LiveRuns, RunStatus
+from agentguard.protocols import EventStore
 
 
 @app.command(epilog="--json: an array of runs, once: the summary, with rate, limit, last step and owner.")
@@ -57,14 +59,17 @@ def top(
         said = f"--state {state}: top shows live runs; see `agentguard runs --state {state.lower()}`"
         raise exit_codes.UsageError(said)
     wanted = selection.columns(columns)
-    with lookup.looking() if lookup.store_is_there() else Guard.in_memory(telemetry=False) as guard:
-        live = LiveRuns(guard.components.store, guard.components.clock)
-
-        begin = selection.since_ns(since, guard.components.clock.wall())
+    begin = selection.since_ns(since, SYSTEM_CLOCK.wall())
+    with ExitStack() as stack:
+        opened: list[tuple[EventStore, LiveRuns]] = []
 
         def look() -> list[RunStatus]:
+            if not opened and lookup.store_is_there():  # the first run may begin while this one looks
+                components = stack.enter_context(lookup.looking()).components
+                opened.append((components.store, LiveRuns(components.store, components.clock)))
             found = [
                 run
+                for _, live in opened
                 for run in live.read(tenant)
                 if selection.named(run.summary.name, name)
                 and state in (None, run.summary.state)
@@ -76,7 +81,7 @@ def top(
             runs = look()
             if not runs:
                 return Text("no run is live")
-            table = tables.runs_table(runs, output.console(), guard.components.store, wanted)
+            table = tables.runs_table(runs, output.console(), opened[0][0], wanted)
             return Group(table, *tables.advice(runs))
 
         if as_json:
