@@ -41,11 +41,17 @@ class Part(NamedTuple):
 
 def examine(guard: Guard) -> list[Part]:
     """Return how the parts stand; those that this installation does not have are left out."""
-    components = guard.components
-    store, switch, queue = components.store, components.switch, components.abilities.queue
+    store, switch = guard.components.store, guard.components.switch
     found = [*_tried(STORE, lambda: _store(store)), *_tried(SWITCH, lambda: _switch(switch))]
     if isinstance(switch, NetworkKillSwitch):
         found += _tried(RELAY, lambda: _relays(switch))
+    return found + helpers(guard)
+
+
+def helpers(guard: Guard) -> list[Part]:
+    """Return how the parts of a deployment stand that runs do not wait for: publishers, queue, workers."""
+    components, queue = guard.components, guard.components.abilities.queue
+    found: list[Part] = []
     if components.abilities.readers is not None:
         found += _tried(PUBLISHER, lambda: _publishers(guard), needed=False)
     if queue is not None:

@@ -18,6 +18,7 @@ from agentguard import Budget, BudgetExceededError, Guard, KillSwitchTriggeredEr
 from agentguard.cli import lookup, main, output
 from agentguard.killswitch.page import PageKillSwitch
 from tests import terminal
+from tests.servers import free_port
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -687,6 +688,24 @@ def test_doctor_finds_nothing_wrong(cli: Cli, data: Callable[..., Any], spoilt: 
     assert said.endswith("agentguard revive --run victim")
     assert checked["telemetry"][1].startswith("OpenTelemetry SDK ")
     assert "cli" in checked["extras"][1]
+
+
+def test_what_doctor_prints_can_be_shown_to_others(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("AGENTGUARD_STORE", f"postgresql://ann:sekrit@127.0.0.1:{port}/x?store_timeout=0.1")
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", f"redis://:sekrit@127.0.0.1:{port}/0?password=sekrit")
+    monkeypatch.setenv("AGENTGUARD_ALERT_WEBHOOK", "https://hooks.example/T0/sekrit")
+    monkeypatch.setenv("AGENTGUARD_BUDGET", "usd=5,calls.kind:llm=20")
+    code, out, err = cli("doctor")
+    assert (code, err) == (1, "")
+    assert "sekrit" not in out
+    assert f"AGENTGUARD_STORE=postgresql://127.0.0.1:{port}/x" in out
+    assert "AGENTGUARD_ALERT_WEBHOOK=https://hooks.example, AGENTGUARD_BUDGET=usd=5,calls.kind:llm=20" in out
+    assert re.search(rf"FAULT store +postgresql://127.0.0.1:{port}/x: ", out)
+    assert re.search(rf"FAULT kill server +redis://127.0.0.1:{port}/0: ", out)
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", "redis://[sekrit")
+    code, out, _ = cli("doctor", "--store", "sqlite:///x.db")
+    assert (code, "sekrit" in out) == (1, False)
 
 
 def test_doctor_looks_at_an_export_too(cli: Cli, spoilt: Path, tmp_path: Path) -> None:

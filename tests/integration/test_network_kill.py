@@ -21,6 +21,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError
+from agentguard.cli import main
 from agentguard.errors import LogIntegrityError
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.kill_requests import kill_data, revive_data
@@ -453,6 +454,31 @@ def test_the_command_line_kills_on_every_host_and_names_each(
     away = kill("--run", "r3")
     assert away.returncode == 5
     assert "could not be recorded" in away.stderr
+
+
+def test_doctor_names_the_kills_and_the_hosts_of_the_server(
+    host: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "looks"
+    monkeypatch.setenv("AGENTGUARD_KILL_SWITCH", host.url)
+    monkeypatch.setenv("AGENTGUARD_HOME", str(home))
+
+    def checked() -> dict[str, list[tuple[str, str]]]:
+        main(["doctor", "--json"])
+        found: dict[str, list[tuple[str, str]]] = {}
+        for each in json.loads(capsys.readouterr().out)["checks"]:
+            found.setdefault(each["check"], []).append((each["status"], each["detail"]))
+        return found
+
+    assert checked()["kill server"][0][1].endswith("0 control records, chain intact")
+    switch = host.following("a")
+    switch.record(*kill_data("burns", tenant="acme", actor="ann"))
+    found = checked()
+    assert [status for status, _ in found["relay"]] == ["ok"]
+    assert found["relay"][0][1].endswith("1 live processes")
+    [(status, said)] = found["kill"]
+    assert (status, "tenant acme is killed by ann: burns" in said) == ("note", True)
+    assert not home.exists()
 
 
 def test_a_relay_runs_by_itself(host: Hosts, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -19,17 +19,20 @@ from rich.text import Text
 
 from agentguard import _process, config
 from agentguard._home import store_url
+from agentguard._secrets import public_url
 from agentguard.audit.verify import AccountFault, verify_all
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
-from agentguard.cli.options import (
-    HomeOption,
-    JsonOption,
-    StoreOption,
-)
+from agentguard.cli.options import HomeOption, JsonOption, StoreOption
+from agentguard.console import health
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
+from agentguard.events import codec
 from agentguard.guard import Guard
 from agentguard.killswitch import kill_requests, waker
+from agentguard.killswitch.control import check_chain
+from agentguard.killswitch.index import KillIndex
+from agentguard.killswitch.model import Kill
+from agentguard.killswitch.network import folder_of, open_log
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.protocols import abilities_of
 from agentguard.sessions.abandoned import AbandonedStep, charge_abandoned, find_abandoned
@@ -92,15 +95,17 @@ def _report(*, repair: bool, accept_loss: bool, as_json: bool) -> int:
     """Examine everything and give the exit code."""
     if accept_loss and not repair:
         raise exit_codes.UsageError("--accept-loss goes with --repair")
-    findings = list(examine(repair=repair, accept_loss=accept_loss))
+    findings = []
+    console = output.console()
+    for finding in examine(repair=repair, accept_loss=accept_loss):
+        findings.append(finding)
+        if not as_json:  # at once: a server that does not answer takes its time
+            check, status, detail = finding
+            line = Text().append(f"{status:<6}", style=_STYLES[status]).append(f"{check:<14}", style="bold")
+            console.print(line.append(output.one_line(detail)), soft_wrap=True)
     ok = not any(finding.status == FAULT for finding in findings)
     if as_json:
         output.print_json({"ok": ok, "checks": [finding._asdict() for finding in findings]})
-    else:
-        console = output.console()
-        for check, status, detail in findings:
-            line = Text().append(f"{status:<6}", style=_STYLES[status]).append(f"{check:<14}", style="bold")
-            console.print(line.append(output.one_line(detail)), soft_wrap=True)
     return exit_codes.OK if ok else exit_codes.FAULT
 
 
@@ -116,12 +121,22 @@ def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Find
     yield _budgets()
     home = config.home()
     yield from _home(home)
+    kills = home
+    try:
+        server = lookup.kill_server()
+    except exit_codes.UsageError as error:
+        server = None
+        yield Finding("kill server", FAULT, str(error))
+    if server is not None:
+        kills = folder_of(server, home)
     if repair:
-        yield from _repair(home, accept_loss=accept_loss)
+        yield from _repair(kills, accept_loss=accept_loss)
         yield from _charge_abandoned()
     yield from _store()
-    yield from _kill_switch(home)
-    yield from _live_files(home)
+    if server is not None:
+        yield from _kill_server(server)
+    yield from _kill_switch(kills, is_copy=server is not None)
+    yield from _live_files(kills)
     yield from _extras()
     yield _telemetry()
 
@@ -135,8 +150,19 @@ def _python() -> Iterator[Finding]:
 
 def _environment() -> Iterator[Finding]:
     ours = {name: value for name, value in os.environ.items() if name.startswith("AGENTGUARD_")}
-    said = ", ".join(f"{name}={value}" for name, value in sorted(ours.items()))
+    said = ", ".join(f"{name}={_shown(name, value)}" for name, value in sorted(ours.items()))
     yield Finding("environment", OK, said or "no AGENTGUARD_ variable is set")
+
+
+def _shown(name: str, value: str) -> str:
+    """Return a setting without what is secret in it: people show these lines to others."""
+    if "://" not in value:
+        return value
+    try:
+        shown = public_url(value)
+    except ValueError:
+        return "(no URL)"
+    return "/".join(shown.split("/")[:3]) if "WEBHOOK" in name else shown  # its path lets anybody in
 
 
 def _budgets() -> Finding:
@@ -191,19 +217,22 @@ def _store() -> Iterator[Finding]:
     try:
         there, file, url = lookup.store_is_there(), lookup.store_file(), store_url()
         if not there:
-            yield Finding("store", OK, f"{url} is not there yet; the first run makes it")
+            yield Finding("store", OK, f"{public_url(url)} is not there yet; the first run makes it")
             return
         with lookup.reading() as guard:
             runs = guard.components.store.rows(limit=1)
             schema = f", schema {_schema(file)}" if file is not None else ""
             newest = f"newest run {runs[0].run_id}" if runs else "no runs"
-            yield Finding("store", OK, f"{url}{schema}, {newest}")
+            yield Finding("store", OK, f"{public_url(url)}{schema}, {newest}")
             yield from _file_rights(file)
             yield from _wal(file)
             yield from _indexes(guard)
             yield from _accounts(guard)
             yield from _abandoned(guard)
             yield from _abandoned_steps(guard)
+            for part in health.helpers(guard):
+                status = NOTE if part.ok is False else OK
+                yield Finding(part.kind, status, f"{part.name}: {part.detail}" if part.name else part.detail)
     except (AgentGuardError, *RAISED) as error:
         way_out = "check --store and the rights to the file, or restore a copy of it"
         yield Finding("store", FAULT, f"{error}; {way_out}" if isinstance(error, RAISED) else str(error))
@@ -323,7 +352,7 @@ def _repair(home: Path, *, accept_loss: bool) -> Iterator[Finding]:
         switch.close()
 
 
-def _kill_switch(home: Path) -> Iterator[Finding]:
+def _kill_switch(home: Path, *, is_copy: bool) -> Iterator[Finding]:
     if not _has_kill_files(home):
         yield Finding("kill switch", OK, f"no kill page under {home} yet; the first run or kill makes it")
         return
@@ -334,17 +363,11 @@ def _kill_switch(home: Path) -> Iterator[Finding]:
         if not (home / "kill.page").exists():
             yield Finding("kill page", NOTE, "missing; the next run makes it again from the control log")
             return
-        in_force = [kill for kill in switch.kills() if not kill.cleared]
         live = switch.participants()
         pids = f" (pid {', '.join(str(process.pid) for process in live)})" if live else ""
         yield Finding("kill page", OK, f"agrees with the control log; {len(live)} live processes{pids}")
-        for kill in in_force:
-            target = f"{kill.scope} {kill.target}".rstrip()
-            option = {"run": f" --run {kill.target}", "tenant": f" --tenant {kill.target}"}.get(
-                kill.scope, ""
-            )
-            said = f"{target} is killed by {kill.actor}: {kill.reason}"
-            yield Finding("kill", NOTE, f"{said}; to let later runs start: agentguard revive{option}")
+        if not is_copy:
+            yield from _in_force(switch.kills())
     except LogIntegrityError as error:
         problem = f"record {error.seq}: {error.problem}; restore {home / 'control.log'}"
         yield Finding("control log", FAULT, problem)
@@ -352,6 +375,40 @@ def _kill_switch(home: Path) -> Iterator[Finding]:
         yield Finding("kill page", FAULT, str(error))
     finally:
         switch.close()
+
+
+def _in_force(kills: Iterable[Kill]) -> Iterator[Finding]:
+    for kill in kills:
+        if kill.cleared:
+            continue
+        target = f"{kill.scope} {kill.target}".rstrip()
+        option = {"run": f" --run {kill.target}", "tenant": f" --tenant {kill.target}"}.get(kill.scope, "")
+        said = f"{target} is killed by {kill.actor}: {kill.reason}"
+        yield Finding("kill", NOTE, f"{said}; to let later runs start: agentguard revive{option}")
+
+
+def _kill_server(server: str) -> Iterator[Finding]:
+    """Return how the server that has the kills stands, and the hosts that hear of them by it."""
+    where = public_url(server)
+    try:
+        with closing(open_log(server)) as log:
+            index = KillIndex()
+            seq = 0
+            for stored in check_chain(log.read()):
+                index.add(codec.decode(stored.body))
+                seq = stored.seq
+            yield Finding("kill server", OK, f"{where}: {seq} control records, chain intact")
+            yield from _in_force(index.kills())
+            for host in log.reports():
+                said = f"{host.name} heard {host.silent:.0f} s ago, {len(host.acknowledged)} live processes"
+                if host.fresh:
+                    yield Finding("relay", OK, said)
+                else:
+                    yield Finding("relay", NOTE, f"{said}; steps there are refused: agentguard relay")
+    except LogIntegrityError as error:
+        yield Finding("kill server", FAULT, f"{where}: record {error.seq}: {error.problem}; restore it")
+    except (AgentGuardError, OSError, ValueError) as error:
+        yield Finding("kill server", FAULT, f"{where}: {error}")
 
 
 def _has_kill_files(home: Path) -> bool:

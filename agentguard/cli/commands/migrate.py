@@ -5,6 +5,7 @@ from __future__ import annotations
 from agentguard import config
 from agentguard._home import store_url
 from agentguard._optional import require
+from agentguard._secrets import public_url
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import JsonOption, StoreOption
@@ -20,7 +21,9 @@ def migrate(store: StoreOption = None, as_json: JsonOption = False) -> None:
     lookup.use(store, None)
     url = store_url()
     if not url.startswith("postgresql:"):
-        raise exit_codes.UsageError(f"{url} needs no migration; name a postgresql:// store with --store")
+        raise exit_codes.UsageError(
+            f"{public_url(url)} needs no migration; name a postgresql:// store with --store"
+        )
     require("psycopg", extra="postgres", feature="an event store in PostgreSQL")
     from agentguard.stores._postgres_schema import migrate as migrate_schema
 

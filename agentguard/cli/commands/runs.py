@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import store_url
+from agentguard._secrets import public_url
 from agentguard.cli import exit_codes, lookup, output, selection, tables
 from agentguard.errors import LogIntegrityError
 from agentguard.monitoring import RunStatus, status_of
@@ -89,7 +90,7 @@ def _runs(options: argparse.Namespace) -> None:
     elif not found:
         chosen = any(said is not None for said in (tenant, state, name, since))
         like_this = " like this" if chosen else ""
-        output.console().print(f"no runs{like_this} in {store_url()}")
+        output.console().print(f"no runs{like_this} in {public_url(store_url())}")
     for problem in damaged:
         output.complain(f"{problem}; shown as of its last change of state, `agentguard verify` says more")
     if damaged:
