@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from decimal import Decimal
@@ -46,6 +47,8 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
         model: the model that answered, by the provider's word.
         cost: what the provider itself says the call costs, in USD.
         at: when the call was made, for prices that change; now, where nothing is given.
+        beside: what the provider bills for the same call on its own: a model that was asked for advice or
+            drew an image, a container that ran code.  Where one names no model, it is that of the call.
 
     Raises:
         TypeError, ValueError: a count is no number, negative or not finite; the message names it.
@@ -60,6 +63,7 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     cost: Decimal | None = None
     at: datetime | None = None
+    beside: tuple[ModelUsage, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self.counts.items():
@@ -83,9 +87,10 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
         return cls(counts=counts)
 
     def usage(self) -> Usage:
-        """Return the tokens in the words of `Usage`; money is not among them."""
-        amounts = {field: int(self.counts.get(name, 0)) for field, name in _OF_USAGE.items()}
-        return Usage.from_amounts(amounts | {"tokens": amounts["input_tokens"] + amounts["output_tokens"]})
+        """Return the tokens in the words of `Usage`, all models' together; money is not among them."""
+        amounts = {field: math.ceil(self.counts.get(name, 0)) for field, name in _OF_USAGE.items()}
+        own = Usage.from_amounts(amounts | {"tokens": amounts["input_tokens"] + amounts["output_tokens"]})
+        return sum((other.usage() for other in self.beside), own)
 
     def names(self, asked: str) -> list[str]:
         """Return the names to look a price up by, the best first.
@@ -110,6 +115,7 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
             model=other.model or self.model,
             cost=other.cost if other.cost is not None else self.cost,
             at=self.at or other.at,
+            beside=other.beside if len(other.beside) >= len(self.beside) else self.beside,
         )
 
 

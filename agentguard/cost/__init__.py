@@ -1,9 +1,10 @@
 """What calls of models cost: what a provider counted, its price, and what a call may cost at most."""
 
 from agentguard.budget.model_usage import ModelUsage
+from agentguard.cost.hosted import tool_calls
 from agentguard.cost.presets import reserve_of, usage_of
 from agentguard.cost.prices import GENAI_PRICES, ModelPrices
-from agentguard.cost.provider import model_usage, terms_and_cost, tool_calls
+from agentguard.cost.provider import model_usage, terms_and_cost
 from agentguard.cost.raw import RawAnswers
 from agentguard.cost.refusals import is_refusal, proves_refusal
 from agentguard.cost.request import ModelRequest

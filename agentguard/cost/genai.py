@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -49,19 +50,21 @@ class Premium(NamedTuple):
     term: str
     value: str
     times: Decimal
-    #: Models whose id contains one of these are not charged it.
-    spares: tuple[str, ...] = ()
+    #: Models whose id fits are not charged it.
+    spares: re.Pattern[str] | None = None
 
     def raises(self, provider: str, model: str, usage: ModelUsage) -> bool:
         """Whether a call of this model on these terms is charged it."""
         return (
             provider == self.provider
             and usage.terms.get(self.term) == self.value
-            and not any(part in model for part in self.spares)
+            and not (self.spares and self.spares.search(model))
         )
 
 
-_BEFORE_4_6: Final = ("claude-v", "claude-2", "claude-3", "-4-0", "-4-1", "-4-5")
+_BEFORE_4_5: Final = re.compile(r"claude-(v|2|3)|-4-[01]$")
+_BEFORE_4_6: Final = re.compile(rf"{_BEFORE_4_5.pattern}|-4-5")
+_BEFORE_GPT_5_4: Final = re.compile(r"^(?!gpt-(5\.[4-9]|[6-9]))")
 PREMIUMS: Final = (
     # https://developers.openai.com/api/docs/pricing: 1.67 to 2.5 times; Azure charges as OpenAI does.
     Premium("openai", "service_tier", "priority", Decimal("2.5")),
@@ -76,11 +79,29 @@ PREMIUMS: Final = (
     Premium("anthropic", "speed", "fast", Decimal(6)),
     # https://platform.claude.com/docs/en/about-claude/pricing#data-residency-pricing: from Claude 4.6 on.
     Premium("anthropic", "inference_geo", "us", Decimal("1.1"), _BEFORE_4_6),
+    # https://platform.claude.com/docs/en/about-claude/pricing#third-party-platform-pricing: on Vertex, from
+    # Claude 4.5 on; genai-prices has Bedrock's regions as models.
+    Premium("anthropic", "endpoint", "regional", Decimal("1.1"), _BEFORE_4_5),
+    # https://developers.openai.com/api/docs/pricing: data residency, from GPT-5.4 on.
+    Premium("openai", "endpoint", "regional", Decimal("1.1"), _BEFORE_GPT_5_4),
 )
+#: OpenAI's tiers whose price is not published.
+_UNPUBLISHED_TIERS: Final = frozenset({"ultrafast"})
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing: times the price of input.
 CLAUDE_CACHE_WRITE: Final = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": Decimal(2)}
 #: https://platform.claude.com/docs/en/about-claude/pricing#web-search-tool: USD for a thousand.
 CLAUDE_SEARCHES: Final = Decimal(10)
+#: https://developers.openai.com/api/docs/pricing: USD for a thousand, and for the web search of before with
+#: models that do not reason.
+OPENAI_SEARCHES: Final = {"web_searches_kcount": Decimal(10), "storage_searches_kcount": Decimal("2.5")}
+PREVIEW_SEARCHES: Final = Decimal(25)
+_PREVIEW_ALONE: Final = re.compile(r"-search-preview")
+_NOT_REASONING: Final = re.compile(r"^(gpt-4|chatgpt-4)")
+#: For these, each search of today is 8,000 tokens of input as well.
+_BLOCK_OF_INPUT: Final = re.compile(r"^gpt-4(o|\.1)-mini")
+#: Names that genai-prices does not have, and those whose published prices are the same.
+#: https://developers.openai.com/api/docs/models/gpt-image-2.6-sunburst
+_PRICED_AS: Final = {"gpt-image-2.6-": "gpt-image-2.5-"}
 
 
 class GenaiPrices:
@@ -124,7 +145,7 @@ class GenaiPrices:
             except LookupError:
                 continue
             with localcontext(Context(prec=60)):  # a program may have set its own to anything
-                total = _total(served, found, usage)
+                total = _total(served, found, name, usage)
                 if total is not None:
                     return ModelPrice(int((total * NANO).to_integral_value(ROUND_CEILING)), "genai-prices")
         return None
@@ -137,10 +158,13 @@ def provider_named(name: str) -> Provider | None:
     return found
 
 
-def _total(provider: Provider, model: ModelInfo, usage: ModelUsage) -> Decimal | None:
+def _total(provider: Provider, model: ModelInfo, name: str, usage: ModelUsage) -> Decimal | None:
     at = usage.at or datetime.now(UTC)
     own = any(model is known for known in provider.models)  # another provider's has no rates for terms here
-    rates = _with_claude_rates(model.id, model.get_prices(at, usage.terms if own else None))
+    shipped = model.get_prices(at, usage.terms if own else None)
+    rates = _published(provider.id, model.id, name, usage, shipped)
+    if provider.id == "openai" and usage.terms.get("service_tier") in _UNPUBLISHED_TIERS:
+        return None
     if not _covers(rates, usage):
         return None
     priced = dataclasses.replace(model, prices=rates, price_variants=None)
@@ -177,13 +201,23 @@ def _has_rates(model: ModelInfo, premium: Premium, at: datetime) -> bool:
     )
 
 
-def _with_claude_rates(model: str, rates: Rates) -> Rates:
-    """Return the rates, with those that are the same for every Claude where they are missing."""
-    if "claude" not in model or rates.input_mtok is None:
-        return rates
-    shared = {key: _times(rates.input_mtok, by) for key, by in CLAUDE_CACHE_WRITE.items()}
+def _published(provider: str, model: str, name: str, usage: ModelUsage, rates: Rates) -> Rates:
+    """Return the rates, with published ones that genai-prices does not have."""
     known = {key: price for key, price in rates.__dict__.items() if price is not None}
-    return type(rates)(**(shared | {"web_searches_kcount": CLAUDE_SEARCHES} | known))
+    if rates.input_mtok is None:
+        return rates
+    if "claude" in model:  # the same for every Claude
+        shared = {key: _times(rates.input_mtok, by) for key, by in CLAUDE_CACHE_WRITE.items()}
+        return type(rates)(**(shared | {"web_searches_kcount": CLAUDE_SEARCHES} | known))
+    if provider not in {"openai", "azure"}:
+        return rates
+    preview = usage.terms.get("web_search") == "preview" and _NOT_REASONING.search(model)
+    if preview or _PREVIEW_ALONE.search(name):
+        return type(rates)(**(known | {"web_searches_kcount": PREVIEW_SEARCHES}))
+    if _BLOCK_OF_INPUT.search(model) and isinstance(rates.input_mtok, Decimal):
+        each = OPENAI_SEARCHES["web_searches_kcount"] + 8 * rates.input_mtok
+        return type(rates)(**(OPENAI_SEARCHES | known | {"web_searches_kcount": each}))
+    return type(rates)(**(OPENAI_SEARCHES | known))
 
 
 def _times(price: Any, by: Decimal) -> Any:
@@ -270,6 +304,8 @@ def _guesses(models: list[str], provider: str | None) -> list[tuple[str, str | N
 
 
 def _names(model: str, provider: str | None) -> list[tuple[str, str | None]]:
+    for name, same in _PRICED_AS.items():
+        model = model.replace(name, same)
     named = []
     for sign in (":", "/"):
         by, sep, name = model.partition(sign)

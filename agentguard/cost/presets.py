@@ -154,7 +154,7 @@ def reserve_of(
         asked = request.model or model
         if asked is None:
             raise TypeError("reserve_of: the call names no model; name one: reserve_of(..., model='...')")
-        most = costs.priced(asked, request.usage(max_output_tokens), provider=provider)
+        most = costs.priced(asked, request.usage(max_output_tokens, model), provider=provider)
         place = CURRENT.get()
         if NANO_USD not in most.named() and place is not None and place.run.limits("usd"):
             raise UnknownCostError(asked, ("usd",), place.run.id, no_price(asked))

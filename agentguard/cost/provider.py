@@ -9,11 +9,17 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import structs
 
 from agentguard._optional import require
 from agentguard.budget.model_usage import ModelUsage, Number
 from agentguard.cost.genai import provider_named
+from agentguard.cost.hosted import as_list as _list
+from agentguard.cost.hosted import by_iteration, containers, images, search_terms, tool_calls
+from agentguard.cost.hosted import get as _get
 
 if TYPE_CHECKING:
     from genai_prices.types import Provider
@@ -32,9 +38,6 @@ _PAIRS: Final = (
     ("inputTokens", "outputTokens"),
 )
 _TOTALS: Final = ("total_tokens", "totalTokens", "totalTokenCount")
-#: Calls of tools that OpenAI bills, among the items of a response.
-_TOOL_CALLS: Final = {"web_search_call": "web_searches", "file_search_call": "storage_searches"}
-_FREE_ACTIONS: Final = frozenset({"open_page", "find", "find_in_page"})
 #: xAI's unit of money.
 _TICKS: Final = Decimal(10) ** 10
 
@@ -75,13 +78,22 @@ def model_usage(
         return None
     model = _get(holder, "model", "model_version", "modelVersion")
     model = model if isinstance(model, str) else None
-    return ModelUsage(
+    said = _terms(holder, usage) | dict(terms or {})
+    whole = ModelUsage(
         counts=_with_total(_billed_beside(usage) | counts, usage) | tool_calls(holder, model),
-        terms=_terms(holder, usage) | dict(terms or {}),
+        terms=said,
         model=model,
         cost=_cost(holder, usage),
         at=at,
     )
+    count = partial(_counts_of, provider=provider)
+    told = by_iteration(whole, usage, count)
+    hosted = (*images(holder, count, _plain), *containers(holder))
+    return structs.replace(told, beside=(*told.beside, *hosted)) if hosted else told
+
+
+def _counts_of(usage: dict[str, Any], provider: str | None) -> dict[str, Number] | None:
+    return _counts(_prepared(usage), provider) if usage else None
 
 
 def whole_answer(stream: object) -> object:
@@ -124,14 +136,6 @@ def _find(answer: object) -> tuple[object, object]:
         if usage is not None:
             return holder, usage
     return answer, None if any(_has(answer, name) for name in _USAGES) else answer
-
-
-def _get(holder: object, *names: str) -> Any:
-    for name in names:
-        value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-        if value is not None and not callable(value):
-            return value
-    return None
 
 
 def _has(holder: object, name: str) -> bool:
@@ -248,26 +252,6 @@ def _with_total(counts: dict[str, Number], usage: dict[str, Any]) -> dict[str, N
     return counts | {"output_tokens": counts.get("output_tokens", 0) + more} if more > 0 else counts
 
 
-def tool_calls(answer: object, model: str | None = None) -> dict[str, Number]:
-    """Return the calls of tools that a provider bills and does not count in the usage."""
-    calls: dict[str, Number] = {}
-    for item in _list(_get(answer, "output")):
-        name = _TOOL_CALLS.get(str(_get(item, "type")))
-        if name and _get(_get(item, "action"), "type") not in _FREE_ACTIONS:
-            calls[name] = calls.get(name, 0) + 1
-    queries = 0
-    for candidate in _list(_get(answer, "candidates")):
-        grounding = _get(candidate, "grounding_metadata", "groundingMetadata")
-        queries += len(_list(_get(grounding, "web_search_queries", "webSearchQueries")))
-    if queries:  # https://ai.google.dev/gemini-api/docs/pricing: up to Gemini 2.5 for each prompt
-        calls["web_searches"] = 1 if (model or "").startswith(("gemini-1", "gemini-2")) else queries
-    return calls
-
-
-def _list(value: object) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
 # --- terms and cost ------------------------------------------------------------------------------
 
 
@@ -298,7 +282,7 @@ def _terms(holder: object, usage: dict[str, Any]) -> dict[str, str]:
     if terms.get("service_tier") == "batch":
         del terms["service_tier"]
         terms["processing"] = "batch"
-    return terms
+    return terms | search_terms(holder)
 
 
 def _cost(holder: object, usage: dict[str, Any]) -> Decimal | None:

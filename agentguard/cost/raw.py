@@ -50,7 +50,9 @@ class RawAnswers:
         Where several answers were received, nobody knows which of them it counted.
         """
         usage = self._usage()
-        return counted if usage is None else counted.larger(usage)
+        if usage is None:
+            return counted
+        return usage if usage.beside else counted.larger(usage)
 
     @property
     def told(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from agentguard.budget.model_usage import ModelUsage, Number
-from agentguard.cost.usage import MEDIA_TOKENS, USUAL_OUTPUT, CacheTtl
+from agentguard.cost.hosted import offered, search_terms
+from agentguard.cost.usage import USUAL_OUTPUT, CacheTtl, media_tokens, written_unasked
 
 #: What the APIs call the model, the bound of an answer and the number of answers, and where they nest them.
 _MODELS: Final = ("model", "model_name", "modelId", "model_id")
@@ -26,6 +27,8 @@ _NESTED: Final = ("inferenceConfig", "config", "generation_config", "generationC
 _MEDIA_TYPES: Final = frozenset(
     ("image_url", "input_image", "image", "input_audio", "audio", "video", "document", "input_file", "file")
 )
+#: Documents in words, by the type of their source.
+_WRITTEN: Final = frozenset(("text", "content"))
 #: Terms that raise no price.
 _NOT_DEARER: Final = frozenset(("auto", "default", "flex", "global", "batch", "standard", "standard_only"))
 _MEDIA_KEYS: Final = frozenset(("inline_data", "inlineData", "file_data", "fileData"))
@@ -57,21 +60,25 @@ class ModelRequest(NamedTuple):
 
     @property
     def answers(self) -> int:
-        """How many answers are asked for."""
+        """How many answers are asked for, to all prompts."""
         asked = [self._option((name,)) for name in _ANSWERS]
-        return max((count for count in asked if _is_count(count)), default=1)
+        prompts = self.kwargs.get("prompt")  # of text completions, which take several
+        several = isinstance(prompts, list) and all(isinstance(prompt, str | list) for prompt in prompts)
+        each = max((count for count in asked if _is_count(count)), default=1)
+        return each * max(len(prompts), 1) if several else each
 
     @property
     def input_tokens(self) -> int:
         """About how many tokens the prompt has, on the high side."""
-        return prompt_tokens([*self.args, *self.kwargs.values()])
+        return prompt_tokens([*self.args, *self.kwargs.values()], self.model)
 
     @property
     def terms(self) -> dict[str, str]:
         """What the call asks for that selects another price."""
         tier, speed = self.kwargs.get("service_tier"), self.kwargs.get("speed")
         asked = {"service_tier": tier, "speed": speed, "inference_geo": self.kwargs.get("inference_geo")}
-        return {name: value for name, value in asked.items() if isinstance(value, str)}
+        said = {name: value for name, value in asked.items() if isinstance(value, str)}
+        return said | search_terms(self.kwargs)
 
     @property
     def cache_writes(self) -> CacheTtl | None:
@@ -79,18 +86,34 @@ class ModelRequest(NamedTuple):
         found = set(_ttls(self.kwargs))
         return None if not found else "1h" if "1h" in found else "5m"
 
-    def usage(self, max_tokens: int | None = None) -> ModelUsage:
+    @property
+    def hosted(self) -> ModelUsage:
+        """What the provider's own tools may cost that the call offers."""
+        return offered(self.kwargs, self.model or "")
+
+    @property
+    def spoken(self) -> bool:
+        """Whether the answer may be sound."""
+        return "audio" in (self.kwargs.get("modalities") or ())
+
+    def usage(self, max_tokens: int | None = None, model: str | None = None) -> ModelUsage:
         """Return the most that the call can use.
 
         Args:
             max_tokens: the bound where the call names none; without either it is an estimate.
+            model: the model where the call names none.
         """
-        given = self.input_tokens
+        model = self.model or model
+        given = prompt_tokens([*self.args, *self.kwargs.values()], model)
+        kept = self.cache_writes or written_unasked(model or "")
         bound = self.max_tokens or (max_tokens or USUAL_OUTPUT) * self.answers
-        counts: dict[str, Number] = {"input_tokens": given, "output_tokens": bound}
-        if self.cache_writes is not None:
-            counts[f"cache_write_{self.cache_writes}_tokens"] = given
-        return ModelUsage(counts=counts, terms=self.terms)
+        hosted = offered(self.kwargs, model or "")
+        counts: dict[str, Number] = {"input_tokens": given, "output_tokens": bound} | hosted.counts
+        if kept is not None:
+            counts[f"cache_write_{kept}_tokens"] = given
+        if self.spoken:
+            counts["output_audio_tokens"] = bound
+        return ModelUsage(counts=counts, terms=self.terms, beside=hosted.beside)
 
     def completed(self, counted: ModelUsage, *, place_told: bool = True) -> ModelUsage:
         """Return what an answer counted; what it does not tell of its price at the most that it can be.
@@ -121,24 +144,39 @@ class ModelRequest(NamedTuple):
         return None
 
 
-def prompt_tokens(value: object) -> int:
-    """Return about how many tokens a prompt has: its text, and `MEDIA_TOKENS` for an image or a file."""
+def prompt_tokens(value: object, model: str | None = None) -> int:
+    """Return about how many tokens a prompt has, on the high side: its text, and what is no text.
+
+    Args:
+        value: the prompt, or a request with it.
+        model: who reads it: models take different numbers of tokens for an image.
+    """
     size = media = 0
     for text in _parts(value):
-        media += text is None
-        size += 0 if text is None else len(text.encode("utf-8", "replace")) + 1
-    return -(-size // 3) + media * MEDIA_TOKENS
+        if isinstance(text, str):
+            size += len(text.encode("utf-8", "replace")) + 1
+        else:
+            media += media_tokens(model, text)
+    return -(-size // 3) + media
 
 
-def _parts(value: object) -> Iterator[str | None]:
-    """Yield the texts of a prompt, and None for each image or file."""
+#: Where a part of a prompt is no text: how closely it is looked at, if that is said.
+_Media = Mapping[str, Any]
+#: A number, as of a prompt in tokens: so long that it counts as one.
+_NUMBER: Final = "00"
+
+
+def _parts(value: object) -> Iterator[str | _Media]:
+    """Yield the texts of a prompt, and each image or file."""
     if isinstance(value, str):
         yield value
+    elif isinstance(value, int | float):
+        yield _NUMBER
     elif isinstance(value, bytes):
-        yield None
+        yield {}
     elif isinstance(value, Mapping):
-        if value.get("type") in _MEDIA_TYPES or not _MEDIA_KEYS.isdisjoint(value):
-            yield None
+        if _is_media(value):
+            yield from _media(value)
             return
         for name, item in value.items():
             yield str(name)
@@ -150,7 +188,23 @@ def _parts(value: object) -> Iterator[str | None]:
         yield from _parts_of_model(value)
 
 
-def _parts_of_model(value: object) -> Iterator[str | None]:
+def _is_media(part: Mapping[Any, Any]) -> bool:
+    kind = part.get("type")  # in a JSON schema it may be a list, or a schema of a field of that name
+    return (isinstance(kind, str) and kind in _MEDIA_TYPES) or not _MEDIA_KEYS.isdisjoint(part)
+
+
+def _media(part: Mapping[Any, Any]) -> Iterator[str | _Media]:
+    """Yield an image or a file; of a document that is given in words, the words."""
+    source = part.get("source")
+    if isinstance(source, Mapping) and source.get("type") in _WRITTEN:
+        yield from _parts(source)
+    else:
+        image = part.get("image_url")
+        yield {**part, **image} if isinstance(image, Mapping) else part
+    yield from _parts([part.get("title"), part.get("context")])
+
+
+def _parts_of_model(value: object) -> Iterator[str | _Media]:
     if isinstance(value, type):  # what to answer with
         schema = getattr(value, "model_json_schema", None)
         yield from _parts(schema() if callable(schema) else None)

@@ -5,9 +5,12 @@ Every integration goes through `ModelCosts`, so that the rule for models without
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+
+from msgspec import structs
 
 from agentguard.budget.model import Usage
 from agentguard.budget.model_usage import ModelUsage, Number
@@ -26,6 +29,21 @@ USUAL_OUTPUT = 4096
 LEAST_OUTPUT = 16
 #: What an image, a sound or a file in a prompt is taken for: no size says it.
 MEDIA_TOKENS = 1600
+#: The most that one image is, where a model takes more for it; the first that fits.
+#: https://developers.openai.com/api/docs/guides/images-vision and
+#: https://platform.claude.com/docs/en/build-with-claude/vision
+_IMAGE_TOKENS: Final = (
+    (re.compile(r"gpt-4o-mini"), 2833 + 8 * 5667),
+    (re.compile(r"gpt-.*(mini|nano)|o4-mini|gpt-5\.[4-9]|gpt-[6-9]"), 3780),
+    (re.compile(r"claude-(opus-4-[78]|[a-z]+-5|[a-z]+-[6-9])"), 4784),
+)
+#: The most where an image is looked at as it is (`detail="original"`): 10,000 patches at 1.2 tokens.
+_ORIGINAL_TOKENS: Final = 12_000
+
+
+#: OpenAI's models whose prompts are written to a cache, at a price, unasked.
+#: https://developers.openai.com/api/docs/guides/prompt-caching
+_WRITTEN_UNASKED: Final = re.compile(r"(^|[/.:])gpt-(5\.[6-9]|[6-9])")
 
 
 class Limited(Protocol):
@@ -61,6 +79,37 @@ def estimated_tokens(text: str | bytes) -> int:
         8
     """
     return -(-len(text.encode() if isinstance(text, str) else text) // 3)
+
+
+def at_least(used: Usage, least: Usage) -> Usage:
+    """Return the larger of each amount: for an answer that ended before all of it was counted.
+
+    Example:
+        >>> at_least(Usage(input_tokens=9, output_tokens=2), Usage(usd=1, output_tokens=100)).output_tokens
+        100
+    """
+    found = dict(least.named())
+    found |= {name: max(n, found.get(name, 0)) for name, n in used.named().items()}
+    return Usage.from_amounts(found)
+
+
+def media_tokens(model: str | None, part: Mapping[str, Any]) -> int:
+    """Return how many tokens an image or a file of a prompt is taken for.
+
+    Args:
+        model: who reads it.
+        part: the part of the prompt, with its `detail` if that is said.
+    """
+    if part.get("detail") == "original":
+        return _ORIGINAL_TOKENS
+    if part.get("detail") == "low" and "gpt-4o-mini" in (model or ""):
+        return 2833
+    return next((most for name, most in _IMAGE_TOKENS if name.search(model or "")), MEDIA_TOKENS)
+
+
+def written_unasked(model: str) -> CacheTtl | None:
+    """Return for how long a model's prompts are written to a cache that is paid for, if unasked."""
+    return "5m" if _WRITTEN_UNASKED.search(model) else None
 
 
 class ModelCosts:
@@ -101,6 +150,8 @@ class ModelCosts:
         provider: str | None = None,
         terms: Mapping[str, str] | None = None,
         cache_writes: CacheTtl | None = None,
+        spoken: bool = False,
+        hosted: ModelUsage | None = None,
         least_output: int = LEAST_OUTPUT,
     ) -> Bound:
         """Return what a call may use, for its reservation.
@@ -113,6 +164,8 @@ class ModelCosts:
             provider: who serves the model.
             terms: what selects another price, as `{"service_tier": "priority"}`.
             cache_writes: for how long the call may write its prompt to a cache, if that is billed.
+            spoken: whether the answer may be sound, which costs more than text.
+            hosted: what the provider's own tools may cost that the call offers.
             least_output: the smallest `max_tokens` worth asking for: above a thinking budget, which
                 providers want to be less.
 
@@ -121,9 +174,14 @@ class ModelCosts:
         """
         asked = self.max_output_tokens if max_tokens is None else max_tokens
         wanted = USUAL_OUTPUT if asked is None else asked
-        ask = _Asked(input_tokens, dict(terms or {}), cache_writes, partial(self._nano, model, provider))
+        price = partial(self._nano, model, provider)
+        kept = cache_writes or written_unasked(model)
+        ask = _Asked(input_tokens, dict(terms or {}), kept, price, spoken=spoken, hosted=hosted)
         if ask.nano(wanted) is None and self.unpriced == "refuse" and run.limits("usd"):
-            raise UnknownCostError(model, ("usd",), run.id, no_price(model))
+            beside = (each for each in (hosted.beside if hosted else ()) if each.model)
+            priceless = (each.model for each in beside if self._nano(str(each.model), provider, each) is None)
+            name = next(priceless, None) or model
+            raise UnknownCostError(name, ("usd",), run.id, no_price(name))
         output = _clamped(run.remaining, ask, wanted, least_output) if self.clamp else wanted
         reserve = self._with_cost(ask.using(output).usage(), ask.nano(output))
         chosen = asked is not None and max_tokens is None
@@ -151,6 +209,14 @@ class ModelCosts:
     def _nano(self, model: str, provider: str | None, used: ModelUsage | Usage) -> int | None:
         if isinstance(used, ModelUsage) and used.cost is not None:
             return nano_usd(used.cost, "cost")
+        if isinstance(used, ModelUsage) and used.beside:
+            beside = [
+                self._nano(each.model or used.model or model, provider, structs.replace(each, at=used.at))
+                for each in used.beside
+            ]
+            prices = [self._nano(model, provider, structs.replace(used, beside=())), *beside]
+            known = [price for price in prices if price is not None]
+            return sum(known) if len(known) == len(prices) or self.unpriced == "allow" else None
         if self.prices is None:
             return None
         usage = used if isinstance(used, ModelUsage) else ModelUsage.of(used)
@@ -167,10 +233,15 @@ class _Asked:
         terms: dict[str, str],
         cache_writes: CacheTtl | None,
         price: Callable[[ModelUsage], int | None],
+        *,
+        spoken: bool,
+        hosted: ModelUsage | None,
     ) -> None:
         self.input_tokens = input_tokens
         self._terms = terms
         self._cache_writes = cache_writes
+        self._spoken = spoken
+        self._hosted = hosted or ModelUsage(counts={})
         self._price = price
         self._priced: dict[int, int | None] = {}
 
@@ -179,7 +250,10 @@ class _Asked:
         counts: dict[str, Number] = {"input_tokens": self.input_tokens, "output_tokens": output}
         if self._cache_writes is not None:
             counts[f"cache_write_{self._cache_writes}_tokens"] = self.input_tokens
-        return ModelUsage(counts=counts, terms=self._terms)
+        if self._spoken:
+            counts["output_audio_tokens"] = output
+        counts |= self._hosted.counts
+        return ModelUsage(counts=counts, terms=self._terms, beside=self._hosted.beside)
 
     def nano(self, output: int) -> int | None:
         """Return what that costs, in 1e-9 USD; None where nobody knows."""
@@ -190,11 +264,11 @@ class _Asked:
 
 def _clamped(left: Any, ask: _Asked, output: int, least_output: int) -> int:
     """Return `output`, or what the budget leaves for it if that is less and worth a call."""
-    room = [output]
+    room, fixed = [output], ask.using(0).usage()
     if left.output_tokens is not None:
-        room.append(left.output_tokens)
+        room.append(left.output_tokens - fixed.output_tokens)
     if left.tokens is not None:
-        room.append(left.tokens - ask.input_tokens)
+        room.append(left.tokens - fixed.tokens)
     if left.usd is not None:
         room.append(_affordable(ask, output, int(left.usd * NANO)))
     least = min(room)

@@ -25,6 +25,10 @@ GROQ = "https://groq.com/pricing"
 DEEPSEEK = "https://api-docs.deepseek.com/quick_start/pricing"
 BEDROCK = "https://aws.amazon.com/bedrock/pricing/"
 OPENROUTER = "https://openrouter.ai/docs/use-cases/usage-accounting"
+COMPACTION = "https://platform.claude.com/docs/en/build-with-claude/compaction"
+ADVISOR = "https://platform.claude.com/docs/en/agents-and-tools/tool-use/advisor-tool"
+FALLBACK = "https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback"
+IMAGE_2_6 = "https://developers.openai.com/api/docs/models/gpt-image-2.6-sunburst"
 XAI = "https://docs.x.ai/developers/models"
 PERPLEXITY = "https://docs.perplexity.ai/getting-started/pricing"
 NOON: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -110,6 +114,33 @@ def searches(*actions: str) -> list[dict[str, Any]]:
     """Web searches among the items of a response."""
     return [{"type": "web_search_call", "id": "ws", "action": {"type": action}} for action in actions]
 
+
+def turn(kind: str, given: int, made: int, **more: Any) -> dict[str, Any]:
+    """One of the times that Claude sampled for a call."""
+    usage = {"input_tokens": given, "output_tokens": made, "type": kind}
+    return usage | {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 0} | more
+
+
+def drawing(**told: Any) -> dict[str, Any]:
+    """What a response with an image says beside its usage."""
+    item = {"type": "image_generation_call", "id": "ig", "status": "completed"}
+    return {"output": [item], "tools": [{"type": "image_generation", **told.pop("tool", {})}], **told}
+
+
+def ran(*containers: str, memory: str | None = None) -> dict[str, Any]:
+    """A response whose code ran in containers."""
+    items = [{"type": "code_interpreter_call", "id": "ci", "container_id": name} for name in containers]
+    container = {"type": "auto", "file_ids": []} | ({"memory_limit": memory} if memory else {})
+    return {"output": items, "tools": [{"type": "code_interpreter", "container": container}]}
+
+
+IMAGE_USAGE = {
+    "input_tokens": 150,
+    "input_tokens_details": {"text_tokens": 50, "image_tokens": 100},
+    "output_tokens": 4_160,
+    "output_tokens_details": {"text_tokens": 0, "image_tokens": 4_160},
+    "total_tokens": 4_310,
+}
 
 BILLS: Final = [
     # --- OpenAI, Chat Completions
@@ -340,7 +371,243 @@ BILLS: Final = [
         [(50, "5"), (100, "8"), (4_160, "32")],
         OPENAI,
     ),
+    Bill(
+        "openai-responses-web-search-told",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100, tool_usage={"web_search": {"num_requests": 3}}),
+        [(1_000, "1.25"), (100, "10")],
+        OPENAI,
+        usd="0.03",
+    ),
+    Bill(
+        "openai-responses-web-search-of-a-model-without-a-rate-for-it",
+        "openai",
+        "o3-pro",
+        response("o3-pro", 1_000, 100, output=searches("search")),
+        [(1_000, "20"), (100, "80")],
+        OPENAI,
+        usd="0.01",
+    ),
+    Bill(
+        "openai-responses-web-search-preview",
+        "openai",
+        "gpt-4.1",
+        response("gpt-4.1", 1_000, 100, output=searches("search"), tools=[{"type": "web_search_preview"}]),
+        [(1_000, "2"), (100, "8")],
+        OPENAI,
+        usd="0.025",
+    ),
+    Bill(
+        "openai-responses-web-search-preview-of-a-model-that-reasons",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100, output=searches("search"), tools=[{"type": "web_search_preview"}]),
+        [(1_000, "1.25"), (100, "10")],
+        OPENAI,
+        usd="0.01",
+    ),
+    Bill(
+        "openai-responses-web-search-with-its-block-of-input",
+        "openai",
+        "gpt-4.1-mini",
+        response("gpt-4.1-mini", 1_000, 100, output=searches("search"), tools=[{"type": "web_search"}]),
+        [(9_000, "0.4"), (100, "1.6")],
+        OPENAI,
+        usd="0.01",
+    ),
+    Bill(
+        "openai-chat-that-searches",
+        "openai",
+        "gpt-5-search-api",
+        chat("gpt-5-search-api-2025-10-14", 100, 200) | {"choices": []},
+        [(100, "1.25"), (200, "10")],
+        OPENAI,
+        usd="0.01",
+    ),
+    Bill(
+        "openai-chat-that-searches-preview",
+        "openai",
+        "gpt-4o-search-preview",
+        chat("gpt-4o-search-preview-2025-03-11", 100, 200) | {"choices": []},
+        [(100, "2.5"), (200, "10")],
+        OPENAI,
+        usd="0.025",
+    ),
+    Bill(
+        "openai-responses-image",
+        "openai",
+        "gpt-5",
+        response(
+            "gpt-5",
+            1_000,
+            100,
+            **drawing(tool={"model": "gpt-image-1.5"}, tool_usage={"image_gen": IMAGE_USAGE}),
+        ),
+        [(1_000, "1.25"), (100, "10"), (50, "5"), (100, "8"), (4_160, "32")],
+        OPENAI,
+    ),
+    Bill(
+        "openai-responses-image-of-the-default-model",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100, **drawing(tool_usage={"image_gen": IMAGE_USAGE})),
+        [(1_000, "1.25"), (100, "10"), (50, "5"), (100, "8"), (4_160, "30")],
+        IMAGE_2_6,
+    ),
+    Bill(
+        "openai-responses-image-that-tells-no-usage",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100, **drawing(tool={"model": "gpt-image-1.5"})),
+        [(1_000, "1.25"), (100, "10"), (4_160, "32")],
+        OPENAI,
+        exact=False,
+    ),
+    Bill(
+        "openai-responses-code",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100, **ran("cntr_1", "cntr_1", "cntr_2")),
+        [(1_000, "1.25"), (100, "10")],
+        OPENAI,
+        usd="0.06",
+        exact=False,  # the most: 20 minutes of what is billed by the minute
+    ),
+    Bill(
+        "openai-responses-code-with-more-memory",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100, **ran("cntr_1", memory="16g")),
+        [(1_000, "1.25"), (100, "10")],
+        OPENAI,
+        usd="0.48",
+        exact=False,  # the most: 20 minutes of what is billed by the minute
+    ),
+    Bill(
+        "openai-in-one-region",
+        "openai",
+        "gpt-5.4",
+        response("gpt-5.4", 1_000, 100, output=searches("search")),
+        [(1_000, "2.5"), (100, "15")],
+        OPENAI,
+        usd="0.01",
+        times="1.1",
+        terms={"endpoint": "regional"},
+    ),
+    Bill(
+        "openai-in-one-region-of-a-model-of-before",
+        "openai",
+        "gpt-5",
+        response("gpt-5", 1_000, 100),
+        [(1_000, "1.25"), (100, "10")],
+        OPENAI,
+        terms={"endpoint": "regional"},
+    ),
     # --- Anthropic
+    Bill(
+        "anthropic-compaction",
+        "anthropic",
+        "claude-opus-4-6",
+        message(
+            "claude-opus-4-6",
+            23_000,
+            1_000,
+            iterations=[turn("compaction", 180_000, 3_500), turn("message", 23_000, 1_000)],
+        ),
+        [(203_000, "5"), (4_500, "25")],
+        COMPACTION,
+    ),
+    Bill(
+        "anthropic-advisor",
+        "anthropic",
+        "claude-haiku-4-5",
+        message(
+            "claude-haiku-4-5-20251001",
+            412,
+            531,
+            iterations=[
+                turn("message", 412, 89),
+                turn("advisor_message", 823, 1_612, model="claude-opus-4-6"),
+                turn("message", 1_348, 442),
+            ],
+        ),
+        [(1_760, "1"), (531, "5"), (823, "5"), (1_612, "25")],
+        ADVISOR,
+    ),
+    Bill(
+        "anthropic-advisor-in-an-event",
+        "anthropic",
+        "claude-haiku-4-5",
+        [
+            {"type": "message_start", "message": message("claude-haiku-4-5-20251001", 412, 1)},
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "end_turn"},
+                "usage": {
+                    "input_tokens": 412,
+                    "output_tokens": 531,
+                    "iterations": [
+                        turn("message", 412, 89),
+                        turn("advisor_message", 823, 1_612, model="claude-opus-4-6"),
+                        turn("message", 1_348, 442),
+                    ],
+                },
+            },
+        ],
+        [(1_760, "1"), (531, "5"), (823, "5"), (1_612, "25")],
+        ADVISOR,
+    ),
+    Bill(
+        "anthropic-turns-that-are-short-each",
+        "anthropic",
+        "claude-haiku-5-5",
+        message(
+            "claude-haiku-5-5",
+            120_000,
+            100,
+            server_tool_use={"web_search_requests": 1},
+            iterations=[turn("message", 50_000, 40), turn("message", 70_000, 60)],
+        ),
+        [(120_000, "0.1"), (100, "0.5")],
+        ANTHROPIC,
+        usd="0.01",
+    ),
+    Bill(
+        "anthropic-fallback",
+        "anthropic",
+        "claude-fable-5",
+        message(
+            "claude-opus-4-8",
+            1_000,
+            100,
+            iterations=[
+                turn("message", 1_000, 0, model="claude-fable-5"),
+                turn("fallback_message", 1_000, 100, model="claude-opus-4-8"),
+            ],
+        ),
+        [(1_000, "5"), (100, "25")],
+        FALLBACK,
+    ),
+    Bill(
+        "anthropic-on-vertex-in-one-region",
+        "anthropic",
+        "claude-opus-4-8",
+        message("claude-opus-4-8", 1_000, 100),
+        [(1_000, "5"), (100, "25")],
+        ANTHROPIC,
+        times="1.1",
+        terms={"endpoint": "regional"},
+    ),
+    Bill(
+        "anthropic-on-vertex-in-one-region-of-a-model-of-before",
+        "anthropic",
+        "claude-opus-4-1",
+        message("claude-opus-4-1-20250805", 1_000, 100),
+        [(1_000, "15"), (100, "75")],
+        ANTHROPIC,
+        terms={"endpoint": "regional"},
+    ),
     Bill(
         "anthropic",
         "anthropic",
