@@ -51,6 +51,12 @@ PROVIDER: Final = Provider(
     free=re.compile(
         r"/messages/count_tokens$|count-tokens:rawPredict$|/v1/(files|skills)(/(?!.*/(messages|complete)$)|$)|/batches/[^/]+/cancel$"
     ),
-    hosts={"anthropic.com": "anthropic", "amazonaws.com": "aws", "googleapis.com": "anthropic"},
+    hosts={
+        "anthropic.com": "anthropic",
+        "amazonaws.com": "aws",
+        "bedrock-mantle.*.api.aws": "aws",
+        "googleapis.com": "anthropic",
+    },
     lets_through=AnthropicError,
+    regional=re.compile(r"-aiplatform\.googleapis\.com$|\.rep\.googleapis\.com$"),
 )

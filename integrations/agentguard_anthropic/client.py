@@ -39,7 +39,7 @@ def guard_client(client: ClientT, **options: Unpack[ClientOptions]) -> ClientT:
             limited), `max_output_tokens` (the bound of calls that name none), `clamp` (True: lower
             `max_tokens` to what the budget leaves, but never to a thinking budget), `outside`
             (`"refuse"` or `"allow"` calls outside a run), `provider` (who serves the models, for the
-            price book; by default by the client's address).
+            price book; by default by the address of a request).
 
     Raises:
         TypeError: not a client of the Anthropic SDK.

@@ -8,10 +8,11 @@ from typing import Any
 
 from agentguard import Run, Step, UnknownCostError, Usage, current_step
 from agentguard.cost import ModelRequest, ModelUsage
+from agentguard.cost.usage import at_least
 from agentguard_clients.attempt import Attempt
 from agentguard_clients.endpoints import Body, Endpoint
 from agentguard_clients.guarding import Guarding
-from agentguard_clients.sse import Events, event_data, is_done
+from agentguard_clients.sse import Events, event_data, is_done, output_tokens
 
 
 class ModelCall(Attempt):
@@ -23,15 +24,18 @@ class ModelCall(Attempt):
             None for a form with files, which is sent as it is.
     """
 
-    def __init__(self, guarding: Guarding, run: Run, path: str, content: bytes | None, form: Body) -> None:
+    def __init__(self, guarding: Guarding, run: Run, url: Any, content: bytes | None, form: Body) -> None:
         super().__init__(guarding, run)
         self.body: Body = form if content is None else _json(content)
-        self._path = path
-        self._endpoint = guarding.api.endpoint(path)
+        self._url = url
+        self._endpoint = guarding.api.endpoint(url.path)
         self._reserved: Usage | UnknownCostError = Usage()
         self._counted: ModelUsage | None = None
         #: Whether what was counted is all that will be billed.
         self._final = False
+        #: Whether nothing bounds the answer, and about how many tokens of it came.
+        self._unbounded = False
+        self._made = 0
         self._drops_extra = False
         self.sent = self._prepared(content)
 
@@ -49,12 +53,12 @@ class ModelCall(Attempt):
 
     @property
     def _model(self) -> str:
-        return "" if self._endpoint is None else self._endpoint.model(self._path, self.body)
+        return "" if self._endpoint is None else self._endpoint.model(self._url.path, self.body)
 
     def _prepared(self, content: bytes | None) -> bytes | None:
         """Work out the reservation; return what to send."""
         if self._endpoint is None or content is None:
-            self._reserved = self._guarding.unknown(self.run, f"POST {self._path}")
+            self._reserved = self._guarding.unknown(self.run, f"POST {self._url.path}")
             return content
         body = self._bounded(self._endpoint)
         if body.get("stream") is True:
@@ -68,12 +72,13 @@ class ModelCall(Attempt):
         if most is not None and endpoint.bounds and request.max_tokens is None:
             body = endpoint.bounded(body, most)
         try:
-            bound = self._guarding.bound(self.run, endpoint, self._path, body)
+            bound = self._guarding.bound(self.run, endpoint, self._url, body)
         except UnknownCostError as error:
             self._reserved = error  # `reserve=` raises it, so that the step is refused and the run stops
             return body
         self._reserved = bound.reserve
         if bound.max_tokens is None:
+            self._unbounded = ModelRequest((), body).max_tokens is None
             return body
         return endpoint.bounded(body, max(bound.max_tokens // request.answers, 1))
 
@@ -105,7 +110,7 @@ class ModelCall(Attempt):
     def read(self, content: bytes) -> None:
         """Take in a whole answer."""
         if self._endpoint is not None:
-            self._counted = self._guarding.counted(_json(content))
+            self._counted = self._guarding.counted(_json(content), self._url.host)
             self._final = True
 
     def saw(self, event: bytes) -> bool:
@@ -114,9 +119,13 @@ class ModelCall(Attempt):
             return True
         if is_done(event):
             self._final = True
-        if b'"usage"' not in event or (data := event_data(event)) is None:
+        if not self._unbounded and b'"usage"' not in event:
             return True
-        counted = self._guarding.counted(data)
+        if (data := event_data(event)) is None:
+            return True
+        if self._unbounded:
+            self._made += output_tokens(data)
+        counted = self._guarding.counted(data, self._url.host) if b'"usage"' in event else None
         if counted is None:
             return True
         self._counted = counted if self._counted is None else self._counted.larger(counted)
@@ -126,17 +135,23 @@ class ModelCall(Attempt):
     def settle(self, step: Step | None) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved.
 
-        A count from the middle of a stream that ended early raises that, and does not lower it.
+        A count from the middle of a stream that ended early raises that, and does not lower it; so does what
+        came of an answer that nothing bounds.
         """
-        if step is None or self._counted is None:
+        if step is None or isinstance(self._reserved, UnknownCostError):
             return
-        used = self._guarding.used(self._model, self._counted)
-        if not self._final:
-            least = self.reserve().named()
-            used = Usage.from_amounts(
-                least | {name: max(n, least.get(name, 0)) for name, n in used.named().items()}
-            )
-        step.settle(used)
+        known = [] if self._counted is None else [self._counted]
+        if self._final and known:
+            step.settle(self._guarding.used(self._model, known[0], self._url.host))
+            return
+        if self._made > self._reserved.output_tokens:
+            came = {"input_tokens": self._reserved.input_tokens, "output_tokens": self._made}
+            known.append(ModelUsage(counts=came, terms=ModelRequest((), self.body).terms))
+        used = self._reserved
+        for counted in known:
+            used = at_least(self._guarding.used(self._model, counted, self._url.host), used)
+        if known:
+            step.settle(used)
 
 
 class Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from agentguard import Run
@@ -39,9 +40,22 @@ def guarded_sdk_client(
         got = client.__name__ if isinstance(client, type) else type(client).__name__
         raise TypeError(f"guard_client takes a client such as {names}, not {got}")
     bare = cast("Any", client)
-    given = {"provider": provider.served_by(bare.base_url.host)} | dict(options)
-    guarding = Guarding(provider, **cast("dict[str, Any]", given))
-    guarded = bare.copy(http_client=guarded_http(bare._client, guarding))  # noqa: SLF001 - no public name
+    guarding = Guarding(provider, **cast("dict[str, Any]", options))
+    guarded = _copying(type(bare), guarding)(bare, http_client=bare._client)  # noqa: SLF001 - no public name
     strict = bare._strict_response_validation  # noqa: SLF001 - a public option
     guarded._strict_response_validation = strict  # noqa: SLF001 - which the SDK's own copies drop
     return cast("ClientT", guarded)
+
+
+def _copying(cls: Any, guarding: Guarding) -> Any:
+    """Return a class's `copy` that gives guarded clients, on whatever HTTP client."""
+
+    @functools.wraps(cls.copy)
+    def copy(client: Any, **options: Any) -> Any:
+        if options.get("http_client") is not None:
+            options["http_client"] = guarded_http(options["http_client"], guarding)
+        made = cls.copy(client, **options)
+        made.copy = made.with_options = functools.partial(copy, made)
+        return made
+
+    return copy

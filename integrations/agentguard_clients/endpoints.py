@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from agentguard.cost.usage import LEAST_OUTPUT
@@ -47,6 +48,10 @@ class Endpoint:
         """Return whether an event is there only because `streaming` asked for it."""
         return False
 
+    def tells_later(self, body: Body) -> bool:
+        """Return whether the answer is made after the request has ended, so that nothing here counts it."""
+        return False
+
     def is_final(self, event: Mapping[str, Any], answers: int) -> bool:
         """Return whether an event that tells usage tells all that will be billed.
 
@@ -62,8 +67,9 @@ class Endpoint:
 class Provider(NamedTuple):
     """A provider's API: its requests to models, and those that cost nothing.
 
-    `hosts` says by the end of an address who serves it, in the words of the price book.  `lets_through`
-    is the error class that the SDK hands on unchanged from inside a request, where it wraps all others.
+    `hosts` says by the end of an address who serves it, in the words of the price book; `*` stands for any
+    part.  `regional` are addresses in one region, which have a price of their own.  `lets_through` is the
+    error class that the SDK hands on unchanged from inside a request, where it wraps all others.
     """
 
     name: str
@@ -71,10 +77,15 @@ class Provider(NamedTuple):
     free: re.Pattern[str]
     hosts: Mapping[str, str]
     lets_through: type[Exception] | None = None
+    regional: re.Pattern[str] | None = None
 
     def served_by(self, host: str) -> str | None:
         """Return who serves an address, or None: the price book then goes by the model's name."""
-        return next((by for end, by in self.hosts.items() if host == end or host.endswith(f".{end}")), None)
+        return next((by for end, by in self.hosts.items() if fnmatchcase(f".{host}", f"*.{end}")), None)
+
+    def terms(self, host: str) -> dict[str, str]:
+        """Return what an address says of the price."""
+        return {"endpoint": "regional"} if self.regional and self.regional.search(host) else {}
 
     def endpoint(self, path: str) -> Endpoint | None:
         """Return the kind of requests to a path, or None for those that call no known model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import EllipsisType
 from typing import Any, NoReturn
 
 from agentguard import NoActiveRunError, ReplayDivergenceError, Run, UnknownCostError, Usage, current_run
@@ -29,7 +30,8 @@ class Guarding:
         max_output_tokens: sent with calls that name no bound of their answer.
         clamp: lower that bound to what the run's budget leaves.
         outside: `"refuse"` or `"allow"` requests outside a run.
-        provider: who serves the models, for the price book; None goes by a model's name.
+        provider: who serves the models, for the price book; None goes by a model's name, and by default
+            the address of each request says it.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Guarding:
         max_output_tokens: int | None = None,
         clamp: bool = True,
         outside: str = "refuse",
-        provider: str | None = None,
+        provider: str | EllipsisType | None = ...,
     ) -> None:
         if outside not in {"refuse", "allow"}:
             raise ValueError(f"outside must be 'refuse' or 'allow', not {outside!r}")
@@ -86,6 +88,10 @@ class Guarding:
 
     # --- what they cost ------------------------------------------------------------------------
 
+    def served_by(self, host: str) -> str | None:
+        """Return who serves the models at an address, in the words of the price book."""
+        return self.api.served_by(host) if isinstance(self._provider, EllipsisType) else self._provider
+
     def unknown(self, run: Run, what: str) -> Usage | UnknownCostError:
         """Return what to reserve for what nobody knows the costs of, as `POST /images`."""
         if self._costs.unpriced == "allow" or not run.limits(*_MODEL_RESOURCES):
@@ -118,32 +124,43 @@ class Guarding:
         if isinstance(reserved, UnknownCostError):
             run.apply(name, _nothing, kind="llm", reserve=functools.partial(_refuse, reserved))
 
-    def bound(self, run: Run, endpoint: Endpoint, path: str, body: Body) -> Bound:
+    def bound(self, run: Run, endpoint: Endpoint, url: Any, body: Body) -> Bound:
         """Return what a call may use, and the bound to send, of all its answers.
 
         Raises:
             UnknownCostError: nobody knows what the model costs, and money is limited.
         """
-        request = ModelRequest((), body)
+        request, model = ModelRequest((), body), endpoint.model(url.path, body)
+        unbounded = endpoint.tells_later(body) and request.max_tokens is None
+        if unbounded and self._costs.unpriced == "refuse" and run.limits(*_MODEL_RESOURCES):
+            field = endpoint.bounds[0]
+            detail = f"what it uses in the background is not told here: name {field}, which is charged"
+            raise UnknownCostError(model, ("usd",), run.id, detail)
         several = None if request.answers == 1 else USUAL_OUTPUT * request.answers
         return self._costs.bound(
             run,
-            endpoint.model(path, body),
+            model,
             input_tokens=request.input_tokens + _TEMPLATE_TOKENS,
             max_tokens=(request.max_tokens or several) if endpoint.bounds else 0,
-            provider=self._provider,
-            terms=request.terms,
+            provider=self.served_by(url.host),
+            terms=self.api.terms(url.host) | request.terms,
             cache_writes=request.cache_writes,
+            spoken=request.spoken,
+            hosted=request.hosted,
             least_output=endpoint.least_output(body) * request.answers,
         )
 
-    def counted(self, told: Any) -> ModelUsage | None:
-        """Return what an answer, or an event of one, says of its usage."""
-        return model_usage(told, provider=self._provider or self.api.name)  # whoever serves it
+    def counted(self, told: Any, host: str) -> ModelUsage | None:
+        """Return what an answer, or an event of one, says of its usage; None where that cannot be right."""
+        by = self.served_by(host) or self.api.name  # whoever serves it
+        try:
+            return model_usage(told, provider=by, terms=self.api.terms(host))
+        except (TypeError, ValueError):
+            return None
 
-    def used(self, model: str, counted: ModelUsage) -> Usage:
+    def used(self, model: str, counted: ModelUsage, host: str) -> Usage:
         """Return what a call has used, and what that costs."""
-        return self._costs.priced(model, counted, provider=self._provider)
+        return self._costs.priced(model, counted, provider=self.served_by(host))
 
 
 def _nothing() -> None:

@@ -172,7 +172,7 @@ class _Guarded(wrapt.ObjectProxy[Any]):
             return FreeRequest(guarding, run, request)
         content = content_of(request)
         asked = form_of(form) if content is None else {}
-        return ModelCall(guarding, run, request.url.path, content, asked)
+        return ModelCall(guarding, run, request.url, content, asked)
 
     def _self_call(self, request: Any, options: dict[str, Any]) -> ModelCall | FreeRequest | None:
         """Return the call of a request that was built here; one that was not is seen here first."""

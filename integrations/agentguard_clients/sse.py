@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -39,6 +39,27 @@ def is_done(event: bytes) -> bool:
         True
     """
     return event.startswith(b"data:") and event[5:].strip() == b"[DONE]"
+
+
+def output_tokens(event: Mapping[str, Any]) -> int:
+    """Return about how many tokens of an answer an event brings: at least one, where it brings any.
+
+    Example:
+        >>> output_tokens({"type": "response.output_text.delta", "delta": "The answer"})
+        4
+        >>> output_tokens({"choices": [{"delta": {"content": "The"}}]}), output_tokens({"type": "ping"})
+        (1, 0)
+    """
+    said = [event.get("delta"), *(choice.get("delta") for choice in event.get("choices") or [])]
+    size = sum(map(_size, said))
+    return -(-size // 3)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "replace"))
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(_size, items))
 
 
 def event_data(event: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from litellm import exceptions
 
 from agentguard import NoActiveRunError, Run, Step, UnknownCostError, Usage, current_run, current_step
 from agentguard.cost import ModelCosts, ModelPrices, ModelRequest, ModelUsage, RawAnswers, model_usage
-from agentguard.cost.usage import Unpriced
+from agentguard.cost.usage import USUAL_OUTPUT, Unpriced, at_least
 from agentguard.fragments import fragmented
 from agentguard.protocols import PriceBook
 from agentguard.steps.current import outside_allowed
@@ -112,6 +112,8 @@ class Call:
         self.model = str(asked.get("model"))
         self._guarding = guarding
         self._counted: ModelUsage | None = None
+        #: Whether all of the answer came.
+        self.whole = False
         #: What the SDK of OpenAI received, where LiteLLM uses it: LiteLLM drops the tier of streams.
         self.raw = RawAnswers()
         self._reserved: Usage | UnknownCostError = self._bounded()
@@ -123,15 +125,20 @@ class Call:
 
     def _bounded(self) -> Usage | UnknownCostError:
         request = ModelRequest((), self.body)
+        most = request.max_tokens
+        if most is None and self._guarding.costs.max_output_tokens is None and request.answers > 1:
+            most = USUAL_OUTPUT * request.answers
         try:
             bound = self._guarding.costs.bound(
                 self.run,
                 self.model,
                 input_tokens=request.input_tokens + _TEMPLATE_TOKENS,
-                max_tokens=0 if self.name == "embedding" else request.max_tokens,
+                max_tokens=0 if self.name == "embedding" else most,
                 provider=self._guarding.provider,
                 terms=request.terms,
                 cache_writes=request.cache_writes,
+                spoken=request.spoken,
+                hosted=request.hosted,
                 least_output=_least_output(self.body),
             )
         except UnknownCostError as error:
@@ -166,9 +173,15 @@ class Call:
 
     def saw(self, told: Any) -> None:
         """Take in what an answer, or a chunk of one, says of its usage."""
-        counted = model_usage(told) if getattr(told, "usage", None) is not None else None
+        if getattr(told, "usage", None) is None:
+            return
+        try:
+            counted = model_usage(told)
+        except (TypeError, ValueError):
+            return  # a count that cannot be one: charged as reserved
         if counted is not None:
             self._counted = counted if self._counted is None else self._counted.larger(counted)
+            self.whole = not any(map(_says_something, getattr(told, "choices", ())))  # the last chunk
 
     def is_extra(self, chunk: Any) -> bool:
         """Return whether a chunk is there for the guard alone: it tells the usage, and nothing else."""
@@ -181,7 +194,8 @@ class Call:
             counted = self.raw.completed(self._counted)
             if not self.raw.told:
                 counted = ModelRequest((), self.body).completed(counted, place_told=not self.streams)
-            step.settle(self._guarding.costs.priced(self.model, counted, provider=self._guarding.provider))
+            used = self._guarding.costs.priced(self.model, counted, provider=self._guarding.provider)
+            step.settle(used if self.whole else at_least(used, self.reserve()))
 
 
 def _says_something(choice: Any) -> bool:
@@ -207,6 +221,7 @@ def _answer(body: dict[str, Any], call: Call) -> Any:
     with call.raw.here():
         answer = call.fn(**call.kwargs)
     call.saw(answer)
+    call.whole = True
     call.settle(current_step())
     return answer
 
@@ -215,6 +230,7 @@ async def _answer_async(body: dict[str, Any], call: Call) -> Any:
     with call.raw.here():
         answer = await call.fn(**call.kwargs)
     call.saw(answer)
+    call.whole = True
     call.settle(current_step())
     return answer
 
@@ -230,6 +246,7 @@ def _stream(body: dict[str, Any], call: Call) -> Iterator[Any]:
             call.saw(chunk)
             if not call.is_extra(chunk):
                 yield chunk
+        call.whole = True
     finally:
         call.settle(step)
         _close(stream)
@@ -245,6 +262,7 @@ async def _stream_async(body: dict[str, Any], call: Call) -> AsyncIterator[Any]:
             call.saw(chunk)
             if not call.is_extra(chunk):
                 yield chunk
+        call.whole = True
     finally:
         call.settle(step)
         await stream.aclose()

@@ -47,6 +47,10 @@ class _Responses(Endpoint):
     path = re.compile(r"/responses(?:/compact)?$")
     bounds = ("max_output_tokens",)
 
+    def tells_later(self, body: Body) -> bool:
+        """See `Endpoint`: it goes on in the background, whoever reads it."""
+        return body.get("background") is True
+
     def is_final(self, event: Mapping[str, Any], answers: int) -> bool:
         """See `Endpoint`."""
         return event.get("type") in _ENDS_OF_RESPONSES
@@ -71,7 +75,19 @@ HOSTS: Final = {
     "x.ai": "x-ai",
     "fireworks.ai": "fireworks",
     "together.xyz": "together",
+    "together.ai": "together",
     "perplexity.ai": "perplexity",
+    "cerebras.ai": "cerebras",
+    "cohere.ai": "cohere",
+    "cohere.com": "cohere",
+    "moonshot.ai": "moonshotai",
+    "moonshot.cn": "moonshotai",
+    "minimax.io": "minimax",
+    "novita.ai": "novita",
+    "baseten.co": "baseten",
+    "z.ai": "zai",
+    "bedrock-runtime.*.amazonaws.com": "aws",
+    "bedrock-mantle.*.api.aws": "aws",
 }
 
 PROVIDER: Final = Provider(
@@ -84,4 +100,5 @@ PROVIDER: Final = Provider(
         r"|/chat/completions/[^/]+$"
     ),
     hosts=HOSTS,
+    regional=re.compile(r"^[a-z]+\.api\.openai\.com$"),
 )

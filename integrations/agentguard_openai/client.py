@@ -27,7 +27,7 @@ def guard_client(client: ClientT, **options: Unpack[ClientOptions]) -> ClientT:
             default genai-prices), `unpriced` (`"refuse"` or `"allow"` calls without a price where USD are
             limited), `max_output_tokens` (the bound of calls that name none), `clamp` (True: lower the
             bound to what the budget leaves), `outside` (`"refuse"` or `"allow"` calls outside a run),
-            `provider` (who serves the models, for the price book; by default by the client's address).
+            `provider` (who serves the models, for the price book; by default by the address of a request).
 
     Raises:
         TypeError: not a client of the OpenAI SDK.

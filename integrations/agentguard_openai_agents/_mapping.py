@@ -99,7 +99,7 @@ def _weighed(value: Any) -> tuple[str, int]:
     if isinstance(value, str):
         return value, 0
     if isinstance(value, dict):
-        if value.get("type") in _MEDIA:
+        if str(value.get("type")) in _MEDIA:  # a schema of a field of that name is no text
             return "", 1
         value = list(value.values())
     if not isinstance(value, list):

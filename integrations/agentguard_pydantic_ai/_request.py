@@ -11,7 +11,7 @@ from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestPar
 
 from agentguard import NoActiveRunError, Run, Step, Usage, current_run, current_step
 from agentguard.cost import RawAnswers, proves_refusal
-from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts
+from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts, at_least
 from agentguard.fragments import fragmented
 from agentguard_pydantic_ai import _mapping as m
 
@@ -129,7 +129,7 @@ class Request:
             tokens = self._asked.completed(tokens, place_told=self._model.system != "anthropic")
         used = self._guarding.costs.priced(self._model.model_name, tokens, provider=self._model.system)
         # What a stream had counted when it was broken off is not all that will be billed.
-        return used if response.state in {"complete", "suspended"} else _larger(used, self._reserved)
+        return used if response.state in {"complete", "suspended"} else at_least(used, self._reserved)
 
     # --- streams -------------------------------------------------------------------------------
 
@@ -210,8 +210,3 @@ def _replayed(
 def _settle(step: Step | None, usage: Usage) -> None:
     if step is not None:  # a body always runs in its step
         step.settle(usage)
-
-
-def _larger(one: Usage, other: Usage) -> Usage:
-    first, second = one.amounts(), other.amounts()
-    return Usage.from_amounts({name: max(first.get(name, 0), second.get(name, 0)) for name in first | second})

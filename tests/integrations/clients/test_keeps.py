@@ -69,6 +69,21 @@ def test_a_copy_is_guarded_too(sdk: Sdk, guard: Guard, name: str) -> None:
     closing(program, client)
 
 
+@pytest.mark.parametrize("name", ["with_options", "copy"])
+def test_a_copy_on_another_http_client_is_guarded_too(sdk: Sdk, guard: Guard, name: str) -> None:
+    client = sdk.client()
+    http = httpx2.AsyncClient() if sdk.asynchronous else httpx2.Client()
+    again = getattr(getattr(client, name)(http_client=http), name)(timeout=3)
+
+    async def program() -> None:
+        with guard.run("ask", budget=Budget(usd=5)) as run:
+            assert await sdk.ask(again) == TEXT
+            assert run.spent.steps == 1
+
+    assert type(again) is type(client)
+    closing(program, client, again)
+
+
 def test_it_is_pickled_no_more_than_the_sdks_own_and_its_answers_are(sdk: Sdk, guard: Guard) -> None:
     bare, client = sdk.bare(), sdk.client()
     for each in (bare, client):

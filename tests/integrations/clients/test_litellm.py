@@ -27,7 +27,7 @@ from agentguard import (
 )
 from agentguard.cost import ModelPrices
 from tests.integrations.clients.conftest import ANSWER_USD, MESSAGES, TEXT, outcomes
-from tests.integrations.clients.server import Break, Pause, Providers, chat, error
+from tests.integrations.clients.server import Break, Pause, Providers, chat, error, openai_usage
 from tests.integrations.closing import close_litellm, with_litellm
 
 PRICES = ModelPrices(
@@ -94,6 +94,50 @@ def test_a_call_is_charged_replayed_and_refused(
         with guard.run("ask", budget=Budget(steps=0)):
             ask(**call)
     assert len(server.requests) == 1
+
+
+def test_a_stream_that_counts_all_along_and_ends_early_is_charged_as_reserved(
+    litellm: Any, server: Providers, guard: Guard
+) -> None:
+    def counting() -> Any:
+        reply = chat({"model": "gpt-test", "stream": True, "stream_options": {"include_usage": True}})
+        for n, event in enumerate(reply.events[:-2]):
+            event["usage"] = openai_usage(completion=2 * n)
+        return reply
+
+    async def program() -> None:
+        server.next += [counting(), counting()]
+        async with guard.run("ask", budget=Budget(usd=5)) as run:
+            stream = await litellm.acompletion(**asked(server, stream=True))
+            await anext(stream)
+            await anext(stream)
+            await stream.aclose()
+        assert Decimal("0.001") < run.spent.usd < Decimal("0.002")
+        async with guard.run("ask", budget=Budget(usd=5)) as run:
+            async for _ in await litellm.acompletion(**asked(server, stream=True)):
+                pass
+        assert run.spent.usd == Decimal(ANSWER_USD)
+
+    asyncio.run(with_litellm(program()))
+
+
+def test_every_answer_is_reserved_where_nothing_bounds_them(
+    ask: Any, server: Providers, guard: Guard
+) -> None:
+    with guard.run("ask", budget=Budget(usd=5)) as run:
+        ask(**asked(server, n=3, max_tokens=None))
+    started = next(event for event in guard.history(run.id) if event.type == "step_started")
+    assert started.data["reserve"]["output_tokens"] == 3 * 4096
+    assert "max_tokens" not in server.last
+
+
+def test_a_count_that_cannot_be_right_is_charged_as_reserved(
+    ask: Any, server: Providers, guard: Guard
+) -> None:
+    server.next.append(chat({"model": "gpt-test"}, usage={**openai_usage(), "completion_tokens": -5}))
+    with guard.run("ask", budget=Budget(usd=5)) as run:
+        ask(**asked(server))
+    assert Decimal("0.001") < run.spent.usd < Decimal("0.002")
 
 
 def shape(chunks: list[Any]) -> list[Any]:
