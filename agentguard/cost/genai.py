@@ -99,6 +99,9 @@ _PREVIEW_ALONE: Final = re.compile(r"-search-preview")
 _NOT_REASONING: Final = re.compile(r"^(gpt-4|chatgpt-4)")
 #: For these, each search of today is 8,000 tokens of input as well.
 _BLOCK_OF_INPUT: Final = re.compile(r"^gpt-4(o|\.1)-mini")
+#: Where genai-prices has no rate for a model: the most of https://ai.google.dev/gemini-api/docs/pricing, and
+#: https://docs.x.ai/developers/models.
+OTHER_SEARCHES: Final = {"google": Decimal(35), "x-ai": Decimal(5)}
 #: Names that genai-prices does not have, and those whose published prices are the same.
 #: https://developers.openai.com/api/docs/models/gpt-image-2.6-sunburst
 _PRICED_AS: Final = {"gpt-image-2.6-": "gpt-image-2.5-"}
@@ -209,6 +212,8 @@ def _published(provider: str, model: str, name: str, usage: ModelUsage, rates: R
     if "claude" in model:  # the same for every Claude
         shared = {key: _times(rates.input_mtok, by) for key, by in CLAUDE_CACHE_WRITE.items()}
         return type(rates)(**(shared | {"web_searches_kcount": CLAUDE_SEARCHES} | known))
+    if provider in OTHER_SEARCHES:
+        return type(rates)(**({"web_searches_kcount": OTHER_SEARCHES[provider]} | known))
     if provider not in {"openai", "azure"}:
         return rates
     preview = usage.terms.get("web_search") == "preview" and _NOT_REASONING.search(model)

@@ -58,6 +58,10 @@ def tool_calls(answer: object, model: str | None = None) -> dict[str, Number]:
     told = get(get(get(answer, "tool_usage"), "web_search"), "num_requests")
     if isinstance(told, int) and told > calls.get("web_searches", 0):
         calls["web_searches"] = told
+    by_xai = get(get(answer, "usage"), "server_side_tool_usage_details")
+    made = [get(by_xai, f"{tool}_calls") for tool in ("web_search", "x_search", "code_interpreter")]
+    if any(made):  # all at one price
+        calls["web_searches"] = sum(n for n in made if isinstance(n, int))
     if _SEARCHING.search(model or "") and get(answer, "choices") is not None:
         calls["web_searches"] = 1
     queries = 0

@@ -209,10 +209,11 @@ def _counts(usage: dict[str, Any], provider: str | None) -> dict[str, Number] | 
 
 
 def _billed_beside(usage: dict[str, Any]) -> dict[str, Number]:
-    """Return Claude's cache writes and searches from a usage in OpenAI's language, as LiteLLM's."""
+    """Return what others add to OpenAI's language: LiteLLM for Claude, DeepSeek and Moonshot for caches."""
     details = _get(usage, "prompt_tokens_details") or {}
     by_age = _get(details, "cache_creation_token_details") or _get(usage, "cache_creation")
     found = {
+        "cache_read_tokens": _get(usage, "prompt_cache_hit_tokens", "cached_tokens"),
         "cache_write_tokens": _get(details, "cache_creation_tokens")
         or _get(usage, "cache_creation_input_tokens"),
         "cache_write_5m_tokens": _get(by_age, "ephemeral_5m_input_tokens"),

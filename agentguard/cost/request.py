@@ -54,9 +54,9 @@ class ModelRequest(NamedTuple):
 
     @property
     def max_tokens(self) -> int | None:
-        """The bound that the call names, for all answers that it asks for."""
+        """The bound that the call names, for all answers that it asks for; 0 where it wants none."""
         bound = self._option(_BOUNDS)
-        return bound * self.answers if _is_count(bound) else None
+        return bound * self.answers if bound == 0 or _is_count(bound) else None
 
     @property
     def answers(self) -> int:
@@ -106,7 +106,9 @@ class ModelRequest(NamedTuple):
         model = self.model or model
         given = prompt_tokens([*self.args, *self.kwargs.values()], model)
         kept = self.cache_writes or written_unasked(model or "")
-        bound = self.max_tokens or (max_tokens or USUAL_OUTPUT) * self.answers
+        bound = self.max_tokens
+        if bound is None:
+            bound = (max_tokens or USUAL_OUTPUT) * self.answers
         hosted = offered(self.kwargs, model or "")
         counts: dict[str, Number] = {"input_tokens": given, "output_tokens": bound} | hosted.counts
         if kept is not None:

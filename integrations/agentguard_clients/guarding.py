@@ -136,12 +136,14 @@ class Guarding:
             field = endpoint.bounds[0]
             detail = f"what it uses in the background is not told here: name {field}, which is charged"
             raise UnknownCostError(model, ("usd",), run.id, detail)
-        several = None if request.answers == 1 else USUAL_OUTPUT * request.answers
+        most = request.max_tokens
+        if most is None and request.answers > 1:
+            most = USUAL_OUTPUT * request.answers
         return self._costs.bound(
             run,
             model,
             input_tokens=request.input_tokens + _TEMPLATE_TOKENS,
-            max_tokens=(request.max_tokens or several) if endpoint.bounds else 0,
+            max_tokens=most if endpoint.bounds else 0,
             provider=self.served_by(url.host),
             terms=self.api.terms(url.host) | request.terms,
             cache_writes=request.cache_writes,

@@ -29,6 +29,7 @@ COMPACTION = "https://platform.claude.com/docs/en/build-with-claude/compaction"
 ADVISOR = "https://platform.claude.com/docs/en/agents-and-tools/tool-use/advisor-tool"
 FALLBACK = "https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback"
 IMAGE_2_6 = "https://developers.openai.com/api/docs/models/gpt-image-2.6-sunburst"
+MOONSHOT = "https://platform.moonshot.ai/docs/pricing/chat"
 XAI = "https://docs.x.ai/developers/models"
 PERPLEXITY = "https://docs.perplexity.ai/getting-started/pricing"
 NOON: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -1040,6 +1041,44 @@ BILLS: Final = [
         chat("anthropic/claude-sonnet-4.5", 1_000, 100, cost=None),
         [(1_000, "3"), (100, "15")],
         OPENROUTER,
+    ),
+    Bill(
+        "xai-tools",
+        "xai",
+        "grok-4",
+        response("grok-4-0709", 1_000, 100, output=searches("search"))
+        | {
+            "usage": {
+                "input_tokens": 1_000,
+                "output_tokens": 100,
+                "total_tokens": 1_100,
+                "server_side_tool_usage_details": {
+                    "web_search_calls": 1,
+                    "x_search_calls": 2,
+                    "mcp_calls": 4,
+                },
+            }
+        },
+        [(1_000, "3"), (100, "15")],
+        XAI,
+        usd="0.015",
+    ),
+    Bill(
+        "moonshot-cached",
+        "moonshotai",
+        "kimi-k2-0905-preview",
+        chat("kimi-k2-0905-preview", 1_000, 100, cached_tokens=800),
+        [(200, "0.6"), (800, "0.15"), (100, "2.5")],
+        MOONSHOT,
+    ),
+    Bill(
+        "deepseek-as-before",
+        "deepseek",
+        "deepseek-chat",
+        chat("deepseek-chat", 1_000, 10, prompt_cache_hit_tokens=600, prompt_cache_miss_tokens=400),
+        [(400, "0.27"), (600, "0.07"), (10, "1.1")],
+        DEEPSEEK,
+        at=datetime(2025, 6, 1, 12, tzinfo=UTC),
     ),
     Bill(
         "xai",

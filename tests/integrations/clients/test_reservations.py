@@ -242,6 +242,19 @@ def test_own_prices_are_reserved_as_they_are(guard: Guard) -> None:
 # --- answers that nothing bounds -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{}, {"max_output_tokens": 500}])
+def test_a_call_that_wants_no_answer_gets_none(server: Providers, guard: Guard, options: Any) -> None:
+    client = agentguard_anthropic.guard_client(Anthropic(api_key="k", base_url=server.url), **options)
+    kept: Any = [{"type": "text", "text": "word " * 500, "cache_control": {"type": "ephemeral"}}]
+    asked: dict[str, Any] = {"model": "claude-sonnet-4-6", "messages": MESSAGES, "system": kept}
+    for budget in (Budget(usd=5), Budget(tokens=1_500)):
+        with guard.run("warm", budget=budget) as run:
+            client.messages.create(**asked, max_tokens=0)
+        assert reserved(guard, run).get("output_tokens", 0) == 0
+        assert server.last["max_tokens"] == 0
+    client.close()
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_response_in_the_background_needs_a_bound(
