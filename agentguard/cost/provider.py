@@ -5,6 +5,7 @@ The answer may be an object of an SDK, the decoded JSON, the usage alone, or an 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -37,6 +38,8 @@ _PAIRS: Final = (
     ("input_tokens", "output_tokens"),
     ("inputTokens", "outputTokens"),
 )
+#: What a count is called.
+_COUNT: Final = re.compile(r"(_tokens|Tokens|TokenCount|_token_count)$")
 _TOTALS: Final = ("total_tokens", "totalTokens", "totalTokenCount")
 #: xAI's unit of money.
 _TICKS: Final = Decimal(10) ** 10
@@ -168,7 +171,12 @@ def _fields(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _prepared(usage: dict[str, Any]) -> dict[str, Any]:
-    """Return a usage in the spelling of the JSON, with both counts of a pair."""
+    """Return a usage in the spelling of the JSON, its counts as numbers, with both counts of a pair.
+
+    Raises:
+        ValueError: a count is no number.
+    """
+    usage = _numbered(usage)
     if any(name.endswith("_token_count") for name in usage):
         usage = _camel(usage)
     given = dict(usage)
@@ -176,6 +184,16 @@ def _prepared(usage: dict[str, Any]) -> dict[str, Any]:
         if any(name in given for name in pair):
             given = dict.fromkeys(pair, 0) | given
     return given
+
+
+def _numbered(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict | list | str) and _COUNT.search(name):
+        if not (isinstance(value, str) and value.isdecimal()):
+            raise ValueError(f"the provider's usage cannot be right: {name} is {value!r}")
+        return int(value)
+    if isinstance(value, list):
+        return [_numbered(item) for item in value]
+    return {key: _numbered(item, key) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _camel(value: Any) -> Any:

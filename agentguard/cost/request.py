@@ -63,9 +63,10 @@ class ModelRequest(NamedTuple):
         """How many answers are asked for, to all prompts."""
         asked = [self._option((name,)) for name in _ANSWERS]
         prompts = self.kwargs.get("prompt")  # of text completions, which take several
-        several = isinstance(prompts, list) and all(isinstance(prompt, str | list) for prompt in prompts)
         each = max((count for count in asked if _is_count(count)), default=1)
-        return each * max(len(prompts), 1) if several else each
+        if isinstance(prompts, list) and all(isinstance(prompt, str | list) for prompt in prompts):
+            return each * max(len(prompts), 1)
+        return each
 
     @property
     def input_tokens(self) -> int:
@@ -110,7 +111,7 @@ class ModelRequest(NamedTuple):
         if bound is None:
             bound = (max_tokens or USUAL_OUTPUT) * self.answers
         hosted = offered(self.kwargs, model or "")
-        counts: dict[str, Number] = {"input_tokens": given, "output_tokens": bound} | hosted.counts
+        counts: dict[str, Number] = {**hosted.counts, "input_tokens": given, "output_tokens": bound}
         if kept is not None:
             counts[f"cache_write_{kept}_tokens"] = given
         if self.spoken:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentguard import Run, Step, UnknownCostError, Usage, current_step
+from agentguard.budget.model_usage import Number
 from agentguard.cost import ModelRequest, ModelUsage
 from agentguard.cost.usage import at_least
 from agentguard_clients.attempt import Attempt
@@ -126,11 +127,10 @@ class ModelCall(Attempt):
         if self._unbounded:
             self._made += output_tokens(data)
         counted = self._guarding.counted(data, self._url.host) if b'"usage"' in event else None
-        if counted is None:
-            return True
-        self._counted = counted if self._counted is None else self._counted.larger(counted)
-        self._final = self._endpoint.is_final(data, ModelRequest((), self.body).answers)
-        return not (self._drops_extra and self._endpoint.is_extra(data))
+        if counted is not None:
+            self._counted = counted if self._counted is None else self._counted.larger(counted)
+            self._final = self._endpoint.is_final(data, ModelRequest((), self.body).answers)
+        return not (self._drops_extra and data.get("usage") and self._endpoint.is_extra(data))
 
     def settle(self, step: Step | None) -> None:
         """Charge what the provider counted; what it did not count is charged as reserved.
@@ -145,7 +145,8 @@ class ModelCall(Attempt):
             step.settle(self._guarding.used(self._model, known[0], self._url.host))
             return
         if self._made > self._reserved.output_tokens:
-            came = {"input_tokens": self._reserved.input_tokens, "output_tokens": self._made}
+            given = self._reserved.input_tokens
+            came: dict[str, Number] = {"input_tokens": given, "output_tokens": self._made}
             known.append(ModelUsage(counts=came, terms=ModelRequest((), self.body).terms))
         used = self._reserved
         for counted in known:

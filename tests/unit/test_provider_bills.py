@@ -126,6 +126,21 @@ def test_an_answer_that_reports_no_usage_is_none(answer: Any) -> None:
         Usage.from_provider(answer)
 
 
+@pytest.mark.parametrize("field", ["output_tokens", "cache_creation_input_tokens"])
+@pytest.mark.parametrize("count", ["many", "-5", "", [], {"n": 1}], ids=str)
+def test_a_count_that_is_no_number_is_refused_and_named(field: str, count: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        model_usage(message("claude-sonnet-4-5", 100, 20, **{field: count}), provider="anthropic")
+
+
+def test_a_count_in_a_string_is_a_number() -> None:
+    told = message("claude-sonnet-4-5", 100, 20, output_tokens="30", cache_creation_input_tokens="50")
+    assert told["usage"]["output_tokens"] == "30"
+    counted = model_usage(told, provider="anthropic")
+    assert counted is not None
+    assert counted.counts == {"input_tokens": 150, "cache_write_tokens": 50, "output_tokens": 30}
+
+
 @pytest.mark.parametrize("count", [-1, True, float("nan"), float("inf")], ids=str)
 def test_a_count_that_cannot_be_one_is_refused_and_named(count: Any) -> None:
     with pytest.raises(ValueError, match="cannot be right.*input_tokens"):
