@@ -40,7 +40,7 @@ class ModelRequest(NamedTuple):
     Example:
         >>> request = ModelRequest((), {"model": "gpt-5", "input": "Why?", "max_output_tokens": 90})
         >>> request.model, request.max_tokens, request.input_tokens
-        ('gpt-5', 90, 4)
+        ('gpt-5', 90, 5)
     """
 
     args: tuple[Any, ...]
