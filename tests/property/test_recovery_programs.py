@@ -357,11 +357,11 @@ def check_recovery(ops: Any, crashes: list[int], url: str | None = None) -> None
             check_books(guard, plain, Effects(World.path))
 
 
-def check_books(guard: Guard, plain: Usage, effects: Effects) -> None:
+def check_books(guard: Guard, plain: Usage, effects: Effects, run_id: str = "r") -> None:
     """Once means once, and what was spent is what an uncrashed run spends, and what was in doubt."""
-    summary = guard.summary("r")
-    assert guard.reconstruct("r") == summary
-    events = [event for row in guard.runs() for event in guard.history(row.run_id)]
+    summary = guard.summary(run_id)
+    assert guard.reconstruct(run_id) == summary
+    events = [event for row in guard.runs(limit=10_000) for event in guard.history(row.run_id)]
     resolved = Counter((event.run_id, event.key) for event in events if event.type == "step_resolved")
     ran = {(event.run_id, event.key) for event in events if event.type in ("step_completed", "step_failed")}
     for body in ran:
