@@ -152,6 +152,10 @@ def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., A
     return wrapper
 
 
+#: What `inspect` and its like look up on a function, beside what `functools.wraps` copies.
+_OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__", "__globals__", "__closure__", "__builtins__")
+
+
 class _FunctionLike:
     """A coroutine or generator function whose key is fixed when it is called, not when it is awaited.
 
@@ -165,10 +169,8 @@ class _FunctionLike:
         self._spec = spec
         self._driver: Callable[..., Any] | None = None
         self._name = name
-        bare: Any = bare_function(fn)
-        self.__code__ = bare.__code__
-        self.__defaults__ = bare.__defaults__
-        self.__kwdefaults__ = bare.__kwdefaults__
+        bare = bare_function(fn)
+        vars(self).update({name: getattr(bare, name) for name in _OF_FUNCTIONS if hasattr(bare, name)})
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import itertools
 import os
+import re
 import types
 import weakref
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import msgspec
 from agentguard._secrets import MASK
 from agentguard._values import objects
 from agentguard._values.kinds import SETS, Kind, NotExactError
-from agentguard._values.names import find, home_name, type_name
+from agentguard._values.names import clean_text, find, home_name, type_name
 from agentguard._values.packing import OBJECT, Packer, encode
 from agentguard._values.plain import PREFIX
 
@@ -33,6 +34,10 @@ NAMED: Final = f"{PREFIX}named"
 
 #: How many parts of a stranger's object are looked at, how deep, and how many bytes.
 _MOST_PARTS, _DEEPEST, _MOST_BYTES = 2_000, 30, 16 << 20
+#: How much of it is shown: of how many objects the attributes, how deep, and how many characters of a text.
+_MOST_SHOWN, _DEEPEST_SHOWN, _MOST_TEXT = 100, 3, 1_000
+#: Where an object lies in memory, as texts of objects say it.
+_ADDRESS: Final = re.compile(r" at 0x[0-9A-Fa-f]+")
 _CODE: Final = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 _VIEWS: Final[tuple[type, ...]] = (type({}.keys()), type({}.values()), type({}.items()))
 #: Their children hold such a value, and more.
@@ -146,6 +151,41 @@ class TellingApartPacker(ArgumentPacker):
     def _as_itself(self, value: Any, packed: dict[str, Any]) -> dict[str, Any]:
         self.unknown = True
         return packed | {"object": _token(value)}
+
+
+class ShowingPacker(ArgumentPacker):
+    """Packs arguments for who must approve a call: what is only digested says of itself what it is."""
+
+    def __init__(self, clean: Cleaner | None = None) -> None:
+        super().__init__(clean)
+        self._depth = 0
+        self._left = _MOST_SHOWN
+
+    def opaque(self, value: Any) -> Any:
+        """Return what stands for a value that cannot be stored, with its text, or else its attributes."""
+        packed = {OPAQUE: type_name(type(value))} if self._depth else super().opaque(value)
+        return packed if (shown := self._shown(value)) is None else packed | {"shown": shown}
+
+    def lost(self, value: Any) -> Any:
+        """Return what stands for an argument that is nested too deeply, or holds itself, with its text."""
+        packed = super().lost(value)
+        return packed if (shown := self._shown(value)) is None else packed | {"shown": shown}
+
+    def _shown(self, value: Any) -> Any:
+        cls = type(value)
+        self._left -= 1
+        self._depth += 1
+        try:
+            if cls.__str__ is not object.__str__ or cls.__repr__ is not object.__repr__:
+                text = _ADDRESS.sub("", str(value))
+                return clean_text(text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}…")
+            if self._left < 0 or self._depth > _DEEPEST_SHOWN:
+                return None
+            return self.mapping(objects.state(value)) or None
+        except Exception:  # noqa: BLE001 - a user's object may raise anything
+            return None
+        finally:
+            self._depth -= 1
 
 
 _PROCESS_KEY: Final = os.urandom(32)

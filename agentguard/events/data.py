@@ -362,6 +362,8 @@ class Approval(Said, total=False):
     #: What binds it to arguments that no digest tells apart.
     unknown: str
     captured: bool
+    #: The digest of the arguments as they are shown, where that says more than what the step is bound by.
+    shown: str
     #: How many seconds it is waited for.
     timeout: float
 

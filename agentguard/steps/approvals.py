@@ -91,8 +91,10 @@ def _put(step: Step, given: Decision | None) -> None:
     request = data.copy()
     if given is None and (timeout := timeout_of(step)) is not None:
         request["timeout"] = timeout
-    if step.payload is not None:  # so that its deletion is found
-        request["captured"] = True
+    if step.asked is not None:
+        request["captured"] = True  # so that its deletion is found
+        if step.asked is not step.payload:
+            request["shown"] = live_run.log.digest(step.asked)
     now = live_run.clock.wall()
     key, spec = step.key, step.spec
     records = [
@@ -106,7 +108,7 @@ def _put(step: Step, given: Decision | None) -> None:
     def put() -> None:
         found = _found(step)
         if found is None:
-            live_run.log.act(records, [step.payload])
+            live_run.log.act(records, [step.asked])
         elif given is not None and found["state"] == ev.APPROVAL_REQUESTED:
             live_run.log.act(records[1:])
 

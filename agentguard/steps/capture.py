@@ -10,10 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agentguard._encoding import CONVERSATIONS_APART, decode, encode_call, encode_call_of_scheme_1
-from agentguard._values.fingerprint import ArgumentPacker, TellingApartPacker, concealed
+from agentguard._values.fingerprint import (
+    OPAQUE,
+    ArgumentPacker,
+    ShowingPacker,
+    TellingApartPacker,
+    concealed,
+)
 from agentguard._values.kinds import NotExactError
 from agentguard._values.names import type_name
 from agentguard._values.packing import encode
+from agentguard.events.conversations import ConversationCall
 from agentguard.events.data import StepEnded
 from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.fragments import Digest
@@ -26,6 +33,7 @@ from agentguard.steps.spec import LLM, Capture, Codec, StepSpec, logged_attribut
 #: What an outcome has on record: its payload, and what its event says of it.
 RecordedPayload = tuple[bytes | None, StepEnded]
 
+_OPAQUE = OPAQUE.encode()
 _NOT_CAPTURED = "not captured"
 _REDACTED = "redacted"
 
@@ -138,6 +146,19 @@ class PayloadRecorder:
         packer = TellingApartPacker()
         payload = encode_call(args, kwargs, packer)
         return self._digest(concealed(payload)) if packer.unknown else None
+
+    def asked(self, step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> bytes | None:
+        """Return a call's arguments for who must approve it: as the log has them, and what it only digests.
+
+        That is for people: it binds nothing, and need not be the same in another process.
+        """
+        payload = step.payload
+        if payload is None or isinstance(payload, ConversationCall) or _OPAQUE not in payload:
+            return payload
+        if self._cut:
+            args, kwargs = self._without(args, kwargs)
+        shown = encode_call(args, kwargs, ShowingPacker(self._redact_result))
+        return shown if self._redact_call is None else self._redact_call(shown)
 
     def _encoded(self, args: Sequence[object], kwargs: Mapping[str, object], digest: Digest) -> bytes:
         if self._cut:

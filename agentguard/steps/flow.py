@@ -99,6 +99,7 @@ def prepare(step: Step, args: Sequence[object], kwargs: Mapping[str, object]) ->
     if step.needs_approval:
         step.digest = step.digest or step.recorder.digest_of(args, kwargs)
         step.unknown = step.recorder.unknown(args, kwargs)
+        step.asked = step.recorder.asked(step, args, kwargs)
     if spec.request is not None and not counts_repeats:
         return
     reserve = _reserve(step, args, kwargs)

@@ -84,7 +84,7 @@ class GeneratorStep:
         self._recorded: Iterator[object] = iter(())
         self._served = ServedItems([], RecordedOutcome())
         self._items = Items(step.spec, step.recorder)
-        self.state = "new"  # then open, then closed
+        self.state = "new"  # then, of an async one that waits for its first item, starting; open; closed
 
     @classmethod
     def of_step(cls, step: Step, inner: object, args: Args, kwargs: Kwargs, result: object) -> Self:
@@ -181,7 +181,7 @@ class GeneratorStep:
         """Leave nothing behind where something was raised between two lines of this driver."""
         if CURRENT.get() is self._step:
             CURRENT.set(before)
-        if self.state in ("new", "closed"):
+        if self.state in ("new", "starting", "closed"):
             phases.rescue(self._step, error)
 
     def _enter(self) -> Token[InRun | None]:

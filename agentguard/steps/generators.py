@@ -43,6 +43,8 @@ class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
             raise
 
     def _close(self) -> None:
+        if self._runs():
+            self._inner.close()
         if not isinstance(sys.exception(), ENDS_PROGRAMS):
             self.leave_served()
         abandoned = self.state == "abandoned"
@@ -67,6 +69,8 @@ class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
             raise done.error from None
 
     def _advance(self, how: str, value: object) -> object:
+        if self._runs():
+            return getattr(self._inner, how)(value)
         if self.state == "closed":
             raise StopIteration
         before = CURRENT.get()
@@ -75,6 +79,10 @@ class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
         except BaseException as error:
             self._rescued(before, error)
             raise
+
+    def _runs(self) -> bool:
+        """Return whether its body runs: then what it is asked for raises, as of a plain generator."""
+        return getattr(self._inner, "gi_running", False)
 
     def _next(self, how: str, value: object) -> object:
         if self.state == "new":
@@ -157,6 +165,8 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[object, object]):
             raise
 
     async def _aclose(self) -> None:
+        if self._runs():
+            await self._inner.aclose()
         if not isinstance(sys.exception(), ENDS_PROGRAMS):
             self.leave_served()
         abandoned = self.state == "abandoned"
@@ -180,14 +190,27 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[object, object]):
         if done.error is not None:
             raise done.error from None
 
+    def _runs(self) -> bool:
+        """Return whether its body runs, or is about to: what it is asked for raises then."""
+        if self.state == "starting":
+            raise RuntimeError("asynchronous generator is already running")
+        return getattr(self._inner, "ag_running", False)
+
     async def _start(self, value: object) -> None:
         if value is not None:
             raise TypeError("can't send non-None value to a just-started async generator")
-        if not self._serve():
-            await aio.begin(self._step, self._args, self._kwargs)
-            self._opened()
+        self.state = "starting"
+        try:
+            if not self._serve():
+                await aio.begin(self._step, self._args, self._kwargs)
+                self._opened()
+        finally:
+            if self.state == "starting":
+                self.state = "new"
 
     async def _advance(self, how: str, value: object) -> object:
+        if self._runs():
+            return await getattr(self._inner, how)(value)
         if self.state == "closed":
             raise StopAsyncIteration
         before = CURRENT.get()

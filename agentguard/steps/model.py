@@ -33,6 +33,7 @@ class Step:
     __slots__ = (
         "_branch",
         "account",
+        "asked",
         "at_ns",
         "attempt",
         "attributes",
@@ -87,6 +88,8 @@ class Step:
         self.commit: Commit | None = None
         #: What binds its approval to arguments that no digest tells apart; set where one is needed.
         self.unknown: str | None
+        #: Its arguments as who must approve it is shown them; set where one must.
+        self.asked: bytes | None
         #: The sequence of its outcome.
         self.seq = 0
         self.settled: Amounts | None = None

@@ -51,7 +51,7 @@ _DIGESTS: Final = {
     ev.VALUE: "value",
 }
 #: Facts that differ from one recording to the next.
-_PASSING: Final = ("running_ns", "python", "generation", "epoch")
+_PASSING: Final = ("shown", "running_ns", "python", "generation", "epoch")
 #: What the outcome of a step repeats of its start.
 _ENDS: Final = (ev.STEP_COMPLETED, ev.STEP_FAILED)
 _OF_START: Final = ("pos", "name", "kind", "attempt")

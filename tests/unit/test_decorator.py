@@ -371,6 +371,18 @@ def test_a_guarded_function_with_defaults_can_be_inspected_as_a_function():
     assert "coroutine" in repr(coroutine)
 
 
+@pytest.mark.parametrize("step", [plain, coroutine, generator], ids=lambda step: step.__name__)
+def test_what_is_taken_for_a_function_has_what_functions_have(step):
+    assert inspect.isfunction(step)
+    missing = [name for name in dir(step.__wrapped__) if name.startswith("__") and not hasattr(step, name)]
+    assert missing == []
+
+
+def test_what_a_guarded_coroutine_function_names_is_that_of_the_function():
+    assert inspect.getclosurevars(coroutine) == inspect.getclosurevars(coroutine.__wrapped__)
+    assert coroutine.__globals__ is globals()
+
+
 def test_the_bare_function_is_not_guarded():
     assert plain.__wrapped__(1) == [1, 2]
     assert asyncio.run(coroutine.__wrapped__(1)) == 3

@@ -330,6 +330,112 @@ def test_the_step_is_current_inside_and_not_outside(guard):
             assert current_step() is None
 
 
+# --- asked while it runs: the error of a plain generator, for who asked too early alone ---------------
+
+EARLY = {
+    "the next item": lambda items: items.send(None),
+    "throw": lambda items: items.throw(LookupError("early")),
+    "close": lambda items: items.close(),
+}
+ASYNC_EARLY = {
+    "the next item": lambda items: items.asend(None),
+    "throw": lambda items: items.athrow(LookupError("early")),
+    "close": lambda items: items.aclose(),
+}
+
+
+def completed_once(guard, run):
+    started, completed = step_events(guard, run)
+    assert (started[0], completed[0]) == ("step_started", "step_completed")
+    assert guard.verify(), guard.verify()
+
+
+@pytest.mark.parametrize("ask", EARLY.values(), ids=EARLY)
+def test_a_generator_that_asks_itself_goes_on(guard, ask):
+    @guarded_step
+    def itself():
+        yield 1
+        with pytest.raises(ValueError, match="already executing"):
+            ask(items)
+        yield 2
+
+    with guard.run("r") as run:
+        items = itself()
+        assert list(items) == [1, 2]
+    completed_once(guard, run)
+
+
+@pytest.mark.parametrize("ask", EARLY.values(), ids=EARLY)
+def test_a_generator_that_another_thread_asks_goes_on(guard, ask):
+    running, answer = threading.Event(), threading.Event()
+
+    @guarded_step
+    def slow():
+        running.set()
+        assert answer.wait(60)
+        yield 1
+        yield 2
+
+    with guard.run("r") as run:
+        items, found = slow(), []
+        consumer = threading.Thread(target=run.bind(lambda: found.append(next(items))))
+        consumer.start()
+        assert running.wait(60)
+        with pytest.raises(ValueError, match="already executing"):
+            ask(items)
+        answer.set()
+        consumer.join()
+        assert [*found, *items] == [1, 2]
+    completed_once(guard, run)
+
+
+@pytest.mark.parametrize("ask", ASYNC_EARLY.values(), ids=ASYNC_EARLY)
+def test_an_async_generator_that_another_task_asks_goes_on(guard, ask):
+    async def main():
+        running, answer = asyncio.Event(), asyncio.Event()
+
+        @guarded_step
+        async def slow():
+            running.set()
+            await answer.wait()
+            yield 1
+            yield 2
+
+        async with guard.run("r") as run:
+            items = slow()
+            first = asyncio.ensure_future(items.asend(None))
+            await running.wait()
+            with pytest.raises(RuntimeError, match="already running"):
+                await ask(items)
+            answer.set()
+            assert [await first, *[item async for item in items]] == [1, 2]
+        return run
+
+    completed_once(guard, asyncio.run(main()))
+
+
+@pytest.mark.parametrize("ask", ASYNC_EARLY.values(), ids=ASYNC_EARLY)
+def test_an_async_generator_that_waits_for_its_approval_is_asked_for_once(guard, ask):
+    @guarded_step(approval=True)
+    async def asked():
+        yield 1
+        yield 2
+
+    async def main():
+        async with guard.run("r") as run:
+            items = asked()
+            first = asyncio.ensure_future(items.asend(None))
+            while not guard.approvals():
+                await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="already running"):
+                await ask(items)
+            guard.approve(run.id, "main/asked#1")
+            assert [await first, *[item async for item in items]] == [1, 2]
+        return run
+
+    completed_once(guard, asyncio.run(main()))
+
+
 # --- the end of the run ----------------------------------------------------------------------------
 
 
