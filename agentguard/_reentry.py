@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from opcode import opmap
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from agentguard.errors import AgentGuardError
 
@@ -37,6 +38,9 @@ def standing(inside: Callable[[FrameType], bool], depth: int = 0) -> Standing:
     return "left"
 
 
+F = TypeVar("F", bound=Callable[..., object])
+#: How many numbers an entry in a table of what is handled has.
+_IN_ENTRY = 4
 #: How long, in seconds, is waited for the thread of `finish`: it may need a lock that a caller holds.
 _PATIENCE = 10.0
 
@@ -61,6 +65,52 @@ def finish(act: Callable[[], object], owned: Callable[[], bool] = lambda: False)
         else:
             _InThread(act).wait()
         raise
+
+
+def covered(fn: F) -> F:
+    """Have the first `try` of a function begin with its call.
+
+    Python looks for signals as it enters a function, before its first line: what a handler raises there no
+    `try` catches, and the block that `__exit__` was to leave would stay open.  So CPython's table of what is
+    handled where is changed; where there is no such table, the function stays as it is.
+    """
+    function: Any = fn
+    code = function.__code__
+    if table := getattr(code, "co_exceptiontable", b""):
+        entered = (
+            next(at for at in range(0, len(code.co_code), 2) if code.co_code[at] == opmap["RESUME"]) // 2
+        )
+        handled = [entry for entry in _read_table(table) if entry[0] + entry[1] > entered]
+        first = next(number for number, entry in enumerate(handled) if entry[0] > entered)
+        start, length, *handler = handled[first]
+        ranges = [(entered, start + length - entered, *handler), *handled[first + 1 :]]
+        function.__code__ = code.replace(co_exceptiontable=b"".join(map(_written, ranges)))
+    return fn
+
+
+def _read_table(table: bytes) -> Iterator[tuple[int, ...]]:
+    """Yield the entries: where the range begins, its length, its handler, and how deep that is."""
+    numbers: list[int] = []
+    value = 0
+    for byte in table:
+        value = value << 6 | byte & 63
+        if not byte & 64:
+            numbers.append(value)
+            value = 0
+        if len(numbers) == _IN_ENTRY:
+            yield tuple(numbers)
+            numbers = []
+
+
+def _written(entry: tuple[int, ...]) -> bytes:
+    written = bytearray()
+    for number in entry:
+        digits = [number & 63]
+        while number := number >> 6:
+            digits.append(number & 63 | 64)
+        written += bytes(reversed(digits))
+    written[0] |= 128
+    return bytes(written)
 
 
 def is_begun(thread: threading.Thread | None) -> bool:

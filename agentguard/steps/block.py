@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextvars import Token
 from types import TracebackType
+from typing import Any
 
-from agentguard.errors import AgentGuardError
+from agentguard._reentry import covered
+from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, interrupt, outcome, phases
 from agentguard.steps.current import CURRENT, InRun, restore_position
@@ -108,12 +110,19 @@ class StepBlock:
         if token is not None:
             restore_position(token)
 
+    def _left(self) -> RunStopped | None:
+        """Note that an async body is over; return the stop that cancelled it."""
+        body, self._body = self._body, None
+        return None if body is None else body.close()
+
     def _cut_short(self, error: BaseException) -> None:
         """Settle the step all the same, and make current what was so before."""
+        self._left()
         phases.rescue(self._step, error)
         if CURRENT.get() is self._step:
             CURRENT.set(self._before)
 
+    @covered
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -142,7 +151,21 @@ class StepBlock:
             self._cut_short(error)
             raise
 
-    async def __aexit__(
+    @covered
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Coroutine[Any, Any, None]:
+        try:
+            return self._aexit(kind, error, traceback)
+        except BaseException as raised:  # of a signal handler
+            self._cut_short(raised)
+            raise
+
+    @covered
+    async def _aexit(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -150,7 +173,7 @@ class StepBlock:
     ) -> None:
         try:
             self._step_out()
-            stop = self._body.close() if self._body is not None else None
+            stop = self._left()
             if stop is None or not isinstance(error, asyncio.CancelledError):
                 await aio.close(self._step, self._outcome(error))
                 return

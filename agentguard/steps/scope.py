@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Coroutine
 from contextvars import Token
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from agentguard._reentry import finish
+from agentguard._reentry import covered, finish
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Remaining, Usage, check_stops
 from agentguard.errors import AgentGuardError, RunStopped
@@ -120,6 +121,7 @@ class Scope:
 
         live_run.log.decide(decide)
 
+    @covered
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -175,13 +177,33 @@ class Scope:
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    async def __aexit__(
+    @covered
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Coroutine[Any, Any, None]:
+        try:
+            return self._aexit(kind, error, traceback)
+        except BaseException:  # of a signal handler
+            self._cut_short()
+            raise
+
+    @covered
+    async def _aexit(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.__exit__(kind, error, traceback)
+        try:
+            self.__exit__(kind, error, traceback)
+        except AgentGuardError:
+            raise
+        except BaseException:
+            self._cut_short()
+            raise
 
     def __repr__(self) -> str:
         return f"<Scope {self.path} of run {self._live_run.run_id}>"
