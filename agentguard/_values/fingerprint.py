@@ -172,7 +172,7 @@ class ShowingPacker(ArgumentPacker):
         return packed if (shown := self._shown(value)) is None else packed | {"shown": shown}
 
     def _shown(self, value: Any) -> Any:
-        cls = type(value)
+        cls: Any = type(value)
         self._left -= 1
         self._depth += 1
         try:

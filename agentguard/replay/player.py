@@ -38,6 +38,7 @@ from agentguard.events.data import (
 from agentguard.events.model import Record
 from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay import divergence as d
+from agentguard.replay.elsewhere import Elsewhere
 from agentguard.replay.findings import Findings
 from agentguard.replay.not_yet_replayed import NotYetReplayed
 from agentguard.replay.order import DeliveryOrder
@@ -73,6 +74,7 @@ class Player:
         self._around = around
         self._lock = threading.RLock()
         self.tape = Tape(log)
+        self._elsewhere = Elsewhere(self.tape)
         self._unknown = unknown
         self._not_yet = None if unknown is None else NotYetReplayed(live_run.log.fold)
         self._scopes: dict[str, Call] = {}
@@ -204,6 +206,8 @@ class Player:
 
     def _find(self, step: Step) -> Call | None:
         """Return the recorded call of a step, after checking its position and arguments."""
+        if step.spec.key is None and step.elsewhere:
+            self._elsewhere.place(step, live=self.live)
         path = branch_of(step.key) if step.spec.key is None else step.path
         call = self._call(step.key, step.pos, step.scope_key, path)
         if call is None:

@@ -141,14 +141,19 @@ class Tape:
 
     def read_until(self, done: Callable[[], bool]) -> None:
         """Read on until `done()`, or to the end."""
-        while not done():
-            stored = next(self._log, None)
-            if stored is None:
-                return
-            self.last = stored
-            if stored.payload is not None and has_conversations(stored.body, stored.payload):
-                self._conversations.append(stored.payload)
-            self._take_in(codec.decode(stored.body), stored.payload)
+        while not done() and self._read_on():
+            pass
+
+    def _read_on(self) -> bool:
+        """Read the next event; return whether there was one."""
+        stored = next(self._log, None)
+        if stored is None:
+            return False
+        self.last = stored
+        if stored.payload is not None and has_conversations(stored.body, stored.payload):
+            self._conversations.append(stored.payload)
+        self._take_in(codec.decode(stored.body), stored.payload)
+        return True
 
     def arguments(self, call: Call, digest: Digest) -> bytes | None:
         """Return the arguments of a call, conversations and all; None where they are not on record."""
@@ -296,6 +301,22 @@ class Tape:
         """Whether the run is of those that a worker carries on after they have failed."""
         return self.created is not None and bool(data_of(self.created, RunCreated).get("retries"))
 
+    def search(self, branch: str, fits: Callable[[Call], bool]) -> Call | None:
+        """Return the first call not yet made in a branch that fits; the log is read as far as needed."""
+        found = next(filter(fits, self.places(branch).values()), None)
+        while found is None and self._read_on():
+            newest = next(reversed(self.places(branch).values()), None)
+            found = newest if newest is not None and fits(newest) else None
+        return found
+
+    def places(self, branch: str) -> dict[int, Call]:
+        """Return the calls of a branch that were read and not yet made, by their places."""
+        return self._places.get(branch, {})
+
+    def has(self, key: str) -> bool:
+        """Return whether a call of a key was read and not made yet."""
+        return key in self._calls
+
     def take(self, call: Call, *, with_children: bool = True) -> None:
         """Take a call out, and with it what was recorded inside its body, unless that runs again."""
         key = call.start.key or ""
@@ -321,7 +342,7 @@ class Tape:
 
     def at(self, branch: str, pos: int) -> Call | None:
         """Return the first call not yet made at a call index of a branch, or after it."""
-        places = self._places.get(branch, {})
+        places = self.places(branch)
         later = [place for place in places if place >= pos]
         return places[min(later)] if later else None
 

@@ -88,7 +88,9 @@ class AccountBlock(_PositionBlock):
     """`with run.account(name, budget):` steps inside are charged to a named account too."""
 
     def __init__(self, position: InRun, account: NamedAccount) -> None:
-        there = Position(position.run, position.scope, position.branch, position.step, account)
+        there = Position(
+            position.run, position.scope, position.branch, position.step, account, thread=position.thread
+        )
         super().__init__(there)
 
     def __enter__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Protocol
 
@@ -100,6 +101,11 @@ class InRun(Protocol):
         ...
 
     @property
+    def thread(self) -> int:
+        """The thread that it was entered in; of a step, only where a log answers."""
+        ...
+
+    @property
     def account(self) -> NamedAccount | None:
         """The named account that steps here are charged to, or None."""
         ...
@@ -108,10 +114,11 @@ class InRun(Protocol):
 class Position:
     """A position inside a run.  `run`, `scope` and `step` are the public objects, or None.
 
-    `account` is the named account that steps here are charged to, or None.
+    `account` is the named account that steps here are charged to, or None; `thread` the thread whose branch
+    it is, by default this one.
     """
 
-    __slots__ = ("account", "branch", "live_run", "run", "scope", "scope_key", "step")
+    __slots__ = ("account", "branch", "live_run", "run", "scope", "scope_key", "step", "thread")
 
     def __init__(
         self,
@@ -120,8 +127,11 @@ class Position:
         branch: Branch,
         step: Step | None = None,
         account: NamedAccount | None = None,
+        *,
+        thread: int = 0,
     ) -> None:
         self.run = run
+        self.thread = thread or threading.get_ident()
         self.live_run: LiveRun = run.live_run
         self.scope = scope
         self.scope_key: str = scope.key if scope is not None else ""

@@ -12,6 +12,7 @@ process appended first, they decide again with every other writer kept out, so n
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -35,7 +36,7 @@ from agentguard.events.data import BudgetWarning, ScopeStopped, StepRefused, Ste
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import HeadMovedError, StoreBusyError
-from agentguard.runs.branch import MAIN
+from agentguard.runs.branch import MAIN, Branch
 from agentguard.runs.fold import repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
@@ -69,13 +70,21 @@ def open_step(spec: StepSpec, position: InRun, args: Sequence[object], kwargs: M
         fork = position.live_run.fork
         if fork and not key.startswith(f"{MAIN}{fork}/"):
             key = f"{MAIN}{fork}/{key.removeprefix(f'{MAIN}/')}"
-        return Step(spec, position, key, pos)
+        return _placed(Step(spec, position, key, pos), position, branch)
     named = spec.key
     key = named if isinstance(named, str) else _asked(spec, "key", lambda: named(*args, **kwargs))
     if not isinstance(key, str) or not key or not key.isprintable():
         raise ValueError(f"{spec.name}: key must be a printable, non-empty str, not {key!r}")
     step = Step(spec, position, f"key:{key}", branch.next_pos())
     step.path = branch.path
+    return _placed(step, position, branch)
+
+
+def _placed(step: Step, position: InRun, branch: Branch) -> Step:
+    """Return a step; where a log answers, it knows whether its thread shares the branch with others."""
+    if step.live_run.player is not None:
+        step.thread = threading.get_ident()
+        step.elsewhere = branch is position.branch and step.thread != position.thread
     return step
 
 

@@ -40,6 +40,7 @@ class Step:
         "commit",
         "continuations",
         "digest",
+        "elsewhere",
         "entered",
         "key",
         "live_run",
@@ -58,6 +59,7 @@ class Step:
         "span",
         "spec",
         "started_ns",
+        "thread",
         "unknown",
         "unpriced",
     )
@@ -82,6 +84,10 @@ class Step:
         self.needs_approval = spec.approval is True or type(spec.approval) is Decision
         #: The branch it was called in; set only where it brings a key of its own.
         self.path: str
+        #: Where a log answers: the thread it was called in, and whether that is another than its branch's,
+        #: so that it was numbered as it came.
+        self.thread = 0
+        self.elsewhere = False
         self.payload: bytes | None = None
         self.digest: str | None = None
         #: Its start, or its outcome, where that was accepted and is not known to be committed.

@@ -92,7 +92,7 @@ class Scope:
             self._open(live_run, position.scope_key)
         if live_run.span is not None:
             self._span = live_run.span.start_scope(self.name, self.path)
-        self._token = CURRENT.set(Position(self.run, self, position.branch, position.step, position.account))
+        self._token = CURRENT.set(self._place(position, self))
         interrupt.entered(self)
 
     def _cut_short(self) -> None:
@@ -101,8 +101,10 @@ class Scope:
         if live_run.player is None:
             finish(lambda: self._close(live_run, self.stop), live_run.log.is_owned)
         if (position := CURRENT.get()) is not None and position.scope is self:
-            around = self._position
-            CURRENT.set(Position(self.run, around.scope, around.branch, around.step, around.account))
+            CURRENT.set(self._place(self._position, self._position.scope))
+
+    def _place(self, at: InRun, scope: Scope | None) -> Position:
+        return Position(self.run, scope, at.branch, at.step, at.account, thread=at.thread)
 
     def _open(self, live_run: LiveRun, around: str) -> None:
         check_place(live_run, around, branch_of(self.key), self.pos)

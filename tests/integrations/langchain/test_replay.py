@@ -1,9 +1,12 @@
 """An agent guarded by the middleware runs again on its log, without a model and without a tool."""
 
 import asyncio
+import operator
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 
@@ -12,13 +15,15 @@ pytest.importorskip("langchain")
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelResponse
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphInterrupt
+from langgraph.graph import START, StateGraph
 from langgraph.types import Command, Interrupt, Send, interrupt
 from pydantic import BaseModel
 
-from agentguard import Budget, BudgetExceededError, Guard, ReplayDivergenceError
+from agentguard import Budget, BudgetExceededError, Guard, ReplayDivergenceError, guarded_step
 from agentguard.values import NotExactError
 from agentguard_langchain import GuardCallbackHandler, GuardMiddleware
 from agentguard_langchain._codec import CODEC, Paused
@@ -282,3 +287,63 @@ def test_equal_runs_do_not_differ(guard: Guard, model: Any, says: Any) -> None:
     keys = [{e.key for e in guard.history(r) if e.type == "step_started"} for r in runs]
     assert keys[0] == keys[1]
     assert not guard.diff(*runs)
+
+
+# --- guarded steps of one's own, in the threads of LangChain and LangGraph ----------------------
+
+
+@guarded_step
+def priced(item: int) -> int:
+    PRICED.append(item)
+    return item * 10
+
+
+PRICED: list[int] = []
+
+
+class Items(TypedDict):
+    items: list[int]
+    prices: Annotated[list[int], operator.add]
+
+
+def by_batch(price: Callable[[int], int]) -> Any:
+    return RunnableLambda(price).batch([1, 2, 3])
+
+
+def by_parallel(price: Callable[[int], int]) -> Any:
+    return RunnableParallel({str(item): lambda _, item=item: price(item) for item in (1, 2, 3)}).invoke(0)
+
+
+def by_nodes(price: Callable[[int], int]) -> Any:
+    builder = StateGraph(Items)
+    builder.add_node("price", lambda state: {"prices": [price(state["item"])]})
+    builder.add_conditional_edges(START, lambda state: [Send("price", {"item": n}) for n in state["items"]])
+    return builder.compile().invoke({"items": [1, 2, 3], "prices": []})["prices"]
+
+
+@pytest.mark.parametrize("program", [by_batch, by_parallel, by_nodes])
+def test_steps_in_threads_are_replayed_whichever_thread_comes_first(
+    guard: Guard, program: Callable[[Callable[[int], int]], Any]
+) -> None:
+    def in_order(*order: int) -> Any:
+        """Let each thread make its two calls when it is its turn."""
+        left, turn = list(order), threading.Condition()
+
+        def price(item: int) -> int:
+            with turn:
+                assert turn.wait_for(lambda: left[0] == item, 60)
+                value = priced(priced(item) + 1)
+                left.pop(0)
+                turn.notify_all()
+                return value
+
+        return program(price)
+
+    PRICED.clear()
+    with guard.run("prices") as run:
+        live = in_order(1, 2, 3)
+    assert PRICED == [1, 11, 2, 21, 3, 31]
+    PRICED.clear()
+    with guard.replay(run.id):
+        assert in_order(3, 1, 2) == live
+    assert PRICED == []
