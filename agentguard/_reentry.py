@@ -7,13 +7,14 @@ in a thread of its own, where no handler runs.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from opcode import opmap
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from agentguard.errors import AgentGuardError
 
@@ -86,6 +87,29 @@ def covered(fn: F) -> F:
         ranges = [(entered, start + length - entered, *handler), *handled[first + 1 :]]
         function.__code__ = code.replace(co_exceptiontable=b"".join(map(_written, ranges)))
     return fn
+
+
+def at_its_call(cut: Callable[..., object]) -> Callable[[F], F]:
+    """Have `cut(self, ...)` called where a signal handler raises as an async `__aexit__` is called.
+
+    An `async def` is not begun before it is awaited.
+    """
+
+    def of(fn: F) -> F:
+        covered(fn)
+
+        @covered
+        @functools.wraps(fn)
+        def wrapper(self: object, *exc: object) -> object:
+            try:
+                return fn(self, *exc)
+            except BaseException:
+                cut(self, *exc)
+                raise
+
+        return cast("F", wrapper)
+
+    return of
 
 
 def _read_table(table: bytes) -> Iterator[tuple[int, ...]]:

@@ -8,13 +8,13 @@ import functools
 import inspect
 import threading
 import uuid as uuid_module
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Token
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentguard._reentry import covered, finish
+from agentguard._reentry import at_its_call, covered, finish
 from agentguard.budget.model import Budget, BudgetChange, Remaining, Usage
 from agentguard.budget.named import joined
 from agentguard.budget.resources import NANO_USD
@@ -252,21 +252,8 @@ class Run:
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    @covered
-    def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, None]:
-        try:
-            return self._aexit(kind, error, traceback)
-        except BaseException:  # of a signal handler: no `async def` is begun before it is awaited
-            self.__exit__(kind, error, traceback)
-            raise
-
-    @covered
-    async def _aexit(
+    @at_its_call(__exit__)
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,

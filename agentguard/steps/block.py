@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any
 
-from agentguard._reentry import covered
+from agentguard._reentry import at_its_call, covered
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, interrupt, outcome, phases
@@ -137,6 +136,7 @@ class StepBlock:
 
     def _end(self, error: BaseException | None, result: object = None) -> None:
         self._step_out()
+        self._left()
         phases.close(self._step, self._outcome(error, result))
 
     async def __aenter__(self) -> Step:
@@ -151,21 +151,8 @@ class StepBlock:
             self._cut_short(error)
             raise
 
-    @covered
-    def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, None]:
-        try:
-            return self._aexit(kind, error, traceback)
-        except BaseException as raised:  # of a signal handler
-            self._cut_short(raised)
-            raise
-
-    @covered
-    async def _aexit(
+    @at_its_call(__exit__)
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,

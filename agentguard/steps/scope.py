@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Coroutine
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from agentguard._reentry import covered, finish
+from agentguard._reentry import at_its_call, covered, finish
 from agentguard.budget.account import Account
 from agentguard.budget.model import Budget, Remaining, Usage, check_stops
 from agentguard.errors import AgentGuardError, RunStopped
@@ -179,21 +178,8 @@ class Scope:
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    @covered
-    def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, None]:
-        try:
-            return self._aexit(kind, error, traceback)
-        except BaseException:  # of a signal handler
-            self._cut_short()
-            raise
-
-    @covered
-    async def _aexit(
+    @at_its_call(__exit__)
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
