@@ -104,8 +104,8 @@ class _App:
             form, data = act(_then_page(action)), self._api(_then_data(action), "POST")
             routes.append(Route(_any_id(action.path), form, methods=["POST"]))
             routes.append(Route(_any_id(f"/api{action.path}"), data, methods=["POST"]))
-        for path, handler, _ in api.READINGS:
-            routes.append(Route(_any_id(path), self._api(handler, "GET")))
+        for path, handler, parameters in api.READINGS:
+            routes.append(Route(_any_id(path), self._api(handler, "GET", parameters)))
         kinds = (AgentGuardError, ConsoleError, HTTPException, ValueError)
         handlers = dict.fromkeys(kinds, self._refuse)
         return Starlette(routes=routes, middleware=[Middleware(Limits)], exception_handlers=handlers)
@@ -132,13 +132,20 @@ class _App:
 
         return answer
 
-    def _api(self, handler: Handler, method: str) -> Callable[[Request], Awaitable[Response]]:
+    def _api(
+        self, handler: Handler, method: str, known: tuple[str, ...] = ()
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             who = await run_in_threadpool(self._console.auth.identify, request)
             if who is None or (method != "GET" and who.csrf is not None):
                 # A browser sends its cookie by itself: that alone must change nothing.
                 raise ConsoleError(401, "send a token as Authorization: Bearer TOKEN")
             fields = {} if method == "GET" else await _json_of(request)
+            for name in request.query_params:
+                if name not in known:  # a misspelt filter would show what was not asked for
+                    raise ConsoleError(
+                        400, f"there is no {name!r} here; known are {', '.join(known) or 'none'}"
+                    )
             return await run_in_threadpool(handler, Call(self._console, who, request, fields))
 
         return answer

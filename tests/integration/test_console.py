@@ -173,6 +173,17 @@ def test_the_api_takes_no_action_from_a_cookie(site: Site) -> None:
     assert site.guard.kills() == []
 
 
+def test_a_filter_that_the_api_does_not_know_is_refused_and_not_passed_over(site: Site) -> None:
+    """A misspelt filter would show what was not asked for."""
+    client = site.client(site.token(Role.ADMIN))
+    listed = client.get("/api/runs?tenat=acme&limit=5")
+    assert (listed.status_code, "there is no 'tenat' here; known are " in listed.text) == (400, True)
+    assert client.get("/api/now?tenant=acme").json() == {"error": "there is no 'tenant' here; known are none"}
+    body = {"scope": "global", "target": "", "reason": "x", "confirm": "kill all"}
+    assert client.http.post("/api/kill?dry_run=yes", json=body).status_code == 400
+    assert site.guard.kills() == []
+
+
 def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
     answer = site.client().http.post("/login", content=b"x" * (MOST_BYTES + 1), headers=FORM)
     assert answer.status_code == 413

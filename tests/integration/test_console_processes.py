@@ -189,6 +189,7 @@ def test_as_json_it_tells_its_token_and_logs_an_object_a_line(tmp_path: Path) ->
         process.terminate()
         assert {each["level"] for each in logged} == {"INFO"}
         assert process.communicate()[0] == ""
+    assert process.returncode == 0
 
 
 def test_tokens_are_made_listed_and_revoked_by_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,9 @@ from agentguard.console.traces import TraceLinks
 _GRACE_SECONDS = 2
 
 
-@app.command(epilog="It runs until SIGTERM or Ctrl-C.")
+@app.command(
+    epilog="It runs until SIGTERM or Ctrl-C.  --json: {token} where none is, and its log, an object a line."
+)
 def serve(
     *,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
@@ -98,6 +101,7 @@ def serve(
         watch = Watch(guard, thresholds, stack.enter_context(sending(webhook, secret_file, slack=slack)))
         watch.start()
         stack.callback(watch.stop)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # which uvicorn raises again at its end
         uvicorn.run(
             create_app(
                 guard,
