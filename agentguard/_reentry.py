@@ -40,6 +40,9 @@ def standing(inside: Callable[[FrameType], bool], depth: int = 0) -> Standing:
 
 
 F = TypeVar("F", bound=Callable[..., object])
+#: The versions of CPython whose tables of what is handled where are known:
+#: Objects/exception_handling_notes.txt.
+_TABLES_KNOWN = {(3, 11), (3, 12), (3, 13)}
 #: How many numbers an entry in a table of what is handled has.
 _IN_ENTRY = 4
 #: How long, in seconds, is waited for the thread of `finish`: it may need a lock that a caller holds.
@@ -72,16 +75,16 @@ def covered(fn: F) -> F:
     """Have the first `try` of a function begin with its call.
 
     Python looks for signals as it enters a function, before its first line: what a handler raises there no
-    `try` catches, and the block that `__exit__` was to leave would stay open.  So CPython's table of what is
-    handled where is changed; where there is no such table, the function stays as it is.
+    `try` catches, and the block that `__exit__` was to leave would stay open.  So the table of what is
+    handled where is changed, in interpreters on which this was tried; in others the function stays as it is.
     """
     function: Any = fn
     code = function.__code__
-    if table := getattr(code, "co_exceptiontable", b""):
+    if sys.implementation.name == "cpython" and sys.version_info[:2] in _TABLES_KNOWN:
         entered = (
             next(at for at in range(0, len(code.co_code), 2) if code.co_code[at] == opmap["RESUME"]) // 2
         )
-        handled = [entry for entry in _read_table(table) if entry[0] + entry[1] > entered]
+        handled = [entry for entry in _read_table(code.co_exceptiontable) if entry[0] + entry[1] > entered]
         first = next(number for number, entry in enumerate(handled) if entry[0] > entered)
         start, length, *handler = handled[first]
         ranges = [(entered, start + length - entered, *handler), *handled[first + 1 :]]
