@@ -15,6 +15,7 @@ from msgspec import structs
 from agentguard.budget.model import Usage
 from agentguard.budget.model_usage import ModelUsage, Number
 from agentguard.budget.resources import NANO, NANO_USD, nano_usd
+from agentguard.cost.hosted import offered
 from agentguard.errors import UnknownCostError
 
 if TYPE_CHECKING:
@@ -176,9 +177,10 @@ class ModelCosts:
         wanted = USUAL_OUTPUT if asked is None else asked
         price = partial(self._nano, model, provider)
         kept = cache_writes or written_unasked(model)
+        hosted = offered({}, model) if hosted is None else hosted
         ask = _Asked(input_tokens, dict(terms or {}), kept, price, spoken=spoken, hosted=hosted)
         if ask.nano(wanted) is None and self.unpriced == "refuse" and run.limits("usd"):
-            beside = (each for each in (hosted.beside if hosted else ()) if each.model)
+            beside = (each for each in hosted.beside if each.model)
             priceless = (each.model for each in beside if self._nano(str(each.model), provider, each) is None)
             name = next(priceless, None) or model
             raise UnknownCostError(name, ("usd",), run.id, no_price(name))
@@ -235,13 +237,13 @@ class _Asked:
         price: Callable[[ModelUsage], int | None],
         *,
         spoken: bool,
-        hosted: ModelUsage | None,
+        hosted: ModelUsage,
     ) -> None:
         self.input_tokens = input_tokens
         self._terms = terms
         self._cache_writes = cache_writes
         self._spoken = spoken
-        self._hosted = hosted or ModelUsage(counts={})
+        self._hosted = hosted
         self._price = price
         self._priced: dict[int, int | None] = {}
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from agentguard import Run, Usage
 from agentguard.cost import ModelRequest, ModelUsage, RawAnswers
+from agentguard.cost.hosted import offered
 from agentguard.cost.prices import GENAI_PRICES
 from agentguard.cost.usage import LEAST_OUTPUT, USUAL_OUTPUT, Bound, ModelCosts, Unpriced
 from agentguard.protocols import PriceBook
@@ -114,6 +115,7 @@ class Costs:
                 provider=model.provider,
                 terms=model.asked.terms,
                 cache_writes=model.asked.cache_writes,
+                hosted=offered(model.asked.kwargs, model.name),
                 least_output=thinking + LEAST_OUTPUT,
             )
 

@@ -211,11 +211,11 @@ def place_told(message: Any) -> bool:
     return told.get("model_provider") != "anthropic" or "usage" in told
 
 
-_ASKED = ("service_tier", "speed", "inference_geo", "cache_control", "extra_body", "model_kwargs")
+_ASKED = ("service_tier", "speed", "inference_geo", "cache_control", "tools", "extra_body", "model_kwargs")
 
 
 def asked_of(settings: Mapping[str, Any], model: Any = None, contents: Iterable[Any] = ()) -> ModelRequest:
-    """Return what a call asks for in the API's own words: tier, place, cache.
+    """Return what a call asks for in the API's own words: tier, place, cache, hosted tools.
 
     Example:
         >>> asked_of({"model_kwargs": {"service_tier": "priority"}}).terms

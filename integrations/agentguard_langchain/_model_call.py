@@ -69,7 +69,11 @@ class ModelCall:
             messages = [request.system_message, *messages]
         self._prompt = prompt(messages)
         self._model = asked.model._replace(
-            asked=m.asked_of(asked.settings, request.model, [message.content for message in messages])
+            asked=m.asked_of(
+                {**asked.settings, "tools": request.tools},
+                request.model,
+                [message.content for message in messages],
+            )
         )
         #: What the provider's SDK received, of which LangChain drops a part.
         self.raw = RawAnswers()

@@ -18,7 +18,7 @@ from openai.types.responses import (
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from agentguard.cost import ModelUsage, terms_and_cost, tool_calls
+from agentguard.cost import ModelRequest, ModelUsage, terms_and_cost, tool_calls
 from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
 
 if TYPE_CHECKING:
@@ -69,9 +69,15 @@ def request_data(
     return data | {name: _plain(value) for name, value in conversation.items() if value is not None}
 
 
-def asked_of(settings: ModelSettings) -> dict[str, Any]:
-    """Return what settings say of a call in the API's own words, its tier among it."""
-    return {**_mapping_of(settings.extra_body), **(settings.extra_args or {})}
+def asked_of(model: str, settings: ModelSettings, tools: Sequence[Any] = ()) -> ModelRequest:
+    """Return what a call asks for in the API's own words: its tier, and the hosted tools that it offers."""
+    offered = [
+        getattr(tool, "tool_config", None) or {"type": getattr(tool, "name", None)}
+        for tool in tools
+        if not hasattr(tool, "params_json_schema")
+    ]
+    asked = {**_mapping_of(settings.extra_body), **(settings.extra_args or {})}
+    return ModelRequest((), {"model": model, "tools": offered, **asked})
 
 
 def _mapping_of(value: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Model, ModelProvider, ModelResponse, ModelSettings, MultiProvider
 
 from agentguard import Run, Step, Usage, current_step
-from agentguard.cost import ModelRequest, RawAnswers, proves_refusal
+from agentguard.cost import RawAnswers, proves_refusal
 from agentguard.cost.prices import ModelPrices
 from agentguard.cost.usage import ModelCosts, Unpriced
 from agentguard.fragments import fragmented
@@ -302,7 +302,7 @@ class _Call:
             yield event
 
     def _reserve(self, request: Any) -> Usage:
-        asked = ModelRequest((), m.asked_of(self._settings))
+        asked = m.asked_of(self._guarded.name, self._settings, self._tools)
         bound = self._guarded.costs.bound(
             self.run,
             self._guarded.name,
@@ -310,6 +310,7 @@ class _Call:
             max_tokens=self._settings.max_tokens,
             terms=asked.terms,
             cache_writes=asked.cache_writes,
+            hosted=asked.hosted,
         )
         if bound.max_tokens is not None:
             self._settings = dataclasses.replace(self._settings, max_tokens=bound.max_tokens)
@@ -321,7 +322,7 @@ class _Call:
         if step is not None and tokens is not None:
             counted = self._raw.completed(tokens)
             if not self._raw.told:
-                counted = ModelRequest((), m.asked_of(self._settings)).completed(counted)
+                counted = m.asked_of(self._guarded.name, self._settings).completed(counted)
             step.settle(self._guarded.costs.priced(self._guarded.name, counted))
 
 

@@ -79,6 +79,22 @@ def thinking_tokens(*layers: ModelSettings | None) -> int:
     return 0
 
 
+def hosted_tools(system: str, parameters: ModelRequestParameters) -> list[dict[str, Any]]:
+    """Return the provider's own tools that a request offers, in the API's words."""
+    by_openai: dict[str, dict[str, Any]] = {
+        "image_generation": {"type": "image_generation"},
+        "code_execution": {"type": "code_interpreter", "container": {"type": "auto"}},
+    }
+    known = by_openai if system in {"openai", "azure"} else {}
+    offered: list[dict[str, Any]] = []
+    for tool in parameters.native_tools:
+        if tool.kind == "web_search":
+            offered.append({"type": "web_search", "max_uses": getattr(tool, "max_uses", None)})
+        elif tool.kind in known:
+            offered.append(known[tool.kind])
+    return offered
+
+
 def asked_of(data: Mapping[str, Any], *layers: ModelSettings | None) -> ModelRequest:
     """Return what a request asks for in the API's own words: tier, place, cache.
 

@@ -11,6 +11,7 @@ from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestPar
 
 from agentguard import NoActiveRunError, Run, Step, Usage, current_run, current_step
 from agentguard.cost import RawAnswers, proves_refusal
+from agentguard.cost.hosted import offered
 from agentguard.cost.usage import LEAST_OUTPUT, ModelCosts, at_least
 from agentguard.fragments import fragmented
 from agentguard_pydantic_ai import _mapping as m
@@ -63,6 +64,7 @@ class Request:
         self._parameters = parameters
         self._data = m.request_data(messages, settings, parameters)
         self._asked = m.asked_of(self._data, settings, model.settings)
+        self._hosted = offered({"tools": m.hosted_tools(model.system, parameters)}, model.model_name)
         #: What the provider's SDK received, of which the framework drops a part.
         self._raw = RawAnswers()
         self._reserved = Usage()
@@ -112,6 +114,7 @@ class Request:
             max_tokens=m.max_tokens(self._settings, self._model.settings),
             terms=self._asked.terms,
             cache_writes=self._asked.cache_writes,
+            hosted=self._hosted,
             least_output=m.thinking_tokens(self._settings, self._model.settings) + LEAST_OUTPUT,
         )
         if bound.max_tokens is not None:

@@ -15,11 +15,20 @@ pytest.importorskip("langchain_anthropic")
 
 import litellm
 from agents import Agent as OpenAIAgent
-from agents import ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner
+from agents import (
+    CodeInterpreterTool,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    Runner,
+)
 from agents import RunConfig as OpenAIRunConfig
+from agents import WebSearchTool as AgentsSearch
 from langchain.agents import create_agent
 from langchain_anthropic import ChatAnthropic
 from pydantic_ai import Agent as PydanticAgent
+from pydantic_ai import WebSearchTool
+from pydantic_ai.capabilities import NativeTool
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
@@ -197,6 +206,66 @@ def test_a_cache_written_beyond_the_budget_fails_the_run(
     with pytest.raises(BudgetExceededError), guard.run("ask", budget=Budget(usd="0.40")) as run:
         ask(server, "claude-sonnet-4-5", stream=stream)
     assert run.summary().state == "FAILED"
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+
+
+def searching_by_langchain(server: Providers) -> Any:
+    with closing_model(_langchain(server, "claude-haiku-4-5", stream=False)) as chat_model:
+        agent = create_agent(chat_model, [SEARCH], middleware=[lc.GuardMiddleware()])
+        return agent.invoke({"messages": [("user", ASKED)]})
+
+
+def searching_by_langchain_handler(server: Providers) -> Any:
+    with closing_model(_langchain(server, "claude-haiku-4-5", stream=False)) as chat_model:
+        bound = chat_model.bind_tools([SEARCH])
+        return bound.invoke(ASKED, {"callbacks": [lc.GuardCallbackHandler()]})
+
+
+def searching_by_pydantic_ai(server: Providers) -> Any:
+    provider = AnthropicProvider(api_key="k", base_url=server.url)
+    model = AnthropicModel("claude-haiku-4-5", provider=provider)
+    search = NativeTool(WebSearchTool(max_uses=5))
+    agent = PydanticAgent(model, capabilities=[pa.GuardCapability(), search])
+    return _run_pydantic_ai(agent, {"max_tokens": 1000}, stream=False)
+
+
+def searching_by_litellm(server: Providers) -> Any:
+    path, model = "/v1/messages", "anthropic/claude-haiku-4-5"
+    return _litellm(server, model, path, stream=False, max_tokens=1000, tools=[SEARCH])
+
+
+def coding_by_agents(server: Providers) -> None:
+    async def program() -> None:
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{server.url}/v1", max_retries=0) as client:
+            code: Any = {"type": "code_interpreter", "container": {"type": "auto"}}
+            tools: Any = [AgentsSearch(), CodeInterpreterTool(tool_config=code)]
+            model = OpenAIResponsesModel("gpt-5", client)
+            settings = ModelSettings(max_tokens=300)
+            agent = oa.guard_agent(OpenAIAgent("a", model=model, model_settings=settings, tools=tools))
+            await Runner.run(agent, ASKED, run_config=OpenAIRunConfig(tracing_disabled=True))
+
+    asyncio.run(program())
+
+
+@pytest.mark.parametrize(
+    ("ask", "most"),
+    [
+        (searching_by_langchain, "0.05"),
+        (searching_by_langchain_handler, "0.05"),
+        (searching_by_pydantic_ai, "0.05"),
+        (searching_by_litellm, "0.05"),
+        (coding_by_agents, "0.04"),
+    ],
+)
+def test_what_hosted_tools_may_cost_is_reserved(server: Providers, guard: Guard, ask: Any, most: str) -> None:
+    with pytest.raises(RunStopped), guard.run("ask", budget=Budget(usd=most)):
+        ask(server)
+    assert server.requests == []
+    with guard.run("ask", budget=Budget(usd=Decimal(most) + Decimal("0.02"))) as run:
+        ask(server)
+    assert run.spent.usd < Decimal("0.001")
 
 
 def test_what_is_asked_for_tells_how_long_a_cache_keeps(server: Providers, guard: Guard) -> None:
