@@ -6,52 +6,79 @@ names and arguments say which recorded call is meant, and not their numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
+from typing import TYPE_CHECKING, Protocol
 
+from agentguard.events import model as ev
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import branch_of
-from agentguard.steps.model import Step
+
+if TYPE_CHECKING:
+    from agentguard.steps.model import Step
+    from agentguard.steps.scope import Scope
+
+
+class _Placed(Protocol):
+    """A step or a scope: its key, and its place in its branch."""
+
+    key: str
+    pos: int
 
 
 class Elsewhere:
-    """Finds the recorded calls of such threads.  Its user holds a lock."""
+    """Finds the recorded calls of such threads.  Its user holds a lock.
+
+    A call that is not on record gets, where it goes `live`, the first key and place that are free.
+    """
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
-        #: Keys that such calls have.
-        self._taken: set[str] = set()
+        #: The keys and places that such calls have.
+        self._keys: set[str] = set()
+        self._places: set[tuple[str, int]] = set()
         #: The first numbers that such calls were given: of calls of a name, and of all in a branch.
         self._first: dict[str, int] = {}
-        self._first_pos: dict[str, int] = {}
-        self._positions: set[tuple[str, int]] = set()
+        self._first_place: dict[str, int] = {}
 
-    def place(self, step: Step, *, live: bool) -> None:
-        """Give a step the key and the place of the recorded call that it is.
-
-        One that is not on record gets, where it goes `live`, the first that are free.
-        """
-        step.elsewhere = False
-        name, _, number = step.key.rpartition("#")
-        path = branch_of(step.key)
-        first, first_pos = (
-            self._first.setdefault(name, int(number)),
-            self._first_pos.setdefault(path, step.pos),
-        )
+    def step(self, step: Step, *, live: bool) -> None:
+        """Give a step the key and the place of the recorded call that it is."""
 
         def fits(call: Call) -> bool:
-            start, data = call.start, call.data
-            known = (start.key or "").rpartition("#")[0] == name and start.key not in self._taken
-            return known and (data.get("args"), data.get("scope", "")) == (step.digest, step.scope_key)
+            said = call.start.kind, call.data.get("args"), call.data.get("scope", "")
+            return said == (step.kind, step.digest, step.scope_key)
 
-        call = self._tape.search(path, fits)
+        step.elsewhere = False
+        self._place(step, fits, live=live)
+
+    def scope(self, scope: Scope, *, live: bool) -> None:
+        """Give a scope the key and the place of the recorded one that it is."""
+
+        def fits(call: Call) -> bool:
+            said = call.data.get("budget", {}), call.data.get("scope", "")
+            return call.start.type == ev.SCOPE_OPENED and said == (scope.budget.to_fields(), scope.around)
+
+        self._place(scope, fits, live=live)
+
+    def _place(self, placed: _Placed, fits: Callable[[Call], bool], *, live: bool) -> None:
+        name, _, number = placed.key.rpartition("#")
+        branch = branch_of(placed.key)
+        first = self._first.setdefault(name, int(number))
+        first_place = self._first_place.setdefault(branch, placed.pos)
+
+        def is_it(call: Call) -> bool:
+            key = call.start.key or ""
+            return key.rpartition("#")[0] == name and key not in self._keys and fits(call)
+
+        call = self._tape.search(branch, is_it)
         if call is not None:
-            step.key, step.pos = call.start.key or "", call.start.pos
+            placed.key, placed.pos = call.start.key or "", call.start.pos
         elif live:
             keys = (f"{name}#{n}" for n in count(first))
-            step.key = next(key for key in keys if key not in self._taken and not self._tape.has(key))
-            places = self._tape.places(path)
-            step.pos = next(
-                pos for pos in count(first_pos) if pos not in places and (path, pos) not in self._positions
+            placed.key = next(key for key in keys if key not in self._keys and not self._tape.has(key))
+            taken = self._tape.places(branch)
+            placed.pos = next(
+                pos for pos in count(first_place) if pos not in taken and (branch, pos) not in self._places
             )
-        self._taken.add(step.key)
-        self._positions.add((path, step.pos))
+        self._keys.add(placed.key)
+        self._places.add((branch, placed.pos))

@@ -207,7 +207,7 @@ class Player:
     def _find(self, step: Step) -> Call | None:
         """Return the recorded call of a step, after checking its position and arguments."""
         if step.spec.key is None and step.elsewhere:
-            self._elsewhere.place(step, live=self.live)
+            self._elsewhere.step(step, live=self.live)
         path = branch_of(step.key) if step.spec.key is None else step.path
         call = self._call(step.key, step.pos, step.scope_key, path)
         if call is None:
@@ -526,6 +526,8 @@ class Player:
     def open_scope(self, scope: Any) -> bool:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
+            if scope.elsewhere:
+                self._elsewhere.scope(scope, live=self.live)
             call = self._call(scope.key, scope.pos, scope.around)
             if call is None:
                 return False

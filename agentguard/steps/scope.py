@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from contextvars import Token
 from types import TracebackType
 from typing import Self
@@ -56,6 +57,11 @@ class Scope:
     def stop(self) -> RunStopped | None:
         """What stopped this scope, if anything did."""
         return self._live_run.stops.scopes.get(self.key)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is entered in another thread than its branch's, so that it was numbered as it came."""
+        return self._position.thread != threading.get_ident()
 
     @property
     def spent(self) -> Usage:

@@ -300,7 +300,7 @@ def _may_raise(frame: FrameType) -> bool:
     Not before a lock of C is left at the end of its block, where a tracer would come in.
     """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return line not in ("try:", "with self._mutex:", "with self._writing:")
+    return line not in ("with self._mutex:", "with self._writing:")
 
 
 def traced(line: int, act: Callable[[], None], program: Callable[[], object]) -> bool:

@@ -208,3 +208,52 @@ def test_a_scope_in_such_a_thread_is_part_of_what_tells_calls_apart(guard: Guard
     with guard.replay(run.id):
         assert scoped("ccc", "a", "bb") == live
     assert ran == []
+
+
+def priced(*items: int) -> list[int]:
+    """Each item in a thread and a scope of its own; two of them are of one name."""
+    found: list[int] = []
+
+    def work(item: int) -> None:
+        with here().scope(f"part {item}", budget=Budget(coins=3)) as part:
+            found.append(more(more(item) * 10) + part.spent["coins"])
+
+    for item in items:
+        in_thread(contextvars.copy_context().run, work, item)
+    with here().scope("all", budget=Budget(coins=9)):
+        found.append(more(len(items)))
+    return sorted(found)
+
+
+def test_scopes_in_such_threads_are_replayed_whichever_comes_first(guard: Guard) -> None:
+    with guard.run("r") as run:
+        live = priced(1, 2, 3, 2)
+    ran.clear()
+    for order in ((3, 2, 2, 1), (2, 1, 2, 3)):
+        with guard.replay(run.id) as replayed:
+            assert priced(*order) == live
+        assert replayed.spent == run.spent
+    assert ran == []
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_scopes_in_such_threads_are_recovered_whichever_comes_first(guard: Guard, done: int) -> None:
+    def begun() -> None:
+        def work(item: int) -> None:
+            with here().scope(f"part {item}", budget=Budget(coins=3)):
+                more(more(item) * 10)
+
+        for item in (3, 2, 1)[:done]:
+            in_thread(contextvars.copy_context().run, work, item)
+        raise Crash
+
+    run_id = crashed(guard, begun)
+    with guard.recover(run_id, take_over=True) as run:
+        whole = priced(1, 2, 3, 2)
+        assert run.spent["coins"] == 9
+    assert len(ran) == 9
+    ran.clear()
+    with guard.replay(run_id):
+        assert priced(2, 3, 2, 1) == whole
+    assert ran == []
+    assert guard.verify(), guard.verify()
