@@ -25,10 +25,11 @@ from agentguard.runs.summary import RunSummary
 from agentguard.sessions.base import Session
 from agentguard.steps import bound, call, interrupt, recorded, tasks
 from agentguard.steps.block import StepBlock
-from agentguard.steps.current import CURRENT, InRun, Position, on_branch, restore_position
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.kinds import check_followed
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun, Position, on_branch
 from agentguard.steps.scope import Scope
 from agentguard.steps.shielding import shielded
 from agentguard.steps.spinning import check_place
@@ -351,7 +352,7 @@ class Run:
         if early:
             if branch.tasks is None:
                 branch.tasks = tasks.EarlyTasks()
-            live_run.in_flight.loops[loop].count(branch.tasks.add(branch, loop), live_run)
+            live_run.in_flight.loops[loop].count(branch.tasks.add(branch, loop), live_run.in_flight)
 
     # --- steps ---------------------------------------------------------------------------------
 

@@ -94,14 +94,11 @@ class Runs(Protocol):
         """Return the runs that an order is for, with the newest ended ones whose processes live."""
 
 
-def runs_of(home: Path) -> Runs:
-    """Return what tells of the runs of a home, or of the store that the environment names."""
-    file = _store_file(home)
-    if file is not None:
-        return _File(file)
-    from agentguard.cli.aftermath import StoreRuns
-
-    return StoreRuns(home)
+def file_of(home: Path) -> Runs | None:
+    """Return what tells of the runs of a SQLite store, of a home or of the environment; None for another."""
+    with suppress(ValueError):
+        return _File(sqlite_path(store_url(home)))
+    return None
 
 
 def find(typed: str, runs: Runs) -> Target:
@@ -210,9 +207,3 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
 def printable(text: str) -> str:
     """Return a line that does nothing to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _store_file(home: Path) -> Path | None:
-    with suppress(ValueError):
-        return sqlite_path(store_url(home))
-    return None

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from agentguard.events import model as ev
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import branch_of
+from agentguard.steps.step_call import StepCall
 
 if TYPE_CHECKING:
-    from agentguard.steps.model import Step
     from agentguard.steps.scope import Scope
 
 
@@ -41,7 +41,7 @@ class Elsewhere:
         self._first: dict[str, int] = {}
         self._first_place: dict[str, int] = {}
 
-    def step(self, step: Step, *, live: bool) -> None:
+    def step(self, step: StepCall, *, live: bool) -> None:
         """Give a step the key and the place of the recorded call that it is."""
 
         def fits(call: Call) -> bool:

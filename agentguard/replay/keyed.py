@@ -23,9 +23,9 @@ from agentguard.replay.player import Player
 from agentguard.replay.resolving import RETRY, settle_cut_off
 from agentguard.runs.branch import branch_of
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import Step, body_branch
 from agentguard.steps.outcome import CANCELLED
 from agentguard.steps.served import RecordedOutcome, ServedItems
+from agentguard.steps.step_call import StepCall, body_branch
 
 T = TypeVar("T")
 
@@ -63,19 +63,19 @@ class KeyedOutcomes:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def continuations(self, step: Step) -> tuple[str, ...]:
+    def continuations(self, step: StepCall) -> tuple[str, ...]:
         """See `agentguard.steps.served.ReplaySource`."""
         player = self._around(step)
         return () if player is None else player.continuations(step)
 
-    def serve(self, step: Step) -> RecordedOutcome | None:
+    def serve(self, step: StepCall) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
         player = self._asked(step)
         if player is None:
             return None
         return self._noted(step, player, player.serve(step))
 
-    async def serve_async(self, step: Step) -> RecordedOutcome | None:
+    async def serve_async(self, step: StepCall) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
         if step.spec.key is None:
             player = self._around(step)
@@ -85,18 +85,18 @@ class KeyedOutcomes:
             return None
         return self._noted(step, player, await player.serve_async(step))
 
-    def serve_items(self, step: Step) -> ServedItems | None:
+    def serve_items(self, step: StepCall) -> ServedItems | None:
         """See `agentguard.steps.served.ReplaySource`."""
         player = self._asked(step)
         if player is None:
             return None
         return self._noted(step, player, player.serve_items(step))
 
-    def _around(self, step: Step) -> Player | None:
+    def _around(self, step: StepCall) -> Player | None:
         """Return what answers a step without a key."""
         return None if step.spec.key is not None else self.player_at(branch_of(step.key))
 
-    def _asked(self, step: Step) -> Player | None:
+    def _asked(self, step: StepCall) -> Player | None:
         """Return what answers a step, or None to run it.
 
         Raises:
@@ -122,7 +122,7 @@ class KeyedOutcomes:
         step.pos, step.path = last.start.pos, branch_of(step.key, last.start.data)
         return Player(live_run, _inside(live_run, last), unknown=settle_cut_off)
 
-    def _noted(self, step: Step, player: Player, answer: T | None) -> T | None:
+    def _noted(self, step: StepCall, player: Player, answer: T | None) -> T | None:
         """Return the answer; where the step runs again, its player answers what its body calls."""
         if answer is None and step.spec.key is not None:
             self._bodies[step.branch.path] = player
@@ -130,18 +130,18 @@ class KeyedOutcomes:
 
     # --- what else a body does -----------------------------------------------------------------
 
-    def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
+    def sent_otherwise(self, step: StepCall, recorded: str, found: str) -> NoReturn:
         """See `agentguard.steps.served.ReplaySource`."""
         self._differing(step).sent_otherwise(step, recorded, found)
 
-    def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
+    def left_items(self, step: StepCall, count: int, served: ServedItems) -> NoReturn:
         """See `agentguard.steps.served.ReplaySource`."""
         self._differing(step).left_items(step, count, served)
 
-    def _differing(self, step: Step) -> Player:
+    def _differing(self, step: StepCall) -> Player:
         return self._around(step) or Player(self._live_run, iter(()), unknown=settle_cut_off)
 
-    def block(self, step: Step) -> None:
+    def block(self, step: StepCall) -> None:
         """See `agentguard.steps.served.ReplaySource`."""
         player = self._asked(step)
         if player is not None:

@@ -50,11 +50,11 @@ from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
 from agentguard.steps.items import RestoredItems, restored
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import Step
 from agentguard.steps.served import RecordedOutcome, ServedItems
 from agentguard.steps.spec import StepSpec
+from agentguard.steps.step_call import StepCall
 
-Unknown = Callable[[Step, Call], RecordedOutcome | None]
+Unknown = Callable[[LiveRun, StepCall, Call], RecordedOutcome | None]
 _T = TypeVar("_T")
 
 
@@ -126,13 +126,13 @@ class Player:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def continuations(self, step: Step) -> tuple[str, ...]:
+    def continuations(self, step: StepCall) -> tuple[str, ...]:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
             return () if call is None else tuple(call.end_data.get("came", ()))
 
-    def serve(self, step: Step) -> RecordedOutcome | None:
+    def serve(self, step: StepCall) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
@@ -143,7 +143,7 @@ class Player:
             self.consume(call)
             return self.outcome(step.spec, call)
 
-    async def serve_async(self, step: Step) -> RecordedOutcome | None:
+    async def serve_async(self, step: StepCall) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
@@ -158,7 +158,7 @@ class Player:
             self._apply(call)
             return self.outcome(step.spec, call)
 
-    def serve_items(self, step: Step) -> ServedItems | None:
+    def serve_items(self, step: StepCall) -> ServedItems | None:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
@@ -179,12 +179,12 @@ class Player:
             left = "closed_early" in call.end_data or call.end_data.get("outcome") == "abandoned"
             return ServedItems(made.items, end, made.sent, left, cancelled)
 
-    def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
+    def sent_otherwise(self, step: StepCall, recorded: str, found: str) -> NoReturn:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             self.diverge(d.ARGUMENTS, step.key, recorded, found)
 
-    def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
+    def left_items(self, step: StepCall, count: int, served: ServedItems) -> NoReturn:
         """See `agentguard.steps.served.ReplaySource`."""
         total = len(served.items)
         with self._lock:
@@ -194,7 +194,7 @@ class Player:
                 self.diverge(d.LEFT_OVER, step.key, f"{total} items", f"left after {count}")
             self.diverge(d.OUTCOME, step.key, f"its end, after {total} items", "it was left before that")
 
-    def block(self, step: Step) -> None:
+    def block(self, step: StepCall) -> None:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:
             call = self._find(step)
@@ -204,7 +204,7 @@ class Player:
                 return  # it runs again
             self.diverge(d.NOT_REPLAYABLE, step.key, d.describe(call.start), "a block, not a function")
 
-    def _find(self, step: Step) -> Call | None:
+    def _find(self, step: StepCall) -> Call | None:
         """Return the recorded call of a step, after checking its position and arguments."""
         if step.spec.key is None and step.elsewhere:
             self._elsewhere.step(step, live=self.live)
@@ -230,7 +230,7 @@ class Player:
             self._keyed[step.key] = call
         return call
 
-    def _begin_again(self, step: Step) -> None:
+    def _begin_again(self, step: StepCall) -> None:
         """Start the next attempt of a step that an operator resolved to be retried."""
         before = self.tape.retried(step.key)
         if not before or self._not_yet is None:
@@ -332,12 +332,12 @@ class Player:
                 self._live_run.stops.set(stop)
         return self._live_run.stops.stop
 
-    def _without_outcome(self, step: Step, call: Call) -> RecordedOutcome | None:
+    def _without_outcome(self, step: StepCall, call: Call) -> RecordedOutcome | None:
         if self._unknown is not None and self._not_yet is not None:
             self._keyed.pop(step.key, None)  # what becomes of it now is for the run's own account to say
             own = step.key in self._live_run.log.fold.open
             try:
-                answer = self._unknown(step, call)
+                answer = self._unknown(self._live_run, step, call)
             except StepOutcomeUnknownError as doubt:
                 self._findings.in_doubt = doubt
                 raise
@@ -616,6 +616,6 @@ def _items(spec: StepSpec, call: Call) -> RestoredItems:
     return restored(spec, call.end_payload or b"[]", call.end_data)
 
 
-def _arguments(step: Step) -> bytes | None:
+def _arguments(step: StepCall) -> bytes | None:
     """Return the arguments that a step is called with, with its conversations in them."""
     return step.payload.whole() if isinstance(step.payload, ConversationCall) else step.payload

@@ -18,10 +18,10 @@ from agentguard.replay.tape import Call
 from agentguard.runs.state import RunState
 from agentguard.steps import exceptions, values
 from agentguard.steps.live import LiveRun
-from agentguard.steps.model import Step
 from agentguard.steps.outcome import CANCELLED
 from agentguard.steps.served import RecordedOutcome
 from agentguard.steps.spec import name_option
+from agentguard.steps.step_call import StepCall
 
 RETRY = "retry"
 COMPLETED = "completed"
@@ -30,66 +30,65 @@ OUTCOMES = (RETRY, COMPLETED, FAILED)
 Resolution = Literal["retry", "completed", "failed"]
 
 
-def settle_unknown(step: Step, call: Call) -> RecordedOutcome | None:
+def settle_unknown(live_run: LiveRun, step: StepCall, call: Call) -> RecordedOutcome | None:
     """What a recovery does about a step that started and has no outcome: None lets it run again.
 
     Raises:
         StepOutcomeUnknownError: nobody but an operator can tell; the run is PAUSED.
     """
-    return _settle(step, call, _held(call))
+    return _settle(live_run, step, call, _held(call))
 
 
-def settle_cut_off(step: Step, call: Call) -> RecordedOutcome | None:
+def settle_cut_off(live_run: LiveRun, step: StepCall, call: Call) -> RecordedOutcome | None:
     """The same, also for a step that was cancelled in its middle: that was charged then."""
-    return _settle(step, call, _held(call) if step.key in step.live_run.log.fold.open else None)
+    return _settle(live_run, step, call, _held(call) if step.key in live_run.log.fold.open else None)
 
 
 def _held(call: Call) -> Amounts:
     return data_of(call.start, StepStarted).get("reserve", ONE_STEP)
 
 
-def _settle(step: Step, call: Call, held: Amounts | None) -> RecordedOutcome | None:
-    live_run = step.live_run
+def _settle(live_run: LiveRun, step: StepCall, call: Call, held: Amounts | None) -> RecordedOutcome | None:
     spec = step.spec
     if spec.probe is not None:
-        return _by_probe(step, call, held)
+        return _by_probe(live_run, step, call, held)
     if spec.effect == "once":
         _ask_operator(live_run, step.key)
-    _retry(step, call, held, by=f"effect {spec.effect}")
+    _retry(live_run, step, call, held, by=f"effect {spec.effect}")
     return None
 
 
-def _retry(step: Step, call: Call, held: Amounts | None, *, by: str) -> None:
+def _retry(live_run: LiveRun, step: StepCall, call: Call, held: Amounts | None, *, by: str) -> None:
     """The step runs again, as another attempt under the same idempotency key."""
-    _put(step.live_run, step.key, RETRY, held, by=by)
+    _put(live_run, step.key, RETRY, held, by=by)
     step.attempt = call.start.attempt + 1
     # The body that runs again is the one that crashed: what it had called is served to it.
     step.begin_branch(call.start.attempt - len(call.before))
 
 
-def _by_probe(step: Step, call: Call, held: Amounts | None) -> RecordedOutcome | None:
+def _by_probe(live_run: LiveRun, step: StepCall, call: Call, held: Amounts | None) -> RecordedOutcome | None:
     """Ask the user's probe, with the step's idempotency key.
 
     It answers `"retry"`, `("completed", result)`, `("failed", message)`, or None: it cannot tell.
     """
     probe = step.spec.probe
     try:
-        answer = probe(step.idempotency_key) if probe is not None else None
+        answer = probe(live_run.idempotency_key(step.key)) if probe is not None else None
     except Exception as error:
         name_option(error, step.name, "probe")
         raise
     if answer == RETRY:
-        _retry(step, call, held, by="probe")
+        _retry(live_run, step, call, held, by="probe")
         return None
     if answer is None:
-        _ask_operator(step.live_run, step.key)
+        _ask_operator(live_run, step.key)
     if not (isinstance(answer, tuple) and len(answer) == 2 and answer[0] in (COMPLETED, FAILED)):
         raise TypeError(
             f"{step.name}: probe must give 'retry', ('completed', result), ('failed', message) or None, "
             f"not {answer!r}"
         )
     outcome, result = answer
-    _put(step.live_run, step.key, outcome, held, by="probe", result=result)
+    _put(live_run, step.key, outcome, held, by="probe", result=result)
     if outcome == FAILED:
         return RecordedOutcome(error=exceptions.restore(_failure(result)))  # as a replay will raise it
     return RecordedOutcome(result)

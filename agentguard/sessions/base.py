@@ -22,9 +22,9 @@ from agentguard.sessions.dead import close_dead_runs
 from agentguard.sessions.loading import load_live_run
 from agentguard.steps import limit_questions
 from agentguard.steps.components import Components
-from agentguard.steps.current import InRun
 from agentguard.steps.inputs import RecordedInputs
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun
 from agentguard.tenancy import check_reason
 
 

@@ -10,9 +10,10 @@ from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunOwnedError
 from agentguard.runtime import Runtime
-from agentguard.steps.draining import Draining
+from agentguard.steps.draining import allows
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.live import LiveRun
+from agentguard.steps.stops import Draining
 
 #: How often, in seconds, a drain looks whether the steps in flight have finished.
 _POLL = 0.01
@@ -125,7 +126,7 @@ def _begin(runtime: Runtime, live_run: LiveRun) -> Draining:
         if live_run.draining is None:
             for each in _family(runtime, live_run):
                 each.stops.drain_with(draining)
-            if draining.allows():
+            if allows(draining):
                 for each in _family(runtime, live_run):
                     each.stops.drain_with(None)
                 raise AgentGuardError(

@@ -25,11 +25,12 @@ from agentguard.runtime import Runtime
 from agentguard.sessions import drain
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.owned import OwnedSession
-from agentguard.steps.current import InRun, current_position
+from agentguard.steps.current import current_position
 from agentguard.steps.flow import check
 from agentguard.steps.inputs import NO_INPUTS, RecordedInputs, record_inputs
 from agentguard.steps.live import EnclosingRun, LiveRun
 from agentguard.steps.log import row_of
+from agentguard.steps.model import InRun
 from agentguard.steps.spinning import check_place
 from agentguard.tenancy import DEFAULT_TENANT
 

@@ -23,9 +23,10 @@ from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs, closing
 from agentguard.sessions.options import RunOptions
 from agentguard.steps import outcome, phases
-from agentguard.steps.current import InRun
+from agentguard.steps.draining import allows, is_unwinding
 from agentguard.steps.generator_step import GeneratorAbandonedError
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun, Step
 
 
 class OwnedSession(Session):
@@ -103,7 +104,7 @@ class OwnedSession(Session):
     def close(self, live_run: LiveRun, error: BaseException | None) -> RunStopped | None:
         """End the run, and return the stop to raise, if it has one."""
         draining = live_run.draining
-        if draining is not None and (draining.is_unwinding(error) or not draining.allows()):
+        if draining is not None and (is_unwinding(draining, error) or not allows(draining)):
             drain.finish(self.runtime, live_run)
             if not live_run.fold.state.final:
                 self.end_span(live_run, None)
@@ -166,14 +167,13 @@ class OwnedSession(Session):
         for step, holder in held:
             if step not in in_flight.held:
                 continue  # an orphan, settled just now
-            if holder is not None:
-                done = holder.abandon()
-            else:  # a signal handler has cut short its finaliser
-                error = GeneratorAbandonedError("dropped, and its end was cut short")
-                done = outcome.failed(step, error, outcome.ABANDONED)
-            if done is not None:
-                with contextlib.suppress(AgentGuardError):
-                    phases.close(step, done)
+            with contextlib.suppress(AgentGuardError):
+                if holder is not None:
+                    holder.abandon()
+                else:  # a signal handler has cut short its finaliser
+                    assert isinstance(step, Step)  # noqa: S101 - what is held is one
+                    error = GeneratorAbandonedError("dropped, and its end was cut short")
+                    phases.close(step, outcome.failed(step, error, outcome.ABANDONED))
 
     # --- the end of a nested run ---------------------------------------------------------------
 

@@ -23,8 +23,8 @@ from agentguard.sessions.loading import load_live_run
 from agentguard.sessions.nested_ends import close_ended_nested_runs
 from agentguard.sessions.options import RunOptions
 from agentguard.sessions.resumed import ResumedSession, carry_on, refuse_altered
-from agentguard.steps.current import InRun
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun
 
 
 class RecoverySession(ResumedSession):

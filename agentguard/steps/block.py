@@ -11,9 +11,9 @@ from agentguard._reentry import at_its_call, covered
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, interrupt, outcome, phases
-from agentguard.steps.current import CURRENT, InRun, restore_position
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.flow import open_step
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.spec import StepSpec
 
 #: Why a block cannot be replayed: there is no function to leave out.
@@ -74,10 +74,10 @@ class StepBlock:
         """End what `start` began where `error` kept the body from running: all is given back."""
         phases.close(self._step, outcome.unentered(error))
 
-    def abandon(self) -> outcome.Outcome | None:
-        """The run ends while this is open: its outcome, for the run's end to put on record."""
+    def abandon(self) -> None:
+        """Settle the step: the run ends while this is open."""
         error = BlockAbandonedError("open at the end of the run")
-        return outcome.failed(self._step, error, outcome.ABANDONED)
+        phases.close(self._step, outcome.failed(self._step, error, outcome.ABANDONED))
 
     def _begun(self, inputs: dict[str, object]) -> None:
         try:

@@ -9,8 +9,9 @@ from itertools import count
 
 from agentguard.budget.named import NamedAccount
 from agentguard.runs.branch import Branch
-from agentguard.steps.current import CURRENT, InRun, Position, on_branch, restore_position
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.functions import is_coroutine_function
+from agentguard.steps.model import InRun, Position, on_branch
 from agentguard.steps.spec import Function
 from agentguard.tenancy import check_id
 

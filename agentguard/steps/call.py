@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 from agentguard.steps.block import StepBlock
-from agentguard.steps.current import InRun
 from agentguard.steps.drivers import Driver, driver_of
+from agentguard.steps.model import InRun
 from agentguard.steps.options import OPTION_NAMES, step_spec
 from agentguard.steps.spec import Args, Function, Kwargs, StepSpec, checked_attributes
 

@@ -26,9 +26,9 @@ from agentguard.events.model import ONLY_A_DIGEST
 from agentguard.fragments import Digest
 from agentguard.steps import values
 from agentguard.steps.fragments import FragmentEncoder
-from agentguard.steps.model import Step
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.spec import LLM, Capture, Codec, StepSpec, logged_attributes
+from agentguard.steps.step_call import StepCall
 
 #: What an outcome has on record: its payload, and what its event says of it.
 RecordedPayload = tuple[bytes | None, StepEnded]
@@ -88,7 +88,7 @@ class PayloadRecorder:
         self._fragments = FragmentEncoder(redactor, self._parameters) if spec.kind == LLM else None
         self._raw_fragments = FragmentEncoder(redactor, self._parameters, masking=False)
 
-    def arguments(self, step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    def arguments(self, step: StepCall, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Take the snapshot of a call's arguments."""
         if self._level == "none" or not (args or kwargs):
             return
@@ -147,7 +147,7 @@ class PayloadRecorder:
         payload = encode_call(args, kwargs, packer)
         return self._digest(concealed(payload)) if packer.unknown else None
 
-    def asked(self, step: Step, args: Sequence[object], kwargs: Mapping[str, object]) -> bytes | None:
+    def asked(self, step: StepCall, args: Sequence[object], kwargs: Mapping[str, object]) -> bytes | None:
         """Return a call's arguments for who must approve it: as the log has them, and what it only digests.
 
         That is for people: it binds nothing, and need not be the same in another process.

@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Mapping
 from agentguard.errors import RunStopped
 from agentguard.steps import spinning
 from agentguard.steps.aio import require_asyncio
-from agentguard.steps.current import InRun
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import replayed, run_to_end
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.spec import Args, AsyncFunction, Kwargs, StepSpec
 
 

@@ -7,7 +7,6 @@ outcome of the steps it meets: they stay in flight on record, as in a crash.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from agentguard.errors import RunStopped
@@ -17,55 +16,38 @@ from agentguard.steps.exit_rule import PASSES
 if TYPE_CHECKING:
     from agentguard.events.data import StepEnded
     from agentguard.steps.model import Step
+    from agentguard.steps.stops import Draining
 
 
-class Draining:
-    """One drain of a run, and of the runs nested in it in this process."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        #: What the agent is told; it is put on no record.
-        self.stop = RunStopped(
-            f"this process has drained run {run_id}: it takes no further step here and has not ended; "
-            f"guard.recover({run_id!r}) carries it on"
-        )
-        self.stop.run_id = run_id
-        #: Whether the run is given up: nothing more is written to it.  Set under the log's lock.
-        self.released = False
-        #: Set when the drain is over, also where the run ended instead.
-        self.over = threading.Event()
-        #: Steps that were cut off, by run and key.
-        self.cut_off: set[tuple[str, str]] = set()
-        #: What stayed in flight, once the drain is over.
-        self.left: frozenset[tuple[str, str]] = frozenset()
-
-    def allows(self) -> bool:
-        """Whether the code that asks is inside a body in flight, which may finish."""
-        if self.released:
-            return False
-        position = CURRENT.get()
-        while position is not None:
-            step, live = position.step, position.live_run
-            if step is not None and live.stops.draining is self and step.key in live.log.fold.open:
-                return True
-            position = position.run.session.around
+def allows(draining: Draining) -> bool:
+    """Whether the code that asks is inside a body in flight, which may finish."""
+    if draining.released:
         return False
+    position = CURRENT.get()
+    while position is not None:
+        step, live = position.step, position.live_run
+        if step is not None and live.stops.draining is draining and step.key in live.log.fold.open:
+            return True
+        position = position.run.session.around
+    return False
 
-    def is_unwinding(self, error: BaseException | None) -> bool:
-        """Whether an error comes of this drain, or of what cancels and ends a program around it."""
-        return error is not None and (isinstance(error, PASSES) or _holds(error, self.stop))
 
-    def discards(self, step: Step, error: BaseException | None, data: StepEnded | None) -> bool:
-        """Whether a step's outcome is none of its own: then it stays in flight on record.
+def is_unwinding(draining: Draining, error: BaseException | None) -> bool:
+    """Whether an error comes of a drain, or of what cancels and ends a program around it."""
+    return error is not None and (isinstance(error, PASSES) or _holds(error, draining.stop))
 
-        A generator that the agent leaves on its way out would be closed early, which it was not.
-        """
-        closed_early = error is None and step.parent is None and bool(data) and "closed_early" in (data or {})
-        # A nested run inside a body that may finish closes its own generators.
-        if not (closed_early and not self.allows()) and not self.is_unwinding(error):
-            return False
-        self.cut_off.add((step.live_run.run_id, step.key))
-        return True
+
+def discards(draining: Draining, step: Step, error: BaseException | None, data: StepEnded | None) -> bool:
+    """Whether a step's outcome is none of its own: then it stays in flight on record.
+
+    A generator that the agent leaves on its way out would be closed early, which it was not.
+    """
+    closed_early = error is None and step.parent is None and bool(data) and "closed_early" in (data or {})
+    # A nested run inside a body that may finish closes its own generators.
+    if not (closed_early and not allows(draining)) and not is_unwinding(draining, error):
+        return False
+    draining.cut_off.add((step.live_run.run_id, step.key))
+    return True
 
 
 def _holds(error: BaseException, stop: RunStopped) -> bool:

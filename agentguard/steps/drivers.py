@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from agentguard.steps import coroutines, generators, sync
-from agentguard.steps.current import InRun
 from agentguard.steps.functions import kind_of_function
+from agentguard.steps.model import InRun
 from agentguard.steps.spec import Args, Function, Kwargs, StepSpec
 
 

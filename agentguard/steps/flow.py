@@ -42,11 +42,11 @@ from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
 from agentguard.steps import approvals, exceptions, limit_questions
 from agentguard.steps.budget_levels import Refused
-from agentguard.steps.current import InRun
 from agentguard.steps.decision import Decision
+from agentguard.steps.draining import allows
 from agentguard.steps.live import LiveRun
 from agentguard.steps.log import WaitingError
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.spec import StepSpec, name_option, with_step
 from agentguard.steps.tasks import ensure_task_factory
 from agentguard.steps.unknown_cost import unknown_cost
@@ -382,6 +382,9 @@ def _check_run(live_run: LiveRun, scope: str) -> None:
     stops = live_run.stops
     if stops.signal[GENERATION] != stops.seen:
         live_run.apply_kill()
+        draining = stops.draining
+        if draining is not None and stops.stop is None and not allows(draining):
+            raise draining.stop.with_traceback(None)
     if stops.stop is not None:
         raise stops.stop.with_traceback(None)
     fold = live_run.log.fold

@@ -185,32 +185,30 @@ class PendingResult:
         what = f"what {self._step.key} returned"
         return stop or GeneratorAbandonedError(f"{what} can be {how} once, in its run")
 
-    def abandon(self) -> outcome.Outcome | None:
-        """The run ends while nobody has awaited, iterated or entered it.
+    def abandon(self) -> None:
+        """Settle the step: it was dropped, or the run ends while nobody has awaited, iterated or entered it.
 
         An object whose methods were used has done its work: a client, or a pipeline of one.
         """
         if self.state == "open":
             self._take(_UNUSED, "abandoned")
         if self.state != "abandoned":
-            return None
+            return
         if self.used:
             data: StepEnded = {"unreplayable": "an object that was used, and never awaited"}
-            return outcome.completed(self._charge(), None, data)
-        error = GeneratorAbandonedError(f"what {self._step.key} returned was never awaited or read")
-        return outcome.failed(self._step, error, outcome.ABANDONED)
+            done = outcome.completed(self._charge(), None, data)
+        else:
+            error = GeneratorAbandonedError(f"what {self._step.key} returned was never awaited or read")
+            done = outcome.failed(self._step, error, outcome.ABANDONED)
+        phases.close(self._step, done)
+
+    forgotten = abandon
 
     def _charge(self) -> Amounts:
         step = self._step
         if callable(step.spec.usage):  # of what awaiting it gives
             return outcome.settled_or_reserved(step)
         return outcome.usage_of(step, self._result, self._args, self._kwargs)
-
-    def forgotten(self) -> None:
-        """Settle the step of a result that its caller dropped."""
-        done = self.abandon()
-        if done is not None:
-            phases.close(self._step, done)
 
     def __del__(self) -> None:
         # A finaliser may run anywhere, also inside our own locks: it only enqueues.
@@ -236,10 +234,10 @@ class Block:
         """The step."""
         return self._step
 
-    def abandon(self) -> outcome.Outcome:
-        """The run ends while it is open."""
+    def abandon(self) -> None:
+        """Settle the step: the run ends while it is open."""
         error = GeneratorAbandonedError("a block that was open at the end of the run")
-        return outcome.failed(self._step, error, outcome.ABANDONED)
+        phases.close(self._step, outcome.failed(self._step, error, outcome.ABANDONED))
 
     def opened(self, value: object) -> object:
         """Return what the block hands out, followed where it is a stream."""

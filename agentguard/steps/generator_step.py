@@ -16,10 +16,10 @@ from msgspec import structs
 
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.steps import outcome, phases, spinning
-from agentguard.steps.current import CURRENT, InRun, restore_position
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.flow import check, open_step, prepare
 from agentguard.steps.items import NOTHING, Items, Sent, sent_value, thrown
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.served import RecordedOutcome, ServedItems
 from agentguard.steps.spec import Args, Function, Kwargs, StepSpec
 
@@ -247,10 +247,9 @@ class GeneratorStep:
         if self._ended():
             phases.close(self._step, self._completed(early=True))
 
-    def abandon(self) -> outcome.Outcome | None:
-        """The run ends while this is open: its outcome, for the run's end to put on record."""
-        if self.state not in ("open", "abandoned"):
-            return None
-        self.state = "abandoned"
-        error = GeneratorAbandonedError("open at the end of the run")
-        return self._failed(error, outcome.ABANDONED)
+    def abandon(self) -> None:
+        """Settle the step: the run ends while this is open."""
+        if self.state in ("open", "abandoned"):
+            self.state = "abandoned"
+            error = GeneratorAbandonedError("open at the end of the run")
+            phases.close(self._step, self._failed(error, outcome.ABANDONED))

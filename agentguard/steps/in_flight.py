@@ -10,17 +10,13 @@ import asyncio
 import collections
 import logging
 import weakref
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
 
+from agentguard.budget.account import Amounts
+from agentguard.errors import RunStopped
 from agentguard.steps.gate import Gate
-from agentguard.steps.tasks import LoopBranches
-
-if TYPE_CHECKING:
-    from agentguard.errors import RunStopped
-    from agentguard.steps.live import LiveRun
-    from agentguard.steps.model import Step
-    from agentguard.steps.outcome import Outcome
+from agentguard.steps.step_call import StepCall
 
 _log = logging.getLogger("agentguard")
 
@@ -41,13 +37,12 @@ class Holder(Protocol):
     """What holds a step open between the calls of its consumer: a generator, a block, a pending result."""
 
     @property
-    def step(self) -> Step:
+    def step(self) -> StepCall:
         """The step."""
         ...
 
-    def abandon(self) -> Outcome | None:
-        """Return the outcome at the end of the run; None where it is not this holder's to tell."""
-        ...
+    def abandon(self) -> None:
+        """Settle the step at the end of the run, unless that is not this holder's to do."""
 
 
 class Orphan(Protocol):
@@ -55,6 +50,39 @@ class Orphan(Protocol):
 
     def forgotten(self) -> None:
         """Settle its step."""
+
+
+class NestedRun(Protocol):
+    """A live run that was opened inside this one.  It has the same lock."""
+
+    @property
+    def scope_around(self) -> str:
+        """The scope of this run that it lies in."""
+        ...
+
+    def end(self, stop: RunStopped) -> None:
+        """Stop it."""
+
+    def spent_so_far(self) -> Amounts:
+        """Return what it has used, the runs inside it included; the lock is held."""
+        ...
+
+    def reserved(self) -> Amounts:
+        """Return what its steps in flight hold; the lock is held."""
+        ...
+
+
+class TaskFactory(Protocol):
+    """What gives the tasks of an event loop their branches; the runs that use it share it."""
+
+    #: Tasks made inside runs that are not done yet.
+    alive: int
+
+    def count(self, made: Iterable[asyncio.Future[object]], in_flight: InFlight) -> None:
+        """Count tasks made inside a run, whose outcomes may have to be delivered in turn."""
+
+    def release(self, live_run_id: int) -> None:
+        """Note that a run is over."""
 
 
 class InFlight:
@@ -65,13 +93,13 @@ class InFlight:
         self.bodies: set[Body] = set()
         #: What holds each step that is open between the calls of its consumer, until its outcome is on
         #: record: so the run's end finds the steps whose holder is gone and has not settled them.
-        self.held: dict[Step, weakref.ref[Holder]] = {}
+        self.held: dict[StepCall, weakref.ref[Holder]] = {}
         #: Generators that were dropped while they were open.
         self.orphans: collections.deque[Orphan] = collections.deque()
         #: The live runs that were opened inside this one, and stop with it.
-        self.children: list[LiveRun] = []
+        self.children: list[NestedRun] = []
         #: The event loops that this run has met, and the task factories it uses there.
-        self.loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBranches]
+        self.loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TaskFactory]
         self.loops = weakref.WeakKeyDictionary()
         self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gate] = weakref.WeakKeyDictionary()
         #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
@@ -93,7 +121,7 @@ class InFlight:
         """Note who holds a step; it takes the place of the one that did."""
         self.held[holder.step] = weakref.ref(holder)
 
-    def holders(self) -> list[tuple[Step, Holder | None]]:
+    def holders(self) -> list[tuple[StepCall, Holder | None]]:
         """Return the steps that are held, each with its holder, or None where that is gone."""
         while True:
             try:

@@ -6,9 +6,11 @@ One for each run in a process, shared by all its threads and tasks.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import threading
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.budget.account import Account, Amounts
@@ -35,13 +37,12 @@ from agentguard.steps import forked
 from agentguard.steps.budget_levels import BudgetLevels, Level
 from agentguard.steps.capture import Capturing, PayloadRecorder
 from agentguard.steps.components import Components
-from agentguard.steps.draining import Draining
 from agentguard.steps.in_flight import InFlight
 from agentguard.steps.log import RunLog
 from agentguard.steps.redaction import Redactor
 from agentguard.steps.run_clock import RunClock
 from agentguard.steps.spec import StepSpec
-from agentguard.steps.stops import Stops
+from agentguard.steps.stops import Draining, Stops
 from agentguard.steps.uncharged import uncharged
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ class LiveRun:
     def origin(self) -> str:
         """The run whose idempotency keys this one continues: its own id, or a fork's origin."""
         return self.log.fold.origin or self.run_id
+
+    def idempotency_key(self, key: str) -> str:
+        """Return the key for the outside world of the step with this key: the same for every attempt."""
+        text = f"{self.log.fold.tenant}\x00{self.origin}\x00{key}"
+        return base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
     @property
     def scope_around(self) -> str:
@@ -289,14 +295,19 @@ class LiveRun:
 
     def spent(self) -> Amounts:
         """Return what the run has used, nested runs that are still live included."""
-        return self.log.hold(LiveRun._spent, self)
+        return self.log.hold(LiveRun.spent_so_far, self)
 
-    def _spent(self) -> Amounts:
+    def spent_so_far(self) -> Amounts:
+        """Return the same; the lock is held."""
         spent = dict(self.account().spent)
         for child in self.in_flight.children:
-            for resource, amount in child._spent().items():
+            for resource, amount in child.spent_so_far().items():
                 spent[resource] = spent.get(resource, 0) + amount
         return spent
+
+    def reserved(self) -> Amounts:
+        """Return what the steps in flight hold; the lock is held."""
+        return self.log.fold.account.reserved
 
     def remaining(self) -> Amounts:
         """Return what the run's own budget leaves, reservations and live nested runs taken off."""
@@ -305,7 +316,7 @@ class LiveRun:
     def _remaining(self) -> Amounts:
         left = self.account().remaining()
         for child in self.in_flight.children:
-            for amounts in (child._spent(), child.log.fold.account.reserved):
+            for amounts in (child.spent_so_far(), child.reserved()):
                 for resource in left.keys() & amounts.keys():
                     left[resource] -= amounts[resource]
         limit = self.log.fold.budget.limits.get(SECONDS)

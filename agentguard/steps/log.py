@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -40,9 +40,7 @@ from agentguard.protocols import (
 )
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import summarize
-
-if TYPE_CHECKING:
-    from agentguard.steps.model import Step
+from agentguard.steps.step_call import StepCall
 
 #: How long, in seconds, an event loop waits for a thread of its own process to let go of the lock.
 #: Handing the wait to a thread costs more, and tears apart the tasks that could share a commit.
@@ -109,7 +107,7 @@ class RunLog:
         #: Sequence and hash of the newest event that was accepted, and of one that is known to be committed.
         self._accepted = self._committed = (fold.seq, fold.hash)
         #: Steps whose start may be on record though they were told that it is not, and the error told.
-        self.doubtful: dict[str, tuple[Step, ErrorData]] = {}
+        self.doubtful: dict[str, tuple[StepCall, ErrorData]] = {}
         self._deciding = 0
         self._interruptible = abilities.interruptible
         #: Told of each record that an act appended, or that another process did.
@@ -343,7 +341,7 @@ class RunLog:
         else:
             self._committed = self._accepted
 
-    def doubt(self, step: Step, error: ErrorData) -> None:
+    def doubt(self, step: StepCall, error: ErrorData) -> None:
         """Note that the start of a step may be on record, and that its body will not run."""
         self.doubtful[step.key] = step, error
 

@@ -1,29 +1,182 @@
-"""One call of a guarded step, and the place its body runs in."""
+"""Where code stands in a run: a `Position`, or the `Step` in whose body it runs."""
 
 from __future__ import annotations
 
-import base64
+import threading
 from collections.abc import Mapping
-from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from agentguard.budget.account import Amounts, Request
-from agentguard.budget.model import Usage
+from agentguard.budget.model import Budget, Remaining, Usage
 from agentguard.budget.named import NamedAccount
-from agentguard.errors import UnknownCostError
+from agentguard.errors import RunStopped, UnknownCostError
 from agentguard.runs.branch import Branch
-from agentguard.steps.current import InRun
 from agentguard.steps.decision import Decision
 from agentguard.steps.spec import StepSpec, with_step
+from agentguard.steps.step_call import StepCall
 
 if TYPE_CHECKING:
+    import asyncio
+
     from agentguard.protocols import Commit
     from agentguard.steps.capture import PayloadRecorder
     from agentguard.steps.live import LiveRun
     from agentguard.steps.spans import StepSpan
 
 
-class Step:
+class OpenedRun(Protocol):
+    """The public `Run`, as the rooms below it need it."""
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """Whose run it is."""
+        ...
+
+    @property
+    def live_run(self) -> LiveRun:
+        """The run as this process has it."""
+        ...
+
+    @property
+    def session(self) -> OpenedSession:
+        """How it was opened."""
+        ...
+
+    def install_task_factory(
+        self, loop: asyncio.AbstractEventLoop, branch: Branch, *, early: bool = True
+    ) -> None:
+        """Give tasks made in this loop branches of their own."""
+
+    def here(self) -> InRun:
+        """Return the place of the code that runs now, in this run."""
+        ...
+
+    def limits(self, *resources: str) -> bool:
+        """Return whether a level that a step here is charged to limits one of these."""
+        ...
+
+    def leave_context(self) -> bool:
+        """Make current what was so before the run, if it was entered here and left in another context."""
+        ...
+
+
+class OpenedSession(Protocol):
+    """How a run was opened, as the rooms below the sessions need it."""
+
+    @property
+    def around(self) -> InRun | None:
+        """Where in the run around it the run was opened; None for a run that is in no other."""
+        ...
+
+
+class OpenedScope(Protocol):
+    """The public `Scope`, as the code inside it needs it."""
+
+    key: str
+    name: str
+    path: str
+    budget: Budget
+
+    @property
+    def spent(self) -> Usage:
+        """What has been spent inside."""
+        ...
+
+    @property
+    def remaining(self) -> Remaining:
+        """What its own budget leaves."""
+        ...
+
+    @property
+    def stop(self) -> RunStopped | None:
+        """What stopped it, if anything did."""
+        ...
+
+
+class InRun(Protocol):
+    """Where code stands in a run: a `Position`, or the `Step` in whose body it runs."""
+
+    @property
+    def run(self) -> OpenedRun:
+        """The public `Run`."""
+        ...
+
+    @property
+    def live_run(self) -> LiveRun:
+        """The run as this process has it."""
+        ...
+
+    @property
+    def scope(self) -> OpenedScope | None:
+        """The public `Scope`, or None."""
+        ...
+
+    @property
+    def scope_key(self) -> str:
+        """The scope's key; empty for the run itself."""
+        ...
+
+    @property
+    def branch(self) -> Branch:
+        """Where calls are numbered."""
+        ...
+
+    @property
+    def step(self) -> Step | None:
+        """The step whose body runs here, or None."""
+        ...
+
+    @property
+    def thread(self) -> int:
+        """The thread that it was entered in; of a step, only where a log answers."""
+        ...
+
+    @property
+    def account(self) -> NamedAccount | None:
+        """The named account that steps here are charged to, or None."""
+        ...
+
+
+class Position:
+    """A position inside a run.  `run`, `scope` and `step` are the public objects, or None.
+
+    `account` is the named account that steps here are charged to, or None; `thread` the thread whose branch
+    it is, by default this one.
+    """
+
+    __slots__ = ("account", "branch", "live_run", "run", "scope", "scope_key", "step", "thread")
+
+    def __init__(
+        self,
+        run: OpenedRun,
+        scope: OpenedScope | None,
+        branch: Branch,
+        step: Step | None = None,
+        account: NamedAccount | None = None,
+        *,
+        thread: int = 0,
+    ) -> None:
+        self.run = run
+        self.thread = thread or threading.get_ident()
+        self.live_run: LiveRun = run.live_run
+        self.scope = scope
+        self.scope_key: str = scope.key if scope is not None else ""
+        self.branch = branch
+        self.step = step
+        self.account = account
+
+
+def on_branch(position: InRun, branch: Branch) -> Position:
+    """Return the same position on another branch."""
+    return Position(position.run, position.scope, branch, position.step, position.account)
+
+
+class Step(StepCall):
     """One call of a guarded step, and the position of its body.
 
     `current_step()` gives it inside the body.  `idempotency_key` is stable over attempts, replays
@@ -31,33 +184,22 @@ class Step:
     """
 
     __slots__ = (
-        "_branch",
         "account",
         "asked",
         "at_ns",
-        "attempt",
         "attributes",
         "commit",
         "continuations",
-        "digest",
-        "elsewhere",
         "entered",
-        "key",
         "live_run",
         "needs_approval",
-        "parent",
-        "path",
-        "payload",
-        "pos",
         "recorder",
         "request",
         "run",
         "scope",
-        "scope_key",
         "seq",
         "settled",
         "span",
-        "spec",
         "started_ns",
         "thread",
         "unknown",
@@ -69,9 +211,9 @@ class Step:
         self.pos = pos
         self.run = position.run
         self.scope = position.scope
-        self.scope_key: str = position.scope_key
-        self._branch: Branch | None = None
-        self.parent: Step | None = position.step
+        self.scope_key = position.scope_key
+        self._branch = None
+        self.parent = position.step
         #: The named account that it is charged to beside its levels.
         self.account: NamedAccount | None = position.account
         self.live_run: LiveRun = position.live_run
@@ -82,14 +224,11 @@ class Step:
         #: What it asks for; set by `prepare` where calls differ.
         self.request: Request = spec.request or spec.plain
         self.needs_approval = spec.approval is True or type(spec.approval) is Decision
-        #: The branch it was called in; set only where it brings a key of its own.
-        self.path: str
-        #: Where a log answers: the thread it was called in, and whether that is another than its branch's,
-        #: so that it was numbered as it came.
+        #: Where a log answers: the thread it was called in.
         self.thread = 0
         self.elsewhere = False
-        self.payload: bytes | None = None
-        self.digest: str | None = None
+        self.payload = None
+        self.digest = None
         #: Its start, or its outcome, where that was accepted and is not known to be committed.
         self.commit: Commit | None = None
         #: What binds its approval to arguments that no digest tells apart; set where one is needed.
@@ -113,37 +252,14 @@ class Step:
         self.entered = False
 
     @property
-    def branch(self) -> Branch:
-        """The branch of what its body calls: its own, so that the keys of two bodies never mix."""
-        if self._branch is None:
-            self.begin_branch(self.attempt)
-        return self._branch  # type: ignore[return-value]
-
-    def begin_branch(self, body: int) -> None:
-        """Number what the body calls; `body` counts the bodies that a `key=` has had."""
-        self._branch = Branch(body_branch(self.key, body))
-
-    @property
     def step(self) -> Step:
         """Itself: the step that code placed here belongs to."""
         return self
 
     @property
-    def name(self) -> str:
-        """The step's name."""
-        return self.spec.name
-
-    @property
-    def kind(self) -> str:
-        """The step's kind: `tool`, `llm`, `step`, or one of your own."""
-        return self.spec.kind
-
-    @property
     def idempotency_key(self) -> str:
         """A key for the outside world: the same for every attempt at this step."""
-        origin = self.live_run.origin
-        text = f"{self.live_run.log.fold.tenant}\x00{origin}\x00{self.key}"
-        return base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=").lower()
+        return self.live_run.idempotency_key(self.key)
 
     def settle(self, usage: Usage) -> None:
         """Say what the step really used; the last call wins, and goes before `usage=`.
@@ -157,8 +273,3 @@ class Step:
 
     def __repr__(self) -> str:
         return f"<Step {self.key} attempt {self.attempt} of run {self.live_run.log.fold.run_id}>"
-
-
-def body_branch(key: str, body: int) -> str:
-    """Return the branch of what a step's body calls; `body` counts the bodies that a `key=` has had."""
-    return key if body == 1 else f"{key}~{body}"

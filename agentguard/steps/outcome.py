@@ -24,6 +24,7 @@ from agentguard.events.model import Record
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.steps import exceptions
 from agentguard.steps.budget_levels import Refused
+from agentguard.steps.draining import discards
 from agentguard.steps.flow import append_in_turn, needs_care, stop_level, wait_for_commit, warn
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
@@ -192,7 +193,7 @@ def _stays_open(step: Step, outcome: Outcome) -> bool:
     """Return whether the step stays in flight on record, because another process will carry the run on."""
     live_run = step.live_run
     draining = live_run.stops.draining
-    if draining is not None and draining.discards(step, outcome.error, outcome.data):
+    if draining is not None and discards(draining, step, outcome.error, outcome.data):
         return True
     player = live_run.player
     if player is None:

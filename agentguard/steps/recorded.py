@@ -22,9 +22,10 @@ from agentguard.events.data import Value
 from agentguard.events.model import Record
 from agentguard.runs.branch import Branch, branch_of, key_segment
 from agentguard.steps import exceptions, values
-from agentguard.steps.current import CURRENT, InRun, on_branch, restore_position
+from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun, on_branch
 from agentguard.steps.served import RecordedOutcome
 from agentguard.steps.spinning import check_place
 

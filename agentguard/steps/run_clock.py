@@ -14,7 +14,7 @@ from agentguard.runs.state import RunState
 
 if TYPE_CHECKING:
     from agentguard.steps.log import RunLog
-    from agentguard.steps.model import Step
+    from agentguard.steps.step_call import StepCall
 
 
 class RunClock:
@@ -28,7 +28,7 @@ class RunClock:
         #: The state that time is counted for.
         self._state = log.fold.state
         #: Steps that wait for an approval, and since when that time is still to be looked at.
-        self.waiters: list[Step] = []
+        self.waiters: list[StepCall] = []
         self._waiting_since = 0
         #: How long, since `_since`, nothing was done but wait for approvals.
         self._idle_ns = 0
@@ -63,7 +63,7 @@ class RunClock:
         return self._base + now - self._since - self._idle_ns - self._pending_idle(now)
 
     @contextlib.contextmanager
-    def waiting(self, step: Step) -> Iterator[None]:
+    def waiting(self, step: StepCall) -> Iterator[None]:
         """A step waits for an operator: while nothing else goes on, that time does not count."""
         self._log.hold(self._begin_waiting, step)
         try:
@@ -71,12 +71,12 @@ class RunClock:
         finally:
             self._log.hold(self._end_waiting, step)
 
-    def _begin_waiting(self, step: Step) -> None:
+    def _begin_waiting(self, step: StepCall) -> None:
         if not self.waiters:
             self._waiting_since = self._clock.monotonic()
         self.waiters.append(step)
 
-    def _end_waiting(self, step: Step) -> None:
+    def _end_waiting(self, step: StepCall) -> None:
         self.count_idle()
         self.waiters.remove(step)
 
@@ -98,7 +98,7 @@ class RunClock:
         return now - max(self._waiting_since, self._since)
 
 
-def _and_around(step: Step | None) -> Iterator[Step]:
+def _and_around(step: StepCall | None) -> Iterator[StepCall]:
     """A step and those whose bodies it is called in."""
     while step is not None:
         yield step

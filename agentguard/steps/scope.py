@@ -17,10 +17,12 @@ from agentguard.events.data import ScopeClosed, ScopeOpened
 from agentguard.events.model import Record
 from agentguard.runs.branch import branch_of, key_segment, scope_part
 from agentguard.steps import interrupt
-from agentguard.steps.current import CURRENT, InRun, OpenedRun, Position, restore_position
+from agentguard.steps.current import CURRENT, restore_position
+from agentguard.steps.draining import allows
 from agentguard.steps.exit_rule import raise_on_exit
 from agentguard.steps.flow import check
 from agentguard.steps.live import LiveRun
+from agentguard.steps.model import InRun, OpenedRun, OpenedScope, Position
 from agentguard.steps.spans import ScopeSpan
 from agentguard.steps.spinning import check_place
 from agentguard.tenancy import check_id
@@ -108,7 +110,7 @@ class Scope:
         if (position := CURRENT.get()) is not None and position.scope is self:
             CURRENT.set(self._place(self._position, self._position.scope))
 
-    def _place(self, at: InRun, scope: Scope | None) -> Position:
+    def _place(self, at: InRun, scope: OpenedScope | None) -> Position:
         return Position(self.run, scope, at.branch, at.step, at.account, thread=at.thread)
 
     def _open(self, live_run: LiveRun, around: str) -> None:
@@ -157,7 +159,7 @@ class Scope:
 
     def _close(self, live_run: LiveRun, stop: RunStopped | None) -> None:
         draining = live_run.stops.draining
-        if draining is not None and not draining.allows():
+        if draining is not None and not allows(draining):
             return  # what the agent does on its way out is not on record; the recovery closes it
         data: ScopeClosed | None = {"stopped": True} if stop is not None else None
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn, Protocol
 from agentguard.budget.account import Amounts
 from agentguard.errors import RunStopped
 from agentguard.steps.items import Sent
-from agentguard.steps.model import Step
+from agentguard.steps.step_call import StepCall
 
 
 class RecordedOutcome:
@@ -69,27 +69,27 @@ class ReplaySource(Protocol):
         """Watch an event loop of the program; `early`: it began inside the run's block."""
         ...
 
-    def continuations(self, step: Step) -> tuple[str, ...]:
+    def continuations(self, step: StepCall) -> tuple[str, ...]:
         """Return the ways in which a recorded result went on; empty for a plain value."""
         ...
 
-    def serve(self, step: Step) -> RecordedOutcome | None:
+    def serve(self, step: StepCall) -> RecordedOutcome | None:
         """Return the recorded outcome of a sync step, or None to run it."""
         ...
 
-    async def serve_async(self, step: Step) -> RecordedOutcome | None:
+    async def serve_async(self, step: StepCall) -> RecordedOutcome | None:
         """Return the recorded outcome of an async step in log order, or None to run it."""
         ...
 
-    def serve_items(self, step: Step) -> ServedItems | None:
+    def serve_items(self, step: StepCall) -> ServedItems | None:
         """Return the recorded items of a generator and its end, or None to run it."""
         ...
 
-    def sent_otherwise(self, step: Step, recorded: str, found: str) -> NoReturn:
+    def sent_otherwise(self, step: StepCall, recorded: str, found: str) -> NoReturn:
         """Raise that the value sent into a generator differs from the recorded one."""
         ...
 
-    def left_items(self, step: Step, count: int, served: ServedItems) -> NoReturn:
+    def left_items(self, step: StepCall, count: int, served: ServedItems) -> NoReturn:
         """Raise that a generator ended after another number of items than on record."""
         ...
 
@@ -107,7 +107,7 @@ class ReplaySource(Protocol):
         """Mark recorded calls as made, by their branch; return how many."""
         ...
 
-    def block(self, step: Step) -> None:
+    def block(self, step: StepCall) -> None:
         """Refuse a block that is on record, or let it run."""
 
     def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:

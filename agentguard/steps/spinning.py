@@ -23,6 +23,7 @@ from agentguard.events.data import StopSwallowed
 from agentguard.events.model import Record
 from agentguard.steps.exit_rule import StopSwallowedError
 from agentguard.steps.flow import check
+from agentguard.steps.stops import Refusals
 
 if TYPE_CHECKING:
     from agentguard.steps.live import LiveRun
@@ -56,14 +57,6 @@ class _Threads(threading.local):
 
 _threads = _Threads()
 _log = logging.getLogger("agentguard")
-
-
-class Refusals(NamedTuple):
-    """How often a branch was refused in a row, and where: its last call, and the head of the log."""
-
-    number: int
-    pos: int
-    seq: int
 
 
 _NONE = Refusals(0, 0, -1)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Protocol
 
 from agentguard.steps.generators import GuardedAsyncGenerator, GuardedGenerator
 from agentguard.steps.model import Step
 
-if TYPE_CHECKING:
-    from agentguard.steps.following import Block
+
+class GoesOnAsBlock(Protocol):
+    """A step that goes on while a block is open."""
+
+    def enter(self, manager: AbstractContextManager[object]) -> object:
+        """Enter a block as the step's body."""
+
+    async def aenter(self, manager: AbstractAsyncContextManager[object]) -> object:
+        """Enter an async block as the step's body."""
+
+    def left(self) -> None:
+        """The block is over, and so is the step."""
 
 
 class GoesOn(Protocol):
@@ -37,7 +48,7 @@ class GoesOn(Protocol):
         """Go on item by item, each awaited."""
         ...
 
-    def entered(self) -> Block:
+    def entered(self) -> GoesOnAsBlock:
         """Go on as a block."""
         ...
 

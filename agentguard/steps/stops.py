@@ -5,8 +5,9 @@ Written under the log's lock, but for the signal's own generation, and read with
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.errors import AgentGuardError, RunStopped
 from agentguard.killswitch.model import GENERATION
@@ -14,10 +15,37 @@ from agentguard.runs.termination import stop_from
 
 if TYPE_CHECKING:
     from agentguard.protocols import KillSwitch
-    from agentguard.steps.draining import Draining
     from agentguard.steps.in_flight import InFlight
     from agentguard.steps.log import RunLog
-    from agentguard.steps.spinning import Refusals
+
+
+class Refusals(NamedTuple):
+    """How often a branch was refused in a row, and where: its last call, and the head of the log."""
+
+    number: int
+    pos: int
+    seq: int
+
+
+class Draining:
+    """One drain of a run, and of the runs nested in it in this process; its rules are in `draining`."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        #: What the agent is told; it is put on no record.
+        self.stop = RunStopped(
+            f"this process has drained run {run_id}: it takes no further step here and has not ended; "
+            f"guard.recover({run_id!r}) carries it on"
+        )
+        self.stop.run_id = run_id
+        #: Whether the run is given up: nothing more is written to it.  Set under the log's lock.
+        self.released = False
+        #: Set when the drain is over, also where the run ended instead.
+        self.over = threading.Event()
+        #: Steps that were cut off, by run and key.
+        self.cut_off: set[tuple[str, str]] = set()
+        #: What stayed in flight, once the drain is over.
+        self.left: frozenset[tuple[str, str]] = frozenset()
 
 
 class Stops:
@@ -69,7 +97,6 @@ class Stops:
 
         Raises:
             KillSwitchUnavailableError: nobody can tell.
-            RunStopped: this process is letting go of the run.
         """
         generation = self.signal[GENERATION]
         fold = self._log.fold
@@ -86,10 +113,7 @@ class Stops:
         except AgentGuardError:
             self.seen = -1
             raise
-        draining = self.draining
-        self.seen = generation if draining is None else -1
-        if draining is not None and self.stop is None and not draining.allows():
-            raise draining.stop.with_traceback(None)
+        self.seen = generation if self.draining is None else -1
 
     def drain_with(self, draining: Draining | None) -> None:
         """Take part in a drain: every check asks it from now on."""

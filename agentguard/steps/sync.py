@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from agentguard.errors import RunStopped
 from agentguard.steps import outcome, spinning
-from agentguard.steps.current import CURRENT, InRun
+from agentguard.steps.current import CURRENT
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import follow, replayed
 from agentguard.steps.interrupt import SyncBody
 from agentguard.steps.kinds import is_value, kind_of
-from agentguard.steps.model import Step
+from agentguard.steps.model import InRun, Step
 from agentguard.steps.phases import begin, close, rescue, settled
 from agentguard.steps.served import RecordedOutcome, ReplaySource
 from agentguard.steps.spec import Args, Function, Kwargs, StepSpec

@@ -18,10 +18,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from agentguard.runs.branch import Branch
-from agentguard.steps.current import CURRENT, InRun, on_branch
+from agentguard.steps.current import CURRENT
+from agentguard.steps.model import InRun, on_branch
 
 if TYPE_CHECKING:
-    from agentguard.steps.live import LiveRun
+    from agentguard.steps.in_flight import InFlight
 
 T = TypeVar("T")
 _LABEL = "task"
@@ -62,13 +63,13 @@ class LoopBranches:
         else:
             task = self._wrapped(loop, coro, context=context, **options)  # type: ignore[call-arg]
         if position is not None:
-            self.count((task,), position.run.live_run)
+            self.count((task,), position.run.live_run.in_flight)
         return task
 
-    def count(self, made: Iterable[asyncio.Future[T]], live_run: LiveRun) -> None:
+    def count(self, made: Iterable[asyncio.Future[T]], in_flight: InFlight) -> None:
         """Count tasks made inside a run, whose outcomes may have to be delivered in turn."""
         for task in made:
-            live_run.in_flight.concurrent = True
+            in_flight.concurrent = True
             self.alive += 1
             task.add_done_callback(self._done)
 

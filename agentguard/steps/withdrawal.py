@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from agentguard.errors import AgentGuardError, LimitAskedError
 from agentguard.events.data import StepRefused, data_of
 from agentguard.steps import exceptions, limit_questions
+from agentguard.steps.draining import is_unwinding
 from agentguard.steps.flow import refused_record, replace_data
 from agentguard.steps.outcome import CANCELLED, is_cancellation
 
@@ -36,7 +37,7 @@ def withdraw(step: Step, error: BaseException) -> None:
 def _goes_no_further(step: Step, error: BaseException) -> bool:
     live_run = step.live_run
     draining, player = live_run.stops.draining, live_run.player
-    if draining is not None and draining.is_unwinding(error):
+    if draining is not None and is_unwinding(draining, error):
         return True
     return player is not None and player.halted
 

@@ -32,7 +32,8 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.sessions.upkeep import beat
-from agentguard.steps import draining
+from agentguard.steps.draining import is_unwinding
+from agentguard.steps.stops import Draining
 
 SOURCE = Path(agentguard.__file__).parents[1]
 
@@ -757,18 +758,18 @@ def test_a_store_that_is_gone_is_told_of_and_nothing_more_is_written(guard, bodi
 
 
 def test_a_drain_knows_its_stop_wherever_it_is_hidden():
-    drain = draining.Draining("r")
-    assert not drain.is_unwinding(None)
-    assert not drain.is_unwinding(LookupError())
-    assert drain.is_unwinding(drain.stop)
-    assert drain.is_unwinding(asyncio.CancelledError())
+    drain = Draining("r")
+    assert not is_unwinding(drain, None)
+    assert not is_unwinding(drain, LookupError())
+    assert is_unwinding(drain, drain.stop)
+    assert is_unwinding(drain, asyncio.CancelledError())
     try:
         try:
             raise drain.stop
         except RunStopped:
             raise LookupError from None
     except LookupError as error:
-        assert drain.is_unwinding(ExceptionGroup("two", [ValueError(), error]))
+        assert is_unwinding(drain, ExceptionGroup("two", [ValueError(), error]))
 
 
 # --- a worker ------------------------------------------------------------------------------------

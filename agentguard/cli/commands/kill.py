@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         options = parser.parse_args(argv)
         home = options.home or default_home()
         _complete(parser, options)
-        runs = kill_target.runs_of(home)
+        runs = kill_target.file_of(home) or _store_runs(home)
         requests = _requests(parser, options, home, runs)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else exit_codes.USAGE
@@ -71,6 +71,12 @@ def main(argv: list[str]) -> int:
     except (AgentGuardError, OSError, RuntimeError) as error:
         print(f"agentguard {options.command}: {error}", file=sys.stderr)
         return exit_codes.UNAVAILABLE if isinstance(error, KillSwitchUnavailableError) else exit_codes.FAULT
+
+
+def _store_runs(home: Path) -> kill_target.Runs:
+    from agentguard.cli.aftermath import StoreRuns
+
+    return StoreRuns(home)
 
 
 class _Request(NamedTuple):
