@@ -18,10 +18,11 @@ from agentguard.protocols import StoreBusyError
 from agentguard.steps import outcome, phases, spinning, withdrawal
 from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.disk import committed, on_disk
-from agentguard.steps.flow import admit, check, confirm_start, needs_care, prepare
+from agentguard.steps.flow import admit, check, confirm_start, prepare
 from agentguard.steps.log import WaitingError
 from agentguard.steps.model import Step
 from agentguard.steps.patience import Patience
+from agentguard.steps.refusing import needs_care
 from agentguard.steps.spec import Args, AsyncFunction, Kwargs
 
 

@@ -16,23 +16,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-import msgspec
-
 from agentguard._process import this_process
-from agentguard.budget import resources as r
 from agentguard.budget.account import ONE_STEP, Account, Amounts, Request
 from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.budget.model import Usage
 from agentguard.errors import (
     AgentGuardError,
     DuplicateKeyError,
-    LimitAskedError,
     NoActiveRunError,
-    RunStopped,
     UnknownCostError,
 )
 from agentguard.events import model as ev
-from agentguard.events.data import BudgetWarning, ScopeStopped, StepRefused, StepStarted, data_of, put_said
+from agentguard.events.data import StepStarted
 from agentguard.events.model import Record
 from agentguard.killswitch.model import GENERATION
 from agentguard.protocols import HeadMovedError, StoreBusyError
@@ -40,13 +35,13 @@ from agentguard.runs.branch import MAIN, Branch
 from agentguard.runs.fold import repeat_id
 from agentguard.runs.state import RunState
 from agentguard.runs.termination import termination
-from agentguard.steps import approvals, exceptions, limit_questions
+from agentguard.steps import approvals, exceptions
 from agentguard.steps.budget_levels import Refused
-from agentguard.steps.decision import Decision
 from agentguard.steps.draining import allows
 from agentguard.steps.live import LiveRun
 from agentguard.steps.log import WaitingError
 from agentguard.steps.model import InRun, Step
+from agentguard.steps.refusing import needs_care, refuse, refuse_unknown_cost, stop_level, warn
 from agentguard.steps.spec import StepSpec, name_option, with_step
 from agentguard.steps.tasks import ensure_task_factory
 from agentguard.steps.unknown_cost import unknown_cost
@@ -222,16 +217,6 @@ def wait_for_commit(step: Step) -> Mapping[str, Account]:
     return group.wait_for(commit)
 
 
-def needs_care(live_run: LiveRun, amounts: Amounts, accounts: Mapping[str, Account]) -> bool:
-    """Return whether a commit left a shared account near or over a limit."""
-    warned = live_run.log.fold.warned
-    return any(
-        account.overdrawn() is not None
-        or any((level, r.public_name(name)) not in warned for name, _, _ in account.crossed(amounts))
-        for level, account in accounts.items()
-    )
-
-
 def _check_start(step: Step, live_run: LiveRun) -> None:
     """Raise unless the step may start, its budget left aside."""
     check(live_run, step.scope_key)
@@ -259,7 +244,7 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
         refused, shadow = live_run.levels.refused(step.scope_key, request)
         if refused is not None:
             log.require_certainty()
-            raise _refuse(step, refused)
+            raise refuse(step, refused)
     if step.needs_approval and approvals.grant(step):
         _admit(step, None, wait)
         return
@@ -304,7 +289,7 @@ def _refused_by_account(step: Step, error: LedgerRefusedError) -> Exception:
     """Return the error of a shared level without room, or of one that is closed."""
     live_run = step.live_run
     if error.refusal is not None:
-        return _refuse(step, live_run.levels.whose(error.account, error.path, error.refusal))
+        return refuse(step, live_run.levels.whose(error.account, error.path, error.refusal))
     for around in live_run.around:
         around.live_run.refresh()
     check(live_run, step.scope_key)  # raises the stop, where it ended with one
@@ -317,12 +302,22 @@ def _examine(step: Step) -> None:
     if spec.approval is not None:
         approvals.require(step)
     if (unknown := unknown_cost(step)) is not None:
-        _refuse_unknown_cost(step, unknown)
+        refuse_unknown_cost(step, unknown)
     if spec.key is not None:
         _next_attempt(step)
     elif step.key in step.live_run.log.fold.open:
         step.live_run.log.require_certainty()
         raise DuplicateKeyError(step.key, step.live_run.run_id)
+
+
+def _next_attempt(step: Step) -> None:
+    """Number the next attempt of a `key=`; refuse it unless the last one failed."""
+    log = step.live_run.log
+    attempts, completed = log.fold.keyed.get(step.key, (0, False))
+    if completed or step.key in log.fold.open:
+        log.require_certainty()
+        raise DuplicateKeyError(step.key.removeprefix("key:"), log.run_id)
+    step.attempt = attempts + 1
 
 
 def _started_data(
@@ -408,160 +403,3 @@ def check_deadline(live_run: LiveRun, scope: str) -> None:
     nearest = live_run.levels.deadline(scope)
     if nearest is not None and nearest[0] <= 0:
         raise stop_level(live_run, nearest[1], None)
-
-
-# --- refusing ------------------------------------------------------------------------------------
-
-
-def _refuse(step: Step, refused: Refused) -> RunStopped | WaitingError | LimitAskedError:
-    """Stop the level that has no room, log the one refusal, and return what to raise.
-
-    Where its limit asks, the run pauses instead, and the step waits; or its caller is to get the answer.
-    """
-    live_run, how = step.live_run, step.spec.asks
-    owner = _owner_of(refused, live_run)
-    denied: Decision | None = None
-    if owner is not None and limit_questions.asks(owner, refused):
-        if how == "operator" or owner is not live_run:
-            limit_questions.ask(owner, step, refused, refused_record(step))
-            return WaitingError()
-        if not isinstance(how, Decision):
-            return limit_questions.asked_of_caller(step, refused)
-        denied = how
-    return stop_level(live_run, refused, refused_record(step, denied))
-
-
-def refused_record(step: Step, denied: Decision | None = None) -> Record:
-    """Return the `step_refused` of a step that never started, which the program itself may have denied."""
-    data = _refused_data(step)
-    if denied is not None:
-        data = data or {}
-        put_said(data, denied.said())
-    return Record(
-        0,
-        ev.STEP_REFUSED,
-        step.live_run.clock.wall(),
-        step.key,
-        step.pos,
-        step.spec.name,
-        step.spec.kind,
-        step.attempt,
-        data=data,
-    )
-
-
-def _refused_data(step: Step) -> StepRefused | None:
-    data: StepRefused = {}
-    if step.attributes:
-        data["attributes"] = step.attributes
-    if step.spec.key is not None:
-        data["branch"] = step.path
-    if step.digest is not None:
-        data["args"] = step.digest
-    if step.scope_key:
-        data["scope"] = step.scope_key
-    if step.parent is not None:
-        data["parent"] = step.parent.key
-    return data or None
-
-
-def stop_level(live_run: LiveRun, refused: Refused, record: Record | None) -> RunStopped:
-    """Make a level's stop stick: a scope's inside it, a run's or the tenant's in the whole run.
-
-    `record` is the `step_refused` to log with it, in the live run of the step.
-    """
-    error: RunStopped = refused.refusal.error(_public_path(live_run, refused), live_run.run_id)
-    owner = _owner_of(refused, live_run)
-    if owner is not None and owner is not live_run:
-        live_run.end(error, record)
-        if refused.scope:
-            _stop_scope(owner, refused.scope, error, None)
-        else:
-            owner.end(error)
-    elif owner is not None and refused.scope:
-        _stop_scope(live_run, refused.scope, error, record)
-    else:
-        live_run.end(error, record)
-    return error
-
-
-def _owner_of(refused: Refused, live_run: LiveRun) -> LiveRun | None:
-    """Return the run whose level refused: this one or one around it; None for a tenant's."""
-    runs = (live_run, *(around.live_run for around in live_run.around))
-    return next((live for live in runs if live.log is refused.log), None)
-
-
-def _stop_scope(live_run: LiveRun, scope: str, error: RunStopped, record: Record | None) -> None:
-    facts = termination(error)
-    if record is None:
-        path = live_run.log.fold.scopes[scope].path
-        record = Record(0, ev.STEP_REFUSED, live_run.clock.wall(), name=path)
-    data: ScopeStopped = {**data_of(record, StepRefused), "stops": scope, "termination": facts}
-    live_run.stops.scopes.setdefault(scope, error)
-    log = live_run.log
-    refusal = replace_data(record, data)
-
-    def refuse() -> None:
-        if log.fold.scopes[scope].stop is None and not log.fold.state.final:
-            log.act([refusal])
-
-    log.decide(refuse)
-    live_run.stops.cancel(error, scope)
-
-
-def replace_data(record: Record, data: StepRefused) -> Record:
-    """The record with other data."""
-    return msgspec.structs.replace(record, data=data)
-
-
-def _public_path(live_run: LiveRun, refused: Refused) -> str:
-    if refused.log is None or refused.log is live_run.log:
-        return refused.path
-    outer = refused.log.run_id
-    return f"run:{outer}" if not refused.scope else f"run:{outer}/{refused.path}"
-
-
-def _refuse_unknown_cost(step: Step, error: UnknownCostError) -> None:
-    step.live_run.end(error, refused_record(step))
-    raise error
-
-
-def _next_attempt(step: Step) -> None:
-    """Number the next attempt of a `key=`; refuse it unless the last one failed."""
-    log = step.live_run.log
-    attempts, completed = log.fold.keyed.get(step.key, (0, False))
-    if completed or step.key in log.fold.open:
-        log.require_certainty()
-        raise DuplicateKeyError(step.key.removeprefix("key:"), log.run_id)
-    step.attempt = attempts + 1
-
-
-# --- soft limits ---------------------------------------------------------------------------------
-
-
-def warn(live_run: LiveRun, scope: str, resources: Amounts, shared: Mapping[str, Account]) -> None:
-    """Log one `budget_warning` for each level and resource that has just crossed `warn_at`."""
-    levels = [(level.key, level.accounts[0]) for level in live_run.log.fold.chain(scope)]
-    for level, account in (*levels, *shared.items()):
-        for resource, used, limit in account.crossed(resources):
-            name = r.public_name(resource)
-            if (level, name) not in live_run.log.fold.warned:
-                data: BudgetWarning = {
-                    "level": level,
-                    "path": account.path,
-                    "resource": name,
-                    "used": str(r.public_amount(resource, used)),
-                    "limit": str(r.public_amount(resource, limit)),
-                }
-                _log_warning(live_run, data)
-
-
-def _log_warning(live_run: LiveRun, data: BudgetWarning) -> None:
-    log = live_run.log
-
-    def warn_once() -> None:
-        if (data["level"], data["resource"]) not in log.fold.warned:
-            log.act([Record(0, ev.BUDGET_WARNING, live_run.clock.wall(), data=data)])
-            live_run.in_flight.warned(dict(data))
-
-    log.decide(warn_once)

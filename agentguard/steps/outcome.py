@@ -25,9 +25,10 @@ from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.steps import exceptions
 from agentguard.steps.budget_levels import Refused
 from agentguard.steps.draining import discards
-from agentguard.steps.flow import append_in_turn, needs_care, stop_level, wait_for_commit, warn
+from agentguard.steps.flow import append_in_turn, wait_for_commit
 from agentguard.steps.live import LiveRun
 from agentguard.steps.model import Step
+from agentguard.steps.refusing import needs_care, stop_level, warn
 from agentguard.steps.spec import name_option, with_step
 from agentguard.steps.unknown_cost import charged
 

@@ -13,8 +13,8 @@ from agentguard.errors import AgentGuardError, LimitAskedError
 from agentguard.events.data import StepRefused, data_of
 from agentguard.steps import exceptions, limit_questions
 from agentguard.steps.draining import is_unwinding
-from agentguard.steps.flow import refused_record, replace_data
 from agentguard.steps.outcome import CANCELLED, is_cancellation
+from agentguard.steps.refusing import refused_record, replace_data
 
 if TYPE_CHECKING:
     from agentguard.steps.model import Step
