@@ -157,11 +157,10 @@ def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStor
     Raises:
         ValueError: nothing is known by that name.
     """
-    own = abilities_of(store).switch
-    if setting is None and own is not None:
-        return own
-    stores_own: str = getattr(store, "kill_switch_url", "page")
-    setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or stores_own
+    abilities = abilities_of(store)
+    if setting is None and abilities.switch is not None:
+        return abilities.switch
+    setting = setting or os.environ.get("AGENTGUARD_KILL_SWITCH") or abilities.switch_url or "page"
     if not isinstance(setting, str):
         return setting
     check_switch(setting)

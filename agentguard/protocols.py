@@ -401,6 +401,22 @@ class SwitchedStore(Protocol):
 
 
 @runtime_checkable
+class SharedServerStore(Protocol):
+    """A store on a server of many hosts, where their kills lie too if nobody says otherwise."""
+
+    #: The kill switch there, as `kill_switch=` takes it; it may hold a password.
+    kill_switch_url: str
+
+
+@runtime_checkable
+class ReplayedStore(Protocol):
+    """The store of a replay, which reads from another and writes nothing."""
+
+    #: The store that it reads from.
+    sealed: EventStore
+
+
+@runtime_checkable
 class LiveStore(Protocol):
     """A store that can tell when another process has appended something."""
 
@@ -500,12 +516,15 @@ class Abilities(NamedTuple):
     readers: ReaderListStore | None
     queue: RunQueue | None
     switch: KillSwitch | None
+    switch_url: str | None
+    sealed: EventStore | None
 
 
 def abilities_of(store: EventStore) -> Abilities:
     """Return what a store can do beyond `EventStore`."""
     durable, private = _able(store, DurableStore), _able(store, PrivateStore)
     queueing, switched = _able(store, QueueingStore), _able(store, SwitchedStore)
+    shared, replayed = _able(store, SharedServerStore), _able(store, ReplayedStore)
     return Abilities(
         quick=_able(store, QuickStore),
         group=_able(store, GroupCommitStore),
@@ -524,10 +543,12 @@ def abilities_of(store: EventStore) -> Abilities:
         readers=_able(store, ReaderListStore),
         queue=None if queueing is None else queueing.queue,
         switch=None if switched is None else switched.switch,
+        switch_url=None if shared is None else shared.kill_switch_url,
+        sealed=None if replayed is None else replayed.sealed,
     )
 
 
-# A function, since type checkers keep each outcome of an `isinstance` in mind: of sixteen, 65,536.
+# A function, since type checkers keep each outcome of an `isinstance` in mind: of eighteen, 262,144.
 def _able(store: EventStore, ability: type[_Ability]) -> _Ability | None:
     return store if isinstance(store, ability) else None
 
@@ -594,6 +615,13 @@ class KillSwitch(Protocol):
 
     def close(self) -> None:
         """Give back what was opened."""
+
+
+@runtime_checkable
+class AnnouncedSwitch(Protocol):
+    """A kill switch that knows how far its control log went, from beside the log."""
+
+    announced: int
 
 
 class Publisher(Protocol):

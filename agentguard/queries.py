@@ -27,7 +27,7 @@ from agentguard.events.conversations import whole
 from agentguard.events.model import Event, Head
 from agentguard.killswitch.model import Kill
 from agentguard.monitoring import Approval, approvals_in
-from agentguard.protocols import RunRow
+from agentguard.protocols import AnnouncedSwitch, RunRow
 from agentguard.replay.origin import origin_log
 from agentguard.runs.summary import RunSummary, from_row, summarize
 from agentguard.runtime import Runtime
@@ -139,7 +139,8 @@ class Queries:
         heads = _heads({} if anchors is None else anchors)
         components = self._runtime.components
         store, control = components.store, components.switch.read
-        announced = int(getattr(components.switch, "announced", 0))
+        switch = components.switch
+        announced = switch.announced if isinstance(switch, AnnouncedSwitch) else 0
         if run_id is None:
             return audit.verify_all(store, heads, control, announced)
         own = {name: head for name, head in heads.items() if name == run_id}

@@ -152,7 +152,7 @@ def control_log(guard: Guard | None = None) -> ReadOnlyKillSwitch:
     from agentguard.killswitch.layout import announced
     from agentguard.killswitch.readonly import ReadOnlyKillSwitch
 
-    own = None if guard is None else getattr(guard.components.store, "switch", None)
+    own = None if guard is None else guard.components.abilities.switch
     if isinstance(own, ReadOnlyKillSwitch):
         return own
     if (server := kill_server()) is not None:

@@ -15,10 +15,13 @@ from agentguard.protocols import EventStore, RunLock
 class SealedStore:
     """Reads from a store, and refuses whatever would change it."""
 
+    #: The store that this one reads from.
+    sealed: EventStore
+
     def __init__(self, store: EventStore) -> None:
-        store = getattr(store, "sealed", store)
+        if isinstance(store, SealedStore):
+            store = store.sealed
         self._store = store
-        #: The store that this one reads from.
         self.sealed = store
         self.url = store.url
         self._lock = threading.RLock()

@@ -257,8 +257,9 @@ def _outer_position(runtime: Runtime, name: str) -> InRun | None:
     position = current_position()
     if position is None:
         return None
-    store = position.live_run.components.store
-    if not hasattr(store, "sealed") and store is not runtime.components.store:  # a replay charges nobody
+    components = position.live_run.components
+    replayed = components.abilities.sealed is not None
+    if not replayed and components.store is not runtime.components.store:  # a replay charges nobody
         raise ValueError(
             f"run {name!r} is opened inside run {position.run.id} of another guard, whose budget "
             "it could not be charged to; use that guard, or pass detached=True"

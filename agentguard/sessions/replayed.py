@@ -66,7 +66,7 @@ class ReplaySession(Session):
         """
         components = self.components
         store = components.store
-        refuse_altered(getattr(store, "sealed", store), self._row)
+        refuse_altered(components.abilities.sealed or store, self._row)
         fold = RunFold(self.run_id)
         for stored in checked(store.read(self.run_id), self.run_id):  # a submitted run was claimed first
             fold.apply(codec.decode(stored.body), stored.hash)

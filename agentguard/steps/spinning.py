@@ -182,7 +182,7 @@ def _news(live_run: LiveRun, spin: _Spin) -> StopSwallowed | None:
     if (spin.branch, action) in noted or len(noted) >= 2 * _MOST_ON_RECORD:
         return None
     noted.add((spin.branch, action))
-    if hasattr(live_run.store, "sealed"):  # a replay writes nothing
+    if live_run.components.abilities.sealed is not None:  # a replay writes nothing
         return None
     return {"branch": spin.branch, "refusals": spin.refusals, "action": action}
 
