@@ -251,14 +251,14 @@ def parse_entry(line: bytes, seq: int) -> Stored:
     return Stored(seq, match[2] if match else line, digest, None, seq)
 
 
-def check_chain(entries: Iterable[Stored], seq: int = 0, head: bytes = _GENESIS) -> Iterator[Stored]:
-    """The entries, each checked to follow the one before, from record `seq` with the hash `head` on.
+def check_chain(entries: Iterable[Stored]) -> Iterator[Stored]:
+    """The entries of a whole log, each checked to follow the one before.
 
     Raises:
         LogIntegrityError: the first that does not.
     """
-    for stored in entries:
-        seq += 1
+    head = _GENESIS
+    for seq, stored in enumerate(entries, 1):
         checked, _ = _entry(format_entry(stored), seq, head)
         yield checked
         head = checked.hash

@@ -68,7 +68,7 @@ class AttachedSession(Session):
         if not live_run.attached and not live_run.owner:
             drain.forget(self.runtime, live_run)
         if self._span is not None:
-            self._span.leave(live_run.stop or error)
+            self._span.end_part(live_run.stop or error)
         return live_run.stop
 
     def drain(self, live_run: LiveRun, timeout: float | None) -> bool:

@@ -360,7 +360,6 @@ class RunLog:
         records: Sequence[Record],
         payloads: Sequence[bytes | None] = (),
         movements: Sequence[Movement] = (),
-        durability: Durability | None = None,
     ) -> None:
         """Append records and the run's row in one act.  Inside `decide`; sequences are set here."""
         fold = self.fold
@@ -375,7 +374,7 @@ class RunLog:
             stored.append(Stored(record.seq, body, codec.chain(fold.hash, body), payload))
             self._take_in(fold, record, stored[-1].hash)
         row = row_of(self.row, fold)
-        self.store.append(self.number, stored, movements=movements, row=row, durability=durability)
+        self.store.append(self.number, stored, movements=movements, row=row)
         for event in stored:
             self.messages.take_in(event)
         self.row = row

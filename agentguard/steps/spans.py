@@ -51,7 +51,7 @@ class RunSpan(Protocol):
         """Start the span of a scope."""
         ...
 
-    def leave(self, error: BaseException | None) -> None:
+    def end_part(self, error: BaseException | None) -> None:
         """End the span of a part of the run, which goes on elsewhere."""
 
     def end(

@@ -163,21 +163,20 @@ class RunSpan(CurrentSpan):
         self._shared = shared
         self._tenant = tenant
 
-    def start_step(  # noqa: PLR0917 - one call for each step, and keywords cost
+    def start_step(
         self,
         name: str,
         kind: str,
         key: str,
         attempt: int,
         attributes: Mapping[str, Any] | None = None,
-        parent: StepSpan | None = None,
     ) -> StepSpan:
         """Open a step's span and make it the current one.
 
-        It lies below `parent`, else below the current span, else, in a thread that was given no
-        context, below the run.  Where the current span is of another trace, as a server's span of a
-        request, it is linked to the run.  What is known now goes into `attributes`, since a sampler sees
-        nothing later: `gen_ai.request.model` above all.
+        It lies below the current span, else, in a thread that was given no context, below the run.  Where
+        the current span is of another trace, as a server's span of a request, it is linked to the run.  What
+        is known now goes into `attributes`, since a sampler sees nothing later: `gen_ai.request.model` above
+        all.
         """
         tracer = self._tracer
         if tracer is None and self._instruments is None:
@@ -197,7 +196,7 @@ class RunSpan(CurrentSpan):
             if attributes:
                 start.update(attributes)
             outside = get_current()
-            above, links = self._above_step(outside, parent)
+            above, links = self._above_step(outside)
             span = tracer.start_span(
                 shape.span_name,
                 above,
@@ -220,7 +219,7 @@ class RunSpan(CurrentSpan):
         with harmless:
             if self._tracer is not None:
                 outside = get_current()
-                above, links = self._above_step(outside, None)
+                above, links = self._above_step(outside)
                 span = self._tracer.start_span(
                     f"invoke_agent {name}",
                     above,
@@ -234,10 +233,8 @@ class RunSpan(CurrentSpan):
                 scope._enter(outside)
         return scope
 
-    def _above_step(self, outside: Context, parent: StepSpan | None) -> tuple[Context, Sequence[Link]]:
+    def _above_step(self, outside: Context) -> tuple[Context, Sequence[Link]]:
         """Return what a step lies below, and the run as a link where that is in another trace."""
-        if parent is not None and parent._span is not None:
-            return set_span_in_context(parent._span, outside), ()
         # In a run without steps around, which is the usual place, nothing needs to be looked up.
         if outside is self._inside or self._span is None:
             return outside, ()
@@ -248,17 +245,11 @@ class RunSpan(CurrentSpan):
             return outside, ()
         return outside, (Link(self._span.get_span_context()),)
 
-    def leave(self, error: BaseException | None) -> None:
+    def end_part(self, error: BaseException | None) -> None:
         """End the span of a part of the run; the run goes on, and its totals are told elsewhere."""
-        if self._ended:
-            return
-        self._ended = True
-        self._leave()
-        if self._instruments is not None:
+        if self._is_first_end():
             with harmless:
-                self._instruments.runs_changed(-1)
-        with harmless:
-            self._finish({}, error, facts.error_type(error))
+                self._finish({}, error, facts.error_type(error))
 
     def end(
         self,
@@ -269,14 +260,9 @@ class RunSpan(CurrentSpan):
         usage: Mapping[str, int],
         steps: int,
     ) -> None:
-        """Write what the run came to, and end its span.  Ending twice does nothing."""
-        if self._ended:
+        """Write the run's totals, and end its span.  Ending twice does nothing."""
+        if not self._is_first_end():
             return
-        self._ended = True
-        self._leave()
-        if self._instruments is not None:
-            with harmless:
-                self._instruments.runs_changed(-1)
         with harmless:
             error_type = facts.error_type(error)
             if error is None:
@@ -286,6 +272,17 @@ class RunSpan(CurrentSpan):
             if head is not None:
                 totals[a.LOG_HEAD] = f"{head[0]}:{head[1]}"
             self._finish(totals, error, error_type)
+
+    def _is_first_end(self) -> bool:
+        """Whether the span ends now, and has not before; then the run is counted off."""
+        if self._ended:
+            return False
+        self._ended = True
+        self._leave()
+        if self._instruments is not None:
+            with harmless:
+                self._instruments.runs_changed(-1)
+        return True
 
 
 class ScopeSpan(CurrentSpan):

@@ -482,17 +482,6 @@ def test_thread_without_a_context_hangs_its_steps_under_the_run(traced):
     }
 
 
-def test_given_parent_goes_before_the_current_span(traced):
-    run = traced.run()
-    parent = run.start_step("plan", "step", "plan#1", 1)
-    parent.suspend()
-    child = run.start_step("look", "tool", "look#1", 1, None, parent)
-    child.end(None, None, 1)
-    parent.end(None, None, 1)
-    end_run(run)
-    assert traced.parents()["execute_tool look"] == "step plan"
-
-
 def ids(span):
     return span.context.trace_id, span.context.span_id
 
@@ -527,7 +516,7 @@ def test_what_lies_in_another_trace_is_linked_to_its_run_and_nothing_else_is(tra
 
 def test_a_run_that_began_elsewhere_is_linked_to_its_beginning_and_tells_no_totals_when_left(traced):
     run = traced.run(origin=("ab" * 16, "cd" * 8))
-    run.leave(BUDGET_ERROR)
+    run.end_part(BUDGET_ERROR)
     [span] = traced.exporter.get_finished_spans()
     [link] = span.links
     assert (f"{link.context.trace_id:x}", f"{link.context.span_id:x}") == ("ab" * 16, "cd" * 8)
