@@ -340,6 +340,8 @@ def _started_data(
     if shadow is not None:
         error = shadow.refusal.error(shadow.path, step.live_run.run_id)
         data["would_stop"] = termination(error)
+        if step.span is not None:
+            step.span.would_refuse(error)
     return data or None
 
 

@@ -21,6 +21,9 @@ class StepSpan(Protocol):
     def resume(self) -> None:
         """Make it current again."""
 
+    def would_refuse(self, error: BaseException) -> None:
+        """Say that a limit which only observes had no room for the step."""
+
     def refused(self, error: BaseException) -> None:
         """End the span of a step that never started."""
 

@@ -64,7 +64,7 @@ def _shape(kind: str, operation: str | None, target: str | None) -> Shape:
 class StepSpan(CurrentSpan):
     """The span of a step: current from its start to its end, but while it is suspended."""
 
-    __slots__ = ("_instruments", "_shape", "_tenant")
+    __slots__ = ("_decision", "_instruments", "_shape", "_tenant")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class StepSpan(CurrentSpan):
         self._shape = shape
         self._instruments = instruments
         self._tenant = tenant
+        self._decision: dict[str, Any] | None = None
 
     def suspend(self) -> None:
         """A generator hands out an item: the consumer's spans are not part of the step."""
@@ -88,6 +89,10 @@ class StepSpan(CurrentSpan):
         if self._span is not None and not self._ended:
             with harmless:
                 self._enter(context.get_current())
+
+    def would_refuse(self, error: BaseException) -> None:
+        """Say that a limit which only observes had no room for the step."""
+        self._decision = {a.DECISION: facts.SHADOW_DENY, a.DENY_REASON: facts.deny_reason(error)}
 
     def refused(self, error: BaseException) -> None:
         """End the span of a step whose body did not run."""
@@ -107,21 +112,16 @@ class StepSpan(CurrentSpan):
         error: BaseException | None,
         usage: Mapping[str, int] | None,
         duration_ns: int,
-        attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write what the step came to, and end its span.  Ending twice does nothing.
-
-        `attributes` may hold `agentguard.decision` and `agentguard.deny.reason` of a step that ran
-        although a limit was met, in shadow mode.
-        """
+        """Write what the step used, and end its span.  Ending twice does nothing."""
         if self._ended:
             return
         self._ended = True
         self._leave()
         try:
             final: dict[str, Any] = facts.of_usage(usage) if usage else {}
-            if attributes:
-                final.update(attributes)
+            if self._decision is not None:
+                final |= self._decision
             error_type = None if error is None else facts.error_type(error)
             if self._instruments is not None:
                 with harmless:
@@ -150,6 +150,9 @@ class _NoStep(StepSpan):
     def resume(self) -> None:
         pass
 
+    def would_refuse(self, error: BaseException) -> None:
+        pass
+
     def refused(self, error: BaseException) -> None:
         pass
 
@@ -158,7 +161,6 @@ class _NoStep(StepSpan):
         error: BaseException | None,
         usage: Mapping[str, int] | None,
         duration_ns: int,
-        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         pass
 

@@ -72,7 +72,7 @@ COST_SOURCE: Final = "agentguard.cost.source"
 #: Followed by the name of a resource that `gen_ai.usage.*` has no name for.
 USAGE_PREFIX: Final = "agentguard.usage."
 
-#: "allow", "deny" or "shadow_deny".
+#: "allow", "deny", or "shadow_deny": a limit that only observes had no room.
 DECISION: Final = "agentguard.decision"
 DENY_REASON: Final = "agentguard.deny.reason"
 

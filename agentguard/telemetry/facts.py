@@ -15,6 +15,7 @@ Scalar = str | bool | int | float
 Attributes = dict[str, Scalar]
 
 DENY: Final = "deny"
+SHADOW_DENY: Final = "shadow_deny"
 ALLOW: Final = "allow"
 
 _STEP_NAMES: Final = {

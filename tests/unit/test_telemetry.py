@@ -32,7 +32,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import NoOpTracerProvider
 
-from agentguard import Guard, RunExistsError, errors
+from agentguard import Budget, Guard, RunExistsError, errors
 from agentguard.telemetry import _harmless, attributes
 from agentguard.telemetry.spans import Telemetry
 
@@ -269,13 +269,12 @@ def test_what_a_sampler_decides_by_is_there_at_the_start(traced):
 def test_usage_is_written_when_a_step_ends(traced, usage, expected):
     run = traced.run()
     step = run.start_step("ask", "llm", "ask#1", 1)
-    step.end(None, usage, 1, {"gen_ai.response.model": "gpt-4o-mini-2024"})
+    step.end(None, usage, 1)
     end_run(run)
     found = traced.spans()["chat"]["attributes"]
     start = {"agentguard.step.kind", "agentguard.step.id", "agentguard.step.attempt", *RUN, *CHAT}
     assert {key: value for key, value in found.items() if key not in start} == {
         "agentguard.decision": "allow",
-        "gen_ai.response.model": "gpt-4o-mini-2024",
         **expected,
     }
 
@@ -527,6 +526,21 @@ def test_a_run_that_began_elsewhere_is_linked_to_its_beginning_and_tells_no_tota
     assert not trace.get_current_span().get_span_context().is_valid
 
 
+def test_the_span_of_a_step_that_an_observing_limit_had_no_room_for_says_so(traced):
+    with Guard.in_memory(telemetry=traced.telemetry) as guard:
+        with guard.run("trial", budget=Budget(steps=1, enforce=False)) as run:
+            run.call("first", int)
+            run.call("second", int)
+        said = [event.data for event in guard.history(run.id) if event.type == "step_started"]
+    first, second, _ = traced.exporter.get_finished_spans()
+    assert ["would_stop" in (data or {}) for data in said] == [False, True]
+    assert first.attributes["agentguard.decision"] == "allow"
+    assert "agentguard.deny.reason" not in first.attributes
+    assert second.attributes["agentguard.decision"] == "shadow_deny"
+    assert second.attributes["agentguard.deny.reason"] == "budget_exceeded"
+    assert "error.type" not in second.attributes
+
+
 def test_a_run_that_nobody_owns_has_spans_where_it_is_joined(traced):
     with Guard.in_memory(telemetry=traced.telemetry) as guard:
         with guard.run("job", run_id="job", if_exists="join") as run:
@@ -749,8 +763,9 @@ def test_metrics_are_those_of_the_table():
     run.start_step("ask", "llm", "ask#1", 1, MODEL).end(None, {"nano_usd": 5 * 10**8}, 2 * 10**9)
     run.start_step("look", "tool", "look#1", 1).end(TimeoutError(), None, 10**9)
     run.start_step("look", "tool", "look#2", 1).refused(BUDGET_ERROR)
-    shadow = {"agentguard.decision": "shadow_deny", "agentguard.deny.reason": "budget_exceeded"}
-    run.start_step("plan", "step", "plan#1", 1).end(None, {}, 0, shadow)
+    shadow = run.start_step("plan", "step", "plan#1", 1)
+    shadow.would_refuse(BUDGET_ERROR)
+    shadow.end(None, {}, 0)
     seconds = tuple(round(0.01 * 2**n, 2) for n in range(14))
     found = measured.read()
     assert found == {
