@@ -21,8 +21,8 @@ import pytest
 import typer
 
 from agentguard import Budget, BudgetExceededError, Guard, RunStopped, Usage, guarded_step
-from agentguard.cli import app, exit_codes
-from agentguard.cli.commands import kill, runs
+from agentguard.cli import app, exit_codes, kill_options
+from agentguard.cli.commands import runs
 from tests.kit import wait_until
 from tests.postgres import Postgres, execute, postgres
 from tests.relays import end_relays
@@ -78,7 +78,7 @@ def parse(words: list[str]) -> None:
         LookupError, SystemExit, typer.BadParameter or its base: there is no such command, or no such option.
     """
     if words[:1] in (["kill"], ["revive"]):
-        kill._parser().parse_args(words)
+        kill_options.parser().parse_args(words)
     elif words[:1] == ["runs"]:
         runs._parser().parse_args(words[1:])
     else:
@@ -100,7 +100,7 @@ def meant(words: list[str]) -> tuple[str, Any, list[str]]:
 def options(words: list[str]) -> set[str]:
     """The options of the command that is named."""
     if words[0] in ("kill", "revive"):
-        [commands] = [each for each in kill._parser()._actions if isinstance(each.choices, dict)]
+        [commands] = [each for each in kill_options.parser()._actions if isinstance(each.choices, dict)]
         return set(commands.choices[words[0]]._option_string_actions)
     if words[0] == "runs":
         return set(runs._parser()._option_string_actions)
