@@ -10,7 +10,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from agentguard._values.names import type_name
 from agentguard.budget.account import Amounts
@@ -26,36 +26,31 @@ from agentguard.events.codec import Stored
 from agentguard.events.conversations import ConversationCall
 from agentguard.events.data import (
     Approval,
-    Failed,
     NestedRunOpened,
-    RunBudgetSet,
     RunEnded,
     ScopeOpened,
-    ScopeStopped,
     Value,
     data_of,
 )
-from agentguard.events.model import Record
 from agentguard.replay import STALL_TIMEOUT
 from agentguard.replay import divergence as d
 from agentguard.replay.elsewhere import Elsewhere
 from agentguard.replay.findings import Findings
 from agentguard.replay.not_yet_replayed import NotYetReplayed
 from agentguard.replay.order import DeliveryOrder
+from agentguard.replay.outcomes import RecordedOutcomes
+from agentguard.replay.spending import RecordedSpending
 from agentguard.replay.stalls import Stalls
+from agentguard.replay.stops import RecordedStops
 from agentguard.replay.tape import Call, Tape
 from agentguard.runs.branch import UNNAMED, branch_of
 from agentguard.runs.state import RunState
-from agentguard.runs.termination import stop_from
 from agentguard.steps import exceptions, values
-from agentguard.steps.items import RestoredItems, restored
 from agentguard.steps.live import LiveRun
 from agentguard.steps.served import RecordedOutcome, ServedItems
-from agentguard.steps.spec import StepSpec
 from agentguard.steps.step_call import StepCall
 
 Unknown = Callable[[LiveRun, StepCall, Call], RecordedOutcome | None]
-_T = TypeVar("_T")
 
 
 class Player:
@@ -77,10 +72,13 @@ class Player:
         self._elsewhere = Elsewhere(self.tape)
         self._unknown = unknown
         self._not_yet = None if unknown is None else NotYetReplayed(live_run.log.fold)
+        self._spending = RecordedSpending(live_run, self.tape, self._not_yet)
+        self._stops = RecordedStops(live_run, self.tape)
         self._scopes: dict[str, Call] = {}
         #: The last call served of each `key=`.
         self._keyed: dict[str, Call] = {}
         self._findings: Findings = Findings(None if around is None else around._findings)
+        self._outcomes = RecordedOutcomes(live_run.run_id, self._stops, self._findings)
         self._order = DeliveryOrder(self.tape, self._findings, stall_timeout)
         self._stalls = Stalls(
             self._findings,
@@ -140,8 +138,8 @@ class Player:
                 return None
             if not call.settled:
                 return self._without_outcome(step, call)
-            self.consume(call)
-            return self.outcome(step.spec, call)
+            self._consume(call)
+            return self._outcomes.of(step.spec, call)
 
     async def serve_async(self, step: StepCall) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
@@ -155,8 +153,8 @@ class Player:
         if call.start.type != ev.STEP_REFUSED or call.cancelled:  # other refusals are raised at once, as live
             await self._order.turn(call)
         with self._lock:
-            self._apply(call)
-            return self.outcome(step.spec, call)
+            self._spending.passed(call)
+            return self._outcomes.of(step.spec, call)
 
     def serve_items(self, step: StepCall) -> ServedItems | None:
         """See `agentguard.steps.served.ReplaySource`."""
@@ -167,15 +165,12 @@ class Player:
             if not call.settled:
                 answer = self._without_outcome(step, call)
                 return None if answer is None else ServedItems([], answer)
-            self.consume(call)
+            self._consume(call)
             call.delivered = True
             cancelled = functools.partial(self._order.turn, call) if call.cancelled else None
             if call.start.type == ev.STEP_REFUSED:
-                return ServedItems([], self.outcome(step.spec, call), until_cancelled=cancelled)
-            self._replayable(call)
-            made = self._restored(call, step.spec, _items)
-            failed = call.end is not None and call.end.type == ev.STEP_FAILED
-            end = RecordedOutcome(error=self._error(call)) if failed else RecordedOutcome(made.returned)
+                return ServedItems([], self._outcomes.of(step.spec, call), until_cancelled=cancelled)
+            made, end = self._outcomes.items(step.spec, call)
             left = "closed_early" in call.end_data or call.end_data.get("outcome") == "abandoned"
             return ServedItems(made.items, end, made.sent, left, cancelled)
 
@@ -271,7 +266,7 @@ class Player:
         if self.live:
             self.check_doubt()
             return
-        stop = self.recorded_stop()
+        stop = self._stops.of_run()
         if stop is None:
             self.check_doubt()
             self.diverge(d.MISSING, key, "no further call of this branch; the log ends", found)
@@ -284,7 +279,7 @@ class Player:
         known = [there.start.seq] if there is not None else []
         if decision is not None and denied:
             known.append(decision.seq)
-        stop = self._scope_stop(scope, min(known, default=None))
+        stop = self._stops.around(scope, min(known, default=None))
         if stop is not None:
             return stop
         if decision is not None and denied:
@@ -294,22 +289,6 @@ class Player:
         if earlier is not None and not earlier.failed:
             return DuplicateKeyError(key.removeprefix("key:"), self._live_run.run_id)
         return None
-
-    def _scope_stop(self, scope: str, after: int | None) -> RunStopped | None:
-        """Return the recorded stop of a scope or one around it, always the same object.
-
-        `after` is the first event known to be later than the call, or its denial: a stop that came later
-        still is not what the call raised.
-        """
-        for level in self._live_run.log.fold.chain(scope):
-            stopped = self.tape.scope_stops.get(level.key)
-            if stopped is not None and (after is None or stopped.seq < after):
-                return self._stop_of(level.key)
-        return None
-
-    def _stop_of(self, scope: str) -> RunStopped | None:
-        stop = stop_from(data_of(self.tape.scope_stops[scope], ScopeStopped)["termination"])
-        return self._live_run.stops.scopes.setdefault(scope, stop) if stop is not None else None
 
     def check_doubt(self) -> None:
         """See `agentguard.steps.served.ReplaySource`: nothing goes live beside a step in doubt.
@@ -323,14 +302,6 @@ class Player:
                 self._findings.in_doubt = StepOutcomeUnknownError(self._live_run.run_id, unknown)
         if self._findings.in_doubt is not None:
             raise self._findings.in_doubt.with_traceback(None)
-
-    def recorded_stop(self) -> RunStopped | None:
-        """Return the recorded stop of the run, always the same object."""
-        if self._live_run.stops.stop is None and self.tape.terminal is not None:
-            stop = stop_from(data_of(self.tape.terminal, RunEnded)["termination"])
-            if stop is not None:
-                self._live_run.stops.set(stop)
-        return self._live_run.stops.stop
 
     def _without_outcome(self, step: StepCall, call: Call) -> RecordedOutcome | None:
         if self._unknown is not None and self._not_yet is not None:
@@ -351,12 +322,10 @@ class Player:
             self._findings.in_doubt = unknown
         raise unknown
 
-    # --- outcomes ------------------------------------------------------------------------------
-
-    def consume(self, call: Call) -> None:
+    def _consume(self, call: Call) -> None:
         """Take a call, and fold what it and the calls inside it used."""
         self.tape.take(call)
-        self._apply(call)
+        self._spending.passed(call)
 
     def skip(self, done: Callable[[str], bool]) -> int:
         """See `agentguard.steps.served.ReplaySource`.  What has no outcome on record is not done."""
@@ -366,127 +335,15 @@ class Player:
             calls = [call for call in self.tape.left() if call.settled and done(call.branch)]
             for call in calls:
                 if self.tape.holds(call):  # not taken with one around it
-                    self.consume(call)
+                    self._consume(call)
             while calls and self.tape.budgets and self.tape.budgets[0].seq < calls[-1].start.seq:
                 self.tape.budgets.popleft()  # the program will not set them again either
             return len(calls)
 
-    def _apply(self, call: Call) -> None:
-        if self._not_yet is not None:  # the live run has folded the whole log
-            self._not_yet.passed(call)
-        else:
-            self._copy_budgets(call.start.seq)
-            for record in self._records(call):
-                self._fold(record)
-        self._count_late()
-
-    def _count_late(self) -> None:
-        """Fold the outcomes of calls that outlived the body around them."""
-        while self.tape.late:
-            call, record = self.tape.late.popleft()
-            if self._not_yet is None:
-                self._fold(record)
-            else:
-                self._not_yet.ended(call)
-
     def take_budget(self) -> bool:
         """Take the next budget that the program itself has on record; return whether there is one."""
-        budgets = self.tape.budgets
         with self._lock:
-            self.tape.read_until(lambda: any(map(_is_own, budgets)))
-            own = next(filter(_is_own, budgets), None)
-            while own is not None:
-                record = budgets.popleft()  # or that of an operator, who came before
-                if self._not_yet is None:  # else the live run has folded the whole log
-                    self._fold(record)
-                if record is own:
-                    return True
-            return False
-
-    def _copy_budgets(self, until: int) -> None:
-        """Take the budgets that the run was given before an event of its log."""
-        while self.tape.budgets and self.tape.budgets[0].seq < until:
-            self._fold(self.tape.budgets.popleft())
-
-    def _fold(self, record: Record) -> None:
-        self._live_run.log.fold.apply(record, self._live_run.log.fold.hash)
-
-    def _records(self, call: Call) -> Iterator[Record]:
-        for earlier in call.before:
-            yield from filter(None, (earlier.start, earlier.end))
-        yield call.start
-        for child in call.children:
-            yield from self._records(child)
-        if call.end is not None:
-            yield call.end
-
-    def outcome(self, spec: StepSpec, call: Call) -> RecordedOutcome:
-        """Return a recorded outcome."""
-        if call.start.type == ev.STEP_REFUSED:
-            return RecordedOutcome(error=self._refusal(call), refused=True)
-        if call.failed:
-            return RecordedOutcome(error=self._error(call))
-        self._replayable(call)
-        return RecordedOutcome(self._restored(call, spec, _result))
-
-    def _restored(self, call: Call, spec: StepSpec, restore: Callable[[StepSpec, Call], _T]) -> _T:
-        """Return `restore(spec, call)`; raise a difference if that fails."""
-        try:
-            return restore(spec, call)
-        except Exception as error:  # noqa: BLE001 - a user's types may raise anything
-            how = "" if spec.returns is None else f" as {spec.returns!r}"
-            self._not_replayable(call, f"it does not decode{how}: {type_name(type(error))}: {error}")
-
-    def _not_replayable(self, call: Call, reason: str) -> NoReturn:
-        """Say that a recorded outcome cannot be handed out: what there was, and why it did not come back."""
-        what = "an exception" if call.failed else "a result"
-        expected = f"{what} that cannot be handed out again: {reason}"
-        self._raise(ReplayDivergenceError(d.NOT_REPLAYABLE, call.start.key, expected))
-
-    def _replayable(self, call: Call) -> None:
-        reason = call.end_data.get("unreplayable")
-        if reason is None and call.end_payload is None:
-            reason = "its payload was erased, or not captured"
-        if reason is not None:
-            self._not_replayable(call, reason)
-
-    def _refusal(self, call: Call) -> BaseException:
-        if call.withdrawn:
-            return self._restored_error(call, call.start)
-        scope = data_of(call.start, ScopeStopped).get("stops")
-        if scope and (stop := self._stop_of(scope)) is not None:
-            return stop
-        self.tape.read_until(lambda: self.tape.terminal is not None)
-        return self.recorded_stop() or StepOutcomeUnknownError(self._live_run.run_id, call.start.key or "")
-
-    def _error(self, call: Call) -> BaseException:
-        """Return the recorded exception of a step that failed."""
-        return self._restored_error(call, call.end)
-
-    def _restored_error(self, call: Call, event: Record | None) -> BaseException:
-        """Return a recorded exception; a stop is the run's own, so that it is one object everywhere."""
-        assert event is not None  # noqa: S101 - it failed
-        data = data_of(event, Failed)
-        if (reason := data.get("unreplayable")) is not None:
-            self._not_replayable(call, reason)
-        return exceptions.restore(data["error"], self._own_stop)
-
-    def _own_stop(self, error: RunStopped) -> RunStopped:
-        scopes = [self._stop_of(scope) for scope in list(self.tape.scope_stops)]
-        for stop in (*scopes, self.recorded_stop_of(error)):
-            if stop is not None and stop.facts() == error.facts():
-                return stop
-        return error
-
-    def recorded_stop_of(self, error: RunStopped) -> RunStopped | None:
-        """Return the run's stop if an exception stands for it."""
-        if self._live_run.stops.stop is None:
-            self.tape.read_until(lambda: self.tape.terminal is not None)
-            if self.tape.terminal is not None:
-                stop = stop_from(data_of(self.tape.terminal, RunEnded)["termination"])
-                if stop is not None and stop.facts() == error.facts():
-                    return self.recorded_stop()
-        return self._live_run.stops.stop
+            return self._spending.take_budget()
 
     # --- values and scopes ---------------------------------------------------------------------
 
@@ -504,20 +361,20 @@ class Player:
                 call = self._call(key, pos, scope)
             except RunStopped:  # it came inside the value's function, whose steps go with it
                 for inner in self.tape.inside(key):
-                    self.consume(inner)
+                    self._consume(inner)
                 raise
             if call is None:
                 return None
             data = data_of(call.start, Value)
             if "error" in data and "unreplayable" not in data:
-                self.consume(call)
-                return RecordedOutcome(error=exceptions.restore(data["error"], self._own_stop))
+                self._consume(call)
+                return RecordedOutcome(error=exceptions.restore(data["error"], self._stops.own))
             reason = data.get("unreplayable")
             if reason is None and call.payload is None:
                 reason = "its payload was erased, or not captured"
             if reason is not None:
                 self.diverge(d.NOT_REPLAYABLE, key, f"the recorded value of {name}: {reason}")
-            self.consume(call)
+            self._consume(call)
             try:
                 return RecordedOutcome(values.restore(call.payload or b"null", by_name=True))
             except Exception as error:  # noqa: BLE001 - a user's types may raise anything
@@ -547,7 +404,7 @@ class Player:
             if call is None:
                 return None
             self.tape.read_until(lambda: call.end is not None)
-            self.consume(call)
+            self._consume(call)
             return data_of(call.start, NestedRunOpened)["run"]
 
     def close_scope(self, scope: Any) -> bool:
@@ -559,7 +416,7 @@ class Player:
             if not self.live:
                 self.tape.read_until(lambda: call.end is not None)
             if scope.key in self.tape.scope_stops:
-                self._stop_of(scope.key)
+                self._stops.of_scope(scope.key)
             return call.end is not None or not self.live
 
     # --- differences ---------------------------------------------------------------------------
@@ -575,7 +432,7 @@ class Player:
         """The program is done: nothing may be left over, and its spending must be the recorded one."""
         with self._lock:
             left = self.tape.left_over()
-            self._count_late()
+            self._spending.count_late()
             if left is not None and (left.start.key or "").startswith(UNNAMED):
                 self.diverge(d.NOT_REPLAYABLE, left.start.key, d.describe(left.start), d.UNNAMED_BRANCH)
             if left is not None:
@@ -588,32 +445,13 @@ class Player:
             return self._live_run.stops.stop
         recorded = data_of(terminal, RunEnded)["termination"]
         self._live_run.log.apply(terminal, self._live_run.log.fold.hash)
-        stop = self.recorded_stop()
+        stop = self._stops.of_run()
         if stop is not None:
             return stop
         found = "completed" if error is None else type_name(type(error))  # no stop of this run
         if recorded["type"] != found:
             self.diverge(d.OUTCOME, None, f"the run ended: {recorded['type']}", f"it ended: {found}")
         return None
-
-
-def _is_own(record: Record) -> bool:
-    return bool(data_of(record, RunBudgetSet).get("own"))
-
-
-def _result(spec: StepSpec, call: Call) -> Any:
-    """Return the restored result of a step."""
-    payload = call.end_payload or b"null"
-    if call.end is not None and call.end.type == ev.STEP_RESOLVED:
-        return values.restore(payload, spec.returns, by_name=True)
-    if spec.codec is not None:
-        return spec.codec.decode(payload)
-    return values.restore(payload, None if call.end_data.get("plain") else spec.returns)
-
-
-def _items(spec: StepSpec, call: Call) -> RestoredItems:
-    """Return the restored items of a generator."""
-    return restored(spec, call.end_payload or b"[]", call.end_data)
 
 
 def _arguments(step: StepCall) -> bytes | None:
