@@ -64,6 +64,7 @@ class Premium(NamedTuple):
 
 _BEFORE_4_5: Final = re.compile(r"claude-(v|2|3)|-4-[01]$")
 _BEFORE_4_6: Final = re.compile(rf"{_BEFORE_4_5.pattern}|-4-5")
+_NO_CLAUDE_OF_4_5: Final = re.compile(rf"^(?!claude-)|{_BEFORE_4_5.pattern}|claude-4-")
 _BEFORE_GPT_5_4: Final = re.compile(r"^(?!gpt-(5\.[4-9]|[6-9]))")
 PREMIUMS: Final = (
     # https://developers.openai.com/api/docs/pricing: 1.67 to 2.5 times; Azure charges as OpenAI does.
@@ -82,6 +83,7 @@ PREMIUMS: Final = (
     # https://platform.claude.com/docs/en/about-claude/pricing#third-party-platform-pricing: on Vertex, from
     # Claude 4.5 on; genai-prices has Bedrock's regions as models.
     Premium("anthropic", "endpoint", "regional", Decimal("1.1"), _BEFORE_4_5),
+    Premium("google", "endpoint", "regional", Decimal("1.1"), _NO_CLAUDE_OF_4_5),
     # https://developers.openai.com/api/docs/pricing: data residency, from GPT-5.4 on.
     Premium("openai", "endpoint", "regional", Decimal("1.1"), _BEFORE_GPT_5_4),
 )

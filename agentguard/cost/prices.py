@@ -7,6 +7,8 @@ from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from types import EllipsisType
 from typing import Final
 
+from msgspec import structs
+
 from agentguard.budget.model_usage import ModelUsage
 from agentguard.budget.resources import nano_usd
 from agentguard.cost.genai import GENAI_PRICES, GenaiPrices
@@ -49,8 +51,9 @@ class ModelPrices:
     Own prices are USD for a million tokens, as `Decimal`, `str` or number: `input` and `output`, and where
     they differ `cached` (read from a cache), `cache_write`, `cache_write_1h`, `input_audio`, `input_image`,
     `output_audio` and `output_image`.  What is left out costs what input or output costs; writing to a
-    cache 1.25 times as much as input, 2 times for one hour.  Own prices hold for every tier.  A model is
-    named as in the call, or with its provider in front: `"openai:gpt-5"`.
+    cache 1.25 times as much as input, 2 times for one hour.  Own prices hold for every tier; web searches
+    cost what `fallback` says.  A model is named as in the call, or with its provider in front:
+    `"openai:gpt-5"`.
 
     Args:
         own: your prices by model.
@@ -83,8 +86,16 @@ class ModelPrices:
         for name in usage.names(model):
             rates = self._own.get(f"{provider}:{name}") or self._own.get(name)
             if rates is not None:
-                return ModelPrice(_total(rates, usage), "own")
+                return ModelPrice(_total(rates, usage) + self._calls(model, usage, provider), "own")
         return None if self._fallback is None else self._fallback.price(model, usage, provider=provider)
+
+    def _calls(self, model: str, usage: ModelUsage, provider: str | None) -> int:
+        """Return what is charged beside tokens, as for web searches: own prices do not say it."""
+        calls = {name: n for name, n in usage.counts.items() if not name.endswith("_tokens")}
+        if not calls or self._fallback is None:
+            return 0
+        price = self._fallback.price(model, structs.replace(usage, counts=calls), provider=provider)
+        return 0 if price is None else price.nano_usd
 
 
 def _rates(model: str, prices: Mapping[str, Price]) -> dict[str, Decimal]:

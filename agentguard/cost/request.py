@@ -79,6 +79,8 @@ class ModelRequest(NamedTuple):
         tier, speed = self.kwargs.get("service_tier"), self.kwargs.get("speed")
         asked = {"service_tier": tier, "speed": speed, "inference_geo": self.kwargs.get("inference_geo")}
         said = {name: value for name, value in asked.items() if isinstance(value, str)}
+        if (self.model or "").startswith("vertex_ai/") and self.kwargs.get("vertex_location") != "global":
+            said["endpoint"] = "regional"  # as LiteLLM calls it, where nothing else is said
         return said | search_terms(self.kwargs)
 
     @property

@@ -13,7 +13,7 @@ from agentguard.cost.usage import at_least
 from agentguard_clients.attempt import Attempt
 from agentguard_clients.endpoints import Body, Endpoint
 from agentguard_clients.guarding import Guarding
-from agentguard_clients.sse import Events, event_data, is_done, output_tokens
+from agentguard_clients.sse import Events, answer_tokens, event_data, is_done, output_tokens
 
 
 class ModelCall(Attempt):
@@ -111,8 +111,11 @@ class ModelCall(Attempt):
     def read(self, content: bytes) -> None:
         """Take in a whole answer."""
         if self._endpoint is not None:
-            self._counted = self._guarding.counted(_json(content), self._url.host)
+            answer = _json(content)
+            self._counted = self._guarding.counted(answer, self._url.host)
             self._final = True
+            if self._counted is None and self._unbounded:
+                self._made = answer_tokens(answer)
 
     def saw(self, event: bytes) -> bool:
         """Take in an event of a stream; return whether it is for the consumer too."""
@@ -136,7 +139,7 @@ class ModelCall(Attempt):
         """Charge what the provider counted; what it did not count is charged as reserved.
 
         A count from the middle of a stream that ended early raises that, and does not lower it; so does what
-        came of an answer that nothing bounds.
+        came of an answer that nothing bounds and nothing counts.
         """
         if step is None or isinstance(self._reserved, UnknownCostError):
             return

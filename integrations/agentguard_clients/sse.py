@@ -51,8 +51,17 @@ def output_tokens(event: Mapping[str, Any]) -> int:
         (1, 0)
     """
     said = [event.get("delta"), *(choice.get("delta") for choice in event.get("choices") or [])]
-    size = sum(map(_size, said))
-    return -(-size // 3)
+    return -(-_size(said) // 3)
+
+
+def answer_tokens(answer: Mapping[str, Any]) -> int:
+    """Return about how many tokens a whole answer is, on the high side.
+
+    Example:
+        >>> answer_tokens({"id": "c_1", "choices": [{"message": {"content": "The answer"}}]})
+        4
+    """
+    return -(-_size([answer.get(name) for name in ("choices", "output", "content")]) // 3)
 
 
 def _size(value: object) -> int:

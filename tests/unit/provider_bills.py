@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from agentguard import Usage
-from agentguard.cost import ModelCosts, ModelPrices, model_usage
+from agentguard.cost import ModelCosts, ModelPrices, ModelRequest, model_usage
 
 OPENAI = "https://developers.openai.com/api/docs/pricing"
 ANTHROPIC = "https://platform.claude.com/docs/en/about-claude/pricing"
@@ -1041,6 +1041,27 @@ BILLS: Final = [
         chat("anthropic/claude-sonnet-4.5", 1_000, 100, cost=None),
         [(1_000, "3"), (100, "15")],
         OPENROUTER,
+    ),
+    Bill(
+        "claude-on-vertex-in-one-region-by-litellm",
+        "google",
+        "claude-sonnet-4-5@20250929",
+        chat("claude-sonnet-4-5@20250929", 1_000, 100),
+        [(1_000, "3"), (100, "15")],
+        ANTHROPIC,
+        times="1.1",
+        terms=ModelRequest((), {"model": "vertex_ai/claude-sonnet-4-5@20250929"}).terms,
+    ),
+    Bill(
+        "claude-on-vertex-anywhere-by-litellm",
+        "google",
+        "claude-sonnet-4-5@20250929",
+        chat("claude-sonnet-4-5@20250929", 1_000, 100),
+        [(1_000, "3"), (100, "15")],
+        ANTHROPIC,
+        terms=ModelRequest(
+            (), {"model": "vertex_ai/claude-sonnet-4-5@20250929", "vertex_location": "global"}
+        ).terms,
     ),
     Bill(
         "xai-tools",

@@ -62,6 +62,14 @@ def test_without_a_price_for_cached_input_it_costs_what_input_costs() -> None:
     )
 
 
+@pytest.mark.parametrize(("fallback", "nano_usd"), [(..., 30_001_250), (None, 1_250)])
+def test_searches_cost_what_the_fallback_says_beside_own_prices(fallback: Any, nano_usd: int) -> None:
+    book = ModelPrices({"gpt-5": {"input": "1.25", "output": 10}}, fallback=fallback)
+    price = book.price("gpt-5", ModelUsage(counts={"input_tokens": 1, "web_searches": 3}), provider="openai")
+    assert price is not None
+    assert (price.nano_usd, price.source) == (nano_usd, "own")
+
+
 @pytest.mark.parametrize("price", [Decimal("0.5"), "0.5", 0.5], ids=lambda value: type(value).__name__)
 def test_money_is_taken_as_everywhere(price: Any) -> None:
     book = ModelPrices({"house": {"input": price, "output": 1}}, fallback=None)

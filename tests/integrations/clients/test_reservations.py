@@ -330,6 +330,22 @@ def test_a_stream_without_a_bound_that_ends_early_is_charged_what_came(
     closing(program, client)
 
 
+@pytest.mark.parametrize("told", [None, {"prompt_tokens": 5, "completion_tokens": -1}], ids=str)
+def test_an_answer_without_a_bound_that_counts_nothing_is_charged_what_came(
+    server: Providers, guard: Guard, told: Any
+) -> None:
+    client = Sdk("openai", False, server).client()
+    said = {"role": "assistant", "content": "word " * 20_000}
+    reply = chat({"model": "gpt-test"}, message=said)
+    assert reply.body is not None
+    reply.body["usage"] = told
+    server.next.append(reply)
+    with client, guard.run("ask", budget=Budget(usd=5)) as run:
+        answer = client.chat.completions.create(model="gpt-test", messages=MESSAGES)
+    assert answer.choices[0].message.content == said["content"]
+    assert run.spent.output_tokens >= 20_000
+
+
 # --- counts that cannot be right -----------------------------------------------------------------
 
 
