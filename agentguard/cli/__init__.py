@@ -6,6 +6,7 @@ without the `cli` extra.  `runs` is answered before Typer is, which loads longer
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:  # closed by who called; no file of ours must take its number
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115, PTH123
     if arguments and arguments[0] in ("kill", "revive"):
         from agentguard.cli.commands import kill
 

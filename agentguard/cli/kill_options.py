@@ -73,9 +73,15 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--actor", metavar="A", help="who (default: user@host)")
     command.add_argument(
-        "--home", type=Path, metavar="DIR", help="where the kill page lies (AGENTGUARD_HOME)"
+        "--home", type=_folder, metavar="DIR", help="where the kill page lies (AGENTGUARD_HOME)"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _folder(text: str) -> Path:
+    if not text:  # as a variable of a shell that is not set
+        raise argparse.ArgumentTypeError("must not be empty; leave it out for the default")
+    return Path(text)
 
 
 def _seconds(text: str) -> float:

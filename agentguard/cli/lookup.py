@@ -38,12 +38,17 @@ class AmbiguousRunError(UsageError):
     """What was typed begins the ids of several runs."""
 
 
-def use(store: str | None, home: Path | None) -> None:
-    """Set the environment of this process from `--store` and `--home`."""
-    if store is not None:
-        os.environ[STORE_VARIABLE] = store
-    if home is not None:
-        os.environ[VARIABLE] = str(home)
+def use(store: str | None, home: str | None) -> None:
+    """Set the environment of this process from `--store` and `--home`.
+
+    Raises:
+        UsageError: one is empty, as a variable of a shell that is not set: another one would be used.
+    """
+    for option, given, variable in (("--store", store, STORE_VARIABLE), ("--home", home, VARIABLE)):
+        if given == "":
+            raise UsageError(f"{option} must not be empty; leave it out for the default")
+        if given is not None:
+            os.environ[variable] = given
 
 
 def store_file() -> Path | None:

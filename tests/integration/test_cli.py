@@ -879,6 +879,40 @@ def test_a_wrong_command_line_ends_with_2(arguments: list[str], cli: Cli) -> Non
     assert cli(*arguments)[0] == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["runs"], ["show", "victim"], ["tail"], ["export", "victim"], ["--help"], ["revive"]],
+    ids=" ".join,
+)
+def test_streams_that_are_closed_or_full_are_no_traceback(command: list[str], recorded: Path) -> None:
+    words = [sys.executable, "-m", "agentguard.cli", *command]
+    environment = os.environ | {"AGENTGUARD_HOME": str(recorded)}
+    for redirected in (">&-", "<&- >&-", ">/dev/full"):
+        told = ["sh", "-c", f'exec "$@" {redirected}', "sh", *words]
+        ended = subprocess.run(told, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        assert "Traceback" not in ended.stderr
+        assert "Exception ignored" not in ended.stderr
+        if "full" in redirected:
+            assert ended.returncode != 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["runs"], ["tail"], ["doctor"], ["pause", "x"], ["kill", "--reason", "r", "--yes"], ["revive"]],
+    ids=lambda words: words[0],
+)
+def test_a_home_or_a_store_that_is_empty_is_not_taken_for_another(
+    command: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a shell's variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    for option in ["--home"] if command[0] in ("kill", "revive") else ["--home", "--store"]:
+        code, out, err = cli(*command, option, "")
+        assert (code, out) == (2, "")
+        assert re.search(f"{option}:? must not be empty; leave it out for the default", err)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_version(cli: Cli) -> None:
     code, out, _ = cli("--version")
     assert code == 0

@@ -14,6 +14,7 @@ from agentguard.cli.options import (
     RunArgument,
     StoreOption,
 )
+from agentguard.errors import AgentGuardError
 from agentguard.guard import Guard
 
 
@@ -60,8 +61,12 @@ def decide(
 def _only_question(guard: Guard, run_id: str, asked: int | None) -> tuple[str, int]:
     """Return the key of the only step that waits, and the number of its question, or of the one `asked`."""
     found = [(waits.key, waits.seq) for waits in guard.approvals() if waits.run_id == run_id]
-    if len(found) != 1:
-        waiting = f"; waiting are {', '.join(key for key, _ in found)}" if found else ""
-        raise exit_codes.UsageError(f"{len(found)} steps of run {run_id} wait; name one by its KEY{waiting}")
+    if not found:
+        raise AgentGuardError(f"no step of run {run_id} waits; it is {guard.summary(run_id).state}")
+    if len(found) > 1:
+        waiting = ", ".join(key for key, _ in found)
+        raise exit_codes.UsageError(
+            f"{len(found)} steps of run {run_id} wait; name one by its KEY; waiting are {waiting}"
+        )
     key, seq = found[0]
     return key, seq if asked is None else asked

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import store_url
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     say("--columns", metavar="A,B", help="these columns alone, as run,name,usd,$/min,owner")
     say("--utc", action="store_true", help="print times in UTC; by default, in local time")
     say("--store", metavar="URL", help="the event store, as sqlite:///runs.db [AGENTGUARD_STORE]")
-    say("--home", type=Path, metavar="DIR", help="the state directory [AGENTGUARD_HOME]")
+    say("--home", metavar="DIR", help="the state directory [AGENTGUARD_HOME]")
     say("--json", action="store_true", help="print JSON, for programs")
     return parser
 
