@@ -196,7 +196,7 @@ class Run:
         except AgentGuardError:
             raise
         except BaseException:  # of a signal handler: what it has cut short is done all the same
-            self._cut_short(functools.partial(self._close_again, error))
+            self._cut_short(functools.partial(self._leave, error))
             raise
         raise_on_exit(stop, error)
 

@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
 
 class _Placed(Protocol):
-    """A step or a scope: its key, and its place in its branch."""
+    """A step, a scope or a value: its key, and its place in its branch."""
 
     key: str
     pos: int
+
+
+class _Value:
+    def __init__(self, key: str, pos: int) -> None:
+        self.key = key
+        self.pos = pos
 
 
 class Elsewhere:
@@ -60,6 +66,25 @@ class Elsewhere:
 
         self._place(scope, fits, live=live)
 
+    def value(self, key: str, pos: int, *, live: bool) -> tuple[str, int]:
+        """Return the key and the place of the recorded value that one is: the first of its name."""
+        placed = _Value(key, pos)
+        self._place(placed, lambda call: call.start.type == ev.VALUE, live=live)
+        return placed.key, placed.pos
+
+    def run(self, key: str, pos: int) -> int:
+        """Return the place of the recorded run of a key; a free one where none is."""
+        branch = branch_of(key)
+        first = self._first_place.setdefault(branch, pos)
+        call = self._tape.search(branch, lambda call: call.start.key == key)
+        pos = self._free_place(branch, first) if call is None else call.start.pos
+        self._places.add((branch, pos))
+        return pos
+
+    def _free_place(self, branch: str, first: int) -> int:
+        taken = self._tape.places(branch)
+        return next(pos for pos in count(first) if pos not in taken and (branch, pos) not in self._places)
+
     def _place(self, placed: _Placed, fits: Callable[[Call], bool], *, live: bool) -> None:
         name, _, number = placed.key.rpartition("#")
         branch = branch_of(placed.key)
@@ -76,9 +101,6 @@ class Elsewhere:
         elif live:
             keys = (f"{name}#{n}" for n in count(first))
             placed.key = next(key for key in keys if key not in self._keys and not self._tape.has(key))
-            taken = self._tape.places(branch)
-            placed.pos = next(
-                pos for pos in count(first_place) if pos not in taken and (branch, pos) not in self._places
-            )
+            placed.pos = self._free_place(branch, first_place)
         self._keys.add(placed.key)
         self._places.add((branch, placed.pos))

@@ -148,6 +148,11 @@ class KeyedOutcomes:
             player.block(step)
             self._noted(step, player, None)
 
+    def place(self, key: str, pos: int) -> tuple[str, int]:
+        """See `agentguard.steps.served.ReplaySource`."""
+        player = self.player_at(branch_of(key))
+        return (key, pos) if player is None else player.place(key, pos)
+
     def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
         player = self.player_at(branch_of(key))

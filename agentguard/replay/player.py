@@ -354,6 +354,16 @@ class Player:
         with self._lock:
             return self._not_yet.of(scope)
 
+    def place(self, key: str, pos: int) -> tuple[str, int]:
+        """See `agentguard.steps.served.ReplaySource`."""
+        with self._lock:
+            return self._elsewhere.value(key, pos, live=self.live)
+
+    def place_of_run(self, key: str, pos: int) -> int:
+        """Return the place of a nested run that is opened in a thread which shares its branch."""
+        with self._lock:
+            return self._elsewhere.run(key, pos)
+
     def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:
         """See `agentguard.steps.served.ReplaySource`."""
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from agentguard.budget.model import BudgetChange
 from agentguard.errors import RunStopped, StepOutcomeUnknownError
 from agentguard.replay.divergence import NOT_REPLAYABLE
@@ -85,6 +87,8 @@ class NestedSession(LiveSession):
             player = player.player_at(branch_of(self.key))
         if around is None or not isinstance(player, Player):
             return None
+        if around.thread != threading.get_ident():
+            self.pos = player.place_of_run(self.key, self.pos)
         recorded = player.open_run(self.key, self.pos, around.scope_key)
         if recorded is None:
             return None

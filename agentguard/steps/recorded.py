@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import inspect
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -58,6 +59,8 @@ def record(live_run: LiveRun, position: InRun, name: str, fn: Callable[[], objec
     """What `fn()` gives or raises, recorded; awaitable for a coroutine function."""
     key, pos = position.branch.next_call(key_segment(name))
     if live_run.player is not None:
+        if position.thread != threading.get_ident():
+            key, pos = live_run.player.place(key, pos)
         served = live_run.player.value(key, pos, name, position.scope_key)
         if served is not None:
             return _ready(served) if inspect.iscoroutinefunction(fn) else served.result()

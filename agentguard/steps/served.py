@@ -110,6 +110,10 @@ class ReplaySource(Protocol):
     def block(self, step: StepCall) -> None:
         """Refuse a block that is on record, or let it run."""
 
+    def place(self, key: str, pos: int) -> tuple[str, int]:
+        """Return the key and place of a value that is asked for in a thread which shares its branch."""
+        ...
+
     def value(self, key: str, pos: int, name: str, scope: str) -> RecordedOutcome | None:
         """Return a recorded value, or None to make it."""
         ...

@@ -62,6 +62,11 @@ def work() -> int:
     return 1
 
 
+@guarded_step(usage=Usage(coins=1))
+def items() -> Iterator[int]:
+    yield from range(3)
+
+
 def whole(guard: Guard) -> None:
     with guard.run("signalled", budget=Budget(coins=9)):
         work()
@@ -73,6 +78,13 @@ def failing(guard: Guard) -> None:
         work()
         _ = -signalled
         raise ValueError
+
+
+def killed(guard: Guard) -> None:
+    with guard.run("signalled", budget=Budget(coins=9)) as run:
+        next(items())  # left, and not settled yet
+        run.kill("enough")
+        _ = -signalled
 
 
 async def whole_async(guard: Guard) -> None:
@@ -152,6 +164,7 @@ async def step_async(guard: Guard) -> None:
 PROGRAMS: list[Callable[[Guard], Any]] = [
     whole,
     failing,
+    killed,
     whole_async,
     failing_async,
     nested,

@@ -257,3 +257,60 @@ def test_scopes_in_such_threads_are_recovered_whichever_comes_first(guard: Guard
         assert priced(2, 3, 2, 1) == whole
     assert ran == []
     assert guard.verify(), guard.verify()
+
+
+def recorded(guard: Guard, *items: int) -> list[object]:
+    """Each item in a thread, which records a value and opens a run, both named by it."""
+    found: list[tuple[object, ...]] = []
+
+    def work(item: int) -> None:
+        seen = here().record(f"page {item}", lambda: fetched(item))
+        with guard.run(f"part {item}", budget=Budget(coins=3)) as part:
+            found.append((seen, more(more(item) * 10), part.spent["coins"]))
+        assert here().now().tzinfo is not None
+
+    for item in items:
+        in_thread(contextvars.copy_context().run, work, item)
+    found.append((here().record("all", lambda: fetched(0)), more(len(items))))
+    return sorted(found, key=repr)
+
+
+def fetched(item: int) -> list[int]:
+    ran.append(("fetched", item))
+    return [item, item]
+
+
+def test_values_and_runs_in_such_threads_are_replayed_by_their_names(guard: Guard) -> None:
+    with guard.run("r") as run:
+        live = recorded(guard, 1, 2, 3)
+    ran.clear()
+    for order in ((3, 2, 1), (2, 1, 3)):
+        with guard.replay(run.id) as replayed:
+            assert recorded(guard, *order) == live
+        assert replayed.spent == run.spent
+    assert ran == []
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_values_and_runs_in_such_threads_are_recovered_by_their_names(guard: Guard, done: int) -> None:
+    def begun() -> None:
+        def work(item: int) -> None:
+            here().record(f"page {item}", lambda: fetched(item))
+            with guard.run(f"part {item}", budget=Budget(coins=3)):
+                more(more(item) * 10)
+            here().now()
+
+        for item in (3, 1)[:done]:
+            in_thread(contextvars.copy_context().run, work, item)
+        raise Crash
+
+    run_id = crashed(guard, begun)
+    with guard.recover(run_id, take_over=True) as run:
+        whole = recorded(guard, 1, 2, 3)
+        assert run.spent["coins"] == 7
+    assert len(ran) == 11
+    ran.clear()
+    with guard.replay(run_id):
+        assert recorded(guard, 2, 3, 1) == whole
+    assert ran == []
+    assert guard.verify(), guard.verify()
