@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -9,7 +10,8 @@ import msgspec
 
 from agentguard.budget.model_usage import ModelUsage, Number
 from agentguard.cost.hosted import offered, search_terms
-from agentguard.cost.usage import USUAL_OUTPUT, CacheTtl, media_tokens, written_unasked
+from agentguard.cost.media import Media, file_data, is_words, media_tokens
+from agentguard.cost.usage import USUAL_OUTPUT, CacheTtl, written_unasked
 
 #: What the APIs call the model, the bound of an answer and the number of answers, and where they nest them.
 _MODELS: Final = ("model", "model_name", "modelId", "model_id")
@@ -91,8 +93,13 @@ class ModelRequest(NamedTuple):
 
     @property
     def hosted(self) -> ModelUsage:
-        """What the provider's own tools may cost that the call offers."""
-        return offered(self.kwargs, self.model or "")
+        """What the call may cost beside text: the provider's own tools that it offers, and sound in it."""
+        return self._hosted_by(self.model or "")
+
+    def _hosted_by(self, model: str) -> ModelUsage:
+        found = offered(self.kwargs, model)
+        heard = _heard(self.kwargs, model) if _HEARS.search(model) else 0
+        return msgspec.structs.replace(found, counts=found.counts | {"input_audio_tokens": heard})
 
     @property
     def spoken(self) -> bool:
@@ -112,7 +119,7 @@ class ModelRequest(NamedTuple):
         bound = self.max_tokens
         if bound is None:
             bound = (max_tokens or USUAL_OUTPUT) * self.answers
-        hosted = offered(self.kwargs, model or "")
+        hosted = self._hosted_by(model or "")
         counts: dict[str, Number] = {**hosted.counts, "input_tokens": given, "output_tokens": bound}
         if kept is not None:
             counts[f"cache_write_{kept}_tokens"] = given
@@ -165,13 +172,13 @@ def prompt_tokens(value: object, model: str | None = None) -> int:
     return -(-size // 3) + media
 
 
-#: Where a part of a prompt is no text: how closely it is looked at, if that is said.
-_Media = Mapping[str, Any]
+#: Models that hear.
+_HEARS: Final = re.compile(r"audio|gemini|voxtral")
 #: A number, as of a prompt in tokens: so long that it counts as one.
 _NUMBER: Final = "00"
 
 
-def _parts(value: object) -> Iterator[str | _Media]:
+def _parts(value: object) -> Iterator[str | Media]:
     """Yield the texts of a prompt, and each image or file."""
     if isinstance(value, str):
         yield value
@@ -193,23 +200,27 @@ def _parts(value: object) -> Iterator[str | _Media]:
         yield from _parts_of_model(value)
 
 
+def _heard(request: Mapping[str, Any], model: str) -> int:
+    parts = (part for part in _parts(list(request.values())) if isinstance(part, Mapping))
+    return sum(media_tokens(model, part) for part in parts if "input_audio" in part)
+
+
 def _is_media(part: Mapping[Any, Any]) -> bool:
     kind = part.get("type")  # in a JSON schema it may be a list, or a schema of a field of that name
     return (isinstance(kind, str) and kind in _MEDIA_TYPES) or not _MEDIA_KEYS.isdisjoint(part)
 
 
-def _media(part: Mapping[Any, Any]) -> Iterator[str | _Media]:
-    """Yield an image or a file; of a document that is given in words, the words."""
-    source = part.get("source")
+def _media(part: Mapping[Any, Any]) -> Iterator[str | Media]:
+    """Yield an image, a sound or a file; of one that is in words, the words."""
+    source, file = part.get("source"), file_data(part)
     if isinstance(source, Mapping) and source.get("type") in _WRITTEN:
         yield from _parts(source)
     else:
-        image = part.get("image_url")
-        yield {**part, **image} if isinstance(image, Mapping) else part
+        yield file if file is not None and is_words(file) else part
     yield from _parts([part.get("title"), part.get("context")])
 
 
-def _parts_of_model(value: object) -> Iterator[str | _Media]:
+def _parts_of_model(value: object) -> Iterator[str | Media]:
     if isinstance(value, type):  # what to answer with
         schema = getattr(value, "model_json_schema", None)
         yield from _parts(schema() if callable(schema) else None)

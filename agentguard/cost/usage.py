@@ -30,18 +30,6 @@ USUAL_OUTPUT = 4096
 LEAST_OUTPUT = 16
 #: What an image, a sound or a file in a prompt is taken for: no size says it.
 MEDIA_TOKENS = 1600
-#: The most that one image is, where a model takes more for it; the first that fits.
-#: https://developers.openai.com/api/docs/guides/images-vision and
-#: https://platform.claude.com/docs/en/build-with-claude/vision
-_IMAGE_TOKENS: Final = (
-    (re.compile(r"gpt-4o-mini"), 2833 + 8 * 5667),
-    (re.compile(r"gpt-.*(mini|nano)|o4-mini|gpt-5\.[4-9]|gpt-[6-9]"), 3780),
-    (re.compile(r"claude-(opus-4-[78]|[a-z]+-5|[a-z]+-[6-9])"), 4784),
-)
-#: The most where an image is looked at as it is (`detail="original"`): 10,000 patches at 1.2 tokens.
-_ORIGINAL_TOKENS: Final = 12_000
-
-
 #: OpenAI's models whose prompts are written to a cache, at a price, unasked.
 #: https://developers.openai.com/api/docs/guides/prompt-caching
 _WRITTEN_UNASKED: Final = re.compile(r"(^|[/.:])gpt-(5\.[6-9]|[6-9])")
@@ -92,20 +80,6 @@ def at_least(used: Usage, least: Usage) -> Usage:
     found = dict(least.named())
     found |= {name: max(n, found.get(name, 0)) for name, n in used.named().items()}
     return Usage.from_amounts(found)
-
-
-def media_tokens(model: str | None, part: Mapping[str, Any]) -> int:
-    """Return how many tokens an image or a file of a prompt is taken for.
-
-    Args:
-        model: who reads it.
-        part: the part of the prompt, with its `detail` if that is said.
-    """
-    if part.get("detail") == "original":
-        return _ORIGINAL_TOKENS
-    if part.get("detail") == "low" and "gpt-4o-mini" in (model or ""):
-        return 2833
-    return next((most for name, most in _IMAGE_TOKENS if name.search(model or "")), MEDIA_TOKENS)
 
 
 def written_unasked(model: str) -> CacheTtl | None:
@@ -254,7 +228,7 @@ class _Asked:
             counts[f"cache_write_{self._cache_writes}_tokens"] = self.input_tokens
         if self._spoken:
             counts["output_audio_tokens"] = output
-        counts |= self._hosted.counts
+        counts = {**self._hosted.counts, **counts}
         return ModelUsage(counts=counts, terms=self._terms, beside=self._hosted.beside)
 
     def nano(self, output: int) -> int | None:

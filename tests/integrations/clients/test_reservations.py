@@ -1,6 +1,7 @@
 """What is reserved before a request is never less than what it can be billed for."""
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,53 @@ def test_an_image_is_as_many_tokens_as_the_model_takes_for_it(
     found = ModelRequest((), {"model": model, "messages": [{"role": "user", "content": [part]}]})
 
     assert least <= found.input_tokens < least + 1_700
+
+
+def pdf(pages: int) -> str:
+    page = b"3 0 obj << /Type /Page /Parent 2 0 R >> endobj\n"
+    return base64.b64encode(b"%PDF-1.4\n1 0 obj << /Type /Pages /Count 9 >> endobj\n" + page * pages).decode()
+
+
+def compressed(size: int) -> str:
+    return base64.b64encode(b"%PDF-1.7\n" + b"\x00" * size).decode()
+
+
+@pytest.mark.parametrize(
+    ("part", "least", "most"),
+    [
+        ({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": pdf(20)}}, 60_000, 160_000),
+        ({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": compressed(200_000)}}, 33_000, 90_000),
+        ({"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64," + pdf(3)}, 9_000, 25_000),
+        ({"type": "file", "file": {"file_data": "data:application/pdf;base64," + pdf(3)}}, 9_000, 25_000),
+        ({"type": "input_file", "file_data": "data:application/pdf;base64,%%%"}, 3_000, 8_000),
+        ({"type": "file", "file": {"file_data": "data:text/plain;base64," + "QUJD" * 10_000}}, 10_000, 15_000),
+        ({"type": "input_file", "file_url": "https://x/a.pdf"}, 1_600, 5_000),
+        ({"type": "input_audio", "input_audio": {"data": "A" * 4_000_000, "format": "mp3"}}, 1_800, 8_000),
+        ({"type": "input_audio", "input_audio": {"data": "A" * 4_000_000, "format": "wav"}}, 600, 1_000),
+    ],
+    ids=["pages", "pages-compressed", "responses", "chat", "no-base64", "words", "address", "mp3", "wav"],
+)  # fmt: skip
+@pytest.mark.parametrize("model", ["gpt-5", "claude-opus-4-8", "gpt-audio"])
+def test_a_file_or_a_sound_is_reserved_by_what_is_in_it(
+    part: dict[str, Any], least: int, most: int, model: str
+) -> None:
+    asked = {"model": model, "messages": [{"role": "user", "content": [part]}]}
+    assert least <= ModelRequest((), asked).input_tokens <= most
+
+
+def test_sound_in_a_prompt_is_reserved_at_its_price(server: Providers, guard: Guard) -> None:
+    client = guard_client(OpenAI(api_key="k", base_url=f"{server.url}/v1"))
+    sound = {"type": "input_audio", "input_audio": {"data": "A" * 4_000_000, "format": "mp3"}}
+    asked: dict[str, Any] = {"model": "gpt-audio", "max_completion_tokens": 100}
+    with client, guard.run("hear", budget=Budget(usd=5)) as run:
+        client.chat.completions.create(**asked, messages=[{"role": "user", "content": [sound]}])
+    most = reserved(guard, run)
+    heard = 7_510  # 750 seconds at 4,000 bytes, and one more
+
+    assert heard < most["input_tokens"] < heard + 100
+    assert most["nano_usd"] == bill(
+        "gpt-audio", input_tokens=most["input_tokens"], input_audio_tokens=heard, output_tokens=100
+    )
 
 
 def test_an_embedding_of_tokens_is_reserved_by_their_number(server: Providers, guard: Guard) -> None:
