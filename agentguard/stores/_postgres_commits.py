@@ -303,9 +303,9 @@ class Commits:
         return self._link
 
     def _drop_link(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _tell(self) -> None:
         """Tell those who listen that there is something new; nothing depends on it.

@@ -85,8 +85,12 @@ def connect(url: str, patience: float) -> Link:
         application_name="agentguard",
         tcp_user_timeout=round(patience * 1000),
     )
-    link.patience = patience
-    return link
+    try:
+        link.patience = patience
+        return link  # noqa: TRY300 - or a signal handler raises here
+    except BaseException:
+        link.close()
+        raise
 
 
 def is_passing(error: psycopg.Error) -> bool:

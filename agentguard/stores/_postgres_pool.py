@@ -59,10 +59,10 @@ class Pool:
             if not self._checked:
                 self.tenant_login = _postgres_schema.check(link, self._url, narrow=self._narrow)
                 self._checked = True
+            return link  # noqa: TRY300 - or a signal handler raises here
         except BaseException:
             link.close()
             raise
-        return link
 
     @contextmanager
     def lend(self) -> Iterator[Link]:
@@ -110,9 +110,13 @@ class Pool:
         if not usable:
             link.close()
         self._free.release()
-        self._lent.discard(link)
-        if usable:
-            self._idle.append(link)
+        try:
+            self._lent.discard(link)
+            if usable:
+                self._idle.append(link)
+        except BaseException:
+            link.close()
+            raise
 
     def close(self) -> None:
         """Close what is idle now, and the rest when it is given back."""
