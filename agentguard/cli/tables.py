@@ -33,11 +33,11 @@ _STYLES = {
 #: The columns, and how wide a terminal has to be for them.
 _COLUMNS = {
     "run": 0,
-    "name": 0,
+    "name": 36,
     "tenant": 110,
     "state": 0,
     "steps": 80,
-    "usd": 0,
+    "usd": 30,
     "$/min": 90,
     "limit": 100,
     "tokens": 140,
@@ -45,7 +45,7 @@ _COLUMNS = {
     "owner": 150,
     "started": 175,
     "duration": 100,
-    "ended by": 0,
+    "ended by": 60,
 }
 COLUMNS = tuple(_COLUMNS)
 _NUMBERS = ("steps", "usd", "$/min", "limit", "tokens", "duration")
@@ -71,7 +71,8 @@ def runs_table(
             name,
             justify="right" if name in _NUMBERS else "left",
             no_wrap=True,
-            min_width=None if name in _LONG else max(row[name].cell_len for row in rows),
+            min_width=None if name in _LONG else max([len(name), *(row[name].cell_len for row in rows)]),
+            max_width=max(10, console.width // 3) if name in _LONG else None,
         )
     for row in rows:
         table.add_row(*(row[name] for name in columns))

@@ -998,10 +998,10 @@ def test_output_that_the_terminal_cannot_write_is_escaped(recorded: Path) -> Non
     assert "report \\u2603" in out
 
 
-def on_a_terminal(home: Path, *arguments: str, **environment: str) -> str:
-    """What a command writes to a terminal of 80 columns."""
+def on_a_terminal(home: Path, *arguments: str, columns: int = 80, **environment: str) -> str:
+    """What a command writes to a terminal, of 80 columns by default."""
     command = [sys.executable, "-m", "agentguard.cli", *arguments, "--home", str(home)]
-    return terminal.on_a_terminal(command, os.environ | environment)
+    return terminal.on_a_terminal(command, os.environ | environment, columns)
 
 
 def test_a_terminal_gets_colours_and_lines_that_fit(recorded: Path) -> None:
@@ -1010,6 +1010,28 @@ def test_a_terminal_gets_colours_and_lines_that_fit(recorded: Path) -> None:
     assert lines[0].split() == ["run", "name", "state", "steps", "usd", "ended", "by"]
     assert "\x1b[31m" in on_a_terminal(recorded, "runs")
     assert "\x1b[3" not in on_a_terminal(recorded, "runs", NO_COLOR="1")
+
+
+@pytest.mark.parametrize(
+    ("columns", "whole"),
+    [
+        (32, ["victim", "KILLED", "-"]),
+        (40, ["victim", "victim", "KILLED", "-"]),
+        (60, ["victim", "victim", "KILLED", "-", "run", "kill:"]),
+        (80, ["victim", "victim", "KILLED", "0", "-", "run", "kill:"]),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns_and_not_halves_of_them(
+    home: Path, columns: int, whole: list[str]
+) -> None:
+    """Though what ended a run is told at length."""
+    with open_guard(home) as guard, suppress(KillSwitchTriggeredError), guard.run("victim", run_id="victim"):
+        guard.kill(run="victim", reason="it went on and on, and nobody knew why it did " * 3)
+        send("nobody")
+    shown = on_a_terminal(home, "runs", columns=columns, NO_COLOR="1")
+    lines = terminal.without_styles(shown).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[1].split()[: len(whole)] == whole
 
 
 def test_an_id_that_a_listing_has_shortened_is_accepted(home: Path, cli: Cli) -> None:
