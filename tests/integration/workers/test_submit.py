@@ -374,6 +374,20 @@ def test_the_command_tells_autoscalers_how_long_the_queue_is(
     assert "acme" in capsys.readouterr().out
 
 
+def test_doctor_says_that_runs_wait_and_no_worker_is_there(
+    office: OfficeOfTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    office.guard.submit(office.agents.alone, tenant="acme")
+    main(["doctor", "--json"])
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["queue"]["detail"].startswith("acme: 1 waiting, 0 delayed, 0 running, the oldest for ")
+    assert found["worker"] == {
+        "check": "worker",
+        "status": "note",
+        "detail": "none, and runs wait: agentguard worker",
+    }
+
+
 def test_the_length_of_the_queue_is_a_metric(office: OfficeOfTest) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
