@@ -303,6 +303,8 @@ class StepEnded(Failure, total=False):
     sent: int
     returned: str
     closed_early: bool
+    #: What failed was an iterator, which might have had more items.
+    over: bool
     #: How the result went on after its function had returned, in the words of `steps.following`.
     came: tuple[str, ...]
     #: What was used beyond the reservation.

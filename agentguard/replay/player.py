@@ -172,7 +172,8 @@ class Player:
                 return ServedItems([], self._outcomes.of(step.spec, call), until_cancelled=cancelled)
             made, end = self._outcomes.items(step.spec, call)
             left = "closed_early" in call.end_data or call.end_data.get("outcome") == "abandoned"
-            return ServedItems(made.items, end, made.sent, left, cancelled)
+            over = "over" in call.end_data
+            return ServedItems(made.items, end, made.sent, left, cancelled, over)
 
     def sent_otherwise(self, step: StepCall, recorded: str, found: str) -> NoReturn:
         """See `agentguard.steps.served.ReplaySource`."""

@@ -31,6 +31,10 @@ class GeneratorAbandonedError(AgentGuardError):
     """The run ended while a guarded generator was open; its step is settled, and it yields no more."""
 
 
+class StreamOverError(AgentGuardError):
+    """An iterator was asked for more after it had raised, or was cancelled: its step had ended with that."""
+
+
 def _recorded(served: ServedItems) -> Generator[object, None, object]:
     """The items of the log one by one, then its end."""
     yield from served.items
@@ -44,6 +48,7 @@ class GeneratorStep:
         "__weakref__",
         "_args",
         "_fn",
+        "_goes_on",
         "_inner",
         "_items",
         "_kwargs",
@@ -80,17 +85,20 @@ class GeneratorStep:
         self._args = args
         self._kwargs = kwargs
         self._inner: Any = None  # a generator, or what has its methods
+        #: Whether it may have more items after an error: an iterator, and no generator.
+        self._goes_on = False
         self._result: object = None
         self._recorded: Iterator[object] = iter(())
         self._served = ServedItems([], RecordedOutcome())
         self._items = Items(step.spec, step.recorder)
-        self.state = "new"  # then, of an async one that waits for its first item, starting; open; closed
+        self.state = "new"  # then starting, of an async one that waits for its first item; open; over; closed
 
     @classmethod
     def of_step(cls, step: Step, inner: object, args: Args, kwargs: Kwargs, result: object) -> Self:
         """Return a generator of a step that is under way: `inner` was made by its function, as `result`."""
         guarded = cls.recorded(step, args, kwargs)
         guarded._inner, guarded._result = inner, result
+        guarded._goes_on = not (hasattr(inner, "gi_running") or hasattr(inner, "ag_running"))
         step.live_run.in_flight.hold(guarded)
         guarded.state = "open"
         return guarded
@@ -145,6 +153,8 @@ class GeneratorStep:
             return next(self._recorded)
         except BaseException:
             self._ended()
+            if served.over:
+                self.state = "over"
             raise
 
     def leave_served(self) -> None:
@@ -176,6 +186,23 @@ class GeneratorStep:
         if before == "served":  # nothing of it goes on record
             self._step.live_run.in_flight.held.pop(self._step, None)
         return before == "open"
+
+    def _is_over(self, error: BaseException) -> outcome.Outcome:
+        """Return the outcome of a step that failed with an item, and note whether there may be more."""
+        failed = self._failed(error)
+        if self._goes_on and not isinstance(error, RunStopped):
+            self.state = "over"
+            failed = structs.replace(failed, data=(failed.data or {}) | {"over": True})
+        return failed
+
+    def _check_over(self) -> None:
+        """Refuse to say that there are no more items where that is not known."""
+        if self.state == "over":
+            raise StreamOverError(
+                f"{self._step.key} raised or was cancelled as it made an item, and its step ended with that: "
+                "what it returned yields no more here. To wait for an item with a time limit, keep its task: "
+                "asyncio.wait({task}, timeout=...)"
+            )
 
     def _rescued(self, before: InRun | None, error: BaseException) -> None:
         """Leave nothing behind where something was raised between two lines of this driver."""

@@ -71,6 +71,7 @@ class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
     def _advance(self, how: str, value: object) -> object:
         if self._runs():
             return getattr(self._inner, how)(value)
+        self._check_over()
         if self.state == "closed":
             raise StopIteration
         before = CURRENT.get()
@@ -120,7 +121,7 @@ class GuardedGenerator(GeneratorStep, Generator[object, object, object]):
 
     def _fail(self, error: BaseException) -> None:
         if self._ended():
-            phases.close(self._step, self._failed(error))
+            phases.close(self._step, self._is_over(error))
 
     def _close_inner(self) -> None:
         """Let the body of a stopped generator give back what it holds."""
@@ -211,6 +212,7 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[object, object]):
     async def _advance(self, how: str, value: object) -> object:
         if self._runs():
             return await getattr(self._inner, how)(value)
+        self._check_over()
         if self.state == "closed":
             raise StopAsyncIteration
         before = CURRENT.get()
@@ -275,7 +277,7 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[object, object]):
 
     async def _fail(self, error: BaseException) -> None:
         if self._ended():
-            await aio.close(self._step, self._failed(error))
+            await aio.close(self._step, self._is_over(error))
 
     async def _close_inner(self) -> None:
         """Let the body of a stopped generator give back what it holds."""

@@ -26,7 +26,8 @@ class _Proxy(wrapt.BaseObjectProxy[Any]):
 
     def _self_has_step(self) -> bool:
         """Return whether the step is still this object's to end."""
-        return self._self_items is not None or self._self_going.state == "open"
+        items = self._self_items
+        return self._self_going.state == "open" if items is None else items.state not in ("closed", "over")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"what {self._self_going.step.key} returned goes on here, and cannot be pickled")

@@ -45,6 +45,7 @@ class ServedItems(NamedTuple):
 
     `sent` is None where the log does not say.  `left`: whether the program left it before its end.
     `until_cancelled` is there where the program cancelled it: its end is not raised, but waited for.
+    `over`: what failed was an iterator, which might have had more items.
     """
 
     items: list[object]
@@ -52,6 +53,7 @@ class ServedItems(NamedTuple):
     sent: dict[int, Sent] | None = None
     left: bool = False
     until_cancelled: Callable[[], Awaitable[None]] | None = None
+    over: bool = False
 
     def differs(self, count: int) -> bool:
         """Return whether leaving after `count` items differs from the live run.

@@ -62,6 +62,12 @@ class IteratorItems:
     def __init__(self, iterator: Any) -> None:
         self._iterator = iterator
 
+    @property
+    def gi_running(self) -> bool:
+        """Whether it runs, where it is a generator."""
+        running: bool = self._iterator.gi_running
+        return running
+
     def send(self, value: object) -> object:
         """The next item."""
         return next(self._iterator) if value is None else self._iterator.send(value)
@@ -83,6 +89,12 @@ class AsyncIteratorItems:
 
     def __init__(self, iterator: Any) -> None:
         self._iterator = iterator
+
+    @property
+    def ag_running(self) -> bool:
+        """Whether it runs, where it is an async generator."""
+        running: bool = self._iterator.ag_running
+        return running
 
     async def asend(self, value: object) -> object:
         """The next item."""

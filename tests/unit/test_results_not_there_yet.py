@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import functools
 import gc
+import inspect
 import io
 import itertools
 import unittest.mock
@@ -25,6 +26,7 @@ from agentguard import (
     current_step,
     guarded_step,
 )
+from agentguard.steps.generator_step import StreamOverError
 
 USED = Usage(usd="0.01")
 BOUND = Usage(usd="0.50")
@@ -633,6 +635,135 @@ def test_an_async_stream_of_a_plain_function_is_stopped_in_its_wait() -> None:
 
 
 # --- blocks --------------------------------------------------------------------------------------
+
+
+class Rows:
+    """An iterator of one's own, which raises at one item and has more after it."""
+
+    def __init__(self, bad: int = 2) -> None:
+        self.bad = bad
+        self.number = 0
+        self.closed = 0
+
+    def _next(self, end: type[Exception]) -> int:
+        self.number += 1
+        if self.number == self.bad:
+            raise ValueError("a bad row")
+        if self.number > 3:
+            raise end
+        return self.number
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
+        return self._next(StopIteration)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class AsyncRows(Rows):
+    __iter__ = None  # type: ignore[assignment]
+    __next__ = None  # type: ignore[assignment]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> int:
+        return self._next(StopAsyncIteration)
+
+    async def close(self) -> None:  # type: ignore[override]
+        self.closed += 1
+
+
+class Waits(AsyncRows):
+    """Makes no item before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.asked = asyncio.Event()
+        self.told = asyncio.Event()
+
+    async def __anext__(self) -> int:
+        self.asked.set()
+        await self.told.wait()
+        return await super().__anext__()
+
+
+async def each(rows: Any, ask: Callable[[Any], Any] = next) -> list[object]:
+    """What comes of asking until there are no more, whatever is raised."""
+    seen: list[object] = []
+    while True:
+        try:
+            item = ask(rows)
+            seen.append(await item if inspect.isawaitable(item) else item)
+        except (StopIteration, StopAsyncIteration):
+            return seen
+        except ValueError as error:
+            seen.append(str(error))
+
+
+@pytest.mark.parametrize(("rows", "ask"), [(Rows, next), (AsyncRows, anext)], ids=["sync", "async"])
+def test_an_iterator_that_has_raised_does_not_say_that_there_is_no_more(
+    rows: Callable[[], Any], ask: Callable[[Any], Any]
+) -> None:
+    read = guarded_step(usage=USED)(lambda: rows())
+    guard = Guard.in_memory()
+    with guard.run("r") as run, pytest.raises(StreamOverError, match=r"main/.*#1 raised"):
+        asyncio.run(each(read(), ask))
+    assert types(guard, run) == ["step_started", "step_failed"]
+    with guard.replay(run.id), pytest.raises(StreamOverError):
+        asyncio.run(each(read(), ask))
+
+
+def test_an_iterator_whose_item_took_too_long_does_not_say_that_there_is_no_more() -> None:
+    async def main() -> None:
+        waits = Waits()
+        read = guarded_step(usage=USED)(lambda: waits)
+        async with guard.run("r"):
+            rows = read()
+            asking = asyncio.ensure_future(anext(rows))
+            await waits.asked.wait()
+            asking.cancel()  # as `asyncio.wait_for` does when time is up
+            waits.told.set()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            with pytest.raises(StreamOverError):
+                await anext(rows)
+
+    guard = Guard.in_memory()
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bad", [2, 0], ids=["raised", "exhausted"])
+def test_a_stream_is_closed_after_its_step_has_ended(bad: int) -> None:
+    async def main() -> None:
+        plain_rows, async_rows = Rows(bad), AsyncRows(bad)
+        async with guard.run("r"):
+            for made, ask in ((plain_rows, next), (async_rows, anext)):
+                rows: Any = guarded_step(lambda made=made: made)()
+                with contextlib.suppress(StreamOverError):
+                    await each(rows, ask)
+                if inspect.isawaitable(closing := rows.close()):
+                    await closing
+        assert (plain_rows.closed, async_rows.closed) == (1, 1)
+
+    guard = Guard.in_memory()
+    asyncio.run(main())
+
+
+def test_a_generator_that_has_raised_is_over_as_always() -> None:
+    def rows() -> Iterator[int]:
+        yield 1
+        with pytest.raises(ValueError, match="already executing"):
+            next(reading)
+        raise ValueError("a bad row")
+
+    read = guarded_step(lambda: rows())
+    with Guard.in_memory().run("r"):
+        reading = read()
+        assert asyncio.run(each(reading)) == [1, "a bad row"]
 
 
 class Manager:
