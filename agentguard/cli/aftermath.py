@@ -146,10 +146,14 @@ def _with_nested(store: EventStore, row: RunRow) -> Iterator[RunRow]:
 
 
 def named(name: str, home: Path) -> list[RunRow]:
-    """Return the live runs of exactly this name; none where the store cannot be asked."""
+    """Return the runs of exactly this name that live, or were killed and have bodies that go on.
+
+    There are none where the store cannot be asked.
+    """
     with suppress(AgentGuardError, OSError, ValueError), _store(home) as store:
-        rows = [row for state in _LIVE for row in store.rows(state=state, limit=2**31)]
-        return [row for row in rows if row.name == name]
+        live = [row for state in _LIVE for row in store.rows(state=state, limit=2**31) if row.name == name]
+        killed = store.rows(state=str(RunState.KILLED), limit=NEWEST)
+        return live + [row for row in killed if row.name == name and _look(store, row).in_flight]
     return []
 
 

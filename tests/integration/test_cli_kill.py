@@ -669,10 +669,13 @@ def test_runs_are_killed_by_name_once_that_is_confirmed(
     asked = type_at_terminal(home, "no\n", "kill", "wild", "--reason", "why")
     assert (asked.code, "Type 'kill 2'" in asked.err) == (1, True)
     result = run("kill", "wild", "--reason", "why", "--yes", "--json")
-    assert sorted(json.loads(line)["target"] for line in result.out.splitlines()) == [
-        "wild-run-1",
-        "wild-run-2",
-    ]
+    again = run("kill", "wild", "--reason", "why", "--yes", "--json")  # while their bodies go on
+    for killed in (result, again):
+        assert killed.code == 4
+        assert sorted(json.loads(line)["target"] for line in killed.out.splitlines()) == [
+            "wild-run-1",
+            "wild-run-2",
+        ]
 
 
 @pytest.mark.usefixtures("store")
@@ -790,6 +793,8 @@ def test_a_run_that_no_store_has_is_reported_though_processes_acted(
     for argv in (("kill", "--run", "some-name"), ("kill", "nonexistent-name")):
         result = run(*argv, "--reason", "why")
         assert (result.code, "the store has no run " in result.err) == (3, True)
+        said = f"recorded a kill of run {argv[-1]} (generation "
+        assert (result.out.startswith(said), "acknowledged" in result.out) == (True, False)
     nobody = run("kill", "--tenant", "typo", "--reason", "why")
     assert (nobody.code, "no live run of tenant typo" in nobody.err) == (3, True)
 

@@ -206,8 +206,7 @@ def _kill(
         _print_json(options, switch, data, generation, facts)
     else:
         ended = f"; ended {closed} whose process had died" if closed else ""
-        print(f"killed {_target(data)} (generation {generation}): {_reach(reached, late)}{ended}")
-        _print_hosts(hosts)
+        _print_reach(data, known, generation, f"{_reach(reached, late)}{ended}", hosts)
         _print_runs(runs)
     _warn(data, known=known, nobody=nobody and reached.live > 0, problem=problem)
     if any(run.in_flight for run in runs):
@@ -215,6 +214,18 @@ def _kill(
     if not reached.live or known is False or nobody:
         return exit_codes.NOT_FOUND
     return exit_codes.UNACKNOWLEDGED if problem or reached.acknowledged < reached.live else exit_codes.OK
+
+
+def _print_reach(
+    data: dict[str, Any], known: bool | None, generation: int, reach: str, hosts: list[dict[str, Any]]
+) -> None:
+    """Say whom the kill has reached; of a run that the store does not have, nobody had anything to stop."""
+    which = f"{_target(data)} (generation {generation})"
+    if known is False:
+        print(f"recorded a kill of {which}, which the store does not have")
+        return
+    print(f"killed {which}: {reach}")
+    _print_hosts(hosts)
 
 
 def _warn(data: dict[str, Any], *, known: bool | None, nobody: bool, problem: str | None) -> None:
