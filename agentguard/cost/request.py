@@ -102,6 +102,18 @@ class ModelRequest(NamedTuple):
         return msgspec.structs.replace(found, counts=found.counts | {"input_audio_tokens": heard})
 
     @property
+    def samples_beside(self) -> str | None:
+        """What makes Claude sample beside its answer, at a price that `usage.iterations` alone tells."""
+        management = self.kwargs.get("context_management")
+        edits = management.get("edits") if isinstance(management, Mapping) else None
+        named = [str(each.get("type")) for each in edits or () if isinstance(each, Mapping)]
+        tools = self.kwargs.get("tools") or ()
+        named += [str(tool.get("type")) for tool in tools if isinstance(tool, Mapping)]
+        if self.kwargs.get("compaction"):
+            return "compaction"
+        return next((name for name in named if name.startswith(("compact_", "advisor_"))), None)
+
+    @property
     def spoken(self) -> bool:
         """Whether the answer may be sound."""
         return "audio" in (self.kwargs.get("modalities") or ())

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from agentguard.cost import ModelRequest, ModelUsage, terms_and_cost
+from agentguard.cost import ModelRequest, ModelUsage, model_usage, terms_and_cost
 
 #: What a call may name its output limit, the most usual first.
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
@@ -187,6 +187,9 @@ def _reported(counts: Mapping[str, Any], terms: dict[str, str], message: Any) ->
     if counts["input_tokens"] is counts["output_tokens"] is None:
         return None
     try:
+        if raw.get("iterations"):  # of Claude, each at its price
+            whole = {"model": _answered(told), "usage": raw}
+            return model_usage(whole, provider="anthropic", terms={**more, **terms})
         return ModelUsage(counts=known, terms={**more, **terms}, model=_answered(told), cost=said)
     except (TypeError, ValueError):
         return None  # a count that cannot be one: as if it had said nothing

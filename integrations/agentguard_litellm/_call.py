@@ -128,6 +128,10 @@ class Call:
         most = request.max_tokens
         if most is None and self._guarding.costs.max_output_tokens is None and request.answers > 1:
             most = USUAL_OUTPUT * request.answers
+        lost = request.samples_beside
+        if lost is not None and self._guarding.costs.unpriced == "refuse" and self.run.limits("usd"):
+            detail = f"LiteLLM drops what {lost} uses: make the call with agentguard_anthropic's client"
+            return UnknownCostError(self.model, ("usd",), self.run.id, detail)
         try:
             bound = self._guarding.costs.bound(
                 self.run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -38,7 +39,7 @@ import agentguard_langchain as lc
 import agentguard_litellm
 import agentguard_openai_agents as oa
 import agentguard_pydantic_ai as pa
-from agentguard import Budget, BudgetExceededError, Guard, RunStopped
+from agentguard import Budget, BudgetExceededError, Guard, RunStopped, UnknownCostError
 from agentguard.cost import ModelPrices
 from tests.integrations.clients.server import (
     Providers,
@@ -89,7 +90,7 @@ def spent(guard: Guard, call: Callable[[], Any], usd: str = "5") -> Decimal:
 def claude(model: str, usage: dict[str, Any], *, stream: bool) -> Any:
     """Claude's answer; a stream tells the ages of a cache and the place at its start alone."""
     reply = message({"model": model, "stream": stream}, usage=anthropic_usage(**usage))
-    late = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "server_tool_use")
+    late = (*_SHORT, "cache_creation_input_tokens", "server_tool_use", "iterations")
     searches = usage.get("server_tool_use", {}).get("web_search_requests", 0)
     found: list[Any] = []
     for event in reply.events:
@@ -168,11 +169,17 @@ def _cached(age: str) -> dict[str, Any]:
 
 
 _SHORT = {"input_tokens": 1000, "output_tokens": 100}
+_NO_CACHE = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+_COMPACTED = [
+    {"type": "compaction", "input_tokens": 60_000, "output_tokens": 1_000, **_NO_CACHE},
+    {"type": "message", **_SHORT, **_NO_CACHE},
+]
 #: Model, usage, and the bill by the prices that https://platform.claude.com/docs/en/about-claude/pricing names.
 CLAUDE = {
     "5 minutes": ("claude-sonnet-4-5", _cached("5m"), "0.37665"),
     "1 hour": ("claude-sonnet-4-5", _cached("1h"), "0.60165"),
     "in the US": ("claude-opus-4-7", {**_SHORT, "inference_geo": "us"}, "0.00825"),
+    "compaction": ("claude-opus-4-7", {**_SHORT, "iterations": _COMPACTED}, "0.3325"),
     "searches": ("claude-opus-4-7", {**_SHORT, "server_tool_use": {"web_search_requests": 3}}, "0.0375"),
 }
 #: What a stream has lost there is booked at the most that it can be.
@@ -184,9 +191,16 @@ LOSES = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize("case", CLAUDE)
-@pytest.mark.parametrize("ask", [by_langchain, by_langchain_handler, by_pydantic_ai, by_litellm])
+#: What is lost there altogether: LiteLLM refuses such calls (below); the page of LangChain says so.
+DROPS = {(by_litellm, "compaction", False), (by_litellm, "compaction", True)}
+DROPS |= {(by_langchain_handler, "compaction", True)}
+
+
+ASKS = (by_langchain, by_langchain_handler, by_pydantic_ai, by_litellm)
+ALL = [each for each in itertools.product(ASKS, CLAUDE, (False, True)) if each not in DROPS]
+
+
+@pytest.mark.parametrize(("ask", "case", "stream"), ALL)
 def test_claude_is_booked_as_billed(
     server: Providers, guard: Guard, ask: Any, case: str, stream: bool
 ) -> None:
@@ -206,6 +220,21 @@ def test_a_cache_written_beyond_the_budget_fails_the_run(
     with pytest.raises(BudgetExceededError), guard.run("ask", budget=Budget(usd="0.40")) as run:
         ask(server, "claude-sonnet-4-5", stream=stream)
     assert run.summary().state == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"context_management": {"edits": [{"type": "compact_20260112"}]}},
+        {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-8"}]},
+    ],
+)
+def test_what_litellm_drops_altogether_is_refused(server: Providers, guard: Guard, asked: Any) -> None:
+    call = {"stream": False, "max_tokens": 1000, **asked}
+    with pytest.raises(UnknownCostError, match="agentguard_anthropic"):
+        with guard.run("ask", budget=Budget(usd=5)):
+            _litellm(server, "anthropic/claude-opus-4-7", "/v1/messages", **call)
+    assert server.requests == []
 
 
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
