@@ -43,7 +43,7 @@ class Elsewhere:
         #: The keys and places that such calls have.
         self._keys: set[str] = set()
         self._places: set[tuple[str, int]] = set()
-        #: The first numbers that such calls were given: of calls of a name, and of all in a branch.
+        #: From where on there may be free ones: numbers of a name, and places in a branch.
         self._first: dict[str, int] = {}
         self._first_place: dict[str, int] = {}
 
@@ -75,21 +75,17 @@ class Elsewhere:
     def run(self, key: str, pos: int) -> int:
         """Return the place of the recorded run of a key; a free one where none is."""
         branch = branch_of(key)
-        first = self._first_place.setdefault(branch, pos)
+        self._first_place.setdefault(branch, pos)
         call = self._tape.search(branch, lambda call: call.start.key == key)
-        pos = self._free_place(branch, first) if call is None else call.start.pos
+        pos = self._free_place(branch) if call is None else call.start.pos
         self._places.add((branch, pos))
         return pos
-
-    def _free_place(self, branch: str, first: int) -> int:
-        taken = self._tape.places(branch)
-        return next(pos for pos in count(first) if pos not in taken and (branch, pos) not in self._places)
 
     def _place(self, placed: _Placed, fits: Callable[[Call], bool], *, live: bool) -> None:
         name, _, number = placed.key.rpartition("#")
         branch = branch_of(placed.key)
-        first = self._first.setdefault(name, int(number))
-        first_place = self._first_place.setdefault(branch, placed.pos)
+        self._first.setdefault(name, int(number))
+        self._first_place.setdefault(branch, placed.pos)
 
         def is_it(call: Call) -> bool:
             key = call.start.key or ""
@@ -99,8 +95,23 @@ class Elsewhere:
         if call is not None:
             placed.key, placed.pos = call.start.key or "", call.start.pos
         elif live:
-            keys = (f"{name}#{n}" for n in count(first))
-            placed.key = next(key for key in keys if key not in self._keys and not self._tape.has(key))
-            placed.pos = self._free_place(branch, first_place)
+            placed.key, placed.pos = self._free_key(name), self._free_place(branch)
+        if live:
+            self._places.add((branch, placed.pos))
+        else:  # what was served is found no more
+            self._keys = set(filter(self._tape.has, self._keys))
         self._keys.add(placed.key)
-        self._places.add((branch, placed.pos))
+
+    # The whole log was read by then: what is not free now will never be.
+
+    def _free_key(self, name: str) -> str:
+        keys = ((f"{name}#{number}", number) for number in count(self._first[name]))
+        key, number = next(each for each in keys if each[0] not in self._keys and not self._tape.has(each[0]))
+        self._first[name] = number + 1
+        return key
+
+    def _free_place(self, branch: str) -> int:
+        taken, places = self._tape.places(branch), count(self._first_place[branch])
+        place = next(pos for pos in places if pos not in taken and (branch, pos) not in self._places)
+        self._first_place[branch] = place + 1
+        return place
