@@ -105,10 +105,16 @@ class Scope:
     def _cut_short(self) -> None:
         """Close the scope all the same, and make current what was so before."""
         live_run = self._live_run
+        self._end_span(self.stop)
         if live_run.player is None:
             finish(lambda: self._close(live_run, self.stop), live_run.log.is_owned)
         if (position := CURRENT.get()) is not None and position.scope is self:
             CURRENT.set(self._place(self._position, self._position.scope))
+
+    def _end_span(self, error: BaseException | None) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            span.end(error)
 
     def _place(self, at: InRun, scope: OpenedScope | None) -> Position:
         return Position(self.run, scope, at.branch, at.step, at.account, thread=at.thread)
@@ -152,8 +158,7 @@ class Scope:
         if self._token is not None:
             restore_position(self._token)
         live_run = self._live_run
-        if self._span is not None:
-            self._span.end(self.stop or error)
+        self._end_span(self.stop or error)
         if live_run.player is None or not live_run.player.close_scope(self):
             self._close(live_run, self.stop)
 
