@@ -101,6 +101,7 @@ _PREVIEW_ALONE: Final = re.compile(r"-search-preview")
 _NOT_REASONING: Final = re.compile(r"^(gpt-4|chatgpt-4)")
 #: For these, each search of today is 8,000 tokens of input as well.
 _BLOCK_OF_INPUT: Final = re.compile(r"^gpt-4(o|\.1)-mini")
+_SEARCHES: Final = frozenset(("web_searches", "storage_searches"))
 #: Where genai-prices has no rate for a model: the most of https://ai.google.dev/gemini-api/docs/pricing, and
 #: https://docs.x.ai/developers/models.
 OTHER_SEARCHES: Final = {"google": Decimal(35), "x-ai": Decimal(5)}
@@ -208,10 +209,11 @@ def _has_rates(model: ModelInfo, premium: Premium, at: datetime) -> bool:
 
 def _published(provider: str, model: str, name: str, usage: ModelUsage, rates: Rates) -> Rates:
     """Return the rates, with published ones that genai-prices does not have."""
-    known = {key: price for key, price in rates.__dict__.items() if price is not None}
-    if rates.input_mtok is None:
+    claude = "claude" in model
+    if rates.input_mtok is None or not (claude or _SEARCHES & usage.counts.keys()):
         return rates
-    if "claude" in model:  # the same for every Claude
+    known = {key: price for key, price in rates.__dict__.items() if price is not None}
+    if claude:  # the same for every Claude
         shared = {key: _times(rates.input_mtok, by) for key, by in CLAUDE_CACHE_WRITE.items()}
         return type(rates)(**(shared | {"web_searches_kcount": CLAUDE_SEARCHES} | known))
     if provider in OTHER_SEARCHES:

@@ -144,6 +144,8 @@ def by_iteration(whole: ModelUsage, usage: Mapping[str, Any], count: Counting) -
     usage of the whole.  Each of the model's own turns is priced by its own length.
     """
     turns = [turn for turn in as_list(usage.get("iterations")) if isinstance(turn, dict)]
+    if not turns:
+        return whole
     answers = [turn.get("model") for turn in turns if turn.get("type") in _ANSWERS]
     serving = whole.model or next((model for model in reversed(answers) if model), None)
     own: list[ModelUsage] = []

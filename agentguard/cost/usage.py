@@ -240,7 +240,8 @@ class _Asked:
 
 def _clamped(left: Any, ask: _Asked, output: int, least_output: int) -> int:
     """Return `output`, or what the budget leaves for it if that is less and worth a call."""
-    room, fixed = [output], ask.using(0).usage()
+    room = [output]
+    fixed = ask.using(0).usage() if left.output_tokens is not None or left.tokens is not None else Usage()
     if left.output_tokens is not None:
         room.append(left.output_tokens - fixed.output_tokens)
     if left.tokens is not None:
