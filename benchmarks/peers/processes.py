@@ -29,7 +29,7 @@ def started(*arguments):
 
 
 def say(what):
-    print(f"{_MARK}{json.dumps(what)}", flush=True)
+    print(f"{_MARK}{json.dumps(what)}\n", end="", flush=True)  # in one piece: threads say something, too
 
 
 def heard(process):
