@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import uuid
@@ -50,6 +51,13 @@ def failures_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("agentguard.run.raise_on_exit", exit_rule)
     monkeypatch.setattr("agentguard.steps.scope.raise_on_exit", exit_rule)
+
+
+@pytest.fixture(scope="module")
+def what_is_left_is_collected() -> Iterator[None]:
+    """Collect what calls that were cut short left behind; another module's test would be blamed for it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ from tests.kit import wait_until
 from tests.postgres import execute
 from tests.unit.test_exception_at_any_line import agrees
 
+# What is raised in a finaliser is reported by the interpreter.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("what_is_left_is_collected"),
+]
+
 COIN = Usage(coins=1)
 
 

@@ -29,6 +29,12 @@ from tests.unit.test_exception_at_any_line import (
     work,
 )
 
+# What is raised in a finaliser is reported by the interpreter.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("what_is_left_is_collected"),
+]
+
 NEIGHBOUR = """
 import sys
 from agentguard import Guard, guarded_step

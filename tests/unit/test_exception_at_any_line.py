@@ -35,7 +35,10 @@ from agentguard import Budget, Guard, RunState, Usage, guarded_step
 from agentguard.audit.verify import reconstruct
 
 # What is raised in a finaliser is reported by the interpreter.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("what_is_left_is_collected"),
+]
 
 PACKAGE = str(Path(agentguard.__file__).parent)
 importlib.import_module("agentguard.steps.proxies")  # which the first result that goes on loads

@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.no_cover,
     # It may arrive in a finaliser, where the interpreter can only report it.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("what_is_left_is_collected"),
 ]
 
 PACKAGE = str(Path(agentguard.__file__).parent)
