@@ -658,7 +658,7 @@ def test_a_decision_about_nothing_is_refused(guard: Guard, cli: Cli) -> None:
     run_id = a_run(guard)
     for command in ("approve", "deny"):
         said = f"agentguard: no step of run {run_id} waits; it is COMPLETED\n"
-        assert cli(command, run_id) == (1, "", said)
+        assert cli(command, run_id) == (2, "", said)
     code, _, err = cli("deny", run_id, "main/refund#1")
     assert (code, "waits for an approval" in err) == (1, True)
     assert cli("approve", "control")[0] == 3

@@ -14,7 +14,6 @@ from agentguard.cli.options import (
     RunArgument,
     StoreOption,
 )
-from agentguard.errors import AgentGuardError
 from agentguard.guard import Guard
 
 
@@ -62,7 +61,7 @@ def _only_question(guard: Guard, run_id: str, asked: int | None) -> tuple[str, i
     """Return the key of the only step that waits, and the number of its question, or of the one `asked`."""
     found = [(waits.key, waits.seq) for waits in guard.approvals() if waits.run_id == run_id]
     if not found:
-        raise AgentGuardError(f"no step of run {run_id} waits; it is {guard.summary(run_id).state}")
+        raise exit_codes.UsageError(f"no step of run {run_id} waits; it is {guard.summary(run_id).state}")
     if len(found) > 1:
         waiting = ", ".join(key for key, _ in found)
         raise exit_codes.UsageError(
