@@ -7,7 +7,6 @@ reservation is held by nobody, no transaction stays open, no lock is held, and t
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import linecache
 import sqlite3
@@ -43,15 +42,6 @@ pytestmark = [
 
 PACKAGE = str(Path(agentguard.__file__).parent)
 importlib.import_module("agentguard.steps.proxies")  # which the first result that goes on loads
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What was cut short leaves coroutines that nobody awaits: they are collected here, not in another test."""
-    yield
-    gc.collect()
-
-
 COIN = Usage(coins=1)
 
 
