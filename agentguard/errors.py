@@ -91,7 +91,8 @@ class BudgetExceededError(RunStopped):
     """A step asked for more than a limit leaves.
 
     `scope` is where the limit lies: `"run"`, the path of a scope such as `"research/web"`,
-    `"tenant:acme"`, `"account:thread:42"`, or `"run:<id>"` for a run around this one.  Amounts are in
+    `"tenant:acme"`, `"account:thread:42"`, or `"run:<id>"` and `"run:<id>/research"` for a run around the one
+    that `run_id` names; that run itself is told of its `"run"` and of `"research"`.  Amounts are in
     the resource's own unit: USD (`Decimal`), tokens, steps, seconds, calls, or a counter's count.
     """
 

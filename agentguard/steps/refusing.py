@@ -82,10 +82,11 @@ def stop_level(live_run: LiveRun, refused: Refused, record: Record | None) -> Ru
     owner = _owner_of(refused, live_run)
     if owner is not None and owner is not live_run:
         live_run.end(error, record)
+        theirs: RunStopped = refused.refusal.error(refused.path, owner.run_id)  # as its own program has it
         if refused.scope:
-            _stop_scope(owner, refused.scope, error, None)
+            _stop_scope(owner, refused.scope, theirs, None)
         else:
-            owner.end(error)
+            owner.end(theirs)
     elif owner is not None and refused.scope:
         _stop_scope(live_run, refused.scope, error, record)
     else:

@@ -249,7 +249,10 @@ def test_an_outer_limit_stops_both_runs(guard):
                 pay()
         pytest.fail("went on") if outer.stop is None else None
     assert raised.value is outer.stop
-    assert raised.value.scope == f"run:{outer.id}"
+    assert (raised.value.scope, raised.value.run_id) == ("run", outer.id)
+    assert isinstance(inner.stop, BudgetExceededError)
+    assert (inner.stop.scope, inner.stop.run_id) == (f"run:{outer.id}", inner.id)
+    assert guard.summary(outer.id).termination["scope"] == "run"
     assert inner.state is RunState.FAILED
     assert outer.state is RunState.FAILED
     assert outer.spent.usd == 1
@@ -261,8 +264,10 @@ def test_an_outer_scopes_limit_stops_the_inner_run_and_the_scope(guard):
             with guard.run("inner") as inner:
                 for _ in range(9):
                     pay()
-        assert raised.value.scope == f"run:{outer.id}/s"
+        assert (raised.value.scope, raised.value.run_id) == ("s", outer.id)
         pay()
+    assert isinstance(inner.stop, BudgetExceededError)
+    assert (inner.stop.scope, inner.stop.run_id) == (f"run:{outer.id}/s", inner.id)
     assert inner.state is RunState.FAILED
     assert outer.state is RunState.COMPLETED
     assert outer.spent.usd == Decimal("0.75")
@@ -288,7 +293,7 @@ def test_an_inner_excess_passes_the_outer_limit(guard):
             assert overrun() == "done"
             pay()
         pay()
-    assert raised.value.scope == f"run:{outer.id}"
+    assert (raised.value.scope, raised.value.run_id) == ("run", outer.id)
     assert inner.state is RunState.FAILED
     assert outer.spent.usd == 2
 
