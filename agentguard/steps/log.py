@@ -212,12 +212,13 @@ class RunLog:
         if self.released is not None:
             raise self.released.with_traceback(None)
         self.await_commit()
-        seq = self.fold.seq
+        seq = caught_up = self.fold.seq
         decision: Exception | None = None
         result: T
         try:
             with self.store.exclusive(self.run_id):
                 self.catch_up()
+                caught_up = self.fold.seq
                 try:
                     result = self._acted(act)
                 except (HeadMovedError, StoreUnavailableError):
@@ -229,7 +230,7 @@ class RunLog:
         except BaseException as error:
             self._take_back(seq, error)
             raise
-        if not (_EXCLUSIVE.depth or self.dirty):
+        if self.fold.seq > caught_up and not (_EXCLUSIVE.depth or self.dirty):  # it fitted what came before
             self._committed = (self.fold.seq, self.fold.hash)
         if decision is not None:
             raise decision
