@@ -81,10 +81,13 @@ def test_a_call_that_waited_for_a_resume_goes_on(sqlite_guard: Guard, name: str,
     assert sqlite_guard.summary("r1").state == "PAUSED"
     if first == "resume":
         sqlite_guard.resume("r1")
+    later = threading.Timer(0.05, sqlite_guard.resume, args=("r1",))
     with sqlite_guard.recover("r1") as run:
         if first == "recover":
-            threading.Timer(0.05, sqlite_guard.resume, args=("r1",)).start()
+            later.start()
         assert program(run, lambda: None) == result
+    if first == "recover":
+        later.join()  # the operator's act goes on after the run does
     assert sqlite_guard.summary("r1").state == "COMPLETED"
     assert sqlite_guard.verify()
     with sqlite_guard.replay("r1") as replayed:
