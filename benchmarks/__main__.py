@@ -60,7 +60,14 @@ GROUPS: dict[str, tuple[Callable[..., list[Row]], tuple[str, ...]]] = {
     ),
     "postgres": (
         postgres.measure,
-        ("postgres-step", "postgres-tasks", "postgres-processes", "postgres-tenant"),
+        (
+            "postgres-step",
+            "postgres-tasks",
+            "postgres-processes",
+            "postgres-tenant",
+            "postgres-dbos-1",
+            "postgres-dbos-64",
+        ),
     ),
     "overshoot": (
         overshoot.measure,
