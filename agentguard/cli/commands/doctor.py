@@ -8,11 +8,11 @@ import re
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -21,49 +21,23 @@ from agentguard import _process, config
 from agentguard._home import store_url
 from agentguard._secrets import public_url
 from agentguard.audit.verify import AccountFault, verify_all
-from agentguard.cli import exit_codes, lookup, output
+from agentguard.cli import deployment, exit_codes, lookup, output
 from agentguard.cli.app import app
+from agentguard.cli.findings import FAULT, NOTE, OK, Finding
 from agentguard.cli.options import HomeOption, JsonOption, StoreOption
-from agentguard.console import health
-from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
-from agentguard.events import codec
+from agentguard.errors import AgentGuardError
 from agentguard.guard import Guard
-from agentguard.killswitch import kill_requests, waker
-from agentguard.killswitch.control import check_chain
-from agentguard.killswitch.index import KillIndex
-from agentguard.killswitch.model import Kill
-from agentguard.killswitch.network import folder_of, open_log
-from agentguard.killswitch.page import PageKillSwitch
+from agentguard.killswitch import kill_requests
+from agentguard.killswitch.network import folder_of
 from agentguard.protocols import abilities_of
 from agentguard.sessions.abandoned import AbandonedStep, charge_abandoned, find_abandoned
 from agentguard.stores._checkpointer import wal_size
 from agentguard.stores._sqlite_errors import RAISED
 
-OK = "ok"
-
-
-NOTE = "note"
-
-
-FAULT = "FAULT"
-
-
 _LITTLE_SPACE = 100 * 2**20
 _LARGE_WAL = 64 * 2**20
-
-
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+).*;.*\bextra == ['\"]([^'\"]+)['\"]")
-
-
 _STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
-
-
-class Finding(NamedTuple):
-    """One thing looked at: `status` is `ok`, `note` (worth knowing) or `FAULT` (to be mended)."""
-
-    check: str
-    status: str
-    detail: str
 
 
 @app.command(epilog="--json: {ok, checks: [{check, status, detail}]}; status is ok, note or FAULT.")
@@ -130,13 +104,13 @@ def examine(*, repair: bool = False, accept_loss: bool = False) -> Iterator[Find
     if server is not None:
         kills = folder_of(server, home)
     if repair:
-        yield from _repair(kills, accept_loss=accept_loss)
+        yield from deployment.repair_page(kills, accept_loss=accept_loss)
         yield from _charge_abandoned()
     yield from _store()
     if server is not None:
-        yield from _kill_server(server)
-    yield from _kill_switch(kills, is_copy=server is not None)
-    yield from _live_files(kills)
+        yield from deployment.kill_server(server)
+    yield from deployment.kill_page(kills, is_copy=server is not None)
+    yield from deployment.live_files(kills)
     yield from _extras()
     yield _telemetry()
 
@@ -230,9 +204,7 @@ def _store() -> Iterator[Finding]:
             yield from _accounts(guard)
             yield from _abandoned(guard)
             yield from _abandoned_steps(guard)
-            for part in health.helpers(guard):
-                status = NOTE if part.ok is False else OK
-                yield Finding(part.kind, status, f"{part.name}: {part.detail}" if part.name else part.detail)
+            yield from deployment.helpers(guard)
     except (AgentGuardError, *RAISED) as error:
         way_out = "check --store and the rights to the file, or restore a copy of it"
         yield Finding("store", FAULT, f"{error}; {way_out}" if isinstance(error, RAISED) else str(error))
@@ -337,95 +309,6 @@ def _charge_abandoned() -> Iterator[Finding]:
     if charged:
         some = ", ".join(f"{step.run_id} {step.key}" for step in charged[:3])
         yield Finding("repair", OK, f"{len(charged)} abandoned steps were charged what they reserved: {some}")
-
-
-def _repair(home: Path, *, accept_loss: bool) -> Iterator[Finding]:
-    if not _has_kill_files(home):
-        return
-    switch = PageKillSwitch(home)
-    try:
-        generation = switch.repair(accept_loss=accept_loss)
-        yield Finding("repair", OK, f"the kill page was rebuilt from {generation} control records")
-    except KillSwitchUnavailableError as error:
-        yield Finding("repair", FAULT, str(error))
-    finally:
-        switch.close()
-
-
-def _kill_switch(home: Path, *, is_copy: bool) -> Iterator[Finding]:
-    if not _has_kill_files(home):
-        yield Finding("kill switch", OK, f"no kill page under {home} yet; the first run or kill makes it")
-        return
-    switch = PageKillSwitch(home)
-    try:
-        head = switch.verify()
-        yield Finding("control log", OK, f"{head.seq} records, chain intact")
-        if not (home / "kill.page").exists():
-            yield Finding("kill page", NOTE, "missing; the next run makes it again from the control log")
-            return
-        live = switch.participants()
-        pids = f" (pid {', '.join(str(process.pid) for process in live)})" if live else ""
-        yield Finding("kill page", OK, f"agrees with the control log; {len(live)} live processes{pids}")
-        if not is_copy:
-            yield from _in_force(switch.kills())
-    except LogIntegrityError as error:
-        problem = f"record {error.seq}: {error.problem}; restore {home / 'control.log'}"
-        yield Finding("control log", FAULT, problem)
-    except KillSwitchUnavailableError as error:
-        yield Finding("kill page", FAULT, str(error))
-    finally:
-        switch.close()
-
-
-def _in_force(kills: Iterable[Kill]) -> Iterator[Finding]:
-    for kill in kills:
-        if kill.cleared:
-            continue
-        target = f"{kill.scope} {kill.target}".rstrip()
-        option = {"run": f" --run {kill.target}", "tenant": f" --tenant {kill.target}"}.get(kill.scope, "")
-        said = f"{target} is killed by {kill.actor}: {kill.reason}"
-        yield Finding("kill", NOTE, f"{said}; to let later runs start: agentguard revive{option}")
-
-
-def _kill_server(server: str) -> Iterator[Finding]:
-    """Return how the server that has the kills stands, and the hosts that hear of them by it."""
-    where = public_url(server)
-    try:
-        with closing(open_log(server)) as log:
-            index = KillIndex()
-            seq = 0
-            for stored in check_chain(log.read()):
-                index.add(codec.decode(stored.body))
-                seq = stored.seq
-            yield Finding("kill server", OK, f"{where}: {seq} control records, chain intact")
-            yield from _in_force(index.kills())
-            for host in log.reports():
-                said = f"{host.name} heard {host.silent:.0f} s ago, {len(host.acknowledged)} live processes"
-                if host.fresh:
-                    yield Finding("relay", OK, said)
-                else:
-                    yield Finding("relay", NOTE, f"{said}; steps there are refused: agentguard relay")
-    except LogIntegrityError as error:
-        yield Finding("kill server", FAULT, f"{where}: record {error.seq}: {error.problem}; restore it")
-    except (AgentGuardError, OSError, ValueError) as error:
-        yield Finding("kill server", FAULT, f"{where}: {error}")
-
-
-def _has_kill_files(home: Path) -> bool:
-    return (home / "kill.page").exists() or (home / "control.log").exists()
-
-
-def _live_files(home: Path) -> Iterator[Finding]:
-    live = home / "live"
-    if not live.is_dir():
-        return
-    files = {path.name for path in live.iterdir()}
-    alive = waker.live_processes(live)
-    stale = [name for name in files if not any(name.startswith(f"{p.pid}.{p.start}.") for p in alive)]
-    if stale:
-        yield Finding("live files", NOTE, f"{len(stale)} left by dead processes; the next kill removes them")
-    else:
-        yield Finding("live files", OK, f"{len(files)}, none of dead processes")
 
 
 def _extras() -> Iterator[Finding]:
