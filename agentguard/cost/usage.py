@@ -70,6 +70,35 @@ def estimated_tokens(text: str | bytes) -> int:
     return -(-len(text.encode() if isinstance(text, str) else text) // 3)
 
 
+def request_tokens(request: Any, is_media: Callable[[dict[str, Any]], bool]) -> int:
+    """About how many tokens a request is: its texts, and `MEDIA_TOKENS` for each part that is no text.
+
+    Args:
+        request: plain data; the names in it do not count.
+        is_media: whether a part is an image or another file.
+
+    Example:
+        >>> request = {"role": "user", "content": ["look", {"url": "a.png"}]}
+        >>> request_tokens(request, lambda part: "url" in part)
+        1603
+    """
+    text, media = _weighed(request, is_media)
+    return estimated_tokens(text) + media * MEDIA_TOKENS
+
+
+def _weighed(value: Any, is_media: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
+    if isinstance(value, str):
+        return value, 0
+    if isinstance(value, dict):
+        if is_media(value):
+            return "", 1
+        value = list(value.values())
+    if not isinstance(value, list):
+        return "", 0
+    parts = [_weighed(item, is_media) for item in value]
+    return " ".join(text for text, _ in parts if text), sum(media for _, media in parts)
+
+
 def at_least(used: Usage, least: Usage) -> Usage:
     """Return the larger of each amount: for an answer that ended before all of it was counted.
 

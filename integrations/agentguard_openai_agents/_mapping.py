@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from agentguard.cost import ModelRequest, ModelUsage, terms_and_cost, tool_calls
-from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
+from agentguard.cost.usage import estimated_tokens, request_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,8 +90,9 @@ def input_tokens(data: dict[str, Any], tools: Sequence[Any], handoffs: Sequence[
         (getattr(tool, "description", ""), getattr(tool, "params_json_schema", None)) for tool in tools
     ]
     shown += [(handoff.tool_description, handoff.input_json_schema) for handoff in handoffs]
-    text, media = _weighed([data["instructions"], data["input"], data["tools"], data["handoffs"]])
-    return estimated_tokens(text) + media * MEDIA_TOKENS + estimated_tokens(to_json(shown, fallback=repr))
+    return request_tokens(
+        [data["instructions"], data["input"], data["tools"], data["handoffs"]], _is_media
+    ) + estimated_tokens(to_json(shown, fallback=repr))
 
 
 def _plain(value: Any) -> Any:
@@ -100,18 +101,8 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _weighed(value: Any) -> tuple[str, int]:
-    """The text in a request, and the number of images and other files beside it."""
-    if isinstance(value, str):
-        return value, 0
-    if isinstance(value, dict):
-        if str(value.get("type")) in _MEDIA:  # a schema of a field of that name is no text
-            return "", 1
-        value = list(value.values())
-    if not isinstance(value, list):
-        return "", 0
-    parts = [_weighed(item) for item in value]
-    return " ".join(text for text, _ in parts if text), sum(media for _, media in parts)
+def _is_media(part: dict[str, Any]) -> bool:
+    return str(part.get("type")) in _MEDIA  # a schema of a field of that name is no text
 
 
 # --- answers -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_core import to_json, to_jsonable_python
 
 from agentguard.cost import ModelRequest, ModelUsage, terms_and_cost
-from agentguard.cost.usage import MEDIA_TOKENS, estimated_tokens
+from agentguard.cost.usage import estimated_tokens, request_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +52,7 @@ def input_tokens(data: dict[str, Any], parameters: ModelRequestParameters) -> in
         (tool.name, tool.description, tool.parameters_json_schema)
         for tool in (*parameters.function_tools, *parameters.output_tools)
     ]
-    text, media = _weighed(data["messages"])
-    return estimated_tokens(text) + media * MEDIA_TOKENS + estimated_tokens(to_json(tools, fallback=repr))
+    return request_tokens(data["messages"], _is_media) + estimated_tokens(to_json(tools, fallback=repr))
 
 
 def max_tokens(*layers: ModelSettings | None) -> int | None:
@@ -149,18 +148,8 @@ def _stable(value: Any) -> Any:
     return value
 
 
-def _weighed(value: Any) -> tuple[str, int]:
-    """The text in a request, and the number of images and other files beside it."""
-    if isinstance(value, str):
-        return value, 0
-    if isinstance(value, dict):
-        if value.get("kind") == "binary" or str(value.get("kind", "")).endswith("-url"):
-            return "", 1
-        value = list(value.values())
-    if not isinstance(value, list):
-        return "", 0
-    parts = [_weighed(item) for item in value]
-    return " ".join(text for text, _ in parts if text), sum(media for _, media in parts)
+def _is_media(part: dict[str, Any]) -> bool:
+    return part.get("kind") == "binary" or str(part.get("kind", "")).endswith("-url")
 
 
 # --- answers -------------------------------------------------------------------------------------
