@@ -64,6 +64,7 @@ class Database:
         self._cursor: sqlite3.Cursor | None = None
         #: Device and inode of the file that the writer has opened.
         self._file: tuple[int, int] | None = None
+        self._older = False
         self._depth = 0
         #: Whether the outermost of them has begun.
         self._begun = False
@@ -435,8 +436,24 @@ class Database:
         return self._writing_thread == threading.get_ident()
 
     def _catch_up(self, wait: float) -> None:
-        if self._writer is None or self._staged:
+        if self._staged or (self._writer is None and not self._is_older(wait)):
             self.settle_down(wait)
+
+    def _is_older(self, wait: float) -> bool:
+        """Look whether the file has an older schema; it keeps that until this process writes."""
+        if not self._older and not self._closed and self.lost is None:
+            file = _identity(self.path)
+            if file is not None:
+                with self.errors, self.readers.lend(wait) as connection:
+                    self._older = _sqlite_file.is_older(self.path, connection.execute)
+            if self._older:
+                self._file = file
+        return self._older
+
+    @property
+    def reads_older(self) -> bool:
+        """Whether this process only reads so far, from a file that agents of an older version write."""
+        return self._older and self._writer is None
 
     def finish(self) -> None:
         """Commit what is staged, if there is any."""

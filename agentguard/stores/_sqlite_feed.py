@@ -8,13 +8,18 @@ and no event ever appears below one that has been read.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentguard.protocols import StoreBusyError
+from agentguard.stores import _busy_retry, _sqlite_file
 from agentguard.stores._busy_retry import jitter
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from agentguard.stores._database import Database
 
 #: How many events get their positions in one act, so that writers get their turns.
@@ -46,10 +51,21 @@ def _is_behind(database: Database, sql: Mapping[str, str], wait: float) -> bool:
 
 
 def _add(database: Database, sql: Mapping[str, str]) -> int:
-    with database.transaction(None), database.errors:
-        last = _up_to(database.run(sql["not_fed"], wait=None).fetchall())
-        added = database.run(sql["feed"], {"last": last, "most": _MOST}, wait=None).rowcount
-        database.run(sql["feed_is_complete"], wait=None)
+    if not database.reads_older:
+        with database.transaction(None), database.errors:
+            return _give(partial(database.run, wait=None), sql)
+    # The writer would bring the schema up to date, and the agents that write there could not go on.
+    with database.errors, closing(_sqlite_file.connect(database.path)) as connection:
+        _busy_retry.execute(connection, database.path, "BEGIN IMMEDIATE", (), None)
+        added = _give(connection.execute, sql)
+        connection.execute("COMMIT")
+    return added
+
+
+def _give(run: Callable[..., sqlite3.Cursor], sql: Mapping[str, str]) -> int:
+    last = _up_to(run(sql["not_fed"]).fetchall())
+    added = run(sql["feed"], {"last": last, "most": _MOST}).rowcount
+    run(sql["feed_is_complete"])
     return added
 
 

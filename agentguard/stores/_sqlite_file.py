@@ -59,7 +59,7 @@ def open_writer(path: str, wait: Wait) -> sqlite3.Connection:
 def prepare(path: str, execute: Execute) -> None:
     """Set the pragmas of a writer, on which `execute` runs, and bring the schema up to date."""
     # A file that is up to date is only read here, so that one without write access can be.
-    if _schema_now(path, execute) != len(_sql.migrations("sqlite")):
+    if _schema_now(path, execute) != known_schema():
         _use_wal(path, execute)
         _migrate(path, execute)
     elif execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -69,6 +69,20 @@ def prepare(path: str, execute: Execute) -> None:
     # Checkpoints are the work of `_checkpointer`, in no commit; who begins the WAL anew cuts its file.
     execute("PRAGMA wal_autocheckpoint = 0")
     execute(f"PRAGMA journal_size_limit = {MOVE_FROM}")
+
+
+def is_older(path: str, execute: Execute) -> bool:
+    """Whether the schema is older than that of this library, which can read it as it is.
+
+    Raises:
+        StoreUnavailableError: the file is another program's, or newer than this library.
+    """
+    return 0 < _schema_now(path, execute) < known_schema()
+
+
+def known_schema() -> int:
+    """The schema that this library writes."""
+    return len(_sql.migrations("sqlite"))
 
 
 def _use_wal(path: str, execute: Execute) -> None:
@@ -108,7 +122,7 @@ def _schema_now(path: str, execute: Execute) -> int:
 def _schema(path: str, execute: Execute) -> int:
     """The file's schema version, 0 for an empty file."""
     version: int = execute("PRAGMA user_version").fetchone()[0]
-    known = len(_sql.migrations("sqlite"))
+    known = known_schema()
     if execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         if version or execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             raise StoreUnavailableError(f"{path} is the database of another program; name another file")

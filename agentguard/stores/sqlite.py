@@ -356,12 +356,12 @@ class SQLiteEventStore:
 
     def position(self, reader: str) -> int:
         """How far a reader of `tail` has come; 0 where none was saved."""
-        found = self._select("position", (reader,))
-        return found[0][0] if found else 0
+        return self.positions().get(reader, 0)
 
     def positions(self) -> dict[str, int]:
         """The saved position of every reader, by its name."""
-        return dict(self._select("positions", ()))
+        there = self._select("has_positions", ())
+        return dict(self._select("positions", ())) if there else {}
 
     def save_position(self, reader: str, position: int) -> None:
         """Save how far a reader has come, durably; a lower position changes nothing."""

@@ -33,6 +33,7 @@ from agentguard.protocols import abilities_of
 from agentguard.sessions.abandoned import AbandonedStep, charge_abandoned, find_abandoned
 from agentguard.stores._checkpointer import wal_size
 from agentguard.stores._sqlite_errors import RAISED
+from agentguard.stores._sqlite_file import known_schema
 
 _LITTLE_SPACE = 100 * 2**20
 _LARGE_WAL = 64 * 2**20
@@ -195,7 +196,7 @@ def _store() -> Iterator[Finding]:
             return
         with lookup.reading() as guard:
             runs = guard.components.store.rows(limit=1)
-            schema = f", schema {_schema(file)}" if file is not None else ""
+            schema = _schema(file) if file is not None else ""
             newest = f"newest run {runs[0].run_id}" if runs else "no runs"
             yield Finding("store", OK, f"{public_url(url)}{schema}, {newest}")
             yield from _file_rights(file)
@@ -210,10 +211,11 @@ def _store() -> Iterator[Finding]:
         yield Finding("store", FAULT, f"{error}; {way_out}" if isinstance(error, RAISED) else str(error))
 
 
-def _schema(file: Path) -> int:
+def _schema(file: Path) -> str:
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        return version
+    newest = known_schema()
+    return f", schema {version}" + ("" if version == newest else f" (the next that writes makes it {newest})")
 
 
 def _file_rights(file: Path | None) -> Iterator[Finding]:

@@ -264,9 +264,9 @@ DELETE FROM feed WHERE key > :number << 32 AND key < :number + 1 << 32;
 -- Delete a run whose events are gone.
 DELETE FROM run WHERE number = ?;
 
--- name: position
--- How far a reader has come.
-SELECT position FROM reader_position WHERE reader = ?;
+-- name: has_positions
+-- Whether readers can have saved anything: files of the first schema have no table for it.
+SELECT 1 FROM sqlite_master WHERE name = 'reader_position';
 
 -- name: positions
 -- How far every reader has come.
