@@ -10,8 +10,7 @@ import msgspec
 from agentguard._secrets import MASK
 from agentguard._values.fingerprint import OPAQUE, ArgumentPacker
 from agentguard._values.names import clean_text, type_name
-from agentguard._values.packing import encode
-from agentguard._values.plain import PREFIX, is_plain
+from agentguard._values.packing import as_it_is, encode
 
 __all__ = [
     "CONVERSATIONS_APART",
@@ -31,7 +30,6 @@ VALUE_SCHEME: Final = 3
 CONVERSATIONS_APART: Final = 3
 
 decode = msgspec.json.Decoder().decode
-_TAG: Final = f'"{PREFIX}'.encode()
 _PACKER: Final = ArgumentPacker()
 #: What most arguments are: no look inside is needed.
 _SIMPLE: Final = frozenset((type(None), bool, int, str))
@@ -39,7 +37,7 @@ _SIMPLE: Final = frozenset((type(None), bool, int, str))
 
 def encode_argument(value: Any, packer: ArgumentPacker = _PACKER) -> bytes:
     """Return an argument as JSON; what JSON does not know is tagged, or recorded by its type."""
-    if (payload := _as_it_is(value)) is not None:
+    if (payload := as_it_is(value)) is not None:
         return payload
     return encode(_packed(value, packer))
 
@@ -51,21 +49,11 @@ def encode_call(args: Sequence[Any], kwargs: Mapping[str, Any], packer: Argument
             return encode((args, kwargs))
         except (UnicodeError, ValueError):  # a lone surrogate, an int of thousands of digits
             pass
-    elif (payload := _as_it_is([list(args), kwargs])) is not None:
+    elif (payload := as_it_is([list(args), kwargs])) is not None:
         return payload
     positional = [_packed(value, packer) for value in args]
     named = {clean_text(str(name)): _packed(value, packer) for name, value in kwargs.items()}
     return encode((positional, named))
-
-
-def _as_it_is(value: Any) -> bytes | None:
-    """Return a value as JSON where it is nothing else, and has no key that looks like a tag."""
-    try:
-        if is_plain(value) and _TAG not in (payload := encode(value)):
-            return payload
-    except (RecursionError, UnicodeError, ValueError):
-        pass
-    return None
 
 
 def _packed(value: Any, packer: ArgumentPacker) -> Any:

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from agentguard._values.kinds import NotExactError
-from agentguard._values.packing import EXACT, ByNamePacker, encode
+from agentguard._values.packing import EXACT, ByNamePacker, as_it_is, encode
 from agentguard._values.sameness import same
 from agentguard._values.unpacking import imported, unpack
 
@@ -18,6 +18,8 @@ __all__ = ["ExactCodec", "NotExactError", "from_json", "to_json"]
 
 def to_json(value: Any) -> Any:
     """Return a value as nothing but JSON, from which `from_json` makes the same value again.
+
+    What is nothing but JSON already is returned itself, and not copied.
 
     Objects of dataclasses, attrs, msgspec, NamedTuples, pydantic models and enums are recorded by the names
     of their classes, which must be found in an imported module.
@@ -30,6 +32,8 @@ def to_json(value: Any) -> Any:
         >>> to_json({"due": date(2026, 1, 2), "tags": ("a", "b")})
         {'due': {'agentguard:date': '2026-01-02'}, 'tags': {'agentguard:tuple': ['a', 'b']}}
     """
+    if as_it_is(value) is not None:
+        return value
     try:
         packed = ByNamePacker().pack(value)
         if same(value, unpack(packed, imported), sets_in_order=False):

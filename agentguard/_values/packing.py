@@ -16,7 +16,7 @@ from agentguard._values import objects
 from agentguard._values.http import kind_of
 from agentguard._values.kinds import KINDS, SETS, Kind, NotExactError, advice
 from agentguard._values.names import find, type_name
-from agentguard._values.plain import PREFIX
+from agentguard._values.plain import PREFIX, is_plain
 
 #: Around a payload whose tags are to be read.
 EXACT: Final = f"{PREFIX}exact"
@@ -33,6 +33,17 @@ _LONGEST_INT = 8192
 _MOST_ORDERS = 5
 
 encode: Final = msgspec.json.Encoder().encode
+_TAG: Final = f'"{PREFIX}'.encode()
+
+
+def as_it_is(value: Any) -> bytes | None:
+    """Return a value as JSON where it is nothing else, and has no key that looks like a tag."""
+    try:
+        if is_plain(value) and _TAG not in (payload := encode(value)):
+            return payload
+    except (RecursionError, UnicodeError, ValueError):  # a lone surrogate, an int of thousands of digits
+        pass
+    return None
 
 
 class Packer:

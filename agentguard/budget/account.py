@@ -200,9 +200,10 @@ class Account:
             return
         for resource, amount in reserve.items():
             reserved[resource] -= amount
+        limits = self.limits
         for resource, amount in usage.items():
             spent[resource] = spent.get(resource, 0) + amount
-            if (over := amount - reserve.get(resource, 0)) > 0 and resource in self.limits:
+            if resource in limits and (over := amount - reserve.get(resource, 0)) > 0:
                 self.excess[resource] = self.excess.get(resource, 0) + over
 
     def charge(self, usage: Mapping[str, int]) -> None:

@@ -16,6 +16,9 @@ ASK_TIMEOUT = 3600.0
 Money = Decimal | str | int | float
 #: Told by identity from a 0 that was given.
 _NO_MONEY: Money = Decimal(0)
+#: Resources of which a `Usage` may say that none was used.
+_TELLING = frozenset((r.NANO_USD, r.TOKENS))
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Usage:
@@ -86,8 +89,9 @@ class Usage:
     def from_amounts(cls, amounts: Mapping[str, int]) -> Self:
         """A usage from internal amounts (money in 1e-9 USD), as events carry them."""
         usage = cls.__new__(cls)
-        usage._amounts = {name: n for name, n in amounts.items() if n}
-        usage._none = frozenset(name for name in (r.NANO_USD, r.TOKENS) if amounts.get(name) == 0)
+        usage._amounts = used = {name: n for name, n in amounts.items() if n}
+        all_used = len(used) == len(amounts)
+        usage._none = _NOTHING if all_used else _TELLING.intersection(amounts.keys() - used.keys())
         return usage
 
     @classmethod
@@ -129,7 +133,7 @@ class Usage:
 
     def named(self) -> dict[str, int]:
         """The same, and money and tokens of 0 where that was said."""
-        return {**dict.fromkeys(sorted(self._none), 0), **self._amounts}
+        return {**dict.fromkeys(sorted(self._none), 0), **self._amounts} if self._none else self.amounts()
 
     @property
     def usd(self) -> Decimal:

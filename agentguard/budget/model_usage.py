@@ -32,6 +32,8 @@ _PARTS: Final = (
     ("output_tokens", ("output_reasoning_tokens", "output_citation_tokens")),
     ("output_tokens", tuple(f"output_{kind}_tokens" for kind in ("text", "audio", "image", "video"))),
 )
+#: What is no part of another count.
+_WHOLE: Final = frozenset(("input_tokens", "output_tokens"))
 
 
 class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +69,14 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name, value in self.counts.items():
-            _check(name, value)
-        counts = dict(self.counts)
-        for total, parts in _PARTS:
-            if not counts.keys().isdisjoint(parts):
-                counts[total] = max(counts.get(total, 0), sum(counts.get(part, 0) for part in parts))
-        msgspec.structs.force_setattr(self, "counts", {name: n for name, n in counts.items() if n})
+            if type(value) is not int or value < 0:
+                _check(name, value)
+        counts = {name: n for name, n in self.counts.items() if n}
+        if not counts.keys() <= _WHOLE:
+            for total, parts in _PARTS:
+                if not counts.keys().isdisjoint(parts):
+                    counts[total] = max(counts.get(total, 0), sum(counts.get(part, 0) for part in parts))
+        msgspec.structs.force_setattr(self, "counts", counts)
 
     def __getitem__(self, name: str) -> Number:
         """Return a count by its name here or in `Usage`; 0 for one that was not reported."""
@@ -89,8 +93,8 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
     def usage(self) -> Usage:
         """Return the tokens in the words of `Usage`, all models' together; money is not among them."""
         amounts = {field: math.ceil(self.counts.get(name, 0)) for field, name in _OF_USAGE.items()}
-        own = Usage.from_amounts(amounts | {"tokens": amounts["input_tokens"] + amounts["output_tokens"]})
-        return sum((other.usage() for other in self.beside), own)
+        amounts["tokens"] = amounts["input_tokens"] + amounts["output_tokens"]
+        return sum((other.usage() for other in self.beside), Usage.from_amounts(amounts))
 
     def names(self, asked: str) -> list[str]:
         """Return the names to look a price up by, the best first.

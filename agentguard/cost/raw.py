@@ -10,7 +10,7 @@ import importlib
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -34,15 +34,9 @@ class RawAnswers:
     def __init__(self) -> None:
         self._answers: list[_Answer] = []
 
-    @contextmanager
-    def here(self) -> Iterator[None]:
+    def here(self) -> AbstractContextManager[None]:
         """Take in the answers to requests that are made in this block, and all of a stream that it opens."""
-        _follow()
-        token = _HERE.set(self)
-        try:
-            yield
-        finally:
-            _HERE.reset(token)
+        return _Here(self)
 
     def completed(self, counted: ModelUsage) -> ModelUsage:
         """Return what a framework counted of one answer, with what the SDK received of it.
@@ -71,6 +65,18 @@ class RawAnswers:
 
 
 _HERE: ContextVar[RawAnswers | None] = ContextVar("agentguard_raw_answers", default=None)
+
+
+class _Here(AbstractContextManager[None]):
+    def __init__(self, raw: RawAnswers) -> None:
+        self._raw = raw
+
+    def __enter__(self) -> None:
+        _follow()
+        self._token = _HERE.set(self._raw)
+
+    def __exit__(self, *exc: object) -> None:
+        _HERE.reset(self._token)
 
 
 class _Answer:

@@ -78,6 +78,8 @@ class ModelRequest(NamedTuple):
     @property
     def terms(self) -> dict[str, str]:
         """What the call asks for that selects another price."""
+        if not self.kwargs:
+            return {}
         tier, speed = self.kwargs.get("service_tier"), self.kwargs.get("speed")
         asked = {"service_tier": tier, "speed": speed, "inference_geo": self.kwargs.get("inference_geo")}
         said = {name: value for name, value in asked.items() if isinstance(value, str)}
@@ -157,11 +159,13 @@ class ModelRequest(NamedTuple):
         if untold > 0 and "claude" in f"{counted.model} {self.model}":
             name = f"cache_write_{self.cache_writes or '1h'}_tokens"
             counts[name] = counts.get(name, 0) + untold
+        if counts == counted.counts and terms == counted.terms:
+            return counted
         return msgspec.structs.replace(counted, counts=counts, terms=terms)
 
     def _option(self, names: tuple[str, ...]) -> Any:
-        for holder in (self.kwargs, *(self.kwargs.get(name) for name in _NESTED)):
-            for name in names:
+        for holder in (self.kwargs, *map(self.kwargs.get, _NESTED)):
+            for name in names if holder is not None else ():
                 value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
                 if value is not None:
                     return value

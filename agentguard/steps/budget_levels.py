@@ -6,7 +6,7 @@ accounts of the store; here they become movements that the store carries out wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.budget import resources as r
@@ -73,7 +73,9 @@ class BudgetLevels:
         )
         self._limiting = {}
 
-    def limited(self, resources: Sequence[str], scope: str, account: NamedAccount | None = None) -> list[str]:
+    def limited(
+        self, resources: Collection[str], scope: str, account: NamedAccount | None = None
+    ) -> list[str]:
         """Return which of `resources` some level that a step of this scope is charged to limits."""
         known = self._limiting
         limiting = known.get(scope)
@@ -81,6 +83,8 @@ class BudgetLevels:
             limiting = known[scope] = self._limits_of(scope)
         if account is not None:
             limiting |= _limited_by(account.budget)
+        if limiting.isdisjoint(resources):
+            return []
         return [name for name in resources if name in limiting]
 
     def _limits_of(self, scope: str) -> frozenset[str]:

@@ -50,8 +50,8 @@ def charged(step: Step, usage: Amounts) -> Amounts:
 
 
 def _unnamed(step: Step, amounts: Amounts) -> list[str]:
-    missing = [name for name in _NAMED_BY if not _names(amounts, name)]
-    return step.live_run.levels.limited(missing, step.scope_key, step.account) if missing else []
+    limited = step.live_run.levels.limited(_NAMED_BY, step.scope_key, step.account)
+    return [name for name in limited if not _names(amounts, name)]
 
 
 def _names(amounts: Amounts, resource: str) -> bool:

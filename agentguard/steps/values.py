@@ -27,8 +27,8 @@ from agentguard._encoding import decode, encode_argument
 from agentguard._values.fingerprint import OPAQUE, ArgumentPacker
 from agentguard._values.kinds import NotExactError, advice
 from agentguard._values.names import type_name
-from agentguard._values.packing import EXACT, ByNamePacker, Packer, encode
-from agentguard._values.plain import PREFIX, is_plain
+from agentguard._values.packing import EXACT, ByNamePacker, Packer, as_it_is, encode
+from agentguard._values.plain import PREFIX
 from agentguard._values.sameness import same
 from agentguard._values.unpacking import Finder, finder_of, imported, unpack
 from agentguard.steps.spec import Codec
@@ -86,15 +86,10 @@ def capture(value: object, returns: object = None, *, by_name: bool = False) -> 
 
     `by_name`: no annotation can be given, so objects of imported classes come back by the names of these.
     """
-    try:
-        if is_plain(value):
-            payload = encode(value)
-            if _TAG not in payload:
-                return Captured(payload, plain=returns is not None)
-        elif returns is not None and (annotated := _annotated(value, returns)) is not None:
-            return Captured(annotated)
-    except (RecursionError, UnicodeError, ValueError):  # a lone surrogate, an int of thousands of digits
-        pass
+    if (payload := as_it_is(value)) is not None:
+        return Captured(payload, plain=returns is not None)
+    if returns is not None and (annotated := _annotated(value, returns)) is not None:
+        return Captured(annotated)
     return _tagged(value, returns, by_name=by_name)
 
 

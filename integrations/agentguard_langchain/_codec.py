@@ -100,18 +100,17 @@ def _packed_dict(value: dict[Any, Any]) -> Any:
 
 
 def _fields(message: BaseMessage) -> dict[str, Any]:
-    found = {name: value for name, value in message.__dict__.items() if not _is_usual(name, value)}
-    fields = {name: to_json(value) for name, value in found.items()}
+    # By its type first, so that a stranger's artifact is not asked.
+    fields = {
+        name: value
+        for name, value in message.__dict__.items()
+        if type(value) is not type(usual := _USUAL.get(name, _OTHER)) or value != usual
+    }
     del fields["type"]
     if (message.id or "").startswith(_MADE_UP):
         del fields["id"]
-    return fields
-
-
-def _is_usual(name: str, value: Any) -> bool:
-    """Return whether a field has what it has by itself; a stranger's artifact is not asked."""
-    usual = _USUAL.get(name, _OTHER)
-    return type(value) is type(usual) and bool(value == usual)
+    packed: dict[str, Any] = to_json(fields)
+    return packed
 
 
 def _response(value: ModelResponse[Any]) -> dict[str, Any]:

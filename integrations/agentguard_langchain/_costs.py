@@ -27,6 +27,10 @@ class Model(NamedTuple):
     #: What a call's settings say, in the words of the provider's API: tier, place, cache.
     asked: ModelRequest = ModelRequest((), {})
 
+    def asked_for(self, asked: ModelRequest) -> Model:
+        """Return the model with what a call asks of it."""
+        return Model(self.name, self.provider, asked)
+
 
 def limited(run: Run) -> bool:
     """Whether anything that a model call uses is limited here."""

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from pydantic import BaseModel
 
 from agentguard.cost import ModelRequest, ModelUsage, model_usage, terms_and_cost
 
@@ -160,10 +161,12 @@ def tokens_used(message: Any) -> ModelUsage | None:
         return ModelUsage(counts={}, cost=Decimal(0))
     given, made = usage.get("input_token_details") or {}, usage.get("output_token_details") or {}
     counts = {"input_tokens": usage.get("input_tokens"), "output_tokens": usage.get("output_tokens")}
-    tier = next((tier for tier in _TIERS if tier in given or tier in made), None)
-    for details, names in ((given, _INPUT_DETAILS), (made, _OUTPUT_DETAILS)):
-        for name, count in names.items():
-            counts[count] = details.get(name) or details.get(f"{tier}_{name}")
+    tier = None
+    if given or made:
+        tier = next((tier for tier in _TIERS if tier in given or tier in made), None)
+        for details, names in ((given, _INPUT_DETAILS), (made, _OUTPUT_DETAILS)):
+            for name, count in names.items():
+                counts[count] = details.get(name) or details.get(f"{tier}_{name}")
     return _reported(counts, {"service_tier": tier} if tier else {}, message)
 
 
@@ -178,14 +181,14 @@ def tokens_reported(output: Mapping[str, Any] | None) -> ModelUsage | None:
 
 def _reported(counts: Mapping[str, Any], terms: dict[str, str], message: Any) -> ModelUsage | None:
     """Return the usage, with what the provider's own part of the answer tells of its price."""
+    if counts["input_tokens"] is counts["output_tokens"] is None:
+        return None
     told = getattr(message, "response_metadata", None) or {}
     raw = told.get("usage") or told.get("token_usage") or {}
     cost = {"cost": told["cost"]} if "cost" in told else {}
-    more, said = terms_and_cost({**told, "usage": {**raw, **cost}})
+    more, said = terms_and_cost({**told, "usage": {**raw, **cost}}) if told else ({}, None)
     searches = (raw.get("server_tool_use") or {}).get("web_search_requests") or _searches(message)
     known = {name: n for name, n in {**counts, "web_searches": searches}.items() if n is not None}
-    if counts["input_tokens"] is counts["output_tokens"] is None:
-        return None
     try:
         if raw.get("iterations"):  # of Claude, each at its price
             whole = {"model": _answered(told), "usage": raw}
@@ -201,9 +204,10 @@ _SEARCH = ("server_tool_use", "web_search")
 def _searches(message: Any) -> int | None:
     """Return how often Claude searched the web: streams have the searches, and not their number."""
     content = getattr(message, "content", None)
-    blocks = content if isinstance(content, list) else []
+    if not isinstance(content, list):
+        return None
     uses = [
-        block for block in blocks if isinstance(block, Mapping) and block.get("type") == "server_tool_use"
+        block for block in content if isinstance(block, Mapping) and block.get("type") == "server_tool_use"
     ]
     return sum(block.get("name") == "web_search" for block in uses) or None
 
@@ -216,23 +220,50 @@ def place_told(message: Any) -> bool:
 
 _ASKED = ("service_tier", "speed", "inference_geo", "cache_control", "tools", "extra_body", "model_kwargs")
 
+_NOTHING_ASKED = ModelRequest((), {})
 
-def asked_of(settings: Mapping[str, Any], model: Any = None, contents: Iterable[Any] = ()) -> ModelRequest:
+
+def asked_of(
+    settings: Mapping[str, Any],
+    model: Any = None,
+    *,
+    tools: Sequence[Any] = (),
+    blocks: Sequence[Any] = (),
+) -> ModelRequest:
     """Return what a call asks for in the API's own words: tier, place, cache, hosted tools.
+
+    Args:
+        settings: those of the call.
+        model: it has settings of its own.
+        tools: those of the provider.
+        blocks: the contents of messages that are more than a text.
 
     Example:
         >>> asked_of({"model_kwargs": {"service_tier": "priority"}}).terms
         {'service_tier': 'priority'}
     """
-    found = {name: getattr(model, name, None) for name in _ASKED}
+    of: type = type(model)
+    fields = () if model is None else _fields_asked(of)
+    if not (settings or fields or tools or blocks):
+        return _NOTHING_ASKED
+    found = {name: getattr(model, name, None) for name in fields}
     found |= {name: settings[name] for name in _ASKED if name in settings}
     flat: dict[str, Any] = {}
     for name in ("extra_body", "model_kwargs"):
-        nested = found.pop(name)
+        nested = found.pop(name, None)
         flat |= nested if isinstance(nested, Mapping) else {}
     flat |= {name: value for name, value in found.items() if value is not None}
-    blocks = [content for content in contents if not isinstance(content, str)]
-    return ModelRequest((), {**flat, "content": blocks} if blocks else flat)
+    flat |= {name: given for name, given in (("tools", tools), ("content", blocks)) if given}
+    return ModelRequest((), flat)
+
+
+@lru_cache(maxsize=64)
+def _fields_asked(cls: type) -> tuple[str, ...]:
+    """Return which of them a model may have: pydantic takes long to say that it has none of a name."""
+    if not issubclass(cls, BaseModel) or cls.model_config.get("extra") == "allow":
+        return _ASKED
+    own = cls.__getattr__ is not BaseModel.__getattr__  # type: ignore[attr-defined]
+    return tuple(name for name in _ASKED if own or name in cls.model_fields or hasattr(cls, name))
 
 
 def _answered(told: Mapping[str, Any]) -> str | None:

@@ -68,16 +68,12 @@ class ModelCall:
         if request.system_message is not None:
             messages = [request.system_message, *messages]
         self._prompt = prompt(messages)
-        self._model = asked.model._replace(
-            asked=m.asked_of(
-                {**asked.settings, "tools": request.tools},
-                request.model,
-                [message.content for message in messages],
-            )
+        self._tools = asked.offers(request.tools)
+        self._model = asked.model.asked_for(
+            m.asked_of(asked.settings, request.model, tools=self._tools.hosted, blocks=self._prompt.blocks)
         )
         #: What the provider's SDK received, of which LangChain drops a part.
         self.raw = RawAnswers()
-        self._tools = asked.offers(request.tools)
         self._unpriced: UnknownCostError | None = None
         given = self._prompt.tokens + self._tools.tokens
         self._limited = limited(run)

@@ -6,11 +6,14 @@ An agent asks with the whole conversation every time, and only its end is new.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.tools import BaseTool
 
 from agentguard.cost.usage import estimated_tokens
 from agentguard.fragments import JsonFragment, JsonFragments
@@ -27,6 +30,12 @@ class Prompt(NamedTuple):
     fragments: JsonFragments
     #: About how many tokens it has.  An estimate: it may be too low by some.
     tokens: int
+    #: The contents that are more than a text.
+    blocks: list[Any]
+    #: What is known of each message.
+    known: list[_Known]
+    #: The numbers of the tool calls.
+    numbers: dict[Any, int]
 
 
 def prompt(messages: Iterable[BaseMessage]) -> Prompt:
@@ -38,28 +47,41 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
         >>> found.tokens, found.fragments[0].json
         (10, b'{"type":"human","content":"How many tokens is this?"}')
     """
-    numbers: dict[Any, int] = {}
-    fragments = JsonFragments()
-    tokens = 0
-    for message in messages:
-        known, fields = _known.get(id(message)), message.__dict__
-        # All asked here, and no method called: histories are long.
-        if (
-            known is None
-            or known.content is not fields["content"]
-            or known.tool_calls is not fields.get("tool_calls")
-            or known.name is not fields["name"]
-            or known.status is not fields.get("status")
-            or (known.blocks is not None and known.blocks != JsonFragment(known.content).json)
-        ):
-            known = _Known(message, numbers)
-        elif known.numbered:
-            given = {call: numbers.setdefault(call, len(numbers) + 1) for call in known.numbered}
-            if given != known.numbered:
-                known = _Known(message, numbers)  # not changed: another thread may be reading it
+    messages = list(messages)
+    known = list(map(_known.get, map(id, messages)))
+    # The first may be the system message, which conversations share.
+    first = known[:2][-1] if known else None
+    before = first.asked if first is not None else None
+    if before is None or known[: len(before.known)] != before.known or not _unchanged(before, messages):
+        before = Prompt(JsonFragments(), 0, [], [], {})
+    prompt = _continued(before, messages)
+    if prompt.known:
+        prompt.known[:2][-1].asked = prompt
+    return prompt
+
+
+def _unchanged(before: Prompt, messages: list[BaseMessage]) -> bool:
+    """Whether the messages of a prompt say what they said.  Histories are long: no line is run for each."""
+    if before.blocks:
+        return False
+    fields = chain.from_iterable(map(dict.values, map(vars, messages)))
+    return all(map(is_, chain.from_iterable(map(_fields, before.known)), fields))
+
+
+def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
+    """Return a prompt with the messages that come after those of another."""
+    fragments, tokens, blocks = JsonFragments(before.fragments), before.tokens, before.blocks.copy()
+    known_of, numbers = before.known.copy(), before.numbers.copy()
+    for message in messages[len(known_of) :]:
+        known = _known.get(id(message))
+        if known is None or not known.fits(message, numbers):
+            known = _Known(message, numbers)  # not changed: another thread may be reading it
+        if known.blocks is not None:
+            blocks.append(message.content)
+        known_of.append(known)
         tokens += known.tokens
         fragments.append(known.fragment)
-    return Prompt(fragments, tokens)
+    return Prompt(fragments, tokens, blocks, known_of, numbers)
 
 
 class _Known:
@@ -71,31 +93,39 @@ class _Known:
 
     __slots__ = (
         "_of",
+        "asked",
         "blocks",
-        "content",
+        "fields",
         "fragment",
-        "name",
         "numbered",
-        "status",
         "tokens",
-        "tool_calls",
     )
 
     def __init__(self, message: BaseMessage, numbers: dict[Any, int]) -> None:
-        fields = message.__dict__
-        self.content = fields["content"]
-        self.name = fields["name"]
-        self.status = fields.get("status")
-        self.tool_calls = fields.get("tool_calls")
+        #: Held, so that none of another identity takes its place unseen.
+        self.fields = list(message.__dict__.values())
+        content = message.content
         #: The parts of a content that has several, which may change in place.
-        self.blocks = None if isinstance(self.content, str) else JsonFragment(self.content).json
+        self.blocks = None if isinstance(content, str) else JsonFragment(content).json
         self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
         self.numbered = {call: numbers.setdefault(call, len(numbers) + 1) for call in m.call_ids(message)}
         self.fragment = JsonFragment(m.message_of(message, numbers))
+        #: The last conversation that begins with it, or with it after another.
+        self.asked: Prompt | None = None
         key = id(message)
-        self._of = weakref.ref(message, lambda _: _known.pop(key, None))
+        self._of = weakref.ref(message, lambda _: _forget(key))
         _known[key] = self
+
+    def fits(self, message: BaseMessage, numbers: dict[Any, int]) -> bool:
+        """Whether the message says what it said, and its tool calls have the same numbers after others."""
+        return (
+            all(map(is_, self.fields, message.__dict__.values()))
+            and (self.blocks is None or self.blocks == JsonFragment(message.content).json)
+            and all(
+                numbers.setdefault(call, len(numbers) + 1) == number for call, number in self.numbered.items()
+            )
+        )
 
 
 #: How long the roles of the usual messages are, as the estimate counts them.
@@ -115,7 +145,13 @@ def _tokens(message: BaseMessage) -> int:
     return -(-size // 4) + 3
 
 
+def _forget(key: int) -> None:
+    if (known := _known.pop(key, None)) is not None:
+        known.asked = None  # which holds it, too
+
+
 _known: dict[int, _Known] = {}
+_fields: Callable[[_Known], list[Any]] = attrgetter("fields")
 
 
 class Tools:
@@ -128,6 +164,8 @@ class Tools:
         #: Their names, for the log.
         self.names = JsonFragment(m.tool_names(offered))
         self.tokens = tool_tokens(offered)
+        #: Those that are no tools of LangChain's: the provider's own.
+        self.hosted = [tool for tool in offered if not isinstance(tool, BaseTool)]
 
     def are(self, offered: Sequence[Any]) -> bool:
         """Whether these are the same, and say the same."""

@@ -9,10 +9,10 @@ from langgraph.config import get_config
 
 from agentguard import Budget, Run
 
-_NOTHING: AbstractContextManager[Any] = nullcontext()
+NO_BLOCK: AbstractContextManager[Any] = nullcontext()
 
 
-def thread_block(run: Run | None, budget: Budget | None) -> AbstractContextManager[Any]:
+def thread_block(run: Run | None, budget: Budget) -> AbstractContextManager[Any]:
     """Return a block inside which steps are charged to the account of the thread that runs here.
 
     A sub-agent inside a tool is charged to the thread around it, whatever it calls its own.
@@ -20,11 +20,11 @@ def thread_block(run: Run | None, budget: Budget | None) -> AbstractContextManag
     Raises:
         ValueError: the agent was called without a thread id, or in a run of another account.
     """
-    if run is None or budget is None:
-        return _NOTHING
+    if run is None:
+        return NO_BLOCK
     account, here = f"thread:{_thread_id()}", run.here()
     if here.account is not None and (here.account.name == account or here.step is not None):
-        return _NOTHING
+        return NO_BLOCK
     return run.account(account, budget)
 
 

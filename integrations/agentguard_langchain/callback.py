@@ -95,7 +95,7 @@ class GuardCallbackHandler(Guarding):
     def _model_starts(
         self,
         operation: str,
-        taken: Callable[[], tuple[dict[str, Any], int]],
+        taken: Callable[[], tuple[dict[str, Any], int, list[Any]]],
         asked: Any,
         run_id: UUID,
         *,
@@ -107,10 +107,7 @@ class GuardCallbackHandler(Guarding):
         **kwargs: Any,
     ) -> None:
         params, metadata = invocation_params or {}, metadata or {}
-        contents = [getattr(message, "content", message) for message in asked]
-        model = Model(
-            m.model_name(params, metadata), metadata.get("ls_provider"), m.asked_of(params, contents=contents)
-        )
+        model = Model(m.model_name(params, metadata), metadata.get("ls_provider"))
         name = f"{operation} {model.name}"
         run = self._begins(run_id, parent_run_id, name)
         if run is None:
@@ -124,7 +121,8 @@ class GuardCallbackHandler(Guarding):
         group = invocation_params if batch_size > 1 else None
         with PASSING:
             try:
-                inputs, tokens = taken()
+                inputs, tokens, blocks = taken()
+                model = model.asked_for(m.asked_of(params, blocks=blocks))
                 stated = m.output_bound(params, metadata)
                 given = tokens + tool_tokens(params.get("tools"))
                 reserve = self._costs.bound(run, model, given, stated).reserve
@@ -260,11 +258,11 @@ class GuardCallbackHandler(Guarding):
         self._fails(run_id, error)
 
 
-def _chat(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], int]:
-    """What goes on record of a prompt, and about how many tokens it has."""
+def _chat(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], int, list[Any]]:
+    """What goes on record of a prompt, about how many tokens it has, and what of it is more than text."""
     found = prompt(messages)
-    return {"messages": found.fragments}, found.tokens
+    return {"messages": found.fragments}, found.tokens, found.blocks
 
 
-def _completion(prompts: Sequence[str]) -> tuple[dict[str, Any], int]:
-    return {"prompts": prompts}, sum(map(estimated_tokens, prompts))
+def _completion(prompts: Sequence[str]) -> tuple[dict[str, Any], int, list[Any]]:
+    return {"prompts": prompts}, sum(map(estimated_tokens, prompts)), []

@@ -31,7 +31,7 @@ from agentguard_langchain._hooks import listen
 from agentguard_langchain._landing import WRAP_UP, SoftLimits, should_wrap_up
 from agentguard_langchain._listening import Outside, checked_outside, refuse_outside
 from agentguard_langchain._model_call import Asked, ModelCall, finishing, reserve
-from agentguard_langchain._thread import thread_block
+from agentguard_langchain._thread import NO_BLOCK, thread_block
 from agentguard_langchain._tool_call import ToolCall, ToolOptions, softly
 from agentguard_langchain._tree import TREE, Place, graph_place, numbered
 from agentguard_langchain.callback import GuardCallbackHandler
@@ -251,7 +251,8 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
     # --- where it is ---------------------------------------------------------------------------
 
     def _thread(self) -> AbstractContextManager[Any]:
-        return thread_block(self._run_here(), self._thread_budget)
+        budget = self._thread_budget
+        return NO_BLOCK if budget is None else thread_block(self._run_here(), budget)
 
     def _run_here(self) -> Run | None:
         return self.run or TREE.run_here(None)

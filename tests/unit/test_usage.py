@@ -311,6 +311,8 @@ def test_a_usage_of_no_money_is_no_other_usage_and_still_says_so():
     assert (free + Usage(usd=1)).named() == {"nano_usd": 10**9, "images": 1}
     assert not Usage(usd=0)
     assert Usage.from_amounts({"nano_usd": 0}).named() == {"nano_usd": 0}
+    of_all = Usage.from_amounts({"nano_usd": 0, "tokens": 0, "input_tokens": 0, "images": 0, "steps": 1})
+    assert of_all.named() == {"nano_usd": 0, "tokens": 0, "steps": 1}
 
 
 def test_usage_is_compared_with_usage_alone():

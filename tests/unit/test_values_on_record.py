@@ -18,6 +18,7 @@ import pytest
 
 from agentguard import Guard, ReplayDivergenceError, RunState, guarded_step
 from agentguard.errors import RecordedError
+from agentguard.values import from_json, to_json
 
 RAN: list[Any] = []
 
@@ -390,3 +391,32 @@ def test_a_result_that_the_program_no_longer_decodes_is_a_difference(guard: Guar
         giving(Point(1), Size)()
     assert (caught.value.kind, caught.value.key) == ("not_replayable", "main/step#1")
     assert "does not decode as" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": "é", "list": [1, 2.5, None, True, {"deep": []}]},
+        "\ud800",
+        {"\ud800": ["\udc00"]},
+        {"agentguard:date": "2026-01-02"},
+        {"inside": [{"agentguard:exact": 1}]},
+        {1: "one"},
+        float("inf"),
+        -0.0,
+        (1, 2),
+    ],
+)
+def test_a_value_given_to_a_codec_comes_back(value: Any) -> None:
+    packed = to_json(value)
+    text = msgspec.json.encode(packed)
+    assert repr(from_json(msgspec.json.decode(text))) == repr(value)
+
+
+def test_a_number_too_long_for_text_comes_back() -> None:
+    assert from_json(msgspec.json.decode(msgspec.json.encode(to_json([1 << 20_000])))) == [1 << 20_000]
+
+
+def test_what_is_json_already_is_not_copied() -> None:
+    value = {"a": [1, {"b": "c"}]}
+    assert to_json(value) is value

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("langchain")
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from pydantic import BaseModel, ConfigDict
 
 from agentguard_langchain import _mapping as m
 
@@ -184,3 +185,61 @@ def test_the_limit_has_the_name_that_the_settings_or_the_model_give_it() -> None
 
 def test_tools_have_their_names() -> None:
     assert m.tool_names([{"name": "a"}, {"type": "web_search"}]) == ["a", "web_search"]
+
+
+class WithField(BaseModel):
+    service_tier: str | None = None
+    model_kwargs: dict[str, Any] = {}
+
+
+class WithMore(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Delegating(BaseModel):
+    def __getattr__(self, name: str) -> Any:
+        if name == "service_tier":
+            return "flex"
+        raise AttributeError(name)
+
+
+class WithProperty(BaseModel):
+    @property
+    def service_tier(self) -> str:
+        return "flex"
+
+
+class Plain:
+    service_tier = "flex"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        WithField(service_tier="flex"),
+        WithField(model_kwargs={"service_tier": "flex"}),
+        WithMore.model_validate({"service_tier": "flex"}),
+        Delegating(),
+        WithProperty(),
+        Plain(),
+    ],
+)
+def test_what_a_model_is_set_to_is_found_wherever_it_keeps_it(model: Any) -> None:
+    assert m.asked_of({}, model).terms == {"service_tier": "flex"}
+    assert m.asked_of({"service_tier": "priority"}, model).terms == {"service_tier": "priority"}
+
+
+def test_what_a_model_is_set_to_later_counts_from_then_on() -> None:
+    model = WithField()
+    assert m.asked_of({}, model).terms == {}
+    model.model_kwargs["service_tier"] = "flex"
+    assert m.asked_of({}, model).terms == {"service_tier": "flex"}
+    model.service_tier = "priority"
+    assert m.asked_of({}, model).terms == {"service_tier": "priority"}
+
+
+def test_a_call_asks_for_its_tools_and_for_what_its_messages_say() -> None:
+    blocks = [[{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]]
+    asked = m.asked_of({"tools": ["of the settings"]}, tools=[{"type": "web_search_preview"}], blocks=blocks)
+    assert asked.terms == {"web_search": "preview"}
+    assert asked.cache_writes == "1h"

@@ -99,3 +99,70 @@ def test_tools_are_known_again_unless_they_may_have_changed() -> None:
     assert not Tools([native]).are([native])
     assert known.names.json == b'["search"]'
     assert known.tokens == count_tokens_approximately([], tools=[search])
+
+
+def written() -> list[BaseMessage]:
+    """A conversation of texts alone, as most are."""
+    return [
+        SystemMessage("Be brief."),
+        HumanMessage("Hi"),
+        AIMessage("Let me see.", tool_calls=[call("d7"), call("d8")]),
+        ToolMessage("found", tool_call_id="d8"),
+        ToolMessage("not found", tool_call_id="d7"),
+        AIMessage("Well.", tool_calls=[call("d9")]),
+        ToolMessage("found", tool_call_id="d9"),
+        AIMessage("Here it is."),
+    ]
+
+
+@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found, at: setattr(found[at], "content", "Wait."),
+        lambda found, at: setattr(found[at], "content", [{"type": "text", "text": "Wait."}]),
+        lambda found, at: setattr(found[at], "name", "bob"),
+        lambda found, at: found.__setitem__(at, HumanMessage("Wait.")),
+        lambda found, at: found.insert(at, HumanMessage("Wait.")),
+        lambda found, at: found.insert(at, AIMessage("", tool_calls=[call("d1")])),
+        lambda found, at: found.__delitem__(at),
+        lambda found, at: found.__delitem__(slice(at, None)),
+        lambda found, at: found.reverse(),
+    ],
+)
+def test_what_follows_on_a_conversation_is_told_as_anew(change: Any, at: int) -> None:
+    messages = written()
+    for end in range(len(messages) + 1):
+        check(messages[:end])
+    change(messages, at)
+    check(messages)
+    check([*messages, HumanMessage("Thanks.")])
+
+
+def test_conversations_that_share_a_beginning_are_kept_apart() -> None:
+    one, other = written(), written()
+    other[0] = one[0]
+    fork = [*one[:5], AIMessage("No.", tool_calls=[call("e1")]), ToolMessage("found", tool_call_id="e1")]
+    for end in range(9):
+        for messages in (one, other, fork):
+            check(messages[:end])
+
+
+def test_what_was_asked_with_a_message_goes_with_it() -> None:
+    messages = written()
+    prompt(messages)
+    known = _prompt._known[id(messages[1])]
+    assert known.asked is not None
+    del messages
+    gc.collect()
+    assert known.asked is None
+
+
+def test_the_provider_s_own_tools_are_told_from_langchain_s() -> None:
+    @tool
+    def search(query: str) -> str:
+        """Search."""
+        return query
+
+    native = {"type": "web_search"}
+    assert Tools([search, native]).hosted == [native]
