@@ -1,4 +1,4 @@
-"""Where a machine's state lies when nobody says otherwise.  Nothing is created here."""
+"""Where a machine's state lies when nobody says otherwise, and how its folders are made."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ def _default_home() -> Path:
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The XDG specification says that a relative path is to be ignored.
     return (state if state.is_absolute() else Path.home() / ".local" / "state") / "agentguard"
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone.
+
+    `mkdir(parents=True)` would leave those above to the umask; who may write there replaces what is in them.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        if folder.parent == folder:
+            raise
+        make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def store_url(home: Path | None = None) -> str:

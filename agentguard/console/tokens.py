@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentguard._home import make_private
 from agentguard.errors import AgentGuardError
 from agentguard.tenancy import check_id
 
@@ -169,7 +170,7 @@ class Tokens:
 
     @contextmanager
     def _changing(self) -> Iterator[list[Token]]:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.path.parent)
         with _lock(self.path.with_suffix(".lock")):
             tokens = self.all()
             yield tokens

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from agentguard._home import make_private
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events.codec import Stored, decode
 from agentguard.events.model import KILL_SET
@@ -62,7 +63,7 @@ class KillFiles:
         """Keep out everybody else who would write, in this process and others."""
         with self._lock:
             if not self.home.is_dir():
-                self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(self.home)
             check_private(self.home)
             with self._file.held(timeout):
                 yield

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from agentguard._home import make_private
+
 if sys.platform != "win32":  # which has no page to relay to
     import fcntl
 
@@ -30,7 +32,7 @@ def claim(folder: Path, *, patience: float = 0.0) -> IO[bytes] | None:
 
     Who only looks whether there is one holds the lock for a moment too, which `patience` seconds outlast.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.fdopen(os.open(folder / LOCK_NAME, flags, 0o600), "rb+")
     deadline = time.monotonic() + patience
@@ -99,7 +101,7 @@ def host_id(folder: Path) -> str:
     with suppress(FileNotFoundError):
         if known := path.read_text("ascii").strip():
             return known
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     made = folder / f"host.{os.getpid()}.{uuid.uuid4().hex}"
     made.write_text(uuid.uuid4().hex, "ascii")
     with suppress(FileExistsError):

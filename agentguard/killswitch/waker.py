@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakMethod
 
+from agentguard._home import make_private
 from agentguard._reentry import is_begun
 from agentguard.killswitch.processes import Process, current
 
@@ -52,7 +53,7 @@ class Waker:
         self._watch = WeakMethod(watch)
         self._lock = threading.Lock()
         self._stopping = False
-        live.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(live)
         if live.is_symlink():
             raise OSError(errno.ELOOP, "is a link, and processes would be woken elsewhere", str(live))
         _sweep(live)

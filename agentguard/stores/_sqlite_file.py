@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from agentguard._home import make_private
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores import _busy_retry, _sql
 from agentguard.stores._busy_retry import Wait
@@ -29,9 +30,7 @@ def create(path: str) -> None:
     file = Path(path)
     if file.exists():
         return
-    missing = [folder for folder in file.parents if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    make_private(file.parent)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:

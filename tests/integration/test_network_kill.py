@@ -70,6 +70,23 @@ def test_a_new_host_knows_what_was_recorded_before(host: Hosts) -> None:
     assert late.verify().seq == 1
 
 
+@pytest.mark.parametrize("act", ["follow", "kill"])
+def test_a_home_that_is_not_there_yet_is_made_for_its_user_alone(
+    host: Hosts, tmp_path: Path, act: str
+) -> None:
+    umask = os.umask(0)
+    try:
+        if act == "follow":
+            host.following("state/a")
+        else:
+            host("state/a").record(*kill_data("why"))
+    finally:
+        os.umask(umask)
+    made = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
+    assert {"a", "relay", "kill.page"} < {path.name for path in made}
+    assert [path for path in made if path.is_dir() and path.stat().st_mode & 0o077] == []
+
+
 def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Hosts) -> None:
     told: dict[str, list[int]] = {"a": [], "b": []}
     for name, generations in told.items():
