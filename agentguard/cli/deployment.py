@@ -101,8 +101,8 @@ def live_files(home: Path) -> Iterator[Finding]:
 def helpers(guard: Guard) -> Iterator[Finding]:
     """How the parts of a deployment stand that runs do not wait for: publishers, queue and workers."""
     for part in health.helpers(guard):
-        status = NOTE if part.ok is False else OK
-        yield Finding(part.kind, status, f"{part.name}: {part.detail}" if part.name else part.detail)
+        said = f"{part.name}: {part.detail}" if part.name else part.detail
+        yield Finding(part.kind, OK, said) if part.ok else Finding(part.kind, NOTE, said)
 
 
 def _in_force(kills: Iterable[Kill]) -> Iterator[Finding]:

@@ -26,8 +26,8 @@ _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
 
 _ADVICE: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: "this login may not do that; grant it agentguard_agent, or "
-    "agentguard_operator to erase, prune and bind logins",
+    errors.InsufficientPrivilege: "this login may not do that; agentguard_agent may read and append, "
+    "agentguard_worker take runs from the queue, agentguard_operator erase, prune, publish and bind logins",
     errors.ReadOnlySqlTransaction: "this server only reads: it is a replica; name the primary, or write "
     "target_session_attrs=read-write into the URL",
     errors.DiskFull: "the server's disk is full; make room, and the next step goes through",

@@ -83,7 +83,9 @@ def test_a_tenants_login_reads_its_own_tenant_and_no_other(
         assert list(guard.components.store.accounts(["tenant:a", "tenant:b"])) == ["tenant:a"]
         assert guard.components.store.neighbours(filled["b"])[1] is None
         assert guard.components.store.neighbours("") == (None, filled["a"])
-        with pytest.raises(StoreUnavailableError, match="grant it agentguard_agent"):
+        with pytest.raises(
+            StoreUnavailableError, match="this login may not do that; agentguard_agent may read and append"
+        ):
             with guard.run("mine", tenant="a"):
                 pass
 

@@ -388,6 +388,21 @@ def test_doctor_says_that_runs_wait_and_no_worker_is_there(
     }
 
 
+def test_what_a_login_is_not_told_doctor_calls_no_fault_and_names_the_roles_that_are(
+    office: OfficeOfTest, logins: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    office.guard.submit(office.agents.alone, tenant="acme")
+    for login, hidden in (("agents", {"publisher", "queue", "worker"}), ("operators", set())):
+        assert main(["doctor", "--json", "--store", logins[login]]) == 0
+        checks = json.loads(capsys.readouterr().out)["checks"]
+        found = {each["check"]: each for each in checks if each["check"] in {"publisher", "queue", "worker"}}
+        untold = {name for name, each in found.items() if "may not do that" in each["detail"]}
+        assert untold == hidden
+        for name in untold:
+            assert found[name]["status"] == "note"
+            assert "agentguard_worker take runs from the queue, agentguard_operator" in found[name]["detail"]
+
+
 def test_the_length_of_the_queue_is_a_metric(office: OfficeOfTest) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
