@@ -8,9 +8,11 @@ the value)
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agentguard._optional import require
@@ -21,6 +23,11 @@ from agentguard.protocols import EventStore, PublishingError
 
 #: Stands for the tenant in the name of a topic.
 TENANT = "{tenant}"
+#: What Kafka takes for the name of a topic, besides "." and "..".
+_TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+#: How many characters are kept of a tenant's name that is no part of a topic's, and how such a name ends.
+_KEPT: Final = 40
+_DIGEST: Final = re.compile(r"-[0-9a-f]{16}")
 #: How many runs' tenants are remembered.
 _RUNS = 10_000
 #: librdkafka's own settings that the promise rests on.
@@ -56,10 +63,39 @@ def parse_target(url: str) -> KafkaTarget:
     topic = unquote(parts.path.strip("/"))
     if parts.scheme != "kafka" or not parts.netloc or not topic or "/" in topic:
         raise ValueError(f"{public_url(url)!r} is no kafka://host:port/topic")
+    if not _is_topic(topic_of(topic, " " * _KEPT)):
+        raise ValueError(
+            f"{public_url(url)!r}: the name of a topic is 1 to 249 letters (a to z), digits, '.', '_' and '-'"
+        )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if fixed := [name for name in _FIXED if name in options]:
         raise ValueError(f"{public_url(url)}: the option {fixed[0]} is not yours to set")
     return KafkaTarget(parts.netloc, topic, options)
+
+
+def topic_of(topic: str, tenant: str) -> str:
+    """Return the topic for a tenant: with its name, or where Kafka takes no such name, one made of it.
+
+    No two tenants have one topic.
+
+    Args:
+        topic: as in the URL, with `{tenant}` in it or not.
+        tenant: whose events are meant.
+
+    Example:
+        >>> topic_of("agents.{tenant}", "acme"), topic_of("agents.{tenant}", "acme & co")
+        ('agents.acme', 'agents.acme___co-fe2da327eba628be')
+    """
+    named = topic.replace(TENANT, tenant)
+    ends_as_if_made = _DIGEST.fullmatch(tenant[-17:]) is not None
+    if TENANT not in topic or (_is_topic(named) and not ends_as_if_made):
+        return named
+    digest = hashlib.sha256(tenant.encode()).hexdigest()[:16]
+    return topic.replace(TENANT, f"{re.sub('[^a-zA-Z0-9._-]', '_', tenant[:_KEPT])}-{digest}")
+
+
+def _is_topic(name: str) -> bool:
+    return _TOPIC.fullmatch(name) is not None and name not in {".", ".."}
 
 
 def reader_name(url: str) -> str:
@@ -100,12 +136,13 @@ class KafkaPublisher:
             PublishingError: one that was handed over before could not be delivered.
         """
         tenant = self._tenant_of(run_id)
-        topic = self._topic.replace(TENANT, tenant)
+        topic = topic_of(self._topic, tenant)
+        event_id = f"{run_id}:{stored.seq}"
         message = {
             "key": run_id,
             "value": stored.body,
             "headers": [
-                ("event-id", f"{run_id}:{stored.seq}"),
+                ("event-id", event_id),
                 ("schema-version", str(codec.decode(stored.body).v)),
                 ("tenant", tenant),
                 ("hash", stored.hash.hex()),
@@ -119,7 +156,8 @@ class KafkaPublisher:
             except BufferError:
                 self._producer.poll(0.1)  # the queue is full: wait for deliveries
             except self._errors as error:
-                raise PublishingError(f"{self._url}: {error}") from error
+                size = f"event {event_id} of {len(stored.body):,} bytes"
+                raise PublishingError(f"{self._url}: {size}: {error}") from error
             else:
                 return
 
@@ -138,7 +176,8 @@ class KafkaPublisher:
 
     def _delivered(self, error: Any, message: Any) -> None:
         if error is not None and self._failed is None:
-            self._failed = f"event {message.key()!r} was not delivered: {error}"
+            size = f"an event of run {message.key().decode()}, {len(message.value()):,} bytes"
+            self._failed = f"{size}, was not delivered: {error}"
 
     def _note(self, error: Any) -> None:
         if error.fatal():

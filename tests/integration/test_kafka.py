@@ -22,7 +22,7 @@ from agentguard.events import codec
 from agentguard.events.codec import Stored, chain, genesis
 from agentguard.protocols import PublishingError, abilities_of
 from agentguard.publishing.consumer import Repeats, new_events, read_message
-from agentguard.publishing.kafka import KafkaPublisher, parse_target, reader_name, tenants_of
+from agentguard.publishing.kafka import KafkaPublisher, parse_target, reader_name, tenants_of, topic_of
 from agentguard.publishing.outbox import Outbox
 from tests import kafka
 from tests.kit import wait_until
@@ -151,6 +151,34 @@ def test_a_topic_for_each_tenant(guard: Guard, mocked: str, topic: str) -> None:
         assert {read_message(message).tenant for message in messages} == {tenant}
 
 
+def test_a_tenant_of_any_name_has_a_topic_of_its_own(guard: Guard, servers: str, topic: str) -> None:
+    tenants = ["acme & co", "acme & CO", "acme__ co", "Ünï/kod", "..", "x" * 200, "x" * 199, "globex"]
+    tenants += [topic_of("{tenant}", tenant) for tenant in tenants]  # who names himself like another's topic
+    tenants = list(dict.fromkeys(tenants))
+    for tenant in tenants:
+        work(guard, runs=1, steps=1, tenant=tenant)
+    pattern = f"{'t' * 80}{topic}.{{tenant}}"
+    outbox(guard, f"kafka://{servers}/{pattern}").publish_page()
+    topics = [topic_of(pattern, tenant) for tenant in tenants]
+    assert len(set(topics)) == len(tenants)
+    assert f"{'t' * 80}{topic}.globex" in topics
+    for tenant, of_tenant in zip(tenants, topics, strict=True):
+        messages = kafka.consume(servers, of_tenant, 5)
+        assert {read_message(message).tenant for message in messages} == {tenant}
+
+
+def test_an_event_that_is_too_large_is_named_until_more_is_allowed(
+    guard: Guard, mocked: str, topic: str
+) -> None:
+    with guard.run("large", run_id="large", metadata={"text": "x" * 1_100_000}):
+        pass
+    url = f"kafka://{mocked}/{topic}"
+    with pytest.raises(PublishingError, match=r"event large:1 of 1,100,\d+ bytes"):
+        outbox(guard, url).publish_page()
+    assert outbox(guard, f"{url}?message.max.bytes=2000000").publish_page() == 3
+    assert [message.key() for message in kafka.consume(mocked, topic, 3)] == [b"large"] * 3
+
+
 def test_a_relay_that_died_before_it_saved_its_position_repeats_and_leaves_nothing_out(
     guard: Guard, servers: str, topic: str
 ) -> None:
@@ -199,7 +227,17 @@ def test_a_store_that_keeps_no_position_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["kafka://host:9092", "kafka:///topic", "http://host/topic", "kafka://host/a/b", "kafka://h:1/t?acks=0"],
+    [
+        *(
+            "kafka://host:9092",
+            "kafka:///topic",
+            "http://host/topic",
+            "kafka://host/a/b",
+            "kafka://h:1/t?acks=0",
+        ),
+        *("kafka://host/a%20b", "kafka://host/..", "kafka://host/%C3%BC", f"kafka://host/{'t' * 250}"),
+        *("kafka://host/a.{tenat}", f"kafka://host/{'t' * 200}.{{tenant}}"),
+    ],
 )
 def test_a_url_that_names_no_topic_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="kafka|acks"):
