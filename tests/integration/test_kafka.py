@@ -20,6 +20,7 @@ from agentguard.budget.model import Budget
 from agentguard.errors import LogIntegrityError, StoreUnavailableError
 from agentguard.events import codec
 from agentguard.events.codec import Stored, chain, genesis
+from agentguard.killswitch import relay_process
 from agentguard.protocols import PublishingError, abilities_of
 from agentguard.publishing.consumer import Repeats, new_events, read_message
 from agentguard.publishing.kafka import KafkaPublisher, parse_target, reader_name, tenants_of, topic_of
@@ -27,6 +28,7 @@ from agentguard.publishing.outbox import Outbox
 from tests import kafka
 from tests.kit import wait_until
 from tests.postgres import execute, login
+from tests.relays import end_relays
 
 PROJECTION = Path(__file__).parents[2] / "examples/40_kafka_projection/projection.py"
 
@@ -313,6 +315,36 @@ def test_a_relay_that_is_killed_again_and_again_leaves_nothing_out(
         wait_until(lambda: positions.position(reader_name(url)) == last, 60)
     messages = kafka.consume(servers, topic, total)
     assert of_messages(messages) == of_store(guard)
+
+
+def ends_when_asked(process: subprocess.Popen[bytes]) -> bool:
+    """Whether SIGTERM is handled by a process, and does not end it as it stands."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_on_a_host_whose_kills_are_relayed_already_it_publishes_alone(
+    postgres_url: str, mocked: str, topic: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AGENTGUARD_KILL_SWITCH")  # so that they lie where the events do
+    monkeypatch.setenv("AGENTGUARD_STORE", postgres_url)
+    url = f"kafka://{mocked}/{topic}"
+    with relaying(url, home) as start, Guard.open(telemetry=False) as guard:
+        try:
+            total = work(guard, runs=1, steps=1)
+            [folder] = (home / "relay").iterdir()
+            of_kills = relay_process.pid(folder)
+            for _ in range(2):
+                relay = start()
+                kafka.consume(mocked, topic, total)
+                wait_until(lambda relay=relay: ends_when_asked(relay))  # type: ignore[misc]
+                relay.terminate()
+                assert relay.wait(60) == 0
+                total += work(guard, runs=1, steps=1)
+            assert relay_process.pid(folder) == of_kills is not None
+        finally:
+            end_relays(home)
 
 
 def test_a_relay_ends_with_code_0_when_it_is_asked_to(

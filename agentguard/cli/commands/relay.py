@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -55,27 +55,26 @@ def relay(
     server = lookup.kill_server(switch)
     if server is None and publish is None:
         raise UsageError("there is nothing to relay: say --kill-switch URL, --publish URL, or both")
-    if publish is None and server is not None:
-        _serve(server, name)
+    if publish is None:
+        if not _relays_kills(server, name):
+            known = f"{config.home()} has a relay already"
+            raise UsageError(f"{known}; it ends with the last process that needs it")
         return
-    with _outbox(publish or "") as outbox:
-        if server is None:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: outbox.stop())
-            outbox.run()
-            return
-        publisher = threading.Thread(target=outbox.run, name="agentguard-publish")
-        publisher.start()
+    with _outbox(publish) as outbox, ThreadPoolExecutor(1, "agentguard-publish") as thread:
+        published = thread.submit(outbox.run)
         try:
-            _serve(server, name)
+            if not _relays_kills(server, name):  # of one host, one process does
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: outbox.stop())
+                published.result()
         finally:
             outbox.stop()
-            publisher.join()
+        published.result()
 
 
-def _serve(server: str, name: str | None) -> None:
-    if not serve(folder_of(server, config.home()), server, stay=True, name=name):
-        raise UsageError(f"{config.home()} has a relay already; it ends with the last process that needs it")
+def _relays_kills(server: str | None, name: str | None) -> bool:
+    """Relay kills until SIGTERM; return False at once where no server has any, or another relay does it."""
+    return server is not None and serve(folder_of(server, config.home()), server, stay=True, name=name)
 
 
 @contextmanager
