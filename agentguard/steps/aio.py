@@ -33,7 +33,9 @@ async def in_body(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> 
         body = Body(step)
         try:
             step.entered = True
-            result = await _with_timeout(step.spec.timeout, fn(*args, **kwargs))
+            timeout = step.spec.timeout
+            running = fn(*args, **kwargs)
+            result = await (running if timeout is None else _with_timeout(timeout, running))
         except asyncio.CancelledError:
             stop = body.close()
             if stop is None:
@@ -56,9 +58,7 @@ def require_asyncio(step: Step) -> None:
         raise EventLoopUnsupportedError(step.spec.name) from None
 
 
-async def _with_timeout(timeout: float | None, body: Awaitable[object]) -> object:
-    if timeout is None:
-        return await body
+async def _with_timeout(timeout: float, body: Awaitable[object]) -> object:
     async with asyncio.timeout(timeout):
         return await body
 
@@ -67,7 +67,8 @@ async def begin(step: Step, args: Args, kwargs: Kwargs) -> None:
     """Do everything before the body, without blocking the loop."""
     require_asyncio(step)
     prepare(step, args, kwargs)
-    phases.start_span(step)
+    if step.live_run.span is not None:
+        phases.start_span(step)
     try:
         try:
             await _admit(step)
@@ -99,10 +100,16 @@ async def _admit(step: Step) -> None:
         except StoreBusyError:
             await _in_thread(admit, step)
         else:
-            await _on_record(step, step.request.reserve, confirm_start, step)
+            if _is_on_the_way(step):
+                await _on_record(step, step.request.reserve, confirm_start, step)
     except asyncio.CancelledError as error:  # admitted all the same: its body will not run
         await close(step, outcome.unentered(error))
         raise
+
+
+def _is_on_the_way(step: Step) -> bool:
+    """Return whether what was just accepted is yet to be committed, or to reach the disk."""
+    return step.commit is not None or step.live_run.log.shares_disk(step.spec.durability)
 
 
 async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None], *args: object) -> None:
@@ -110,8 +117,7 @@ async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None],
     log = step.live_run.log
     commit, group = step.commit, log.group
     if commit is None or group is None:
-        if log.shares_disk(step.spec.durability):
-            await on_disk(log.store)
+        await on_disk(log.store)
         return
     if asyncio.current_task() is None:  # driven by hand: there is nothing that would wake it
         confirm(*args)
@@ -142,9 +148,11 @@ async def close(step: Step, done: outcome.Outcome) -> None:
         except StoreBusyError:
             await _in_thread(outcome.leave, step, done)
         else:
-            await _outcome_on_record(step, done)
+            if _is_on_the_way(step):
+                await _outcome_on_record(step, done)
     finally:
-        phases.end_span(step, done)
+        if step.span is not None:
+            phases.end_span(step, done)
     in_flight = live_run.in_flight
     if in_flight.pending_warnings:
         in_flight.tell_warnings()

@@ -10,6 +10,7 @@ from agentguard.steps.aio import require_asyncio
 from agentguard.steps.flow import open_step, prepare
 from agentguard.steps.following import replayed, run_to_end
 from agentguard.steps.model import InRun, Step
+from agentguard.steps.served import ReplaySource
 from agentguard.steps.spec import Args, AsyncFunction, Kwargs, StepSpec
 
 
@@ -25,24 +26,24 @@ def call(
     """One guarded call of a coroutine function: its key is fixed here, the rest when awaited."""
     step = open_step(spec, position, args, kwargs)
     step.attributes = attributes
-    return _run(step, fn, args, kwargs)
-
-
-async def _run(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
     player = step.live_run.player
-    if player is not None:
-        require_asyncio(step)
-        prepare(step, args, kwargs)
-        try:
-            continued = player.continuations(step)
-            served = None if continued else await player.serve_async(step)
-        except RunStopped as stop:
-            await spinning.refused_async(step, stop)
-            raise
-        if continued:
-            return replayed(step, continued, args, kwargs)
-        if served is not None:
-            if (refusal := served.refusal) is not None:
-                await spinning.refused_async(step, refusal)
-            return served.result()
+    return run_to_end(step, fn, args, kwargs) if player is None else _served(step, player, fn, args, kwargs)
+
+
+async def _served(step: Step, player: ReplaySource, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> object:
+    """Return what the log has of a step, or run it."""
+    require_asyncio(step)
+    prepare(step, args, kwargs)
+    try:
+        continued = player.continuations(step)
+        served = None if continued else await player.serve_async(step)
+    except RunStopped as stop:
+        await spinning.refused_async(step, stop)
+        raise
+    if continued:
+        return replayed(step, continued, args, kwargs)
+    if served is not None:
+        if (refusal := served.refusal) is not None:
+            await spinning.refused_async(step, refusal)
+        return served.result()
     return await run_to_end(step, fn, args, kwargs)
