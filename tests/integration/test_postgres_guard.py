@@ -6,10 +6,14 @@ import asyncio
 import threading
 from collections.abc import Iterator
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from agentguard import Budget, BudgetExceededError, Guard, RunStopped, StoreUnavailableError, guarded_step
 from agentguard.cli import main
+from agentguard.stores import _sql
+from agentguard.stores._postgres_schema import known_version, migrate
 from tests.postgres import execute
 
 
@@ -78,6 +82,71 @@ def test_a_database_without_our_schema_says_what_to_do(empty_postgres: str) -> N
     with Guard.open(empty_postgres, telemetry=False) as guard:
         with pytest.raises(StoreUnavailableError, match="agentguard migrate"):
             guard.runs()
+
+
+@pytest.mark.parametrize("older", range(1, known_version()))
+def test_migrate_takes_along_what_lies_in_an_older_schema(
+    empty_postgres: str, postgres_url: str, older: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Guard.open(postgres_url, telemetry=False) as guard:
+        guard.set_tenant_budget("acme", Budget(steps=4))
+        with guard.run("ended", run_id="ended", tenant="acme"):
+            work(1)
+        with guard.run("other", run_id="other", tenant="zen"):
+            work(1)
+        live = guard.start("live", run_id="live", tenant="acme")
+        work(1)
+        assert live.drain(10)
+        with pytest.raises(RunStopped):
+            live.close()
+        before = {run.run_id: run for run in guard.runs()}
+        logs = {run_id: guard.history(run_id) for run_id in before}
+    scripts = _sql.migrations("postgres")
+    with monkeypatch.context() as patch:
+        patch.setattr(_sql, "migrations", lambda backend: scripts[:older])
+        migrate(empty_postgres)
+    copy_data(postgres_url, empty_postgres, "run", "event", "account", "timeline")
+
+    with Guard.open(empty_postgres, telemetry=False) as guard:
+        with pytest.raises(StoreUnavailableError, match=f"schema {older} .*run `agentguard migrate`"):
+            guard.runs()
+        assert main(["migrate", "--store", empty_postgres]) == 0
+        assert {run.run_id: run for run in guard.runs()} == before
+        assert {run_id: guard.history(run_id) for run_id in before} == logs
+        assert guard.verify()
+        with guard.recover("live"):
+            work(1)
+            work(1)
+        with pytest.raises(BudgetExceededError), guard.run("more", tenant="acme"):
+            work(1)  # the fourth of its tenant
+            work(1)
+        assert guard.verify()
+
+
+def copy_data(source: str, target: str, *tables: str) -> None:
+    """Put what lies in tables of one database into those of another, as far as it has their columns."""
+    with psycopg.connect(source) as reading, psycopg.connect(target) as writing:
+        writing.execute("SET session_replication_role = replica")
+        for table in tables:
+            columns = [
+                column
+                for (column,) in writing.execute(
+                    "SELECT column_name FROM information_schema.columns "
+                    "WHERE table_schema = 'agentguard' AND table_name = %s AND is_generated = 'NEVER'",
+                    (table,),
+                )
+            ]
+            named = sql.SQL(", ").join(map(sql.Identifier, columns))
+            place = sql.Identifier("agentguard", table)
+            writing.execute(sql.SQL("DELETE FROM {}").format(place))
+            with (
+                reading.cursor().copy(
+                    sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(named, place)
+                ) as out,
+                writing.cursor().copy(sql.SQL("COPY {} ({}) FROM STDIN").format(place, named)) as into,
+            ):
+                for data in out:
+                    into.write(data)
 
 
 def test_migrate_makes_the_schema_and_a_newer_one_is_refused(
