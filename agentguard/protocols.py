@@ -265,9 +265,14 @@ class GroupCommitStore(Protocol):
     """
 
     def accept(
-        self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
+        self,
+        number: int,
+        event: Stored,
+        previous: bytes,
+        movements: Sequence[Movement],
+        after: Commit | None,
     ) -> Commit:
-        """Accept an append to a run whose lock the caller holds.
+        """Accept an append to a run whose lock the caller holds, after the event whose hash is `previous`.
 
         `after` is the run's append before this one, as far as it may not be committed yet: where it
         fails, this one does.  Inside `exclusive` it is carried out at once.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from types import FrameType
 from typing import TypeVar
@@ -321,7 +321,7 @@ class RunLog:
             self._committed = self._accepted
         if not self._deciding and (failed or self.doubtful):
             raise HeadMovedError(self.number, stored.seq)  # the fold is not what the log says
-        commit = group.accept(self.number, stored, movements, before)
+        commit = group.accept(self.number, stored, self.fold.hash, movements, before)
         done = commit.future.done()
         self.moved = commit.future.result() if done else {}
         # In one line, so that no signal handler comes in between.
@@ -411,7 +411,7 @@ class RunLog:
         """Take in what other processes appended."""
         if self.dirty:
             self.reload()
-        for stored in self.store.read(self.run_id, self.fold.seq):
+        for stored in self._news():
             record = codec.decode(stored.body)
             if self._claims(record):
                 # Not taken in, so that whatever is tried later meets it again.
@@ -421,6 +421,19 @@ class RunLog:
             self.messages.take_in(stored)
             if record.type == ev.STEP_STARTED:
                 self.elsewhere.add(record.key or "")
+
+    def _news(self) -> Iterator[Stored]:
+        """Yield what was appended after the fold, which is read anew where its own end is not on record."""
+        known = self.fold
+        if self._private or known.seq < 1:
+            yield from self.store.read(self.run_id, known.seq)
+            return
+        stored = iter(self.store.read(self.run_id, known.seq - 1))
+        last = next(stored, None)
+        if last is None or (last.seq, last.hash) != (known.seq, known.hash):
+            self.reload()
+            stored = iter(self.store.read(self.run_id, self.fold.seq))
+        yield from stored
 
     def _claims(self, record: Record) -> bool:
         """Return whether this is a claim by another process, which fences this one."""

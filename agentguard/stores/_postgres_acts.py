@@ -23,6 +23,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, HeadMovedError, StoreBusyError
 from agentguard.stores import _accounts, _sql
+from agentguard.stores._postgres_calls import Call, bigint, bigints, byteas, integer, integers, text, texts
 from agentguard.stores._postgres_link import Link
 
 _TENANT = "tenant:"
@@ -33,7 +34,18 @@ SHORTLY = 100
 class Act:
     """One append; `future` resolves when it is committed or refused."""
 
-    __slots__ = ("accounts", "after", "error", "events", "future", "movements", "number", "row", "since")
+    __slots__ = (
+        "accounts",
+        "after",
+        "error",
+        "events",
+        "future",
+        "movements",
+        "number",
+        "previous",
+        "row",
+        "since",
+    )
 
     def __init__(
         self,
@@ -42,6 +54,7 @@ class Act:
         movements: Sequence[Movement] = (),
         row: dict[str, Any] | None = None,
         *,
+        previous: bytes | None = None,
         after: Commit | None = None,
     ) -> None:
         self.number = number
@@ -49,6 +62,8 @@ class Act:
         self.movements = movements
         #: The columns of the run's row, where that changes too.
         self.row = row
+        #: The hash of the event that these follow, where the caller has not seen to it that they do.
+        self.previous = previous
         #: The act that this one was decided after: where that one fails, so does this.
         self.after = after
         #: When it was accepted, by the monotonic clock.
@@ -88,20 +103,21 @@ def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -
         return []
     runs = sorted(chains)
     events = {number: [event for act in chains[number] for event in act.events] for number in runs}
-    parameters = (
+    told = link.call(
+        _APPEND,
         runs,
         [events[number][0].seq for number in runs],
+        [chains[number][0].previous for number in runs],
         [len(events[number]) for number in runs],
         patience,
         narrow,
         *_columns(event for number in runs for event in events[number]),
-    )
-    refused: dict[int, int | None] = dict(link.ask(_SQL["append"], parameters))
+    ).get_value(0, 0)
     busy: list[Act] = []
-    for number, head in refused.items():
-        if head is None:
+    for number, letter in zip(runs, (told or b"").decode(), strict=True):
+        if letter == "b":
             busy += chains[number]
-        else:
+        elif letter == "m":
             for act in chains[number]:
                 act.moved()
     return busy
@@ -110,19 +126,22 @@ def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -
 def _chains(acts: Sequence[Act]) -> dict[int, list[Act]]:
     """The acts of each run that follow each other; the others are told that they do not."""
     chains: dict[int, list[Act]] = {}
-    heads: dict[int, int] = {}
+    heads: dict[int, _Head] = {}
     for act in acts:
-        head = heads.get(act.number, act.events[0].seq - 1)
-        if _is_behind_a_failure(act) or not _follows(act.events, head):
+        head = heads.get(act.number) or (act.events[0].seq - 1, act.previous)
+        if _is_behind_a_failure(act) or not _follows(act, head):
             act.moved()
             continue
         chains.setdefault(act.number, []).append(act)
-        heads[act.number] = head + len(act.events)
+        heads[act.number] = _end(act, head)
     return chains
 
 
 def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
-    """Carry out acts in the open transaction of a link; gives those whose run another writer holds."""
+    """Decide acts in a transaction of a link; gives those whose run another writer holds.
+
+    What is written lies in the link, to be carried out by its next `flush`.
+    """
     runs = sorted({act.number for act in acts if act.uses_run})
     heads, epochs, busy, accounts, unreadable = _hold(link, runs, acts, patience, narrow)
     done: list[Act] = []
@@ -141,7 +160,7 @@ def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None)
 
 def _hold(
     link: Link, runs: list[int], acts: Sequence[Act], patience: int, narrow: str | None
-) -> tuple[dict[int, int], dict[int, int], set[int], dict[str, Account], dict[str, StoreUnavailableError]]:
+) -> tuple[dict[int, _Head], dict[int, int], set[int], dict[str, Account], dict[str, StoreUnavailableError]]:
     owners: dict[str, tuple[str | None, int]] = {}
     for act in acts:
         for movement in act.movements:
@@ -151,13 +170,13 @@ def _hold(
     names = sorted(owners)
     tenants = [owners[name][0] for name in names]
     numbers = [owners[name][1] for name in names]
-    heads: dict[int, int] = {}
+    heads: dict[int, _Head] = {}
     epochs: dict[int, int] = {}
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
     unreadable: dict[str, StoreUnavailableError] = {}
-    asked = (runs, names, tenants, numbers, patience, narrow)
-    for number, head, epoch, name, data in link.execute(_SQL["hold"].encode(), asked, binary=True).fetchall():
+    held = link.call(_HOLD, runs, names, tenants, numbers, patience, narrow)
+    for number, head, digest, epoch, name, data in link.rows(held):
         if name is not None:
             try:
                 if data is not None:
@@ -167,7 +186,7 @@ def _hold(
         elif head is None:
             busy.add(number)
         else:
-            heads[number], epochs[number] = head, epoch
+            heads[number], epochs[number] = (head, digest), epoch
     return heads, epochs, busy, accounts, unreadable
 
 
@@ -184,12 +203,14 @@ def _tenant_of(movement: Movement) -> str | None:
     return None
 
 
-def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts: dict[str, Account]) -> bool:
+def _decide(
+    act: Act, heads: dict[int, _Head], epochs: Mapping[int, int], accounts: dict[str, Account]
+) -> bool:
     """Whether an act is carried out; takes it into `heads` and `accounts` where it is."""
+    head = heads.get(act.number)
     if act.uses_run:
-        head = heads.get(act.number)
         fenced = act.row is not None and act.row["epoch"] < epochs.get(act.number, 0)
-        if head is None or fenced or _is_behind_a_failure(act) or not _follows(act.events, head):
+        if head is None or fenced or _is_behind_a_failure(act) or not _follows(act, head):
             act.moved()
             return False
     # What is refused must leave no trace, and opening an account leaves one.
@@ -201,25 +222,25 @@ def _decide(act: Act, heads: dict[int, int], epochs: Mapping[int, int], accounts
         return False
     accounts.update(trial)
     act.accounts = accounts
-    if act.uses_run:
-        heads[act.number] += len(act.events)
+    if head is not None:
+        heads[act.number] = _end(act, head)
     return True
 
 
 def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> None:
     changed = sorted({movement.account for act in acts for movement in act.movements})
-    texts = [_accounts.account_text(accounts[name]) for name in changed]
+    new = [_accounts.account_text(accounts[name]) for name in changed]
     numbers = [act.number for act in acts for _ in act.events]
     seqs = [event.seq for act in acts for event in act.events]
     if numbers or changed:
         columns = _columns(event for act in acts for event in act.events)
-        link.execute(_SQL["put"].encode(), (link.placed, numbers, seqs, *columns, changed, texts))
+        link.add(_PUT, link.placed, numbers, seqs, *columns, changed, new)
         link.placed += len(numbers)
     for act in acts:
         if act.row is not None:
-            link.execute(_SQL["change_run"].encode(), act.row | {"number": act.number})
+            link.add(_CHANGE_RUN, act.number, *(act.row[name] for name in _CHANGING))
     # What was given before stays as it is, though later acts move the accounts.
-    given = {name: _accounts.account(name, text) for name, text in zip(changed, texts, strict=True)}
+    given = {name: _accounts.account(name, text) for name, text in zip(changed, new, strict=True)}
     for act in acts:
         act.accounts = given
 
@@ -238,12 +259,17 @@ def _is_behind_a_failure(act: Act) -> bool:
     return act.after is not None and act.after.error is not None
 
 
-def _follows(events: Iterable[Stored], head: int) -> bool:
-    for event in events:
-        head += 1
-        if event.seq != head:
+def _follows(act: Act, head: _Head) -> bool:
+    seq, digest = head
+    for event in act.events:
+        seq += 1
+        if event.seq != seq:
             return False
-    return True
+    return digest is None or act.previous is None or act.previous == digest
+
+
+def _end(act: Act, head: _Head) -> _Head:
+    return (act.events[-1].seq, act.events[-1].hash) if act.events else head
 
 
 def _columns(events: Iterable[Stored]) -> tuple[list[bytes], list[bytes], list[bytes | None]]:
@@ -262,4 +288,17 @@ def busy_error(act: Act) -> StoreBusyError:
     return StoreBusyError(act.number)
 
 
+#: Sequence and hash of the newest event; without a hash where nobody has looked.
+_Head = tuple[int, bytes | None]
+
 _SQL = _sql.queries("postgres")
+BEGIN = Call("begin", _SQL["begin"])
+COMMIT = Call("commit", _SQL["commit"])
+_HOLD = Call("hold", _SQL["hold"], bigints, texts, texts, bigints, integer, text)
+_PUT = Call("put", _SQL["put"], integer, bigints, integers, byteas, byteas, byteas, texts, texts)
+_APPEND = Call(
+    "append", _SQL["append"], bigints, integers, byteas, integers, integer, text, byteas, byteas, byteas
+)
+#: What changes of a run's row.
+_CHANGING = ("state", "ended_ns", "epoch", "owner", "heartbeat_ns", "summary")
+_CHANGE_RUN = Call("change_run", _SQL["change_run"], bigint, text, bigint, integer, text, bigint, text)

@@ -274,11 +274,10 @@ class Commits:
 
     def _in_transaction(self, link: Link, batch: list[Act], patience: int) -> list[Act]:
         try:
-            with link.pipeline():  # two round trips: to the answer about what is held, and to the commit
-                link.execute("BEGIN")
-                link.placed = 0
-                busy = acts_.transact(link, batch, patience, self._narrow)
-                link.execute("COMMIT")
+            link.placed = 0
+            link.add(acts_.BEGIN)
+            busy = acts_.transact(link, batch, patience, self._narrow)
+            link.call(acts_.COMMIT)
         except psycopg.errors.LockNotAvailable:
             rollback(link)
             raise

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, generators
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow
 
 from agentguard._secrets import public_url
@@ -17,6 +21,9 @@ from agentguard.stores._busy_retry import jitter
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, PQGen
+    from psycopg.pq.abc import PGconn, PGresult
+
+    from agentguard.stores._postgres_calls import Call
 
 _T = TypeVar("_T")
 
@@ -53,6 +60,13 @@ class Link(psycopg.Connection[TupleRow]):
     patience: float = 30.0
     #: How many positions the open transaction has given.
     placed: int = 0
+    #: Whether statements can be prepared, once it is known.
+    _prepares: bool | None = None
+
+    def __init__(self, pgconn: PGconn, *given: Any) -> None:
+        super().__init__(pgconn, *given)
+        self._named: set[bytes] = set()
+        self._unsent: deque[Callable[[], None]] = deque()
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         """`Connection.wait`, but not for ever; the connection is closed where it gives up."""
@@ -71,11 +85,79 @@ class Link(psycopg.Connection[TupleRow]):
         """Carry out a statement and give how many rows it changed."""
         return self.execute(query.encode(), parameters).rowcount
 
+    def add(self, call: Call, *values: object) -> None:
+        """Have a call carried out with the next `flush`."""
+        packed, pgconn = call.packed(values), self.pgconn
+        if self._prepare(call):
+            send = partial(pgconn.send_query_prepared, call.name, packed, call.formats, Format.BINARY)
+        else:
+            send = partial(pgconn.send_query_params, call.query, packed, None, call.formats, Format.BINARY)
+        self._unsent.append(send)
+
+    def _prepare(self, call: Call) -> bool:
+        """See that a call is prepared, unless this is a pool, where the next may go to another session."""
+        if self._prepares is None:
+            self._prepares = self.ask("SELECT pg_backend_pid()") == [(self.info.backend_pid,)]
+        if self._prepares and call.name not in self._named:
+            self.pgconn.send_prepare(call.name, call.query)
+            self._check(self.wait(generators.execute(self.pgconn)))
+            self._named.add(call.name)
+        return self._prepares
+
+    def flush(self) -> list[PGresult]:
+        """Carry out what was added, in one round trip, and give the results.
+
+        Raises:
+            psycopg.Error: that of the first which failed; those after it were not carried out.
+        """
+        pgconn, sends = self.pgconn, self._unsent
+        self._unsent = deque()
+        if len(sends) > 1:
+            sends.append(pgconn.pipeline_sync)
+            count = len(sends)
+            try:
+                pgconn.enter_pipeline_mode()
+                answers = self.wait(generators.pipeline_communicate(pgconn, sends))
+                while len(answers) < count:
+                    answers.append(self.wait(generators.fetch_many(pgconn)))
+                pgconn.exit_pipeline_mode()
+            except BaseException:
+                pgconn.finish()
+                raise
+            return self._check([result for answer in answers[:-1] for result in answer])
+        for send in sends:
+            send()
+            return self._check(self.wait(generators.execute(pgconn)))
+        return []
+
+    def _check(self, results: list[PGresult]) -> list[PGresult]:
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=self.info.encoding)
+        return results
+
+    def call(self, call: Call, *values: object) -> PGresult:
+        """Carry out what was added and this, in one round trip, and give its result."""
+        self.add(call, *values)
+        return self.flush()[-1]
+
+    def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
+        """The rows of a result."""
+        transformer = Transformer(self)
+        transformer.set_pgresult(result)
+        return transformer.load_rows(0, result.ntuples, tuple)
+
+    def _can_prepare(self) -> bool:
+        """Whether this is the server itself: behind a pool, the next statement may go to another session."""
+        if self._prepares is None:
+            self._prepares = self.ask("SELECT pg_backend_pid()") == [(self.info.backend_pid,)]
+        return self._prepares
+
 
 def connect(url: str, patience: float) -> Link:
     """A connection in autocommit mode.
 
-    Statements are not prepared by name, which a PgBouncer in transaction mode does not stand.
+    psycopg prepares no statement by name, which a PgBouncer in transaction mode does not stand.
     """
     link = Link.connect(
         url,

@@ -156,10 +156,15 @@ class PostgresEventStore:
             return self._alone(Act(number, events, movements, columns), self._busy_ms)
 
     def accept(
-        self, number: int, event: Stored, movements: Sequence[Movement], after: Commit | None
+        self,
+        number: int,
+        event: Stored,
+        previous: bytes,
+        movements: Sequence[Movement],
+        after: Commit | None,
     ) -> Commit:
         """Accept an append, to be committed with others; inside `exclusive` it is carried out at once."""
-        act = Act(number, (event,), movements, after=after)
+        act = Act(number, (event,), movements, previous=previous, after=after)
         link = self._link_of_thread()
         if link is None:
             self._commits.put(act)
@@ -188,6 +193,7 @@ class PostgresEventStore:
         """Carry out one act in an open transaction."""
         if acts_.transact(link, [act], patience, self._tenant):
             raise StoreBusyError(act.number)
+        link.flush()
         act.resolve()
         return act.future.result()
 

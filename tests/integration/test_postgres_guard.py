@@ -163,3 +163,48 @@ def test_migrate_makes_the_schema_and_a_newer_one_is_refused(
     with Guard.open(empty_postgres, telemetry=False) as guard:
         with pytest.raises(StoreUnavailableError, match="upgrade agentguard"):
             guard.runs()
+
+
+def another_line(url: str, run_id: str) -> None:
+    """Let a run lose its last step, as on a replica that was promoted too early, and another process go on.
+
+    That one knew less, and appends up to the very sequence that is known here.
+    """
+    execute(
+        url,
+        "SET session_replication_role = replica; DELETE FROM agentguard.event WHERE seq > 4 "
+        f"AND number = (SELECT number FROM agentguard.run WHERE run_id = '{run_id}')",
+    )
+    with Guard.open(url, telemetry=False) as other, other.attach(run_id, branch="other"):
+        work(7)
+
+
+@pytest.mark.parametrize("tenant", ["default", "acme"])
+@pytest.mark.parametrize("how", ["step", "async step", "end", "pause"])
+def test_a_run_whose_lost_events_were_replaced_by_as_many_others_takes_no_further_step(
+    guard: Guard, postgres_url: str, how: str, tenant: str
+) -> None:
+    """What is compared is the newest event itself, and not its sequence alone."""
+    guard.set_tenant_budget("acme", Budget(steps=50))
+    run = guard.start("agent", tenant=tenant)
+    work(1)
+    work(2)
+    known = guard.history(run.id)[-1]
+    another_line(postgres_url, run.id)
+    log = guard.history(run.id)
+    assert log[-1].seq == known.seq
+    assert log[-1].hash != known.hash
+    acts = {
+        "step": lambda: work(3),
+        "async step": lambda: asyncio.run(awork(3)),
+        "end": run.close,
+        "pause": run.pause,
+    }
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="those events are lost"):
+            acts[how]()
+    assert guard.history(run.id) == log
+    with pytest.raises(StoreUnavailableError, match="those events are lost"):
+        run.close()
+    assert guard.history(run.id) == log
+    assert guard.verify(run.id)

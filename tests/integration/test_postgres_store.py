@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -133,9 +133,11 @@ def test_a_listener_hears_of_what_another_process_appends(
 
 
 def accept(
-    store: PostgresEventStore, number: int, event: Stored, *movements: Movement, after: Any = None
+    store: PostgresEventStore, number: int, log: Sequence[Stored], *movements: Movement, after: Any = None
 ) -> Any:
-    return store.accept(number, event, movements, after)
+    """Have the last event of a log appended."""
+    previous = log[-2].hash if len(log) > 1 else b""
+    return store.accept(number, log[-1], previous, movements, after)
 
 
 def test_what_fails_is_told_to_its_own_step_and_undoes_nothing_of_the_others(
@@ -148,12 +150,12 @@ def test_what_fails_is_told_to_its_own_step_and_undoes_nothing_of_the_others(
         for run_id, log in logs.items()
     }
     reserve = Movement("tenant:acme", steps(1))
-    granted = accept(store, numbers["a"], logs["a"][1], reserve)
-    refused = accept(store, numbers["b"], logs["b"][1], reserve)
-    behind = accept(store, numbers["b"], logs["b"][2], after=refused)
-    late = accept(store, numbers["c"], log_of("c", 1, tag="-rival")[0])
-    plain = accept(store, numbers["d"], logs["d"][1])
-    follows = accept(store, numbers["d"], logs["d"][2], after=plain)
+    granted = accept(store, numbers["a"], logs["a"][:2], reserve)
+    refused = accept(store, numbers["b"], logs["b"][:2], reserve)
+    behind = accept(store, numbers["b"], logs["b"][:3], after=refused)
+    late = accept(store, numbers["c"], log_of("c", 1, tag="-rival"))
+    plain = accept(store, numbers["d"], logs["d"][:2])
+    follows = accept(store, numbers["d"], logs["d"][:3], after=plain)
     assert store.wait_for(follows) == {}
     assert store.wait_for(plain) == {}
     assert store.wait_for(granted)["tenant:acme"].reserved == {"steps": 1}
@@ -178,10 +180,10 @@ def test_what_was_decided_after_a_failure_fails_also_where_its_place_was_filled_
     events = log_of("r1", 3)
     number = store.create(a_row("r1"), events[:1])
     store.append(number, events[1:2])
-    first = accept(store, number, log_of("r1", 2, tag="-lost")[1])
+    first = accept(store, number, log_of("r1", 2, tag="-lost"))
     with pytest.raises(HeadMovedError):
         store.wait_for(first)
-    second = accept(store, number, log_of("r1", 3, tag="-lost")[2], after=first)
+    second = accept(store, number, log_of("r1", 3, tag="-lost"), after=first)
     with pytest.raises(HeadMovedError):
         store.wait_for(second)
     assert unplaced(store.read("r1")) == events[:2]
@@ -199,8 +201,8 @@ def test_a_run_that_another_writer_holds_does_not_hold_up_the_others(store: Post
     holder = threading.Thread(target=hold)
     holder.start()
     assert held.wait(30)
-    waiting = accept(store, numbers["held"], log_of("held", 2)[1])
-    free = accept(store, numbers["free"], log_of("free", 2)[1])
+    waiting = accept(store, numbers["held"], log_of("held", 2))
+    free = accept(store, numbers["free"], log_of("free", 2))
     assert store.wait_for(free) == {}
     with pytest.raises(StoreBusyError):
         store.wait_for(waiting)
@@ -210,8 +212,8 @@ def test_a_run_that_another_writer_holds_does_not_hold_up_the_others(store: Post
 
 def test_a_bad_value_of_one_run_is_no_matter_to_the_others(store: PostgresEventStore) -> None:
     numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in ("bad", "good")}
-    bad = accept(store, numbers["bad"], log_of("bad", 2)[1], Movement("a\0b", opening=opening(1)))
-    good = accept(store, numbers["good"], log_of("good", 2)[1], Movement("a", opening=opening(1)))
+    bad = accept(store, numbers["bad"], log_of("bad", 2), Movement("a\0b", opening=opening(1)))
+    good = accept(store, numbers["good"], log_of("good", 2), Movement("a", opening=opening(1)))
     assert store.wait_for(good)["a"].reserved == {}
     with pytest.raises(StoreUnavailableError):
         store.wait_for(bad)

@@ -19,10 +19,8 @@ SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint;
 
 -- name: change_run
 -- Write what may change of a run that is held; never its salt.
-UPDATE agentguard.run SET
-    state = %(state)s, ended_ns = %(ended_ns)s, epoch = %(epoch)s, owner = %(owner)s,
-    heartbeat_ns = %(heartbeat_ns)s, summary = %(summary)s
-WHERE number = %(number)s;
+UPDATE agentguard.run
+SET state = $2, ended_ns = $3, epoch = $4, owner = $5, heartbeat_ns = $6, summary = $7 WHERE number = $1;
 
 -- name: update_owner
 -- Claim a run with the next epoch, or beat or release the claim that is held.
@@ -30,22 +28,25 @@ UPDATE agentguard.run SET epoch = %(epoch)s, owner = %(owner)s, heartbeat_ns = %
 WHERE run_id = %(run_id)s
     AND (epoch = %(epoch)s - 1 OR (epoch = %(epoch)s AND (owner = %(owner)s OR %(owner)s = '{}')));
 
+-- name: begin
+-- Begin a transaction.
+BEGIN;
+
+-- name: commit
+-- End it.
+COMMIT;
+
 -- name: hold
 -- Lock runs and accounts, and tell heads, epochs and what the accounts hold.
-SELECT number, head, epoch, id, data
-FROM agentguard.hold(%b::bigint[], %b::text[], %b::text[], %b::bigint[], %b::integer, %b::text);
+SELECT number, head, hash, epoch, id, data FROM agentguard.hold($1, $2, $3, $4, $5, $6);
 
 -- name: put
 -- Append to runs, and write accounts, that are held.
-SELECT agentguard.put(
-    %b::integer, %b::bigint[], %b::integer[], %b::bytea[], %b::bytea[], %b::bytea[], %b::text[], %b::text[]
-);
+SELECT agentguard.put($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: append
--- Append to many runs; gives those to which nothing was appended.
-SELECT number, head FROM agentguard.append(
-    %b::bigint[], %b::integer[], %b::integer[], %b::integer, %b::text, %b::bytea[], %b::bytea[], %b::bytea[]
-);
+-- Append to many runs; tells by a letter for each of them what became of it.
+SELECT agentguard.append($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: lock_run
 -- Keep other writers of a run out.
