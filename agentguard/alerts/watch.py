@@ -87,10 +87,10 @@ class Reader:
 
 
 def relay_is_silent(guard: Guard) -> bool:
-    """Return whether the kill switch depends on a relay that is not heard."""
+    """Return whether steps of this host are refused for want of a relay."""
     with suppress(AgentGuardError):
         switch = guard.components.switch
-        return isinstance(switch, NetworkKillSwitch) and not switch.relay_is_heard
+        return isinstance(switch, NetworkKillSwitch) and switch.relay_is_missed
     return False
 
 

@@ -93,7 +93,7 @@ def _switch(switch: KillSwitch) -> Iterator[Part]:
 
 
 def _relays(switch: NetworkKillSwitch) -> Iterator[Part]:
-    if not switch.relay_is_heard:
+    if switch.relay_is_missed:
         yield Part(RELAY, "of this host", "silent: steps on this host are refused", ok=False)
     for host in switch.hosts():
         processes = f"{len(host.acknowledged)} live processes"

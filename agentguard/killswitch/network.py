@@ -142,9 +142,12 @@ class NetworkKillSwitch(PageKillSwitch):
         return super().join(on_change)
 
     @property
-    def relay_is_heard(self) -> bool:
-        """Whether this host's relay was heard within `max_staleness`; else steps are refused."""
-        return self._mirrored.fresh
+    def relay_is_missed(self) -> bool:
+        """Whether processes of this host take part and their steps are refused, as its relay is not heard.
+
+        Where none takes part, as on the host of a console, none is needed.
+        """
+        return not self._mirrored.fresh and bool(self.participants())
 
     def hosts(self) -> list[HostReport]:
         """Return what is known of each host, by name; `silent` says how long ago the host was heard."""

@@ -204,13 +204,6 @@ def test_a_run_that_goes_on_after_its_kill_is_told_after_the_grace(guard: Guard,
     assert kinds(of_another, 5) == kinds(killed._replace(cleared=True), 5) == []
 
 
-def test_a_relay_that_is_not_heard_is_told(redis_url: str) -> None:
-    with Guard.open("memory://", kill_switch=redis_url, telemetry=False) as guard:
-        assert [alert.kind for alert in alerts(Reader(guard).read(), Thresholds())] == ["relay_stale"]
-        with guard.run("r"):  # which starts the relay of this host
-            wait_until(lambda: alerts(Reader(guard).read(), Thresholds()) == [])
-
-
 def test_a_store_that_cannot_be_read_is_told_and_ends_no_other_alert(sqlite_guard: Guard) -> None:
     watching = Guard.open(telemetry=False)
     watch = Watch(watching, Thresholds(budget_share=0.5))

@@ -21,7 +21,10 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableError
+from agentguard.alerts.rules import RELAY_STALE, Thresholds
+from agentguard.alerts.watch import Watch
 from agentguard.cli import main
+from agentguard.console import health
 from agentguard.errors import LogIntegrityError
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.kill_requests import kill_data, revive_data
@@ -338,6 +341,31 @@ def test_while_the_relay_stands_still_nobody_is_believed(host: Hosts) -> None:
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: not refused(switch))
     wait_until(lambda: switch.find("acme", "r1", since=0) is not None)
+
+
+def test_a_relay_that_is_not_heard_is_a_fault_only_where_a_process_needs_it(
+    host: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = host.following("a", max_staleness=1)
+    url = f"{host.url}&max_staleness=1"
+
+    def told(name: str) -> tuple[list[str], list[str]]:
+        """What the alerts and the console say of relays on a host."""
+        monkeypatch.setenv("AGENTGUARD_HOME", str(host.folder / name))
+        with Guard.open("memory://", kill_switch=url, telemetry=False) as guard:
+            fired = [notice.alert.kind for notice in Watch(guard, Thresholds()).look()]
+            return fired, [part.name for part in health.examine(guard) if part.ok is False]
+
+    assert told("a") == told("of a console") == ([], [])
+    pid = running_relay(agents)
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: refused(agents))
+    for name, fired in (("a", [RELAY_STALE]), ("of a console", [])):
+        alerts, silent = told(name)
+        assert (alerts, "of this host" in silent) == (fired, bool(fired))
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not refused(agents))
+    wait_until(lambda: told("a") == ([], []))
 
 
 @pytest.mark.parametrize("fault", ["paused", "stopped"])
