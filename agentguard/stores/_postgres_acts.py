@@ -137,13 +137,16 @@ def _chains(acts: Sequence[Act]) -> dict[int, list[Act]]:
     return chains
 
 
-def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
-    """Decide acts in a transaction of a link; gives those whose run another writer holds.
+def transact(
+    link: Link, acts: Sequence[Act], patience: int, narrow: str | None, *, whole: bool = False
+) -> list[Act]:
+    """Carry out acts in the open transaction of a link; gives those whose run another writer holds.
 
-    What is written lies in the link, to be carried out by its next `flush`.
+    With `whole` that is a transaction of their own, begun and committed on the way.
     """
-    runs = sorted({act.number for act in acts if act.uses_run})
-    heads, epochs, busy, accounts, unreadable = _hold(link, runs, acts, patience, narrow)
+    begin: list[_Asked] = [(_BEGIN, ())] if whole else []
+    commit: list[_Asked] = [(_COMMIT, ())] if whole else []
+    heads, epochs, busy, accounts, unreadable = _hold(link, begin, acts, patience, narrow)
     done: list[Act] = []
     waiting: list[Act] = []
     for act in acts:
@@ -153,14 +156,14 @@ def transact(link: Link, acts: Sequence[Act], patience: int, narrow: str | None)
             act.error = failure
         elif _decide(act, heads, epochs, accounts):
             done.append(act)
-    if done:
-        _write(link, done, accounts)
+    link.together([*(_write(link, done, accounts) if done else ()), *commit])
     return waiting
 
 
 def _hold(
-    link: Link, runs: list[int], acts: Sequence[Act], patience: int, narrow: str | None
+    link: Link, begin: list[_Asked], acts: Sequence[Act], patience: int, narrow: str | None
 ) -> tuple[dict[int, _Head], dict[int, int], set[int], dict[str, Account], dict[str, StoreUnavailableError]]:
+    runs = sorted({act.number for act in acts if act.uses_run})
     owners: dict[str, tuple[str | None, int]] = {}
     for act in acts:
         for movement in act.movements:
@@ -175,7 +178,7 @@ def _hold(
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
     unreadable: dict[str, StoreUnavailableError] = {}
-    held = link.call(_HOLD, runs, names, tenants, numbers, patience, narrow)
+    held = link.together([*begin, (_HOLD, (runs, names, tenants, numbers, patience, narrow))])[-1]
     for number, head, digest, epoch, name, data in link.rows(held):
         if name is not None:
             try:
@@ -227,22 +230,24 @@ def _decide(
     return True
 
 
-def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> None:
+def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> list[_Asked]:
+    """What writes acts that are decided."""
+    calls: list[_Asked] = []
     changed = sorted({movement.account for act in acts for movement in act.movements})
     new = [_accounts.account_text(accounts[name]) for name in changed]
     numbers = [act.number for act in acts for _ in act.events]
     seqs = [event.seq for act in acts for event in act.events]
     if numbers or changed:
         columns = _columns(event for act in acts for event in act.events)
-        link.add(_PUT, link.placed, numbers, seqs, *columns, changed, new)
+        calls.append((_PUT, (link.placed, numbers, seqs, *columns, changed, new)))
         link.placed += len(numbers)
-    for act in acts:
-        if act.row is not None:
-            link.add(_CHANGE_RUN, act.number, *(act.row[name] for name in _CHANGING))
+    changes = [(act.number, act.row) for act in acts if act.row is not None]
+    calls += [(_CHANGE_RUN, (number, *(row[name] for name in _CHANGING))) for number, row in changes]
     # What was given before stays as it is, though later acts move the accounts.
     given = {name: _accounts.account(name, text) for name, text in zip(changed, new, strict=True)}
     for act in acts:
         act.accounts = given
+    return calls
 
 
 def already_done(link: Link, acts: Sequence[Act]) -> list[Act]:
@@ -290,10 +295,12 @@ def busy_error(act: Act) -> StoreBusyError:
 
 #: Sequence and hash of the newest event; without a hash where nobody has looked.
 _Head = tuple[int, bytes | None]
+#: A call and its values.
+_Asked = tuple[Call, Sequence[object]]
 
 _SQL = _sql.queries("postgres")
-BEGIN = Call("begin", _SQL["begin"])
-COMMIT = Call("commit", _SQL["commit"])
+_BEGIN = Call("begin", _SQL["begin"])
+_COMMIT = Call("commit", _SQL["commit"])
 _HOLD = Call("hold", _SQL["hold"], bigints, texts, texts, bigints, integer, text)
 _PUT = Call("put", _SQL["put"], integer, bigints, integers, byteas, byteas, byteas, texts, texts)
 _APPEND = Call(

@@ -275,9 +275,7 @@ class Commits:
     def _in_transaction(self, link: Link, batch: list[Act], patience: int) -> list[Act]:
         try:
             link.placed = 0
-            link.add(acts_.BEGIN)
-            busy = acts_.transact(link, batch, patience, self._narrow)
-            link.call(acts_.COMMIT)
+            busy = acts_.transact(link, batch, patience, self._narrow, whole=True)
         except psycopg.errors.LockNotAvailable:
             rollback(link)
             raise

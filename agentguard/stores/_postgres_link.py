@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -66,7 +66,6 @@ class Link(psycopg.Connection[TupleRow]):
     def __init__(self, pgconn: PGconn, *given: Any) -> None:
         super().__init__(pgconn, *given)
         self._named: set[bytes] = set()
-        self._unsent: deque[Callable[[], None]] = deque()
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         """`Connection.wait`, but not for ever; the connection is closed where it gives up."""
@@ -85,61 +84,61 @@ class Link(psycopg.Connection[TupleRow]):
         """Carry out a statement and give how many rows it changed."""
         return self.execute(query.encode(), parameters).rowcount
 
-    def add(self, call: Call, *values: object) -> None:
-        """Have a call carried out with the next `flush`."""
+    def call(self, call: Call, *values: object) -> PGresult:
+        """Carry out one call in one round trip and give its result."""
+        return self.together([(call, values)])[-1]
+
+    def together(self, calls: Sequence[tuple[Call, Sequence[object]]]) -> list[PGresult]:
+        """Carry out calls in one round trip, each with its values, and give their results.
+
+        Raises:
+            psycopg.Error: that of the first which failed; those after it were not carried out.
+        """
+        pgconn = self.pgconn
+        sends = deque([self._send(call, values) for call, values in calls])
+        if len(sends) < 2:
+            for send in sends:
+                send()
+                return self._checked(self.wait(generators.execute(pgconn)))
+            return []
+        sends.append(pgconn.pipeline_sync)
+        count = len(sends)
+        try:
+            pgconn.enter_pipeline_mode()
+            answers = self.wait(generators.pipeline_communicate(pgconn, sends))
+            while len(answers) < count:
+                answers.append(self.wait(generators.fetch_many(pgconn)))
+            pgconn.exit_pipeline_mode()
+        except BaseException:
+            pgconn.finish()
+            raise
+        return self._checked([result for answer in answers[:-1] for result in answer])
+
+    def _checked(self, results: list[PGresult]) -> list[PGresult]:
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=self.info.encoding)
+        return results
+
+    def _send(self, call: Call, values: Sequence[object]) -> Callable[[], None]:
         packed, pgconn = call.packed(values), self.pgconn
         if self._prepare(call):
-            send = partial(pgconn.send_query_prepared, call.name, packed, call.formats, Format.BINARY)
-        else:
-            send = partial(pgconn.send_query_params, call.query, packed, None, call.formats, Format.BINARY)
-        self._unsent.append(send)
+            return partial(pgconn.send_query_prepared, call.name, packed, call.formats, Format.BINARY)
+        return partial(pgconn.send_query_params, call.query, packed, None, call.formats, Format.BINARY)
 
     def _prepare(self, call: Call) -> bool:
         """See that a call is prepared, unless this is a pool, where the next may go to another session."""
         if self._prepares is None:
             self._prepares = self.ask("SELECT pg_backend_pid()") == [(self.info.backend_pid,)]
         if self._prepares and call.name not in self._named:
-            self.pgconn.send_prepare(call.name, call.query)
-            self._check(self.wait(generators.execute(self.pgconn)))
-            self._named.add(call.name)
-        return self._prepares
-
-    def flush(self) -> list[PGresult]:
-        """Carry out what was added, in one round trip, and give the results.
-
-        Raises:
-            psycopg.Error: that of the first which failed; those after it were not carried out.
-        """
-        pgconn, sends = self.pgconn, self._unsent
-        self._unsent = deque()
-        if len(sends) > 1:
-            sends.append(pgconn.pipeline_sync)
-            count = len(sends)
             try:
-                pgconn.enter_pipeline_mode()
-                answers = self.wait(generators.pipeline_communicate(pgconn, sends))
-                while len(answers) < count:
-                    answers.append(self.wait(generators.fetch_many(pgconn)))
-                pgconn.exit_pipeline_mode()
-            except BaseException:
-                pgconn.finish()
+                self.pgconn.send_prepare(call.name, call.query)
+                self._checked(self.wait(generators.execute(self.pgconn)))
+                self._named.add(call.name)
+            except BaseException:  # whether it is prepared is not known
+                self.pgconn.finish()
                 raise
-            return self._check([result for answer in answers[:-1] for result in answer])
-        for send in sends:
-            send()
-            return self._check(self.wait(generators.execute(pgconn)))
-        return []
-
-    def _check(self, results: list[PGresult]) -> list[PGresult]:
-        for result in results:
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise errors.error_from_result(result, encoding=self.info.encoding)
-        return results
-
-    def call(self, call: Call, *values: object) -> PGresult:
-        """Carry out what was added and this, in one round trip, and give its result."""
-        self.add(call, *values)
-        return self.flush()[-1]
+        return self._prepares
 
     def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
         """The rows of a result."""

@@ -193,7 +193,6 @@ class PostgresEventStore:
         """Carry out one act in an open transaction."""
         if acts_.transact(link, [act], patience, self._tenant):
             raise StoreBusyError(act.number)
-        link.flush()
         act.resolve()
         return act.future.result()
 
