@@ -7,7 +7,7 @@ It goes on where it was: what was taken in is saved in the transaction that coun
 this program nor an event that was published twice counts anything twice.  With --rebuild it begins anew
 at offset 0, and ends with the same table.  With --once it ends when nothing new is there.
 
-Needs: pip install 'agentguard[kafka,postgres]'
+Needs: pip install 'agentguard[cli,kafka,postgres]'
 """
 
 import argparse

@@ -141,6 +141,22 @@ def test_a_command_in_the_text_of_a_page_has_no_word_too_many() -> None:
                     assert type(error) is not USAGE, f"{page.name}: `{text}`: {error}"
 
 
+def test_a_page_that_tells_what_to_install_names_what_its_commands_need() -> None:
+    told = 0
+    for page in PAGES:
+        installed = {
+            extra
+            for block in blocks(page)
+            for line in (lines(block) if block.language in SHELL else ())
+            for named in re.findall(r"pip install '(?:agentguard|\.)\[([\w,-]+)\]'", line)
+            for extra in named.split(",")
+        }
+        if installed and any(words[0] not in ("kill", "revive") for words in commands(page)):
+            told += 1
+            assert "cli" in installed, f"{page.name}: its commands need the extra cli"
+    assert told > 3
+
+
 def test_what_there_is_not_is_noticed() -> None:
     wrong = [["shows", "RUN"], ["kill", "--runs", "x"], ["runs", "--stat", "x"], ["alerts", "lists"]]
     for words in [*wrong, ["tail", "--folow"], ["worker", "--concurrency", "8"]]:
