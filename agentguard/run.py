@@ -8,6 +8,7 @@ import functools
 import inspect
 import threading
 import uuid as uuid_module
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Token
 from datetime import datetime
@@ -344,15 +345,16 @@ class Run:
     ) -> None:
         """Give tasks made in this loop branches of their own."""
         live_run = self.live_run
-        if loop in live_run.in_flight.loops:
-            return
-        live_run.in_flight.loops[loop] = tasks.install_task_factory(loop, id(live_run))
-        if live_run.player is not None:
-            live_run.player.watch_loop(loop, early=early)
-        if early:
-            if branch.tasks is None:
-                branch.tasks = tasks.EarlyTasks()
-            live_run.in_flight.loops[loop].count(branch.tasks.add(branch, loop), live_run.in_flight)
+        in_flight = live_run.in_flight
+        if loop not in in_flight.loops:
+            in_flight.loops[loop] = tasks.install_task_factory(loop, id(live_run))
+            if live_run.player is not None:
+                live_run.player.watch_loop(loop, early=early)
+            if early:
+                if branch.tasks is None:
+                    branch.tasks = tasks.EarlyTasks()
+                in_flight.loops[loop].count(branch.tasks.add(branch, loop), in_flight)
+        in_flight.latest_loop = weakref.ref(loop)
 
     # --- steps ---------------------------------------------------------------------------------
 

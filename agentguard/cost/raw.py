@@ -54,6 +54,8 @@ class RawAnswers:
         return self._usage() is not None
 
     def _usage(self) -> ModelUsage | None:
+        if not self._answers:
+            return None
         told = [answer.usage for answer in self._answers if answer.usage is not None]
         return told[0] if len(told) == 1 else None
 

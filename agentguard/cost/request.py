@@ -154,8 +154,9 @@ class ModelRequest(NamedTuple):
         dearer = {name: value for name, value in self.terms.items() if value not in _NOT_DEARER}
         terms = ({} if place_told else {"inference_geo": "us"}) | dearer | counted.terms
         counts = dict(counted.counts)
-        kept = sum(counts.get(f"cache_write_{ttl}_tokens", 0) for ttl in ("5m", "1h"))
-        untold = counts.get("cache_write_tokens", 0) - kept
+        untold = counts.get("cache_write_tokens", 0)
+        if untold > 0:
+            untold -= sum(counts.get(f"cache_write_{ttl}_tokens", 0) for ttl in ("5m", "1h"))
         if untold > 0 and "claude" in f"{counted.model} {self.model}":
             name = f"cache_write_{self.cache_writes or '1h'}_tokens"
             counts[name] = counts.get(name, 0) + untold

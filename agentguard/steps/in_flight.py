@@ -85,6 +85,10 @@ class TaskFactory(Protocol):
         """Note that a run is over."""
 
 
+def _no_loop() -> None:
+    """Stand for a weak reference to none."""
+
+
 class InFlight:
     """What one run has under way in this process."""
 
@@ -101,6 +105,8 @@ class InFlight:
         #: The event loops that this run has met, and the task factories it uses there.
         self.loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TaskFactory]
         self.loops = weakref.WeakKeyDictionary()
+        #: The one that was met last: most often that of the next step.
+        self.latest_loop: Callable[[], asyncio.AbstractEventLoop | None] = _no_loop
         self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gate] = weakref.WeakKeyDictionary()
         #: Whether tasks were made inside the run, so that outcomes may have to be delivered in turn.
         self.concurrent = False

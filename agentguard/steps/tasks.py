@@ -164,7 +164,7 @@ def _creation(task: asyncio.Task[object]) -> tuple[int, str]:
 def ensure_task_factory(position: InRun) -> None:
     """See to it that tasks of the loop that runs now, if one does, get branches."""
     loop = running_loop()
-    if loop is not None and loop not in position.live_run.in_flight.loops:
+    if loop is not None and loop is not position.live_run.in_flight.latest_loop():
         position.run.install_task_factory(loop, position.branch)
 
 

@@ -92,3 +92,25 @@ def test_a_copy_of_what_holds_a_run_holds_the_same_run() -> None:
         assert copy.deepcopy({"run": run})["run"] is run
         with pytest.raises(TypeError, match=r"guard\.attach"):
             pickle.dumps(run)
+
+
+def test_tasks_of_every_loop_have_branches_whichever_loop_was_met_last() -> None:
+    """One run, two loops by turns, and one that takes the place of another that is gone."""
+
+    async def once() -> None:
+        await ask()
+
+    async def pair() -> None:
+        await ask()  # here the run meets the loop
+        await asyncio.gather(once(), once())
+
+    with Guard.in_memory() as guard, guard.run("r") as run:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for runner in (one, other, one, other):
+                runner.run(pair())
+        asyncio.run(pair())
+        keys = [event.key for event in guard.history(run.id) if event.type == "step_started"]
+    branches = [str(key).rpartition("/")[0] for key in keys]
+    # The first task of each loop goes on in the run's branch; all that come later have their own.
+    assert branches.count("main") == 3
+    assert len(set(branches)) == 1 + 12
