@@ -15,8 +15,10 @@ from agentguard.stores._sqlite_errors import held_for_too_long, is_busy
 Wait = float | None
 Parameters = Sequence[Any] | Mapping[str, Any]
 
-FIRST_PAUSE = 50e-6
-LONGEST_PAUSE = 5e-3
+#: Seconds between two tries: so busy processes take turns of some milliseconds.  One whose own commit was the
+#: last has its pages at hand, and two that commit one by one read all of them again each time.
+_FIRST_PAUSE = 3e-3
+_LONGEST_PAUSE = 10e-3
 
 
 def execute(
@@ -32,7 +34,7 @@ def execute(
         StoreUnavailableError: it was locked for `wait` seconds.
     """
     deadline: float | None = None
-    pause = FIRST_PAUSE
+    pause = _FIRST_PAUSE
     while True:
         try:
             return connection.execute(sql, parameters)
@@ -46,7 +48,7 @@ def execute(
             if now >= deadline:
                 raise held_for_too_long(path, wait) from error
         time.sleep(jitter(pause))
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def jitter(seconds: float) -> float:

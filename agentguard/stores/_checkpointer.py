@@ -4,8 +4,10 @@ SQLite's own checkpoints run inside a commit, and begin the WAL anew only at a m
 and reader: two busy writers never leave one, so it grows without end.  And while a reader stays at an old
 moment, SQLite tries, in vain, at every commit.
 
-Where the thread cannot keep up, as on a loaded machine, writers wait for it from `WAIT_FROM` on, so that
-the WAL stays below 64 MB.  They do not wait for a reader that stays: while there is one, nothing bounds it.
+Where the thread does not keep up, writers wait for it from `WAIT_FROM` on, so that the WAL stays below
+64 MB.  That is enough beside readers that come and go: who begins to read once all pages are in the
+database reads them there, and is not in the way.  For a reader that stays nobody waits: while there is
+one, nothing bounds the WAL.
 """
 
 from __future__ import annotations
@@ -23,22 +25,25 @@ from agentguard._reentry import is_begun
 LOOK_AFTER = 1 << 20
 #: What an event takes of the WAL beside its payload, about.
 EVENT = 12 << 10
-#: From here on, in bytes, pages are moved; from there on, the WAL is made to begin anew; from there on,
-#: writers wait.
-MOVE_FROM = 8 << 20
-BEGIN_ANEW_FROM = 24 << 20
-WAIT_FROM = 40 << 20
+#: From here on, in bytes, the WAL is made to begin anew; from there on, writers wait, and the file is cut
+#: when it begins anew.  A smaller one is kept, since SQLite writes over it faster than it makes it longer.
+BEGIN_ANEW_FROM = 32 << 20
+WAIT_FROM = 54 << 20
 #: How long, in milliseconds, other writers may have to stand aside so that the WAL can begin anew.
 PATIENCE_MS = 40
-#: The same while a writer waits, and for how many seconds it waits at each look at most: no more than the
-#: size of a file is at stake.
-URGENT_PATIENCE_MS = 250
-_LONGEST_WAIT = 5.0
+#: After how many seconds at one moment a reader is one that stays.
+STAYS = 0.25
+#: How many seconds a writer waits at each look at most, no more than the size of a file being at stake, and
+#: how many between two tries.
+_LONGEST_WAIT, _BETWEEN_TRIES = 2.0, 0.005
 #: A try in vain is followed by a pause so many times as long as it took, and of so many seconds at least;
 #: the pauses grow to a second by themselves.
 BACK_OFF = 20
 _SHORTEST_PAUSE, _GROWN_PAUSE, _LONGEST_PAUSE = 0.05, 1.0, 5.0
-_PAGE = 4096
+#: The length of a WAL's header, and of that of a page in it.
+_HEAD, _FRAME_HEAD = 32, 24
+#: For how many pages that are not moved yet writers are kept out.
+_FEW = 2048
 
 
 class Checkpointer:
@@ -64,8 +69,9 @@ class Checkpointer:
         self._closed = threading.Event()
         #: Whether a reader stays at an old moment, so that nothing can be done.
         self._pinned = False
-        #: How many pages of the WAL were moved at the last look.
+        #: How many pages of the WAL were moved at the last try, and since when so many.
         self._moved = -1
+        self._since = 0.0
         #: Held while the thread is inside SQLite.
         self._moving = threading.Lock()
 
@@ -74,19 +80,18 @@ class Checkpointer:
 
         A writer calls this about each `LOOK_AFTER` bytes, outside of any transaction.
         """
-        size = wal_size(self._path)
-        if size < MOVE_FROM:
+        if not reaches(self._path, BEGIN_ANEW_FROM):
             return
         self._want()
-        if size < WAIT_FROM:
-            return
         latest = time.monotonic() + _LONGEST_WAIT
-        while not self._pinned and (left := latest - time.monotonic()) > 0:
+        while reaches(self._path, WAIT_FROM) and not self._pinned and time.monotonic() < latest:
             self._tried.clear()
             self._hurry.set()
             self._want()
-            if self._tried.wait(left) and self._done:
+            if self._tried.wait(_LONGEST_WAIT) and self._done:
                 return
+            # Whoever moves pages, in this process or another, must not be kept from it.
+            time.sleep(_BETWEEN_TRIES)
 
     def _want(self) -> None:
         self._wanted.set()
@@ -136,7 +141,7 @@ class Checkpointer:
         pause = 0.0
         while True:
             wanted.wait()
-            urgent = hurry.wait(pause)
+            hurry.wait(pause)
             wanted.clear()
             hurry.clear()
             if closed.is_set():
@@ -144,7 +149,7 @@ class Checkpointer:
                 return
             began = time.monotonic()
             with self._moving:
-                done = self._move(closed, URGENT_PATIENCE_MS if urgent else PATIENCE_MS)
+                done = self._move(closed)
             self._done = done
             tried.set()
             if done:
@@ -155,10 +160,9 @@ class Checkpointer:
             pause = min(max(_SHORTEST_PAUSE, BACK_OFF * took, grown), _LONGEST_PAUSE)
             wanted.set()
 
-    def _move(self, closed: threading.Event, patience_ms: int) -> bool:
-        """Move pages if there are many; return whether there is nothing left to do."""
-        size = wal_size(self._path)
-        if size < MOVE_FROM:
+    def _move(self, closed: threading.Event) -> bool:
+        """Have the WAL begin anew if it is large; return whether there is nothing left to do."""
+        if not reaches(self._path, BEGIN_ANEW_FROM):
             return True
         with suppress(sqlite3.Error):  # of a damaged or a full disk, the writers tell
             connection = self._connection
@@ -170,14 +174,18 @@ class Checkpointer:
                 self._connection = connection
             # Most of it without keeping anybody out.
             busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            # A reader that stays lets no more be moved than last time; what busy writers added is moved next.
-            behind = (pages - moved) * _PAGE
-            self._pinned = not busy and behind >= MOVE_FROM and moved == self._moved
-            self._moved = moved
-            if size < BEGIN_ANEW_FROM or self._pinned:
-                return bool(not busy and moved == pages)
-            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+            if busy:  # another process is at it
+                return False
+            now = time.monotonic()
+            if moved != self._moved:
+                self._moved, self._since = moved, now
+            self._pinned = now - self._since >= STAYS
+            if pages - moved > _FEW:
+                return False
+            connection.execute(f"PRAGMA busy_timeout = {0 if self._pinned else PATIENCE_MS}")
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            if not busy:
+                self._moved, self._pinned = -1, False
             return not busy
         return False
 
@@ -187,3 +195,15 @@ def wal_size(path: str) -> int:
     with suppress(OSError):
         return os.stat(f"{path}-wal").st_size  # noqa: PTH116 - asked for often, and a Path costs more
     return 0
+
+
+def reaches(path: str, size: int) -> bool:
+    """Return whether so many bytes of a database's WAL count; what is behind them is of an earlier one."""
+    if wal_size(path) < size:
+        return False
+    with suppress(OSError), open(f"{path}-wal", "rb", buffering=0) as wal:  # noqa: PTH123 - as above
+        head = wal.read(_HEAD)
+        frame = _FRAME_HEAD + int.from_bytes(head[8:12], "big")
+        wal.seek(_HEAD + (size - _HEAD - 1) // frame * frame)
+        return wal.read(_FRAME_HEAD)[8:16] == head[16:24]  # the salt, which changes as a WAL begins anew
+    return False

@@ -31,6 +31,8 @@ from agentguard.stores._wal_sync import WalSync
 
 #: How many seconds other writers are waited for when a store is closed.
 _LAST_WAIT = 5.0
+#: For how many seconds, about, a thread leaves the lock to those that wait for it.
+_YIELD = 100e-6
 
 
 class Database:
@@ -306,7 +308,7 @@ class Database:
             yield
         # Locks are not fair: a thread in a loop would have it again before another one wakes up.
         if self._queue and not self._depth:
-            time.sleep(_busy_retry.jitter(2 * _busy_retry.FIRST_PAUSE))
+            time.sleep(_busy_retry.jitter(_YIELD))
 
     def _begin(self, user: FrameType, wait: Wait) -> int:
         """Begin a transaction, or a part of one; return how many are around it."""

@@ -12,7 +12,7 @@ from agentguard._home import make_private
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores import _busy_retry, _sql
 from agentguard.stores._busy_retry import Wait
-from agentguard.stores._checkpointer import MOVE_FROM
+from agentguard.stores._checkpointer import WAIT_FROM
 
 #: "agrd" in the file's header; tells our files from other SQLite databases.
 APPLICATION_ID = 0x61677264
@@ -67,7 +67,7 @@ def prepare(path: str, execute: Execute) -> None:
     execute("PRAGMA secure_delete = ON")
     # Checkpoints are the work of `_checkpointer`, in no commit; who begins the WAL anew cuts its file.
     execute("PRAGMA wal_autocheckpoint = 0")
-    execute(f"PRAGMA journal_size_limit = {MOVE_FROM}")
+    execute(f"PRAGMA journal_size_limit = {WAIT_FROM}")
 
 
 def is_older(path: str, execute: Execute) -> bool:

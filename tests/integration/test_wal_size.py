@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
 from agentguard import Guard
 from agentguard.cli import main
-from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, LOOK_AFTER, MOVE_FROM, wal_size
+from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, WAIT_FROM, reaches, wal_size
 from tests.kit import wait_until
 
 WRITES = """
@@ -34,14 +35,34 @@ def write(guard: Guard, count: int) -> None:
 
 
 def grow(guard: Guard, path: Path) -> None:
-    """Write until the WAL has been looked at while there was something to move."""
-    while wal_size(str(path)) < MOVE_FROM:
+    """Write until the thread has begun that has the WAL begin anew."""
+    while not writers():
         write(guard, 50)
-    write(guard, LOOK_AFTER // 4000)
 
 
 def writers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "agentguard-checkpoint"]
+
+
+def largest_wal(path: Path, steps: int, size: int, readers: tuple[sqlite3.Connection, ...] = ()) -> int:
+    """Let two processes write without a pause; each reader begins before the one before it ends."""
+    url = f"sqlite:///{path}"
+    with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
+        write(guard, 1)
+        command = [sys.executable, "-c", WRITES, url, str(steps), str(size)]
+        processes = [subprocess.Popen(command, env=os.environ) for _ in range(2)]
+        largest, turns = 0, cycle(readers)
+        while any(process.poll() is None for process in processes):
+            if readers:
+                reader = next(turns)
+                if reader.in_transaction:
+                    reader.execute("COMMIT")
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM run").fetchone()
+            largest = max(largest, wal_size(str(path)))
+            time.sleep(0.05 if readers else 0.005)
+        assert [process.returncode for process in processes] == [0, 0]
+        return largest
 
 
 @pytest.mark.parametrize(("steps", "size"), [(4000, 4000), (300, 400_000)], ids=["many", "large"])
@@ -50,17 +71,36 @@ def test_two_busy_writers_keep_the_wal_small(tmp_path: Path, steps: int, size: i
 
     On a loaded machine, writers are made to wait for the checkpoint.
     """
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    with Guard.open(url, kill_switch="memory", telemetry=False) as guard:
-        write(guard, 1)
-        command = [sys.executable, "-c", WRITES, url, str(steps), str(size)]
-        processes = [subprocess.Popen(command, env=os.environ) for _ in range(2)]
-        largest = 0
-        while any(process.poll() is None for process in processes):
-            largest = max(largest, wal_size(str(tmp_path / "store.db")))
-            time.sleep(0.005)
-        assert [process.returncode for process in processes] == [0, 0]
-        assert 0 < largest < 64 << 20
+    assert 0 < largest_wal(tmp_path / "store.db", steps, size) < 64 << 20
+
+
+def test_readers_that_come_and_go_keep_the_wal_small(tmp_path: Path) -> None:
+    """There is always one: a WAL can begin anew beside those that began when all pages were moved."""
+    path = tmp_path / "store.db"
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as one,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        assert 0 < largest_wal(path, 4000, 4000, (one, other)) < 64 << 20
+
+
+def test_what_is_left_of_an_earlier_wal_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        assert not reaches(str(path), 1)
+        connection.execute("CREATE TABLE t (data BLOB)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(1000000))")
+        size = wal_size(str(path))
+        assert reaches(str(path), 500_000)
+        assert reaches(str(path), size)
+        assert not reaches(str(path), size + 1)
+        connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+        assert wal_size(str(path)) == size
+        assert reaches(str(path), 50_000)
+        assert not reaches(str(path), 500_000)
 
 
 def test_a_wal_that_a_reader_has_pinned_is_small_again_once_the_reader_is_gone(tmp_path: Path) -> None:
@@ -70,13 +110,13 @@ def test_a_wal_that_a_reader_has_pinned_is_small_again_once_the_reader_is_gone(t
         with closing(sqlite3.connect(path)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM event").fetchone()
-            while wal_size(str(path)) < BEGIN_ANEW_FROM + MOVE_FROM:
+            while not reaches(str(path), WAIT_FROM):
                 write(guard, 500)
         write(guard, 500)  # what makes the next look at it due
 
         def small() -> bool:
             write(guard, 1)  # a WAL begins anew with the next event
-            return wal_size(str(path)) <= BEGIN_ANEW_FROM
+            return not reaches(str(path), BEGIN_ANEW_FROM)
 
         wait_until(small)
         assert guard.verify()
