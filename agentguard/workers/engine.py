@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +28,8 @@ from procrastinate.manager import JobManager, NotificationCallback, get_channel_
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker as Engine
 
+from agentguard._secrets import public_url
+from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import RunQueue
 from agentguard.stores import _sql
 from agentguard.workers.job import ComesAgain, RunJob
@@ -180,6 +183,27 @@ class Deployment:
 
         self.app.task(name=TASK, pass_context=True, retry=_Again())(run)
 
+    async def check_session(self) -> None:
+        """Refuse a pool that shares connections by transaction: workers listen, and set what is to stay set.
+
+        Raises:
+            StoreUnavailableError: the URL leads to one, or the server cannot be reached.
+        """
+        url, where = self._queue.url, public_url(self._queue.url)
+        connect = partial(psycopg.AsyncConnection.connect, url, autocommit=True)
+        try:
+            async with await connect() as one, await connect() as other:
+                first = await _backend(one)
+                async with other.transaction():
+                    pooled = await _backend(other) == first or await _backend(one) != first
+        except psycopg.Error as error:
+            raise StoreUnavailableError(f"{where}: {said(error)}") from error
+        if pooled:
+            raise StoreUnavailableError(
+                f"{where} is a pool in transaction mode (PgBouncer), in which a worker cannot listen; "
+                "name the server itself, or a pool in session mode"
+            )
+
     async def _configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Let a connection find Procrastinate's tables, and see one tenant alone where the store does."""
         await connection.set_autocommit(True)
@@ -211,6 +235,12 @@ class Deployment:
             shutdown_graceful_timeout=grace,
             install_signal_handlers=False,
         )
+
+
+async def _backend(connection: psycopg.AsyncConnection[Any]) -> Any:
+    """Return which process of the server carries out a statement."""
+    cursor = await connection.execute("SELECT pg_backend_pid()")
+    return await cursor.fetchone()
 
 
 def said(error: BaseException) -> str:

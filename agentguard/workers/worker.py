@@ -102,7 +102,7 @@ class Worker:
 
         Raises:
             QueueUnavailableError: the guard's store has no queue.
-            StoreUnavailableError: the server cannot be reached.
+            StoreUnavailableError: the server cannot be reached, or a pool in transaction mode is in between.
         """
         asyncio.run(self._work())
         return not any(thread.is_alive() for thread in self._threads)
@@ -112,6 +112,7 @@ class Worker:
         queue = queue_of(self.runtime)
         await asyncio.to_thread(queue.depth)  # a queue that is missing is told of here
         deployment = Deployment(queue, self._execute, concurrency=options.concurrency)
+        await deployment.check_session()
         engine = deployment.engine(
             queues=options.queues,
             concurrency=options.concurrency,

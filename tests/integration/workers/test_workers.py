@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentguard import Budget, RunState
 from agentguard.cli import main
+from agentguard.stores._postgres_schema import migrate
 from tests.integration.workers.conftest import OfficeOfTest
 from tests.kit import wait_until
+from tests.postgres import Postgres
 
 
 def types(office: OfficeOfTest, run_id: str) -> list[str]:
@@ -267,6 +271,22 @@ def test_a_command_line_that_cannot_be_meant(
 ) -> None:
     assert main(["worker", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_worker_behind_a_pool_in_transaction_mode_is_refused_and_who_submits_is_not(
+    own_postgres: Postgres, open_office: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_postgres.execute("CREATE DATABASE app")
+    migrate(own_postgres.url("app"))
+    for pool_size in (1, 4):
+        with (
+            own_postgres.bouncer(pool_size=pool_size) as bouncer,
+            open_office(bouncer.url("app")) as office,
+        ):
+            office.guard.submit(office.agents.alone, tenant="acme")
+            assert main(["worker", "--app", "worker_office:guard"]) == 5
+            assert "a pool in transaction mode (PgBouncer)" in capsys.readouterr().err
+            assert [depth.running for depth in office.guard.queue()] == [0]
 
 
 def test_a_worker_on_a_store_without_a_queue_says_so(
