@@ -27,7 +27,7 @@ TENANT = "{tenant}"
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 #: How many characters are kept of a tenant's name that is no part of a topic's, and how such a name ends.
 _KEPT: Final = 40
-_DIGEST: Final = re.compile(r"-[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"-sha256-[0-9a-f]{16}$")
 #: How many runs' tenants are remembered.
 _RUNS = 10_000
 #: librdkafka's own settings that the promise rests on.
@@ -74,9 +74,9 @@ def parse_target(url: str) -> KafkaTarget:
 
 
 def topic_of(topic: str, tenant: str) -> str:
-    """Return the topic for a tenant: with its name, or where Kafka takes no such name, one made of it.
+    """Return the topic for a tenant: with its name, or where that cannot be, with one made of it.
 
-    No two tenants have one topic.
+    No two tenants have one topic.  Kafka refuses some names, and makes no topic `a.b` beside `a_b`.
 
     Args:
         topic: as in the URL, with `{tenant}` in it or not.
@@ -84,14 +84,13 @@ def topic_of(topic: str, tenant: str) -> str:
 
     Example:
         >>> topic_of("agents.{tenant}", "acme"), topic_of("agents.{tenant}", "acme & co")
-        ('agents.acme', 'agents.acme___co-fe2da327eba628be')
+        ('agents.acme', 'agents.acme___co-sha256-fe2da327eba628be')
     """
     named = topic.replace(TENANT, tenant)
-    ends_as_if_made = _DIGEST.fullmatch(tenant[-17:]) is not None
-    if TENANT not in topic or (_is_topic(named) and not ends_as_if_made):
+    if TENANT not in topic or (_is_topic(named) and "." not in tenant and not _DIGEST.search(tenant)):
         return named
     digest = hashlib.sha256(tenant.encode()).hexdigest()[:16]
-    return topic.replace(TENANT, f"{re.sub('[^a-zA-Z0-9._-]', '_', tenant[:_KEPT])}-{digest}")
+    return topic.replace(TENANT, f"{re.sub('[^a-zA-Z0-9_-]', '_', tenant[:_KEPT])}-sha256-{digest}")
 
 
 def _is_topic(name: str) -> bool:

@@ -155,6 +155,7 @@ def test_a_topic_for_each_tenant(guard: Guard, mocked: str, topic: str) -> None:
 
 def test_a_tenant_of_any_name_has_a_topic_of_its_own(guard: Guard, servers: str, topic: str) -> None:
     tenants = ["acme & co", "acme & CO", "acme__ co", "Ünï/kod", "..", "x" * 200, "x" * 199, "globex"]
+    tenants += ["acme.eu", "acme_eu", "acme-eu"]
     tenants += [topic_of("{tenant}", tenant) for tenant in tenants]  # who names himself like another's topic
     tenants = list(dict.fromkeys(tenants))
     for tenant in tenants:
