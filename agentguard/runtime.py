@@ -14,6 +14,7 @@ from agentguard.budget.rules import BudgetRules
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.heartbeat import Heartbeat
 from agentguard.protocols import Participant, RunRow
+from agentguard.steps.bodies_first import bodies_first
 from agentguard.steps.components import Components
 from agentguard.steps.live import LiveRun
 
@@ -120,9 +121,10 @@ class Runtime:
 
     def observe(self) -> None:
         """Hold every live run of this process against the kill switch."""
-        for live_run in self.live_runs():
-            with contextlib.suppress(AgentGuardError):
-                live_run.apply_kill()
+        with bodies_first():
+            for live_run in self.live_runs():
+                with contextlib.suppress(AgentGuardError):
+                    live_run.apply_kill()
 
     # --- runs ----------------------------------------------------------------------------------
 

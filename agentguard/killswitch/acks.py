@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from agentguard.killswitch.model import Acknowledgements
 
-_FIRST_PAUSE = 0.0001
-_LONGEST_PAUSE = 0.002
+_SHORTEST_PAUSE = 0.0001
+_LONGEST_PAUSE = 0.02
+#: How many times as long as a look is the pause after it: a look takes time from those who are to act.
+_PAUSES = 5
 
 
 class Count(NamedTuple):
@@ -28,12 +30,14 @@ def total(counts: Iterable[Count]) -> Count:
 
 def collect(count: Callable[[], Count], timeout: float) -> Acknowledgements:
     """Ask `count` until it is complete and all have acknowledged, or time is up."""
-    start = time.monotonic()
-    pause = _FIRST_PAUSE
+    start = now = time.monotonic()
     while True:
+        began = now
         live, acknowledged, complete = count()
-        passed = time.monotonic() - start
+        now = time.monotonic()
+        passed = now - start
         if (complete and acknowledged >= live) or passed >= timeout:
             return Acknowledgements(live, acknowledged, passed)
+        pause = min(max(_PAUSES * (now - began), _SHORTEST_PAUSE), _LONGEST_PAUSE)
         time.sleep(min(pause, timeout - passed))
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        now = time.monotonic()

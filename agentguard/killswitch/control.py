@@ -204,7 +204,7 @@ class ControlLog:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if created:
+        if durable and created:
             sync_directory(self.path.parent)
         return info.st_dev, info.st_ino
 

@@ -21,6 +21,7 @@ from agentguard.killswitch.hosts import host_report
 from agentguard.killswitch.mirror import Mirror, MirrorFiles
 from agentguard.killswitch.network import MAX_STALENESS, open_log
 from agentguard.killswitch.participants import Participants
+from agentguard.killswitch.processes import Process
 from agentguard.killswitch.remote import HostReport
 from agentguard.killswitch.waker import live_processes, wake
 
@@ -28,9 +29,10 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two readings of the record on the server.
 INTERVAL = 0.1
-#: Seconds between two looks at processes that have yet to act; each is followed by a longer one.
-_WATCHFUL = 0.001
-_SLOWER = 1.1
+#: Seconds between two looks at processes that have yet to act, which the looks take the processor from;
+#: each is followed by a longer one.
+_WATCHFUL = 0.002
+_SLOWER = 1.2
 #: Seconds between two reports without news.
 _REPORTING = 1.0
 #: Seconds between two checks of the whole log on the server.
@@ -74,6 +76,8 @@ class Relay:
         self._name = name or platform.node() or "localhost"
         self._stopping = threading.Event()
         self._reported: HostReport | None = None
+        #: The generation and who had acted when the report was made; None: it is to be made anew.
+        self._seen: tuple[int, dict[Process, int]] | None = None
         self._report_due = 0.0
         self._watchful = _WATCHFUL
         self._verify_due = 0.0
@@ -101,7 +105,7 @@ class Relay:
                     _logger.warning("%s", said)
                     self._files.complain(said)
                 self._verify_due = 0.0
-                self._reported = None
+                self._reported = self._seen = None
                 self._remote.close()
                 self._stopping.wait(pause)
                 pause = min(2 * pause, 0.25)
@@ -134,6 +138,7 @@ class Relay:
             self._verify_due = now + _VERIFYING
         self._read()
         self._files.exact()
+        self._seen = None  # who has died since is seen by making the report alone
         self._report(now)
         self._files.current().beat(began)
         self._files.complain(None)
@@ -146,12 +151,17 @@ class Relay:
 
     def _report(self, now: float) -> float:
         """Tell the server what has changed here, and return the seconds until the next look."""
-        report = host_report(self._host, self._name, self._files.log.generation, self._participants)
-        if report != self._reported or now >= self._report_due:
-            self._remote.report(report)
-            if self._reported is None or report.generation != self._reported.generation:
-                self._watchful = _WATCHFUL
-            self._reported, self._report_due = report, now + _REPORTING
+        generation = self._files.log.generation
+        seen = generation, self._participants.acknowledged()
+        report = self._reported
+        if report is None or seen != self._seen:
+            report = host_report(self._host, self._name, generation, self._participants)
+            if report != self._reported or now >= self._report_due:
+                self._remote.report(report)
+                if self._reported is None or generation != self._reported.generation:
+                    self._watchful = _WATCHFUL
+                self._reported, self._report_due = report, now + _REPORTING
+            self._seen = seen
         if all(each >= report.generation for each in report.acknowledged):
             return INTERVAL
         # A process that stands still is not looked at all the time.

@@ -15,7 +15,7 @@ from contextvars import ContextVar, copy_context
 from agentguard.budget.account import Amounts
 from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
-from agentguard.steps import outcome, phases, spinning, withdrawal
+from agentguard.steps import bodies_first, outcome, phases, spinning, withdrawal
 from agentguard.steps.current import CURRENT, restore_position
 from agentguard.steps.disk import committed, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, prepare
@@ -37,7 +37,7 @@ async def in_body(step: Step, fn: AsyncFunction, args: Args, kwargs: Kwargs) -> 
             running = fn(*args, **kwargs)
             result = await (running if timeout is None else _with_timeout(timeout, running))
         except asyncio.CancelledError:
-            stop = body.close()
+            stop = await body.close_in_turn()
             if stop is None:
                 raise
             raise stop.with_traceback(None) from None
@@ -247,8 +247,7 @@ class Body:
 
     def stop(self, stop: RunStopped) -> None:
         """Cancel the task, from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the body
-            self._loop.call_soon_threadsafe(self._cancel, stop)
+        bodies_first.cancel(self._loop, lambda: self._cancel(stop))
 
     def _cancel(self, stop: RunStopped) -> None:
         task = self._task
@@ -263,6 +262,17 @@ class Body:
                 return
         self._stop = stop
         task.cancel()
+
+    async def close_in_turn(self) -> RunStopped | None:
+        """Close a body that may have been stopped, once others that were stopped with it have ended."""
+        try:
+            if self._stop is not None:
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            pass  # `close` finds it counted
+        finally:
+            stop = self.close()
+        return stop
 
     def close(self) -> RunStopped | None:
         """End the body; return the stop that cancelled it, if nothing else cancelled the task."""

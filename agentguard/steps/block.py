@@ -8,7 +8,7 @@ from contextvars import Token
 from types import TracebackType
 
 from agentguard._reentry import at_its_call, covered
-from agentguard.errors import AgentGuardError, RunStopped
+from agentguard.errors import AgentGuardError
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, interrupt, outcome, phases
 from agentguard.steps.current import CURRENT, restore_position
@@ -109,10 +109,11 @@ class StepBlock:
         if token is not None:
             restore_position(token)
 
-    def _left(self) -> RunStopped | None:
-        """Note that an async body is over; return the stop that cancelled it."""
+    def _left(self) -> None:
+        """Note that an async body is over."""
         body, self._body = self._body, None
-        return None if body is None else body.close()
+        if body is not None:
+            body.close()
 
     def _cut_short(self, error: BaseException) -> None:
         """Settle the step all the same, and make current what was so before."""
@@ -160,15 +161,17 @@ class StepBlock:
     ) -> None:
         try:
             self._step_out()
-            stop = self._left()
-            if stop is None or not isinstance(error, asyncio.CancelledError):
-                await aio.close(self._step, self._outcome(error))
-                return
-            await aio.close(self._step, self._outcome(stop))
+            stop = None
+            if isinstance(error, asyncio.CancelledError) and self._body is not None:
+                body, self._body = self._body, None
+                stop = await body.close_in_turn()
+            self._left()
+            await aio.close(self._step, self._outcome(stop or error))
         except BaseException as raised:
             self._cut_short(raised)
             raise
-        raise stop.with_traceback(None) from None
+        if stop is not None:
+            raise stop.with_traceback(None) from None
 
     def _outcome(self, error: BaseException | None, result: object = None) -> outcome.Outcome:
         if error is not None:

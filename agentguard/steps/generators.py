@@ -248,7 +248,7 @@ class GuardedAsyncGenerator(GeneratorStep, AsyncGenerator[object, object]):
             await self._complete(early=False)
             raise
         except asyncio.CancelledError as error:
-            cause = body.close()
+            cause = await body.close_in_turn()
             self._exit(token)
             await self._fail(cause or error)
             if cause is None:

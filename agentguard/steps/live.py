@@ -33,7 +33,7 @@ from agentguard.runs.branch import UNNAMED, Branch
 from agentguard.runs.fold import RunFold
 from agentguard.runs.summary import RunSummary, summarize
 from agentguard.runs.termination import stop_from, termination
-from agentguard.steps import forked
+from agentguard.steps import bodies_first, forked
 from agentguard.steps.budget_levels import BudgetLevels, Level
 from agentguard.steps.capture import Capturing, PayloadRecorder
 from agentguard.steps.components import Components
@@ -211,7 +211,9 @@ class LiveRun:
         The first stop to be committed wins: where another process was first, its stop is the run's.
         """
         self.stops.set(stop)
-        before = [refused] if refused is not None else []
+        bodies_first.write(lambda: self._put_end(stop, [refused] if refused is not None else []))
+
+    def _put_end(self, stop: RunStopped, before: Sequence[Record]) -> None:
         with contextlib.suppress(AgentGuardError):
             if not self.record_end(termination(stop), before):
                 ended = self.log.fold.termination

@@ -109,7 +109,8 @@ class Stops:
             elif kill is not None and self.stop is not None and not self.stop.cancels:
                 self.cancel(kill.error(fold.run_id), "")  # what the refusal has let go on
             self.signal = self._switch.signal
-            refresh()
+            if self.stop is None:
+                refresh()
         except AgentGuardError:
             self.seen = -1
             raise

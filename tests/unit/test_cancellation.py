@@ -19,6 +19,7 @@ from agentguard import (
     RunState,
     RunStopped,
     Usage,
+    current_run,
     guarded_step,
 )
 
@@ -282,6 +283,68 @@ def test_a_body_that_swallows_the_cancellation_is_completed(guard):
     assert outcome_of(guard, stop.run_id, "stubborn")["type"] == "step_completed"
 
 
+async def as_function(body) -> None:
+    await guarded_step(name="body")(body)()
+
+
+async def as_generator(body) -> None:
+    @guarded_step(name="body")
+    async def items():
+        yield await body()
+
+    async for _ in items():
+        pass
+
+
+async def as_block(body) -> None:
+    async with current_run().step("body"):
+        await body()
+
+
+KINDS = pytest.mark.parametrize("kind", [as_function, as_generator, as_block])
+
+
+@KINDS
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["in the loop", "in a thread"])
+def test_all_bodies_of_a_process_end_before_any_of_their_steps_is_settled(guard, kind, elsewhere):
+    """Nested runs too: a kill reaches what runs first, and the books after."""
+    waiting, run_ids, settled_before = asyncio.Semaphore(0), [], []
+
+    async def body() -> None:
+        waiting.release()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            settled_before.append([i for i in run_ids if guard.summary(i).open_steps == ()])
+
+    async def agent(depth: int) -> None:
+        with suppress(RunStopped):
+            async with guard.run("r") as run:
+                run_ids.append(run.id)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(kind(body))
+                    if depth:
+                        group.create_task(agent(depth - 1))
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(agent(depth=1)) for _ in range(8)]
+        async with asyncio.timeout(10):
+            for _ in range(16):
+                await waiting.acquire()
+            if elsewhere:
+                await asyncio.to_thread(guard.kill, reason="all")
+            else:
+                guard.kill(reason="all")
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert settled_before == [[]] * 16
+    assert {guard.summary(run_id).state for run_id in run_ids} == {RunState.KILLED}
+    assert {outcome_of(guard, run_id, "body")["error"]["type"] for run_id in run_ids} == {
+        "KillSwitchTriggeredError"
+    }
+
+
 # --- the caller's own cancellation -----------------------------------------------------------------
 
 
@@ -337,6 +400,29 @@ def test_both_want_it_cancelled(guard):
         asyncio.run(main())
     assert outcome_of(guard, run.id, "sleeper")["outcome"] == "cancelled"
     assert run.state is RunState.KILLED
+
+
+@KINDS
+def test_the_callers_cancellation_passes_when_it_comes_as_a_stopped_body_ends(guard, kind):
+    async def body() -> None:
+        task = asyncio.current_task()
+        try:
+            asyncio.get_running_loop().call_soon(partial(guard.kill, reason="now"))
+            await asyncio.Event().wait()
+        finally:
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    async def main() -> None:
+        task = asyncio.create_task(kind(body))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
+        asyncio.run(main())
+    assert outcome_of(guard, run.id, "body")["outcome"] == "cancelled"
+    assert run.state is RunState.KILLED
+    assert not run.live_run.in_flight.bodies
 
 
 def test_a_timeout_of_the_caller_is_a_timeout(guard):

@@ -1,0 +1,83 @@
+"""The stop of many runs at once: every body is cancelled first, and what happened is written after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+#: Seconds for which the bodies of a loop have the interpreter for themselves, before writing goes on.
+_HEAD_START = 0.02
+
+_Call = Callable[[], None]
+
+
+class _PutOff:
+    """What one block puts off: the cancellations by their loops, and what is to be written."""
+
+    def __init__(self) -> None:
+        self.cancellations: dict[asyncio.AbstractEventLoop, list[_Call]] = {}
+        self.writing: list[_Call] = []
+
+
+class _Thread(threading.local):
+    put_off: _PutOff | None = None
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def bodies_first() -> Iterator[None]:
+    """Put off what this thread stops in the block to its end, in two parts: bodies, and what is written.
+
+    A loop that is woken for one body would take the interpreter to settle its step and to end its run, while
+    the other bodies go on; and so would the writing of the thread that has woken it.
+    """
+    before, put_off = _thread.put_off, _PutOff()
+    _thread.put_off = put_off
+    try:
+        yield
+    finally:
+        _thread.put_off = before
+        for over in [_call_in(loop, calls) for loop, calls in put_off.cancellations.items()]:
+            over.wait(_HEAD_START)
+        for call in put_off.writing:
+            call()
+
+
+def cancel(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
+    """Have a loop call what cancels a body of it; from any thread."""
+    put_off = _thread.put_off
+    if put_off is None:
+        _call_in(loop, [call])
+    else:
+        put_off.cancellations.setdefault(loop, []).append(call)
+
+
+def write(call: _Call) -> None:
+    """Call what puts a stop on record, once the bodies have been cancelled."""
+    put_off = _thread.put_off
+    if put_off is None:
+        call()
+    else:
+        put_off.writing.append(call)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, calls: Sequence[_Call]) -> threading.Event:
+    """Have a loop call something; the event is set once tasks that these calls cancelled had a turn."""
+    over = threading.Event()
+
+    def call_all() -> None:
+        for call in calls:
+            call()
+        loop.call_soon(over.set)
+
+    if asyncio._get_running_loop() is loop:  # it goes on when its caller does
+        over.set()
+    try:
+        loop.call_soon_threadsafe(call_all)
+    except RuntimeError:  # it is closed, and so are its bodies
+        over.set()
+    return over
