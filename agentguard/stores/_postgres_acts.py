@@ -3,8 +3,8 @@
 An act appends events to one run, moves shared accounts and may change the run's row: all of it or
 nothing.  Two ways lead into the tables:
 
-* `append` takes acts that only append.  One statement locks the runs, compares their heads and inserts:
-  one round trip, and the commit.
+* `append` takes acts that only append.  A statement for each run locks it, compares its head and inserts: all
+  of them in one round trip, which commits.
 * `transact` takes any acts, inside a transaction.  A first round trip locks runs and accounts (each in
   one order for everybody) and reads them; the rules in `budget` decide here, act by act; a second one
   writes what was decided.  An act that is refused has written nothing and holds up no other.
@@ -23,7 +23,17 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, HeadMovedError, StoreBusyError
 from agentguard.stores import _accounts, _sql
-from agentguard.stores._postgres_calls import Call, bigint, bigints, byteas, integer, integers, text, texts
+from agentguard.stores._postgres_calls import (
+    Call,
+    bigint,
+    bigints,
+    binary,
+    byteas,
+    integer,
+    integers,
+    text,
+    texts,
+)
 from agentguard.stores._postgres_link import Link
 
 _TENANT = "tenant:"
@@ -99,26 +109,23 @@ class Act:
 def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
     """Commit acts that only append; gives those whose run another writer holds, undecided."""
     chains = _chains(acts)
-    if not chains:
-        return []
     runs = sorted(chains)
-    events = {number: [event for act in chains[number] for event in act.events] for number in runs}
-    told = link.call(
-        _APPEND,
-        runs,
-        [events[number][0].seq for number in runs],
-        [chains[number][0].previous for number in runs],
-        [len(events[number]) for number in runs],
-        patience,
-        narrow,
-        *_columns(event for number in runs for event in events[number]),
-    ).get_value(0, 0)
+    calls: list[_Asked] = []
+    placed = 0
+    for run in runs:
+        first = chains[run][0]
+        columns = _columns(event for act in chains[run] for event in act.events)
+        calls.append(
+            (_APPEND, (run, first.events[0].seq, first.previous, placed, patience, narrow, *columns))
+        )
+        placed += len(columns[0])
     busy: list[Act] = []
-    for number, letter in zip(runs, (told or b"").decode(), strict=True):
-        if letter == "b":
-            busy += chains[number]
-        elif letter == "m":
-            for act in chains[number]:
+    for run, result in zip(runs, link.together(calls), strict=True):
+        told = result.get_value(0, 0)
+        if told == b"b":
+            busy += chains[run]
+        elif told == b"m":
+            for act in chains[run]:
                 act.moved()
     return busy
 
@@ -304,7 +311,7 @@ _COMMIT = Call("commit", _SQL["commit"])
 _HOLD = Call("hold", _SQL["hold"], bigints, texts, texts, bigints, integer, text)
 _PUT = Call("put", _SQL["put"], integer, bigints, integers, byteas, byteas, byteas, texts, texts)
 _APPEND = Call(
-    "append", _SQL["append"], bigints, integers, byteas, integers, integer, text, byteas, byteas, byteas
+    "append", _SQL["append"], bigint, integer, binary, integer, integer, text, byteas, byteas, byteas
 )
 #: What changes of a run's row.
 _CHANGING = ("state", "ended_ns", "epoch", "owner", "heartbeat_ns", "summary")

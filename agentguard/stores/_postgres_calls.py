@@ -42,6 +42,11 @@ def bigint(value: int) -> bytes:
     return _BIGINT(value)
 
 
+def binary(value: bytes) -> bytes:
+    """A `bytea`."""
+    return value
+
+
 def text(value: str) -> bytes:
     """A `text`, in a connection whose encoding is UTF-8."""
     return value.encode()
@@ -62,4 +67,4 @@ def _array(oid: int, pack: Callable[..., bytes], values: Sequence[object]) -> by
 integers = partial(_array, 23, _INTEGER)
 bigints = partial(_array, 20, _BIGINT)
 texts = partial(_array, 25, text)
-byteas = partial(_array, 17, bytes)
+byteas = partial(_array, 17, binary)

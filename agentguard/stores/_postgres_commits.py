@@ -2,7 +2,7 @@
 
 An act is accepted in memory, in the order of its run, while that run's lock is held (`put`), and its
 outcome is awaited after the lock was let go.  One connection, the writer, takes whatever has been accepted
-and commits it: acts that only append in one statement, the others in one transaction.  While it waits for
+and commits it: acts that only append in one round trip, the others in two.  While it waits for
 the disk, the next acts gather.  So a process has one commit under way, with as many acts in it as there
 were threads and tasks waiting; PostgreSQL in turn gathers the commits of several processes.
 

@@ -177,7 +177,7 @@ def test_no_hand_written_statement_writes_to_another_tenant(
     ask(postgres_url, "INSERT INTO agentguard.kill_host VALUES ('h', 'of a host')")
     before = ask(postgres_url, "SELECT * FROM agentguard.run WHERE tenant = 'b' ORDER BY born")
     append = (
-        f"SELECT * FROM agentguard.append(ARRAY[{number}], ARRAY[7], ARRAY[NULL::bytea], ARRAY[1], 1000, NULL, "
+        f"SELECT * FROM agentguard.append({number}, 7, NULL, 0, 1000, NULL, "
         "ARRAY['x'::bytea], ARRAY['x'::bytea], ARRAY[NULL::bytea])"
     )
     put = (

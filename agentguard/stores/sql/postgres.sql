@@ -45,7 +45,7 @@ SELECT number, head, hash, epoch, id, data FROM agentguard.hold($1, $2, $3, $4, 
 SELECT agentguard.put($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: append
--- Append to many runs; tells by a letter for each of them what became of it.
+-- Append to a run; tells by a letter what became of it.
 SELECT agentguard.append($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: lock_run

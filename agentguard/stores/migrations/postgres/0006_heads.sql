@@ -56,25 +56,22 @@ BEGIN
 END;
 $$;
 
--- Append to many runs in one go: what `hold` and `put` do where no account is moved.  The events of a run lie
--- together, as many as `counts` says, numbered from `firsts`; they follow the event whose hash is in `previous`,
--- where that is not NULL.  Callers name runs in rising order, so that two that wait do not wait for each other.
--- Returns a letter for each run: `a` appended; `b` busy, since another writer holds it; `m` moved: its head is
--- another one, or it is not there.
+-- Append to a run: what `hold` and `put` do where no account is moved.  The events are numbered from `first`; they
+-- follow the event whose hash is `previous`, where that is not NULL; the transaction has given `placed` positions.
+-- Callers that append to several runs in one transaction take them in rising order, so that two that wait do not
+-- wait for each other.  Returns `a`: appended; `b`: busy, since another writer holds the run, and nothing was
+-- written; `m`: moved, likewise: its head is another one, or it is not there.
 CREATE FUNCTION agentguard.append(
-    runs bigint[], firsts integer[], previous bytea[], counts integer[], patience integer, narrow text,
+    run bigint, first integer, previous bytea, placed integer, patience integer, narrow text,
     bodies bytea[], hashes bytea[], payloads bytea[]
 ) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-    mine bigint;
     owner text;
-    newest integer;
+    head integer;
     digest bytea;
-    first bigint;
-    past integer := 0;
-    told text := '';
+    start bigint;
     was text;
 BEGIN
     LOCK TABLE ONLY agentguard.event IN ROW EXCLUSIVE MODE; -- as in `enter`
@@ -82,43 +79,31 @@ BEGIN
         was := set_config('agentguard.tenant', narrow, true);
     END IF;
     was := set_config('lock_timeout', CASE patience WHEN 0 THEN '1000' ELSE patience::text END, true);
-    FOR place IN 1..cardinality(runs) LOOP
-        mine := runs[place];
-        IF patience = 0 THEN
-            SELECT r.tenant INTO owner FROM agentguard.run r WHERE r.number = mine FOR NO KEY UPDATE SKIP LOCKED;
-        ELSE
-            SELECT r.tenant INTO owner FROM agentguard.run r WHERE r.number = mine FOR NO KEY UPDATE;
-        END IF;
-        IF FOUND THEN
-            SELECT e.seq, e.hash INTO newest, digest FROM agentguard.event e
-            WHERE e.number = mine ORDER BY e.seq DESC LIMIT 1;
-            IF coalesce(newest, 0) = firsts[place] - 1 AND coalesce(digest = previous[place], true) THEN
-                first := coalesce(first, agentguard.now_at(pg_current_xact_id()));
-                INSERT INTO agentguard.event (number, seq, position, body, hash, payload, tenant)
-                SELECT mine, firsts[place] + e.nth - 1, first + past + e.nth, e.body, e.hash, e.payload, owner
-                FROM unnest(bodies[past + 1:past + counts[place]], hashes[past + 1:past + counts[place]],
-                    payloads[past + 1:past + counts[place]]) WITH ORDINALITY
-                    AS e (body, hash, payload, nth);
-                told := told || 'a';
-            ELSE
-                told := told || 'm';
-            END IF;
-        ELSIF EXISTS (SELECT 1 FROM agentguard.run r WHERE r.number = mine) THEN
-            told := told || 'b';
-        ELSE
-            told := told || 'm';
-        END IF;
-        past := past + counts[place];
-    END LOOP;
-    RETURN told;
+    IF patience = 0 THEN
+        SELECT r.tenant INTO owner FROM agentguard.run r WHERE r.number = run FOR NO KEY UPDATE SKIP LOCKED;
+    ELSE
+        SELECT r.tenant INTO owner FROM agentguard.run r WHERE r.number = run FOR NO KEY UPDATE;
+    END IF;
+    IF NOT FOUND THEN
+        RETURN CASE WHEN EXISTS (SELECT 1 FROM agentguard.run r WHERE r.number = run) THEN 'b' ELSE 'm' END;
+    END IF;
+    SELECT e.seq, e.hash INTO head, digest FROM agentguard.event e WHERE e.number = run ORDER BY e.seq DESC LIMIT 1;
+    IF coalesce(head, 0) <> first - 1 OR digest <> previous THEN
+        RETURN 'm';
+    END IF;
+    start := agentguard.now_at(pg_current_xact_id()) + placed;
+    INSERT INTO agentguard.event (number, seq, position, body, hash, payload, tenant)
+    SELECT run, first + e.nth - 1, start + e.nth, e.body, e.hash, e.payload, owner
+    FROM unnest(bodies, hashes, payloads) WITH ORDINALITY AS e (body, hash, payload, nth);
+    RETURN 'a';
 END;
 $$;
 
 REVOKE ALL ON FUNCTION
     agentguard.hold(bigint[], text[], text[], bigint[], integer, text),
-    agentguard.append(bigint[], integer[], bytea[], integer[], integer, text, bytea[], bytea[], bytea[])
+    agentguard.append(bigint, integer, bytea, integer, integer, text, bytea[], bytea[], bytea[])
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     agentguard.hold(bigint[], text[], text[], bigint[], integer, text),
-    agentguard.append(bigint[], integer[], bytea[], integer[], integer, text, bytea[], bytea[], bytea[])
+    agentguard.append(bigint, integer, bytea, integer, integer, text, bytea[], bytea[], bytea[])
     TO agentguard_agent, agentguard_operator;
