@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import concurrent.futures
 import contextlib
 import weakref
 
 from agentguard.protocols import Commit, EventStore, GroupCommitStore
 from agentguard.steps.gate import TURNS, after_turns
 
-#: How long, in seconds, a commit is held back for tasks that are about to join it.
-_PATIENCE = 0.01
+#: How long, in seconds, a commit is held back for tasks that are about to join it, and after how many it is
+#: looked whether any have, where they are fewer than last time.
+_PATIENCE, _LOOK = 0.01, 0.0005
 
 
 class SharedCommit:
@@ -21,10 +21,12 @@ class SharedCommit:
     def __init__(self, loop: asyncio.AbstractEventLoop, store: EventStore) -> None:
         self._loop = loop
         self._store = store
-        self._next: asyncio.Future[None] | None = None
-        #: How many tasks wait for the next commit, did so when it was last looked at, and did so last time.
-        self._waiters = self._seen = self._before = 0
+        #: Who waits for the next commit.
+        self._waiting: list[asyncio.Future[None]] = []
+        #: How many they were when it was last looked at, and how many waited for the one before.
+        self._seen = self._before = 0
         self._latest = 0.0
+        self._look: asyncio.TimerHandle | None = None
 
     async def wait(self) -> None:
         """Return when all that was appended so far is on disk.
@@ -32,36 +34,47 @@ class SharedCommit:
         Raises:
             StoreUnavailableError: it could not be brought there.
         """
-        self._waiters += 1
-        if self._next is None:
-            self._next = self._loop.create_future()
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(future)
+        if len(self._waiting) == 1:
             self._latest = self._loop.time() + _PATIENCE
             self._loop.call_soon(self._start)
-        await asyncio.shield(self._next)
+        elif len(self._waiting) == self._before and self._look is not None:  # all are here
+            self._look.cancel()
+            self._start()
+        await future
 
     def _start(self) -> None:
-        alone = self._waiters == 1 and self._before <= 1
-        if not alone and self._waiters > self._seen and self._loop.time() < self._latest:
-            # The gate delivers outcomes one by one; a task that got one is a few turns from its next step.
-            self._seen = self._waiters
-            after_turns(self._loop, TURNS + 1, self._start)
+        self._look = None
+        many = len(self._waiting)
+        alone = many == 1 and self._before <= 1
+        if not alone and many > self._seen and self._loop.time() < self._latest:
+            self._seen = many
+            if many < self._before:
+                self._look = self._loop.call_later(_LOOK, self._start)
+            else:
+                # The gate delivers outcomes one by one; who got one is a few turns from its next step.
+                after_turns(self._loop, TURNS + 1, self._start)
             return
-        self._before, self._waiters, self._seen = self._waiters, 0, 0
-        waiting, self._next = self._next, None
-        assert waiting is not None  # noqa: S101 - set before this was scheduled
+        self._before, self._seen = many, 0
+        waiting, self._waiting = self._waiting, []
         durable = self._store.durable()
         if durable is None:
-            waiting.set_result(None)
+            _wake(waiting, None)
         else:
-            durable.add_done_callback(lambda done: self._loop.call_soon_threadsafe(_copy, done, waiting))
+            durable.add_done_callback(
+                lambda done: self._loop.call_soon_threadsafe(_wake, waiting, done.exception())
+            )
 
 
-def _copy(done: concurrent.futures.Future[None], waiting: asyncio.Future[None]) -> None:
-    error = done.exception()
-    if error is None:
-        waiting.set_result(None)
-    else:
-        waiting.set_exception(error)
+def _wake(waiting: list[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in waiting:
+        if future.done():  # cancelled while it waited
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 _commits: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, SharedCommit]]

@@ -78,3 +78,33 @@ def test_a_commit_is_held_back_only_so_long(
     asyncio.run(several(guard, TASKS))
     assert len(syncs) >= 2 * STEPS
     assert guard.verify()
+
+
+def test_tasks_that_are_gone_are_not_waited_for(guard: Guard) -> None:
+    """Each commit has fewer tasks than the one before, and is not held back until there are as many."""
+
+    async def fewer() -> None:
+        async with guard.run("tasks"), asyncio.TaskGroup() as group:
+            for tasks in range(TASKS):
+                group.create_task(some(tasks))
+
+    async def some(steps: int) -> None:
+        for number in range(steps):
+            await work(number)
+
+    asyncio.run(asyncio.wait_for(fewer(), 30))
+    assert guard.verify()
+
+
+def test_a_task_cancelled_while_it_waits_leaves_the_others_their_commit(guard: Guard) -> None:
+    async def cancelled() -> list[object]:
+        async with guard.run("tasks"):
+            tasks = [asyncio.create_task(one_by_one()) for _ in range(TASKS)]
+            await work(0)
+            tasks[0].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, *others = asyncio.run(asyncio.wait_for(cancelled(), 30))
+    assert isinstance(first, asyncio.CancelledError)
+    assert others == [None] * (TASKS - 1)
+    assert guard.verify()
