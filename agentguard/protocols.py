@@ -501,6 +501,23 @@ class QueueingStore(Protocol):
     queue: RunQueue
 
 
+@runtime_checkable
+class TimedStore(Protocol):
+    """A store of several hosts, whose clock is not that of this one.
+
+    It appends no reservation of a tenant's window that is not open by that clock: such an act raises
+    `HeadMovedError`, and is decided again inside `exclusive`, where `now` is exact.
+    """
+
+    def now(self, *, wait: bool = True) -> int:
+        """Return what time it is by the store's clock, in nanoseconds.
+
+        Raises:
+            StoreBusyError: with `wait=False`, a server would have to be asked.
+        """
+        ...
+
+
 class Abilities(NamedTuple):
     """What a store can do beyond `EventStore`, None where it cannot; resolved once, by `abilities_of`."""
 
@@ -518,6 +535,7 @@ class Abilities(NamedTuple):
     own_tenant: OwnTenantStore | None
     damage: DamageReport | None
     positions: PositionStore | None
+    timed: TimedStore | None
     readers: ReaderListStore | None
     queue: RunQueue | None
     switch: KillSwitch | None
@@ -545,6 +563,7 @@ def abilities_of(store: EventStore) -> Abilities:
         own_tenant=_able(store, OwnTenantStore),
         damage=_able(store, DamageReport),
         positions=_able(store, PositionStore),
+        timed=_able(store, TimedStore),
         readers=_able(store, ReaderListStore),
         queue=None if queueing is None else queueing.queue,
         switch=None if switched is None else switched.switch,

@@ -194,11 +194,12 @@ class Queries:
         """See `Guard.tenants`."""
         components = self._runtime.components
         components.refresh()
-        now = components.clock.wall()
         found = []
         tenants = components.tenants.tenants()
+        now = 0
         if tenants:
             check_no_ledger(components.store)
+            now = components.store_time()
         for tenant in tenants:
             for per, budget in components.tenants.budgets(tenant).items():
                 name = account_id(tenant, per, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +17,8 @@ _NAME = "tenant:"
 class TenantBudgets:
     """The tenant budgets in force.  A tenant may have one for each period.
 
-    Accounts are named `tenant:<tenant>` or `tenant:<tenant>:<window>`; windows are UTC by the clock
-    that the reservation is made with, and settlement goes to the same window.
+    Accounts are named `tenant:<tenant>` or `tenant:<tenant>:<window>`; windows are UTC by the store's clock
+    when the reservation is made, and settlement goes to the same window.
     """
 
     __slots__ = ("_budgets",)
@@ -53,11 +53,13 @@ class TenantBudgets:
         """The tenants that have a budget."""
         return [tenant for tenant, budgets in self._budgets.items() if budgets]
 
-    def accounts(self, tenant: str, wall_ns: int) -> list[tuple[str, Account]]:
-        """The accounts that a step of this tenant charges at this time, as they open."""
+    def accounts(self, tenant: str, now: Callable[[], int]) -> list[tuple[str, Account]]:
+        """The accounts that a step of this tenant charges, as they open; `now` tells the store's time."""
+        budgets = self.budgets(tenant)
+        wall_ns = now() if any(budgets) else 0
         return [
             (account_id(tenant, per, wall_ns), Account(_NAME + tenant, budget))
-            for per, budget in self.budgets(tenant).items()
+            for per, budget in budgets.items()
         ]
 
 
@@ -65,6 +67,17 @@ def account_id(tenant: str, per: str | None, wall_ns: int) -> str:
     """Return the name of a tenant's account in the store."""
     if per is None:
         return _NAME + tenant
-    day = datetime.fromtimestamp(wall_ns // 10**9, UTC)
-    window = f"{day:%Y-%m-%d}" if per == "day" else f"{day:%Y-%m}"
-    return f"{_NAME}{tenant}:{window}"
+    return f"{_NAME}{tenant}:{_window(per, wall_ns // 10**9)}"
+
+
+def is_charged_at(account: str, path: str, times: Iterable[int]) -> bool:
+    """Return whether a step may charge an account at one of some times, in seconds: windows close."""
+    window = account.removeprefix(f"{path}:")
+    if not path.startswith(_NAME) or window == account:
+        return True
+    return any(window == _window(per, at) for per in PERIODS if per for at in times)
+
+
+def _window(per: str, seconds: int) -> str:
+    day = datetime.fromtimestamp(seconds, UTC)
+    return f"{day:%Y-%m-%d}" if per == "day" else f"{day:%Y-%m}"

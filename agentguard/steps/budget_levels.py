@@ -6,7 +6,7 @@ accounts of the store; here they become movements that the store carries out wit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.budget import resources as r
@@ -135,15 +135,16 @@ class BudgetLevels:
         return own + [level.levels.account_name(level.scope) for level in self.outer]
 
     def reserving(
-        self, scope: str, request: Request, wall_ns: int, named: NamedAccount | None
+        self, scope: str, request: Request, now: Callable[[], int], named: NamedAccount | None
     ) -> tuple[list[Movement], tuple[str, ...]]:
         """Return the movements that reserve on shared accounts, and the names of those outside any run.
 
-        These are the tenant's periods and the named account, which settlement finds by the step's event.
+        These are the tenant's periods, cut by what `now` tells, and the named account; settlement finds both
+        by the step's event.
         """
         request = request.shared()
         moves = [Movement(name, request) for name in self._shared(scope)]
-        periods = self._tenants.accounts(self.log.fold.tenant, wall_ns)
+        periods = self._tenants.accounts(self.log.fold.tenant, now)
         if periods and not self._accounts_here:
             check_no_ledger(self.log.store)
             self._accounts_here = True

@@ -45,6 +45,15 @@ class Components:
         self.store.close()
         self.switch.close()
 
+    def store_time(self, *, wait: bool = True) -> int:
+        """Return what time it is by the store's clock, in nanoseconds: by it the windows of tenants are cut.
+
+        Raises:
+            StoreBusyError: with `wait=False`, a server would have to be asked.
+        """
+        timed = self.abilities.timed
+        return self.clock.wall() if timed is None else timed.now(wait=wait)
+
     def refresh(self) -> None:
         """Take in the tenant budgets that the control log has gained.
 

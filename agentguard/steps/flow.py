@@ -253,7 +253,9 @@ def _admit(step: Step, _: None, wait: bool) -> None:  # noqa: FBT001
     movements: Sequence[Movement] = ()
     outside_accounts: tuple[str, ...] = ()
     if not live_run.levels.only_this_run or step.account is not None:
-        movements, outside_accounts = live_run.levels.reserving(step.scope_key, request, now, step.account)
+        movements, outside_accounts = live_run.levels.reserving(
+            step.scope_key, request, lambda: live_run.components.store_time(wait=wait), step.account
+        )
     span = step.span
     data = _started_data(step, request, outside_accounts, shadow)
     record = Record(

@@ -19,6 +19,7 @@ from typing import Any
 from agentguard.budget import ledger
 from agentguard.budget.account import Account
 from agentguard.budget.ledger import LedgerRefusedError, Movement
+from agentguard.budget.tenant import is_charged_at
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, HeadMovedError, StoreBusyError
@@ -153,7 +154,7 @@ def transact(
     """
     begin: list[_Asked] = [(_BEGIN, ())] if whole else []
     commit: list[_Asked] = [(_COMMIT, ())] if whole else []
-    heads, epochs, busy, accounts, unreadable = _hold(link, begin, acts, patience, narrow)
+    heads, epochs, busy, accounts, unreadable, times = _hold(link, begin, acts, patience, narrow)
     done: list[Act] = []
     waiting: list[Act] = []
     for act in acts:
@@ -161,7 +162,7 @@ def transact(
             waiting.append(act)
         elif (failure := _unreadable(act, unreadable)) is not None:
             act.error = failure
-        elif _decide(act, heads, epochs, accounts):
+        elif _decide(act, heads, epochs, accounts, times):
             done.append(act)
     link.together([*(_write(link, done, accounts) if done else ()), *commit])
     return waiting
@@ -169,7 +170,14 @@ def transact(
 
 def _hold(
     link: Link, begin: list[_Asked], acts: Sequence[Act], patience: int, narrow: str | None
-) -> tuple[dict[int, _Head], dict[int, int], set[int], dict[str, Account], dict[str, StoreUnavailableError]]:
+) -> tuple[
+    dict[int, _Head],
+    dict[int, int],
+    set[int],
+    dict[str, Account],
+    dict[str, StoreUnavailableError],
+    tuple[int, ...],
+]:
     runs = sorted({act.number for act in acts if act.uses_run})
     owners: dict[str, tuple[str | None, int]] = {}
     for act in acts:
@@ -185,8 +193,10 @@ def _hold(
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
     unreadable: dict[str, StoreUnavailableError] = {}
+    times: tuple[int, ...] = ()
     held = link.together([*begin, (_HOLD, (runs, names, tenants, numbers, patience, narrow))])[-1]
-    for number, head, digest, epoch, name, data in link.rows(held):
+    for number, head, digest, epoch, name, data, *at in link.rows(held):
+        times = tuple(at)
         if name is not None:
             try:
                 if data is not None:
@@ -197,7 +207,7 @@ def _hold(
             busy.add(number)
         else:
             heads[number], epochs[number] = (head, digest), epoch
-    return heads, epochs, busy, accounts, unreadable
+    return heads, epochs, busy, accounts, unreadable, times
 
 
 def _unreadable(act: Act, unreadable: Mapping[str, StoreUnavailableError]) -> StoreUnavailableError | None:
@@ -214,7 +224,11 @@ def _tenant_of(movement: Movement) -> str | None:
 
 
 def _decide(
-    act: Act, heads: dict[int, _Head], epochs: Mapping[int, int], accounts: dict[str, Account]
+    act: Act,
+    heads: dict[int, _Head],
+    epochs: Mapping[int, int],
+    accounts: dict[str, Account],
+    times: Sequence[int],
 ) -> bool:
     """Whether an act is carried out; takes it into `heads` and `accounts` where it is."""
     head = heads.get(act.number)
@@ -223,6 +237,9 @@ def _decide(
         if head is None or fenced or _is_behind_a_failure(act) or not _follows(act, head):
             act.moved()
             return False
+    if any(_is_out_of_time(movement, times) for movement in act.movements):
+        act.moved()
+        return False
     # What is refused must leave no trace, and opening an account leaves one.
     trial = {m.account: accounts[m.account] for m in act.movements if m.account in accounts}
     try:
@@ -235,6 +252,14 @@ def _decide(
     if head is not None:
         heads[act.number] = _end(act, head)
     return True
+
+
+def _is_out_of_time(movement: Movement, times: Sequence[int]) -> bool:
+    """Whether a movement reserves in a tenant's window that is not open while this transaction runs."""
+    opening = movement.opening
+    if opening is None or movement.request is None:
+        return False
+    return not is_charged_at(movement.account, opening.path, times)
 
 
 def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> list[_Asked]:

@@ -80,7 +80,7 @@ class PostgresEventStore:
         self.url = public_url(url)
         #: Where the kills of those who share this store lie, if nobody says otherwise.
         self.kill_switch_url = url
-        #: By which the windows of tenants are cut.
+        #: The clock of this host.
         self.clock = clock
         self._server = ServerTime(clock, lambda: int(self._select("server_time")[0][0]))
         self._tenant = tenant
@@ -111,6 +111,19 @@ class PostgresEventStore:
                 if lock is None:
                     lock = self._locks[run_id] = _Lock()
         return lock
+
+    def now(self, *, wait: bool = True) -> int:
+        """Return what time it is by the server's clock, in nanoseconds; exact in `exclusive` alone.
+
+        Raises:
+            StoreBusyError: with `wait=False`, the server would have to be asked.
+        """
+        link = self._link_of_thread()
+        if link is not None:
+            return int(link.ask(self._sql["server_time"])[0][0])
+        if not wait and not self._server.is_known:
+            raise StoreBusyError
+        return self._server.now()
 
     # --- writing -------------------------------------------------------------------------------
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import pytest
 
-from agentguard import Guard, guarded_step
+from agentguard import Budget, BudgetExceededError, Guard, Usage, guarded_step
 from agentguard._clock import Clock
+from agentguard.budget.account import Account, Request
+from agentguard.budget.ledger import Movement
 from agentguard.errors import RunOwnedError
 from agentguard.monitoring import owner_lives
-from agentguard.protocols import RunRow
+from agentguard.protocols import HeadMovedError, RunRow
 from agentguard.sessions.upkeep import beat
+from agentguard.stores._postgres_time import ServerTime
+from agentguard.stores.postgres import PostgresEventStore
 from tests.postgres import execute
 
 MINUTE = 60 * 10**9
@@ -62,6 +68,82 @@ def hosts(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[tuple[H
         stack.callback(one.guard.close)
         stack.callback(other.guard.close)
         yield one, other
+
+
+DAY = 24 * 60 * MINUTE
+
+
+def window() -> str:
+    """The day of the server, which is this machine."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+@pytest.mark.parametrize("hosts", [(DAY, -DAY), (0, 40 * DAY), (-MINUTE, MINUTE)], indirect=True, ids=str)
+def test_the_windows_of_tenants_are_cut_by_the_servers_clock(
+    hosts: tuple[Host, Host], postgres_url: str
+) -> None:
+    one, other = hosts
+    for per in ("day", "month"):
+        one.guard.set_tenant_budget("acme", Budget(steps=3), per=per)
+    before = window()
+    for host in (one, other, one):
+        with host.guard.run("r", tenant="acme"):
+            assert look() == "looked"
+    for host in (one, other):
+        assert [each.spent for each in host.guard.tenants()] == 2 * [Usage.from_amounts({"steps": 3})]
+        with pytest.raises(BudgetExceededError), host.guard.run("r", tenant="acme"):
+            look()
+    names = {f"tenant:acme:{part}" for day in (before, window()) for part in (day, day[:7])}
+    assert set(one.guard.components.store.accounts(sorted(names))) >= {f"tenant:acme:{before}"}
+    assert {name for (name,) in execute(postgres_url, "SELECT id FROM agentguard.account")} <= names
+
+
+@pytest.mark.parametrize("hosts", [(0, 0)], indirect=True, ids=str)
+def test_a_window_that_is_over_by_the_servers_clock_is_charged_by_nobody(
+    hosts: tuple[Host, Host], postgres_url: str
+) -> None:
+    """A host that takes the server's clock for another, as after it was set, is told, and decides anew."""
+    guard = hosts[0].guard
+    guard.set_tenant_budget("acme", Budget(steps=10), per="day")
+    store = guard.components.store
+    assert isinstance(store, PostgresEventStore)
+    store._server = ServerTime(guard.components.clock, lambda: time.time_ns() - DAY)
+
+    @guarded_step
+    async def listen() -> str:
+        return "heard"
+
+    async def main() -> None:
+        async with guard.run("r", tenant="acme"):
+            assert await listen() == "heard"
+
+    before = window()
+    with guard.run("r", tenant="acme") as run:
+        assert look() == "looked"
+    asyncio.run(main())
+    assert {
+        name for (name,) in execute(postgres_url, "SELECT id FROM agentguard.account WHERE data IS NOT NULL")
+    } <= {
+        f"tenant:acme:{before}",
+        f"tenant:acme:{window()}",
+    }
+    assert [each.type for each in guard.history(run.id)].count("step_started") == 1
+
+
+@pytest.mark.parametrize("hosts", [(0, 0)], indirect=True, ids=str)
+def test_what_was_reserved_before_midnight_is_settled_after_it(hosts: tuple[Host, Host]) -> None:
+    store = hosts[0].guard.components.store
+    with hosts[0].guard.run("r", run_id="r", tenant="acme"):
+        row = hosts[0].row()
+        name, opening = "tenant:acme:2026-01-31", Account("tenant:acme", Budget(steps=10))
+        reserve = Movement(name, Request({"steps": 1}, "look", "tool", postpaid=False), opening=opening)
+        with pytest.raises(HeadMovedError):
+            store.append(row.number, (), movements=(reserve,))
+        opening.reserve(Request({"steps": 1}, "look", "tool", postpaid=False))  # as it was on that day
+        store.append(row.number, (), movements=(Movement(name, opening=opening),))
+        store.append(row.number, (), movements=(Movement(name, settle=({"steps": 1}, {"steps": 1})),))
+    account = store.accounts([name])[name]
+    assert (account.spent, account.reserved.get("steps", 0)) == ({"steps": 1}, 0)
 
 
 OFF = pytest.mark.parametrize(

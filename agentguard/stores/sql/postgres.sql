@@ -37,8 +37,11 @@ BEGIN;
 COMMIT;
 
 -- name: hold
--- Lock runs and accounts, and tell heads, epochs and what the accounts hold.
-SELECT number, head, hash, epoch, id, data FROM agentguard.hold($1, $2, $3, $4, $5, $6);
+-- Lock runs and accounts, and tell heads, epochs and what the accounts hold; and in seconds when this
+-- transaction began, and when everything was locked.
+SELECT number, head, hash, epoch, id, data,
+    floor(extract(epoch FROM now()))::bigint, floor(extract(epoch FROM clock_timestamp()))::bigint
+FROM agentguard.hold($1, $2, $3, $4, $5, $6);
 
 -- name: put
 -- Append to runs, and write accounts, that are held.
