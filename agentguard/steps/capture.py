@@ -34,6 +34,7 @@ from agentguard.steps.step_call import StepCall
 RecordedPayload = tuple[bytes | None, StepEnded]
 
 _OPAQUE = OPAQUE.encode()
+_TEXT = frozenset((str,))
 _NOT_CAPTURED = "not captured"
 _REDACTED = "redacted"
 
@@ -100,14 +101,16 @@ class PayloadRecorder:
     def attributes(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return what the log and the span are told of attributes: plain values, without secrets."""
         known, told = self._attributes
-        if given is known:
+        # Of texts alone: of others, those that are equal may be told otherwise, or may have changed in place.
+        texts = _TEXT.issuperset(map(type, given.values()))
+        if given is known or (texts and given == known):
             return told
         told = logged_attributes(given)
         if self._redact_result is not None:
             payload = encode(told)
             clean = self._redact_result(payload)
             told = told if clean is payload else decode(clean)
-        if given is self._spec.attributes:
+        if texts or given is self._spec.attributes:
             self._attributes = (given, told)
         return told
 

@@ -43,6 +43,23 @@ def test_attributes_of_a_call_are_in_the_log(guard: Guard) -> None:
     assert started[0].data["attributes"] == {"call.id": "c0", "sizes": [1, 2]}
 
 
+def test_attributes_of_equal_calls_are_told_as_each_call_gave_them(guard: Guard) -> None:
+    """What was told of the call before is told again only of texts: `1 == True`, and a list may change."""
+    sizes = [1]
+    given: list[dict[str, Any]] = [{"n": 1}, {"n": True}, {"n": 1.0}, {"n": "1"}, {"n": "1"}, {"n": sizes}]
+    with guard.run("run") as run:
+        for attributes in given:
+            run.call("one", int, attributes=attributes)
+        sizes.append(2)
+        run.call("one", int, attributes={"n": sizes})
+        run.call("one", int, attributes={"n": "password=hunter2"})
+        run.call("one", int, attributes={"n": "password=hunter2"})
+
+    told = [e.data["attributes"]["n"] for e in guard.history(run.id) if e.type == "step_started"]
+    assert list(map(repr, told[:7])) == ["1", "True", "1.0", "'1'", "'1'", "[1]", "[1, 2]"]
+    assert told[7] == told[8] != "password=hunter2"
+
+
 def test_a_step_without_attributes_has_none_in_the_log(guard: Guard) -> None:
     with guard.run("run") as run:
         run.call("one", int, attributes={"call.id": "c0"})
