@@ -106,6 +106,7 @@ class Link(psycopg.Connection[TupleRow]):
         try:
             pgconn.enter_pipeline_mode()
             answers = self.wait(generators.pipeline_communicate(pgconn, sends))
+            self.wait(generators.send(pgconn))  # the rest of what is more than a socket takes at once
             while len(answers) < count:
                 answers.append(self.wait(generators.fetch_many(pgconn)))
             pgconn.exit_pipeline_mode()

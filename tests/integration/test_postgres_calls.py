@@ -64,6 +64,16 @@ def test_calls_that_go_together_are_one_transaction_and_the_first_error_is_told(
     assert link.ask("SELECT value FROM kept ORDER BY value") == [(1,), (2,)]
 
 
+@pytest.mark.parametrize("size", [10**5, 10**6, 10**7])
+def test_calls_that_go_together_may_be_larger_than_a_socket_takes_at_once(link: Link, size: int) -> None:
+    link.patience = 10.0
+    echo = Call("echo", "SELECT $1::bytea", binary)
+    values = [bytes([number]) * size for number in range(3)]
+    for _ in range(5):
+        results = link.together([(echo, (value,)) for value in values])
+        assert [link.rows(result) for result in results] == [[(value,)] for value in values]
+
+
 def test_a_call_is_prepared_once_and_by_the_server_itself_alone(own_postgres: Postgres) -> None:
     """Behind a pool the next transaction may be on another session, which does not know it."""
     count = "SELECT count(*) FROM pg_prepared_statements"
