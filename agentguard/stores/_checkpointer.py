@@ -69,8 +69,8 @@ class Checkpointer:
         self._closed = threading.Event()
         #: Whether a reader stays at an old moment, so that nothing can be done.
         self._pinned = False
-        #: How many pages of the WAL were moved at the last try, and since when so many.
-        self._moved = -1
+        #: Which WAL it was at the last try and how many of its pages were moved, and since when so many.
+        self._moved = b"", 0
         self._since = 0.0
         #: Held while the thread is inside SQLite.
         self._moving = threading.Lock()
@@ -177,15 +177,15 @@ class Checkpointer:
             if busy:  # another process is at it
                 return False
             now = time.monotonic()
-            if moved != self._moved:
-                self._moved, self._since = moved, now
+            if self._moved != (which := _salt(_read(self._path, 0, _HEAD)), moved):
+                self._moved, self._since = (which, moved), now
             self._pinned = now - self._since >= STAYS
             if pages - moved > _FEW:
                 return False
             connection.execute(f"PRAGMA busy_timeout = {0 if self._pinned else PATIENCE_MS}")
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             if not busy:
-                self._moved, self._pinned = -1, False
+                self._moved, self._pinned = (b"", 0), False
             return not busy
         return False
 
@@ -201,9 +201,18 @@ def reaches(path: str, size: int) -> bool:
     """Return whether so many bytes of a database's WAL count; what is behind them is of an earlier one."""
     if wal_size(path) < size:
         return False
+    head = _read(path, 0, _HEAD)
+    frame = _FRAME_HEAD + int.from_bytes(head[8:12], "big")
+    return bool(head) and _read(path, _HEAD + (size - _HEAD - 1) // frame * frame + 8, 8) == _salt(head)
+
+
+def _salt(head: bytes) -> bytes:
+    """Return what a WAL's header and its pages have in common, until it begins anew."""
+    return head[16:24]
+
+
+def _read(path: str, at: int, count: int) -> bytes:
     with suppress(OSError), open(f"{path}-wal", "rb", buffering=0) as wal:  # noqa: PTH123 - as above
-        head = wal.read(_HEAD)
-        frame = _FRAME_HEAD + int.from_bytes(head[8:12], "big")
-        wal.seek(_HEAD + (size - _HEAD - 1) // frame * frame)
-        return wal.read(_FRAME_HEAD)[8:16] == head[16:24]  # the salt, which changes as a WAL begins anew
-    return False
+        wal.seek(at)
+        return wal.read(count)
+    return b""

@@ -11,12 +11,14 @@ import time
 from contextlib import closing
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agentguard import Guard
 from agentguard.cli import main
-from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, WAIT_FROM, reaches, wal_size
+from agentguard.stores import _checkpointer
+from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, STAYS, WAIT_FROM, Checkpointer, reaches, wal_size
 from tests.kit import wait_until
 
 WRITES = """
@@ -120,6 +122,43 @@ def test_a_wal_that_a_reader_has_pinned_is_small_again_once_the_reader_is_gone(t
 
         wait_until(small)
         assert guard.verify()
+
+
+def test_only_a_reader_that_stays_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of an earlier WAL may have kept as many pages from being moved: none, where it began with it."""
+    path = tmp_path / "store.db"
+    now = 0.0
+    monkeypatch.setattr(_checkpointer, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def connect(path: str | Path) -> sqlite3.Connection:
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    with closing(connect(path)) as writer, closing(connect(path)) as reader:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        writer.execute("CREATE TABLE t (data BLOB)")
+        checkpointer = Checkpointer(str(path), connect)
+
+        def begins_and_all_is_written() -> bool:
+            writer.execute("PRAGMA wal_checkpoint(RESTART)")
+            writer.execute("INSERT INTO t VALUES (1)")
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchone()
+            writer.execute("INSERT INTO t VALUES (zeroblob(?))", (BEGIN_ANEW_FROM,))
+            return checkpointer._move(threading.Event())
+
+        assert not begins_and_all_is_written()
+        reader.execute("COMMIT")
+        now = STAYS
+        assert not begins_and_all_is_written()
+        assert not checkpointer._pinned
+        now = 2 * STAYS
+        assert not checkpointer._move(threading.Event())
+        assert checkpointer._pinned
+        reader.execute("COMMIT")
+        assert checkpointer._move(threading.Event())
+        assert not checkpointer._pinned
+        checkpointer.close()
 
 
 def test_closing_a_store_ends_its_thread_and_leaves_no_wal(tmp_path: Path) -> None:
