@@ -32,7 +32,7 @@ def kill_server(server: str) -> Iterator[Finding]:
                 seq = stored.seq
             yield Finding("kill server", OK, f"{where}: {seq} control records, chain intact")
             yield from _in_force(index.kills())
-            for host in log.reports():
+            for host in (report for report in log.reports() if not report.ended):
                 said = f"{host.name} heard {host.silent:.0f} s ago, {len(host.acknowledged)} live processes"
                 if host.fresh:
                     yield Finding("relay", OK, said)

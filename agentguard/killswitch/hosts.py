@@ -52,9 +52,10 @@ class OtherHosts:
         """Ask the server, and return whom the generation has reached on each host."""
         reports = {report.host: report for report in self._remote.reports() if report.host != self._here}
         for host, known in self._seen.items():
-            self._seen[host] = reports.get(host) or self._ended(known)
+            report = reports.get(host, known)  # which a server that was flushed has lost
+            self._seen[host] = self._ended(known) if report.ended else report
         for host, report in reports.items():
-            if report.fresh:
+            if report.fresh and not report.ended:
                 self._seen[host] = report
         return [report.count(self._generation) for report in self._seen.values()]
 

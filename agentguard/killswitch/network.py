@@ -153,7 +153,7 @@ class NetworkKillSwitch(PageKillSwitch):
         """Return what is known of each host, by name; `silent` says how long ago the host was heard."""
         self._files.check_open()
         here = relay_process.host_id(self.home)
-        reports = self._mirror.remote.reports()
+        reports = [report for report in self._mirror.remote.reports() if not report.ended]
         return sorted(
             (self._own(report) if report.host == here else report for report in reports),
             key=lambda report: report.name,

@@ -33,7 +33,6 @@ _READ = "SELECT seq, body, hash FROM agentguard.control_records(%s)"
 _APPEND = "SELECT agentguard.add_control_record(%s, %s, %s, %s)"
 _REPORT = "SELECT agentguard.report_host(%s, %s)"
 _REPORTS = "SELECT host, report, silent FROM agentguard.host_reports()"
-_FORGET = "SELECT agentguard.forget_hosts(%s, NULL)"
 _PRUNE = "SELECT agentguard.forget_hosts(NULL, %s)"
 
 
@@ -84,10 +83,6 @@ class PostgresLog:
     def reports(self) -> Sequence[HostReport]:
         """Return the reports, with their age by the server's clock."""
         return [parse_report(host, report, silent) for host, report, silent in self._ask(_REPORTS)]
-
-    def forget(self, host: str) -> None:
-        """Remove a report."""
-        self._ask(_FORGET, host)
 
     def prune(self) -> None:
         """Remove reports that are old by the server's clock."""

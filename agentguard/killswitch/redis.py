@@ -136,11 +136,6 @@ class RedisLog:
             for host, at, _, report in split
         ]
 
-    def forget(self, host: str) -> None:
-        """Remove a report."""
-        with self._answering():
-            self._client.hdel(self._hosts, host)
-
     def prune(self) -> None:
         """Remove reports that are old by the server's clock."""
         with self._answering():

@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+from msgspec import structs
+
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.hosts import host_report
@@ -176,8 +178,9 @@ class Relay:
 
     def _end(self) -> None:
         try:
-            if not live_processes(self._live):  # else the host is waited for as one that is silent
-                self._remote.forget(self._host)
+            last = self._reported
+            if last is not None and not live_processes(self._live):  # else it is waited for as a silent one
+                self._remote.report(structs.replace(last, ended=True))
         except KillSwitchUnavailableError as error:
             _logger.info("%s", error)
         self._remote.close()

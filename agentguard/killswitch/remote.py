@@ -26,6 +26,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
         generation: the newest control record that its page shows.
         acknowledged: for each live process that takes part, the generation it has acted on.
         gone: the same for processes that have left or died since, where it is a recent one.
+        ended: whether its relay ended because nobody took part any more.  A report that is gone says nothing.
         silent: seconds since the report was sent, by the server's clock; set by `RemoteLog.reports`.
     """
 
@@ -34,6 +35,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     acknowledged: tuple[int, ...] = ()
     gone: tuple[int, ...] = ()
+    ended: bool = False
     silent: float = 0.0
 
     @property
@@ -94,11 +96,8 @@ class RemoteLog(Protocol):
         """Return the newest report of each host, and how long ago it was sent."""
         ...
 
-    def forget(self, host: str) -> None:
-        """Take back the report of a host whose relay ends."""
-
     def prune(self) -> None:
-        """Remove reports that are older than `REPORT_KEPT`: their relays ended without taking them back."""
+        """Remove reports that are older than `REPORT_KEPT`: their relays have ended."""
 
     def after_fork(self) -> None:
         """In a forked child: leave the parent's connections alone."""

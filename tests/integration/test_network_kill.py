@@ -257,6 +257,25 @@ def test_a_host_whose_relay_dies_and_is_replaced_is_waited_for(host: Hosts, away
     assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
 
 
+def test_a_host_of_which_the_server_has_lost_the_report_is_waited_for(
+    server: Valkey, host: Hosts, away: Any
+) -> None:
+    """As in a failover to an empty server in the middle of a kill: nobody can say that it has acted."""
+    away()
+    relay = running_relay(host("b"))
+    killer = host("a")
+    wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    os.kill(relay, signal.SIGSTOP)
+    generation = killer.record(*kill_data("stop"))
+    flush = threading.Timer(0.2, server.command, ["FLUSHALL"])
+    flush.start()
+    assert killer.acknowledgements(generation, timeout=1)[:2] == (1, 0)
+    flush.join()
+    os.kill(relay, signal.SIGCONT)
+    killer.kills()  # its copy gives the kill back
+    wait_until(lambda: [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)])
+
+
 def test_a_host_that_is_not_heard_any_more_is_named_and_not_waited_for(server: Valkey, host: Hosts) -> None:
     killer = host("a")
     long_ago = int(time.time()) - 60
