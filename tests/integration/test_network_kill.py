@@ -432,6 +432,34 @@ def test_records_that_the_server_lost_are_given_back_and_stay_in_force(
     assert switch.verify() == new.verify()
 
 
+@pytest.mark.parametrize(
+    ("fault", "mend"),
+    [
+        (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+        (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+        (["CONFIG", "SET", "min-replicas-to-write", "1"], ["CONFIG", "SET", "min-replicas-to-write", "0"]),
+    ],
+    ids=["full", "a replica now", "without its replicas"],
+)
+def test_a_server_that_takes_no_writes_refuses_kills_and_steps_until_it_does(
+    server: Valkey, host: Hosts, fault: list[str], mend: list[str]
+) -> None:
+    """It answers what is read, and a kill of another host could not be recorded there."""
+    switch = host.following("a", max_staleness=0.5)
+    switch.record(*kill_data("before", run="r1"))
+    server.command(*fault)
+    try:
+        wait_until(lambda: refused(switch))
+        assert switch.find("acme", "r1", since=0) is not None
+        with pytest.raises(KillSwitchUnavailableError):
+            host("b").record(*kill_data("meanwhile", run="r2"))
+    finally:
+        server.command(*mend)
+    wait_until(lambda: not refused(switch))
+    assert host("c").record(*kill_data("again", run="r2")) == 2
+    wait_until(lambda: switch.find("acme", "r2", since=0) is not None)
+
+
 def test_a_server_with_another_history_is_not_believed_until_somebody_decides(
     server: Valkey, host: Hosts
 ) -> None:
