@@ -45,11 +45,7 @@ def make_private(folder: Path) -> None:
 
     `mkdir(parents=True)` would leave those above to the umask; who may write there replaces what is in them.
     """
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError:
-        if folder.parent == folder:
-            raise
+    if folder != folder.parent and not folder.exists():
         make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
