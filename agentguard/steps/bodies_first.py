@@ -7,6 +7,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from agentguard._reentry import finish
+
 #: Seconds for which the bodies of a loop have the interpreter for themselves, before writing goes on.
 _HEAD_START = 0.02
 
@@ -19,6 +21,22 @@ class _PutOff:
     def __init__(self) -> None:
         self.cancellations: dict[asyncio.AbstractEventLoop, list[_Call]] = {}
         self.writing: list[_Call] = []
+        #: Loops that were told and may not have come round yet, and how long each is waited for.
+        self._told: list[threading.Event] = []
+        self._patience = _HEAD_START
+
+    def carry_out(self) -> None:
+        """Do what was put off, or what is left of it where a signal handler cut this short."""
+        while self.cancellations:
+            loop, calls = next(iter(self.cancellations.items()))
+            self._told.append(_call_in(loop, calls))
+            del self.cancellations[loop]
+        while self._told:
+            if not self._told.pop().wait(self._patience):
+                self._patience = 0.0  # one is blocked: the others have had that time, too
+        while self.writing:
+            self.writing[0]()
+            del self.writing[0]
 
 
 class _Thread(threading.local):
@@ -36,15 +54,12 @@ def bodies_first() -> Iterator[None]:
     the other bodies go on; and so would the writing of the thread that has woken it.
     """
     before, put_off = _thread.put_off, _PutOff()
-    _thread.put_off = put_off
     try:
+        _thread.put_off = put_off
         yield
     finally:
         _thread.put_off = before
-        for over in [_call_in(loop, calls) for loop, calls in put_off.cancellations.items()]:
-            over.wait(_HEAD_START)
-        for call in put_off.writing:
-            call()
+        finish(put_off.carry_out)
 
 
 def cancel(loop: asyncio.AbstractEventLoop, call: _Call) -> None:

@@ -1,0 +1,69 @@
+"""The stop of many runs at once, where loops are blocked or a signal handler raises."""
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from agentguard.steps import bodies_first
+from tests.kit import wait_until
+
+
+class AlarmError(Exception):
+    """What the handler raises."""
+
+
+@contextlib.contextmanager
+def blocked(count: int) -> Iterator[list[asyncio.AbstractEventLoop]]:
+    """Loops that carry nothing out."""
+    loops = [asyncio.new_event_loop() for _ in range(count)]
+    try:
+        yield loops
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+def stop_in(loops: list[asyncio.AbstractEventLoop], cancelled: list[int], written: list[int]) -> None:
+    """Stop one body in each loop."""
+    with bodies_first.bodies_first():
+        for n, loop in enumerate(loops):
+            bodies_first.cancel(loop, lambda n=n: cancelled.append(n))
+            bodies_first.write(lambda n=n: written.append(n))
+
+
+def test_loops_that_are_blocked_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies_first, "_HEAD_START", 1.0)
+    written: list[int] = []
+    with blocked(120) as loops:
+        threading.Thread(target=stop_in, args=(loops, [], written), daemon=True).start()
+        wait_until(lambda: len(written) == 120)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
+def test_a_handler_that_raises_while_bodies_have_their_turn_keeps_nothing_off_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raise_it(*_: object) -> None:
+        raise AlarmError
+
+    monkeypatch.setattr(bodies_first, "_HEAD_START", 3600.0)
+    cancelled: list[int] = []
+    written: list[int] = []
+    with blocked(1) as loops:
+        before = signal.signal(signal.SIGALRM, raise_it)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(AlarmError):
+                stop_in(loops, cancelled, written)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        loops[0].run_until_complete(asyncio.sleep(0))
+    assert written == cancelled == [0]
+    done: list[int] = []
+    bodies_first.write(lambda: done.append(1))  # nothing is put off any more
+    assert done == [1]
