@@ -147,12 +147,6 @@ class Link(psycopg.Connection[TupleRow]):
         transformer.set_pgresult(result)
         return transformer.load_rows(0, result.ntuples, tuple)
 
-    def _can_prepare(self) -> bool:
-        """Whether this is the server itself: behind a pool, the next statement may go to another session."""
-        if self._prepares is None:
-            self._prepares = self.ask("SELECT pg_backend_pid()") == [(self.info.backend_pid,)]
-        return self._prepares
-
 
 def connect(url: str, patience: float) -> Link:
     """A connection in autocommit mode.
