@@ -157,6 +157,7 @@ def connect(url: str, patience: float) -> Link:
         url,
         autocommit=True,
         prepare_threshold=None,
+        client_encoding="UTF8",  # as `_postgres_calls` packs texts, whatever the host or the URL asks for
         connect_timeout=max(1, min(_CONNECT_TIMEOUT, round(patience))),
         application_name="agentguard",
         tcp_user_timeout=round(patience * 1000),

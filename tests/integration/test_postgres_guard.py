@@ -44,6 +44,25 @@ def test_a_run_is_on_record_and_its_log_is_intact(guard: Guard) -> None:
     assert guard.verify()
 
 
+def test_hosts_of_other_encodings_charge_one_tenant_to_one_account(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = "&" if "?" in postgres_url else "?"
+    refused = []
+    for host, url in (("UTF8", postgres_url), ("LATIN1", f"{postgres_url}{joined}client_encoding=LATIN1")):
+        monkeypatch.setenv("PGCLIENTENCODING", host)
+        with Guard.open(url, telemetry=False) as guard:
+            guard.set_tenant_budget("müller", Budget(steps=3), per="day")
+            try:
+                with guard.run("Zoë", tenant="müller") as run:
+                    work(1)
+                    work(2)
+            except BudgetExceededError:
+                refused.append(host)
+            assert guard.summary(run.id).name == "Zoë"
+    assert refused == ["LATIN1"]
+
+
 def test_many_tasks_of_one_run_stay_within_its_budget(guard: Guard) -> None:
     async def main() -> list[object]:
         async with guard.run("many", budget=Budget(steps=20)) as run:
