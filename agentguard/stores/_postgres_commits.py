@@ -212,6 +212,8 @@ class Commits:
                 if in_doubt:
                     left = self._look(link, left)
                 in_doubt = True
+                for act in left:
+                    act.error = None  # of an earlier try, which was undone
                 self._carry_out(link, left)
             except psycopg.Error:
                 self._drop_link()

@@ -173,6 +173,51 @@ def test_what_fails_is_told_to_its_own_step_and_undoes_nothing_of_the_others(
     assert store.accounts(["tenant:acme"])["tenant:acme"].reserved == {"steps": 1}
 
 
+def test_an_act_is_told_what_became_of_it_at_the_last_try(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    """Refused at first, it is carried out after the connection broke, since its account has room by then."""
+    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in "ab"}
+    reserve, other = (
+        Movement(name, steps(1), opening=opening(1)) for name in ("tenant:acme", "tenant:other")
+    )
+    store.append(numbers["a"], (), movements=(reserve,))
+    execute(
+        postgres_url,
+        """
+        CREATE SEQUENCE public.tries;
+        CREATE FUNCTION public.break() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+            IF nextval('public.tries') = 1 THEN
+                PERFORM pg_advisory_xact_lock(1);
+                PERFORM pg_terminate_backend(pg_backend_pid());
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER break AFTER INSERT ON agentguard.event FOR EACH ROW EXECUTE FUNCTION public.break();
+        """,
+    )
+    with psycopg.connect(postgres_url) as holder, ThreadPoolExecutor() as threads:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        refused = accept(store, numbers["a"], log_of("a", 2), reserve)
+        accept(store, numbers["b"], log_of("b", 2), other)
+        told = threads.submit(store.wait_for, refused)
+        wait_until(lambda: waiting(postgres_url, "advisory") == 1)
+        freed = threads.submit(
+            execute, postgres_url, "DELETE FROM agentguard.account WHERE id = 'tenant:acme' RETURNING id"
+        )
+        wait_until(lambda: waiting(postgres_url, "transactionid") == 1)
+        holder.execute("SELECT pg_advisory_unlock(1)")
+        assert freed.result() == [("tenant:acme",)]
+        refusal = told.exception()
+    assert (unplaced(store.read("a")), refusal) == (log_of("a", 2), None)
+
+
+def waiting(url: str, kind: str) -> int:
+    """How many locks of a kind are waited for."""
+    [[found]] = execute(url, f"SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = '{kind}'")
+    return int(found)
+
+
 def test_what_was_decided_after_a_failure_fails_also_where_its_place_was_filled_meanwhile(
     store: PostgresEventStore,
 ) -> None:
