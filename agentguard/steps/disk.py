@@ -7,6 +7,7 @@ import collections
 import contextlib
 import weakref
 
+from agentguard.errors import AgentGuardError
 from agentguard.protocols import Commit, EventStore, GroupCommitStore
 from agentguard.steps.gate import TURNS, after_turns
 
@@ -58,7 +59,11 @@ class SharedCommit:
             return
         self._before, self._seen = many, 0
         waiting, self._waiting = self._waiting, []
-        durable = self._store.durable()
+        try:
+            durable = self._store.durable()
+        except AgentGuardError as error:  # the store was closed meanwhile
+            _wake(waiting, error)
+            return
         if durable is None:
             _wake(waiting, None)
         else:
