@@ -51,6 +51,7 @@ class Act:
         "error",
         "events",
         "future",
+        "in_doubt",
         "movements",
         "number",
         "previous",
@@ -80,6 +81,8 @@ class Act:
         #: When it was accepted, by the monotonic clock.
         self.since = 0.0
         self.accounts: Mapping[str, Account] = {}
+        #: Whether it may have been carried out, by a try that was cut short.
+        self.in_doubt = False
         self.error: BaseException | None = None
         self.future: Future[dict[str, Account]] = Future()
 

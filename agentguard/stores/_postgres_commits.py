@@ -172,6 +172,8 @@ class Commits:
             # A signal handler raised, here or in the driver.  Others wait for these acts: they are tried
             # again, and those that were committed are found in the logs.
             self._drop_link()
+            for act in batch:
+                act.in_doubt = True
             with self._mutex:
                 queued = set(map(id, self._queue))
                 self._queue[:0] = [act for act in batch if not act.future.done() and id(act) not in queued]
@@ -201,7 +203,7 @@ class Commits:
 
     def _try(self, batch: Sequence[Act]) -> None:
         left = list(batch)
-        in_doubt = False
+        in_doubt = any(act.in_doubt for act in batch)
         deadline = max(left[0].since + self._timeout, time.monotonic() + _ONE_TRY) if left else 0.0
 
         def attempt() -> None:

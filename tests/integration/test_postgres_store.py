@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -14,6 +16,7 @@ from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.stores._postgres_commits import Commits
 from agentguard.stores._postgres_schema import migrate
 from agentguard.stores.postgres import PostgresEventStore
 from agentguard.testing.conformance._given import a_row, log_of, opening, steps, unplaced, wait_until
@@ -210,6 +213,29 @@ def test_an_act_is_told_what_became_of_it_at_the_last_try(
         assert freed.result() == [("tenant:acme",)]
         refusal = told.exception()
     assert (unplaced(store.read("a")), refusal) == (log_of("a", 2), None)
+
+
+def test_what_was_committed_as_a_signal_handler_raised_is_not_told_as_a_failure(
+    store: PostgresEventStore,
+) -> None:
+    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in "ab"}
+    acts = [accept(store, numbers[run_id], log_of(run_id, 2)) for run_id in "ab"]
+    left = [Commits._resolve.__code__]
+
+    def raise_at_it(frame: FrameType, event: str, arg: object) -> None:
+        if frame.f_code in left:
+            left.clear()
+            raise KeyboardInterrupt
+
+    before = sys.gettrace()
+    sys.settrace(raise_at_it)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.wait_for(acts[0])
+    finally:
+        sys.settrace(before)
+    assert [store.wait_for(act) for act in acts] == [{}, {}]
+    assert [unplaced(store.read(run_id)) for run_id in "ab"] == [log_of(run_id, 2) for run_id in "ab"]
 
 
 def waiting(url: str, kind: str) -> int:
