@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 
 from agentguard._reentry import is_begun
+
+_logger = logging.getLogger(__name__)
 
 #: Seconds between two heartbeats of a process that owns runs.
 INTERVAL = 5.0
@@ -46,5 +49,14 @@ class Heartbeat:
             if stop.wait(min(CHECK_INTERVAL, INTERVAL)):
                 return
             due = tick % max(1, round(INTERVAL / CHECK_INTERVAL)) == 0
-            if not self._check() or (due and not self._beat()):
+            if not _carry_on(self._check) or (due and not _carry_on(self._beat)):
                 return
+
+
+def _carry_on(act: Callable[[], bool]) -> bool:
+    """What `act` says; a fault of it, at one run perhaps, must not end the signs of life of all."""
+    try:
+        return act()
+    except Exception:
+        _logger.exception("the heartbeat failed; it goes on")
+        return True

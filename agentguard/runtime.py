@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 
 from agentguard import config
 from agentguard._ids import new_run_id
@@ -14,7 +15,7 @@ from agentguard.budget.rules import BudgetRules
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.heartbeat import Heartbeat
 from agentguard.protocols import Participant, RunRow
-from agentguard.steps.bodies_first import bodies_first
+from agentguard.steps.bodies_first import bodies_first, call_each
 from agentguard.steps.components import Components
 from agentguard.steps.live import LiveRun
 
@@ -122,9 +123,7 @@ class Runtime:
     def observe(self) -> None:
         """Hold every live run of this process against the kill switch."""
         with bodies_first():
-            for live_run in self.live_runs():
-                with contextlib.suppress(AgentGuardError):
-                    live_run.apply_kill()
+            call_each([partial(_apply_kill, live_run) for live_run in self.live_runs()])
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -144,6 +143,11 @@ class Runtime:
         if row is None:
             raise RunNotFoundError(run_id)
         return row
+
+
+def _apply_kill(live_run: LiveRun) -> None:
+    with suppress(AgentGuardError):
+        live_run.apply_kill()
 
 
 def _weakly(runtime: Runtime, call: Callable[[Runtime], None]) -> Callable[[], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from agentguard._reentry import finish
 
@@ -34,9 +34,7 @@ class _PutOff:
         while self._told:
             if not self._told.pop().wait(self._patience):
                 self._patience = 0.0  # one is blocked: the others have had that time, too
-        while self.writing:
-            self.writing[0]()
-            del self.writing[0]
+        call_each(self.writing)
 
 
 class _Thread(threading.local):
@@ -71,6 +69,24 @@ def cancel(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
         put_off.cancellations.setdefault(loop, []).append(call)
 
 
+def call_each(calls: list[_Call]) -> None:
+    """Call each of them, whatever another raises, and take those that returned off the list.
+
+    Raises:
+        Exception: the first that one of them raised.
+    """
+    raised: Exception | None = None
+    for call in list(calls):
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - raised below
+            raised = raised or error
+        else:
+            calls.remove(call)
+    if raised is not None:
+        raise raised
+
+
 def write(call: _Call) -> None:
     """Call what puts a stop on record, once the bodies have been cancelled."""
     put_off = _thread.put_off
@@ -80,14 +96,15 @@ def write(call: _Call) -> None:
         put_off.writing.append(call)
 
 
-def _call_in(loop: asyncio.AbstractEventLoop, calls: Sequence[_Call]) -> threading.Event:
+def _call_in(loop: asyncio.AbstractEventLoop, calls: list[_Call]) -> threading.Event:
     """Have a loop call something; the event is set once tasks that these calls cancelled had a turn."""
     over = threading.Event()
 
     def call_all() -> None:
-        for call in calls:
-            call()
-        loop.call_soon(over.set)
+        try:
+            call_each(calls)
+        finally:
+            loop.call_soon(over.set)
 
     if asyncio._get_running_loop() is loop:  # it goes on when its caller does
         over.set()

@@ -67,3 +67,21 @@ def test_a_handler_that_raises_while_bodies_have_their_turn_keeps_nothing_off_th
     done: list[int] = []
     bodies_first.write(lambda: done.append(1))  # nothing is put off any more
     assert done == [1]
+
+
+def test_what_one_run_cannot_write_keeps_no_other_off_the_record() -> None:
+    written: list[int] = []
+    cancelled: list[int] = []
+
+    def fail() -> None:
+        raise OSError("a fault of one run's")
+
+    with blocked(1) as loops:
+        with pytest.raises(OSError, match="of one run's"), bodies_first.bodies_first():
+            for call in (fail, lambda: cancelled.append(1)):
+                bodies_first.cancel(loops[0], call)
+            for call in (lambda: written.append(1), fail, fail, lambda: written.append(2)):
+                bodies_first.write(call)
+        loops[0].set_exception_handler(lambda *_: None)
+        loops[0].run_until_complete(asyncio.sleep(0))
+    assert (written, cancelled) == ([1, 2], [1])
