@@ -1,7 +1,8 @@
 """Hard limits, a kill switch and a replayable log for software agents."""
 
-import importlib as _importlib
 import typing as _typing
+
+from agentguard._exports import exported as _exported
 
 if _typing.TYPE_CHECKING:
     from agentguard.audit.verify import VerifyReport
@@ -33,49 +34,37 @@ if _typing.TYPE_CHECKING:
 
 #: Where each name lies.  It is imported when it is first used, so that `agentguard kill`, and whoever
 #: needs a part alone, start without the rest.
-_PLACES = {
-    "agentguard.audit.verify": ("VerifyReport",),
-    "agentguard.budget.model": ("Budget", "Usage"),
-    "agentguard.decorators": ("current_run", "current_step", "guarded_step"),
-    "agentguard.errors": (
-        "AgentGuardError",
-        "ApprovalDeniedError",
-        "BudgetExceededError",
-        "InvalidStateTransitionError",
-        "KillSwitchTriggeredError",
-        "KillSwitchUnavailableError",
-        "LogIntegrityError",
-        "NoActiveRunError",
-        "ReplayDivergenceError",
-        "RunExistsError",
-        "RunStopped",
-        "StepOutcomeUnknownError",
-        "StoreUnavailableError",
-        "UnknownCostError",
-    ),
-    "agentguard.events.model": ("Event",),
-    "agentguard.guard": ("Guard",),
-    "agentguard.run": ("Run",),
-    "agentguard.runs.state": ("RunState",),
-    "agentguard.runs.summary": ("RunSummary",),
-    "agentguard.steps.model": ("Step",),
-    "agentguard.steps.scope": ("Scope",),
-}
-_PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
-
-
-def __getattr__(name: str) -> _typing.Any:
-    module = _PLACE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_importlib.import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = _exported(
+    __name__,
+    {
+        "agentguard.audit.verify": ("VerifyReport",),
+        "agentguard.budget.model": ("Budget", "Usage"),
+        "agentguard.decorators": ("current_run", "current_step", "guarded_step"),
+        "agentguard.errors": (
+            "AgentGuardError",
+            "ApprovalDeniedError",
+            "BudgetExceededError",
+            "InvalidStateTransitionError",
+            "KillSwitchTriggeredError",
+            "KillSwitchUnavailableError",
+            "LogIntegrityError",
+            "NoActiveRunError",
+            "ReplayDivergenceError",
+            "RunExistsError",
+            "RunStopped",
+            "StepOutcomeUnknownError",
+            "StoreUnavailableError",
+            "UnknownCostError",
+        ),
+        "agentguard.events.model": ("Event",),
+        "agentguard.guard": ("Guard",),
+        "agentguard.run": ("Run",),
+        "agentguard.runs.state": ("RunState",),
+        "agentguard.runs.summary": ("RunSummary",),
+        "agentguard.steps.model": ("Step",),
+        "agentguard.steps.scope": ("Scope",),
+    },
+)
 
 __all__ = [
     "AgentGuardError",

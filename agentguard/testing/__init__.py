@@ -8,7 +8,20 @@ plugin          for pytest, which finds it by itself: the fixture `guarded_run` 
                 `agentguard_outside`
 """
 
-from agentguard.testing.fakes import FakeClock, FakeIds
-from agentguard.testing.outside import allow_outside
+from typing import TYPE_CHECKING
+
+from agentguard._exports import exported
+
+if TYPE_CHECKING:
+    from agentguard.testing.fakes import FakeClock, FakeIds
+    from agentguard.testing.outside import allow_outside
+
+__getattr__, __dir__ = exported(
+    __name__,
+    {
+        "agentguard.testing.fakes": ("FakeClock", "FakeIds"),
+        "agentguard.testing.outside": ("allow_outside",),
+    },
+)
 
 __all__ = ["FakeClock", "FakeIds", "allow_outside"]

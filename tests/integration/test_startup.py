@@ -158,7 +158,8 @@ print(interrupts)
 def test_threads_may_open_the_first_guards_at_once() -> None:
     program = f"""
 {IMPORT}{DECORATED}{A_RUN}
-import threading
+import sys, threading
+sys.setswitchinterval(1e-6)
 threads, failed, start = [], [], threading.Barrier(8)
 
 def agent(n):

@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from agentguard import Budget, Usage
-from agentguard.budget import Remaining
+from agentguard.budget.model import Remaining
 
 FIELDS = (
     "usd",

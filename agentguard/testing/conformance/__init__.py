@@ -4,7 +4,20 @@ Derive a class named `Test...` from a suite in a test file of yours, and overrid
 `EventStoreContract`, `switch` for `KillSwitchContract`.
 """
 
-from agentguard.testing.conformance.event_store import EventStoreContract
-from agentguard.testing.conformance.kill_switch import KillSwitchContract
+from typing import TYPE_CHECKING
+
+from agentguard._exports import exported
+
+if TYPE_CHECKING:
+    from agentguard.testing.conformance.event_store import EventStoreContract
+    from agentguard.testing.conformance.kill_switch import KillSwitchContract
+
+__getattr__, __dir__ = exported(
+    __name__,
+    {
+        "agentguard.testing.conformance.event_store": ("EventStoreContract",),
+        "agentguard.testing.conformance.kill_switch": ("KillSwitchContract",),
+    },
+)
 
 __all__ = ["EventStoreContract", "KillSwitchContract"]
