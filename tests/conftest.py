@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from agentguard import Guard, RunStopped
 from agentguard.steps.current import CURRENT
 from agentguard.steps.exit_rule import raise_on_exit
 from tests import postgres, servers
 from tests.kit import wait_until
+
+# How long an example takes says how loaded the machine is, and nothing about a property.
+settings.register_profile("agentguard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("agentguard")
 
 
 @pytest.fixture(autouse=True)

@@ -485,13 +485,13 @@ def test_a_step_that_ends_after_its_run_is_settled_in_it(guard: Guard) -> None:
     @guarded_step(reserve=Usage(usd="0.50"), usage=lambda _: Usage(usd="0.20"))
     def slow() -> str:
         inside.set()
-        over.wait(10)
+        over.wait(60)
         return "done"
 
     with guard.run("turn", **DOLLAR) as run:
         thread = threading.Thread(target=run.bind(slow))
         thread.start()
-        inside.wait(10)
+        inside.wait(60)
     over.set()
     thread.join()
     assert spent(guard) == Decimal("0.2")

@@ -561,7 +561,7 @@ def test_top_at_a_terminal_goes_on_until_it_is_interrupted(guard: Guard, home: P
         with suppress(OSError):
             while os.read(leader, 4096):
                 pass
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         os.close(leader)
 
 
@@ -587,7 +587,7 @@ def waiting(guard: Guard, eventually: Callable[..., None]) -> Iterator[list[Any]
     yield ended
     if not ended:
         guard.deny("support-1", "main/refund#1")
-    worker.join(20)
+    worker.join(60)
 
 
 def test_approvals_says_what_waits_and_what_it_was_called_with(
@@ -629,7 +629,7 @@ def test_what_was_not_captured_cannot_be_shown(
     eventually(guard.approvals)
     assert "wipe(...)" in cli("approvals")[1]
     assert cli("approve", "r-1")[0] == 0
-    worker.join(20)
+    worker.join(60)
 
 
 def test_approve_lets_the_step_run(

@@ -146,7 +146,7 @@ def test_threads_that_share_a_conversation_leave_a_log_that_verifies(guard: Guar
         start = threading.Barrier(4)
 
         def work() -> None:
-            start.wait(10)
+            start.wait(60)
             for count in range(1, CALLS + 1):
                 ask(run, messages(count))
 

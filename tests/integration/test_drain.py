@@ -58,7 +58,7 @@ class Bodies:
     def _slow(self, name: str) -> str:
         self.ran.append(name)
         self.inside.set()
-        assert self.out.wait(20)
+        assert self.out.wait(60)
         return f"{name}, {self.quick(f'inside {name}')}"
 
     def _quick(self, name: str) -> str:
@@ -84,7 +84,7 @@ def drained_from_a_thread(run: Run, bodies: Bodies, timeout: float | None = None
     said: list[bool] = []
 
     def drain() -> None:
-        assert bodies.inside.wait(20)
+        assert bodies.inside.wait(60)
         said.append(run.drain(timeout))
 
     thread = threading.Thread(target=drain)
@@ -93,7 +93,7 @@ def drained_from_a_thread(run: Run, bodies: Bodies, timeout: float | None = None
         yield said
     finally:
         bodies.out.set()
-        thread.join(20)
+        thread.join(60)
 
 
 def when(condition: Callable[[], object], then: Callable[[], object]) -> threading.Thread:
@@ -191,7 +191,7 @@ def test_a_drain_waits_for_threads_and_refuses_what_they_begin_after_it(guard, b
         let_out = when(lambda: run.stop is not None, bodies.out.set)
         assert run.drain()
         let_out.join()
-        errors = [future.exception(20) for future in futures]
+        errors = [future.exception(60) for future in futures]
         assert errors == [run.stop, run.stop]
     assert "too late" not in bodies.ran
     assert [kind for kind, _ in types(guard)].count("step_completed") == 4
@@ -449,7 +449,7 @@ def test_a_drain_does_not_wait_for_a_generator_that_the_agent_has_left(guard, ke
     drains: list[threading.Thread] = []
     with pytest.raises(RunStopped), guard.run("job", run_id="r") as run:
         agent(run)
-    drains[0].join(20)
+    drains[0].join(60)
     assert said == [False], "what the agent left is in flight on record"
     assert types(guard)[-1] == ("step_completed", "main/quick#1")
     assert carried_on(guard, agent) == [0, 1, 2]
@@ -563,7 +563,7 @@ def test_a_paused_run_is_drained_and_stays_paused(guard, bodies):
             waiting = pool.submit(run.bind(bodies.quick), "a")
             when(lambda: run.live_run.time.waiters, lambda: None).join()
             assert run.drain()
-            assert waiting.exception(20) is run.stop
+            assert waiting.exception(60) is run.stop
     assert is_let_go(guard, state=RunState.PAUSED)
     guard.resume("r")
     assert carried_on(guard, lambda: bodies.quick("a")) == "a"
@@ -609,7 +609,7 @@ with Guard.open(telemetry=False) as guard, guard.attach("r", branch="helper"):
         bodies.quick("a")
         assert run.drain(), "everything of this process has finished"
         assert is_let_go(guard)
-    out, _ = helper.communicate("\n", timeout=20)
+    out, _ = helper.communicate("\n", timeout=60)
     assert helper.returncode == 0
     assert out == "2\n", "the helper goes on until somebody claims the run"
     assert types(guard)[-1] == ("step_completed", "main/helper/stays#1")
@@ -750,7 +750,7 @@ def test_a_store_that_is_gone_is_told_of_and_nothing_more_is_written(guard, bodi
         monkeypatch.setattr(guard.components.store, "_timeout", 0.05)
         with pytest.raises(StoreUnavailableError):
             run.drain()
-        lock.communicate("\n", timeout=20)
+        lock.communicate("\n", timeout=60)
         with pytest.raises(RunStopped):
             bodies.quick("b")
     assert guard.components.store.row("r").owner["pid"] == os.getpid()
@@ -817,11 +817,11 @@ def test_a_worker_that_is_told_to_leave_hands_its_run_over(guard):
     assert [first.stdout.readline() for _ in range(3)] == [f"working on {n}\n" for n in range(3)]
     first.send_signal(signal.SIGTERM)
     assert first.stdout.readline() == "leaving\n"
-    out, _ = first.communicate("\n", timeout=20)
+    out, _ = first.communicate("\n", timeout=60)
     assert first.returncode == 0
     assert out == "drained: RUNNING\n"
     assert is_let_go(guard)
     second = worker()
-    out, _ = second.communicate("\n", timeout=20)
+    out, _ = second.communicate("\n", timeout=60)
     assert out == "working on 3\nworking on 4\n10\n"
     assert guard.summary("r").state is RunState.COMPLETED

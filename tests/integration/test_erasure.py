@@ -104,13 +104,13 @@ def test_an_outcome_after_the_erasure_leaves_no_payload(guard: Guard) -> None:
 
     def body(name: str) -> str:
         started.set()
-        assert finish.wait(20)
+        assert finish.wait(60)
         return name
 
     with guard.run("r") as run:
         worker = threading.Thread(target=run.bind(lambda: run.call("slow", body, NEEDLE)))
         worker.start()
-        assert started.wait(20)
+        assert started.wait(60)
     assert guard.erase(run.id) == 1
     finish.set()
     worker.join()

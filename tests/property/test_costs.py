@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard import Budget, Guard, RunStopped, Usage, current_run, current_step
@@ -102,7 +102,7 @@ def summed(guard: Guard) -> dict[str, dict[str, Usage]]:
     return totals
 
 
-@settings(max_examples=scaled(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(15))
 @given(actions=st.one_of(program, st.lists(step, max_size=6)), fork_at=st.integers(min_value=2, max_value=12))
 def test_costs_are_the_sum_of_the_events(actions: list[Any], fork_at: int) -> None:
     clock = FakeClock()

@@ -112,7 +112,7 @@ def elsewhere() -> Iterator[Callable[[bytes], list[str]]]:
 
     yield ask
     child.stdin.close()
-    child.wait(10)
+    child.wait(60)
     child.stdout.close()
 
 

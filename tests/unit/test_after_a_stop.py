@@ -118,7 +118,7 @@ def in_flight(guard: Guard, run, body, **options):
 
     def wait():
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return body()
 
     def call() -> None:
@@ -127,11 +127,11 @@ def in_flight(guard: Guard, run, body, **options):
 
     thread = threading.Thread(target=run.bind(call))
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
 
     def finish() -> None:
         go_on.set()
-        thread.join(10)
+        thread.join(60)
 
     return finish
 
@@ -210,7 +210,7 @@ def test_the_first_stop_wins(guard):
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(10)
+                thread.join(60)
         found = types(guard, run.id)
         assert sum(t in ("run_failed", "run_killed", "run_completed") for t in found) == 1
         assert found.count("step_refused") <= 1
@@ -277,7 +277,7 @@ def test_two_lines_of_control_in_one_branch_never_mix(guard):
 
     def wait() -> None:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     def first() -> None:
         with url_guard.attach(run.id, branch="w") as attached:
@@ -300,11 +300,11 @@ def test_two_lines_of_control_in_one_branch_never_mix(guard):
     with guard.run("r", budget=Budget(steps=9)) as run:
         threads = [threading.Thread(target=first), threading.Thread(target=second)]
         threads[0].start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         threads[1].start()
-        threads[1].join(10)
+        threads[1].join(60)
         go_on.set()
-        threads[0].join(10)
+        threads[0].join(60)
     assert raised == ["main/w/f#1"]
     assert run.spent.steps == 1
     assert run.remaining.steps == 8

@@ -177,20 +177,20 @@ def test_pause_reaches_other_writers(twins, eventually):
             with second.attach(run.id, branch="b") as attached:
                 attached.call("f", lambda: None)
                 entered.set()
-                assert paused.wait(10)
+                assert paused.wait(60)
                 attached.call("g", lambda: went_on.append(1))
 
         entered, paused = threading.Event(), threading.Event()
         thread = threading.Thread(target=work)
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         run.pause("a moment")
         paused.set()
         live_run = live_run_of(second.runtime, run.id)
         eventually(lambda: live_run.fold.state is RunState.PAUSED)
         assert not went_on
         run.resume()
-        thread.join(10)
+        thread.join(60)
         assert went_on == [1]
 
 
@@ -342,7 +342,7 @@ def test_a_guard_is_opened_once(home, url):
                 for thread in threads:
                     thread.start()
                 for thread in threads:
-                    thread.join(10)
+                    thread.join(60)
                 assert len({id(parts) for parts in found}) == 1
                 assert guard.components is found[0]
     finally:
@@ -413,7 +413,7 @@ def test_one_name_attached_twice_makes_no_second_step_of_a_key(twins):
 
     def body():
         going_on.set()
-        assert hangs.wait(10)
+        assert hangs.wait(60)
 
     with first.run("r") as run, second.attach(run.id, branch="w") as other:
         attached = first.attach(run.id, branch="w")
@@ -424,9 +424,9 @@ def test_one_name_attached_twice_makes_no_second_step_of_a_key(twins):
 
         thread = threading.Thread(target=work)
         thread.start()
-        assert going_on.wait(10)
+        assert going_on.wait(60)
         with pytest.raises(DuplicateKeyError):
             other.call("f", int)
         hangs.set()
-        thread.join(10)
+        thread.join(60)
     assert first.verify(run.id)

@@ -37,7 +37,7 @@ async def until_a_step_waits(*, paused: bool) -> None:
     run = active_run()
     if paused:
         run.pause("look")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not run.live_run.time.waiters:
             await asyncio.sleep(0)
 

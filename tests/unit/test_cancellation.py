@@ -22,6 +22,7 @@ from agentguard import (
     current_run,
     guarded_step,
 )
+from agentguard.testing import FakeClock
 
 
 @guarded_step
@@ -53,7 +54,7 @@ def kill_in_flight(guard: Guard, agent, **run_options) -> KillSwitchTriggeredErr
         task = asyncio.create_task(agent(entered))
         await entered.wait()
         guard.kill(reason="test")
-        async with asyncio.timeout(10):  # what no kill reaches fails, and does not hang
+        async with asyncio.timeout(60):  # what no kill reaches fails, and does not hang
             await task
 
     with pytest.raises(KillSwitchTriggeredError) as raised, guard.run("r", **run_options):
@@ -160,7 +161,9 @@ def test_a_kill_after_a_refusal_cancels_what_went_on(guard):
         assert isinstance(end, KillSwitchTriggeredError)
 
 
-def test_a_scopes_deadline_cancels_inside_it_alone(guard):
+def test_a_scopes_deadline_cancels_inside_it_alone():
+    clock = FakeClock()
+
     async def main(run) -> None:
         outside_entered, inside_entered, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -175,13 +178,14 @@ def test_a_scopes_deadline_cancels_inside_it_alone(guard):
         with pytest.raises(BudgetExceededError) as raised, run.scope("s", Budget(seconds=0.2)):
             inside = asyncio.create_task(sleeper(inside_entered))
             await inside_entered.wait()
+            clock.advance(0.2)
             with pytest.raises(BudgetExceededError):
                 await inside
         assert raised.value.scope == "s"
         finish.set()
         assert await other == "unharmed"
 
-    with guard.run("r") as run:
+    with Guard.in_memory(telemetry=False, clock=clock) as guard, guard.run("r") as run:
         asyncio.run(main(run))
     assert run.state is RunState.COMPLETED
 
@@ -328,7 +332,7 @@ def test_all_bodies_of_a_process_end_before_any_of_their_steps_is_settled(guard,
 
     async def main() -> None:
         tasks = [asyncio.create_task(agent(depth=1)) for _ in range(8)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for _ in range(16):
                 await waiting.acquire()
             if elsewhere:
@@ -520,38 +524,62 @@ def test_a_steps_timeout_is_no_stop(guard):
     assert outcome_of(guard, run.id, "slow")["error"]["type"] == "TimeoutError"
 
 
-def test_the_runs_deadline_is_a_budget_stop(guard):
-    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(seconds=0.5)) as run:
-        asyncio.run(sleeper())
+class Late(asyncio.Event):
+    """A body that has entered finds that the time is up."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def set(self) -> None:
+        self._clock.advance(0.5)
+        super().set()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def timed(clock):
+    with Guard.in_memory(telemetry=False, clock=clock) as guard:
+        yield guard
+
+
+def test_the_runs_deadline_is_a_budget_stop(timed, clock):
+    with pytest.raises(BudgetExceededError) as raised, timed.run("r", budget=Budget(seconds=0.5)) as run:
+        asyncio.run(sleeper(Late(clock)))
     assert raised.value.resource == "seconds"
     assert raised.value.limit == 0.5
     assert raised.value.spent >= 0.5
     assert run.state is RunState.FAILED
-    assert outcome_of(guard, run.id, "sleeper")["error"]["type"] == "BudgetExceededError"
+    assert outcome_of(timed, run.id, "sleeper")["error"]["type"] == "BudgetExceededError"
 
 
-def test_nested_bodies_at_the_deadline(guard):
+def test_nested_bodies_at_the_deadline(timed, clock):
     @guarded_step
     async def agent():
         with suppress(Exception):
-            await sleeper()
-        await asyncio.wait_for(asyncio.Event().wait(), 10)
+            await sleeper(Late(clock))
+        await asyncio.wait_for(asyncio.Event().wait(), 60)
 
-    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(seconds=0.05)):
+    with pytest.raises(BudgetExceededError) as raised, timed.run("r", budget=Budget(seconds=0.05)):
         asyncio.run(agent())
     assert raised.value.__cause__ is None
 
 
-def test_a_scopes_deadline(guard):
+def test_a_scopes_deadline(timed, clock):
     async def main(run) -> str:
         with pytest.raises(BudgetExceededError) as raised:
             async with run.scope("s", Budget(seconds=0.05)):
-                await sleeper()
+                await sleeper(Late(clock))
         assert raised.value.scope == "s"
         return await quick()
 
-    with guard.run("r") as run:
+    with timed.run("r") as run:
         assert asyncio.run(main(run)) == "done"
+    assert outcome_of(timed, run.id, "sleeper")["error"]["type"] == "BudgetExceededError"
     assert run.state is RunState.COMPLETED
 
 
@@ -563,12 +591,12 @@ def test_a_kill_wins_over_a_deadline(guard):
     assert run.state is RunState.KILLED
 
 
-def test_a_sync_body_meets_the_deadline_at_its_next_step(guard):
+def test_a_sync_body_meets_the_deadline_at_its_next_step(timed, clock):
     @guarded_step
     def work() -> None:
-        threading.Event().wait(0.06)
+        clock.advance(0.06)
 
-    with pytest.raises(BudgetExceededError) as raised, guard.run("r", budget=Budget(seconds=0.05)) as run:
+    with pytest.raises(BudgetExceededError) as raised, timed.run("r", budget=Budget(seconds=0.05)) as run:
         work()
         work()
     assert raised.value.resource == "seconds"

@@ -208,7 +208,7 @@ def two_loops(run: Run) -> list[str]:
         seen.append(await asked)
 
     async def second() -> None:
-        first_asked.wait(10)
+        first_asked.wait(60)
         seen.append(await asyncio.ensure_future(fetch("second")))
         second_done.set()
 
@@ -219,7 +219,7 @@ def two_loops(run: Run) -> list[str]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive(), "its loop was never woken"
     return seen
 

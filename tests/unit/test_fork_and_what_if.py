@@ -439,7 +439,7 @@ def test_what_an_operator_says_must_come_back(
         eventually(guard.approvals)
         (asked,) = guard.approvals()
         guard.approve("r", asked.key)
-        worker.join(10)
+        worker.join(60)
     (key,) = {event.key for event in guard.history("r") if event.type == "step_completed"}
     with pytest.raises(ValueError, match="would not come back in a replay"):
         guard.resolve("r", key, "completed", result=result)

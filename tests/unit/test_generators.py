@@ -525,7 +525,7 @@ def test_the_body_is_not_closed_in_another_thread(guard):
         items = numbers()
         next(items)
         opened.set()
-        assert over.wait(10)
+        assert over.wait(60)
         assert closed == []
         try:
             next(items)
@@ -536,9 +536,9 @@ def test_the_body_is_not_closed_in_another_thread(guard):
     with guard.run("r") as run:
         thread = threading.Thread(target=run.bind(consumer))
         thread.start()
-        assert opened.wait(10)
+        assert opened.wait(60)
     over.set()
-    thread.join(10)
+    thread.join(60)
     assert len(raised) == 1
     assert closed == [thread.ident]
 

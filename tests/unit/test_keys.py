@@ -164,16 +164,16 @@ def test_a_key_in_flight_is_not_run_twice(guard):
     @guarded_step(key="slow")
     def slow():
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with guard.run("r") as run:
         thread = threading.Thread(target=run.bind(slow))
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         with pytest.raises(DuplicateKeyError):
             slow()
         go_on.set()
-        thread.join(10)
+        thread.join(60)
     assert run.spent.steps == 1
 
 
@@ -241,7 +241,7 @@ def everything(run, name, delay):
         with run.step(f"block {name}"):
             tool(name)
         await asyncio.create_task(plain(f"sub {name}"))
-        await asyncio.wait_for(plain(f"waited {name}"), 5)
+        await asyncio.wait_for(plain(f"waited {name}"), 60)
         async with asyncio.TaskGroup() as group:
             group.create_task(plain(f"grouped {name}"))
             group.create_task(atool(name))
@@ -320,8 +320,8 @@ def test_wait_for_begins_no_branch(guard):
 
     async def main():
         await atool("before")
-        await asyncio.wait_for(atool("waited for"), 5)
-        await asyncio.wait_for(nested(), 5)
+        await asyncio.wait_for(atool("waited for"), 60)
+        await asyncio.wait_for(nested(), 60)
         await atool("after")
 
     with guard.run("r") as run:
@@ -419,8 +419,8 @@ def test_bind_begins_a_branch_on_the_creating_side(guard):
     with guard.run("r") as run:
         first, second = run.bind(tool), run.bind(tool)
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(second, "b").result(10) == "b"
-            assert pool.submit(first, "a").result(10) == "a"
+            assert pool.submit(second, "b").result(60) == "b"
+            assert pool.submit(first, "a").result(60) == "a"
     assert keys(guard, run) == ["main/tool#2/tool#1", "main/tool#1/tool#1"]
 
 
@@ -444,7 +444,7 @@ def test_bind_keeps_the_scope_and_the_run(guard):
         bound = run.bind(tool)
         thread = threading.Thread(target=bound)
         thread.start()
-        thread.join(10)
+        thread.join(60)
     assert scope.spent.steps == 1
 
 
@@ -468,9 +468,9 @@ def test_bind_what_is_awaited_in_another_loop(guard, fn):
 
     with guard.run("r") as run:
         future = asyncio.run_coroutine_threadsafe(elsewhere(run.bind(fn)), loop)
-        assert future.result(10) == "value"
+        assert future.result(60) == "value"
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(60)
     loop.close()
     assert len(keys(guard, run)) == 1
 
@@ -489,11 +489,11 @@ def test_bind_in_a_loop_that_is_busy_with_other_things(guard):
             await asyncio.create_task(atool())
 
         with guard.run("r") as run:
-            asyncio.run_coroutine_threadsafe(run.bind(work)(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(run.bind(work)(), loop).result(60)
         for future in waiting:
             future.cancel()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.run_until_complete(loop.shutdown_asyncgens())
         for task in asyncio.all_tasks(loop):
             with suppress(asyncio.CancelledError):
@@ -515,9 +515,9 @@ def test_bare_threads_are_refused(guard):
     with guard.run("r"):
         thread = threading.Thread(target=work)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(work).result(10)
+            pool.submit(work).result(60)
     assert len(raised) == 2
     assert all("run.bind(fn)" in message for message in raised)
 
@@ -550,7 +550,7 @@ def test_attach_with_a_branch_name(guard):
 
             thread = threading.Thread(target=work)
             thread.start()
-            thread.join(10)
+            thread.join(60)
     assert keys(guard, run) == [
         "main/left/tool#1",
         "main/left/tool#2",
@@ -602,7 +602,7 @@ def test_attachments_of_many_threads_are_numbered_apart(guard):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
     assert sorted(keys(guard, run)) == sorted(f"attach#{n}/tool#1" for n in range(1, 17))
 
 

@@ -333,17 +333,17 @@ def test_exit_does_not_wait_for_steps_in_flight(guard):
     @guarded_step(usage=Usage(usd="0.25"))
     def slow() -> None:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with guard.run("r", budget=Budget(usd=1)) as run:
         thread = threading.Thread(target=run.bind(slow))
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
     ended = guard.summary(run.id)
     assert ended.state is RunState.COMPLETED
     assert ended.usage.usd == 0
     go_on.set()
-    thread.join(10)
+    thread.join(60)
     settled = guard.summary(run.id)
     assert settled.usage.usd == Decimal("0.25")
     assert (settled.state, settled.ended_at, settled.termination) == (
@@ -361,14 +361,14 @@ def test_a_late_excess_does_not_stop_what_has_completed(guard):
     @guarded_step(reserve=Usage(usd="0.1"), usage=lambda _: Usage(usd=5))
     def slow() -> None:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with guard.run("r", budget=Budget(usd=1)) as run:
         thread = threading.Thread(target=run.bind(slow))
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
     go_on.set()
-    thread.join(10)
+    thread.join(60)
     assert run.stop is None
     assert guard.summary(run.id).state is RunState.COMPLETED
     assert guard.summary(run.id).usage.usd == 5

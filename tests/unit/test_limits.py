@@ -131,17 +131,17 @@ def test_the_error_shows_spent_and_reserved_apart(guard):
 
     def hold() -> None:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with suppress(RunStopped), guard.run("r", budget=Budget(usd=1)) as run:
         run.call("spend", int, usage=Usage(usd="0.25"))
         thread = threading.Thread(target=run.bind(lambda: run.call("hold", hold, usage=Usage(usd="0.5"))))
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         with pytest.raises(BudgetExceededError) as raised:
             run.call("spend", int, usage=Usage(usd="0.3"))
         go_on.set()
-        thread.join(10)
+        thread.join(60)
     error = raised.value
     assert (error.spent, error.reserved, error.requested, error.limit) == tuple(
         Decimal(amount) for amount in ("0.25", "0.5", "0.3", "1")
@@ -158,16 +158,16 @@ def test_a_refusal_does_not_wait_and_is_final(guard):
     @guarded_step(reserve=Usage(usd=1), usage=lambda _: Usage(usd="0.1"))
     def cheap_after_all() -> None:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with pytest.raises(BudgetExceededError), guard.run("r", budget=Budget(usd=1)) as run:
         thread = threading.Thread(target=run.bind(cheap_after_all))
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         with pytest.raises(BudgetExceededError) as first:
             run.call("spend", int, usage=Usage(usd="0.5"))
         go_on.set()
-        thread.join(10)
+        thread.join(60)
         assert run.spent.usd == Decimal("0.1")
         with pytest.raises(BudgetExceededError) as second:
             run.call("spend", int, usage=Usage(usd="0.5"))
@@ -484,7 +484,7 @@ def test_on_warning_from_many_threads(guard):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
     assert errors == []
     assert sorted(w["resource"] for w in told) == sorted(limits)
 

@@ -374,13 +374,13 @@ def test_a_denied_approval(guard: Guard) -> None:
                 while not (asked := guard.approvals()):
                     assert not waiting.done()
                 getattr(guard, decide)(run.id, asked[0].key, reason="no", actor="ann")
-                answers.append(waiting.result(10))
+                answers.append(waiting.result(60))
         after = add(5)
     assert answers[0][1:] == ("no", "ann")
     assert answers[1] == 1
     RAN.clear()
     with guard.replay(run.id) as replay, ThreadPoolExecutor(1) as pool:
-        again = [pool.submit(replay.bind(ask), replay, 1).result(10) for _ in range(2)]
+        again = [pool.submit(replay.bind(ask), replay, 1).result(60) for _ in range(2)]
         assert (again, add(5)) == (answers, after)
     assert RAN == []
 
@@ -935,15 +935,15 @@ def test_a_step_that_outlived_its_run_has_no_outcome_and_the_end_is_as_recorded(
     def slow() -> None:
         RAN.append("slow")
         going_on.set()
-        hangs.wait(10)
+        hangs.wait(60)
 
     def program(run: Run) -> int:
         thread = threading.Thread(target=suppressing(StepOutcomeUnknownError, run.bind(slow)))
         thread.start()
         if not threads:
-            assert going_on.wait(10)
+            assert going_on.wait(60)
         else:
-            thread.join(10)
+            thread.join(60)
         threads.append(thread)
         return add(1)
 
@@ -956,7 +956,7 @@ def test_a_step_that_outlived_its_run_has_no_outcome_and_the_end_is_as_recorded(
     assert RAN == ["slow", (1, 0)]
     assert replay.state is RunState.COMPLETED
     hangs.set()
-    threads[0].join(10)
+    threads[0].join(60)
 
 
 def suppressing(error: type[Exception], fn: Callable[[], Any]) -> Callable[[], None]:

@@ -259,7 +259,7 @@ def test_a_grant_holds_for_the_arguments_that_it_was_given_for(
         recovered = pool.submit(asks, asked)  # the old process is fenced from here on
         eventually(lambda: len(requests(guard)) == 2)
         guard.approve("tidy", "main/delete#1", actor="ann")
-        recovered.result(10)
+        recovered.result(60)
         guard.kill(reason="the end", run="tidy")
     assert done == [asked]
 

@@ -269,18 +269,18 @@ def test_what_a_probe_supplies_comes_back_as_given(guard: Guard) -> None:
     @guarded_step(probe=lambda key: ("completed", Visit(NOON, 3)))
     def visit() -> Visit:
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
         return Visit(NOON)
 
     run = guard.run("r")
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(lambda: (run.__enter__(), visit()))
-        assert entered.wait(10)
+        assert entered.wait(60)
         guard.runtime.live.pop(run.id, None)
         with guard.recover(run.id, take_over=True):
             assert shown(visit()) == shown(Visit(NOON, 3))
         leave.set()
-        pending.exception(10)
+        pending.exception(60)
     with guard.replay(run.id):
         assert shown(visit()) == shown(Visit(NOON, 3))
 

@@ -13,6 +13,7 @@ import pytest
 
 from agentguard import Budget, BudgetExceededError, Guard, Run, RunState, Usage, guarded_step
 from agentguard.errors import AgentGuardError, RunNotFoundError
+from agentguard.testing import FakeClock
 
 
 @guarded_step(usage=Usage(usd="0.10"))
@@ -140,23 +141,27 @@ def test_a_nested_run_is_given_a_budget_of_its_own(guard: Guard) -> None:
     assert (inner.spent.steps, outer.spent.steps) == (1, 2)
 
 
-def test_a_deadline_is_moved_while_a_body_waits_for_it(guard: Guard) -> None:
+def test_a_deadline_is_moved_while_a_body_waits_for_it() -> None:
+    clock = FakeClock()
+
     async def body(entered: asyncio.Event, go_on: asyncio.Event) -> str:
         entered.set()
         await go_on.wait()
         return "done"
 
     async def main() -> str:
-        async with guard.run("r", budget=Budget(seconds=0.2)) as run:
+        async with guard.run("r", budget=Budget(seconds=0.05)) as run:
             entered, go_on = asyncio.Event(), asyncio.Event()
             step = asyncio.ensure_future(run.call("wait", body, entered, go_on))
             await entered.wait()
             run.set_budget(Budget(seconds=3600))
-            await asyncio.sleep(0.3)  # beyond the first deadline
+            clock.advance(0.1)
+            await asyncio.sleep(0.1)  # beyond the first deadline
             go_on.set()
             return await step  # type: ignore[no-any-return]
 
-    assert asyncio.run(main()) == "done"
+    with Guard.in_memory(telemetry=False, clock=clock) as guard:
+        assert asyncio.run(main()) == "done"
 
 
 @pytest.mark.parametrize("where", ["memory", "sqlite"])

@@ -16,7 +16,7 @@ def test_tasks_that_wait_for_the_disk_are_told_that_the_store_was_closed(tmp_pat
         tasks = [asyncio.create_task(on_disk(store)) for _ in range(3)]
         await asyncio.sleep(0)  # they wait from here on
         store.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     told = asyncio.run(main())
@@ -30,7 +30,7 @@ def test_a_task_that_is_cancelled_while_it_waits_keeps_nobody_else(tmp_path: Pat
         tasks = [asyncio.create_task(on_disk(store)) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[0].cancel()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     first, *others = asyncio.run(main())

@@ -131,7 +131,7 @@ def test_a_drain_lets_a_nested_run_of_a_body_close_its_generators(sqlite_guard: 
     @guarded_step(usage=Usage(usd="0.10"))
     def work(begun: threading.Event, draining: threading.Event) -> None:
         begun.set()
-        assert draining.wait(10)
+        assert draining.wait(60)
         with sqlite_guard.run("inner", run_id="inner-run"):
             items = numbers()
             next(items)
@@ -141,7 +141,7 @@ def test_a_drain_lets_a_nested_run_of_a_body_close_its_generators(sqlite_guard: 
     begun, draining = threading.Event(), threading.Event()
 
     def drain() -> None:
-        assert begun.wait(10)
+        assert begun.wait(60)
         threading.Timer(0, wait_for_drain).start()
         run.drain(10)
 
@@ -154,7 +154,7 @@ def test_a_drain_lets_a_nested_run_of_a_body_close_its_generators(sqlite_guard: 
         thread = threading.Thread(target=drain)
         thread.start()
         work(begun, draining)
-    thread.join(20)
+    thread.join(60)
     assert [e.type for e in sqlite_guard.history("inner-run")][-2:] == ["step_completed", "run_completed"]
     account = next(iter(sqlite_guard.components.store.accounts(["tenant:t"]).values()))
     assert not any(account.reserved.values())

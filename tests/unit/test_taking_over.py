@@ -41,7 +41,7 @@ class Hangs:
     def here(self) -> None:
         if self.first:
             self.first = False
-            assert self.released.wait(10)
+            assert self.released.wait(60)
 
     async def here_async(self) -> None:
         if self.first:
@@ -101,7 +101,7 @@ def hung(guard: Guard, eventually: Callable[[Callable[[], object]], None]) -> It
     yield begin
     HANGS.released.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
 
 def take_over(guard: Guard, program: Program) -> Any:
@@ -359,7 +359,7 @@ def test_a_pause_by_an_operator_is_waited_out(
     eventually(lambda: guard.history("r")[-1].type == "run_recovered")
     assert RAN == []
     guard.resume("r")
-    second.join(20)
+    second.join(60)
     assert given == [[10, 20]]
     assert RAN == [2]
 

@@ -17,7 +17,7 @@ import agentguard
 from agentguard.killswitch.page import PageKillSwitch
 from tests.kit import wait_until
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 PRELUDE = """
 import os, sys, threading, time

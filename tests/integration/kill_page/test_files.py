@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs 
 Open = Callable[[], PageKillSwitch]
 Start = Callable[..., Any]
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def test_nothing_is_touched_before_it_is_used(home: Path) -> None:

@@ -20,7 +20,7 @@ Open = Callable[[], PageKillSwitch]
 Start = Callable[..., Any]
 Wait = Callable[[Callable[[], object]], None]
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 RECORDS = """

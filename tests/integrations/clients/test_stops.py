@@ -150,7 +150,7 @@ def test_a_kill_between_attempts_ends_the_retries(provider: str, guard: Guard, s
             with guard.run("ask") as run:
 
                 def kill() -> None:
-                    pause.reached.wait(10)
+                    pause.reached.wait(60)
                     server.next.insert(0, error(500, "oops"))
                     guard.kill(run=run.id, reason="enough")
                     pause.go_on.set()

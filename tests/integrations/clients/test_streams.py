@@ -93,7 +93,7 @@ def test_a_kill_in_the_middle_ends_the_stream_and_closes_the_connection(sdk: Sdk
             with guard.run("ask", budget=Budget(usd=5)) as run:
 
                 def kill() -> None:
-                    pause.reached.wait(10)
+                    pause.reached.wait(60)
                     guard.kill(run=run.id, reason="enough")
                     if not sdk.asynchronous:  # a blocking read ends with the next event
                         pause.go_on.set()

@@ -45,7 +45,7 @@ class Turns:
 
     def wait(self, name: str) -> None:
         with self._condition:
-            assert self._condition.wait_for(lambda: self._order[:1] == [name], timeout=20)
+            assert self._condition.wait_for(lambda: self._order[:1] == [name], timeout=60)
             self._order.pop(0)
             self._condition.notify_all()
 
