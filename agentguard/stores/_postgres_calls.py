@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from struct import Struct
+from struct import Struct, error
+
+import psycopg
 
 _SIZE = Struct("!i").pack
 _INTEGER = Struct("!i").pack
@@ -27,9 +29,16 @@ class Call:
         self.formats = [1] * len(packers)
 
     def packed(self, values: Sequence[object]) -> list[bytes | None]:
-        """The parameters in the server's binary form."""
+        """The parameters in the server's binary form.
+
+        Raises:
+            psycopg.DataError: a value has no such form.
+        """
         pairs = zip(self._packers, values, strict=True)
-        return [None if value is None else pack(value) for pack, value in pairs]
+        try:
+            return [None if value is None else pack(value) for pack, value in pairs]
+        except (error, UnicodeError) as reason:
+            raise psycopg.DataError(f"a value has no form in PostgreSQL: {reason}") from reason
 
 
 def integer(value: int) -> bytes:

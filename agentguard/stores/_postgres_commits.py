@@ -185,15 +185,31 @@ class Commits:
     def _try_together(self, batch: Sequence[Act]) -> None:
         try:
             self._try(batch)
-        except psycopg.Error as error:
-            runs = {act.number: [other for other in batch if other.number == act.number] for act in batch}
-            if len(runs) > 1 and not is_passing(error):  # of one run, perhaps, and no matter to the others
-                for acts in runs.values():
-                    self._try_together(acts)
-            else:
-                self._fail(batch, self._errors.of(error))
         except StoreUnavailableError as error:
             self._fail(batch, error)
+        except psycopg.Error as error:
+            if len(batch) == 1 or is_passing(error):
+                self._fail(batch, self._errors.of(error))
+            else:
+                self._try_apart(batch)
+        except Exception as error:
+            if threading.current_thread() is threading.main_thread():  # of a signal handler, perhaps
+                raise
+            self._drop_link()
+            for act in batch:
+                act.in_doubt = True
+            if len(batch) == 1:
+                self._fail(batch, self._errors.unforeseen(error))
+            else:
+                self._try_apart(batch)
+
+    def _try_apart(self, batch: Sequence[Act]) -> None:
+        """Try the runs of a batch, or the acts of one run, by themselves: one may be at fault."""
+        runs: dict[int, list[Act]] = {}
+        for act in batch:
+            runs.setdefault(act.number, []).append(act)
+        for part in runs.values() if len(runs) > 1 else [[act] for act in batch]:
+            self._try_together(part)
 
     def _fail(self, batch: Sequence[Act], error: BaseException) -> None:
         for act in batch:

@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 
 #: Of one attempt to connect, in seconds.
 _CONNECT_TIMEOUT = 5
+#: What goes to the server at once, below the 1 GB of a message and of a value.
+_MOST_BYTES = 1_000_000_000
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
 
@@ -52,6 +54,8 @@ _PASSING = (
     errors.InsufficientResources,
     errors.ObjectNotInPrerequisiteState,
 )
+#: Errors that psycopg counts among those of a lost connection, and that are here to stay.
+_LASTING = (errors.QueryCanceled, errors.ProgramLimitExceeded)
 
 
 class Link(psycopg.Connection[TupleRow]):
@@ -95,7 +99,10 @@ class Link(psycopg.Connection[TupleRow]):
             psycopg.Error: that of the first which failed; those after it were not carried out.
         """
         pgconn = self.pgconn
-        sends = deque([self._send(call, values) for call, values in calls])
+        packed = [call.packed(values) for call, values in calls]
+        if sum(len(value) for values in packed for value in filter(None, values)) > _MOST_BYTES:
+            raise psycopg.DataError(f"more than {_MOST_BYTES:,} bytes at once: too large for PostgreSQL")
+        sends = deque([self._send(call, values) for (call, _), values in zip(calls, packed, strict=True)])
         if len(sends) < 2:
             for send in sends:
                 send()
@@ -121,8 +128,8 @@ class Link(psycopg.Connection[TupleRow]):
                 raise errors.error_from_result(result, encoding=self.info.encoding)
         return results
 
-    def _send(self, call: Call, values: Sequence[object]) -> Callable[[], None]:
-        packed, pgconn = call.packed(values), self.pgconn
+    def _send(self, call: Call, packed: list[bytes | None]) -> Callable[[], None]:
+        pgconn = self.pgconn
         if self._prepare(call):
             return partial(pgconn.send_query_prepared, call.name, packed, call.formats, Format.BINARY)
         return partial(pgconn.send_query_params, call.query, packed, None, call.formats, Format.BINARY)
@@ -172,7 +179,7 @@ def connect(url: str, patience: float) -> Link:
 
 def is_passing(error: psycopg.Error) -> bool:
     """Whether the same may succeed if it is tried again: the server is away, busy or starting."""
-    lost = isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.QueryCanceled)
+    lost = isinstance(error, psycopg.OperationalError) and not isinstance(error, _LASTING)
     return lost or isinstance(error, _PASSING)
 
 
@@ -221,6 +228,10 @@ class Translation:
         advice = next((text for kind, text in _ADVICE.items() if isinstance(error, kind)), None)
         said = (error.diag.message_primary or str(error)).strip().partition("\n")[0]
         return StoreUnavailableError(f"{self._place}: {f'{advice} ({said})' if advice else said}")
+
+    def unforeseen(self, error: Exception) -> StoreUnavailableError:
+        """The same of an error that is not the driver's, whose text may show a value."""
+        return StoreUnavailableError(f"{self._place}: an append failed with {type(error).__name__}")
 
     def closed(self) -> StoreUnavailableError:
         """What a closed store says."""

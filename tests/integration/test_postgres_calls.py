@@ -48,6 +48,25 @@ def test_the_server_reads_what_was_packed(link: Link, values: tuple[object, ...]
     assert link.rows(link.call(ALL, *values)) == [values]
 
 
+@pytest.mark.parametrize(
+    ("call", "values"),
+    [
+        (DIVIDE, (2**31, 1)),
+        (ALL, (0, 2**63, "", b"", [], [], [], [])),
+        (ALL, (0, 0, "\udc80", b"", [], [], [], [])),
+        (ALL, (0, 0, "", b"", [2**31], [], [], [])),
+        (ALL, (0, 0, "", b"", [], [], ["\udc80"], [])),
+        (ALL, (0, 0, "\0", b"", [], [], [], [])),  # which the server finds
+    ],
+)
+def test_what_has_no_form_in_the_server_is_an_error_of_the_drivers(
+    link: Link, call: Call, values: tuple[object, ...]
+) -> None:
+    with pytest.raises(psycopg.DataError):
+        link.call(call, *values)
+    assert link.rows(link.call(DIVIDE, 6, 2)) == [(3,)]
+
+
 def test_calls_that_go_together_are_one_transaction_and_the_first_error_is_told(link: Link) -> None:
     link.execute("CREATE TABLE kept (value integer)")
     keep = Call("keep", "INSERT INTO kept VALUES ($1)", integer)

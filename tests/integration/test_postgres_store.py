@@ -16,6 +16,7 @@ from agentguard.budget.ledger import LedgerRefusedError, Movement
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
+from agentguard.stores import _postgres_link
 from agentguard.stores._postgres_commits import Commits
 from agentguard.stores._postgres_schema import migrate
 from agentguard.stores.postgres import PostgresEventStore
@@ -281,14 +282,58 @@ def test_a_run_that_another_writer_holds_does_not_hold_up_the_others(store: Post
     holder.join()
 
 
-def test_a_bad_value_of_one_run_is_no_matter_to_the_others(store: PostgresEventStore) -> None:
-    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in ("bad", "good")}
-    bad = accept(store, numbers["bad"], log_of("bad", 2), Movement("a\0b", opening=opening(1)))
-    good = accept(store, numbers["good"], log_of("good", 2), Movement("a", opening=opening(1)))
-    assert store.wait_for(good)["a"].reserved == {}
-    with pytest.raises(StoreUnavailableError):
-        store.wait_for(bad)
-    assert len(list(store.read("bad"))) == 1
+def with_account(name: str) -> list[Any]:
+    """What an event is appended with that moves such an account."""
+    return [Movement(name, opening=opening(1))]
+
+
+#: What one event has that cannot be appended, and what it is appended with.
+BAD: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "a NUL in a text": ({}, with_account("a\0b")),
+    "a lone surrogate in a text": ({}, with_account("a\udc80b")),
+    "more than goes to the server at once": ({"payload": bytes(5_000)}, []),
+    "the same in a transaction": ({"payload": bytes(5_000)}, with_account("big")),
+    "no bytes": ({"body": "text"}, []),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("together", [True, False], ids=["appended", "transacted"])
+def test_what_one_act_cannot_append_is_told_to_its_step_alone(
+    store: PostgresEventStore, fault: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_postgres_link, "_MOST_BYTES", 4_000)
+    changed, bad_moves = BAD[fault]
+    moves = [] if together else with_account("a")
+    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in ("first", "bad", "last")}
+    first = accept(store, numbers["first"], log_of("first", 2), *moves)
+    before = accept(store, numbers["bad"], log_of("bad", 2), *moves)
+    event = log_of("bad", 3)[-1]._replace(**changed)
+    bad = accept(store, numbers["bad"], [*log_of("bad", 2), event], *bad_moves, after=before)
+    behind = accept(store, numbers["bad"], log_of("bad", 4), after=bad)
+    last = accept(store, numbers["last"], log_of("last", 2), *moves)
+    store.commit_soon()
+    outcomes = [act.future.exception(30) for act in (first, before, bad, behind, last)]
+    assert [type(outcome) for outcome in outcomes] == [
+        *(type(None), type(None), StoreUnavailableError, HeadMovedError, type(None)),
+    ]
+    assert [unplaced(store.read(run_id)) for run_id in numbers] == [log_of(run_id, 2) for run_id in numbers]
+    accept(store, numbers["last"], log_of("last", 3), after=last)
+    store.commit_soon()
+    wait_until(lambda: len(list(store.read("last"))) == 3)
+
+
+def test_acts_that_are_too_large_together_are_committed_apart(
+    store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_postgres_link, "_MOST_BYTES", 4_000)
+    numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in "ab"}
+    acts: list[Any] = []
+    for run_id, number in numbers.items():
+        log = log_of(run_id, 4, payload=bytes(3_000))
+        acts += [accept(store, number, log[:upto]) for upto in (2, 3, 4)]
+    assert [store.wait_for(act) for act in acts] == [{}] * 6
+    assert [len(list(store.read(run_id))) for run_id in numbers] == [4, 4]
 
 
 # --- nothing of a log changes --------------------------------------------------------------------
