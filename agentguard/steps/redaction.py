@@ -90,7 +90,8 @@ class Redactor:
 
     def plain(self, value: Any) -> Any:
         """Plain data of ours without its secrets, the rule not asked; the same object where there is none."""
-        return (self if self._rule is None else BUILT_IN)._value(value, name="")
+        redactor = self if self._rule is None else BUILT_IN
+        return redactor._value(value, name="") if redactor._search(_encode(value)) else value
 
     def text(self, text: str) -> str:
         """A message without its secrets."""
