@@ -17,6 +17,7 @@ import pytest
 PROGRAM = Path(__file__).parent / "crashes" / "every_act.py"
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize(
     "stride", [pytest.param(0, id="once"), pytest.param(5, id="twice", marks=pytest.mark.long)]
@@ -26,7 +27,7 @@ def test_a_crash_after_any_act_loses_and_doubles_nothing(tmp_path: Path, stride:
         [sys.executable, str(PROGRAM), str(tmp_path / "homes"), str(stride)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1100,
         check=False,
     )
     *problems, acts = ended.stdout.splitlines() or [""]

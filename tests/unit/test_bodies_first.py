@@ -56,9 +56,10 @@ def test_a_handler_that_raises_while_bodies_have_their_turn_keeps_nothing_off_th
     with blocked(1) as loops:
         before = signal.signal(signal.SIGALRM, raise_it)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            with pytest.raises(AlarmError):
-                stop_in(loops, cancelled, written)
+            with pytest.raises(AlarmError), bodies_first.bodies_first():
+                bodies_first.cancel(loops[0], lambda: cancelled.append(0))
+                bodies_first.write(lambda: written.append(0))
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
