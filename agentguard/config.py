@@ -8,14 +8,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home, sqlite_path, store_url
 from agentguard._optional import require
-from agentguard._secrets import public_url
+from agentguard._secrets import public_url, url_parts, with_options
 from agentguard.budget.rules import BudgetRule, BudgetRules, budget_rules, parse_budget
 from agentguard.protocols import EventStore, KillSwitch, abilities_of
+from agentguard.tenancy import check_id
 
 
 class _Backend(NamedTuple):
@@ -78,11 +79,14 @@ def check_store(url: str, durability: str | None) -> None:
     """Refuse a URL that names no store, and a promise that its store cannot keep.
 
     Raises:
-        ValueError: the URL names no store, or asks `memory://` for a durability it has not.
+        ValueError: the URL names no store, has an option that cannot be meant, or asks `memory://` for a
+            durability it has not.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url_parts(url).scheme
     if scheme not in _STORES:
         raise ValueError(f"no event store for {public_url(url)!r}; known are {_known(_STORES)}")
+    if scheme == "postgresql":
+        postgres_options(url)
     if scheme != "memory":
         return
     if url != "memory://":
@@ -133,19 +137,25 @@ def postgres_options(url: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: one of ours has a value that cannot be meant.
     """
-    kinds: dict[str, Any] = {"store_timeout": float, "connections": int, "tenant": str}
-    server, _, query = url.partition("?")
+    kinds: dict[str, Any] = {"store_timeout": float, "connections": int, "tenant": _tenant}
+    parts = url_parts(url)
     options: dict[str, Any] = {}
     others = []
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in kinds:
             others.append((name, value))
             continue
         try:
             options[name] = kinds[name](value)
-        except ValueError:
-            raise ValueError(f"{public_url(url)!r}: {name} must be a number, not {value!r}") from None
-    return f"{server}?{urlencode(others)}" if others else server, options
+        except ValueError as error:
+            said = str(error) if name == "tenant" else f"{name} must be a number, not {value!r}"
+            raise ValueError(f"{public_url(url)!r}: {said}") from None
+    return with_options(parts, others), options
+
+
+def _tenant(value: str) -> str:
+    """The tenant that a URL narrows its store to; an empty one is refused, and does not mean all of them."""
+    return check_id(value, "tenant")
 
 
 def open_switch(setting: str | KillSwitch | None, clock: Clock, store: EventStore) -> KillSwitch:
@@ -179,7 +189,7 @@ def check_switch(setting: str) -> None:
     Raises:
         ValueError: nothing is known by that name.
     """
-    if urlsplit(setting).scheme in _NETWORK_SCHEMES or setting.removesuffix("://") in _SWITCHES:
+    if url_parts(setting).scheme in _NETWORK_SCHEMES or setting.removesuffix("://") in _SWITCHES:
         return
     known = f"{_known(_SWITCHES)}, {', '.join(f'{scheme}://' for scheme in _NETWORK_SCHEMES)}"
     several = "sentinel" in setting or "cluster" in setting

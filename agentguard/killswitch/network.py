@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl
 
 from msgspec import structs
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
-from agentguard._secrets import public_url
+from agentguard._secrets import public_url, url_parts, with_options
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.acks import collect, total
 from agentguard.killswitch.hosts import OtherHosts, host_report
@@ -216,7 +216,7 @@ def split_url(url: str) -> tuple[str, float]:
     Raises:
         ValueError: the scheme is unknown, or `max_staleness` is no positive number.
     """
-    parts = urlsplit(url)
+    parts = url_parts(url)
     if parts.scheme not in SCHEMES:
         raise ValueError(f"no kill switch for {public_url(url)!r}; known are {', '.join(SCHEMES)}")
     options = parse_qsl(parts.query, keep_blank_values=True)
@@ -227,14 +227,14 @@ def split_url(url: str) -> tuple[str, float]:
         max_staleness = math.nan
     if not 0 < max_staleness < math.inf:
         raise ValueError(f"{public_url(url)}: max_staleness must be seconds above 0, not {text!r}")
-    rest = urlencode([option for option in options if option[0] != "max_staleness"])
-    return parts._replace(query=rest).geturl(), max_staleness
+    rest = (option for option in options if option[0] != "max_staleness")
+    return with_options(parts, rest), max_staleness
 
 
 def open_log(server: str) -> RemoteLog:
     """The control log on a server; nothing is opened before it is used."""
     log: RemoteLog
-    if urlsplit(server).scheme in ("postgresql", "postgres"):
+    if url_parts(server).scheme in ("postgresql", "postgres"):
         from agentguard.killswitch.postgres import PostgresLog  # noqa: PLC0415 - a driver of its own
 
         log = PostgresLog(server)

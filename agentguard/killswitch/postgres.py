@@ -13,12 +13,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from agentguard._optional import require
-from agentguard._secrets import public_url
+from agentguard._secrets import public_url, url_parts, with_options
 from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.remote import REPORT_KEPT, HostReport, parse_report
@@ -48,10 +48,10 @@ class PostgresLog:
 
     def __init__(self, url: str) -> None:
         self._psycopg: Any = require("psycopg", extra="postgres", feature="a kill switch on PostgreSQL")
-        parts = urlsplit(url)
+        parts = url_parts(url)
         options = [pair for pair in parse_qsl(parts.query) if pair[0] not in _OF_STORES]
         self.url = public_url(url)
-        self._server = parts._replace(query=urlencode(options)).geturl()
+        self._server = with_options(parts, options)
         self._lock = threading.RLock()
         self._connection: Any = None
         self._listening: Any = None

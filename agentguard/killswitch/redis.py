@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from agentguard._optional import require
-from agentguard._secrets import public_url
+from agentguard._secrets import public_url, url_parts, with_options
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.control import format_entry, parse_entry
@@ -71,18 +71,22 @@ class RedisLog:
 
     def __init__(self, url: str) -> None:
         self._redis: Any = require("redis", extra="redis", feature="a kill switch on Redis")
-        parts = urlsplit(url)
+        parts = url_parts(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         prefix = options.pop("prefix", "agentguard")
         if "," in parts.netloc:
             raise ValueError(f"{public_url(url)}: {_ONE_SERVER}")
         if not prefix or set(prefix) & set("{}") or not prefix.isprintable():
             raise ValueError(f"{public_url(url)}: prefix must be printable, not empty, and without braces")
+        if "decode_responses" in options:
+            raise ValueError(f"{public_url(url)}: the option decode_responses is not yours to set")
+        if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+            raise ValueError(f"{public_url(url)}: behind the host stands the number of a database, as in /0")
         self.url = public_url(url)
         # One hash tag, so that a cluster keeps both keys together.
         self._key = f"{{{prefix}}}:kills"
         self._hosts = f"{{{prefix}}}:kills:hosts"
-        self._server = f"{parts.scheme}://{parts.netloc}{parts.path}?{urlencode(options)}"
+        self._server = with_options(parts, options.items())
         self._connect()
 
     def _connect(self) -> None:
@@ -94,7 +98,12 @@ class RedisLog:
             "socket_connect_timeout": TIMEOUT,
             "retry": retry.Retry(backoff.NoBackoff(), 0),
         }
-        self._client: Any = self._redis.Redis.from_url(self._server, **options)
+        try:
+            self._client: Any = self._redis.Redis.from_url(self._server, **options)
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # which connects nowhere yet
+        except (TypeError, ValueError, self._redis.RedisError) as error:
+            raise ValueError(f"{self.url}: redis-py takes no such URL: {error}") from error
         self._append = self._client.register_script(_APPEND)
         self._report = self._client.register_script(_REPORT)
         self._prune = self._client.register_script(_PRUNE)

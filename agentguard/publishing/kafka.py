@@ -13,10 +13,10 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from agentguard._optional import require
-from agentguard._secrets import public_url
+from agentguard._secrets import public_url, url_parts
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.protocols import EventStore, PublishingError
@@ -59,10 +59,14 @@ def parse_target(url: str) -> KafkaTarget:
     Raises:
         ValueError: a part is missing, or an option is not the caller's to set.
     """
-    parts = urlsplit(url)
+    parts = url_parts(url)
     topic = unquote(parts.path.strip("/"))
-    if parts.scheme != "kafka" or not parts.netloc or not topic or "/" in topic:
+    if parts.scheme != "kafka" or not _are_servers(parts.netloc) or not topic or "/" in topic:
         raise ValueError(f"{public_url(url)!r} is no kafka://host:port/topic")
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"{public_url(url)!r}: user and password go into the options sasl.username and sasl.password"
+        )
     if not _is_topic(topic_of(topic, " " * _KEPT)):
         raise ValueError(
             f"{public_url(url)!r}: the name of a topic is 1 to 249 letters (a to z), digits, '.', '_' and '-'"
@@ -71,6 +75,11 @@ def parse_target(url: str) -> KafkaTarget:
     if fixed := [name for name in _FIXED if name in options]:
         raise ValueError(f"{public_url(url)}: the option {fixed[0]} is not yours to set")
     return KafkaTarget(parts.netloc, topic, options)
+
+
+def _are_servers(netloc: str) -> bool:
+    hosts = netloc.rpartition("@")[2].split(",")
+    return all(re.fullmatch(r"(\[[^][]+\]|[^:]+)(:\d+)?", host) for host in hosts)
 
 
 def topic_of(topic: str, tenant: str) -> str:

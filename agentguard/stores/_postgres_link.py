@@ -37,8 +37,8 @@ _LONGEST_PAUSE = 0.5
 _ADVICE: dict[type[psycopg.Error], str] = {
     errors.InsufficientPrivilege: "this login may not do that; agentguard_agent may read and append, "
     "agentguard_worker take runs from the queue, agentguard_operator erase, prune, publish and bind logins",
-    errors.ReadOnlySqlTransaction: "this server only reads: it is a replica; name the primary, or write "
-    "target_session_attrs=read-write into the URL",
+    errors.ReadOnlySqlTransaction: "nothing can be written here: the server is a replica (name the primary, "
+    "or write target_session_attrs=read-write into the URL), or default_transaction_read_only is set",
     errors.DiskFull: "the server's disk is full; make room, and the next step goes through",
     errors.LockNotAvailable: "another writer holds it; end that, or raise store_timeout",
     errors.DeadlockDetected: "two writers waited for each other; try again",
@@ -56,6 +56,17 @@ _PASSING = (
 )
 #: Errors that psycopg counts among those of a lost connection, and that are here to stay.
 _LASTING = (errors.QueryCanceled, errors.ProgramLimitExceeded)
+#: What is said where a login, a right or an option in the URL is wrong.
+_HERE_TO_STAY = (
+    "password authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "connection is bad: invalid",
+    "definition of service",
+    "does not support SSL, but SSL was required",
+    "certificate verify failed",
+)
 
 
 class Link(psycopg.Connection[TupleRow]):
@@ -203,10 +214,7 @@ def retry(deadline: float, attempt: Callable[[], _T]) -> _T:
 def _is_hopeless(error: psycopg.Error) -> bool:
     # libpq's errors of connecting have no SQLSTATE; those of the server in its text stay what they are.
     text = str(error)
-    return any(
-        phrase in text
-        for phrase in ("password authentication failed", "does not exist", "no pg_hba.conf entry")
-    )
+    return any(phrase in text for phrase in _HERE_TO_STAY)
 
 
 class Translation:

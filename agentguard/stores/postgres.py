@@ -40,6 +40,8 @@ _CHUNK: Final = 1000
 _NO_END: Final = 2**31 - 1
 #: After so many milliseconds the server ends a transaction whose client was paused in the middle of it.
 _PAUSED: Final = 10_000
+#: As the statements need it that wait for each other's locks, whatever the login's default is.
+_WRITES: Final = "ISOLATION LEVEL READ COMMITTED"
 _ENTER: Final = "SELECT agentguard.enter()"
 
 _TABLES: Final = {"run": "agentguard.run", "account": "agentguard.account"}
@@ -453,7 +455,7 @@ class PostgresEventStore:
     def _begin(self, link: Link, mode: str) -> None:
         self._local.link = link
         enter = "" if mode else f"; SET LOCAL idle_in_transaction_session_timeout = {_PAUSED}; {_ENTER}"
-        link.execute(f"BEGIN {mode}; SET LOCAL lock_timeout = {self._busy_ms}{enter}".encode())
+        link.execute(f"BEGIN {mode or _WRITES}; SET LOCAL lock_timeout = {self._busy_ms}{enter}".encode())
         link.placed = 0
         if self._tenant is not None:
             link.ask(self._sql["narrow"], (self._tenant,))

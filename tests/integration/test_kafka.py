@@ -239,6 +239,7 @@ def test_a_store_that_keeps_no_position_is_refused() -> None:
             "kafka://h:1/t?acks=0",
         ),
         *("kafka://host/a%20b", "kafka://host/..", "kafka://host/%C3%BC", f"kafka://host/{'t' * 250}"),
+        *("kafka://ann:secret@host:9092/topic", "kafka://host:port/topic", "kafka://host:1,:2/topic"),
         *("kafka://host/a.{tenat}", f"kafka://host/{'t' * 200}.{{tenant}}"),
     ],
 )

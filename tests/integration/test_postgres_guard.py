@@ -5,16 +5,28 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from agentguard import Budget, BudgetExceededError, Guard, RunStopped, StoreUnavailableError, guarded_step
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    Guard,
+    KillSwitchTriggeredError,
+    RunStopped,
+    StoreUnavailableError,
+    guarded_step,
+)
 from agentguard.cli import main
-from agentguard.stores import _sql
+from agentguard.stores import _postgres_pool, _sql
+from agentguard.stores._postgres_link import connect
 from agentguard.stores._postgres_schema import known_version, migrate
 from tests.postgres import execute
+from tests.postgres import login as login_of
 
 
 @guarded_step
@@ -95,6 +107,72 @@ def test_a_budget_of_a_tenant_is_exact_over_threads_and_runs(guard: Guard) -> No
     [account] = guard.tenants()
     assert account.spent.steps == 50
     assert guard.verify()
+
+
+@pytest.mark.parametrize("level", ["serializable", "repeatable read"])
+def test_a_login_whose_transactions_are_of_another_level_by_default_works_alike(
+    postgres_url: str, level: str
+) -> None:
+    login = f"agents_{level.partition(' ')[0]}"
+    with suppress(psycopg.errors.DuplicateObject):
+        execute(postgres_url, f"CREATE ROLE {login} LOGIN IN ROLE agentguard_agent")
+    execute(postgres_url, f"ALTER ROLE {login} SET default_transaction_isolation = '{level}'")
+    with Guard.open(login_of(postgres_url, login), telemetry=False) as guard:
+        guard.set_tenant_budget("acme", Budget(steps=20), per="day")
+        together, wrong, ended = threading.Barrier(8), list[Exception](), list[int]()
+
+        def job(number: int) -> None:
+            try:
+                together.wait()
+                with guard.run(f"job {number}", tenant="acme"), guard.run("inside"):
+                    for item in range(5):
+                        work(item)
+                ended.append(number)
+            except BudgetExceededError:
+                ended.append(number)
+            except Exception as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=job, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert len(ended) == 8
+        [account] = guard.tenants()
+        assert account.spent.steps == 20
+        assert guard.verify()
+
+
+def test_a_url_whose_host_is_an_option_reaches_the_kills_too(postgres_url: str) -> None:
+    parts = urlsplit(postgres_url)
+    host, _, port = parts.netloc.rpartition("@")[2].partition(":")
+    url = f"postgresql://{parts.path}?host={host}&port={port}&user=postgres"
+    with Guard.open(url, telemetry=False) as guard:
+        guard.kill(tenant="acme", reason="over quota")
+        with pytest.raises(KillSwitchTriggeredError), guard.run("job", tenant="acme"):
+            pass
+        with guard.run("job", tenant="zeta"):
+            work(1)
+
+
+@pytest.mark.parametrize(
+    "option", ["sslmode=bogus", "target_session_attrs=bogus", "sslmode=require", "port=no"]
+)
+def test_an_option_that_cannot_be_meant_is_not_tried_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    tried: list[int] = []
+    parts = urlsplit(postgres_url)
+    monkeypatch.setattr(_postgres_pool, "connect", lambda *given: tried.append(1) or connect(*given))
+    url = f"postgresql://127.0.0.1{parts.path}?{option}"
+    if option == "sslmode=require":
+        port = execute(postgres_url, "SHOW port")[0][0]
+        url += f"&port={port}"
+    with Guard.open(url, kill_switch="page", telemetry=False) as guard, pytest.raises(StoreUnavailableError):
+        guard.runs()
+    assert len(tried) == 1
 
 
 def test_a_database_without_our_schema_says_what_to_do(empty_postgres: str) -> None:

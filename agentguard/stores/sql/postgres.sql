@@ -29,8 +29,8 @@ WHERE run_id = %(run_id)s
     AND (epoch = %(epoch)s - 1 OR (epoch = %(epoch)s AND (owner = %(owner)s OR %(owner)s = '{}')));
 
 -- name: begin
--- Begin a transaction.
-BEGIN;
+-- Begin a transaction that sees what it has waited for, whatever the login's default is.
+BEGIN ISOLATION LEVEL READ COMMITTED;
 
 -- name: commit
 -- End it.
