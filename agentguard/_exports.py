@@ -22,7 +22,7 @@ def exported(
     Example:
         >>> get, names = exported("agentguard.cost", {"agentguard.cost.usage": ("estimated_tokens",)})
         >>> get("estimated_tokens")("four words of text"), "estimated_tokens" in names()
-        (5, True)
+        (6, True)
         >>> get("nothing")
         Traceback (most recent call last):
         AttributeError: module 'agentguard.cost' has no attribute 'nothing'
