@@ -115,7 +115,7 @@ def _server(net: Network, folder: Path) -> Iterator[list[str]]:
     words = [binary, "--port", str(port), "--bind", *net.addresses, "--protected-mode", "no", "--save", ""]
     with _running(net.server, [*words, "--dir", str(folder), "--logfile", str(log)], dict(os.environ)):
         wait_until(lambda: log.exists() and "Ready to accept connections" in log.read_text(), 60)
-        yield [f"redis://{address}:{port}/0" for address in net.addresses]
+        yield [f"redis://{address}:{port}/0?max_staleness=60" for address in net.addresses]
 
 
 @contextmanager

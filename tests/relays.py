@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from agentguard import guarded_step
+from agentguard import Guard, Run, guarded_step
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored, chain, encode
 from agentguard.events.model import Record
@@ -81,6 +82,21 @@ def running_relay(switch: NetworkKillSwitch) -> int:
     pid = relay_pid(switch.home)
     assert pid is not None
     return pid
+
+
+@contextmanager
+def believed_run(guard: Guard, name: str) -> Iterator[Run]:
+    """A run that is begun once the relay is heard, which may miss its time on a loaded machine."""
+    opened: list[Run] = []
+    with ExitStack() as stack:
+
+        def begins() -> bool:
+            with suppress(KillSwitchUnavailableError):
+                opened.append(stack.enter_context(guard.run(name)))
+            return bool(opened)
+
+        wait_until(begins)
+        yield opened[0]
 
 
 def control_entry(after: Stored, event_type: str, data: dict[str, Any]) -> str:

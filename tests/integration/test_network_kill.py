@@ -34,7 +34,15 @@ from agentguard.killswitch.relay import Relay
 from agentguard.killswitch.remote import REPORT_KEPT, HostReport
 from tests import servers
 from tests.kit import wait_until
-from tests.relays import Hosts, control_entry, refused, relay_pid, running_relay, step_is_refused
+from tests.relays import (
+    Hosts,
+    believed_run,
+    control_entry,
+    refused,
+    relay_pid,
+    running_relay,
+    step_is_refused,
+)
 from tests.servers import Valkey
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
@@ -375,7 +383,8 @@ def test_a_relay_that_is_not_heard_is_a_fault_only_where_a_process_needs_it(
             fired = [notice.alert.kind for notice in Watch(guard, Thresholds()).look()]
             return fired, [part.name for part in health.examine(guard) if part.ok is False]
 
-    assert told("a") == told("of a console") == ([], [])
+    wait_until(lambda: told("a") == ([], []))  # the relay of a loaded machine may miss a second
+    assert told("of a console") == ([], [])
     pid = running_relay(agents)
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: refused(agents))
@@ -394,7 +403,7 @@ def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_res
     monkeypatch.setenv("AGENTGUARD_HOME", str(host.folder / "a"))
     url = f"{host.url}&max_staleness=1"
     with Guard.open("memory://", kill_switch=url, telemetry=False) as guard:
-        with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
+        with pytest.raises(KillSwitchTriggeredError), believed_run(guard, "agent") as run:
             wait_until(lambda: not step_is_refused())
             guard.kill(reason="another", run="another")
             if fault == "paused":

@@ -16,7 +16,7 @@ from agentguard.protocols import abilities_of
 from tests import postgres
 from tests.kit import wait_until
 from tests.postgres import Postgres
-from tests.relays import Hosts, control_entry, running_relay, step_is_refused, with_option
+from tests.relays import Hosts, believed_run, control_entry, running_relay, step_is_refused, with_option
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
@@ -50,7 +50,7 @@ def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_res
     monkeypatch.setenv("AGENTGUARD_HOME", str(host.folder / "a"))
     url = with_option(host.url, max_staleness=1)
     with Guard.open("memory://", kill_switch=url, telemetry=False) as guard:
-        with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
+        with pytest.raises(KillSwitchTriggeredError), believed_run(guard, "agent") as run:
             wait_until(lambda: not step_is_refused())
             guard.kill(reason="another", run="another")
             server.everything(signal.SIGSTOP) if fault == "paused" else server.kill()
@@ -170,7 +170,7 @@ def test_a_guard_on_postgres_takes_its_kills_from_there_by_itself(
     monkeypatch.delenv("AGENTGUARD_KILL_SWITCH")
     monkeypatch.setenv("AGENTGUARD_HOME", str(host.folder / "a"))
     with Guard.open(postgres_url, telemetry=False) as guard:
-        with pytest.raises(KillSwitchTriggeredError), guard.run("agent") as run:
+        with pytest.raises(KillSwitchTriggeredError), believed_run(guard, "agent") as run:
             wait_until(lambda: not step_is_refused())
             host("b", url=postgres_url).record(*kill_data("stop", run=run.id))
             wait_until(lambda: run.stop)
