@@ -220,9 +220,9 @@ class Postgres(Process):
             follower.stop()
 
     @contextmanager
-    def bouncer(self, *users: str, pool_size: int = 5) -> Iterator[PgBouncer]:
+    def bouncer(self, *users: str, pool_size: int = 5, settings: str = "") -> Iterator[PgBouncer]:
         """A PgBouncer before it, in transaction mode, for `postgres` and these users."""
-        bouncer = PgBouncer(self, ("postgres", *users), pool_size)
+        bouncer = PgBouncer(self, ("postgres", *users), pool_size, settings)
         bouncer.start()
         try:
             yield bouncer
@@ -233,7 +233,7 @@ class Postgres(Process):
 class PgBouncer(Process):
     """A pool of a server's connections that clients get for one transaction at a time."""
 
-    def __init__(self, server: Postgres, users: Sequence[str], pool_size: int) -> None:
+    def __init__(self, server: Postgres, users: Sequence[str], pool_size: int, settings: str) -> None:
         program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
         if program is None:
             missing("PgBouncer: apt-get install pgbouncer")
@@ -246,7 +246,7 @@ class PgBouncer(Process):
             f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\n"
             f"listen_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir={folder}\n"
             f"auth_type=trust\nauth_file={known}\npool_mode=transaction\ndefault_pool_size={pool_size}\nmax_client_conn=500\n"
-            "logfile=\npidfile=\nignore_startup_parameters=extra_float_digits\n"
+            f"logfile=\npidfile=\nignore_startup_parameters=extra_float_digits\n{settings}\n"
         )
         config.chmod(0o644)
         super().__init__(folder, "pgbouncer", [program, config], lambda: execute(self.url(), "SELECT 1"))

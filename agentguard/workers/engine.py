@@ -38,6 +38,8 @@ _log = logging.getLogger("agentguard.workers")
 TASK: Final = "agentguard.run"
 #: Seconds before the server is asked again that could not be reached.
 _PAUSE: Final = 0.5
+#: How many statements show whether a pool gives a connection another session of the server's for each.
+_LOOKS: Final = 20
 #: Procrastinate's own sign of life ends its worker when it fails; `Jobs.beat` takes its place.
 _NEVER: Final = 10**8
 
@@ -190,12 +192,15 @@ class Deployment:
             StoreUnavailableError: the URL leads to one, or the server cannot be reached.
         """
         url, where = self._queue.url, public_url(self._queue.url)
-        connect = partial(psycopg.AsyncConnection.connect, url, autocommit=True)
+        connect = partial(psycopg.AsyncConnection.connect, url, autocommit=True, prepare_threshold=None)
         try:
-            async with await connect() as one, await connect() as other:
-                first = await _backend(one)
-                async with other.transaction():
-                    pooled = await _backend(other) == first or await _backend(one) != first
+            async with await connect() as one:
+                if await _backends(one, 1) == {one.info.backend_pid}:
+                    return  # the server itself: a pool has no process of the server's to name
+                mine = await _backends(one, _LOOKS)
+                async with await connect() as other, other.transaction():
+                    taken = mine & await _backends(other, 1)
+                    pooled = taken or len(mine) > 1 or await _backends(one, _LOOKS) != mine
         except psycopg.Error as error:
             raise StoreUnavailableError(f"{where}: {said(error)}") from error
         if pooled:
@@ -237,10 +242,13 @@ class Deployment:
         )
 
 
-async def _backend(connection: psycopg.AsyncConnection[Any]) -> Any:
-    """Return which process of the server carries out a statement."""
-    cursor = await connection.execute("SELECT pg_backend_pid()")
-    return await cursor.fetchone()
+async def _backends(connection: psycopg.AsyncConnection[Any], looks: int) -> set[int]:
+    """Return which processes of the server carry out statements of a connection."""
+    found: set[int] = set()
+    for _ in range(looks):
+        [(backend,)] = await (await connection.execute("SELECT pg_backend_pid()")).fetchall()
+        found.add(backend)
+    return found
 
 
 def said(error: BaseException) -> str:

@@ -82,6 +82,7 @@ END;
 $$;
 
 -- How long each queue is.  `oldest_seconds` is how long the run that waits longest could have been running.
+-- A run that was ended while it waited keeps its job until a worker looks at it, and waits no more.
 CREATE OR REPLACE VIEW agentguard_queue.depth AS
 SELECT job.queue_name::text AS queue,
     count(*) FILTER (WHERE job.status = 'todo' AND due.at <= now()) AS waiting,
@@ -95,7 +96,10 @@ CROSS JOIN LATERAL (
     FROM agentguard_queue.procrastinate_events AS event
     WHERE event.job_id = job.id AND event.type IN ('deferred', 'deferred_for_retry')
 ) AS due
-WHERE job.status IN ('todo', 'doing')
+WHERE job.status = 'doing' OR (job.status = 'todo' AND EXISTS (
+    SELECT FROM agentguard.run
+    WHERE run.run_id = job.lock AND run.state IN ('CREATED', 'RUNNING', 'PAUSED')
+))
 GROUP BY job.queue_name;
 
 -- The workers that have begun and not ended, when each gave its last sign of life, and how many runs it has.

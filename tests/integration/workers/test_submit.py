@@ -30,6 +30,7 @@ from agentguard.errors import ProgramError, QueueUnavailableError
 from agentguard.stores._postgres_schema import migrate
 from agentguard.telemetry.spans import Telemetry
 from tests.integration.workers.conftest import FAST, OfficeOfTest
+from tests.kit import wait_until
 from tests.postgres import execute
 
 
@@ -372,6 +373,28 @@ def test_the_command_tells_autoscalers_how_long_the_queue_is(
     assert json.loads(capsys.readouterr().out)[0]["waiting"] == 0, "of a queue that is empty too"
     assert main(["queue"]) == 0
     assert "acme" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_while_it_waits_is_counted_no_more(
+    office: OfficeOfTest, logins: dict[str, str], postgres_url: str
+) -> None:
+    killed = office.guard.submit(office.agents.alone, tenant="acme")
+    hour = "UPDATE agentguard_queue.procrastinate_events SET at = at - interval '1 hour' RETURNING id"
+    assert len(execute(postgres_url, hour)) == 1
+    office.guard.submit(office.agents.alone, tenant="acme")
+    gone = office.guard.submit(office.agents.alone, tenant="b", queue="b")
+    assert [(depth.waiting, depth.oldest_seconds > 3600) for depth in office.guard.queue()] == [
+        *((2, True), (1, False)),
+    ]
+    for run in (killed, gone):
+        office.guard.kill(run=run.id, reason="not wanted")
+    for login in ("operators", "workers"):
+        with Guard.open(logins[login], telemetry=False) as guard:
+            [depth] = guard.queue()
+            assert (depth.queue, depth.waiting, depth.oldest_seconds < 3600) == ("acme", 1, True)
+    office.worker(*FAST)
+    wait_until(lambda: execute(postgres_url, "SELECT id FROM agentguard_queue.procrastinate_jobs") == [])
+    assert office.told() == ["step nobody"]
 
 
 def test_doctor_says_that_runs_wait_and_no_worker_is_there(

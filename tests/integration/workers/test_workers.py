@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from agentguard import Budget, RunState
+from agentguard import Budget, RunState, StoreUnavailableError
 from agentguard.cli import main
 from agentguard.stores._postgres_schema import migrate
+from agentguard.stores.postgres import PostgresEventStore
+from agentguard.workers.engine import Deployment
 from tests.integration.workers.conftest import OfficeOfTest
 from tests.kit import wait_until
 from tests.postgres import Postgres
@@ -287,6 +292,27 @@ def test_a_worker_behind_a_pool_in_transaction_mode_is_refused_and_who_submits_i
             assert main(["worker", "--app", "worker_office:guard"]) == 5
             assert "a pool in transaction mode (PgBouncer)" in capsys.readouterr().err
             assert [depth.running for depth in office.guard.queue()] == [0]
+
+
+@pytest.mark.parametrize("warm", [1, 2, 3])
+@pytest.mark.parametrize("settings", ["server_round_robin=1", "server_round_robin=0", "pool_mode=session"])
+def test_a_pool_in_transaction_mode_is_noticed_however_it_hands_out_its_connections(
+    own_postgres: Postgres, settings: str, warm: int
+) -> None:
+    async def execute(*_: object) -> None:
+        raise AssertionError("nothing is queued")
+
+    with own_postgres.bouncer(settings=settings) as bouncer, ExitStack() as stack:
+        for _ in range(warm):
+            stack.enter_context(psycopg.connect(bouncer.url())).execute("SELECT 1")
+        stack.close()
+        with closing(PostgresEventStore(bouncer.url())) as store:
+            check = Deployment(store.queue, execute, concurrency=1).check_session()
+            refused = (
+                nullcontext() if "session" in settings else pytest.raises(StoreUnavailableError, match="mode")
+            )
+            with refused:
+                asyncio.run(check)
 
 
 def test_a_worker_on_a_store_without_a_queue_says_so(
