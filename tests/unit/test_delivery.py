@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agentguard import Guard, ReplayDivergenceError, Run, guarded_step
+from agentguard.steps import gate
 
 Main = Callable[[], Awaitable[Any]]
 
@@ -89,6 +90,58 @@ def test_tasks_that_a_loop_had_before_its_first_step_are_in_the_order_too(guard:
     live, again = both(guard, main)
     assert again == live
     assert [len(names) for names in live] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("delay", [0.0, 1e-9])
+def test_what_an_outcome_sets_going_is_over_before_the_next_one(guard: Guard, delay: float) -> None:
+    """Also where the loop has nothing to run in between, until it looks for its timers."""
+
+    async def main() -> list[str]:
+        seen: list[str] = []
+
+        async def one(name: str) -> None:
+            await fetch(name)
+            await asyncio.sleep(delay)
+            seen.append(f"{name} went on")
+
+        async def other(name: str) -> None:
+            seen.append(await fetch(name))
+
+        await asyncio.gather(one("a"), other("b"), one("c"), other("d"))
+        return seen
+
+    live, again = both(guard, main)
+    assert again == live == ["a went on", "b", "c went on", "d"]
+
+
+class Turns(asyncio.SelectorEventLoop):
+    """A loop that counts its turns."""
+
+    turns = 0
+
+    def _run_once(self) -> None:
+        self.turns += 1
+        super()._run_once()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("tasks", "turns"), [(0, 2), (3, gate.TURNS)], ids=["idle", "busy"])
+def test_a_loop_is_given_its_turns_only_while_it_has_something_to_run(tasks: int, turns: int) -> None:
+    """Each costs time, and the loop of many tasks that wait for commits is often idle."""
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Turns)
+        busy = [asyncio.ensure_future(after(1000)) for _ in range(tasks)]
+        await after(gate.TURNS)
+        came = loop.create_future()
+        before = loop.turns
+        gate.after_turns(loop, gate.TURNS, lambda: came.set_result(loop.turns - before))
+        for task in busy:
+            came.add_done_callback(lambda _, task=task: task.cancel())
+        return int(await came)
+
+    with asyncio.Runner(loop_factory=Turns) as runner:
+        assert runner.run(main()) == turns
 
 
 def test_delivery_does_not_wait_for_its_consumer(guard: Guard) -> None:
