@@ -248,11 +248,29 @@ class QuickStore(Protocol):
         """
 
 
+class CommitFuture(Protocol):
+    """The outcome of a commit, for threads and event loops; a `concurrent.futures.Future` is one."""
+
+    def done(self) -> bool:
+        """Return whether it is there."""
+        ...
+
+    def result(self) -> dict[str, Account]:
+        """Return the moved accounts, or raise the error, once it is there."""
+        ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        """Have `fn` called, in any thread and perhaps more than once, when it is there."""
+
+
 class Commit(Protocol):
     """An append that was accepted, and is committed together with others."""
 
-    #: Resolves to the moved accounts once it is committed; else to the error.
-    future: Future[dict[str, Account]]
+    @property
+    def future(self) -> CommitFuture:
+        """Resolves to the moved accounts once it is committed; else to the error."""
+        ...
+
     #: The error, known before `future` resolves.
     error: BaseException | None
 

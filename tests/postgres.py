@@ -230,6 +230,12 @@ class Postgres(Process):
             bouncer.stop()
 
 
+def waiting(url: str, kind: str) -> int:
+    """How many locks of a kind are waited for."""
+    [[found]] = execute(url, f"SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = '{kind}'")
+    return int(found)
+
+
 class PgBouncer(Process):
     """A pool of a server's connections that clients get for one transaction at a time."""
 

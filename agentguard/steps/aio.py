@@ -17,7 +17,7 @@ from agentguard.errors import EventLoopUnsupportedError, RunStopped
 from agentguard.protocols import StoreBusyError
 from agentguard.steps import bodies_first, outcome, phases, spinning, withdrawal
 from agentguard.steps.current import CURRENT, restore_position
-from agentguard.steps.disk import committed, on_disk
+from agentguard.steps.disk import arrival, on_disk
 from agentguard.steps.flow import admit, check, confirm_start, prepare
 from agentguard.steps.log import WaitingError
 from agentguard.steps.model import Step
@@ -122,7 +122,8 @@ async def _on_record(step: Step, amounts: Amounts, confirm: Callable[..., None],
     if asyncio.current_task() is None:  # driven by hand: there is nothing that would wake it
         confirm(*args)
         return
-    await committed(group, commit)
+    if not commit.future.done():
+        await arrival(group, commit)
     if commit.error is not None or needs_care(step.live_run, amounts, commit.future.result()):
         await _in_thread(confirm, *args)
     else:

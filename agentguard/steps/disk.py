@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import weakref
 
 from agentguard.errors import AgentGuardError
@@ -104,18 +103,23 @@ class Arrivals:
         self._arrived: collections.deque[asyncio.Future[None]] = collections.deque()
         self._called = False
 
-    async def wait(self, commit: Commit) -> None:
-        """Return when a commit has an outcome."""
-        waiting = self._loop.create_future()
+    def of(self, commit: Commit) -> asyncio.Future[None]:
+        """Return a future of the loop that is done when a commit has an outcome."""
+        waiting: asyncio.Future[None] = self._loop.create_future()
         commit.future.add_done_callback(lambda _: self._arrive(waiting))
-        await waiting
+        return waiting
 
     def _arrive(self, waiting: asyncio.Future[None]) -> None:
         self._arrived.append(waiting)
         if not self._called:
-            self._called = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed
+            try:
+                self._called = True
                 self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:  # the loop is closed
+                pass
+            except BaseException:  # of a signal handler: this is called again
+                self._called = False
+                raise
 
     def _wake(self) -> None:
         self._called = False
@@ -129,13 +133,11 @@ _arrivals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Arrivals]
 _arrivals = weakref.WeakKeyDictionary()
 
 
-async def committed(group: GroupCommitStore, commit: Commit) -> None:
-    """Wait until an append that was accepted has an outcome, which is not raised here."""
-    if commit.future.done():
-        return
+def arrival(group: GroupCommitStore, commit: Commit) -> asyncio.Future[None]:
+    """Return a future that is done when an append that was accepted has an outcome, which is not raised."""
     loop = asyncio.get_running_loop()
     arrivals = _arrivals.get(loop)
     if arrivals is None:
         arrivals = _arrivals[loop] = Arrivals(loop)
     group.commit_soon()
-    await arrivals.wait(commit)
+    return arrivals.of(commit)

@@ -13,7 +13,6 @@ nothing.  Two ways lead into the tables:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from agentguard.budget import ledger
@@ -36,6 +35,7 @@ from agentguard.stores._postgres_calls import (
     texts,
 )
 from agentguard.stores._postgres_link import Link
+from agentguard.stores._promise import Promise
 
 _TENANT = "tenant:"
 #: How long, in milliseconds, another writer of a run is waited for while others' acts wait too.
@@ -84,7 +84,7 @@ class Act:
         #: Whether it may have been carried out, by a try that was cut short.
         self.in_doubt = False
         self.error: BaseException | None = None
-        self.future: Future[dict[str, Account]] = Future()
+        self.future: Promise[dict[str, Account]] = Promise()
 
     @property
     def plain(self) -> bool:
@@ -106,7 +106,7 @@ class Act:
         if self.error is not None:
             self.future.set_exception(self.error)
         else:
-            moved = {movement.account for movement in self.movements}
+            moved = {movement.account for movement in self.movements} if self.movements else ()
             self.future.set_result({name: self.accounts[name] for name in moved if name in self.accounts})
 
 

@@ -27,13 +27,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 import psycopg
 
 from agentguard._reentry import is_begun, standing
 from agentguard.budget.account import Account
 from agentguard.errors import StoreUnavailableError
+from agentguard.protocols import CommitFuture, HeadMovedError, StoreBusyError
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores._postgres_acts import SHORTLY, Act
 from agentguard.stores._postgres_link import Link, Translation, is_passing, retry, rollback
@@ -92,9 +92,10 @@ class Commits:
                 if not is_begun(self._thread) and not self._closed:
                     self._thread = threading.Thread(target=self._work, name="agentguard-commit", daemon=True)
                     self._thread.start()
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
-    def wait(self, future: Future[dict[str, Account]]) -> dict[str, Account]:
+    def wait(self, future: CommitFuture) -> dict[str, Account]:
         """Return the outcome of an act that was accepted, and commit it if nobody else does."""
         if future.done():
             return future.result()
@@ -127,7 +128,7 @@ class Commits:
             act.error = acts_.busy_error(act)
             act.resolve()
         for act in under_way:
-            act.future.exception()
+            act.future.wait()
         self._recalled.discard(number)
 
     def close(self) -> None:
@@ -174,6 +175,7 @@ class Commits:
             self._drop_link()
             for act in batch:
                 act.in_doubt = True
+                act.future.tell()
             with self._mutex:
                 queued = set(map(id, self._queue))
                 self._queue[:0] = [act for act in batch if not act.future.done() and id(act) not in queued]
@@ -229,10 +231,12 @@ class Commits:
             try:
                 if in_doubt:
                     left = self._look(link, left)
-                in_doubt = True
                 for act in left:
+                    act.in_doubt = in_doubt
                     act.error = None  # of an earlier try, which was undone
+                in_doubt = True
                 self._carry_out(link, left)
+                self._look_again(link, [act for act in left if not act.future.done()])
             except psycopg.Error:
                 self._drop_link()
                 raise
@@ -251,12 +255,23 @@ class Commits:
     def _look(self, link: Link, batch: list[Act]) -> list[Act]:
         """Tell the outcome of acts whose commit was carried out though its answer was lost."""
         for act in acts_.already_done(link, batch):
+            act.error = None
             act.resolve()
         for act in batch:
             if not act.events and act.movements and not act.future.done():  # nothing tells
                 act.error = self._errors.of(psycopg.OperationalError("the connection broke during a commit"))
                 act.resolve()
         return [act for act in batch if not act.future.done()]
+
+    def _look_again(self, link: Link, batch: list[Act]) -> None:
+        """Tell acts in doubt that others were first, unless that was the earlier try of their own.
+
+        The server may carry out a commit whose connection is gone, and holds the run until it has.
+        """
+        for act in self._look(link, batch) if batch else ():
+            if isinstance(act.error, StoreBusyError):
+                raise psycopg.errors.LockNotAvailable("another writer holds the run, or an earlier try does")
+            act.resolve()
 
     def _carry_out(self, link: Link, batch: list[Act]) -> None:
         mixed = {act.number for act in batch if not act.plain}
@@ -309,7 +324,8 @@ class Commits:
     def _resolve(self, batch: list[Act], busy: list[Act]) -> None:
         waiting = set(map(id, busy))
         for act in batch:
-            if id(act) not in waiting:
+            refused = act.in_doubt and isinstance(act.error, (HeadMovedError, StoreBusyError))
+            if id(act) not in waiting and not refused:
                 act.resolve()
 
     # --- the connection ------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from agentguard.stores._postgres_commits import Commits
 from agentguard.stores._postgres_schema import migrate
 from agentguard.stores.postgres import PostgresEventStore
 from agentguard.testing.conformance._given import a_row, log_of, opening, steps, unplaced, wait_until
-from tests.postgres import Postgres, execute
+from tests.postgres import Postgres, execute, waiting
 
 
 @pytest.fixture
@@ -237,12 +237,6 @@ def test_what_was_committed_as_a_signal_handler_raised_is_not_told_as_a_failure(
         sys.settrace(before)
     assert [store.wait_for(act) for act in acts] == [{}, {}]
     assert [unplaced(store.read(run_id)) for run_id in "ab"] == [log_of(run_id, 2) for run_id in "ab"]
-
-
-def waiting(url: str, kind: str) -> int:
-    """How many locks of a kind are waited for."""
-    [[found]] = execute(url, f"SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = '{kind}'")
-    return int(found)
 
 
 def test_what_was_decided_after_a_failure_fails_also_where_its_place_was_filled_meanwhile(
