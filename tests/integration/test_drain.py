@@ -216,7 +216,7 @@ def test_an_async_drain_does_not_block_the_loop(guard, bodies):
             tasks = [asyncio.ensure_future(bodies.aslow("a")), asyncio.ensure_future(stays())]
             while len(guard.history("r")) < 4:
                 await asyncio.sleep(0.001)
-            drain = asyncio.ensure_future(run.adrain(0.2))
+            drain = asyncio.ensure_future(run.adrain(1))
             await asyncio.sleep(0)
             bodies.out.set()
             assert await tasks[0] == "a"
