@@ -216,7 +216,7 @@ def test_the_seconds_of_the_run_do_not_go_on_meanwhile(tmp_path: Path) -> None:
 
 
 def test_a_question_about_a_limit_keeps_its_own_time_beside_it(tmp_path: Path) -> None:
-    budget = Budget(steps=1, on_limit="ask", ask_timeout=50)
+    budget = Budget(steps=1, on_limit="ask", ask_timeout=50_000)  # far beyond what a late thread lets pass
     with Waiting(tmp_path) as waiting:
 
         def program() -> tuple[str, str]:
@@ -235,7 +235,7 @@ def test_a_question_about_a_limit_keeps_its_own_time_beside_it(tmp_path: Path) -
             waiting.pass_until(lambda: len(waiting.guard.approvals()) == 1)
             [left] = waiting.guard.approvals()
             assert left.limit is not None
-            waiting.pass_until(done.done)
+            waiting.pass_until(done.done, 1000)
         denied = [event for event in waiting.guard.history("r") if event.data.get("actor") == "agentguard"]
         assert [event.type for event in denied] == ["approval_denied", "step_refused"]
         assert waiting.guard.verify()
