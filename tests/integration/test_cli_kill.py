@@ -616,7 +616,7 @@ def test_code_that_swallows_the_kill_is_told_of_in_the_answer_and_in_the_log(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in the run\n"
-        result = run("kill", "wild-run-1", "--reason", "why")
+        result = run("kill", "wild-run-1", "--reason", "why", "--wait", "--timeout", "60")
         said = "stopped; main swallowed its stop, and was slowed and cancelled"
         assert (result.code, said in result.out) == (0, True), result
         again = run("kill", "wild-run-1", "--reason", "why", "--json")

@@ -78,7 +78,7 @@ def start(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         child.communicate()
 
 
-def hard(capsys: pytest.CaptureFixture[str], *argv: str, grace: str = "0.2") -> tuple[int, dict]:
+def hard(capsys: pytest.CaptureFixture[str], *argv: str, grace: str = "0.6") -> tuple[int, dict]:
     code = main(["kill", "--hard", "--yes", "--reason", "enough", "--grace", grace, "--json", *argv])
     return code, json.loads(capsys.readouterr().out)
 
@@ -148,7 +148,7 @@ def test_what_became_of_it_in_words(start, sqlite_guard, capsys):
     assert main([*argv, "--run", "a1", "--grace", "30"]) == 0
     assert capsys.readouterr().out == "killed run a1 (generation 1): all stopped by themselves\n"
     child = start("deaf", "a2")
-    assert main([*argv, "--run", "a2", "--grace", "0.1"]) == 0
+    assert main([*argv, "--run", "a2", "--grace", "0.6"]) == 0
     assert capsys.readouterr().out == f"killed run a2 (generation 2): SIGTERM to pid {child.pid}\n"
 
 
@@ -170,7 +170,7 @@ def test_the_other_runs_of_the_process_are_named_before_they_end_with_it(start, 
     said = capsys.readouterr().err
     assert (refused, named in said, "b1" in said) == (1, True, False)
     assert child.poll() is None
-    argv = ["kill", "--hard", "--yes", "--reason", "why", "--grace", "0.2"]
+    argv = ["kill", "--hard", "--yes", "--reason", "why", "--grace", "0.6"]
     assert main([*argv, "--run", "a1"]) == 0
     said = capsys.readouterr()
     assert f"also ends what else runs in these processes:\n  {named}\n" in said.err

@@ -49,9 +49,10 @@ def run_ids(agents: list[subprocess.Popen[str]], each: int) -> list[str]:
 
 
 def usd_of(page: Page, name: str) -> float:
-    row = page.locator("#live tr", has_text=name).first.inner_text()
-    found = re.search(r"\$([\d,.]+)", row)
-    assert found is not None, row
+    row = page.locator("#live tr", has_text=name).first
+    expect(row).to_contain_text("$")  # a run on a busy machine may have spent nothing yet
+    found = re.search(r"\$([\d,.]+)", row.inner_text())
+    assert found is not None
     return float(found[1].replace(",", ""))
 
 
