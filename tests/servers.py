@@ -13,7 +13,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -132,3 +133,62 @@ def valkey(folder: Path, *options: str) -> Iterator[Valkey]:
         yield server
     finally:
         server.stop()
+
+
+class Way:
+    """A port that leads to another one of this machine, and whose connections can be cut."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._silent: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, *, silently: bool) -> None:
+        """Cut what is connected now: with a word to the client, or so that nothing ever arrives."""
+        for pair in self._pairs:
+            if silently:
+                self._silent.update(pair)
+            else:
+                _shut(pair)
+
+    def close(self) -> None:
+        """Take no more connections, and end all."""
+        _shut([self._listening])
+        for pair in self._pairs:
+            _shut(pair)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._pairs.append((client, server))
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if source not in self._silent:
+                    target.sendall(data)
+        _shut([target])
+
+
+def _shut(ends: Iterable[socket.socket]) -> None:
+    for end in ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()
+
+
+@contextmanager
+def forwarding(port: int) -> Iterator[Way]:
+    """A way to a port, for as long as the block."""
+    way = Way(port)
+    try:
+        yield way
+    finally:
+        way.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,7 +22,7 @@ from agentguard._optional import require
 from agentguard._secrets import public_url, url_parts, with_options
 from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.killswitch.remote import REPORT_KEPT, HostReport, parse_report
+from agentguard.killswitch.remote import FRESH, REPORT_KEPT, HostReport, parse_report
 
 #: Seconds that the server is given for a connection (whole ones), and for an answer.
 CONNECTING = 2
@@ -54,6 +55,8 @@ class PostgresLog:
         self._server = with_options(parts, options)
         self._lock = threading.RLock()
         self._connection: Any = None
+        #: When the connection was last seen to work, by the monotonic clock.
+        self._answered = 0.0
         self._listening: Any = None
 
     def read(self, after: int = 0) -> Sequence[Stored]:
@@ -114,10 +117,22 @@ class PostgresLog:
     def _connected(self) -> Iterator[Any]:
         """The connection for questions, which is cut where the server does not answer in time."""
         with self._lock, self._explained():
+            if time.monotonic() - self._answered > FRESH:
+                self._try_connection()
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
             with _deadline(self._connection.fileno()):
                 yield self._connection
+            self._answered = time.monotonic()
+
+    def _try_connection(self) -> None:
+        """Close the connection if it has been cut since it was used: what is recorded is sent once."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            with suppress(self._psycopg.Error, OSError), _deadline(connection.fileno()):
+                connection.execute("SELECT")
+                return
+            connection.close()
 
     def _connect(self) -> Any:
         # No prepared statements: a pooler in between may not keep them.

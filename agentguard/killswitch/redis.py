@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,7 +21,7 @@ from agentguard._secrets import public_url, url_parts, with_options
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.control import format_entry, parse_entry
-from agentguard.killswitch.remote import REPORT_KEPT, HostReport, parse_report
+from agentguard.killswitch.remote import FRESH, REPORT_KEPT, HostReport, parse_report
 
 #: Seconds that the server is given for a connection, and for an answer.
 TIMEOUT = 2.0
@@ -87,6 +88,8 @@ class RedisLog:
         self._key = f"{{{prefix}}}:kills"
         self._hosts = f"{{{prefix}}}:kills:hosts"
         self._server = with_options(parts, options.items())
+        #: When the server last took an entry, by the monotonic clock.
+        self._answered = 0.0
         self._connect()
 
     def _connect(self) -> None:
@@ -117,9 +120,14 @@ class RedisLog:
 
     def append(self, stored: Stored, previous: bytes) -> bool:
         """Append an entry if the list has as many as come before it, and ends with the one it follows."""
+        if time.monotonic() - self._answered > FRESH:
+            with suppress(self._redis.RedisError, OSError):
+                self._client.ping()  # which closes a connection that has been cut, and the next one is new
         arguments = [stored.seq - 1, format_entry(stored), previous.hex()]
         with self._answering():
-            return bool(self._append(keys=[self._key], args=arguments))
+            added = bool(self._append(keys=[self._key], args=arguments))
+        self._answered = time.monotonic()
+        return added
 
     def wait(self, seconds: float) -> bool:
         """Wait for a message, whatever it says."""

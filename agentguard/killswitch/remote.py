@@ -15,6 +15,9 @@ from agentguard.killswitch.acks import Count
 REPORT_LIFETIME = 10.0
 #: Seconds for which the report of a host that has gone silent is kept.
 REPORT_KEPT = 3600.0
+#: Seconds for which a connection that has answered is taken to work.  One that was idle for longer may have
+#: been cut without a word, by a firewall or as the server began anew, and a kill must not fail for that.
+FRESH = 1.0
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,7 +27,7 @@ from agentguard.stores import _accounts, _postgres_rows, _sql
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores._postgres_acts import Act
 from agentguard.stores._postgres_commits import CHANNEL, Commits
-from agentguard.stores._postgres_link import Link, Translation, rollback
+from agentguard.stores._postgres_link import Link, Translation, retry, rollback
 from agentguard.stores._postgres_pool import Pool
 from agentguard.stores._postgres_queue import PostgresRunQueue
 from agentguard.stores._postgres_time import ServerTime
@@ -369,11 +370,22 @@ class PostgresEventStore:
         """
         with self._errors():
             if self._listener is None or self._listener.closed:
-                self._listener = self._pool.open()
-                self._listener.execute(f"LISTEN {CHANNEL}".encode())
+                self._listener = retry(time.monotonic() + self._timeout, self._listen)
                 return
-            for _ in self._listener.notifies(timeout=timeout, stop_after=1):
-                return
+            try:
+                for _ in self._listener.notifies(timeout=timeout, stop_after=1):
+                    return
+            except pg.OperationalError:  # it was cut: the next call listens again
+                self._listener.close()
+
+    def _listen(self) -> Link:
+        link = self._pool.open()
+        try:
+            link.execute(f"LISTEN {CHANNEL}".encode())
+            return link  # noqa: TRY300 - or a signal handler raises here
+        except BaseException:
+            link.close()
+            raise
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""

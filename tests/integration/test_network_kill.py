@@ -43,7 +43,7 @@ from tests.relays import (
     running_relay,
     step_is_refused,
 )
-from tests.servers import Valkey
+from tests.servers import Valkey, forwarding
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
 
@@ -116,6 +116,19 @@ def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Hosts) -> None:
     host("b").record(*revive_data("fixed", run="r1"))
     switch = host("a")
     wait_until(lambda: switch.find("acme", "r1", since=2) is None)
+
+
+@pytest.mark.parametrize("fault", ["ended", "silent"])
+def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
+    server: Valkey, host: Hosts, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("agentguard.killswitch.redis.FRESH", 0.0)
+    with forwarding(server.port) as way:
+        switch = host("a", url=host.url.replace(f":{server.port}/", f":{way.port}/"))
+        switch.record(*kill_data("stop", run="r1"))
+        way.cut(silently=fault == "silent")  # as where a firewall has forgotten the connection
+        assert switch.record(*kill_data("stop", run="r2")) == 2
+        assert [kill.target for kill in switch.kills()] == ["r1", "r2"]
 
 
 def test_what_is_said_on_the_channel_is_not_believed_and_ends_no_relay(host: Hosts, server: Valkey) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -66,6 +68,31 @@ def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_res
         targets = [kill.target for kill in guard.kills()]
         assert targets[0] == "another"
         assert targets[-1] == run.id
+
+
+@pytest.mark.parametrize("fault", ["ended", "silent"])
+def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
+    sql: Sql, host: Hosts, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("agentguard.killswitch.postgres.FRESH", 0.0)
+    switch = host("a")
+    switch.record(*kill_data("stop", run="r1"))
+    found = sql(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query ~ 'add_control_record' "
+        "AND pid <> pg_backend_pid()"
+    )
+    assert isinstance(found, list)
+    [(pid,)] = found
+    if fault == "ended":
+        sql(f"SELECT pg_terminate_backend({pid}, 10000)")
+    else:
+        os.kill(pid, signal.SIGSTOP)  # as where a firewall has forgotten the connection
+    try:
+        assert switch.record(*kill_data("stop", run="r2")) == 2
+        assert [kill.target for kill in switch.kills()] == ["r1", "r2"]
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_records_that_the_server_lost_are_given_back(sql: Sql, host: Hosts) -> None:

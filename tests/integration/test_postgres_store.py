@@ -133,6 +133,28 @@ def test_a_listener_hears_of_what_another_process_appends(
     other.close()
 
 
+def test_a_listener_whose_connection_was_cut_listens_again(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    number = store.create(a_row("r1"), log_of("r1", 1))
+    other = PostgresEventStore(postgres_url)
+    other.wait_for_news(0)
+    ended = execute(
+        postgres_url,
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query ~ '^LISTEN' "
+        "AND datname = current_database()",
+    )
+    assert ended == [(True,)]
+    other.wait_for_news(60)  # returns at once, for what it has not heard
+    other.wait_for_news(60)  # it listens again
+    heard = threading.Thread(target=lambda: other.wait_for_news(60))
+    heard.start()
+    store.append(number, log_of("r1", 2)[1:])
+    heard.join(30)
+    assert not heard.is_alive()
+    other.close()
+
+
 # --- appends that share a commit -----------------------------------------------------------------
 
 
