@@ -32,6 +32,8 @@ _CONNECT_TIMEOUT = 5
 #: What goes to the server at once, below the 1 GB of a message and of a value.
 _MOST_BYTES = 1_000_000_000
 _FIRST_PAUSE = 0.01
+#: What the URL may say otherwise.
+_KEEPALIVES: dict[str, Any] = {"keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 3}
 _LONGEST_PAUSE = 0.5
 
 _ADVICE: dict[type[psycopg.Error], str] = {
@@ -179,6 +181,8 @@ def connect(url: str, patience: float) -> Link:
         connect_timeout=max(1, min(_CONNECT_TIMEOUT, round(patience))),
         application_name="agentguard",
         tcp_user_timeout=round(patience * 1000),
+        # So that firewalls in between do not forget what is idle, which a step would find out.
+        **{name: seconds for name, seconds in _KEEPALIVES.items() if name not in url},
     )
     try:
         link.patience = patience

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -155,6 +157,15 @@ def test_a_url_whose_host_is_an_option_reaches_the_kills_too(postgres_url: str) 
             pass
         with guard.run("job", tenant="zeta"):
             work(1)
+
+
+@pytest.mark.parametrize(("option", "idle"), [("", 60), ("&keepalives_idle=7", 7)])
+def test_what_is_idle_stays_known_to_firewalls_in_between(postgres_url: str, option: str, idle: int) -> None:
+    port = execute(postgres_url, "SHOW port")[0][0]
+    url = f"postgresql://postgres@127.0.0.1:{port}{urlsplit(postgres_url).path}?application_name=x{option}"
+    with connect(url, 30) as link, socket.socket(fileno=os.dup(link.fileno())) as copy:
+        assert copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
 
 
 @pytest.mark.parametrize(
