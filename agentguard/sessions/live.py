@@ -97,6 +97,7 @@ class LiveSession(OwnedSession):
         if components.redact:
             self._metadata = components.redact.plain(self._metadata)
         generation = components.switch.signal[GENERATION]
+        components.follow(generation)
         kill = components.switch.find(self.tenant, self.run_id, generation)
         span = None
         if components.telemetry is not None:

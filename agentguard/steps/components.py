@@ -36,6 +36,7 @@ class Components:
     #: What the store can do beyond `EventStore`.
     abilities: Abilities = field(init=False)
     _learned: int = 0
+    _generation: int = 0
 
     def __post_init__(self) -> None:
         self.abilities = abilities_of(self.store)
@@ -69,6 +70,16 @@ class Components:
                 raise
             for tenant, per, limits in self.abilities.own_tenant.own_budgets():
                 self.tenants.set(tenant, per, limits)
+
+    def follow(self, generation: int) -> None:
+        """Take in the tenant budgets up to a generation of the kill switch: no live run was there to do so.
+
+        Raises:
+            KillSwitchUnavailableError: the control log cannot be read.
+        """
+        if generation != self._generation:
+            self.refresh()
+            self._generation = generation
 
     def _learn(self) -> None:
         for stored in self.switch.read(self._learned):

@@ -57,6 +57,27 @@ def check_books(guard: Guard, run_id: str, *, ran: int) -> None:
     assert guard.verify(run_id)
 
 
+def test_limits_that_were_set_while_a_process_had_no_run_hold_for_its_next_run(shared_guard):
+    ran = []
+    step = guarded_step(usage=Usage(usd="0.10"))(lambda: ran.append(1))
+
+    def steps_of_a_run() -> int:
+        ran.clear()
+        with suppress(RunStopped), shared_guard.run("r", tenant="acme"):
+            for _ in range(4):
+                step()
+        return len(ran)
+
+    assert steps_of_a_run() == 4
+    with Guard.open(telemetry=False) as operator:
+        for limit, room in (("0.30", 3), ("0.20", 0), ("0.50", 2), ("2.00", 4)):
+            operator.set_tenant_budget("acme", Budget(usd=limit), per="month")
+            assert steps_of_a_run() == room
+        operator.set_tenant_budget("acme", Budget(), per="month")
+    with Guard.open(telemetry=False) as late:
+        assert late.tenants() == shared_guard.tenants() == []
+
+
 def test_64_threads(any_guard):
     ran = []
     step = guarded_step(usage=Usage(usd="0.01"))(lambda: ran.append(threading.get_ident()))
