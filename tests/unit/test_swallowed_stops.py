@@ -8,6 +8,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_sync_loop_that_swallows_the_kill_ends(guard, place):
 
 def test_each_delay_is_longer_than_the_one_before_up_to_the_longest(guard, monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(spinning.time, "sleep", slept.append)
+    monkeypatch.setattr(spinning, "time", SimpleNamespace(sleep=slept.append))
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         guard.kill(run=run.id, reason="stop")
         for _ in range(spinning.LAST + 10):
@@ -92,7 +93,7 @@ def test_each_delay_is_longer_than_the_one_before_up_to_the_longest(guard, monke
 
 
 def test_fewer_refusals_than_the_patience_cost_nothing_and_raise_the_stop(guard, monkeypatch):
-    monkeypatch.setattr(spinning.time, "sleep", lambda _: pytest.fail("slowed down"))
+    monkeypatch.setattr(spinning, "time", SimpleNamespace(sleep=lambda _: pytest.fail("slowed down")))
     with pytest.raises(KillSwitchTriggeredError), guard.run("r") as run:
         guard.kill(run=run.id, reason="stop")
         for _ in range(spinning.PATIENCE - 1):
@@ -101,7 +102,7 @@ def test_fewer_refusals_than_the_patience_cost_nothing_and_raise_the_stop(guard,
 
 
 def test_a_run_that_is_not_stopped_is_never_slowed(guard, monkeypatch):
-    monkeypatch.setattr(spinning.time, "sleep", lambda _: pytest.fail("slowed down"))
+    monkeypatch.setattr(spinning, "time", SimpleNamespace(sleep=lambda _: pytest.fail("slowed down")))
 
     @guarded_step
     def fails() -> None:
@@ -116,7 +117,7 @@ def test_a_run_that_is_not_stopped_is_never_slowed(guard, monkeypatch):
 
 
 def test_a_scope_that_refuses_among_calls_that_succeed_is_never_slowed(guard, monkeypatch):
-    monkeypatch.setattr(spinning.time, "sleep", lambda _: pytest.fail("slowed down"))
+    monkeypatch.setattr(spinning, "time", SimpleNamespace(sleep=lambda _: pytest.fail("slowed down")))
     with guard.run("r") as run:
         with suppress(BudgetExceededError), run.scope("s", budget=Budget(steps=0)):
             refuse = run.bind(tool)
@@ -185,7 +186,7 @@ def test_a_task_that_swallows_the_kill_is_cancelled(guard):
 
 def test_sync_code_in_an_event_loop_is_cancelled_and_not_put_to_sleep_for_long(guard, monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(spinning.time, "sleep", slept.append)
+    monkeypatch.setattr(spinning, "time", SimpleNamespace(sleep=slept.append))
 
     async def main() -> None:
         async with guard.run("r") as run:
@@ -457,7 +458,7 @@ def test_the_replay_of_an_async_loop_that_swallowed_its_kill_ends_too(guard):
 
 
 def test_of_many_branches_that_spin_some_are_on_record(guard, monkeypatch):
-    monkeypatch.setattr(spinning.time, "sleep", lambda _: None)
+    monkeypatch.setattr(spinning, "time", SimpleNamespace(sleep=lambda _: None))
     with suppress(RunStopped), guard.run("r") as run, ThreadPoolExecutor(8) as pool:
         guard.kill(run=run.id, reason="stop")
         for job in [pool.submit(run.bind(spin), tool) for _ in range(100)]:
