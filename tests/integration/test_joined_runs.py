@@ -26,6 +26,7 @@ from agentguard import (
 )
 from agentguard.cli import main
 from agentguard.errors import DuplicateKeyError, RunOwnedError
+from tests.kit import wait_until
 
 PROGRAM = Path(__file__).parent / "crashes" / "joined.py"
 
@@ -317,6 +318,7 @@ def test_an_operator_is_told_that_a_run_has_ended_otherwise_or_is_owned(
             code, _, err = command("end", "owned")
             assert (code, "process" in err) == (1, True)
             guard.kill(run="owned", reason="stop")
+            wait_until(lambda: guard.summary("owned").state is RunState.KILLED)
             control = len(guard.history("control"))
             code, out, _ = command("end", "owned", "--json")
             assert (code, json.loads(out)) == (1, {"run_id": "owned", "state": "KILLED"})
