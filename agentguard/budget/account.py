@@ -16,6 +16,8 @@ from agentguard.errors import BudgetExceededError
 
 Amounts = dict[str, int]
 
+#: The parts of an account that movements add to, of which only the first two are asked at a limit.
+AMOUNTS = ("spent", "reserved", "excess")
 #: What a step reserves where it names nothing else.
 ONE_STEP: Amounts = {r.STEPS: 1}
 
@@ -296,6 +298,10 @@ class Account:
         if self.uncounted:
             data["uncounted"] = self.uncounted
         return data
+
+    def rest(self) -> dict[str, Any]:
+        """What there is of `to_data` beside `AMOUNTS`."""
+        return {name: value for name, value in self.to_data().items() if name not in AMOUNTS}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Account:

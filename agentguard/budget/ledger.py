@@ -7,10 +7,10 @@ the same act as the event is appended.  A store loads accounts, calls `apply`, a
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
-from agentguard.budget.account import Account, Amounts, Refusal, Request
+from agentguard.budget.account import AMOUNTS, Account, Amounts, Refusal, Request
 from agentguard.budget.model import Budget, check_stops
 from agentguard.errors import StoreUnavailableError
 
@@ -30,6 +30,19 @@ class Movement(NamedTuple):
     settle: tuple[Amounts, Amounts] | None = None
     opening: Account | None = None
     close: bool = False
+
+
+class Shift(NamedTuple):
+    """What movements do to one account while there is room to spare, whatever is spent and reserved there."""
+
+    #: What it holds beside its amounts, which must not have changed.
+    rest: dict[str, Any]
+    #: By part (`spent` and so on) and resource: what is added.
+    added: dict[str, Amounts]
+    #: What must be reserved, since it is given back.
+    held: Amounts
+    #: How much may be spent and reserved, at most, so that nothing is refused.
+    most: Amounts
 
 
 class LedgerRefusedError(Exception):
@@ -69,6 +82,69 @@ def apply(movements: Sequence[Movement], accounts: MutableMapping[str, Account])
             account.settle(*movement.settle)
         if movement.close:
             account.closed = True
+
+
+def shifts(acts: Iterable[Sequence[Movement]], accounts: Mapping[str, Account]) -> dict[str, Shift] | None:
+    """Return by account what acts, one after the other, would do; None where that depends on what is left.
+
+    `accounts` is what the accounts held some time ago.  `apply` does the same with what they hold now, if the
+    rest of each is as it was and its amounts are within the shift.
+    """
+    trial: dict[str, Account] = {}
+    movements: dict[str, list[Movement]] = {}
+    try:
+        for act in acts:
+            for movement in act:
+                name = movement.account
+                if name not in trial:
+                    trial[name] = Account.from_data(accounts[name].to_data())
+                movements.setdefault(name, []).append(movement)
+            apply(act, trial)
+    except (LedgerRefusedError, StoreUnavailableError, KeyError):
+        return None
+    found: dict[str, Shift] = {}
+    for name, account in trial.items():
+        shift = _shift(accounts[name], account, movements[name])
+        if shift is None:
+            return None
+        found[name] = shift
+    return found
+
+
+def _shift(before: Account, after: Account, movements: Sequence[Movement]) -> Shift | None:
+    rest = before.rest()
+    held, taken, asked = _summed(movements)
+    enforced = asked and before.budget.enforce
+    # One is left over: a limit may also refuse where nothing is left, though nothing of it is asked for.
+    most = {name: limit - taken.get(name, 0) - 1 for name, limit in before.limits.items()} if enforced else {}
+    if (
+        after.rest() != rest
+        or any(before.reserved.get(name, 0) < amount for name, amount in held.items())
+        or any(before.spent.get(name, 0) + before.reserved.get(name, 0) > at for name, at in most.items())
+    ):
+        return None
+    added = {
+        part: {name: n - was.get(name, 0) for name, n in now.items() if was.get(name) != n}
+        for part, was, now in ((part, getattr(before, part), getattr(after, part)) for part in AMOUNTS)
+    }
+    return Shift(rest, added, held, most)
+
+
+def _summed(movements: Iterable[Movement]) -> tuple[Amounts, Amounts, bool]:
+    """Return what movements give back, what they take, and whether they ask for room."""
+    held: Amounts = {}
+    taken: Amounts = {}
+    asked = False
+    for movement in movements:
+        gives, takes = movement.settle or ({}, {})
+        if movement.request is not None and movement.undo:
+            gives = movement.request.reserve
+        elif movement.request is not None:
+            takes, asked = movement.request.reserve, True
+        for sums, amounts in ((held, gives), (taken, takes)):
+            for name, amount in amounts.items():
+                sums[name] = sums.get(name, 0) + amount
+    return held, taken, asked
 
 
 def _find(name: str, accounts: MutableMapping[str, Account]) -> Account:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from agentguard.budget.account import Account
@@ -12,6 +12,7 @@ from agentguard.tenancy import check_id
 
 PERIODS = (None, "day", "month")
 _NAME = "tenant:"
+_DAY = 86_400
 
 
 class TenantBudgets:
@@ -72,10 +73,34 @@ def account_id(tenant: str, per: str | None, wall_ns: int) -> str:
 
 def is_charged_at(account: str, path: str, times: Iterable[int]) -> bool:
     """Return whether a step may charge an account at one of some times, in seconds: windows close."""
+    seconds = charged_during(account, path)
+    return seconds is None or any(at in seconds for at in times)
+
+
+def charged_during(account: str, path: str) -> range | None:
+    """Return the seconds in which a step may charge an account; None for one that is always open."""
     window = account.removeprefix(f"{path}:")
     if not path.startswith(_NAME) or window == account:
-        return True
-    return any(window == _window(per, at) for per in PERIODS if per for at in times)
+        return None
+    for per in PERIODS:
+        if per is not None and (begins := _begin(window)) is not None and window == _window(per, begins):
+            return range(begins, _end(per, begins))
+    return range(0)
+
+
+def _begin(window: str) -> int | None:
+    try:
+        return int(datetime.fromisoformat(f"{window}-01"[:10]).replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        return None
+
+
+def _end(per: str, begins: int) -> int:
+    day = datetime.fromtimestamp(begins, UTC)
+    if per == "day":
+        return begins + _DAY
+    following = day + timedelta(days=31)
+    return int(following.replace(day=1).timestamp())
 
 
 def _window(per: str, seconds: int) -> str:

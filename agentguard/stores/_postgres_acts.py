@@ -4,7 +4,8 @@ An act appends events to one run, moves shared accounts and may change the run's
 nothing.  Two ways lead into the tables:
 
 * `append` takes acts that only append.  A statement for each run locks it, compares its head and inserts: all
-  of them in one round trip, which commits.
+  of them in one round trip, which commits.  So does `_postgres_charges` with acts that charge accounts with
+  room to spare.
 * `transact` takes any acts, inside a transaction.  A first round trip locks runs and accounts (each in
   one order for everybody) and reads them; the rules in `budget` decide here, act by act; a second one
   writes what was decided.  An act that is refused has written nothing and holds up no other.
@@ -112,17 +113,13 @@ class Act:
 
 def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -> list[Act]:
     """Commit acts that only append; gives those whose run another writer holds, undecided."""
-    chains = _chains(acts)
+    chains = chains_of(acts)
     runs = sorted(chains)
-    calls: list[_Asked] = []
+    calls: list[Asked] = []
     placed = 0
     for run in runs:
-        first = chains[run][0]
-        columns = _columns(event for act in chains[run] for event in act.events)
-        calls.append(
-            (_APPEND, (run, first.events[0].seq, first.previous, placed, patience, narrow, *columns))
-        )
-        placed += len(columns[0])
+        calls.append(appending(chains[run], placed, patience, narrow))
+        placed += sum(len(act.events) for act in chains[run])
     busy: list[Act] = []
     for run, result in zip(runs, link.together(calls), strict=True):
         told = result.get_value(0, 0)
@@ -134,7 +131,17 @@ def append(link: Link, acts: Sequence[Act], patience: int, narrow: str | None) -
     return busy
 
 
-def _chains(acts: Sequence[Act]) -> dict[int, list[Act]]:
+def appending(
+    chain: Sequence[Act], placed: int, patience: int, narrow: str | None, charges: bytes | None = None
+) -> Asked:
+    """What appends acts that follow each other, and charges accounts with it."""
+    first = chain[0]
+    columns = _columns(event for act in chain for event in act.events)
+    values = (first.number, first.events[0].seq, first.previous, placed, patience, narrow, *columns, charges)
+    return _APPEND, values
+
+
+def chains_of(acts: Sequence[Act]) -> dict[int, list[Act]]:
     """The acts of each run that follow each other; the others are told that they do not."""
     chains: dict[int, list[Act]] = {}
     heads: dict[int, _Head] = {}
@@ -155,8 +162,8 @@ def transact(
 
     With `whole` that is a transaction of their own, begun and committed on the way.
     """
-    begin: list[_Asked] = [(_BEGIN, ())] if whole else []
-    commit: list[_Asked] = [(_COMMIT, ())] if whole else []
+    begin: list[Asked] = [(_BEGIN, ())] if whole else []
+    commit: list[Asked] = [(_COMMIT, ())] if whole else []
     heads, epochs, busy, accounts, unreadable, times = _hold(link, begin, acts, patience, narrow)
     done: list[Act] = []
     waiting: list[Act] = []
@@ -171,17 +178,8 @@ def transact(
     return waiting
 
 
-def _hold(
-    link: Link, begin: list[_Asked], acts: Sequence[Act], patience: int, narrow: str | None
-) -> tuple[
-    dict[int, _Head],
-    dict[int, int],
-    set[int],
-    dict[str, Account],
-    dict[str, StoreUnavailableError],
-    tuple[int, ...],
-]:
-    runs = sorted({act.number for act in acts if act.uses_run})
+def holding(runs: Sequence[int], acts: Iterable[Act], patience: int, narrow: str | None) -> Asked:
+    """What locks runs, and the accounts that acts charge, and tells what they are."""
     owners: dict[str, tuple[str | None, int]] = {}
     for act in acts:
         for movement in act.movements:
@@ -191,13 +189,27 @@ def _hold(
     names = sorted(owners)
     tenants = [owners[name][0] for name in names]
     numbers = [owners[name][1] for name in names]
+    return _HOLD, (runs, names, tenants, numbers, patience, narrow)
+
+
+def _hold(
+    link: Link, begin: list[Asked], acts: Sequence[Act], patience: int, narrow: str | None
+) -> tuple[
+    dict[int, _Head],
+    dict[int, int],
+    set[int],
+    dict[str, Account],
+    dict[str, StoreUnavailableError],
+    tuple[int, ...],
+]:
+    runs = sorted({act.number for act in acts if act.uses_run})
     heads: dict[int, _Head] = {}
     epochs: dict[int, int] = {}
     busy: set[int] = set()
     accounts: dict[str, Account] = {}
     unreadable: dict[str, StoreUnavailableError] = {}
     times: tuple[int, ...] = ()
-    held = link.together([*begin, (_HOLD, (runs, names, tenants, numbers, patience, narrow))])[-1]
+    held = link.together([*begin, holding(runs, acts, patience, narrow)])[-1]
     for number, head, digest, epoch, name, data, *at in link.rows(held):
         times = tuple(at)
         if name is not None:
@@ -265,9 +277,9 @@ def _is_out_of_time(movement: Movement, times: Sequence[int]) -> bool:
     return not is_charged_at(movement.account, opening.path, times)
 
 
-def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> list[_Asked]:
+def _write(link: Link, acts: Sequence[Act], accounts: Mapping[str, Account]) -> list[Asked]:
     """What writes acts that are decided."""
-    calls: list[_Asked] = []
+    calls: list[Asked] = []
     changed = sorted({movement.account for act in acts for movement in act.movements})
     new = [_accounts.account_text(accounts[name]) for name in changed]
     numbers = [act.number for act in acts for _ in act.events]
@@ -331,7 +343,7 @@ def busy_error(act: Act) -> StoreBusyError:
 #: Sequence and hash of the newest event; without a hash where nobody has looked.
 _Head = tuple[int, bytes | None]
 #: A call and its values.
-_Asked = tuple[Call, Sequence[object]]
+Asked = tuple[Call, Sequence[object]]
 
 _SQL = _sql.queries("postgres")
 _BEGIN = Call("begin", _SQL["begin"])
@@ -339,7 +351,7 @@ _COMMIT = Call("commit", _SQL["commit"])
 _HOLD = Call("hold", _SQL["hold"], bigints, texts, texts, bigints, integer, text)
 _PUT = Call("put", _SQL["put"], integer, bigints, integers, byteas, byteas, byteas, texts, texts)
 _APPEND = Call(
-    "append", _SQL["append"], bigint, integer, binary, integer, integer, text, byteas, byteas, byteas
+    "append", _SQL["append"], bigint, integer, binary, integer, integer, text, byteas, byteas, byteas, binary
 )
 #: What changes of a run's row.
 _CHANGING = ("state", "ended_ns", "epoch", "owner", "heartbeat_ns", "summary")

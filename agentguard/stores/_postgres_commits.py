@@ -36,6 +36,7 @@ from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import CommitFuture, HeadMovedError, StoreBusyError
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores._postgres_acts import SHORTLY, Act
+from agentguard.stores._postgres_charges import charge, note
 from agentguard.stores._postgres_link import Link, Translation, is_passing, retry, rollback
 
 #: How many acts one commit takes.
@@ -74,6 +75,8 @@ class Commits:
         #: When others were told of something new, and whether there is something that they were not told of.
         self._told = 0.0
         self._untold = False
+        #: What accounts held when they were last seen.
+        self._accounts: dict[str, Account] = {}
 
     # --- accepting and waiting -----------------------------------------------------------------
 
@@ -278,7 +281,7 @@ class Commits:
         plain = [act for act in batch if act.number not in mixed]
         other = [act for act in batch if act.number in mixed]
         self._append(link, plain)
-        self._transact(link, other)
+        self._transact(link, self._charge(link, other))
         if not self._untold:
             self._untold = True
             self.start()
@@ -294,6 +297,11 @@ class Commits:
             except psycopg.errors.LockNotAvailable:
                 still = busy
             self._give_up(busy, still)
+
+    def _charge(self, link: Link, batch: list[Act]) -> list[Act]:
+        left = charge(link, batch, self._narrow, self._accounts) if self._accounts else batch
+        self._resolve(batch, left)
+        return left
 
     def _transact(self, link: Link, batch: list[Act]) -> None:
         if not batch:
@@ -314,6 +322,8 @@ class Commits:
         except psycopg.errors.LockNotAvailable:
             rollback(link)
             raise
+        for act in batch:
+            note(act.accounts, self._accounts)
         return busy
 
     def _give_up(self, batch: list[Act], busy: list[Act]) -> None:

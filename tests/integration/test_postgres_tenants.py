@@ -180,12 +180,26 @@ def test_no_hand_written_statement_writes_to_another_tenant(
         f"SELECT * FROM agentguard.append({number}, 7, NULL, 0, 1000, NULL, "
         "ARRAY['x'::bytea], ARRAY['x'::bytea], ARRAY[NULL::bytea])"
     )
+    [[mine]] = ask(postgres_url, f"SELECT number FROM agentguard.run WHERE run_id = '{filled['a']}'")
+    accounts = ask(postgres_url, "SELECT * FROM agentguard.account ORDER BY id")
+    [[charges]] = ask(
+        postgres_url,
+        "SELECT json_agg(json_build_array(id, data::jsonb - '{spent,reserved,excess}'::text[], NULL, NULL, "
+        "'[[\"steps\", 1, 0, 0, 0, 100]]'::json))::text FROM agentguard.account WHERE id = 'tenant:b'",
+    )
+    charge = (
+        f"SELECT agentguard.append({mine}, (SELECT max(seq) + 1 FROM agentguard.event WHERE number = {mine}), "
+        "NULL, 0, 1000, NULL, ARRAY['x'::bytea], ARRAY['x'::bytea], ARRAY[NULL::bytea], "
+        f"'{charges}')"
+    )
     put = (
         f"SELECT agentguard.put(0, ARRAY[{number}], ARRAY[99], ARRAY['x'::bytea], ARRAY['x'::bytea], "
         "ARRAY[NULL::bytea], ARRAY['tenant:b'], ARRAY['{}'])"
     )
     for statement in (
         append,
+        charge,
+        f"SELECT agentguard.charge('{charges}')",
         put,
         f"UPDATE agentguard.run SET state = 'KILLED' WHERE number = {number}",
         "INSERT INTO agentguard.run (number, run_id, born, tenant, name, state, created_ns, epoch, owner, "
@@ -211,6 +225,7 @@ def test_no_hand_written_statement_writes_to_another_tenant(
     assert ask(
         postgres_url, f"SELECT count(*) FROM agentguard.event WHERE number = {number} AND seq > 5"
     ) == [(0,)]
+    assert ask(postgres_url, "SELECT * FROM agentguard.account ORDER BY id") == accounts
     assert ask(postgres_url, "SELECT count(*) FROM agentguard.kill_record") == [(0,)]
     assert ask(postgres_url, "SELECT host, report FROM agentguard.kill_host") == [("h", "of a host")]
     with Guard.open(postgres_url, telemetry=False) as guard:

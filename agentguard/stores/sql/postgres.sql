@@ -48,8 +48,8 @@ FROM agentguard.hold($1, $2, $3, $4, $5, $6);
 SELECT agentguard.put($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: append
--- Append to a run; tells by a letter what became of it.
-SELECT agentguard.append($1, $2, $3, $4, $5, $6, $7, $8, $9);
+-- Append to a run; tells by a letter what became of it, and then what the accounts that it charged hold.
+SELECT agentguard.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: lock_run
 -- Keep other writers of a run out.
