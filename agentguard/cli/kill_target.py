@@ -67,13 +67,15 @@ class AmbiguousError(ValueError):
 class LiveRun(NamedTuple):
     """A run that a kill covers, as its row says: it has not ended, or a body may go on in its process.
 
-    `dead`: its process counts as dead; `gone`: provably so, and not for want of a sign of life alone.
+    `dead`: its process counts as dead, or it has none; `gone`: the process provably is, and not for want of a
+    sign of life alone; `waits`: it has none, as one that was submitted or let go.
     """
 
     run_id: str
     dead: bool
     ended: bool = False
     gone: bool = True
+    waits: bool = False
 
     @property
     def unheard(self) -> bool:
@@ -156,10 +158,12 @@ class _File:
             return None
 
 
-def live_run(run_id: str, state: str, owner: dict[str, Any], heartbeat_ns: int) -> LiveRun:
-    """Return what a row says of a run that a kill covers."""
-    dead = bool(owner) and not counts_as_alive(owner, heartbeat_ns, SYSTEM_CLOCK.wall())
-    return LiveRun(run_id, dead, state not in _LIVE, gone=dead and is_alive(owner) is False)
+def live_run(run_id: str, state: str, owner: dict[str, Any] | None, heartbeat_ns: int) -> LiveRun:
+    """Return what a row says of a run that a kill covers; an owner that cannot be read may be alive."""
+    waits = owner == {}
+    dead = waits or bool(owner and not counts_as_alive(owner, heartbeat_ns, SYSTEM_CLOCK.wall()))
+    gone = bool(owner and dead and is_alive(owner) is False)
+    return LiveRun(run_id, dead, state not in _LIVE, gone, waits)
 
 
 def chosen(runs: Sequence[LiveRun], data: Mapping[str, Any]) -> list[LiveRun]:
@@ -172,21 +176,21 @@ def chosen(runs: Sequence[LiveRun], data: Mapping[str, Any]) -> list[LiveRun]:
     return [run for run in runs if not (run.ended and run.dead) or (named and run.unheard)]
 
 
-def _owner(owner: Any, heartbeat_ns: Any) -> tuple[dict[str, Any], int]:
-    """Return a row's owner and sign of life; nobody, where they cannot be read."""
+def _owner(owner: Any, heartbeat_ns: Any) -> tuple[dict[str, Any] | None, int]:
+    """Return a row's owner and sign of life; None, where they cannot be read."""
     try:
         return dict(json.loads(owner)), int(heartbeat_ns)
     except (TypeError, ValueError):
-        return {}, 0
+        return None, 0
 
 
-def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKillSwitch]) -> int:
-    """Write the end of runs whose processes are dead, which cannot do it; gives how many now have one.
+def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKillSwitch]) -> list[LiveRun]:
+    """Write the end of runs whose processes are dead, which cannot do it; gives those that now have one.
 
     What of it fails is left to whoever looks next.
     """
-    dead = [run.run_id for run in runs if run.dead and not run.ended]
-    closed = 0
+    dead = [run for run in runs if run.dead and not run.ended]
+    closed = []
     if dead:  # and only then are store and rules needed
         from agentguard.errors import AgentGuardError
         from agentguard.guard import Guard
@@ -197,10 +201,10 @@ def close_dead(runs: Sequence[LiveRun], home: Path, switch: Callable[[], PageKil
             suppress(AgentGuardError, OSError, ValueError),
             Guard.open(store_url(home), kill_switch=switch(), telemetry=False) as guard,
         ):
-            for run_id in dead:
-                row = guard.components.store.row(run_id)
-                if row is not None:
-                    closed += state_of(close_dead_run(guard.components, row)).final
+            for run in dead:
+                row = guard.components.store.row(run.run_id)
+                if row is not None and state_of(close_dead_run(guard.components, row)).final:
+                    closed.append(run)
     return closed
 
 

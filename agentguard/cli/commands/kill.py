@@ -9,9 +9,10 @@ driver.
                 nothing goes on in the runs that were hit
     1           failed, or not confirmed                    failed
     2           usage                                       usage
-    3           recorded, but no live process is attached,  there was nothing to revive
-                or the store has no such run, or no live
-                run of that tenant
+    3           recorded, but no live process is attached   there was nothing to revive
+                and no run that waits was hit, or the
+                store has no such run, or no live run of
+                that tenant
     4           recorded, but not all acted in time, or a body of a killed run goes on, or nobody can
                 tell whether one does: the store cannot be asked, or its process is not heard of;
                 with `--hard`, a process is still there
@@ -194,7 +195,7 @@ def _kill(
     if options.json:
         facts = {**reached._asdict(), "unacknowledged_pids": late, **({"hosts": hosts} if hosts else {})}
         if closed:
-            facts["buried"] = closed
+            facts["buried"] = len(closed)
         if known is not None:
             facts["known"] = known
         if data["scope"] == "tenant" and asked is not None:
@@ -205,13 +206,13 @@ def _kill(
             facts["problem"] = problem
         _print_json(options, switch, data, generation, facts)
     else:
-        ended = f"; ended {closed} whose process had died" if closed else ""
-        _print_reach(data, known, generation, f"{_reach(reached, late)}{ended}", hosts)
+        _print_reach(data, known, generation, f"{_reach(reached, late)}{_ended(closed)}", hosts)
         _print_runs(runs)
-    _warn(data, known=known, nobody=nobody and reached.live > 0, problem=problem)
+    _warn(data, known=known, nobody=nobody and reached.live > 0 and not closed, problem=problem)
     if any(run.in_flight for run in runs):
         return exit_codes.UNACKNOWLEDGED
-    if not reached.live or known is False or nobody:
+    waited = any(run.waits for run in closed)
+    if known is False or ((not reached.live or nobody) and not waited):
         return exit_codes.NOT_FOUND
     return exit_codes.UNACKNOWLEDGED if problem or reached.acknowledged < reached.live else exit_codes.OK
 
@@ -353,6 +354,14 @@ def _reach(reached: Acknowledgements, late: list[int]) -> str:
         return f"{counts} in {reached.seconds * 1000:.1f} ms"
     pids = ", ".join(map(str, late))
     return f"{counts} after {reached.seconds * 1000:.0f} ms; still to act: pid {pids}"
+
+
+def _ended(closed: Sequence[kill_target.LiveRun]) -> str:
+    """Say of how many runs the killer has written the end itself."""
+    waited = sum(run.waits for run in closed)
+    died = len(closed) - waited
+    said = f"; ended {died} whose process had died" if died else ""
+    return f"{said}; ended {waited} that waited for a process" if waited else said
 
 
 def _target(data: dict[str, Any]) -> str:

@@ -470,3 +470,18 @@ def test_migrate_carries_out_the_scripts_of_a_newer_procrastinate(
     assert "03.04.00_50" in done
     office.guard.submit(office.agents.alone)
     assert len(office.guard.queue()) == 1
+
+
+@pytest.mark.parametrize("scope", ["run", "tenant", "global"])
+def test_the_killer_writes_the_end_of_runs_that_wait_for_a_worker(
+    office: OfficeOfTest, scope: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = (office.guard.submit(office.agents.alone, tenant=tenant) for tenant in ("acme", "zeta"))
+    target = {"run": [run.id], "tenant": ["--tenant", "acme"], "global": ["--yes"]}[scope]
+    assert main(["kill", *target, "--reason", "over quota"]) == 0
+    assert f"ended {2 if scope == 'global' else 1} that waited for a process" in capsys.readouterr().out
+    assert run.state is RunState.KILLED
+    assert run.wait(1) is RunState.KILLED
+    assert (other.state is RunState.KILLED) == (scope == "global")
+    assert main(["kill", *target, "--reason", "again"]) == 3
+    assert office.guard.verify()
