@@ -213,6 +213,8 @@ class Run:
         return self._session.close(self.live_run, error)
 
     def _close_again(self, error: BaseException | None) -> RunStopped | None:
+        if self._live_run is None and error is not None:  # it could not be opened, as that says
+            return None
         live_run = self.live_run
         again = live_run.owner and not live_run.log.read_again().state.final
         return self._session.close(live_run, error) if again else self.stop

@@ -24,14 +24,29 @@ settings.register_profile("agentguard", deadline=None, suppress_health_check=[He
 settings.load_profile("agentguard")
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No `AGENTGUARD_*` setting from outside, and a state directory of the test's own."""
+def forget_settings() -> None:
+    """Take all `AGENTGUARD_*` settings out of the environment."""
     for name in [name for name in os.environ if name.startswith("AGENTGUARD_")]:
-        monkeypatch.delenv(name)
+        del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_from_outside() -> None:
+    """Those for the tests themselves are read as they are collected."""
+    forget_settings()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state directory of the test's own.
+
+    A command that is called in the test's process leaves its `--store` and `--home` in the environment, which the
+    fixtures of another module would find there.
+    """
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("AGENTGUARD_HOME", str(folder))
-    return folder
+    yield folder
+    forget_settings()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,14 @@ from contextlib import suppress
 
 import pytest
 
-from agentguard import Budget, BudgetExceededError, RunState, current_run, guarded_step
+from agentguard import (
+    Budget,
+    BudgetExceededError,
+    RunState,
+    StoreUnavailableError,
+    current_run,
+    guarded_step,
+)
 
 
 @guarded_step
@@ -92,3 +99,15 @@ def test_what_was_attached_is_no_decorator(guard):
     with guard.run("r") as run, guard.attach(run.id) as attached:
         with pytest.raises(TypeError, match="decorator"):
             attached(tool)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_run_that_cannot_be_opened_says_why(guard, is_async):
+    async def on_a_loop() -> None:
+        pytest.fail("called")
+
+    decorated = guard.run("agent")(on_a_loop if is_async else lambda: pytest.fail("called"))
+    guard.close()
+    with pytest.raises(StoreUnavailableError, match="is closed"):
+        asyncio.run(decorated()) if is_async else decorated()
+    assert current_run() is None
