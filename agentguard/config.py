@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from agentguard._clock import Clock
 from agentguard._home import default_home, sqlite_path, store_url
 from agentguard._optional import require
-from agentguard._secrets import public_url, url_parts, with_options
+from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.budget.rules import BudgetRule, BudgetRules, budget_rules, parse_budget
 from agentguard.protocols import EventStore, KillSwitch, abilities_of
 from agentguard.tenancy import check_id

@@ -8,9 +8,5 @@ from __future__ import annotations
 
 from typing import Final
 
-from agentguard._secrets.urls import public_url, url_parts, with_options
-
 #: What stands in the place of a secret.
 MASK: Final = "**********"
-
-__all__ = ["MASK", "public_url", "url_parts", "with_options"]

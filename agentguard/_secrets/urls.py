@@ -54,6 +54,8 @@ def public_url(url: str) -> str:
         return url
     _, place = _cut(url)
     place, _, query = place.partition("#")[0].partition("?")
+    if place.count("[") != place.count("]"):  # of which nobody can tell what it was meant to be
+        place = "..."
     options = urlencode([pair for pair in parse_qsl(query) if pair[0] in _SHOWN])
     shown = f"{scheme[1].lower()}://{place}"
     return f"{shown}?{options}" if options else shown

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.alerts.watch import Notice
 
 logger = logging.getLogger("agentguard.alerts")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.cli.findings import FAULT, NOTE, OK, Finding
 from agentguard.console import health
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError, LogIntegrityError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from agentguard import config
 from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import STORE_VARIABLE, VARIABLE, sqlite_path, store_url
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.cli.exit_codes import UsageError
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
 from agentguard.events.model import CONTROL_RUN_ID

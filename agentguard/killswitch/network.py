@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from msgspec import structs
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
-from agentguard._secrets import public_url, url_parts, with_options
+from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.acks import collect, total
 from agentguard.killswitch.hosts import OtherHosts, host_report

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from agentguard._optional import require
-from agentguard._secrets import public_url, url_parts, with_options
+from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.remote import FRESH, REPORT_KEPT, HostReport, parse_report

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from agentguard._optional import require
-from agentguard._secrets import public_url, url_parts
+from agentguard._secrets.urls import public_url, url_parts
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.protocols import EventStore, PublishingError

@@ -15,7 +15,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow
 
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores._busy_retry import jitter
 

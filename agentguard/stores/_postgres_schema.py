@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg.sql import SQL, Identifier
 
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.errors import StoreUnavailableError
 from agentguard.stores import _postgres_queue, _sql
 from agentguard.stores._postgres_link import Link, Translation, connect

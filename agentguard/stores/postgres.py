@@ -18,7 +18,7 @@ from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.durability import Durability
 from agentguard.errors import RunExistsError
 from agentguard.events.codec import Stored

@@ -28,7 +28,7 @@ from procrastinate.manager import JobManager, NotificationCallback, get_channel_
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker as Engine
 
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import RunQueue
 from agentguard.stores import _sql

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from agentguard import Guard, config
-from agentguard._secrets import public_url, url_parts, with_options
+from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.killswitch.network import folder_of, open_log, split_url
 from agentguard.publishing.kafka import parse_target
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from agentguard import _process, config
 from agentguard._home import store_url
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.audit.verify import AccountFault, verify_all
 from agentguard.cli import deployment, exit_codes, lookup, output
 from agentguard.cli.app import app

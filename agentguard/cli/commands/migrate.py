@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentguard import config
 from agentguard._home import store_url
 from agentguard._optional import require
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.cli import exit_codes, lookup, output
 from agentguard.cli.app import app
 from agentguard.cli.options import JsonOption, StoreOption

@@ -11,7 +11,7 @@ from itertools import islice
 
 from agentguard._clock import SYSTEM_CLOCK
 from agentguard._home import store_url
-from agentguard._secrets import public_url
+from agentguard._secrets.urls import public_url
 from agentguard.cli import exit_codes, lookup, output, selection, tables
 from agentguard.errors import LogIntegrityError
 from agentguard.monitoring import RunStatus, status_of
