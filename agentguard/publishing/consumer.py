@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from agentguard._optional import require
 from agentguard.errors import LogIntegrityError
 from agentguard.events import codec
 from agentguard.events.codec import Stored
 from agentguard.events.model import Event
+
+#: `KafkaError._PARTITION_EOF`.
+_PARTITION_END: Final = -191
 
 
 class PublishedEvent(NamedTuple):
@@ -33,8 +37,11 @@ def read_message(message: Any) -> PublishedEvent:
     """What a message of confluent-kafka says.
 
     Raises:
+        KafkaException: it is no message, but tells of an error of the broker or the connection.
         LogIntegrityError: it is none that a relay has sent, or of a newer schema.
     """
+    if (error := message.error()) is not None:
+        raise require("confluent_kafka", extra="kafka", feature="consuming from Kafka").KafkaException(error)
     try:
         headers = {name: value.decode() for name, value in message.headers() or ()}
         run_id, body = message.key().decode(), message.value()
@@ -77,12 +84,24 @@ class Repeats:
 def new_events(messages: Iterable[Any], repeats: Repeats) -> Iterator[PublishedEvent]:
     """The events in messages of confluent-kafka, without repeats.
 
+    What `enable.partition.eof` adds, and `None` of a `poll` that has timed out, is passed over.
+
+    Raises:
+        KafkaException: a message tells of an error of the broker or the connection.
+        LogIntegrityError: events are missing, or a message was not sent by a relay.
+
     Example:
         >>> from agentguard.publishing.consumer import Repeats, new_events
         >>> list(new_events([], Repeats()))
         []
     """
     for message in messages:
+        if message is None or _is_end(message.error()):
+            continue
         published = read_message(message)
         if repeats.is_new(published):
             yield published
+
+
+def _is_end(error: Any) -> bool:
+    return error is not None and bool(error.code() == _PARTITION_END)

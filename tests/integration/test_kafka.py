@@ -268,6 +268,9 @@ def test_events_that_are_missing_before_another_are_noticed() -> None:
             def value(self) -> bytes:
                 return body
 
+            def error(self) -> None:
+                return None
+
         return Message()
 
     repeats = Repeats({"r": 3})
@@ -275,6 +278,29 @@ def test_events_that_are_missing_before_another_are_noticed() -> None:
     assert repeats.seen == {"r": 4}
     with pytest.raises(LogIntegrityError, match="goes on with event 6"):
         list(new_events([published(6)], repeats))
+
+
+def test_what_a_consumer_gives_beside_events_is_no_damaged_log(
+    guard: Guard, mocked: str, topic: str, request: pytest.FixtureRequest
+) -> None:
+    client = pytest.importorskip("confluent_kafka")
+    work(guard, runs=1, steps=1)
+    outbox(guard, f"kafka://{mocked}/{topic}").publish_page()
+    settings = {"bootstrap.servers": mocked, "group.id": topic, "enable.auto.commit": False, "log_level": 0}
+    consumer = client.Consumer(settings | {"enable.partition.eof": True, "auto.offset.reset": "error"})
+    request.addfinalizer(consumer.close)
+    parts = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+
+    def come(from_offset: int) -> list[Any]:
+        consumer.assign([client.TopicPartition(topic, part, from_offset) for part in parts])
+        messages = [consumer.poll(0)]
+        while sum(message is not None and message.error() is not None for message in messages) < len(parts):
+            messages.append(consumer.poll(10))
+        return messages
+
+    assert len(list(new_events(come(0), Repeats()))) == sum(map(len, of_store(guard).values()))
+    with pytest.raises(client.KafkaException, match="_AUTO_OFFSET_RESET"):
+        list(new_events(come(10**6), Repeats()))
 
 
 # --- faults --------------------------------------------------------------------------------------
