@@ -23,6 +23,67 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
 
+class Inside:
+    """What the lists and dicts inside messages hold, to see whether one was changed in place.
+
+    That is by the identity of what they hold, which takes no time for a line of each: histories are long.
+    """
+
+    __slots__ = ("dicts", "fixed", "held", "lists")
+
+    def __init__(self) -> None:
+        self.dicts: list[dict[Any, Any]] = []
+        self.lists: list[list[Any]] = []
+        #: The keys and the values of the dicts, and the items of the lists.
+        self.held: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+        #: Whether all else in there never changes.
+        self.fixed = True
+
+    def take_in(self, value: Any, depth: int = 0) -> None:
+        """Note what is in a value."""
+        self.fixed = self.fixed and depth < _DEEPEST
+        if not self.fixed:
+            return
+        keys, values, items = self.held
+        if type(value) is dict:
+            self.dicts.append(value)
+            keys += value
+            values += value.values()
+            found = list(value.values())
+        elif type(value) is list:
+            self.lists.append(value)
+            items += value
+            found = value
+        else:
+            self.fixed = type(value) in _FIXED
+            return
+        for each in found:
+            self.take_in(each, depth + 1)
+
+    def add(self, other: Inside) -> None:
+        """Note what another knows."""
+        self.dicts += other.dicts
+        self.lists += other.lists
+        for held, more in zip(self.held, other.held, strict=True):
+            held.extend(more)
+        self.fixed = self.fixed and other.fixed
+
+    def is_unchanged(self) -> bool:
+        """Whether all is there that was, and nothing else; False where nobody can tell."""
+        keys, values, items = self.held
+        return (
+            self.fixed
+            and sum(map(len, self.lists)) == len(items)
+            and list(chain.from_iterable(self.dicts)) == keys
+            and all(map(is_, chain.from_iterable(map(dict.values, self.dicts)), values))
+            and all(map(is_, chain.from_iterable(self.lists), items))
+        )
+
+
+_DEEPEST = 20
+_FIXED = frozenset((str, int, float, bool, type(None), bytes))
+
+
 class Prompt(NamedTuple):
     """A conversation."""
 
@@ -36,6 +97,8 @@ class Prompt(NamedTuple):
     known: list[_Known]
     #: The numbers of the tool calls.
     numbers: dict[Any, int]
+    #: What the messages have inside.
+    inside: Inside
 
 
 def prompt(messages: Iterable[BaseMessage]) -> Prompt:
@@ -53,7 +116,7 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
     first = known[:2][-1] if known else None
     before = first.asked if first is not None else None
     if before is None or known[: len(before.known)] != before.known or not _unchanged(before, messages):
-        before = Prompt(JsonFragments(), 0, [], [], {})
+        before = Prompt(JsonFragments(), 0, [], [], {}, Inside())
     prompt = _continued(before, messages)
     if prompt.known:
         prompt.known[:2][-1].asked = prompt
@@ -62,26 +125,27 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
 
 def _unchanged(before: Prompt, messages: list[BaseMessage]) -> bool:
     """Whether the messages of a prompt say what they said.  Histories are long: no line is run for each."""
-    if before.blocks:
-        return False
     fields = chain.from_iterable(map(dict.values, map(vars, messages)))
-    return all(map(is_, chain.from_iterable(map(_fields, before.known)), fields))
+    same = all(map(is_, chain.from_iterable(map(_fields, before.known)), fields))
+    return same and before.inside.is_unchanged()
 
 
 def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
     """Return a prompt with the messages that come after those of another."""
     fragments, tokens, blocks = JsonFragments(before.fragments), before.tokens, before.blocks.copy()
-    known_of, numbers = before.known.copy(), before.numbers.copy()
+    known_of, numbers, inside = before.known.copy(), before.numbers.copy(), Inside()
+    inside.add(before.inside)
     for message in messages[len(known_of) :]:
         known = _known.get(id(message))
         if known is None or not known.fits(message, numbers):
             known = _Known(message, numbers)  # not changed: another thread may be reading it
-        if known.blocks is not None:
+        if not isinstance(message.content, str):
             blocks.append(message.content)
         known_of.append(known)
         tokens += known.tokens
         fragments.append(known.fragment)
-    return Prompt(fragments, tokens, blocks, known_of, numbers)
+        inside.add(known.inside)
+    return Prompt(fragments, tokens, blocks, known_of, numbers, inside)
 
 
 class _Known:
@@ -94,9 +158,9 @@ class _Known:
     __slots__ = (
         "_of",
         "asked",
-        "blocks",
         "fields",
         "fragment",
+        "inside",
         "numbered",
         "tokens",
     )
@@ -104,9 +168,10 @@ class _Known:
     def __init__(self, message: BaseMessage, numbers: dict[Any, int]) -> None:
         #: Held, so that none of another identity takes its place unseen.
         self.fields = list(message.__dict__.values())
-        content = message.content
-        #: The parts of a content that has several, which may change in place.
-        self.blocks = None if isinstance(content, str) else JsonFragment(content).json
+        #: Of what goes on record, that which may change in place.
+        self.inside = Inside()
+        for name in ("content", "tool_calls"):
+            self.inside.take_in(message.__dict__.get(name))
         self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
         self.numbered = {call: numbers.setdefault(call, len(numbers) + 1) for call in m.call_ids(message)}
@@ -121,7 +186,7 @@ class _Known:
         """Whether the message says what it said, and its tool calls have the same numbers after others."""
         return (
             all(map(is_, self.fields, message.__dict__.values()))
-            and (self.blocks is None or self.blocks == JsonFragment(message.content).json)
+            and self.inside.is_unchanged()
             and all(
                 numbers.setdefault(call, len(numbers) + 1) == number for call, number in self.numbered.items()
             )

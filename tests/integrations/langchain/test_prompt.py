@@ -65,13 +65,37 @@ def test_the_numbers_of_calls_are_those_of_the_conversation_at_hand() -> None:
         lambda found: found[2].content[0].update(text="Wait."),
         lambda found: setattr(found[2], "tool_calls", [call("c7")]),
         lambda found: setattr(found[4], "status", "success"),
+        lambda found: found[5].tool_calls.append(call("c1")),
+        lambda found: found[5].tool_calls.clear(),
+        lambda found: found[2].tool_calls.reverse(),
+        lambda found: found[5].tool_calls[0].update(name="find"),
+        lambda found: found[5].tool_calls[0].update(id="c0"),
+        lambda found: found[5].tool_calls[0]["args"].update(query="y"),
+        lambda found: found[5].tool_calls[0]["args"].update(limit=True),
+        lambda found: found[5].tool_calls[0]["args"].clear(),
+        lambda found: found[5].tool_calls[0].update(args={"query": "y"}),
+        lambda found: found[5].tool_calls[0]["args"]["filters"].append(2),
+        lambda found: found[5].tool_calls[0]["args"]["filters"][0].update(day=True),
     ],
 )
 def test_a_message_that_was_changed_is_told_as_it_is_now(change: Any) -> None:
     messages = conversation()
+    messages[5].tool_calls[0]["args"]["filters"] = [{"day": 1}]  # type: ignore[attr-defined]
     check(messages)
     change(messages)
     check(messages)
+    check([*messages, HumanMessage("Thanks.")])
+
+
+def test_what_may_change_unseen_is_looked_at_each_time() -> None:
+    data: list[Any] = [bytearray(b"a")]
+    messages = [HumanMessage("Hi"), AIMessage("", tool_calls=[call("c1")])]
+    messages[1].tool_calls[0]["args"]["data"] = data  # type: ignore[attr-defined]
+    told = [prompt(messages).fragments[1].json for _ in range(2)]
+    data[0][:] = b"b"
+    assert told[0] == told[1] != prompt(messages).fragments[1].json
+    data += [data, data]  # which has no end
+    assert b"unencodable" in prompt(messages).fragments[1].json
 
 
 def test_what_is_known_of_a_message_goes_with_it() -> None:
