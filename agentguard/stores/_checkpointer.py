@@ -75,23 +75,27 @@ class Checkpointer:
         #: Held while the thread is inside SQLite.
         self._moving = threading.Lock()
 
-    def look(self) -> None:
+    def look(self, *, wait: bool) -> bool:
         """Have pages moved if there are many, and wait for it a while if there are too many.
 
-        A writer calls this about each `LOOK_AFTER` bytes, outside of any transaction.
+        A writer calls this about each `LOOK_AFTER` bytes, outside of any transaction.  Return False where it
+        would have had to wait, and may not.
         """
         if not reaches(self._path, BEGIN_ANEW_FROM):
-            return
+            return True
         self._want()
+        if not wait:
+            return self._pinned or not reaches(self._path, WAIT_FROM)
         latest = time.monotonic() + _LONGEST_WAIT
         while reaches(self._path, WAIT_FROM) and not self._pinned and time.monotonic() < latest:
             self._tried.clear()
             self._hurry.set()
             self._want()
             if self._tried.wait(_LONGEST_WAIT) and self._done:
-                return
+                break
             # Whoever moves pages, in this process or another, must not be kept from it.
             time.sleep(_BETWEEN_TRIES)
+        return True
 
     def _want(self) -> None:
         self._wanted.set()

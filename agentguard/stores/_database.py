@@ -51,6 +51,8 @@ class Database:
         self.checkpointer = Checkpointer(path, _sqlite_file.connect)
         #: About how many bytes were written since the size of the WAL was looked at.
         self._written = 0
+        #: Whether the next that may wait has to, since the WAL is too large.
+        self._late = False
         self.users = 0
         self._insert = _sql.queries("sqlite")["insert_event"]
         self._closed = False
@@ -166,16 +168,18 @@ class Database:
         if writer is None or writer.in_transaction is not (self._depth > 0):
             with self.errors:
                 writer = self._ready(wait)
+        if self._late and not self._depth:
+            self._make_up(wait)
         self._put(writer, number, event, wait)
         if self._written >= LOOK_AFTER and not self._depth:
-            self._look_at_wal()
+            self._look_at_wal(wait)
 
     def insert_alone(  # noqa: PLR0917 - called for each step, and keywords cost
         self, number: int, seq: int, body: bytes, digest: bytes, payload: bytes | None, wait: Wait
     ) -> None:
         """`insert` of an event that is not one of several, under the lock: the hot path."""
         cursor = self._cursor
-        if cursor is None or cursor.connection.in_transaction:
+        if cursor is None or self._late or cursor.connection.in_transaction:
             self.insert(number, Stored(seq, body, digest, payload), wait)
             return
         columns = (number << 32 | seq, time_ns(), body, digest, payload)
@@ -185,12 +189,18 @@ class Database:
             self._put_after(error, cursor.connection, columns, wait)
         self._written += EVENT if payload is None else EVENT + len(payload)
         if self._written >= LOOK_AFTER:
-            self._look_at_wal()
+            self._look_at_wal(wait)
 
-    def _look_at_wal(self) -> None:
-        """Have the WAL kept small; after a commit, since a writer may be made to wait."""
+    def _look_at_wal(self, wait: Wait) -> None:
+        """Have the WAL kept small; outside of a transaction, since a writer may be made to wait."""
         self._written = 0
-        self.checkpointer.look()
+        self._late = not self.checkpointer.look(wait=wait is not None)
+
+    def _make_up(self, wait: Wait) -> None:
+        """Wait for what one that may not wait, as on an event loop, has left to others."""
+        if wait is None:
+            raise StoreBusyError(self.path)
+        self._look_at_wal(wait)
 
     def _put(self, writer: sqlite3.Connection, number: int, event: Stored, wait: Wait) -> None:
         seq, body, digest, payload, _ = event
@@ -228,6 +238,8 @@ class Database:
             return
         self.sync.check()
         if not self._staged:
+            if self._late:
+                self._make_up(wait)
             with self.errors:
                 self.run("BEGIN IMMEDIATE", wait=wait)
             self._staged = True
@@ -252,7 +264,7 @@ class Database:
             finally:
                 self.lock.release()
 
-    def _commit_staged(self, writer: sqlite3.Connection) -> None:
+    def _commit_staged(self, writer: sqlite3.Connection, wait: Wait) -> None:
         self._staged = False
         try:
             writer.execute("COMMIT")
@@ -263,7 +275,7 @@ class Database:
             raise
         self.sync.written()
         if self._written >= LOOK_AFTER:
-            self._look_at_wal()
+            self._look_at_wal(wait)
 
     def committed(self, *, durable: bool) -> bool:
         """Take note that a statement was carried out; gives whether the caller has to settle."""
@@ -319,6 +331,8 @@ class Database:
             if not level:
                 self.check_file()
                 writer = self._ready(wait)
+                if self._late:
+                    self._make_up(wait)
             elif self._writer is None or (self._begun and not self._writer.in_transaction):
                 writer = self._ready(wait)
             else:
@@ -369,7 +383,7 @@ class Database:
         due = self.committed(durable=durable or self._sync_at_commit)
         self._written += EVENT
         if self._written >= LOOK_AFTER:
-            self._look_at_wal()
+            self._look_at_wal(wait)
         return due
 
     def _undo(self, level: int) -> None:
@@ -405,7 +419,7 @@ class Database:
             self._cursor = self._writer.cursor()
             self._file = _identity(self.path)
         elif self._staged:
-            self._commit_staged(self._writer)
+            self._commit_staged(self._writer, wait)
         elif self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
         return self._writer

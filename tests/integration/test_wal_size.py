@@ -16,9 +16,13 @@ from types import SimpleNamespace
 import pytest
 
 from agentguard import Guard
+from agentguard.budget.ledger import Movement
 from agentguard.cli import main
+from agentguard.protocols import StoreBusyError
 from agentguard.stores import _checkpointer
 from agentguard.stores._checkpointer import BEGIN_ANEW_FROM, STAYS, WAIT_FROM, Checkpointer, reaches, wal_size
+from agentguard.stores.sqlite import SQLiteEventStore
+from agentguard.testing.conformance._given import a_row, log_of, opening
 from tests.kit import wait_until
 
 WRITES = """
@@ -159,6 +163,31 @@ def test_only_a_reader_that_stays_is_not_waited_for(tmp_path: Path, monkeypatch:
         assert checkpointer._move(threading.Event())
         assert not checkpointer._pinned
         checkpointer.close()
+
+
+def test_who_may_not_wait_for_the_wal_to_be_small_leaves_that_to_others(tmp_path: Path) -> None:
+    """An event loop does not stand still: it is told that the store is busy, and asks in a thread."""
+    path = tmp_path / "store.db"
+    log = log_of("r", 1 + 2 * WAIT_FROM // (1 << 20), payload=bytes(1 << 20))
+    with closing(SQLiteEventStore(path)) as store:
+        number = store.create(a_row("r"), log[:1])
+        checkpointer = store._database().checkpointer
+        assert checkpointer.stand_still(10)
+        try:
+            with pytest.raises(StoreBusyError):
+                for event in log[1:]:
+                    store.append_one(number, event.seq, event.body, event.hash, event.payload, False)
+            assert reaches(str(path), WAIT_FROM)
+            there = len(list(store.read("r")))
+            for movements in ([], [Movement("tenant:acme", opening=opening(1))]):
+                with pytest.raises(StoreBusyError):
+                    store.append(number, log[there : there + 1], movements=movements, wait=False)
+            assert len(list(store.read("r"))) == there
+        finally:
+            checkpointer.go_on()
+        store.append(number, log[there : there + 1])
+        store.append(number, log[there + 1 : there + 2], wait=False)
+        assert len(list(store.read("r"))) == there + 2
 
 
 def test_closing_a_store_ends_its_thread_and_leaves_no_wal(tmp_path: Path) -> None:
