@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -40,13 +41,18 @@ class OtherHosts:
         remote: where the hosts report.
         here: the id of the host that waits, which counts by itself.
         generation: what they have to act on.
+        give_back: called where the server has lost what it was told: the kill may be gone with it.
     """
 
-    def __init__(self, remote: RemoteLog, here: str, generation: int) -> None:
+    def __init__(
+        self, remote: RemoteLog, here: str, generation: int, give_back: Callable[[], object]
+    ) -> None:
         self._remote = remote
         self._here = here
         self._generation = generation
+        self._give_back = give_back
         self._seen: dict[str, HostReport] = {}
+        self._note(remote.told_with(generation))
 
     def count(self) -> list[Count]:
         """Ask the server, and return whom the generation has reached on each host."""
@@ -54,10 +60,16 @@ class OtherHosts:
         for host, known in self._seen.items():
             report = reports.get(host, known)  # which a server that was flushed has lost
             self._seen[host] = self._ended(known) if report.ended else report
-        for host, report in reports.items():
-            if report.fresh and not report.ended:
-                self._seen[host] = report
+        if not self._seen.keys() <= reports.keys():
+            self._give_back()
+        self._note(reports.values())
         return [report.count(self._generation) for report in self._seen.values()]
+
+    def _note(self, reports: Iterable[HostReport]) -> None:
+        """Note the hosts that are waited for from now on."""
+        for report in reports:
+            if report.fresh and not report.ended and report.host != self._here:
+                self._seen[report.host] = report
 
     def _ended(self, last: HostReport) -> HostReport:
         """The last report of a host whose relay has ended, without who had not acted until then."""

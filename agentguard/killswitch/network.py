@@ -173,7 +173,8 @@ class NetworkKillSwitch(PageKillSwitch):
         with self._files.failing_closed():
             self._files.check_open()
             here = self._participants.reached(generation)
-            others = OtherHosts(self._mirror.remote, relay_process.host_id(self.home), generation)
+            remote, give_back = self._mirror.remote, self._mirror.sync
+            others = OtherHosts(remote, relay_process.host_id(self.home), generation, give_back)
             return collect(lambda: total([here(), *others.count()]), timeout)
 
     def close(self) -> None:

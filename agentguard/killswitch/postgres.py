@@ -71,6 +71,10 @@ class PostgresLog:
         [[added]] = self._ask(_APPEND, stored.seq, stored.body, stored.hash, previous)
         return bool(added)
 
+    def told_with(self, generation: int) -> Sequence[HostReport]:
+        """Nothing: what this server was told it keeps."""
+        return ()
+
     def wait(self, seconds: float) -> bool:
         """Wait for a notification, whatever it says."""
         with self._explained():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl
@@ -26,14 +26,15 @@ from agentguard.killswitch.remote import FRESH, REPORT_KEPT, HostReport, parse_r
 #: Seconds that the server is given for a connection, and for an answer.
 TIMEOUT = 2.0
 
-#: All or nothing: the entry is appended if it follows the newest one, and told to every relay.
+#: All or nothing: the entry is appended if it follows the newest one, and told to every relay.  What the
+#: hosts have reported comes with it: the server may be flushed before it is asked for.
 _APPEND = """
-if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return nil end
 local newest = redis.call('LINDEX', KEYS[1], -1)
-if newest and string.sub(newest, 10, 73) ~= ARGV[3] then return 0 end
+if newest and string.sub(newest, 10, 73) ~= ARGV[3] then return nil end
 redis.call('RPUSH', KEYS[1], ARGV[2])
 redis.call('PUBLISH', KEYS[1], '')
-return 1
+return {redis.call('TIME')[1], redis.call('HGETALL', KEYS[2])}
 """
 _REPORT = """
 redis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1] .. ' ' .. ARGV[2])
@@ -87,6 +88,8 @@ class RedisLog:
         # One hash tag, so that a cluster keeps both keys together.
         self._key = f"{{{prefix}}}:kills"
         self._hosts = f"{{{prefix}}}:kills:hosts"
+        #: The last record that was appended, and the reports of that moment.
+        self._told: tuple[int, Sequence[HostReport]] = 0, ()
         self._server = with_options(parts, options.items())
         #: When the server last took an entry, by the monotonic clock.
         self._answered = 0.0
@@ -125,9 +128,19 @@ class RedisLog:
                 self._client.ping()  # which closes a connection that has been cut, and the next one is new
         arguments = [stored.seq - 1, format_entry(stored), previous.hex()]
         with self._answering():
-            added = bool(self._append(keys=[self._key], args=arguments))
+            answer = self._append(keys=[self._key, self._hosts], args=arguments)
         self._answered = time.monotonic()
-        return added
+        if answer is None:
+            return False
+        now, told = answer
+        if stored.seq != self._told[0]:  # else it was lost, and is given back
+            self._told = stored.seq, _parsed(int(now), dict(zip(told[::2], told[1::2], strict=True)))
+        return True
+
+    def told_with(self, generation: int) -> Sequence[HostReport]:
+        """Return what came with the record that this process has appended last."""
+        seq, reports = self._told
+        return reports if seq == generation else ()
 
     def wait(self, seconds: float) -> bool:
         """Wait for a message, whatever it says."""
@@ -147,11 +160,7 @@ class RedisLog:
         with self._answering():
             pipeline = self._client.pipeline(transaction=False)
             (now, _), reports = pipeline.time().hgetall(self._hosts).execute()
-        split = ((host, *report.partition(b" ")) for host, report in reports.items())
-        return [
-            parse_report(host.decode("utf-8", "replace"), report, now - int(at) if at.isdigit() else 0.0)
-            for host, at, _, report in split
-        ]
+        return _parsed(now, reports)
 
     def prune(self) -> None:
         """Remove reports that are old by the server's clock."""
@@ -180,3 +189,12 @@ class RedisLog:
                 f"the control log at {self.url} cannot be read or written "
                 f"({type(error).__name__}: {error}){hint}"
             ) from error
+
+
+def _parsed(now: int, reports: Mapping[bytes, bytes]) -> list[HostReport]:
+    """Return reports as they lie on the server, by its time in seconds."""
+    split = ((host, *report.partition(b" ")) for host, report in reports.items())
+    return [
+        parse_report(host.decode("utf-8", "replace"), report, now - int(at) if at.isdigit() else 0.0)
+        for host, at, _, report in split
+    ]

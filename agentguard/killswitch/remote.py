@@ -85,6 +85,10 @@ class RemoteLog(Protocol):
         """
         ...
 
+    def told_with(self, generation: int) -> Sequence[HostReport]:
+        """Return the reports of when this process appended a record, where the server may lose them."""
+        ...
+
     def wait(self, seconds: float) -> bool:
         """Wait until it is told that something was appended, at most so many seconds; return whether it was.
 

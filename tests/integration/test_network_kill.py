@@ -297,6 +297,22 @@ def test_a_host_of_which_the_server_has_lost_the_report_is_waited_for(
     wait_until(lambda: [report.count(generation)[:2] for report in killer.hosts()] == [(1, 1)])
 
 
+def test_hosts_are_waited_for_though_the_server_was_flushed_as_soon_as_the_kill_was_on_record(
+    server: Valkey, host: Hosts, away: Any
+) -> None:
+    """What the hosts had reported is gone when the killer looks, and so is the kill: that is given back."""
+    away()
+    relay = running_relay(host("b"))
+    killer = host("a")
+    wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
+    os.kill(relay, signal.SIGSTOP)
+    generation = killer.record(*kill_data("stop"))
+    server.command("FLUSHALL")
+    assert killer.acknowledgements(generation, timeout=0.1)[:2] == (1, 0)
+    os.kill(relay, signal.SIGCONT)
+    assert killer.acknowledgements(generation, timeout=60)[:2] == (1, 1)
+
+
 def test_a_host_that_is_not_heard_any_more_is_named_and_not_waited_for(server: Valkey, host: Hosts) -> None:
     killer = host("a")
     long_ago = int(time.time()) - 60
