@@ -101,6 +101,12 @@ def _explained() -> Iterator[None]:
 # --- the schema ----------------------------------------------------------------------------------
 
 
+def make_way(link: Link) -> None:
+    """Drop what keeps a migration from changing the table of runs; `migrate` makes it anew."""
+    if find_spec("procrastinate") is not None:
+        link.ask(_sql.queries("postgres_queue")["make_way"])
+
+
 def migrate(link: Link) -> list[str]:
     """Bring the queue's tables up to date, as the owner of the schema; gives what was done.
 

@@ -106,6 +106,8 @@ def _migrate(link: Link, url: str) -> list[str]:
             f"{public_url(url)} has schema {version} and this agentguard knows {known}; upgrade agentguard"
         )
     done = []
+    if version < known:
+        _postgres_queue.make_way(link)
     for number, name, script in _scripts():
         if number > version:
             link.execute(script.encode())

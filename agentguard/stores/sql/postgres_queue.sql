@@ -27,6 +27,10 @@ SELECT name FROM agentguard_queue.migration;
 -- Note a script that was carried out.
 INSERT INTO agentguard_queue.migration (name) VALUES (%s);
 
+-- name: make_way
+-- Drop what keeps a migration from changing the table of runs; `rights` makes it anew.
+DROP VIEW IF EXISTS agentguard_queue.depth;
+
 -- name: rights
 -- Who may do what: members of agentguard_agent put runs into the queue and see no table of it, members of
 -- agentguard_worker run workers besides, members of agentguard_operator see how long it is.  Said anew by each
