@@ -114,8 +114,10 @@ class PostgresLog:
 
     def _ask(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         with self._connected() as connection:
-            rows: list[tuple[Any, ...]] = connection.execute(query, parameters).fetchall()
-            return rows
+            while True:  # until the connection is cut
+                with suppress(self._psycopg.errors.SerializationFailure):  # of a login's own isolation level
+                    rows: list[tuple[Any, ...]] = connection.execute(query, parameters).fetchall()
+                    return rows
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -93,6 +96,24 @@ def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("level", ["serializable", "repeatable read"])
+def test_hosts_that_kill_at_once_are_all_on_record_at_any_isolation_level(
+    sql: Sql, url: str, host: Hosts, level: str
+) -> None:
+    sql(f"ALTER DATABASE {urlsplit(url).path[1:]} SET default_transaction_isolation = '{level}'")
+    together = threading.Barrier(4)
+
+    def kill(name: str) -> None:
+        switch = host(name)
+        together.wait()
+        for number in range(10):
+            switch.record(*kill_data("stop", run=f"{name}{number}"))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(kill, "abcd"))
+    assert len(host("e").kills()) == 40
 
 
 def test_records_that_the_server_lost_are_given_back(sql: Sql, host: Hosts) -> None:
