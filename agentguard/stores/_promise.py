@@ -76,5 +76,8 @@ class Promise(Generic[_T]):
         """Return or raise the outcome when it is there."""
         self.wait()
         if self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                del self  # the traceback of the error holds this frame
         return self._value

@@ -11,7 +11,7 @@ from types import FrameType
 import psycopg
 import pytest
 
-from agentguard import Guard, Run, guarded_step
+from agentguard import Budget, Guard, Run, guarded_step
 from tests.kit import wait_until
 from tests.postgres import execute, waiting
 from tests.unit.test_exception_at_any_line import agrees, first, interrupt, traced
@@ -49,8 +49,9 @@ class Loop(threading.Thread):
         self._bound(self._main())
 
 
+@pytest.mark.parametrize("tenant", ["default", "t"])
 def test_a_commit_that_the_server_carries_out_after_its_connection_was_dropped_is_found(
-    guard: Guard, postgres_url: str
+    guard: Guard, postgres_url: str, tenant: str
 ) -> None:
     """A second try finds the run held, by the first one; nobody is told that others were first."""
 
@@ -72,9 +73,10 @@ def test_a_commit_that_the_server_carries_out_after_its_connection_was_dropped_i
         """,
     )
     commits = guard.components.store._commits  # type: ignore[attr-defined]
+    guard.set_tenant_budget("t", Budget(steps=TASKS))
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        with psycopg.connect(postgres_url) as holder, guard.run("r") as run:
+        with psycopg.connect(postgres_url) as holder, guard.run("r", tenant=tenant) as run:
             loop = Loop(run)
             with commits._writing:
                 loop.start()
