@@ -447,9 +447,8 @@ class Run:
         position = self.here()
         if branch is None:
             return position
-        tasks.ensure_task_factory(
-            position
-        )  # by where the code is, so that tasks it has made are not looked for in `branch`
+        # By where the code is, so that tasks it has made are not looked for in `branch`.
+        tasks.ensure_task_factory(position)
         if isinstance(branch, str):
             branches = self.live_run.branches
             path = check_branch(branch)

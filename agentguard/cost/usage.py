@@ -48,7 +48,7 @@ class Limited(Protocol):
         """What its budget leaves."""
         ...
 
-    def limits(self, resource: str) -> bool:
+    def limits(self, resource: str, /) -> bool:
         """Whether anything limits a resource here."""
         ...
 

@@ -28,7 +28,8 @@ class ToolOptions:
             for name in ("codec", "outside"):
                 if name in given:
                     raise TypeError(f"{tool}: {name}= is the middleware's own matter")
-            guarded_step(**{"name": tool, **given})(_any_tool)
+            named: dict[str, Any] = {"name": tool, **given}
+            guarded_step(**named)(_any_tool)
 
     def of(self, tool: str) -> dict[str, Any]:
         """The options of a tool."""

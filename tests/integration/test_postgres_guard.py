@@ -78,7 +78,7 @@ def test_hosts_of_other_encodings_charge_one_tenant_to_one_account(
 
 
 def test_many_tasks_of_one_run_stay_within_its_budget(guard: Guard) -> None:
-    async def main() -> list[object]:
+    async def main() -> list[int | BaseException]:
         async with guard.run("many", budget=Budget(steps=20)) as run:
             done = await asyncio.gather(*(awork(item) for item in range(40)), return_exceptions=True)
             assert run.spent.steps == 20
