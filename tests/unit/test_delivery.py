@@ -124,8 +124,21 @@ class Turns(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("tasks", "turns"), [(0, 2), (3, gate.TURNS)], ids=["idle", "busy"])
-def test_a_loop_is_given_its_turns_only_while_it_has_something_to_run(tasks: int, turns: int) -> None:
+class Opaque:
+    """A loop that does not show what it has to run, as those that are not written in Python."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.call_soon = loop.call_soon
+
+
+@pytest.mark.parametrize(
+    ("tasks", "shown", "turns"),
+    [(0, True, 2), (3, True, gate.TURNS), (0, False, gate.TURNS)],
+    ids=["idle", "busy", "not shown"],
+)
+def test_a_loop_is_given_its_turns_only_while_it_has_something_to_run(
+    tasks: int, shown: bool, turns: int
+) -> None:
     """Each costs time, and the loop of many tasks that wait for commits is often idle."""
 
     async def main() -> int:
@@ -135,7 +148,8 @@ def test_a_loop_is_given_its_turns_only_while_it_has_something_to_run(tasks: int
         await after(gate.TURNS)
         came = loop.create_future()
         before = loop.turns
-        gate.after_turns(loop, gate.TURNS, lambda: came.set_result(loop.turns - before))
+        given: Any = loop if shown else Opaque(loop)
+        gate.after_turns(given, gate.TURNS, lambda: came.set_result(loop.turns - before))
         for task in busy:
             came.add_done_callback(lambda _, task=task: task.cancel())
         return int(await came)
