@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -209,8 +210,10 @@ class Participants:
                 self._files.spread(generation)
         except KillSwitchUnavailableError as error:
             self._files.alarm()
-            if str(error) != self._complaint:
-                self._complaint = str(error)
+            # Said once, and not again as it lasts longer.
+            complaint = re.sub(r"\d+\.\d+ s", "", str(error))
+            if complaint != self._complaint:
+                self._complaint = complaint
                 _logger.critical("%s", error)
             return self._files.known(), False
         self._complaint = ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -129,6 +131,18 @@ def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
         way.cut(silently=fault == "silent")  # as where a firewall has forgotten the connection
         assert switch.record(*kill_data("stop", run="r2")) == 2
         assert [kill.target for kill in switch.kills()] == ["r1", "r2"]
+
+
+def test_that_the_relay_is_silent_is_not_said_again_as_it_lasts_longer(
+    host: Hosts, server: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    switch = host.following("a", max_staleness=0.3)
+    server.send(signal.SIGSTOP)
+    wait_until(lambda: "has been silent for" in caplog.text)
+    wait_until(lambda: switch._files.current().silence > 4)  # and was looked at meanwhile
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    lasting = [re.sub(r"for \d+\.\d+ s", "", text) for text in said]
+    assert len(set(lasting)) == len(lasting) > 0
 
 
 def test_what_is_said_on_the_channel_is_not_believed_and_ends_no_relay(host: Hosts, server: Valkey) -> None:
