@@ -3,8 +3,9 @@
 An act is accepted in memory, in the order of its run, while that run's lock is held (`put`), and its
 outcome is awaited after the lock was let go.  One connection, the writer, takes whatever has been accepted
 and commits it: acts that only append in one round trip, the others in two.  While it waits for
-the disk, the next acts gather.  So a process has one commit under way, with as many acts in it as there
-were threads and tasks waiting; PostgreSQL in turn gathers the commits of several processes.
+the disk, the next acts gather, and where that takes long, it waits a little for more of them (`Pace`).  So
+a process has one commit under way, with as many acts in it as there were threads and tasks waiting;
+PostgreSQL in turn gathers the commits of several processes.
 
 Who commits: a thread that waits commits itself if nobody else does at that moment, which saves it a change
 of threads; else, and for event loops, a background thread does.
@@ -38,6 +39,7 @@ from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores._postgres_acts import SHORTLY, Act
 from agentguard.stores._postgres_charges import charge, note
 from agentguard.stores._postgres_link import Link, Translation, is_passing, retry, rollback
+from agentguard.stores._postgres_pace import Pace
 
 #: How many acts one commit takes.
 _MOST = 500
@@ -75,6 +77,7 @@ class Commits:
         #: When others were told of something new, and whether there is something that they were not told of.
         self._told = 0.0
         self._untold = False
+        self._pace = Pace()
         #: What accounts held when they were last seen.
         self._accounts: dict[str, Account] = {}
 
@@ -162,10 +165,13 @@ class Commits:
             # Last, since who found the writer at work leaves what it has accepted to it.
             while self._queue:
                 with self._writing:
+                    while not self._closed and (pause := self._pace.pause(len(self._queue))):
+                        time.sleep(pause)
                     self._commit()
 
     def _commit(self) -> None:
         batch: list[Act] = []
+        began = time.monotonic()
         try:
             with self._mutex:
                 batch = self._queue[:_MOST]
@@ -186,6 +192,7 @@ class Commits:
             raise
         finally:
             self._under_way = ()
+        self._pace.committed(len(batch), len(self._queue), time.monotonic() - began)
 
     def _try_together(self, batch: Sequence[Act]) -> None:
         try:

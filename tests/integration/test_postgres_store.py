@@ -18,6 +18,7 @@ from agentguard.events.codec import Stored
 from agentguard.protocols import HeadMovedError, StoreBusyError
 from agentguard.stores import _postgres_link
 from agentguard.stores._postgres_commits import Commits
+from agentguard.stores._postgres_pace import Pace
 from agentguard.stores._postgres_schema import migrate
 from agentguard.stores.postgres import PostgresEventStore
 from agentguard.testing.conformance._given import a_row, log_of, opening, steps, unplaced, wait_until
@@ -277,6 +278,27 @@ def test_what_was_decided_after_a_failure_fails_also_where_its_place_was_filled_
     assert unplaced(store.read("r1")) == events[:2]
 
 
+def test_what_tasks_append_is_committed_with_what_those_append_who_come_back_soon(
+    store: PostgresEventStore,
+) -> None:
+    """They are waited for while the clock of the pace has not moved on."""
+    logs = {run_id: log_of(run_id, 2) for run_id in ("a", "b", "c")}
+    numbers = {run_id: store.create(a_row(run_id), log[:1]) for run_id, log in logs.items()}
+    store._commits._pace = pace = Pace(lambda: 1.0)
+    pace.committed(2, 1, 0.1)
+    acts = []
+    for run_id, log in logs.items():
+        acts.append(accept(store, numbers[run_id], log))
+        store.commit_soon()
+        if run_id != "c":
+            wait_until(store._commits._writing.locked)
+            assert not acts[0].future.done()
+    wait_until(lambda: all(act.future.done() for act in acts))
+    assert [act.future.result() for act in acts] == 3 * [{}]
+    positions = [event.position for run_id in logs for event in store.read(run_id, after=1)]
+    assert len({position >> 20 for position in positions}) == 1
+
+
 def test_a_run_that_another_writer_holds_does_not_hold_up_the_others(store: PostgresEventStore) -> None:
     numbers = {run_id: store.create(a_row(run_id), log_of(run_id, 1)) for run_id in ("held", "free")}
     held, leave = threading.Event(), threading.Event()
@@ -329,8 +351,9 @@ def test_what_one_act_cannot_append_is_told_to_its_step_alone(
     behind = accept(store, numbers["bad"], log_of("bad", 4), after=bad)
     last = accept(store, numbers["last"], log_of("last", 2), *moves)
     store.commit_soon()
-    outcomes = [act.future.exception(30) for act in (first, before, bad, behind, last)]
-    assert [type(outcome) for outcome in outcomes] == [
+    outcomes = [act.future for act in (first, before, bad, behind, last)]
+    wait_until(lambda: all(outcome.done() for outcome in outcomes))
+    assert [type(outcome._error) for outcome in outcomes] == [
         *(type(None), type(None), StoreUnavailableError, HeadMovedError, type(None)),
     ]
     assert [unplaced(store.read(run_id)) for run_id in numbers] == [log_of(run_id, 2) for run_id in numbers]
