@@ -40,6 +40,8 @@ TASK: Final = "agentguard.run"
 _PAUSE: Final = 0.5
 #: How many statements show whether a pool gives a connection another session of the server's for each.
 _LOOKS: Final = 20
+#: Seconds that a connection is waited for: a worker that is told to stop ends, though the server is away.
+_PATIENCE: Final = 5.0
 #: Procrastinate's own sign of life ends its worker when it fails; `Jobs.beat` takes its place.
 _NEVER: Final = 10**8
 
@@ -170,7 +172,11 @@ class Deployment:
     def __init__(self, queue: RunQueue, execute: Execute, *, concurrency: int) -> None:
         self._queue = queue
         connector = PsycopgConnector(
-            conninfo=queue.url, min_size=1, max_size=min(concurrency, 8) + 3, configure=self._configure
+            conninfo=queue.url,
+            min_size=1,
+            max_size=min(concurrency, 8) + 3,
+            timeout=_PATIENCE,
+            configure=self._configure,
         )
         self.app = App(connector=connector)
         self.app.job_manager = self.jobs = Jobs(connector)

@@ -275,6 +275,24 @@ def test_a_server_that_is_restarted_ends_no_worker(
         assert worker.poll() is None
 
 
+def test_a_worker_ends_when_it_is_told_to_though_the_server_is_away(
+    own_postgres: Postgres, open_office: Callable[[str], Any]
+) -> None:
+    migrate(own_postgres.url())
+    with open_office(f"{own_postgres.url()}?store_timeout=2") as office:
+        run = office.guard.submit(office.agents.letters, [["a"], "b", ["c"]])
+        worker = office.worker("--drain-timeout", "2", *FAST)
+        office.until("waits b")
+        own_postgres.stop()
+        worker.send_signal(signal.SIGTERM)
+        office.open_gate("b")
+        worker.wait(40)  # what it waited for a connection came to more than that
+        own_postgres.start()
+        office.worker(*FAST)
+        assert run.wait(60) == "COMPLETED"
+        assert office.times("step a") == office.times("step c") == 1
+
+
 def test_a_kill_of_one_tenant_ends_its_runs_wherever_they_are(office: OfficeOfTest) -> None:
     submit, agents = office.guard.submit, office.agents
     running = [submit(agents.letters, [["a"], "b", ["c"]], tenant=tenant) for tenant in ("acme", "globex")]
