@@ -19,6 +19,7 @@ from agentguard import Budget, Guard, RunState
 from tests.unit.test_exception_at_any_line import (
     agrees,
     books_are_right,
+    charges_once,
     exhaust,
     first,
     interrupt,
@@ -103,9 +104,7 @@ def interrupt_step(guard: Guard, line: int, neighbour: Neighbour, step: Callable
         others_can_write(guard, run.id)
         assert agentguard.current_step() is None
         assert work(1) == 1
-        spent = run.spent["coins"]
-        assert work(1) == 1
-        assert run.spent["coins"] == spent + 1
+        charges_once(run, lambda: work(1))
     assert run.state is RunState.COMPLETED
     agrees(guard, run)
     return more
