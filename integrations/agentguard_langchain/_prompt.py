@@ -64,8 +64,10 @@ class Inside:
         """Note what another knows."""
         self.dicts += other.dicts
         self.lists += other.lists
-        for held, more in zip(self.held, other.held, strict=True):
-            held.extend(more)
+        (keys, values, items), (more_keys, more_values, more_items) = self.held, other.held
+        keys += more_keys
+        values += more_values
+        items += more_items
         self.fixed = self.fixed and other.fixed
 
     def is_unchanged(self) -> bool:
@@ -144,7 +146,8 @@ def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
         known_of.append(known)
         tokens += known.tokens
         fragments.append(known.fragment)
-        inside.add(known.inside)
+        if known.inside is not None:
+            inside.add(known.inside)
     return Prompt(fragments, tokens, blocks, known_of, numbers, inside)
 
 
@@ -169,9 +172,12 @@ class _Known:
         #: Held, so that none of another identity takes its place unseen.
         self.fields = list(message.__dict__.values())
         #: Of what goes on record, that which may change in place.
-        self.inside = Inside()
-        for name in ("content", "tool_calls"):
-            self.inside.take_in(message.__dict__.get(name))
+        self.inside: Inside | None = None
+        fields = message.__dict__
+        if type(fields["content"]) is not str or "tool_calls" in fields:
+            self.inside = Inside()
+            self.inside.take_in(fields["content"])
+            self.inside.take_in(fields.get("tool_calls"))
         self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
         self.numbered = {call: numbers.setdefault(call, len(numbers) + 1) for call in m.call_ids(message)}
@@ -186,7 +192,7 @@ class _Known:
         """Whether the message says what it said, and its tool calls have the same numbers after others."""
         return (
             all(map(is_, self.fields, message.__dict__.values()))
-            and self.inside.is_unchanged()
+            and (self.inside is None or self.inside.is_unchanged())
             and all(
                 numbers.setdefault(call, len(numbers) + 1) == number for call, number in self.numbered.items()
             )
