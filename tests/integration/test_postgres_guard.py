@@ -151,7 +151,7 @@ def test_a_url_whose_host_is_an_option_reaches_the_kills_too(postgres_url: str) 
     parts = urlsplit(postgres_url)
     host, _, port = parts.netloc.rpartition("@")[2].partition(":")
     url = f"postgresql://{parts.path}?host={host}&port={port}&user=postgres"
-    with Guard.open(url, telemetry=False) as guard:
+    with Guard.open(url, kill_switch=url, telemetry=False) as guard:
         guard.kill(tenant="acme", reason="over quota")
         with pytest.raises(KillSwitchTriggeredError), guard.run("job", tenant="acme"):
             pass
