@@ -6,9 +6,9 @@ An agent asks with the whole conversation every time, and only its end is new.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from operator import attrgetter, is_
+from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -29,11 +29,13 @@ class Inside:
     That is by the identity of what they hold, which takes no time for a line of each: histories are long.
     """
 
-    __slots__ = ("dicts", "fixed", "held", "lists")
+    __slots__ = ("dicts", "empty", "fixed", "held", "lists")
 
     def __init__(self) -> None:
         self.dicts: list[dict[Any, Any]] = []
         self.lists: list[list[Any]] = []
+        #: Lists that hold nothing: most messages call no tool.
+        self.empty: list[list[Any]] = []
         #: The keys and the values of the dicts, and the items of the lists.
         self.held: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         #: Whether all else in there never changes.
@@ -51,7 +53,7 @@ class Inside:
             values += value.values()
             found = list(value.values())
         elif type(value) is list:
-            self.lists.append(value)
+            (self.lists if value else self.empty).append(value)
             items += value
             found = value
         else:
@@ -64,6 +66,7 @@ class Inside:
         """Note what another knows."""
         self.dicts += other.dicts
         self.lists += other.lists
+        self.empty += other.empty
         (keys, values, items), (more_keys, more_values, more_items) = self.held, other.held
         keys += more_keys
         values += more_values
@@ -75,6 +78,7 @@ class Inside:
         keys, values, items = self.held
         return (
             self.fixed
+            and not any(self.empty)
             and sum(map(len, self.lists)) == len(items)
             and list(chain.from_iterable(self.dicts)) == keys
             and all(map(is_, chain.from_iterable(map(dict.values, self.dicts)), values))
@@ -97,6 +101,8 @@ class Prompt(NamedTuple):
     blocks: list[Any]
     #: What is known of each message.
     known: list[_Known]
+    #: The fields of all of them.
+    fields: list[Any]
     #: The numbers of the tool calls.
     numbers: dict[Any, int]
     #: What the messages have inside.
@@ -118,7 +124,7 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
     first = known[:2][-1] if known else None
     before = first.asked if first is not None else None
     if before is None or known[: len(before.known)] != before.known or not _unchanged(before, messages):
-        before = Prompt(JsonFragments(), 0, [], [], {}, Inside())
+        before = Prompt(JsonFragments(), 0, [], [], [], {}, Inside())
     prompt = _continued(before, messages)
     if prompt.known:
         prompt.known[:2][-1].asked = prompt
@@ -128,14 +134,14 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
 def _unchanged(before: Prompt, messages: list[BaseMessage]) -> bool:
     """Whether the messages of a prompt say what they said.  Histories are long: no line is run for each."""
     fields = chain.from_iterable(map(dict.values, map(vars, messages)))
-    same = all(map(is_, chain.from_iterable(map(_fields, before.known)), fields))
-    return same and before.inside.is_unchanged()
+    return all(map(is_, before.fields, fields)) and before.inside.is_unchanged()
 
 
 def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
     """Return a prompt with the messages that come after those of another."""
     fragments, tokens, blocks = JsonFragments(before.fragments), before.tokens, before.blocks.copy()
-    known_of, numbers, inside = before.known.copy(), before.numbers.copy(), Inside()
+    known_of, fields, numbers = before.known.copy(), before.fields.copy(), before.numbers.copy()
+    inside = Inside()
     inside.add(before.inside)
     for message in messages[len(known_of) :]:
         known = _known.get(id(message))
@@ -144,11 +150,12 @@ def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
         if not isinstance(message.content, str):
             blocks.append(message.content)
         known_of.append(known)
+        fields += known.fields
         tokens += known.tokens
         fragments.append(known.fragment)
         if known.inside is not None:
             inside.add(known.inside)
-    return Prompt(fragments, tokens, blocks, known_of, numbers, inside)
+    return Prompt(fragments, tokens, blocks, known_of, fields, numbers, inside)
 
 
 class _Known:
@@ -222,7 +229,6 @@ def _forget(key: int) -> None:
 
 
 _known: dict[int, _Known] = {}
-_fields: Callable[[_Known], list[Any]] = attrgetter("fields")
 
 
 class Tools:
