@@ -40,7 +40,7 @@ def read_message(message: Any) -> PublishedEvent:
         KafkaException: it is no message, but tells of an error of the broker or the connection.
         LogIntegrityError: it is none that a relay has sent, or of a newer schema.
     """
-    if (error := message.error()) is not None:
+    if (error := _error_of(message)) is not None:
         raise require("confluent_kafka", extra="kafka", feature="consuming from Kafka").KafkaException(error)
     try:
         headers = {name: value.decode() for name, value in message.headers() or ()}
@@ -96,11 +96,17 @@ def new_events(messages: Iterable[Any], repeats: Repeats) -> Iterator[PublishedE
         []
     """
     for message in messages:
-        if message is None or _is_end(message.error()):
+        if message is None or _is_end(_error_of(message)):
             continue
         published = read_message(message)
         if repeats.is_new(published):
             yield published
+
+
+def _error_of(message: Any) -> Any:
+    """Return what a message tells of that is no message; other clients' messages tell nothing."""
+    error = getattr(message, "error", None)
+    return error() if callable(error) else None
 
 
 def _is_end(error: Any) -> bool:

@@ -9,10 +9,9 @@ driver.
                 nothing goes on in the runs that were hit
     1           failed, or not confirmed                    failed
     2           usage                                       usage
-    3           recorded, but no live process is attached   there was nothing to revive
-                and no run that waits was hit, or the
-                store has no such run, or no live run of
-                that tenant
+    3           recorded, but no live process is attached,  there was nothing to revive
+                or the store has no such run, or no live
+                run of that tenant
     4           recorded, but not all acted in time, or a body of a killed run goes on, or nobody can
                 tell whether one does: the store cannot be asked, or its process is not heard of;
                 with `--hard`, a process is still there
@@ -211,8 +210,7 @@ def _kill(
     _warn(data, known=known, nobody=nobody and reached.live > 0 and not closed, problem=problem)
     if any(run.in_flight for run in runs):
         return exit_codes.UNACKNOWLEDGED
-    waited = any(run.waits for run in closed)
-    if known is False or ((not reached.live or nobody) and not waited):
+    if not reached.live or known is False or nobody:
         return exit_codes.NOT_FOUND
     return exit_codes.UNACKNOWLEDGED if problem or reached.acknowledged < reached.live else exit_codes.OK
 
