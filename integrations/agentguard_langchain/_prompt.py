@@ -34,7 +34,7 @@ class Inside:
     def __init__(self) -> None:
         self.dicts: list[dict[Any, Any]] = []
         self.lists: list[list[Any]] = []
-        #: Lists that hold nothing: most messages call no tool.
+        #: Lists that hold nothing, as the tool calls of most messages.
         self.empty: list[list[Any]] = []
         #: The keys and the values of the dicts, and the items of the lists.
         self.held: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
@@ -53,7 +53,7 @@ class Inside:
             values += value.values()
             found = list(value.values())
         elif type(value) is list:
-            (self.lists if value else self.empty).append(value)
+            self.lists.append(value)
             items += value
             found = value
         else:
@@ -75,11 +75,13 @@ class Inside:
 
     def is_unchanged(self) -> bool:
         """Whether all is there that was, and nothing else; False where nobody can tell."""
+        if not self.fixed or any(self.empty):
+            return False
+        if not (self.lists or self.dicts):
+            return True
         keys, values, items = self.held
         return (
-            self.fixed
-            and not any(self.empty)
-            and sum(map(len, self.lists)) == len(items)
+            sum(map(len, self.lists)) == len(items)
             and list(chain.from_iterable(self.dicts)) == keys
             and all(map(is_, chain.from_iterable(map(dict.values, self.dicts)), values))
             and all(map(is_, chain.from_iterable(self.lists), items))
@@ -153,6 +155,8 @@ def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
         fields += known.fields
         tokens += known.tokens
         fragments.append(known.fragment)
+        if known.no_calls is not None:
+            inside.empty.append(known.no_calls)
         if known.inside is not None:
             inside.add(known.inside)
     return Prompt(fragments, tokens, blocks, known_of, fields, numbers, inside)
@@ -171,6 +175,7 @@ class _Known:
         "fields",
         "fragment",
         "inside",
+        "no_calls",
         "numbered",
         "tokens",
     )
@@ -178,13 +183,17 @@ class _Known:
     def __init__(self, message: BaseMessage, numbers: dict[Any, int]) -> None:
         #: Held, so that none of another identity takes its place unseen.
         self.fields = list(message.__dict__.values())
-        #: Of what goes on record, that which may change in place.
+        #: Of what goes on record, that which may change in place: its content and its tool calls, or the list
+        #: of these where there are none.
         self.inside: Inside | None = None
-        fields = message.__dict__
-        if type(fields["content"]) is not str or "tool_calls" in fields:
+        self.no_calls: list[Any] | None = None
+        content, calls = message.__dict__["content"], message.__dict__.get("tool_calls")
+        if type(content) is str and calls == []:
+            self.no_calls = calls
+        elif type(content) is not str or calls is not None:
             self.inside = Inside()
-            self.inside.take_in(fields["content"])
-            self.inside.take_in(fields.get("tool_calls"))
+            self.inside.take_in(content)
+            self.inside.take_in(calls)
         self.tokens = _tokens(message)
         #: The ids of the tool calls that it makes or answers, and the numbers that `piece` gives them.
         self.numbered = {call: numbers.setdefault(call, len(numbers) + 1) for call in m.call_ids(message)}
@@ -195,14 +204,18 @@ class _Known:
         self._of = weakref.ref(message, lambda _: _forget(key))
         _known[key] = self
 
+    def _are_numbered_in(self, numbers: dict[Any, int]) -> bool:
+        return all(
+            numbers.setdefault(call, len(numbers) + 1) == number for call, number in self.numbered.items()
+        )
+
     def fits(self, message: BaseMessage, numbers: dict[Any, int]) -> bool:
         """Whether the message says what it said, and its tool calls have the same numbers after others."""
         return (
             all(map(is_, self.fields, message.__dict__.values()))
+            and not self.no_calls
             and (self.inside is None or self.inside.is_unchanged())
-            and all(
-                numbers.setdefault(call, len(numbers) + 1) == number for call, number in self.numbered.items()
-            )
+            and (not self.numbered or self._are_numbered_in(numbers))
         )
 
 
