@@ -6,9 +6,9 @@ An agent asks with the whole conversation every time, and only its end is new.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -29,13 +29,11 @@ class Inside:
     That is by the identity of what they hold, which takes no time for a line of each: histories are long.
     """
 
-    __slots__ = ("dicts", "empty", "fixed", "held", "lists")
+    __slots__ = ("dicts", "fixed", "held", "lists")
 
     def __init__(self) -> None:
         self.dicts: list[dict[Any, Any]] = []
         self.lists: list[list[Any]] = []
-        #: Lists that hold nothing, as the tool calls of most messages.
-        self.empty: list[list[Any]] = []
         #: The keys and the values of the dicts, and the items of the lists.
         self.held: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         #: Whether all else in there never changes.
@@ -66,7 +64,6 @@ class Inside:
         """Note what another knows."""
         self.dicts += other.dicts
         self.lists += other.lists
-        self.empty += other.empty
         (keys, values, items), (more_keys, more_values, more_items) = self.held, other.held
         keys += more_keys
         values += more_values
@@ -75,13 +72,10 @@ class Inside:
 
     def is_unchanged(self) -> bool:
         """Whether all is there that was, and nothing else; False where nobody can tell."""
-        if not self.fixed or any(self.empty):
-            return False
-        if not (self.lists or self.dicts):
-            return True
         keys, values, items = self.held
         return (
-            sum(map(len, self.lists)) == len(items)
+            self.fixed
+            and sum(map(len, self.lists)) == len(items)
             and list(chain.from_iterable(self.dicts)) == keys
             and all(map(is_, chain.from_iterable(map(dict.values, self.dicts)), values))
             and all(map(is_, chain.from_iterable(self.lists), items))
@@ -103,8 +97,6 @@ class Prompt(NamedTuple):
     blocks: list[Any]
     #: What is known of each message.
     known: list[_Known]
-    #: The fields of all of them.
-    fields: list[Any]
     #: The numbers of the tool calls.
     numbers: dict[Any, int]
     #: What the messages have inside.
@@ -126,7 +118,7 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
     first = known[:2][-1] if known else None
     before = first.asked if first is not None else None
     if before is None or known[: len(before.known)] != before.known or not _unchanged(before, messages):
-        before = Prompt(JsonFragments(), 0, [], [], [], {}, Inside())
+        before = Prompt(JsonFragments(), 0, [], [], {}, Inside())
     prompt = _continued(before, messages)
     if prompt.known:
         prompt.known[:2][-1].asked = prompt
@@ -136,14 +128,17 @@ def prompt(messages: Iterable[BaseMessage]) -> Prompt:
 def _unchanged(before: Prompt, messages: list[BaseMessage]) -> bool:
     """Whether the messages of a prompt say what they said.  Histories are long: no line is run for each."""
     fields = chain.from_iterable(map(dict.values, map(vars, messages)))
-    return all(map(is_, before.fields, fields)) and before.inside.is_unchanged()
+    return (
+        all(map(is_, chain.from_iterable(map(_fields, before.known)), fields))
+        and not any(map(_no_calls, before.known))
+        and before.inside.is_unchanged()
+    )
 
 
 def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
     """Return a prompt with the messages that come after those of another."""
     fragments, tokens, blocks = JsonFragments(before.fragments), before.tokens, before.blocks.copy()
-    known_of, fields, numbers = before.known.copy(), before.fields.copy(), before.numbers.copy()
-    inside = Inside()
+    known_of, numbers, inside = before.known.copy(), before.numbers.copy(), Inside()
     inside.add(before.inside)
     for message in messages[len(known_of) :]:
         known = _known.get(id(message))
@@ -152,14 +147,11 @@ def _continued(before: Prompt, messages: list[BaseMessage]) -> Prompt:
         if not isinstance(message.content, str):
             blocks.append(message.content)
         known_of.append(known)
-        fields += known.fields
         tokens += known.tokens
         fragments.append(known.fragment)
-        if known.no_calls is not None:
-            inside.empty.append(known.no_calls)
         if known.inside is not None:
             inside.add(known.inside)
-    return Prompt(fragments, tokens, blocks, known_of, fields, numbers, inside)
+    return Prompt(fragments, tokens, blocks, known_of, numbers, inside)
 
 
 class _Known:
@@ -242,6 +234,8 @@ def _forget(key: int) -> None:
 
 
 _known: dict[int, _Known] = {}
+_fields: Callable[[_Known], list[Any]] = attrgetter("fields")
+_no_calls: Callable[[_Known], list[Any] | None] = attrgetter("no_calls")
 
 
 class Tools:
