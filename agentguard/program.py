@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
-
+from agentguard import _typed
 from agentguard.errors import ProgramError
 from agentguard.run import DECORATED, Run
 
@@ -254,6 +253,6 @@ def _rebuilt(value: Any, hint: Any) -> Any:
     """Return a recorded argument as its annotation says it was; as it is on record where that cannot be."""
     validate = getattr(hint, "model_validate", None)
     try:
-        return validate(value) if callable(validate) else msgspec.convert(value, hint, strict=True)
+        return validate(value) if callable(validate) else _typed.convert(value, hint)
     except Exception:  # noqa: BLE001 - a user's types may raise anything
         return value

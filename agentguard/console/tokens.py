@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentguard import _typed
 from agentguard._home import make_private
 from agentguard.errors import AgentGuardError
 from agentguard.tenancy import check_id
@@ -96,7 +97,7 @@ class Tokens:
             TokenError: the file cannot be read.
         """
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=list[Token])
+            return _typed.decode(self.path.read_bytes(), list[Token])
         except FileNotFoundError:
             return []
         except (OSError, msgspec.DecodeError) as error:

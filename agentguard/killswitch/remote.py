@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 from msgspec import structs
 
+from agentguard import _typed
 from agentguard.events.codec import Stored
 from agentguard.killswitch.acks import Count
 
@@ -56,7 +57,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
 def parse_report(host: str, report: str | bytes, silent: float) -> HostReport:
     """Return a report as it lies on the server; one that says nothing is of a host that has heard nothing."""
     try:
-        return structs.replace(msgspec.json.decode(report, type=HostReport), silent=max(0.0, silent))
+        return structs.replace(_typed.decode(report, HostReport), silent=max(0.0, silent))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return HostReport(host=host, name=host, generation=0, silent=max(0.0, silent))
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from agentguard import _typed
 from agentguard.budget.model import Budget, Usage
 from agentguard.errors import LogIntegrityError
 from agentguard.events.model import Head
@@ -152,7 +153,7 @@ def from_data(data: Mapping[str, object]) -> RunSummary:
     Raises:
         LookupError, TypeError, ValueError: it gave something else.
     """
-    told = msgspec.convert(data, _Shape)
+    told = _typed.convert(data, _Shape)
     return RunSummary(
         run_id=told.run_id,
         name=told.name,

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 
+from agentguard import _typed
 from agentguard._encoding import OPAQUE, decode
 from agentguard._values.names import type_name
 from agentguard._values.packing import EXACT, encode
@@ -75,7 +76,7 @@ class RecordedInputs(NamedTuple):
     def of(cls, created: Stored) -> RecordedInputs:
         """Return what the first event of a run has."""
         data = data_of(codec.decode(created.body), RunCreated)
-        return cls(created.payload, msgspec.convert(data.get("lost_inputs", ()), tuple[Lost, ...]))
+        return cls(created.payload, _typed.convert(data.get("lost_inputs", ()), tuple[Lost, ...]))
 
     def lost_parts(self) -> list[LostPart]:
         """Return what `run_created` says of the parts that do not come back."""

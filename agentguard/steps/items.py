@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from agentguard import _typed
 from agentguard._encoding import decode, encode_argument, type_name
 from agentguard._values.packing import EXACT, encode
 from agentguard.events.data import StepEnded
@@ -221,7 +222,7 @@ def restored(spec: StepSpec, payload: bytes, data: StepEnded) -> RestoredItems:
     whole = _whole(payload)
     part = bytes(whole.items)
     if spec.codec is not None:
-        part = msgspec.json.decode(part, type=bytes)
+        part = _typed.decode(part, bytes)
     sent = {number: Sent(how, bytes(value)) for number, how, value in whole.sent}
     annotated = data.get("returned") == "annotated"
     kind = values.return_type(spec.returns) if annotated else None

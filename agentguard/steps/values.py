@@ -23,6 +23,7 @@ from typing import (
 
 import msgspec
 
+from agentguard import _typed
 from agentguard._encoding import decode, encode_argument
 from agentguard._values.fingerprint import OPAQUE, ArgumentPacker
 from agentguard._values.kinds import NotExactError, advice
@@ -171,7 +172,7 @@ def _through(payload: bytes, returns: Any) -> object:
     if callable(validate):
         return validate(payload)
     try:
-        return msgspec.json.decode(payload, type=returns)
+        return _typed.decode(payload, returns)
     except (TypeError, msgspec.ValidationError):  # it knows no `list[Model]`, no `Model | None`
         if "pydantic" not in sys.modules:
             raise

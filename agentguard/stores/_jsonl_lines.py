@@ -70,6 +70,9 @@ class EventLine(msgspec.Struct, forbid_unknown_fields=True):
     payload_base64: str | None = None
 
 
+_event_line = msgspec.json.Decoder(EventLine).decode
+
+
 class Header(msgspec.Struct):
     """The first line."""
 
@@ -99,7 +102,7 @@ def event(line: bytes, run_id: str, number: int, position: int) -> Stored:
     head, mark, rest = line.removesuffix(b"\n").partition(_EVENT)
     seq = _SEQ.match(rest)
     try:
-        facts = msgspec.json.decode(head + b"}", type=EventLine)
+        facts = _event_line(head + b"}")
         digest, payload = bytes.fromhex(facts.hash), _payload(facts)
     except (ValueError, binascii.Error) as error:
         raise LogIntegrityError(run_id, number, "its line is no event of an export") from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import msgspec
 
+from agentguard import _typed
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard.errors import StoreUnavailableError
 from agentguard.events.codec import Stored
@@ -103,7 +104,7 @@ class JsonlEventStore:
         if (problem := rewritten(line)) is not None:
             raise StoreUnavailableError(f"{self.url} {problem}")
         try:
-            version = msgspec.json.decode(line, type=Header).agentguard_export
+            version = _typed.decode(line, Header).agentguard_export
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreUnavailableError(f"{self.url} is no export of agentguard: {error}") from error
         if version > FORMAT:
@@ -113,7 +114,7 @@ class JsonlEventStore:
 
     def _decoded(self, line: bytes, number: int, kind: type[Any]) -> Any:
         try:
-            return msgspec.json.decode(line, type=kind)
+            return _typed.decode(line, kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreUnavailableError(f"{self.url}: line {number} is damaged: {error}") from error
 

@@ -28,6 +28,7 @@ from procrastinate.manager import JobManager, NotificationCallback, get_channel_
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker as Engine
 
+from agentguard import _typed
 from agentguard._secrets.urls import public_url
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import RunQueue
@@ -184,7 +185,7 @@ class Deployment:
         async def run(context: JobContext, /, **args: Any) -> None:
             job = context.job
             try:
-                await execute(msgspec.convert(args, RunJob), job)
+                await execute(_typed.convert(args, RunJob), job)
             except ComesAgain as again:
                 self.jobs.again[job.id or 0] = again
                 raise

@@ -21,6 +21,10 @@ class _Recorded(msgspec.Struct):
     fields: dict[str, Any]
 
 
+_ANSWER: Final = msgspec.json.Decoder(_Recorded)
+_CHUNKS: Final = msgspec.json.Decoder(list[_Recorded])
+
+
 class Opened(msgspec.Struct, frozen=True):
     """Yielded by the body of a stream once the request is sent."""
 
@@ -38,7 +42,7 @@ class AnswerCodec:
 
     def decode(self, data: bytes) -> Any:
         """Return the answer again."""
-        return _restored(msgspec.json.decode(data, type=_Recorded))
+        return _restored(_ANSWER.decode(data))
 
 
 class StreamCodec:
@@ -50,7 +54,7 @@ class StreamCodec:
 
     def decode(self, data: bytes) -> list[Any]:
         """Return the chunks again, after the sign that the request is sent."""
-        return [Opened(), *map(_restored, msgspec.json.decode(data, type=list[_Recorded]))]
+        return [Opened(), *map(_restored, _CHUNKS.decode(data))]
 
 
 def _recorded(value: Any) -> _Recorded:

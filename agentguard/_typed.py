@@ -1,0 +1,55 @@
+"""JSON and plain values, read as values of a type.
+
+msgspec keeps what it has learnt of a type on that type, and shows it to other threads while half of it is
+missing: two that use a type first at once end the process with a segmentation fault (msgspec 0.22).  So a
+type is learnt under a lock.  A module's own decoder, made while the module loads, needs none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, TypeVar
+
+import msgspec
+
+_Value = TypeVar("_Value")
+
+#: Held while a type is learnt.  A fork waits for it: its child would have a type that stays half learnt.
+_LEARNING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LEARNING.acquire, after_in_parent=_LEARNING.release, after_in_child=_LEARNING.release
+    )
+
+
+def decode(payload: bytes | str, kind: type[_Value]) -> _Value:
+    """Return JSON as a value of a type.
+
+    Raises:
+        TypeError: msgspec does not know the type.
+        msgspec.DecodeError, UnicodeDecodeError: the payload is no such value.
+
+    Example:
+        >>> decode(b'["a", "b"]', tuple[str, str])
+        ('a', 'b')
+    """
+    with _LEARNING:
+        decoder = msgspec.json.Decoder(kind)
+    return decoder.decode(payload)
+
+
+def convert(value: Any, kind: type[_Value]) -> _Value:
+    """Return plain values, as JSON has them, as a value of a type.
+
+    Raises:
+        TypeError: msgspec does not know the type.
+        msgspec.ValidationError: it is no such value.
+
+    Example:
+        >>> convert(["a", "b"], tuple[str, str])
+        ('a', 'b')
+    """
+    with _LEARNING:
+        msgspec.msgpack.Decoder(kind)  # it knows every type; JSON's refuses some keys of dicts
+    return msgspec.convert(value, kind)
