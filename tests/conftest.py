@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,12 @@ def sqlite_guard(home: Path) -> Iterator[Guard]:
 def eventually() -> Callable[[Callable[[], object]], None]:
     """Wait until a condition holds."""
     return wait_until
+
+
+@pytest.fixture
+def within_a_day() -> None:
+    """Begin after midnight where that is near: for tests that count on one day (UTC)."""
+    wait_until(lambda: time.time() % 86_400 < 86_400 - 30)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

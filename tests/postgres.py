@@ -350,6 +350,13 @@ def template(server: str) -> str:
     return TEMPLATE
 
 
+def migrated(url: str) -> list[str]:
+    """Migrate, and give what was done but for months: one may have begun since the template was made."""
+    from agentguard.stores._postgres_schema import migrate
+
+    return [done for done in migrate(url) if not done.endswith("monthly partitions")]
+
+
 @contextmanager
 def database(server: str, template: str = "template1") -> Iterator[str]:
     """The URL of a new database, copied from a template, which goes with the block."""

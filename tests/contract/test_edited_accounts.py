@@ -35,7 +35,9 @@ def ask() -> str:
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-def guard(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+def guard(
+    request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch, within_a_day: None
+) -> Iterator[Guard]:
     """A guard on each store, with a tenant that has two budgets."""
     url = {"memory": "memory://", "sqlite": f"sqlite:///{home / 'events.db'}"}.get(request.param)
     if url is None:

@@ -325,6 +325,7 @@ def test_it_is_there_once_however_many_watch(caplog: pytest.LogCaptureFixture) -
     assert "not on record" not in caplog.text
 
 
+@pytest.mark.usefixtures("within_a_day")
 def test_an_alert_of_a_tenant_is_in_the_control_log_once(
     sqlite_guard: Guard, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +341,7 @@ def test_an_alert_of_a_tenant_is_in_the_control_log_once(
     assert "alert tenant_budget firing: tenant acme has spent $0.6 of $1 per day" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("within_a_day")
 @pytest.mark.parametrize("where", ["page", "redis"])
 def test_an_alert_of_a_tenant_is_there_once_though_many_find_it_at_once(
     where: str, request: pytest.FixtureRequest, home: Path

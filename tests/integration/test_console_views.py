@@ -410,6 +410,7 @@ def test_costs_that_are_not_all_there_say_so_and_make_no_file(site: Site, tmp_pa
         answer(b"format=csv")
 
 
+@pytest.mark.usefixtures("within_a_day")
 def test_costs_are_drawn_by_day_model_and_tenant(site: Site, viewer: Client) -> None:
     spending_runs(site.guard)
     page = text_of(viewer, "/costs?by=tenant")

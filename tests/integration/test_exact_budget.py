@@ -57,6 +57,7 @@ def check_books(guard: Guard, run_id: str, *, ran: int) -> None:
     assert guard.verify(run_id)
 
 
+@pytest.mark.usefixtures("within_a_day")
 def test_limits_that_were_set_while_a_process_had_no_run_hold_for_its_next_run(shared_guard):
     ran = []
     step = guarded_step(usage=Usage(usd="0.10"))(lambda: ran.append(1))

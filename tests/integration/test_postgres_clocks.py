@@ -78,6 +78,7 @@ def window() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
+@pytest.mark.usefixtures("within_a_day")
 @pytest.mark.parametrize("hosts", [(DAY, -DAY), (0, 40 * DAY), (-MINUTE, MINUTE)], indirect=True, ids=str)
 def test_the_windows_of_tenants_are_cut_by_the_servers_clock(
     hosts: tuple[Host, Host], postgres_url: str

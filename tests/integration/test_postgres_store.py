@@ -22,7 +22,7 @@ from agentguard.stores._postgres_pace import Pace
 from agentguard.stores._postgres_schema import migrate
 from agentguard.stores.postgres import PostgresEventStore
 from agentguard.testing.conformance._given import a_row, log_of, opening, steps, unplaced, wait_until
-from tests.postgres import Postgres, execute, waiting
+from tests.postgres import Postgres, execute, migrated, waiting
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_database_restored_into_another_server_goes_on_after_a_migration(
     again = PostgresEventStore(postgres_url, store_timeout=2)
     with pytest.raises(StoreUnavailableError, match="agentguard migrate"):
         again.row("r1")
-    assert migrate(postgres_url) == ["positions go on after those that were restored"]
+    assert migrated(postgres_url) == ["positions go on after those that were restored"]
     again.append(number, log_of("r1", 2)[1:])
     assert [event.seq for _, event in again.tail()] == [1, 2]
     again.close()

@@ -31,7 +31,7 @@ from agentguard.stores._postgres_schema import migrate
 from agentguard.telemetry.spans import Telemetry
 from tests.integration.workers.conftest import FAST, OfficeOfTest
 from tests.kit import wait_until
-from tests.postgres import execute
+from tests.postgres import execute, migrated
 
 
 def jobs(url: str) -> list[tuple[Any, ...]]:
@@ -457,7 +457,7 @@ def test_migrate_brings_the_queue_and_does_so_once(
     empty_postgres: str, open_office: Callable[..., Any]
 ) -> None:
     assert any(done.startswith("queue ") for done in migrate(empty_postgres))
-    assert migrate(empty_postgres) == []
+    assert migrated(empty_postgres) == []
     with open_office(empty_postgres) as office:
         office.guard.submit(office.agents.alone)
 
@@ -466,7 +466,7 @@ def test_migrate_carries_out_the_scripts_of_a_newer_procrastinate(
     postgres_url: str, office: OfficeOfTest
 ) -> None:
     execute(postgres_url, "DELETE FROM agentguard_queue.migration WHERE name LIKE '03.04.00_50%'")
-    [done] = migrate(postgres_url)
+    [done] = migrated(postgres_url)
     assert "03.04.00_50" in done
     office.guard.submit(office.agents.alone)
     assert len(office.guard.queue()) == 1
