@@ -119,13 +119,15 @@ def test_kill_says_what_it_hit(
 ) -> None:
     attach()
     attach()
-    result = run("kill", *target, "--yes", "--reason", "why", "--timeout", "20")
+    began = time.monotonic()
+    result = run("kill", *target, "--yes", "--reason", "why", "--timeout", "60")
+    took = time.monotonic() - began
     assert result.code == 0
     start, _, end = result.out.partition(" in ")
     assert start == f"killed {name} (generation 1): 2 live, 2 acknowledged"
     milliseconds, unit = end.split()
     assert unit == "ms"
-    assert 0 <= float(milliseconds) < 20_000
+    assert 0 <= float(milliseconds) / 1000 <= took
     assert result.err == ""
 
 
@@ -169,8 +171,9 @@ def test_json_is_one_object_with_the_facts(
     home: Path, run: Callable[..., Result], attach: Callable[..., subprocess.Popen[str]]
 ) -> None:
     attach()
+    began = time.monotonic()
     kill = json.loads(run("kill", "--run", "r1", "--reason", "why", "--actor", "ann", "--json").out)
-    assert 0 < kill.pop("seconds") < 5
+    assert 0 < kill.pop("seconds") <= time.monotonic() - began
     assert kill == {
         "action": "kill",
         "home": str(home),

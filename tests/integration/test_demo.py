@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.scenes: list[str] = []
+        self.played_ms = 0.0
         self.said: list[str] = []
         self.progressed: list[int] = []
         self.reports: list[VerifyReport] = []
@@ -78,7 +80,10 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ending, Recorder]:
     for number in range(5):
         (root / f"file{number}.txt").write_text("line\n" * (number + 1))
     recorder = Recorder()
-    return play(root, recorder), recorder
+    began = time.time()
+    ending = play(root, recorder)
+    recorder.played_ms = (time.time() - began) * 1000
+    return ending, recorder
 
 
 def test_everything_that_is_claimed_holds(played: tuple[Ending, Recorder]) -> None:
@@ -105,7 +110,7 @@ def test_the_kill_came_from_another_process_and_was_timed(played: tuple[Ending, 
     assert f"pid {os.getpid()}" not in reported
     assert "1 live, 1 acknowledged" in reported
     assert ending.kill_latency_ms is not None
-    assert 0 < ending.kill_latency_ms < 15_000
+    assert 0 < ending.kill_latency_ms <= recorder.played_ms
 
 
 def test_the_forgery_is_caught_and_the_original_is_not_suspected(played: tuple[Ending, Recorder]) -> None:

@@ -195,6 +195,9 @@ def test_a_report_that_says_nothing_is_of_a_host_that_has_heard_nothing(host: Ho
     host.following("a")  # whose relay removes old ones
 
 
+#: Who waits for so long does not return within a test.
+FOR_EVER = 3600.0
+
 TAKES_PART = """
 import sys
 from pathlib import Path
@@ -266,9 +269,8 @@ def test_a_process_that_died_on_another_host_without_having_acted_counts_no_more
     wait_until(lambda: [len(report.acknowledged) for report in killer.hosts()] == [1])
     generation = killer.record(*kill_data("stop"))
     threading.Timer(0.1, child.kill).start()
-    live, acknowledged, seconds = killer.acknowledgements(generation, timeout=60)
+    live, acknowledged, _ = killer.acknowledgements(generation, FOR_EVER)
     assert live == acknowledged == 0
-    assert seconds < 60
 
 
 def test_a_host_whose_relay_stands_still_is_waited_for(host: Hosts, away: Any) -> None:
@@ -337,9 +339,8 @@ def test_a_host_that_is_not_heard_any_more_is_named_and_not_waited_for(server: V
         server.command("HSET", f"{key(host)}:hosts", name, text)
     killer._mirror.remote.prune()
     generation = killer.record(*kill_data("stop"))
-    live, acknowledged, seconds = killer.acknowledgements(generation, timeout=60)
+    live, acknowledged, _ = killer.acknowledgements(generation, FOR_EVER)
     assert (live, acknowledged) == (0, 0)
-    assert seconds < 60
     assert [(report.name, report.fresh) for report in killer.hosts()] == [("silent", False)]
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import signal as signals
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -247,14 +246,12 @@ def test_holders_of_a_deleted_page_are_live_before_they_have_noticed(
     assert switch.acknowledgements(generation, DEADLINE)[:2] == (1, 1)
 
 
-def test_a_deleted_page_is_noticed_within_about_a_second(
+def test_a_deleted_page_is_noticed_though_nobody_kills(
     home: Path, switch: PageKillSwitch, eventually: Wait
 ) -> None:
     switch.join(lambda generation: None)
     (home / "kill.page").unlink()
-    start = time.monotonic()
     eventually((home / "kill.page").exists)
-    assert time.monotonic() - start < 10
     assert switch.acknowledgements(0, DEADLINE)[:2] == (1, 1)
 
 

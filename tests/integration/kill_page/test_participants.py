@@ -27,6 +27,8 @@ Start = Callable[..., Any]
 Wait = Callable[[Callable[[], object]], None]
 
 DEADLINE = 60.0
+#: Who waits for so long does not return within a test.
+FOR_EVER = 3600.0
 
 SPINS = """
 signal = switch.signal
@@ -46,9 +48,8 @@ def test_a_kill_reaches_another_process_by_memory_alone(spawn: Start, switch: Pa
 def test_every_live_process_acknowledges(attach: Start, switch: PageKillSwitch) -> None:
     children = [attach(), attach()]
     generation = switch.record(*kill_data("why"))
-    live, acknowledged, seconds = switch.acknowledgements(generation, DEADLINE)
+    live, acknowledged, _ = switch.acknowledgements(generation, FOR_EVER)
     assert (live, acknowledged) == (2, 2)
-    assert seconds < DEADLINE
     assert switch.unacknowledged(generation) == []
     for child in children:
         child.expect("told 1")
@@ -78,9 +79,8 @@ def test_a_process_that_has_left_is_not_waited_for_although_it_lives(
         child.process.stdin.write("\n")
         child.process.stdin.flush()
         child.expect("left")
-    live, acknowledged, seconds = switch.acknowledgements(generation, DEADLINE)
+    live, acknowledged, _ = switch.acknowledgements(generation, FOR_EVER)
     assert live == acknowledged == (0 if "kill" in act else 1)
-    assert seconds < DEADLINE
     assert switch.unacknowledged(generation) == []
 
 
@@ -151,10 +151,9 @@ def test_a_process_that_dies_while_it_is_waited_for_counts_no_more(
     generation = switch.record(*kill_data("why"))
     timer = threading.Timer(0.1, child.process.send_signal, [signals.SIGKILL])
     timer.start()
-    live, acknowledged, seconds = switch.acknowledgements(generation, DEADLINE)
+    live, acknowledged, _ = switch.acknowledgements(generation, FOR_EVER)
     timer.join()
     assert (live, acknowledged) == (0, 0)
-    assert seconds < DEADLINE
 
 
 def test_a_full_table_leaves_a_process_uncounted_but_not_untold(
