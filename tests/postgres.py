@@ -231,8 +231,12 @@ class Postgres(Process):
 
 
 def waiting(url: str, kind: str) -> int:
-    """How many locks of a kind are waited for."""
-    [[found]] = execute(url, f"SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = '{kind}'")
+    """How many locks of a kind are waited for in this database; other tests' lie on the same server."""
+    [[found]] = execute(
+        url,
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+        f"WHERE NOT granted AND locktype = '{kind}' AND datname = current_database()",
+    )
     return int(found)
 
 

@@ -35,10 +35,14 @@ def missing(what: str) -> NoReturn:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those that the system gives to whoever asks for any."""
+    """A port that nobody listens at, below those that the system gives to whoever asks for any.
+
+    Each worker has ports of its own: another's server may be about to listen.
+    """
     chance = random.SystemRandom()  # other workers' random numbers may be the same
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
     while True:
-        port = chance.randrange(20_000, 32_000)
+        port = chance.randrange(20_000 + worker, 32_000, 8)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -138,10 +138,12 @@ def test_that_the_relay_is_silent_is_not_said_again_as_it_lasts_longer(
 ) -> None:
     switch = host.following("a", max_staleness=0.3)
     server.send(signal.SIGSTOP)
-    wait_until(lambda: "has been silent for" in caplog.text)
     wait_until(lambda: switch._files.current().silence > 4)  # and was looked at meanwhile
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
-    lasting = [re.sub(r"for \d+\.\d+ s", "", text) for text in said]
+    heard = (
+        time.time() - switch._files.current().silence
+    )  # on a loaded machine it may have been silent before
+    said = [each for each in caplog.records if each.levelno == logging.CRITICAL and each.created > heard]
+    lasting = [re.sub(r"for \d+\.\d+ s", "", each.getMessage()) for each in said]
     assert len(set(lasting)) == len(lasting) > 0
 
 

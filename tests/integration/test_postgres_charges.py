@@ -162,9 +162,10 @@ def test_runs_that_are_charged_together_succeed_and_fail_each_by_itself(
     with ThreadPoolExecutor() as threads:
         holder = threads.submit(hold)
         assert begun.wait(30)
-        acts = {name: run.accept(charge()) for name, run in runs.items() if name not in {"full", "plain"}}
-        acts["full"] = runs["full"].accept(charge("tenant:small", limit=4), charge())
-        acts["plain"] = runs["plain"].accept()
+        with store._commits._writing:
+            acts = {name: run.accept(charge()) for name, run in runs.items() if name not in {"full", "plain"}}
+            acts["full"] = runs["full"].accept(charge("tenant:small", limit=4), charge())
+            acts["plain"] = runs["plain"].accept()
         assert store.wait_for(acts["good"])[ACME].reserved == {"steps": 2}
         for name, error in (
             ("busy", StoreBusyError),
@@ -189,7 +190,8 @@ def test_only_what_goes_to_the_server_at_once_is_charged_for_several_runs(
     store = stores[0]
     runs = [Run(store, name) for name in "ab"]
     runs[0].append(charge())
-    acts = [run.accept(charge(), size=size) for run in runs]
+    with store._commits._writing:  # both in one commit
+        acts = [run.accept(charge(), size=size) for run in runs]
     assert [store.wait_for(act)[ACME].reserved for act in acts]
     assert held(store) == 3
     store.close()

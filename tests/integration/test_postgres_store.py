@@ -225,8 +225,9 @@ def test_an_act_is_told_what_became_of_it_at_the_last_try(
     )
     with psycopg.connect(postgres_url) as holder, ThreadPoolExecutor() as threads:
         holder.execute("SELECT pg_advisory_lock(1)")
-        refused = accept(store, numbers["a"], log_of("a", 2), reserve)
-        accept(store, numbers["b"], log_of("b", 2), other)
+        with store._commits._writing:  # both in one commit
+            refused = accept(store, numbers["a"], log_of("a", 2), reserve)
+            accept(store, numbers["b"], log_of("b", 2), other)
         told = threads.submit(store.wait_for, refused)
         wait_until(lambda: waiting(postgres_url, "advisory") == 1)
         freed = threads.submit(
