@@ -141,6 +141,10 @@ QUERIES = (
     "SELECT * FROM agentguard.tenant_login WHERE tenant = 'b'",
     "SELECT * FROM agentguard.tenant_runs() WHERE tenant = 'b'",
     "SELECT * FROM agentguard.tail(0, 'b', 100)",
+    "SELECT * FROM agentguard.tail(0, NULL, 100) WHERE tenant = 'b'",
+    "SELECT * FROM agentguard.hold(ARRAY[{number}], '{{}}', '{{}}', '{{}}', 0, NULL)",
+    "SELECT * FROM agentguard.hold(ARRAY[{number}], '{{}}', '{{}}', '{{}}', 1000, 'b')",
+    "SELECT agentguard.append({number}, 1, NULL, 0, 0, 'b', '{{}}', '{{}}', '{{}}') EXCEPT SELECT 'm'",
     "SELECT * FROM agentguard.tenant_accounts() WHERE tenant = 'b'",
     "SELECT * FROM agentguard.kill_record",
     "SELECT * FROM agentguard.kill_host",
@@ -158,12 +162,14 @@ QUERIES = (
 
 @pytest.mark.parametrize("tenant", ["a", "unbound", "agents_a"])
 def test_no_hand_written_query_reads_another_tenant(
-    roles: dict[str, str], filled: dict[str, str], tenant: str
+    roles: dict[str, str], filled: dict[str, str], tenant: str, postgres_url: str
 ) -> None:
+    [[number]] = ask(postgres_url, f"SELECT number FROM agentguard.run WHERE run_id = '{filled['b']}'")
     for widen in WIDEN:
         with psycopg.connect(roles[tenant], autocommit=True) as connection:
             connection.execute(widen)
-            for sql in QUERIES:
+            for query in QUERIES:
+                sql = query.format(number=number)
                 try:
                     assert connection.execute(sql).fetchall() == [], (widen, sql)
                 except psycopg.errors.InsufficientPrivilege as refused:
