@@ -18,13 +18,16 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tests.kit import wait_until
 from tests.servers import free_port, missing
+
+if TYPE_CHECKING:
+    from agentguard.stores.postgres import PostgresEventStore
 
 #: A server that is there already, as the URL of a superuser's database.
 POSTGRES_URL = os.environ.get("AGENTGUARD_TEST_POSTGRES_URL")
@@ -359,6 +362,30 @@ def migrated(url: str) -> list[str]:
     from agentguard.stores._postgres_schema import migrate
 
     return [done for done in migrate(url) if not done.endswith("monthly partitions")]
+
+
+def with_month(url: str, first: str, following: str) -> None:
+    """Make the partition of a month that is over, from its first day until that of the following one."""
+    execute(
+        url,
+        f"CREATE TABLE agentguard.event_{first[:7].replace('-', '_')} PARTITION OF agentguard.event "
+        f"FOR VALUES FROM (agentguard.first_number('{first}')) TO (agentguard.first_number('{following}'))",
+    )
+
+
+@contextmanager
+def store_at(url: str, time: str) -> Iterator[PostgresEventStore]:
+    """A store whose runs are created at a time, by the server's clock."""
+    from agentguard.stores.postgres import PostgresEventStore
+
+    execute(
+        url,
+        "CREATE SCHEMA IF NOT EXISTS clock; CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz "
+        f"LANGUAGE sql STABLE AS $$ SELECT timestamptz '{time}' $$",
+    )
+    option = "options=-csearch_path%3Dclock%2Cpg_catalog"
+    with closing(PostgresEventStore(f"{url}{'&' if '?' in url else '?'}{option}", store_timeout=10)) as store:
+        yield store
 
 
 @contextmanager

@@ -259,7 +259,7 @@ class PostgresEventStore:
 
     def _drop_month(self, month: str, ended_before_ns: int, keep: Collection[str]) -> list[str]:
         try:
-            with self._transaction() as link:
+            with self._transaction(_WRITES) as link:  # which has not entered: it waits for those who have
                 [[dropped]] = link.ask(self._sql["drop_month"], (month, ended_before_ns, list(keep)))
                 for run_id in dropped or ():
                     link.change(self._sql["delete_accounts"], {"run_id": run_id})

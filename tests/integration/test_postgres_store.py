@@ -22,7 +22,7 @@ from agentguard.stores._postgres_pace import Pace
 from agentguard.stores._postgres_schema import migrate
 from agentguard.stores.postgres import PostgresEventStore
 from agentguard.testing.conformance._given import a_row, log_of, opening, steps, unplaced, wait_until
-from tests.postgres import Postgres, execute, migrated, waiting
+from tests.postgres import Postgres, execute, migrated, store_at, waiting, with_month
 
 
 @pytest.fixture
@@ -403,27 +403,103 @@ def test_not_even_the_owner_changes_a_log_by_hand(
     assert len(list(store.read("r1"))) == 2
 
 
+def months(url: str) -> list[str]:
+    """The partitions that events lie in."""
+    return [
+        name for (name,) in execute(url, "SELECT DISTINCT tableoid::regclass::text FROM agentguard.event")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time", "month"),
+    [
+        ("2026-01-31 23:59:59.2Z", "agentguard.event_2026_01"),
+        ("2026-01-31 23:59:59.9Z", "agentguard.event_of_other_months"),
+        ("2026-02-01 00:00:00.0Z", "agentguard.event_of_other_months"),
+    ],
+)
+def test_a_run_that_begins_as_a_month_ends_goes_on_whether_the_next_has_a_partition_or_not(
+    store: PostgresEventStore, postgres_url: str, time: str, month: str
+) -> None:
+    with_month(postgres_url, "2026-01-01", "2026-02-01")
+    with store_at(postgres_url, time) as then:
+        number = then.create(a_row("r"), log_of("r", 1))
+    for count in (2, 3):
+        store.append(number, log_of("r", count)[-1:])
+    assert months(postgres_url) == [month]
+    assert unplaced(store.read("r")) == log_of("r", 3)
+    ended = a_row("r", state="COMPLETED", ended_ns=5)
+    store.append(number, log_of("r", 4)[-1:], row=ended)
+    assert store.prune(10) == ["r"]
+    assert months(postgres_url) == []
+
+
+@pytest.mark.usefixtures("within_a_day")
+def test_runs_of_months_that_no_migration_has_made_lie_among_those_of_others_and_are_pruned_there(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    is_month = "relkind = 'r' AND relname ~ '^event_[0-9]'"
+    [[made]] = execute(
+        postgres_url, f"SELECT string_agg('agentguard.' || relname, ', ') FROM pg_class WHERE {is_month}"
+    )
+    execute(postgres_url, f"DROP TABLE {made}")
+    number = store.create(a_row("r", state="COMPLETED", ended_ns=5), log_of("r", 1))
+    assert migrate(postgres_url) == ["12 monthly partitions"]
+    store.append(number, log_of("r", 2)[-1:])
+    assert months(postgres_url) == ["agentguard.event_of_other_months"]
+    assert migrate(postgres_url) == []
+    assert store.prune(10) == ["r"]
+    assert migrate(postgres_url) == ["1 monthly partitions"]
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "KILLED"])
+def test_a_run_that_is_created_as_its_month_ends_is_not_dropped_with_it(
+    store: PostgresEventStore, postgres_url: str, state: str
+) -> None:
+    with_month(postgres_url, "2026-01-01", "2026-02-01")
+    created, leave = threading.Event(), threading.Event()
+
+    def create() -> None:
+        with store_at(postgres_url, "2026-01-31 23:59:59.2Z") as then, then.exclusive("late"):
+            then.create(
+                a_row("late", state=state, ended_ns=50 if state == "KILLED" else None), log_of("late", 1)
+            )
+            created.set()
+            leave.wait(60)
+
+    with ThreadPoolExecutor() as threads:
+        creating = threads.submit(create)
+        assert created.wait(60)
+        pruning = threads.submit(store.prune, 10)
+        wait_until(lambda: pruning.done() or waiting(postgres_url, "relation"))
+        leave.set()
+        creating.result(60)
+        assert pruning.result(60) == []
+    assert unplaced(store.read("late")) == log_of("late", 1)
+
+
+def test_a_month_that_two_prune_at_once_is_dropped_by_one_of_them(
+    store: PostgresEventStore, postgres_url: str
+) -> None:
+    with_month(postgres_url, "2026-01-01", "2026-02-01")
+    with store_at(postgres_url, "2026-01-05 12:00Z") as then:
+        then.create(a_row("old", state="COMPLETED", ended_ns=5), log_of("old", 3))
+    with psycopg.connect(postgres_url) as reader, ThreadPoolExecutor() as threads:
+        reader.execute("SELECT * FROM agentguard.event_2026_01")
+        pruning = [threads.submit(store.prune, 10) for _ in range(2)]
+        wait_until(lambda: waiting(postgres_url, "relation") or all(each.done() for each in pruning))
+        reader.rollback()
+        assert sorted(run_id for each in pruning for run_id in each.result(60)) == ["old"]
+
+
 def test_pruning_drops_the_partition_of_a_month_whose_runs_are_all_over(
     store: PostgresEventStore, postgres_url: str
 ) -> None:
-    old = a_row("old", state="COMPLETED", ended_ns=5)
-    store.create(old, log_of("old", 3), [Movement("run:old", opening=opening(1))])
+    with_month(postgres_url, "2026-01-01", "2026-02-01")
+    with store_at(postgres_url, "2026-01-05 12:00Z") as then:
+        old = a_row("old", state="COMPLETED", ended_ns=5)
+        then.create(old, log_of("old", 3), [Movement("run:old", opening=opening(1))])
     store.create(a_row("live"), log_of("live", 1))
-    # As if the run had been created in January 2026.
-    execute(
-        postgres_url,
-        """
-        CREATE TABLE agentguard.event_2026_01 PARTITION OF agentguard.event
-            FOR VALUES FROM (agentguard.first_number('2026-01-01')) TO (agentguard.first_number('2026-02-01'));
-        ALTER TABLE agentguard.event DISABLE TRIGGER USER;
-        ALTER TABLE agentguard.run DISABLE TRIGGER USER;
-        UPDATE agentguard.event SET number = agentguard.first_number('2026-01-05') + 7
-            WHERE number = (SELECT number FROM agentguard.run WHERE run_id = 'old');
-        UPDATE agentguard.run SET number = agentguard.first_number('2026-01-05') + 7 WHERE run_id = 'old';
-        ALTER TABLE agentguard.event ENABLE TRIGGER USER;
-        ALTER TABLE agentguard.run ENABLE TRIGGER USER;
-        """,
-    )
     assert len(list(store.read("old"))) == 3
     assert store.prune(10, keep=["old"]) == []
     assert store.prune(5) == []

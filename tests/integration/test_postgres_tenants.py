@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -13,7 +14,9 @@ from agentguard import Budget, Guard, StoreUnavailableError, guarded_step
 from agentguard.cli import main
 from agentguard.errors import ControlLogDeniedError
 from agentguard.stores import _sql
-from tests.postgres import execute, login
+from agentguard.stores.postgres import PostgresEventStore
+from agentguard.testing.conformance._given import a_row, log_of, unplaced
+from tests.postgres import execute, login, store_at, with_month
 
 
 @guarded_step
@@ -299,6 +302,22 @@ def test_agents_append_and_only_operators_erase_and_prune(
     with Guard.open(roles["operators"], telemetry=False) as guard:
         assert guard.components.store.erase(filled["a"]) > 0
         assert len(guard.components.store.prune(2**62)) == 8
+
+
+def test_who_prunes_the_runs_of_one_tenant_drops_no_month_with_those_of_another(
+    roles: dict[str, str], postgres_url: str
+) -> None:
+    with_month(postgres_url, "2026-01-01", "2026-02-01")
+    with store_at(postgres_url, "2026-01-05 12:00Z") as then:
+        for tenant, ended in (("a", 5), ("b", 50)):
+            then.create(a_row(tenant, tenant=tenant, state="COMPLETED", ended_ns=ended), log_of(tenant, 2))
+    with closing(PostgresEventStore(roles["operators"], tenant="a")) as store:
+        assert store.prune(10) == ["a"]
+        assert store.prune(100) == []
+    with closing(PostgresEventStore(roles["operators"])) as store:
+        assert unplaced(store.read("b")) == log_of("b", 2)
+        assert store.prune(100) == ["b"]
+    assert execute(postgres_url, "SELECT to_regclass('agentguard.event_2026_01')") == [(None,)]
 
 
 def test_the_commands_for_tenants_set_limits_and_show_what_was_spent(
