@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,8 +199,10 @@ def test_a_drain_waits_for_threads_and_refuses_what_they_begin_after_it(guard, b
     assert is_let_go(guard)
 
 
-def test_an_async_drain_does_not_block_the_loop(guard, bodies):
+def test_an_async_drain_does_not_block_the_loop(guard, bodies, monkeypatch):
     """One body finishes, the other is cancelled when the time is up: that is no outcome of its own."""
+    now = [0.0]
+    monkeypatch.setattr("agentguard.sessions.drain.time", SimpleNamespace(monotonic=lambda: now[0]))
     never = guarded_step(effect="read", name="never")(lambda: None)
     cancelled: list[str] = []
 
@@ -220,6 +223,7 @@ def test_an_async_drain_does_not_block_the_loop(guard, bodies):
             await asyncio.sleep(0)
             bodies.out.set()
             assert await tasks[0] == "a"
+            now[0] = 1.0
             with pytest.raises(RunStopped):
                 await tasks[1]
             with suppress(Exception):
