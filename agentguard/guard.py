@@ -519,7 +519,8 @@ class Guard:
         """Stop a run, a tenant's runs, or (neither given) everything under this home.
 
         Return the kill's generation, for `acknowledged`.  It is durable when this returns, and every
-        process of the host sees it at its next check.
+        process of the host sees it at its next check.  The runs of this process that it stopped are KILLED
+        on record by then, unless the store is away.
 
         Raises:
             ValueError: `None` or `""` for tenant or run, or no reason.

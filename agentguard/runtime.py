@@ -125,6 +125,10 @@ class Runtime:
         with bodies_first():
             call_each([partial(_apply_kill, live_run) for live_run in self.live_runs()])
 
+    def await_ends(self) -> None:
+        """Wait until the live runs here that a kill stopped have ended on record, if the store is there."""
+        all(live_run.kill_is_recorded() for live_run in self.live_runs())
+
     # --- runs ----------------------------------------------------------------------------------
 
     def live_runs(self) -> Iterator[LiveRun]:

@@ -54,6 +54,11 @@ class KillFiles:
         self._in_doubt = False
 
     @property
+    def _record_place(self) -> object:
+        """Where a record is made, for messages."""
+        return self.log.path
+
+    @property
     def next_look(self) -> float:
         """Seconds until somebody who waits to be woken looks without being woken."""
         return FALLBACK_SECONDS
@@ -81,8 +86,8 @@ class KillFiles:
         except OSError as error:
             raise KillSwitchUnavailableError(
                 f"the kill switch in {self.home} cannot be used ({error}); see that the directory "
-                "is yours and can be written, or choose another by AGENTGUARD_HOME; "
-                "`agentguard doctor` checks it"
+                "is yours and can be written, and that the disk has room, or choose another by "
+                "AGENTGUARD_HOME; `agentguard doctor` checks it"
             ) from error
 
     def check_open(self) -> None:
@@ -210,17 +215,19 @@ class KillFiles:
         except (OSError, PageDamagedError) as worse:
             error.add_note(str(worse))
         return KillSwitchUnavailableError(
-            f"the kill could not be recorded in {self.log.path} ({_said(error)}), {reached}; see that the "
-            "disk has room and that the file is yours, then kill again (`agentguard doctor` says more)"
+            f"the kill could not be recorded in {self._record_place} ({_said(error)}), {reached}; "
+            f"{_way_out(error)}, then kill again (`agentguard doctor` says more)"
         )
 
     def mirror(self, entries: Iterable[Stored]) -> int:
         """Take in records that are durable elsewhere, and show them in the page; gives the generation.
 
-        Those that are known already are passed over.
+        Those that are known already are passed over.  A kill that cannot be written, as on a full disk,
+        has every step here refused until it is.
 
         Raises:
             LogIntegrityError: one does not follow the newest record that is known.
+            OSError: one cannot be written.
         """
         self.check_open()
         with self.locked():
@@ -229,9 +236,15 @@ class KillFiles:
             generation = self.log.refresh()
             for stored in entries:
                 if stored.seq > generation:
-                    generation = self.log.add(stored, durable=False)
                     record = decode(stored.body)
-                    self._announce(page, record.type, request_target(record.type, record.data or {}))
+                    target = request_target(record.type, record.data or {})
+                    try:
+                        generation = self.log.add(stored, durable=False)
+                    except OSError:
+                        if record.type == KILL_SET:  # nobody here would find it
+                            page.raise_alarm(target)
+                        raise
+                    self._announce(page, record.type, target)
             return generation
 
     def catch_up(self) -> None:
@@ -347,6 +360,12 @@ def check_private(folder: Path) -> None:
             f"{folder} has mode {stat.S_IMODE(mode):04o}: every user of this machine could lift a kill; "
             f"`chmod 700 {folder}`, or choose another by AGENTGUARD_HOME"
         )
+
+
+def _way_out(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return "see that the disk has room and that the file is yours"
+    return "mend that"
 
 
 def _said(error: BaseException) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from agentguard.killswitch.remote import HostReport, RemoteLog
+from agentguard.killswitch.acks import Count
+from agentguard.killswitch.remote import REPORTED_AGAIN, HostReport, RemoteLog
 
 if TYPE_CHECKING:
-    from agentguard.killswitch.acks import Count
     from agentguard.killswitch.participants import Participants
 
 #: For so many of the newest records a report tells who acted on them and has gone since.
@@ -36,6 +37,7 @@ class OtherHosts:
 
     Those are the hosts that are heard while it is waited for.  One that goes silent is still waited for:
     nobody can say whether its processes have acted.  One whose relay ended has nobody left who could act.
+    Where none is heard at all, the server may have been flushed a moment ago: they get time to report.
 
     Args:
         remote: where the hosts report.
@@ -51,19 +53,23 @@ class OtherHosts:
         self._here = here
         self._generation = generation
         self._give_back = give_back
+        self._until = time.monotonic() + REPORTED_AGAIN
         self._seen: dict[str, HostReport] = {}
         self._note(remote.told_with(generation))
 
     def count(self) -> list[Count]:
         """Ask the server, and return whom the generation has reached on each host."""
-        reports = {report.host: report for report in self._remote.reports() if report.host != self._here}
+        told = self._remote.reports()
+        reports = {report.host: report for report in told if report.host != self._here}
         for host, known in self._seen.items():
             report = reports.get(host, known)  # which a server that was flushed has lost
             self._seen[host] = self._ended(known) if report.ended else report
         if not self._seen.keys() <= reports.keys():
             self._give_back()
         self._note(reports.values())
-        return [report.count(self._generation) for report in self._seen.values()]
+        heard = self._seen or any(report.fresh for report in told) or time.monotonic() >= self._until
+        counts = [report.count(self._generation) for report in self._seen.values()]
+        return counts if heard else [*counts, Count(0, 0, complete=False)]
 
     def _note(self, reports: Iterable[HostReport]) -> None:
         """Note the hosts that are waited for from now on."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agentguard.errors import KillSwitchUnavailableError, LogIntegrityError
-from agentguard.events.codec import genesis
+from agentguard.events.codec import Stored, genesis
 from agentguard.events.model import CONTROL_RUN_ID, KILL_SET, Head
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.control import check_chain
@@ -49,6 +49,10 @@ class MirrorFiles(KillFiles):
         self.max_staleness = max_staleness
         self._server = server
         self._asked = -math.inf
+
+    @property
+    def _record_place(self) -> str:
+        return self.url
 
     @property
     def fresh(self) -> bool:
@@ -146,19 +150,27 @@ class Mirror:
         """
         check_request(event_type, data)
         try:
-            return self._record(event_type, data, at_ns, after)
+            stored = self._record(event_type, data, at_ns, after)
         except (KillSwitchUnavailableError, LogIntegrityError, OSError) as error:
             if event_type == KILL_SET:
                 raise self.files.unrecorded(request_target(event_type, data), error) from error
             raise
+        try:
+            self.files.mirror([stored])
+        except OSError as error:
+            raise KillSwitchUnavailableError(
+                f"{event_type} was recorded by {self.remote.url} as generation {stored.seq}, but this host "
+                f"cannot write it to {self.files.log.path} ({error}): see that the disk has room and that "
+                "the file is yours"
+            ) from error
+        return stored.seq
 
-    def _record(self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None) -> int:
+    def _record(self, event_type: str, data: dict[str, Any], at_ns: int, after: int | None) -> Stored:
         for _ in range(_ATTEMPTS):
             # Where this copy is up to date, as it is beside a relay, nothing has to be asked first.
             stored, previous = self.files.log.draft(event_type, data, at_ns, after)
             if self.remote.append(stored, previous):
-                self.files.mirror([stored])
-                return stored.seq
+                return stored
             self.sync()
         raise KillSwitchUnavailableError(f"{self.remote.url} takes records of others, and never this one")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,7 +21,7 @@ from agentguard._optional import require
 from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError
 from agentguard.events.codec import Stored
-from agentguard.killswitch.remote import FRESH, REPORT_KEPT, HostReport, parse_report
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport, holds, parse_report
 
 #: Seconds that the server is given for a connection (whole ones), and for an answer.
 CONNECTING = 2
@@ -55,8 +54,6 @@ class PostgresLog:
         self._server = with_options(parts, options)
         self._lock = threading.RLock()
         self._connection: Any = None
-        #: When the connection was last seen to work, by the monotonic clock.
-        self._answered = 0.0
         self._listening: Any = None
 
     def read(self, after: int = 0) -> Sequence[Stored]:
@@ -69,7 +66,7 @@ class PostgresLog:
     def append(self, stored: Stored, previous: bytes) -> bool:
         """Add a record unless its sequence is taken, or the one it follows is not there."""
         [[added]] = self._ask(_APPEND, stored.seq, stored.body, stored.hash, previous)
-        return bool(added)
+        return bool(added) or holds(self, stored)
 
     def told_with(self, generation: int) -> Sequence[HostReport]:
         """Nothing: what this server was told it keeps."""
@@ -90,6 +87,10 @@ class PostgresLog:
     def reports(self) -> Sequence[HostReport]:
         """Return the reports, with their age by the server's clock."""
         return [parse_report(host, report, silent) for host, report, silent in self._ask(_REPORTS)]
+
+    def knows(self, host: str) -> bool:
+        """Yes: what this server was told it keeps, or the connection ends."""
+        return True
 
     def prune(self) -> None:
         """Remove reports that are old by the server's clock."""
@@ -113,32 +114,24 @@ class PostgresLog:
             self._connection = self._listening = None
 
     def _ask(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with self._connected() as connection:
+        """Carry out a statement, on another connection where the one in use turns out to have been cut."""
+        with self._lock, self._explained():
+            kept = self._connection
+            if kept is not None:
+                with suppress(self._psycopg.OperationalError, OSError):
+                    return self._answer(kept, query, parameters)
+                if not kept.closed:
+                    kept.close()
+            self._connection = self._connect()
+            return self._answer(self._connection, query, parameters)
+
+    def _answer(self, connection: Any, query: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        """Give the rows of a statement; the connection is cut where the server does not answer in time."""
+        with _deadline(connection.fileno()):
             while True:  # until the connection is cut
                 with suppress(self._psycopg.errors.SerializationFailure):  # of a login's own isolation level
                     rows: list[tuple[Any, ...]] = connection.execute(query, parameters).fetchall()
                     return rows
-
-    @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        """The connection for questions, which is cut where the server does not answer in time."""
-        with self._lock, self._explained():
-            if time.monotonic() - self._answered > FRESH:
-                self._try_connection()
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            with _deadline(self._connection.fileno()):
-                yield self._connection
-            self._answered = time.monotonic()
-
-    def _try_connection(self) -> None:
-        """Close the connection if it has been cut since it was used: what is recorded is sent once."""
-        connection = self._connection
-        if connection is not None and not connection.closed:
-            with suppress(self._psycopg.Error, OSError), _deadline(connection.fileno()):
-                connection.execute("SELECT")
-                return
-            connection.close()
 
     def _connect(self) -> Any:
         # No prepared statements: a pooler in between may not keep them.
@@ -164,6 +157,11 @@ class PostgresLog:
             return "; run `agentguard migrate --store URL` as its owner"
         if isinstance(error, errors.InsufficientPrivilege):
             return "; a login of one tenant has no right to it: run `agentguard relay` with another"
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            return (
+                "; the server is a replica (name the primary, or write target_session_attrs=read-write into "
+                "the URL), or default_transaction_read_only is set"
+            )
         return ""
 
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,19 +20,20 @@ from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.errors import KillSwitchUnavailableError
 from agentguard.events.codec import Stored
 from agentguard.killswitch.control import format_entry, parse_entry
-from agentguard.killswitch.remote import FRESH, REPORT_KEPT, HostReport, parse_report
+from agentguard.killswitch.remote import REPORT_KEPT, HostReport, holds, parse_report
 
 #: Seconds that the server is given for a connection, and for an answer.
 TIMEOUT = 2.0
 
-#: All or nothing: the entry is appended if it follows the newest one, and told to every relay.  What the
-#: hosts have reported comes with it: the server may be flushed before it is asked for.
+#: The entry is appended if it follows the newest one, and told to every relay: a user who may not publish has
+#: the relays find it when they read.  What the hosts have reported comes with it: the server may be flushed
+#: before it is asked for.
 _APPEND = """
 if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return nil end
 local newest = redis.call('LINDEX', KEYS[1], -1)
 if newest and string.sub(newest, 10, 73) ~= ARGV[3] then return nil end
 redis.call('RPUSH', KEYS[1], ARGV[2])
-redis.call('PUBLISH', KEYS[1], '')
+redis.pcall('PUBLISH', KEYS[1], '')
 return {redis.call('TIME')[1], redis.call('HGETALL', KEYS[2])}
 """
 _REPORT = """
@@ -53,8 +53,10 @@ _ONE_SERVER = (
     "Redis Sentinel and Redis Cluster are not supported: name one server, by an address that follows a "
     "failover (a proxy, a virtual address), or use postgresql://"
 )
-#: What a node of a cluster, or a sentinel, says to a client that takes it for a server.
-_ELSEWHERE = re.compile(r"\b(MOVED|ASK|CLUSTERDOWN|Hash slot not served)\b|unknown command", re.IGNORECASE)
+#: What a node of a cluster, a sentinel or a replica says to a client that takes it for the server.
+_ELSEWHERE = re.compile(
+    r"\b(MOVED|ASK|CLUSTERDOWN|Hash slot not served)\b|unknown command|read only replica", re.IGNORECASE
+)
 
 
 class RedisLog:
@@ -91,14 +93,12 @@ class RedisLog:
         #: The last record that was appended, and the reports of that moment.
         self._told: tuple[int, Sequence[HostReport]] = 0, ()
         self._server = with_options(parts, options.items())
-        #: When the server last took an entry, by the monotonic clock.
-        self._answered = 0.0
         self._connect()
 
     def _connect(self) -> None:
         retry = require("redis.retry", extra="redis", feature="a kill switch on Redis")
         backoff = require("redis.backoff", extra="redis", feature="a kill switch on Redis")
-        # An append that was sent twice could be recorded and refused.
+        # What is sent again, and how it is told that it was recorded the first time, is `append`'s.
         options = {
             "socket_timeout": TIMEOUT,
             "socket_connect_timeout": TIMEOUT,
@@ -123,15 +123,16 @@ class RedisLog:
 
     def append(self, stored: Stored, previous: bytes) -> bool:
         """Append an entry if the list has as many as come before it, and ends with the one it follows."""
-        if time.monotonic() - self._answered > FRESH:
-            with suppress(self._redis.RedisError, OSError):
-                self._client.ping()  # which closes a connection that has been cut, and the next one is new
         arguments = [stored.seq - 1, format_entry(stored), previous.hex()]
+        keys = [self._key, self._hosts]
         with self._answering():
-            answer = self._append(keys=[self._key, self._hosts], args=arguments)
-        self._answered = time.monotonic()
+            try:
+                answer = self._append(keys=keys, args=arguments)
+            except (self._redis.ConnectionError, self._redis.TimeoutError):
+                self._client.connection_pool.disconnect()  # one of them was cut
+                answer = self._append(keys=keys, args=arguments)
         if answer is None:
-            return False
+            return holds(self, stored)
         now, told = answer
         if stored.seq != self._told[0]:  # else it was lost, and is given back
             self._told = stored.seq, _parsed(int(now), dict(zip(told[::2], told[1::2], strict=True)))
@@ -161,6 +162,11 @@ class RedisLog:
             pipeline = self._client.pipeline(transaction=False)
             (now, _), reports = pipeline.time().hgetall(self._hosts).execute()
         return _parsed(now, reports)
+
+    def knows(self, host: str) -> bool:
+        """Return whether there is a report of this host: another client may have flushed the server."""
+        with self._answering():
+            return bool(self._client.hexists(self._hosts, host))
 
     def prune(self) -> None:
         """Remove reports that are old by the server's clock."""

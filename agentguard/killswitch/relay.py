@@ -141,15 +141,20 @@ class Relay:
         self._read()
         self._files.exact()
         self._seen = None  # who has died since is seen by making the report alone
+        if not self._remote.knows(self._host):
+            self._reported = None
         self._report(now)
         self._files.current().beat(began)
         self._files.complain(None)
 
     def _read(self) -> None:
         """Take in what is new on the server, and wake those whom it may concern."""
-        before = self._files.log.generation
-        if self._mirror.sync() != before:
-            wake(self._live)
+        before, after = self._files.log.generation, None
+        try:
+            after = self._mirror.sync()
+        finally:
+            if after != before:
+                wake(self._live)
 
     def _report(self, now: float) -> float:
         """Tell the server what has changed here, and return the seconds until the next look."""

@@ -14,11 +14,10 @@ from agentguard.killswitch.acks import Count
 
 #: Seconds for which a host is waited for after its last report.
 REPORT_LIFETIME = 10.0
+#: Seconds in which every host reports again to a server that has lost the reports.
+REPORTED_AGAIN = 0.5
 #: Seconds for which the report of a host that has gone silent is kept.
 REPORT_KEPT = 3600.0
-#: Seconds for which a connection that has answered is taken to work.  One that was idle for longer may have
-#: been cut without a word, by a firewall or as the server began anew, and a kill must not fail for that.
-FRESH = 1.0
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,9 +79,12 @@ class RemoteLog(Protocol):
     def append(self, stored: Stored, previous: bytes) -> bool:
         """Add a record durably and tell every relay, in one act.
 
+        It is sent once more, on another connection, where the one in use was cut: by a firewall, by the
+        server's limit on idle ones or as it began anew.  A kill must not fail for that.
+
         Returns:
-            False, with nothing added, where its sequence is not the next one, or where the newest record
-            has another hash than `previous`.
+            Whether the server has it.  False, with nothing added, where its sequence is not the next one, or
+            where the newest record has another hash than `previous`.
         """
         ...
 
@@ -104,6 +106,10 @@ class RemoteLog(Protocol):
         """Return the newest report of each host, and how long ago it was sent."""
         ...
 
+    def knows(self, host: str) -> bool:
+        """Return whether the server still has the report of a host, whose relay reports again otherwise."""
+        ...
+
     def prune(self) -> None:
         """Remove reports that are older than `REPORT_KEPT`: their relays have ended."""
 
@@ -112,3 +118,8 @@ class RemoteLog(Protocol):
 
     def close(self) -> None:
         """Give back what was opened; the next use opens it again."""
+
+
+def holds(log: RemoteLog, stored: Stored) -> bool:
+    """Say whether a server has this very record, which was sent again as the answer had been lost."""
+    return [found.hash for found in log.read(stored.seq - 1)[:1]] == [stored.hash]

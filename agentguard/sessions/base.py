@@ -108,9 +108,13 @@ def live_run_of(runtime: Runtime, run_id: str) -> LiveRun:
 
 
 def kill(runtime: Runtime, kind: str, order: dict[str, Any]) -> int:
-    """Put a kill on record, stop what it covers, and return its generation."""
+    """Put a kill on record, stop what it covers, and return its generation.
+
+    The runs of this process are KILLED on record by then, unless the store is away.
+    """
     generation = runtime.components.switch.record(kind, order)
     runtime.observe()
+    runtime.await_ends()  # which the thread that was woken by this kill may be about to write
     with contextlib.suppress(StoreUnavailableError):  # the kill is in force; a heartbeat ends dead runs later
         close_dead_runs(runtime.components)
     return generation

@@ -213,6 +213,20 @@ class LiveRun:
         self.stops.set(stop)
         bodies_first.write(lambda: self._put_end(stop, [refused] if refused is not None else []))
 
+    def kill_is_recorded(self) -> bool:
+        """See that a run that a kill has stopped is on record as ended, and return whether it is.
+
+        Another thread may have found the kill first, and be about to write it.
+        """
+        stop = self.stops.stop
+        if not self.stops.killed or stop is None:
+            return True
+        if not self.log.fold.state.final:
+            self._put_end(stop, [])
+        with contextlib.suppress(AgentGuardError):
+            self.log.hold(self.log.await_commit)
+        return self.log.fold.state.final
+
     def _put_end(self, stop: RunStopped, before: Sequence[Record]) -> None:
         with contextlib.suppress(AgentGuardError):
             if not self.record_end(termination(stop), before):

@@ -122,9 +122,8 @@ def test_a_kill_reaches_every_host_and_says_whom_it_hit(host: Hosts) -> None:
 
 @pytest.mark.parametrize("fault", ["ended", "silent"])
 def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
-    server: Valkey, host: Hosts, monkeypatch: pytest.MonkeyPatch, fault: str
+    server: Valkey, host: Hosts, fault: str
 ) -> None:
-    monkeypatch.setattr("agentguard.killswitch.redis.FRESH", 0.0)
     with forwarding(server.port) as way:
         switch = host("a", url=host.url.replace(f":{server.port}/", f":{way.port}/"))
         switch.record(*kill_data("stop", run="r1"))

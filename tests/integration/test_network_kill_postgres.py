@@ -75,9 +75,8 @@ def test_while_the_server_is_gone_steps_are_refused_and_then_go_on_without_a_res
 
 @pytest.mark.parametrize("fault", ["ended", "silent"])
 def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
-    sql: Sql, host: Hosts, monkeypatch: pytest.MonkeyPatch, fault: str
+    sql: Sql, host: Hosts, fault: str
 ) -> None:
-    monkeypatch.setattr("agentguard.killswitch.postgres.FRESH", 0.0)
     switch = host("a")
     switch.record(*kill_data("stop", run="r1"))
     found = sql(
@@ -96,6 +95,13 @@ def test_a_kill_is_recorded_though_the_connection_was_cut_while_it_was_idle(
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def test_a_login_that_reads_alone_is_told_so(url: str, sql: Sql, host: Hosts) -> None:
+    """As on a server that has become a replica."""
+    sql(f"ALTER DATABASE {urlsplit(url).path[1:]} SET default_transaction_read_only = on")
+    with pytest.raises(KillSwitchUnavailableError, match="could not be recorded in postgresql://.*a replica"):
+        host("a").record(*kill_data("stop", run="r1"))
 
 
 @pytest.mark.parametrize("level", ["serializable", "repeatable read"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentguard import Guard, KillSwitchTriggeredError
 from agentguard.steps import bodies_first
 from tests.kit import wait_until
 
@@ -68,6 +69,30 @@ def test_a_handler_that_raises_while_bodies_have_their_turn_keeps_nothing_off_th
     done: list[int] = []
     bodies_first.write(lambda: done.append(1))  # nothing is put off any more
     assert done == [1]
+
+
+def test_a_kill_is_on_record_when_it_returns_though_another_thread_was_the_first_to_see_it(
+    guard: Guard,
+) -> None:
+    """As the thread is that was woken by the kill."""
+    seen, goes_on = threading.Event(), threading.Event()
+
+    def woken() -> None:
+        with bodies_first.bodies_first():
+            guard.runtime.live[run.id].end(KillSwitchTriggeredError("run", "stop"))
+            seen.set()
+            goes_on.wait(60)
+
+    with contextlib.suppress(KillSwitchTriggeredError), guard.run("r") as run:
+        thread = threading.Thread(target=woken)
+        thread.start()
+        try:
+            assert seen.wait(60)
+            guard.kill(reason="stop", run=run.id)
+            assert guard.summary(run.id).state == "KILLED"
+        finally:
+            goes_on.set()
+            thread.join()
 
 
 def test_what_one_run_cannot_write_keeps_no_other_off_the_record() -> None:
