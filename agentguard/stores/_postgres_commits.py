@@ -39,6 +39,7 @@ from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores._postgres_acts import SHORTLY, Act
 from agentguard.stores._postgres_charges import charge, note
 from agentguard.stores._postgres_link import Link, Translation, is_passing, retry, rollback
+from agentguard.stores._postgres_listener import CHANNEL
 from agentguard.stores._postgres_pace import Pace
 
 #: How many acts one commit takes.
@@ -47,7 +48,6 @@ _MOST = 500
 _ONE_TRY = 0.5
 #: How often, in seconds, other processes are told that there is something new.
 _NOTICE = 0.05
-CHANNEL = "agentguard_events"
 
 
 class Commits:

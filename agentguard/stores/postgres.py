@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 import os
 import secrets
-import threading
-import time
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from psycopg import errors as pg
-from psycopg.pq import TransactionStatus
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._secrets.urls import public_url
@@ -23,14 +19,17 @@ from agentguard.durability import Durability
 from agentguard.errors import RunExistsError
 from agentguard.events.codec import Stored
 from agentguard.protocols import Commit, RunLock, RunRow, StoreBusyError
-from agentguard.stores import _accounts, _postgres_rows, _sql
+from agentguard.stores import _accounts, _postgres_removal, _postgres_rows, _sql
 from agentguard.stores import _postgres_acts as acts_
 from agentguard.stores._postgres_acts import Act
-from agentguard.stores._postgres_commits import CHANNEL, Commits
-from agentguard.stores._postgres_link import Link, Translation, retry, rollback
+from agentguard.stores._postgres_commits import Commits
+from agentguard.stores._postgres_link import Link, Translation
+from agentguard.stores._postgres_listener import Listener
 from agentguard.stores._postgres_pool import Pool
 from agentguard.stores._postgres_queue import PostgresRunQueue
 from agentguard.stores._postgres_time import ServerTime
+from agentguard.stores._postgres_transactions import Transactions
+from agentguard.stores._run_locks import RunLocks
 
 if TYPE_CHECKING:
     from agentguard.budget.account import Account
@@ -39,14 +38,6 @@ if TYPE_CHECKING:
 #: How many events are read at a time.
 _CHUNK: Final = 1000
 _NO_END: Final = 2**31 - 1
-#: After so many milliseconds the server ends a transaction whose client was paused in the middle of it.
-_PAUSED: Final = 10_000
-#: As the statements need it that wait for each other's locks, whatever the login's default is.
-_WRITES: Final = "ISOLATION LEVEL READ COMMITTED"
-_ENTER: Final = "SELECT agentguard.enter()"
-
-_TABLES: Final = {"run": "agentguard.run", "account": "agentguard.account"}
-_FUNCTIONS: Final = {"run": "agentguard.tenant_runs()", "account": "agentguard.tenant_accounts()"}
 
 
 class PostgresEventStore:
@@ -85,35 +76,24 @@ class PostgresEventStore:
         self.kill_switch_url = url
         #: The clock of this host.
         self.clock = clock
-        self._server = ServerTime(clock, lambda: int(self._select("server_time")[0][0]))
         self._tenant = tenant
-        self._timeout = float(store_timeout)
+        timeout = float(store_timeout)
         self._busy_ms = round(store_timeout * 1000)
         self._errors = Translation(url)
-        self._pool = Pool(url, self._errors, self._timeout, connections, narrow=tenant is not None)
-        self._commits = Commits(self._pool.open, self._errors, self._timeout, tenant)
+        self._pool = Pool(url, self._errors, timeout, connections, narrow=tenant is not None)
+        self._transactions = Transactions(self._pool, self._errors, self._busy_ms, tenant)
+        self._server = ServerTime(clock, lambda: int(self._transactions.select("server_time")[0][0]))
+        self._commits = Commits(self._pool.open, self._errors, timeout, tenant)
+        self._listener = Listener(self._pool.open, timeout)
+        self._locks = RunLocks()
         self._sql = _sql.queries("postgres")
         #: The runs that wait for workers.
-        self.queue = PostgresRunQueue(url, tenant, self._transaction, self._errors)
-        self._reset()
+        self.queue = PostgresRunQueue(url, tenant, self._transactions.begin, self._errors)
         _stores.add(self)
-
-    def _reset(self) -> None:
-        self._locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
-        self._making = threading.Lock()
-        self._listener: Link | None = None
-        #: The transaction that each thread is in.
-        self._local = threading.local()
 
     def lock_for(self, run_id: str) -> RunLock:
         """Return the lock of a run in this process."""
-        lock = self._locks.get(run_id)
-        if lock is None:
-            with self._making:
-                lock = self._locks.get(run_id)
-                if lock is None:
-                    lock = self._locks[run_id] = _Lock()
-        return lock
+        return self._locks.of(run_id)
 
     def now(self, *, wait: bool = True) -> int:
         """Return what time it is by the server's clock, in nanoseconds; exact in `exclusive` alone.
@@ -121,7 +101,7 @@ class PostgresEventStore:
         Raises:
             StoreBusyError: with `wait=False`, the server would have to be asked.
         """
-        link = self._link_of_thread()
+        link = self._transactions.link()
         if link is not None:
             return int(link.ask(self._sql["server_time"])[0][0])
         if not wait and not self._server.is_known:
@@ -133,7 +113,7 @@ class PostgresEventStore:
     def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
         """Add a run with its first events and return its number."""
         columns = _postgres_rows.parameters(row, self._server.ahead())
-        with self._errors(), self._transaction() as link:
+        with self._errors(), self._transactions.begin() as link:
             columns |= {"random": secrets.randbits(47), "placed": link.placed}
             found = link.ask(self._sql["create_run"], columns)
             if not found:
@@ -159,7 +139,7 @@ class PostgresEventStore:
             return {}
         columns = None if row is None else _postgres_rows.parameters(row, self._server.ahead())
         act = Act(number, events, movements, columns)
-        link = self._link_of_thread()
+        link = self._transactions.link()
         if link is not None:
             with self._errors():
                 return self._carry_out(link, act, self._busy_ms)
@@ -181,7 +161,7 @@ class PostgresEventStore:
     ) -> Commit:
         """Accept an append, to be committed with others; inside `exclusive` it is carried out at once."""
         act = Act(number, (event,), movements, previous=previous, after=after)
-        link = self._link_of_thread()
+        link = self._transactions.link()
         if link is None:
             self._commits.put(act)
         else:
@@ -202,7 +182,7 @@ class PostgresEventStore:
         self._commits.recall(number)
 
     def _alone(self, act: Act, patience: int) -> dict[str, Account]:
-        with self._errors(), self._transaction() as link:
+        with self._errors(), self._transactions.begin() as link:
             return self._carry_out(link, act, patience)
 
     def _carry_out(self, link: Link, act: Act, patience: int) -> dict[str, Account]:
@@ -218,7 +198,7 @@ class PostgresEventStore:
 
         The runs around it are locked before it, so that two processes never wait for each other.
         """
-        with self._errors(), self._transaction() as link:
+        with self._errors(), self._transactions.begin() as link:
             self._lock(link, run_id)
             yield
 
@@ -232,49 +212,18 @@ class PostgresEventStore:
     def update_row(self, row: RunRow) -> bool:
         """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
         columns = _postgres_rows.parameters(row, self._server.ahead())
-        with self._errors(), self._transaction() as link:
+        with self._errors(), self._transactions.begin() as link:
             return bool(link.change(self._sql["update_owner"], columns))
 
     def erase(self, run_id: str) -> int:
         """Drop the payloads and the salt of a run; gives how many payloads there were."""
-        with self._errors(), self._transaction() as link:
-            dropped = link.change(self._sql["erase_payloads"], (run_id,))
-            link.change(self._sql["erase_salt"], (run_id,))
-            return dropped
+        with self._errors():
+            return _postgres_removal.erase(self._transactions, self._sql, run_id)
 
     def prune(self, ended_before_ns: int, keep: Collection[str] = ()) -> list[str]:
-        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids.
-
-        A month of which nothing is kept goes as one partition; of the others each run goes in an act of
-        its own.
-        """
-        pruned: list[str] = []
+        """Drop runs that ended before a time, but for those in `keep`, whole, and give their ids."""
         with self._errors():
-            for (month,) in self._select("months"):
-                pruned += self._drop_month(month, ended_before_ns, keep)
-            for number, run_id in self._select("prunable", (ended_before_ns,)):
-                if run_id not in keep and self._prune_run(number, run_id):
-                    pruned.append(run_id)
-        return pruned
-
-    def _drop_month(self, month: str, ended_before_ns: int, keep: Collection[str]) -> list[str]:
-        try:
-            with self._transaction(_WRITES) as link:  # which has not entered: it waits for those who have
-                [[dropped]] = link.ask(self._sql["drop_month"], (month, ended_before_ns, list(keep)))
-                for run_id in dropped or ():
-                    link.change(self._sql["delete_accounts"], {"run_id": run_id})
-                return dropped or []
-        except pg.LockNotAvailable:  # it is in use: its runs go one by one
-            return []
-
-    def _prune_run(self, number: int, run_id: str) -> bool:
-        with self._transaction() as link:
-            if not link.change(self._sql["mark_pruning"], (number,)):
-                return False
-            link.change(self._sql["delete_events"], (number,))
-            link.change(self._sql["delete_run"], (number,))
-            link.change(self._sql["delete_accounts"], {"run_id": run_id})
-            return True
+            return _postgres_removal.prune(self._transactions, self._sql, ended_before_ns, keep)
 
     def settle(self) -> None:
         """Return at once: what `append` has returned from is on the server's disk."""
@@ -307,7 +256,7 @@ class PostgresEventStore:
 
     def neighbours(self, run_id: str) -> tuple[str | None, str | None]:
         """The ids just before and after an id, in the order of their characters."""
-        [(before, after)] = self._select("neighbours", {"run_id": run_id})
+        [(before, after)] = self._transactions.select("neighbours", {"run_id": run_id})
         return before, after
 
     def children(self, run_id: str) -> list[RunRow]:
@@ -316,7 +265,7 @@ class PostgresEventStore:
 
     def _rows(self, query: str, parameters: Any, which: str = "") -> list[RunRow]:
         ahead = self._server.ahead()
-        found = self._select(query, parameters, which=which)
+        found = self._transactions.select(query, parameters, which=which)
         return [_postgres_rows.run_row(columns, ahead) for columns in found]
 
     def read(self, run_id: str, after: int = 0) -> Iterator[Stored]:
@@ -329,7 +278,7 @@ class PostgresEventStore:
         upto = _NO_END
         while after < upto:
             wanted = {"run_id": run_id, "after": after, "upto": upto, "limit": _CHUNK}
-            found = self._select("events", wanted)
+            found = self._transactions.select("events", wanted)
             if not found:
                 return
             yield from (columns[:5] for columns in found)
@@ -337,7 +286,7 @@ class PostgresEventStore:
 
     def last(self, run_id: str) -> Stored | None:
         """The run's newest event."""
-        found = self._select("last_event", {"run_id": run_id})
+        found = self._transactions.select("last_event", {"run_id": run_id})
         return Stored(*found[0]) if found else None
 
     def tail(self, after: int = 0, tenant: str | None = None, limit: int = 1000) -> list[tuple[str, Stored]]:
@@ -346,21 +295,21 @@ class PostgresEventStore:
         Only those below the oldest transaction in flight are given: what is committed later has a higher
         position.  A transaction that is held open holds up the tail, and nothing else.
         """
-        found = self._select("tail", {"after": after, "tenant": tenant, "limit": limit})
+        found = self._transactions.select("tail", {"after": after, "tenant": tenant, "limit": limit})
         return [(columns[0], Stored(*columns[1:])) for columns in found]
 
     def position(self, reader: str) -> int:
         """How far a reader of `tail` has come; 0 where none was saved."""
-        found = self._select("position", (reader,))
+        found = self._transactions.select("position", (reader,))
         return found[0][0] if found else 0
 
     def positions(self) -> dict[str, int]:
         """The saved position of every reader, by its name."""
-        return dict(self._select("positions", ()))
+        return dict(self._transactions.select("positions", ()))
 
     def save_position(self, reader: str, position: int) -> None:
         """Save how far a reader has come, durably; a lower position changes nothing."""
-        with self._errors(), self._transaction() as link:
+        with self._errors(), self._transactions.begin() as link:
             link.execute(self._sql["save_position"].encode(), (reader, position))
 
     def wait_for_news(self, timeout: float) -> None:
@@ -369,108 +318,25 @@ class PostgresEventStore:
         It listens on a connection of its own; through a PgBouncer in transaction mode it hears nothing.
         """
         with self._errors():
-            if self._listener is None or self._listener.closed:
-                self._listener = retry(time.monotonic() + self._timeout, self._listen)
-                return
-            try:
-                for _ in self._listener.notifies(timeout=timeout, stop_after=1):
-                    return
-            except pg.OperationalError:  # it was cut: the next call listens again
-                self._listener.close()
-
-    def _listen(self) -> Link:
-        link = self._pool.open()
-        try:
-            link.execute(f"LISTEN {CHANNEL}".encode())
-            return link  # noqa: TRY300 - or a signal handler raises here
-        except BaseException:
-            link.close()
-            raise
+            self._listener.wait(timeout)
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""
-        found = self._select("accounts", (list(ids),))
+        found = self._transactions.select("accounts", (list(ids),))
         return {name: _accounts.account(name, data) for name, data in found}
 
     def account_ids(self) -> list[str]:
         """The names of all shared accounts that this login sees."""
-        return [name for (name,) in self._select("account_ids")]
+        return [name for (name,) in self._transactions.select("account_ids")]
 
     def own_budgets(self) -> list[tuple[str, str | None, dict[str, Any]]]:
         """The budgets set for the tenant of this login: tenant, period and limits, oldest first."""
-        found = self._select("own_budgets")
+        found = self._transactions.select("own_budgets")
         return [(tenant, per, msgspec.json.decode(budget)) for tenant, per, budget in found]
 
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
+    def snapshot(self) -> AbstractContextManager[None]:
         """Let this thread's reads in the block see one moment, without holding up writers."""
-        if self._link_of_thread() is not None:
-            yield
-            return
-        with self._errors(), self._transaction("ISOLATION LEVEL REPEATABLE READ READ ONLY"):
-            yield
-
-    def _select(self, query: str, parameters: Any = None, which: str = "") -> list[tuple[Any, ...]]:
-        with self._errors():
-            link = self._link_of_thread()
-            if link is not None:
-                return self._ask(link, query, parameters, which)
-            if self._tenant is not None:
-                with self._transaction() as narrowed:
-                    return self._ask(narrowed, query, parameters, which)
-            return self._pool.reading(lambda lent: self._ask(lent, query, parameters, which))
-
-    def _ask(self, link: Link, query: str, parameters: Any, which: str) -> list[tuple[Any, ...]]:
-        """Carry out a query; a tenant's own login asks functions and sees no table."""
-        text = self._sql[query]
-        tables = _TABLES
-        if self._pool.tenant_login:
-            tables = _FUNCTIONS
-            text = self._sql.get(f"tenant_{query}", text)
-        for name, table in (("which", which), *tables.items()):
-            text = text.replace(f"{{{name}}}", table)
-        return link.ask(text, parameters)
-
-    # --- transactions --------------------------------------------------------------------------
-
-    def _link_of_thread(self) -> Link | None:
-        link: Link | None = getattr(self._local, "link", None)
-        return link
-
-    @contextmanager
-    def _transaction(self, mode: str = "") -> Iterator[Link]:
-        """A transaction of this thread, or a part of the one that it is in."""
-        outer = self._link_of_thread()
-        if outer is not None:
-            with outer.transaction():
-                yield outer
-            return
-        try:
-            link, _ = self._pool.fresh(lambda link: self._begin(link, mode))
-            yield link
-            link.execute("COMMIT")
-            self._let_go()
-        except BaseException:  # of a signal handler, perhaps, at any line of the above
-            self._let_go()
-            raise
-
-    def _let_go(self) -> None:
-        """End the transaction of this thread: what is not committed is rolled back."""
-        link = self._link_of_thread()
-        if link is None:
-            return
-        if not link.closed and link.info.transaction_status != TransactionStatus.IDLE:
-            rollback(link)
-        self._pool.give_back(link)
-        self._local.link = None
-
-    def _begin(self, link: Link, mode: str) -> None:
-        self._local.link = link
-        enter = "" if mode else f"; SET LOCAL idle_in_transaction_session_timeout = {_PAUSED}; {_ENTER}"
-        link.execute(f"BEGIN {mode or _WRITES}; SET LOCAL lock_timeout = {self._busy_ms}{enter}".encode())
-        link.placed = 0
-        if self._tenant is not None:
-            link.ask(self._sql["narrow"], (self._tenant,))
+        return self._transactions.snapshot()
 
     def close(self) -> None:
         """Commit what was accepted, and close the connections."""
@@ -478,32 +344,15 @@ class PostgresEventStore:
             self._commits.close()
         finally:
             self._pool.close()
-            listener, self._listener = self._listener, None
-            if listener is not None:
-                listener.close()
+            self._listener.close()
 
     def _abandon(self) -> None:
         """Begin anew in a forked child."""
-        self._reset()
+        self._locks.reset()
+        self._listener.reset()
+        self._transactions.reset()
         self._pool.reset()
         self._commits.reset()
-
-
-class _Lock:
-    """A re-entrant lock that can be forgotten, which `threading.RLock` cannot."""
-
-    __slots__ = ("__weakref__", "_lock", "acquire", "release")
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()
 
 
 _stores: weakref.WeakSet[PostgresEventStore] = weakref.WeakSet()
