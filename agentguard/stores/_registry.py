@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 from weakref import WeakValueDictionary
 
-from agentguard.stores._database import Database, never_close
+from agentguard.stores._database import Database
 
 _databases: WeakValueDictionary[str, Database] = WeakValueDictionary()
 # Re-entrant: a store that is collected while this is held gives its database back.
 _lock = threading.RLock()
 
-#: Connections of the parent, for ever: SQLite must not close them in a forked child.
-_graveyard: list[sqlite3.Connection] = []
 _held_for_fork: list[Database] = []
 _standing_still: list[Database] = []
 
@@ -27,7 +24,7 @@ def share(path: str) -> Database:
     real = os.path.realpath(path)
     with _lock:
         database = _databases.get(real)
-        if database is None or database.lost is not None:
+        if database is None or database.writer.refusal is not None:
             database = _databases[real] = Database(real)
         database.users += 1
         return database
@@ -67,8 +64,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     for database in list(_databases.values()):
-        for connection in database.abandon():
-            _bury(connection)
+        database.abandon()
         if database in _held_for_fork:
             database.lock.release()
         else:
@@ -76,15 +72,6 @@ def _after_fork_in_child() -> None:
     _held_for_fork.clear()
     _standing_still.clear()
     _lock.release()
-
-
-def _bury(connection: sqlite3.Connection) -> None:
-    """Keep a connection from ever being closed, also when the interpreter ends.
-
-    Closing would undo a transaction that the parent has open, in the memory that both share.
-    """
-    _graveyard.append(connection)
-    never_close([connection])
 
 
 if hasattr(os, "register_at_fork"):

@@ -52,8 +52,8 @@ def _is_behind(database: Database, sql: Mapping[str, str], wait: float) -> bool:
 
 def _add(database: Database, sql: Mapping[str, str]) -> int:
     if not database.reads_older:
-        with database.transaction(None), database.errors:
-            return _give(partial(database.run, wait=None), sql)
+        with database.transaction(None) as writer, database.errors:
+            return _give(partial(writer.run, wait=None), sql)
     # The writer would bring the schema up to date, and the agents that write there could not go on.
     with database.errors, closing(_sqlite_file.connect(database.path)) as connection:
         _busy_retry.execute(connection, database.path, "BEGIN IMMEDIATE", (), None)

@@ -22,9 +22,9 @@ _PAUSE = 0.005
 
 def erase(database: Database, sql: Mapping[str, str], run_id: str, wait: float) -> int:
     """Drop the payloads and the salt of a run; gives how many payloads there were."""
-    with database.transaction(wait, durable=True), database.errors:
-        dropped = database.run(sql["erase_payloads"], {"run_id": run_id}, wait=wait).rowcount
-        database.run(sql["erase_salt"], (run_id,), wait=wait)
+    with database.transaction(wait, durable=True) as writer, database.errors:
+        dropped = writer.run(sql["erase_payloads"], {"run_id": run_id}, wait=wait).rowcount
+        writer.run(sql["erase_salt"], (run_id,), wait=wait)
     # Also if there was nothing: it was dropped in a larger act, which could not empty the WAL.
     empty_wal(database)
     return dropped
@@ -40,13 +40,13 @@ def prune(
     for number, run_id in ended:
         if run_id in keep:
             continue
-        with database.transaction(wait), database.errors:
-            if not database.run(sql["mark_pruning"], (number,), wait=wait).rowcount:
+        with database.transaction(wait) as writer, database.errors:
+            if not writer.run(sql["mark_pruning"], (number,), wait=wait).rowcount:
                 continue
-            database.run(sql["delete_places"], {"number": number}, wait=wait)
-            database.run(sql["delete_events"], {"number": number}, wait=wait)
-            database.run(sql["delete_run"], (number,), wait=wait)
-            database.run(sql["delete_accounts"], {"run_id": run_id}, wait=wait)
+            writer.run(sql["delete_places"], {"number": number}, wait=wait)
+            writer.run(sql["delete_events"], {"number": number}, wait=wait)
+            writer.run(sql["delete_run"], (number,), wait=wait)
+            writer.run(sql["delete_accounts"], {"run_id": run_id}, wait=wait)
         pruned.append(run_id)
     if pruned:
         empty_wal(database)
@@ -61,7 +61,7 @@ def empty_wal(database: Database) -> None:
         with suppress(StoreBusyError, StoreUnavailableError), database.errors:
             database.acquire(_PATIENCE)
             try:
-                busy, _, _ = database.run("PRAGMA wal_checkpoint(TRUNCATE)", wait=None).fetchone()
+                busy, _, _ = database.writer.run("PRAGMA wal_checkpoint(TRUNCATE)", wait=None).fetchone()
             finally:
                 database.lock.release()
             done = not busy

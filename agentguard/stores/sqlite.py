@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from agentguard.budget.ledger import Movement
     from agentguard.stores._busy_retry import Wait
     from agentguard.stores._database import Database
+    from agentguard.stores._sqlite_writer import Writer
 
 _LEVELS: Final[dict[str, int]] = {"process": 1, "power": 2}
 _PROCESS: Final = 1
@@ -111,16 +112,16 @@ class SQLiteEventStore:
     def create(self, row: RunRow, events: Sequence[Stored], movements: Sequence[Movement] = ()) -> int:
         """Add a run with its first events and return its number."""
         database, wait = self._database(), self._timeout
-        with database.transaction(wait, durable=self._level == _POWER), database.errors:
+        with database.transaction(wait, durable=self._level == _POWER) as writer, database.errors:
             columns = _sqlite_rows.parameters(row)
             try:
-                number = database.run(self._sql["insert_run"], columns, wait=wait).lastrowid or 0
+                number = writer.run(self._sql["insert_run"], columns, wait=wait).lastrowid or 0
             except sqlite3.IntegrityError as error:
                 raise RunExistsError(row.run_id) from error
             _sqlite_indexes.check_beside(self._select, row.run_id)
             for event in events:
-                database.insert(number, event, wait)
-            self._move(database, movements, wait)
+                writer.insert(number, event, wait)
+            self._move(writer, movements, wait)
         return number
 
     def append(
@@ -142,12 +143,13 @@ class SQLiteEventStore:
             if self._append_one(database, number, events[0], level, patience, deferred=deferred):
                 database.sync.settle(self._timeout)
             return {}
-        with database.transaction(patience, durable=level == _POWER, deferred=deferred), database.errors:
+        due = level == _POWER
+        with database.transaction(patience, durable=due, deferred=deferred) as writer, database.errors:
             for event in events:
-                database.insert(number, event, patience)
-            accounts = self._move(database, movements, patience)
+                writer.insert(number, event, patience)
+            accounts = self._move(writer, movements, patience)
             if row is not None:
-                self._change(database, number, row, patience)
+                self._change(writer, number, row, patience)
         return accounts
 
     def append_one(  # noqa: PLR0917 - called for each step, and keywords cost
@@ -162,7 +164,7 @@ class SQLiteEventStore:
         """`append` of one event and nothing else, by a caller who holds the lock: the hot path."""
         database = self._shared
         if self._level == _PROCESS and database is not None:
-            database.insert_alone(number, seq, body, digest, payload, self._timeout if wait else None)
+            database.writer.insert_alone(number, seq, body, digest, payload, self._timeout if wait else None)
         else:
             self.append(number, (Stored(seq, body, digest, payload),), wait=wait, deferred=True)
 
@@ -178,31 +180,31 @@ class SQLiteEventStore:
             database.acquire(wait)
         try:
             if level == _POWER and deferred:
-                database.stage(number, event, wait)
+                database.writer.stage(number, event, wait)
                 return False
-            database.insert(number, event, wait)
-            return level == _POWER and database.committed(durable=True)
+            database.writer.insert(number, event, wait)
+            return level == _POWER and database.writer.committed(durable=True)
         finally:
             lock.release()
 
-    def _change(self, database: Database, number: int, row: RunRow, wait: Wait) -> None:
+    def _change(self, writer: Writer, number: int, row: RunRow, wait: Wait) -> None:
         columns = _sqlite_rows.parameters(row)
         columns["number"] = number
-        if not database.run(self._sql["change_run"], columns, wait=wait).rowcount:
+        if not writer.run(self._sql["change_run"], columns, wait=wait).rowcount:
             raise HeadMovedError(number, row.epoch)
 
-    def _move(self, database: Database, movements: Sequence[Movement], wait: Wait) -> dict[str, Account]:
+    def _move(self, writer: Writer, movements: Sequence[Movement], wait: Wait) -> dict[str, Account]:
         accounts: dict[str, Account] = {}
         for movement in movements:
             if movement.account not in accounts:
                 key = (movement.account,)
-                found = database.run(self._sql["account"], key, wait=wait).fetchone()
+                found = writer.run(self._sql["account"], key, wait=wait).fetchone()
                 if found is not None:
                     accounts[movement.account] = _accounts.account(movement.account, found[0])
         ledger.apply(movements, accounts)
         for name, account in accounts.items():
             columns = (name, _accounts.account_text(account))
-            database.run(self._sql["save_account"], columns, wait=wait)
+            writer.run(self._sql["save_account"], columns, wait=wait)
         return accounts
 
     def exclusive(self, run_id: str) -> AbstractContextManager[None]:
@@ -213,9 +215,9 @@ class SQLiteEventStore:
         """Write owner, heartbeat and epoch of a claim, or of the owner that holds the run."""
         database = self._database()
         durable = self._level == _POWER
-        with database.transaction(self._timeout, durable=durable), database.errors:
+        with database.transaction(self._timeout, durable=durable) as writer, database.errors:
             columns = _sqlite_rows.parameters(row)
-            change = database.run(self._sql["update_owner"], columns, wait=self._timeout)
+            change = writer.run(self._sql["update_owner"], columns, wait=self._timeout)
             return bool(change.rowcount)
 
     def erase(self, run_id: str) -> int:
@@ -241,7 +243,7 @@ class SQLiteEventStore:
     def mend(self) -> None:
         """Roll back what an interrupted act has left open; the lock is held, and nobody is inside."""
         if self._shared is not None:
-            self._shared.mend()
+            self._shared.writer.mend()
 
     def check_file(self) -> None:
         """Refuse everything from here on if the file was deleted, moved or replaced meanwhile.
@@ -366,9 +368,9 @@ class SQLiteEventStore:
     def save_position(self, reader: str, position: int) -> None:
         """Save how far a reader has come, durably; a lower position changes nothing."""
         database = self._database()
-        with database.transaction(self._timeout), database.errors:
+        with database.transaction(self._timeout) as writer, database.errors:
             parameters = {"reader": reader, "position": position}
-            database.run(self._sql["save_position"], parameters, wait=self._timeout)
+            writer.run(self._sql["save_position"], parameters, wait=self._timeout)
 
     def accounts(self, ids: Sequence[str]) -> dict[str, Account]:
         """The shared accounts that exist among `ids`."""

@@ -76,7 +76,7 @@ def cut_off(home: Path, run_id: str, seq: int) -> None:
             row = store.row(run_id)
             assert row is not None
             row = row_of(row, reconstruct(store, row))
-            store._database().run(
+            store._database().writer.run(
                 "UPDATE run SET state = ?, ended_ns = ?, summary = ? WHERE run_id = ?",
                 (row.state, row.ended_ns, json.dumps(row.summary), run_id),
                 wait=1.0,

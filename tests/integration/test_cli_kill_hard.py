@@ -228,7 +228,7 @@ def test_a_pid_that_was_given_to_another_process_is_left_alone(start, sqlite_gua
     store = sqlite_guard.components.store
     row = store.row("a1")
     row.owner = {**row.owner, "pid": bystander.pid}
-    store._database().run("UPDATE run SET owner = ?", (json.dumps(row.owner),), wait=30.0)
+    store._database().writer.run("UPDATE run SET owner = ?", (json.dumps(row.owner),), wait=30.0)
     assert store.row("a1").owner["pid"] == bystander.pid
     code, facts = hard(capsys, "--run", "a1")
     assert (code, facts["signalled"]) == (3, {})

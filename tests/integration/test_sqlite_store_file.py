@@ -342,7 +342,7 @@ def test_erasing_waits_for_no_reader_for_long(store: SQLiteEventStore, path: Pat
 
 def test_a_full_disk_refuses_and_goes_on_when_there_is_room(store: SQLiteEventStore) -> None:
     number = create(store)
-    writer = store._database()._writer
+    writer = store._database().writer.connection
     assert writer is not None
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
     big = next_event(store)._replace(payload=bytes(1_000_000))
@@ -365,7 +365,7 @@ def test_after_sqlite_has_rolled_back_nothing_more_is_written_in_exclusive(
 
     def lose_and_go_on() -> None:
         with store.exclusive("r1"):
-            writer = store._database()._writer
+            writer = store._database().writer.connection
             assert writer is not None
             writer.execute("ROLLBACK")  # as SQLite does by itself after some errors
             with pytest.raises(StoreUnavailableError, match="rolled back"):
@@ -378,7 +378,7 @@ def test_after_sqlite_has_rolled_back_nothing_more_is_written_in_exclusive(
 
 def test_a_transaction_that_an_interrupt_left_open_is_undone(store: SQLiteEventStore, path: Path) -> None:
     number = create(store)
-    writer = store._database()._writer
+    writer = store._database().writer.connection
     assert writer is not None
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("DELETE FROM account")
@@ -511,7 +511,7 @@ def test_when_deferred_events_are_lost_who_appended_them_is_told_and_nobody_else
     store: SQLiteEventStore,
 ) -> None:
     number = create(store, events=1)
-    writer = store._database()._writer
+    writer = store._database().writer.connection
     assert writer is not None
     with store.lock_for("r1"):
         store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
@@ -538,7 +538,7 @@ def test_when_deferred_events_are_lost_who_appended_them_is_told_and_nobody_else
 
 def test_a_future_of_events_that_got_lost_fails_and_the_next_one_does_not(store: SQLiteEventStore) -> None:
     number = create(store, events=1)
-    writer = store._database()._writer
+    writer = store._database().writer.connection
     assert writer is not None
     with store.lock_for("r1"):
         store.append(number, [Stored(2, b"{}", b"hash")], durability="power", deferred=True)
@@ -622,7 +622,7 @@ def test_a_run_keeps_its_order_in_the_feed_when_the_clock_goes_back(
     store: SQLiteEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = create(store, events=1)
-    monkeypatch.setattr("agentguard.stores._database.time_ns", iter(range(9, 0, -1)).__next__)
+    monkeypatch.setattr("agentguard.stores._sqlite_writer.time_ns", iter(range(9, 0, -1)).__next__)
     for seq in range(2, 6):
         store.append(number, [Stored(seq, b"{}", b"h")])
     assert [event.seq for _, event in store.tail()] == [1, 2, 3, 4, 5]
@@ -690,7 +690,7 @@ def test_a_file_that_is_gone_is_noticed_while_a_run_goes_on(
                     other.start("new", detached=True).close()
                 (home / "new.db").rename(file)
             store = guard.components.store
-            eventually(lambda: store._shared.lost)  # type: ignore[attr-defined]
+            eventually(lambda: store._shared.writer.refusal)  # type: ignore[attr-defined]
             with pytest.raises(StoreUnavailableError, match="agentguard.db is not the file any more"):
                 run.call("after", int)
             with pytest.raises(StoreUnavailableError):
