@@ -47,6 +47,8 @@ class GuardedTask(Task):  # type: ignore[misc]
     throws = (RunStopped,)
     dont_autoretry_for = (RunStopped,)
 
+    #: As the application registers it; every task that runs has one.
+    name: str
     guard: Guard
     budget: Budget | None = None
     tenant: str | Callable[..., str] | None = None
@@ -105,11 +107,11 @@ class GuardedTask(Task):  # type: ignore[misc]
             return self.run(*args, **kwargs)
 
     def _tenant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        given: Any = inspect.getattr_static(self, "tenant")  # a function there is none of our methods
+        given: str | Callable[..., str] | None  # a function there is none of our methods
+        given = inspect.getattr_static(self, "tenant")
         if isinstance(given, staticmethod):
             given = given.__func__
-        tenant: str | None = given(*args, **kwargs) if callable(given) else given
-        return tenant
+        return given(*args, **kwargs) if callable(given) else given
 
     def _as_recorded(self, run_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return, or raise, what the task did when it ended; no step runs."""

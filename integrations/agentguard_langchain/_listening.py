@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler
@@ -116,13 +116,14 @@ def close(run_id: UUID) -> None:
         CALLS.abandon(child)
 
 
-def refuse_unknown_cost(run: Run, name: str, error: UnknownCostError, options: dict[str, Any]) -> None:
+def refuse_unknown_cost(run: Run, name: str, error: UnknownCostError, options: dict[str, Any]) -> NoReturn:
     """Stop the run for want of a price, on record as the refusal of this call."""
 
     def reserve() -> Usage:
         raise error
 
     run.apply(name, nothing, reserve=reserve, **options)
+    raise error
 
 
 def nothing() -> None:

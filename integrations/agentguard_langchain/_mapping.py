@@ -413,7 +413,7 @@ def numbered(path: str, index: int) -> str:
     return path if last.rpartition(".")[2].isdigit() and "@" in last else f"{path}.{index}"
 
 
-def call_index(messages: Any, call_id: str | None) -> int | None:
+def call_index(messages: Sequence[Any] | None, call_id: str | None) -> int | None:
     """The index of a tool call in the message that asks for it."""
     for message in reversed(messages or ()):
         if isinstance(message, AIMessage):

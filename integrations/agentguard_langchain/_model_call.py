@@ -105,9 +105,9 @@ class ModelCall:
     def begun(self) -> None:
         """Nothing to do."""
 
-    def used(self, response: Any) -> Usage | None:
+    def used(self, result: Any) -> Usage | None:
         """What it used, if the answer says so."""
-        for message in getattr(response, "result", [response]):
+        for message in getattr(result, "result", [result]):
             tokens = m.tokens_used(message)
             if tokens is not None:
                 return self._costs.used(

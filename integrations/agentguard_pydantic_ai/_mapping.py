@@ -57,7 +57,7 @@ def input_tokens(data: dict[str, Any], parameters: ModelRequestParameters) -> in
 
 def max_tokens(*layers: ModelSettings | None) -> int | None:
     """The bound on the answer that the first of some settings names."""
-    return next((layer["max_tokens"] for layer in layers if layer and layer.get("max_tokens")), None)
+    return next((bound for layer in layers if layer and (bound := layer.get("max_tokens"))), None)
 
 
 def thinking_tokens(*layers: ModelSettings | None) -> int:
