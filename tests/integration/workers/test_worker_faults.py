@@ -286,7 +286,7 @@ def test_a_worker_ends_when_it_is_told_to_though_the_server_is_away(
         own_postgres.stop()
         worker.send_signal(signal.SIGTERM)
         office.open_gate("b")
-        worker.wait(40)  # what it waited for a connection came to more than that
+        worker.wait(60)  # what it waited for a connection came to more than that
         own_postgres.start()
         office.worker(*FAST)
         assert run.wait(60) == "COMPLETED"
