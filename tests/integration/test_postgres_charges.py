@@ -110,6 +110,19 @@ def test_however_much_others_have_spent_meanwhile_the_limit_is_exact(
     assert (account.spent, account.reserved, account.excess) == ({"steps": 5}, {"steps": 16}, {"steps": 1})
 
 
+def test_what_others_have_filled_meanwhile_has_no_room_though_the_client_saw_some(
+    stores: tuple[PostgresEventStore, PostgresEventStore],
+) -> None:
+    one, other = (Run(store, run_id) for store, run_id in zip(stores, "ab", strict=True))
+    for run in (one, other):
+        run.append(charge(limit=20))
+    for _ in range(18):
+        other.append(charge(limit=20))
+    with pytest.raises(LedgerRefusedError):
+        one.append(charge(limit=20))
+    assert held(stores[0]) == 20
+
+
 def test_an_account_that_was_closed_or_given_another_budget_meanwhile_is_charged_by_that(
     stores: tuple[PostgresEventStore, PostgresEventStore],
 ) -> None:

@@ -35,6 +35,10 @@ def conversation() -> list[BaseMessage]:
     ]
 
 
+def rename(data: dict[str, Any], key: str, other: str) -> None:
+    data[other] = data.pop(key)
+
+
 def check(messages: list[BaseMessage]) -> None:
     found = prompt(messages)
     assert [msgspec.json.decode(piece.json) for piece in found.fragments] == m.message_data(messages)
@@ -76,10 +80,12 @@ def test_the_numbers_of_calls_are_those_of_the_conversation_at_hand() -> None:
         lambda found: found[5].tool_calls[0].update(args={"query": "y"}),
         lambda found: found[5].tool_calls[0]["args"]["filters"].append(2),
         lambda found: found[5].tool_calls[0]["args"]["filters"][0].update(day=True),
+        lambda found: rename(found[5].tool_calls[0]["args"]["filters"][0], "day", "night"),
+        lambda found: found[7].tool_calls.append(call("c1")),
     ],
 )
 def test_a_message_that_was_changed_is_told_as_it_is_now(change: Any) -> None:
-    messages = conversation()
+    messages = [*conversation(), AIMessage("Done.")]
     messages[5].tool_calls[0]["args"]["filters"] = [{"day": 1}]  # type: ignore[attr-defined]
     check(messages)
     change(messages)
