@@ -4,8 +4,9 @@
     python projection.py localhost:9092 agentguard postgresql://localhost/reports
 
 It goes on where it was: what was taken in is saved in the transaction that counts it, so neither a crash of
-this program nor an event that was published twice counts anything twice.  With --rebuild it begins anew
-at offset 0, and ends with the same table.  With --once it ends when nothing new is there.
+this program nor an event that was published twice counts anything twice; a second copy waits until the first
+has ended.  With --rebuild it begins anew at offset 0, and ends with the same table.  With --once it ends when
+nothing new is there.
 
 Needs: pip install 'agentguard[cli,kafka,postgres]'
 """
@@ -68,16 +69,25 @@ def follow(servers: str, topic: str, database: psycopg.Connection, *, once: bool
     database.execute(TABLES)
     repeats = Repeats(dict(database.execute("SELECT run_id, seq FROM seen").fetchall()))
     progress = dict(database.execute("SELECT part, next_offset FROM progress").fetchall())
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": "spend", "enable.auto.commit": False})
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": "spend",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",  # else it would go on at the end, and pass over what is there
+        }
+    )
     parts = consumer.list_topics(topic, timeout=30).topics[topic].partitions
     ends = {
         part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=30)[1] for part in parts
     }
+    if any(progress.get(part, 0) > end for part, end in ends.items()):
+        sys.exit(f"{topic} has less than was taken in: it was made again, so begin anew, by --rebuild")
     consumer.assign([TopicPartition(topic, part, progress.get(part, OFFSET_BEGINNING)) for part in parts])
     try:
         while not once or any(progress.get(part, 0) < end for part, end in ends.items()):
-            messages = [message for message in consumer.consume(1000, timeout=0.5) if message.error() is None]
-            if messages:
+            messages = consumer.consume(1000, timeout=0.5)
+            if messages:  # an error among them is raised: it is never passed over
                 take_in(database, messages, repeats)
                 progress |= {message.partition(): message.offset() + 1 for message in messages}
     finally:
@@ -93,6 +103,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="end when nothing new is there")
     options = parser.parse_args()
     with psycopg.connect(options.database, autocommit=True) as database:
+        database.execute("SELECT pg_advisory_lock(hashtext('spend'))")
         if options.rebuild:
             database.execute("DROP TABLE IF EXISTS spend, seen, progress")
         follow(options.servers, options.topic, database, once=options.once)

@@ -458,6 +458,57 @@ def test_the_projection_rebuilt_from_offset_0_says_what_the_store_says(
     assert project("--rebuild") == spent()
 
 
+def test_of_two_projections_at_once_one_counts_and_the_other_takes_over(
+    guard: Guard, mocked: str, topic: str, empty_postgres: str
+) -> None:
+    box = outbox(guard, f"kafka://{mocked}/{topic}")
+    words = [sys.executable, str(PROJECTION), mocked, topic, empty_postgres]
+    both: list[subprocess.Popen[bytes]] = []
+
+    def all_is_counted() -> bool:
+        work(guard, runs=1, steps=3, tenant="acme")  # while others are taken in
+        while box.publish_page():
+            pass
+        [acme] = guard.tenants()
+        wait_until(lambda: execute(empty_postgres, "SELECT to_regclass('spend') IS NOT NULL") == [(True,)])
+        wait_until(lambda: execute(empty_postgres, "SELECT sum(usd) FROM spend") == [(acme.spent.usd,)])
+        return True
+
+    guard.set_tenant_budget("acme", Budget(usd="1000"))
+    work(guard, runs=1, steps=1, tenant="acme")
+    while box.publish_page():
+        pass
+    try:
+        both.append(subprocess.Popen(words))
+        assert all_is_counted()
+        both.append(subprocess.Popen(words))
+        assert all_is_counted()
+        waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        wait_until(lambda: execute(empty_postgres, waits))
+        both[0].kill()
+        assert all_is_counted()
+        assert both[1].poll() is None
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+
+
+def test_a_topic_that_was_made_again_or_cut_is_not_passed_over(
+    guard: Guard, mocked: str, topic: str, empty_postgres: str
+) -> None:
+    box = outbox(guard, f"kafka://{mocked}/{topic}")
+    work(guard, runs=1, steps=1, tenant="acme")
+    while box.publish_page():
+        pass
+    words = [sys.executable, str(PROJECTION), mocked, topic, empty_postgres, "--once"]
+    subprocess.run(words, check=True, env=os.environ, timeout=120)
+    execute(empty_postgres, "UPDATE progress SET next_offset = next_offset + 1000")
+    done = subprocess.run(words, check=False, env=os.environ, timeout=120, capture_output=True, text=True)
+    assert done.returncode
+    assert "begin anew, by --rebuild" in done.stderr
+
+
 def test_a_message_of_somebody_else_is_named() -> None:
     class Message:
         def headers(self) -> None:
