@@ -62,6 +62,8 @@ _LASTING = (errors.QueryCanceled, errors.ProgramLimitExceeded)
 _HERE_TO_STAY = (
     "password authentication failed",
     "no password supplied",
+    "is not permitted to log in",
+    "permission denied for database",
     "does not exist",
     "no pg_hba.conf entry",
     "connection is bad: invalid",

@@ -73,11 +73,22 @@ def migrate(url: str, *, store_timeout: float = 30.0) -> list[str]:
     All of it is one transaction.  Run it with a login that owns the schema, or may create one, and roles.
 
     Raises:
-        StoreUnavailableError: the schema is newer than this library, or the server refuses.
+        StoreUnavailableError: the schema is newer than this library, the server refuses, or the encoding of a
+            database without a schema cannot store every text.
     """
     errors = Translation(url)
     with errors(), connect(url, store_timeout) as link, link.transaction():
+        _check_encoding(link, url)
         return _migrate(link, url)
+
+
+def _check_encoding(link: Link, url: str) -> None:
+    [[encoding]] = link.ask("SHOW server_encoding")
+    if encoding != "UTF8" and version_of(link) is None:
+        raise StoreUnavailableError(
+            f"{public_url(url)} has the encoding {encoding}, in which not every text can be stored; make a "
+            "database by `createdb --encoding=UTF8 --template=template0 NAME`"
+        )
 
 
 def bind_login(url: str, login: str, tenant: str) -> None:

@@ -28,7 +28,7 @@ from agentguard.cli import main
 from agentguard.stores import _postgres_pool, _sql
 from agentguard.stores._postgres_link import connect
 from agentguard.stores._postgres_schema import known_version, migrate
-from tests.postgres import execute
+from tests.postgres import database, execute
 from tests.postgres import login as login_of
 
 
@@ -275,6 +275,32 @@ def test_migrate_makes_the_schema_and_a_newer_one_is_refused(
     with Guard.open(empty_postgres, telemetry=False) as guard:
         with pytest.raises(StoreUnavailableError, match="upgrade agentguard"):
             guard.runs()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_in_which_not_every_text_can_be_stored_is_refused(
+    postgres_server: str, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    made = f"template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with database(postgres_server, made) as url:
+        assert main(["migrate", "--store", url]) == 5
+        assert f"has the encoding {encoding}" in (said := capsys.readouterr().err)
+        assert "--encoding=UTF8" in said
+
+
+@pytest.mark.parametrize("fault", ["NOLOGIN", "no right to connect"])
+def test_a_login_that_may_not_connect_is_told_so_at_once(postgres_url: str, fault: str) -> None:
+    """It is not tried again until `store_timeout` is over."""
+    name = postgres_url.partition("?")[0].rpartition("/")[2]
+    execute(postgres_url, f"CREATE ROLE {name}_r {'NOLOGIN' if fault == 'NOLOGIN' else 'LOGIN'}")
+    execute(postgres_url, f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+    url = login_of(postgres_url, f"{name}_r")
+    try:
+        with Guard.open(url, telemetry=False, store_timeout=600) as guard:
+            with pytest.raises(StoreUnavailableError, match="permi"):
+                guard.runs()
+    finally:
+        execute(postgres_url, f"DROP ROLE {name}_r")
 
 
 def another_line(url: str, run_id: str) -> None:
