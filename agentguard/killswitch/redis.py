@@ -129,7 +129,7 @@ class RedisLog:
             try:
                 answer = self._append(keys=keys, args=arguments)
             except (self._redis.ConnectionError, self._redis.TimeoutError):
-                self._client.connection_pool.disconnect()  # one of them was cut
+                self._client.connection_pool.disconnect(inuse_connections=False)  # others may be cut, too
                 answer = self._append(keys=keys, args=arguments)
         if answer is None:
             return holds(self, stored)

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import psycopg
@@ -18,6 +18,7 @@ from agentguard import Guard, KillSwitchTriggeredError, KillSwitchUnavailableErr
 from agentguard.errors import LogIntegrityError
 from agentguard.killswitch.kill_requests import kill_data, revive_data
 from agentguard.protocols import abilities_of
+from agentguard.stores._postgres_schema import migrate
 from tests import postgres
 from tests.kit import wait_until
 from tests.postgres import Postgres
@@ -102,6 +103,26 @@ def test_a_login_that_reads_alone_is_told_so(url: str, sql: Sql, host: Hosts) ->
     sql(f"ALTER DATABASE {urlsplit(url).path[1:]} SET default_transaction_read_only = on")
     with pytest.raises(KillSwitchUnavailableError, match="could not be recorded in postgresql://.*a replica"):
         host("a").record(*kill_data("stop", run="r1"))
+
+
+def test_a_kill_gets_through_where_connections_are_kept_for_operators(server: Postgres, host: Hosts) -> None:
+    """As the docs have it for a server without a connection left."""
+    [(version,)] = server.execute("SHOW server_version_num")
+    if int(version) < 160_000:
+        pytest.skip("PostgreSQL 16 has reserved_connections")
+    settings = ("max_connections=12", "superuser_reserved_connections=1", "reserved_connections=3")
+    with postgres.postgres(*postgres.QUICK, *settings) as small, ExitStack() as stack:
+        small.execute("CREATE DATABASE app")
+        migrate(small.url("app"))
+        for name in ("agents", "oncall"):
+            small.execute(f"CREATE ROLE {name} LOGIN IN ROLE agentguard_operator")
+        small.execute("GRANT pg_use_reserved_connections TO oncall")
+        with suppress(psycopg.OperationalError):
+            while True:
+                stack.enter_context(psycopg.connect(small.url("app", "agents")))
+        with pytest.raises(KillSwitchUnavailableError, match="could not be recorded"):
+            host("a", url=small.url("app", "agents")).record(*kill_data("stop", run="r1"))
+        assert host("b", url=small.url("app", "oncall")).record(*kill_data("stop", run="r1")) == 1
 
 
 @pytest.mark.parametrize("level", ["serializable", "repeatable read"])
