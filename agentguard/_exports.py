@@ -4,10 +4,11 @@ A package whose `__init__` imported its own files would wait for them while whoe
 for the package: threads that import both at once would be refused with a deadlock.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from agentguard._loading import load
 
 
 def exported(
@@ -33,7 +34,7 @@ def exported(
         module = place_of.get(name)
         if module is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(module), name)
+        value = getattr(load(module), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from types import ModuleType
 
+from agentguard._loading import LOADING, load
 from agentguard.errors import AgentGuardError
 
 
@@ -16,7 +16,7 @@ class MissingExtraError(AgentGuardError, ImportError):
 def require(module: str, *, extra: str, feature: str) -> ModuleType:
     """Import `module`, or say which extra brings it."""
     try:
-        return importlib.import_module(module)
+        return load(module)
     except ImportError as error:
         raise _missing(module, extra, feature) from error
 
@@ -28,7 +28,8 @@ def check(module: str, *, extra: str, feature: str) -> None:
         MissingExtraError: it is not installed.
     """
     try:
-        found = importlib.util.find_spec(module) is not None
+        with LOADING:  # what it is part of is imported
+            found = importlib.util.find_spec(module) is not None
     except ValueError:  # forbidden, as tests do
         found = False
     if not found:

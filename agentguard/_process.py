@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _thread import RLock
 
 #: Without a sign of life for so long, in nanoseconds, an owner that may live elsewhere counts as dead.
 STALE_NS = 30_000_000_000
@@ -107,3 +111,22 @@ def counts_as_alive(owner: dict[str, Any], heartbeat_ns: int, now_ns: int) -> bo
     """Say whether an owner has to be taken to live: by its process, or else by its last sign of life."""
     alive = is_alive(owner)
     return now_ns - heartbeat_ns < STALE_NS if alive is None else alive
+
+
+class ProcessLock:
+    """A re-entrant lock that each process has for itself: a fork does not wait for it, nor find it held.
+
+    Example:
+        >>> making = ProcessLock()
+        >>> with making.here():
+        ...     pass
+    """
+
+    __slots__ = ("_locks",)
+
+    def __init__(self) -> None:
+        self._locks: dict[int, RLock] = {}
+
+    def here(self) -> RLock:
+        """Return the lock of this process."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())

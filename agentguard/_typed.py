@@ -7,20 +7,13 @@ type is learnt under a lock.  A module's own decoder, made while the module load
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import Any, TypeVar
 
 import msgspec
 
-_Value = TypeVar("_Value")
+from agentguard._loading import LEARNING
 
-#: Held while a type is learnt.  A fork waits for it: its child would have a type that stays half learnt.
-_LEARNING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_LEARNING.acquire, after_in_parent=_LEARNING.release, after_in_child=_LEARNING.release
-    )
+_Value = TypeVar("_Value")
 
 
 def decode(payload: bytes | str, kind: type[_Value]) -> _Value:
@@ -34,7 +27,7 @@ def decode(payload: bytes | str, kind: type[_Value]) -> _Value:
         >>> decode(b'["a", "b"]', tuple[str, str])
         ('a', 'b')
     """
-    with _LEARNING:
+    with LEARNING:
         decoder = msgspec.json.Decoder(kind)
     return decoder.decode(payload)
 
@@ -50,6 +43,6 @@ def convert(value: Any, kind: type[_Value]) -> _Value:
         >>> convert(["a", "b"], tuple[str, str])
         ('a', 'b')
     """
-    with _LEARNING:
+    with LEARNING:
         msgspec.msgpack.Decoder(kind)  # it knows every type; JSON's refuses some keys of dicts
     return msgspec.convert(value, kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agentguard._clock import Clock
 from agentguard._home import default_home, sqlite_path, store_url
+from agentguard._loading import load
 from agentguard._optional import require
 from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.budget.rules import BudgetRule, BudgetRules, budget_rules, parse_budget
@@ -256,7 +256,7 @@ def _budgets_table(path: Path) -> Any:
     if project and b"tool.agentguard" not in text:
         return None  # most of them; reading it all takes time
     # Imported here, since most programs have no such file, and some have to start fast.
-    loads = importlib.import_module("tomllib").loads
+    loads = load("tomllib").loads
     try:
         settings: dict[str, Any] = loads(text.decode())
     except ValueError as error:
@@ -279,7 +279,7 @@ def open_telemetry(setting: Any) -> Any:
 
 
 def _load(backend: _Backend) -> Any:
-    return getattr(importlib.import_module(backend.module), backend.name)
+    return getattr(load(backend.module), backend.name)
 
 
 def _known(backends: dict[str, _Backend]) -> str:

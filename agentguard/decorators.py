@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
+from agentguard._loading import load
 from agentguard.errors import NoActiveRunError
 from agentguard.steps.current import current_position, here, outside_allowed
 from agentguard.steps.functions import bare_function, kind_of_function
@@ -126,9 +127,9 @@ def _guard(fn: Any, options: dict[str, Any]) -> Any:
 
 def _driver_of(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return what drives calls of `fn`: the guard whose run the call is in has loaded it."""
-    from agentguard.steps.drivers import driver_of  # noqa: PLC0415 - so that an import of guarded_step is light
-
-    return driver_of(fn)
+    # Loaded here, so that an import of guarded_step is light.
+    driver: Callable[..., Any] = load("agentguard.steps.drivers").driver_of(fn)
+    return driver
 
 
 def _plain(fn: Callable[..., Any], spec: StepSpec, name: str) -> Callable[..., Any]:
@@ -203,7 +204,7 @@ def _restored(module: str, qualname: str, library: str, by_value: bytes | None) 
         found = getattr(found, part, None)
     if type(found) is _FunctionLike or by_value is None:
         return found
-    return _FunctionLike(*importlib.import_module(library).loads(by_value))
+    return _FunctionLike(*load(library).loads(by_value))
 
 
 #: Libraries that pickle the functions of `__main__`, of notebooks and of closures by value.

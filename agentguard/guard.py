@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging  # noqa: F401 - its fork hook is to come before the one below, so that its lock is taken last
-import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from agentguard._clock import SYSTEM_CLOCK
 from agentguard._ids import new_run_id
+from agentguard._loading import LOADING
 from agentguard.replay import STALL_TIMEOUT
 from agentguard.tenancy import UNSET
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
     from datetime import date, datetime, timedelta
     from types import TracebackType
@@ -41,13 +40,6 @@ if TYPE_CHECKING:
     from agentguard.steps.spec import Capture
     from agentguard.tenancy import Id
     from agentguard.workers.submission import SubmittedRun
-
-#: Held while the engine loads.  A fork waits for it: its child would have a module that stays half loaded.
-_LOADING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release
-    )
 
 
 class Guard:
@@ -117,7 +109,7 @@ class Guard:
         Raises:
             ValueError: an option is wrong.
         """
-        with _LOADING:
+        with LOADING:
             from agentguard.engine import Engine  # noqa: PLC0415 - so that an import of Guard is light
         engine = Engine.open(
             url,

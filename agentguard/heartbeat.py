@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from agentguard._process import ProcessLock
 from agentguard._reentry import is_begun
 
 _logger = logging.getLogger(__name__)
@@ -29,14 +30,21 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pid = 0
+        self._starting = ProcessLock()
 
     def start(self, pid: int) -> None:
         """Begin, unless it has begun in this process."""
-        if not is_begun(self._thread) or self._pid != pid:
-            self._pid = pid
-            self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._run, name="agentguard-heartbeat", daemon=True)
-            self._thread.start()
+        if self._beats(pid):
+            return
+        with self._starting.here():
+            if not self._beats(pid):
+                self._pid = pid
+                self._stop = threading.Event()
+                self._thread = threading.Thread(target=self._run, name="agentguard-heartbeat", daemon=True)
+                self._thread.start()
+
+    def _beats(self, pid: int) -> bool:
+        return is_begun(self._thread) and self._pid == pid
 
     def stop(self) -> None:
         """Beat no more, until `start` is called again."""

@@ -10,6 +10,7 @@ from functools import partial
 
 from agentguard import config
 from agentguard._ids import new_run_id
+from agentguard._process import ProcessLock
 from agentguard.budget.model import Budget
 from agentguard.budget.rules import BudgetRules
 from agentguard.errors import AgentGuardError, RunNotFoundError, StoreUnavailableError
@@ -38,7 +39,9 @@ class Runtime:
     ) -> None:
         self._open_components = open_components
         self._components: Components | None = None
-        self._opening: dict[int, Components] = {}
+        #: Held while components are opened, and while they are joined: threads that come first at once
+        #: have them once.
+        self._opening = ProcessLock()
         self._participant: Participant | None = None
         #: Whether runs of other guards that are opened inside one of its runs become its own.
         self.adopts = False
@@ -79,16 +82,20 @@ class Runtime:
         Raises:
             StoreUnavailableError: the guard was closed.
         """
-        if self._components is None:
-            if self.closed:
-                raise StoreUnavailableError("this guard is closed; open a new one with Guard.open(...)")
-            components = self._open_components()
-            components.refresh()
-            # Without a lock, which a fork could leave held: of several threads the first has opened it.
-            self._components = self._opening.setdefault(0, components)
-            if self._components is not components:
-                components.close()
-        return self._components
+        return self._open() if self._components is None else self._components
+
+    def _open(self) -> Components:
+        with self._opening.here():
+            if self._components is None:
+                if self.closed:
+                    raise StoreUnavailableError("this guard is closed; open a new one with Guard.open(...)")
+                components = self._open_components()
+                components.refresh()
+                if self._components is None:
+                    self._components = components
+                else:  # a signal handler has opened others meanwhile
+                    components.close_beside(self._components)
+            return self._components
 
     @property
     def opened(self) -> Components | None:
@@ -99,7 +106,6 @@ class Runtime:
         """Close what was opened.  Closing twice does nothing."""
         components, self._components = self._components, None
         self.closed = True
-        self._opening.clear()
         participant, self._participant = self._participant, None
         self._heartbeat.stop()
         if participant is not None:
@@ -111,13 +117,20 @@ class Runtime:
 
     def participate(self) -> None:
         """Be told of kills, also while no step runs, and send signs of life."""
+        observe = _weakly(self, Runtime.observe)
+
+        def on_change(_generation: int) -> None:
+            observe()
+
         if self._participant is None:
-            observe = _weakly(self, Runtime.observe)
-
-            def on_change(_generation: int) -> None:
-                observe()
-
-            self._participant = self.components.switch.join(on_change)
+            switch = self.components.switch
+            with self._opening.here():
+                if self._participant is None:
+                    participant = switch.join(on_change)
+                    if self._participant is None:
+                        self._participant = participant
+                    else:  # a signal handler came in between
+                        participant.leave()
         self._heartbeat.start(os.getpid())
 
     def observe(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, Literal
 
+from agentguard._loading import LOADING
+
 DEFAULT_TENANT = "default"
 MAX_ID_LENGTH = 200
 
@@ -61,6 +63,7 @@ def check_reason(value: object) -> str:
     Raises:
         TypeError, ValueError: as `check_text`.
     """
-    from agentguard._secrets.masking import mask_text  # noqa: PLC0415 - most programs import this and give none
+    with LOADING:
+        from agentguard._secrets.masking import mask_text  # noqa: PLC0415 - most programs import this and give none
 
     return mask_text(check_text(value, "reason"))

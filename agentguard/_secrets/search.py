@@ -162,7 +162,7 @@ def _union(spelt: Iterable[str]) -> str:
 @functools.lru_cache(maxsize=1)
 def _engine() -> Any:
     try:
-        return importlib.import_module("re2")
+        return importlib.import_module("re2")  # not later: rules are made while the module of theirs loads
     except ImportError:
         return None
 

@@ -203,16 +203,20 @@ def _token(value: Any) -> int:
     known = _living.get(id(value))
     if known is not None and known[0]() is value:
         return known[1]
-    token = next(_tokens)
     at = id(value)
 
     def forget(reference: weakref.ref[Any]) -> None:
         if (known := _living.get(at)) is not None and known[0] is reference:
             del _living[at]
 
-    with contextlib.suppress(TypeError):  # where it takes no weak references, it is not even equal to itself
-        _living[at] = weakref.ref(value, forget), token
-    return token
+    try:
+        entry = weakref.ref(value, forget), next(_tokens)
+    except TypeError:  # where it takes no weak references, it is not even equal to itself
+        return next(_tokens)
+    kept = _living.setdefault(at, entry)  # of several threads, the first has given it its number
+    if kept[0]() is not value:
+        kept = _living[at] = entry
+    return kept[1]
 
 
 def state_digest(value: Any, clean: Cleaner | None = None) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal, Self
 
+from agentguard._loading import load
 from agentguard.budget import resources as r
 
 OnLimit = Literal["stop", "ask"]
@@ -123,7 +123,7 @@ class Usage:
             Decimal('0.001525')
         """
         # By dotted path: prices lie above budgets, and most programs never ask.
-        usage_of = importlib.import_module("agentguard.cost.presets").usage_of
+        usage_of = load("agentguard.cost.presets").usage_of
         used: Usage = usage_of(provider, model=model, prices=prices)(answer)
         return used
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 import itertools
 import re
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Context, Decimal, localcontext
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import structs
 
+from agentguard._loading import LOADING, load
 from agentguard.budget.model_usage import ModelUsage, Number
 from agentguard.budget.resources import NANO
 from agentguard.protocols import ModelPrice
@@ -118,11 +117,10 @@ class GenaiPrices:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._loaded: Any = None
 
     def __reduce__(self) -> Any:
-        return GenaiPrices, ()  # a copy loads them by itself: modules and locks cannot be pickled
+        return GenaiPrices, ()  # a copy loads them by itself: modules cannot be pickled
 
     @property
     def installed(self) -> bool:
@@ -131,12 +129,10 @@ class GenaiPrices:
 
     def _package(self) -> Any:
         if self._loaded is None:
-            with self._lock:
-                try:  # takes 0.6 s, and is an extra
-                    importlib.import_module("genai_prices")
-                    self._loaded = _module("data_snapshot")
-                except ImportError:
-                    self._loaded = False
+            try:  # takes 0.6 s, and is an extra
+                self._loaded = _module("data_snapshot")
+            except ImportError:
+                self._loaded = False
         return self._loaded
 
     def price(self, model: str, usage: ModelUsage, *, provider: str | None = None) -> ModelPrice | None:
@@ -304,7 +300,14 @@ def _units() -> dict[str, Any]:
 @functools.cache
 def _module(name: str) -> Any:
     """Return a module of genai-prices, which is an extra."""
-    return importlib.import_module(f"genai_prices.{name}")
+    with LOADING:
+        found = load(f"genai_prices.{name}")
+        if name == "data_snapshot":
+            found.get_snapshot()  # loads the prices
+            for later in ("decompose", "validation"):  # what it loads at its first price, where it has them
+                with contextlib.suppress(ImportError):
+                    load(f"genai_prices.{later}")
+    return found
 
 
 def _guesses(models: list[str], provider: str | None) -> list[tuple[str, str | None]]:

@@ -6,9 +6,7 @@ was served in, the hours that a cache keeps, searches.  The SDK still has it.
 
 from __future__ import annotations
 
-import importlib
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -16,6 +14,7 @@ from typing import Any, Final
 
 import wrapt
 
+from agentguard._loading import LOADING, load
 from agentguard.budget.model_usage import ModelUsage
 from agentguard.cost.provider import model_usage
 
@@ -25,7 +24,6 @@ _PARSING: Final = {
     "anthropic": (("_response", "BaseAPIResponse"), ("_legacy_response", "LegacyAPIResponse")),
 }
 _followed: set[str] = set()
-_lock = threading.Lock()
 
 
 class RawAnswers:
@@ -112,7 +110,7 @@ def _follow() -> None:
     """Follow the SDKs that are loaded by now."""
     for sdk in _PARSING.keys() - _followed:
         if sdk in sys.modules:
-            with _lock:
+            with LOADING:
                 if sdk not in _followed:
                     _follow_sdk(sdk)
                     _followed.add(sdk)
@@ -133,7 +131,7 @@ def _follow_sdk(sdk: str) -> None:
 
     for name, cls in _PARSING[sdk]:
         try:
-            module = importlib.import_module(f"{sdk}.{name}")
+            module = load(f"{sdk}.{name}")
             wrapt.wrap_function_wrapper(module, f"{cls}._parse", parse)
         except (ImportError, AttributeError):
             continue  # of another version

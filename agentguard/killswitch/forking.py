@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from typing import Protocol
 from weakref import WeakSet
 
@@ -20,17 +19,13 @@ _forkables: WeakSet[Forkable] = WeakSet()
 
 def renew_after_fork(forkable: Forkable) -> None:
     """Have `after_fork` called in every child of this process while the object lives."""
-    _register()
     _forkables.add(forkable)
-
-
-@cache
-def _register() -> None:
-    # Windows has no fork.
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_in_child)
 
 
 def _in_child() -> None:
     for forkable in list(_forkables):
         forkable.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 
+from agentguard._loading import LOADING
 from agentguard.events.data import Said
 from agentguard.events.model import KILL_CLEARED, KILL_SET
 from agentguard.killswitch.model import GLOBAL, RUN, TENANT, Kill
@@ -72,7 +73,8 @@ def check_request(event_type: str, data: Mapping[str, object]) -> None:
 def default_actor() -> str:
     """`user@host`."""
     try:
-        user = getpass.getuser()
+        with LOADING:  # it loads the module that knows
+            user = getpass.getuser()
     except (KeyError, OSError, ImportError):
         # A container often runs under a number that has no name.
         user = f"uid{os.getuid()}" if hasattr(os, "getuid") else "unknown"

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from msgspec import structs
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._loading import LOADING
 from agentguard._secrets.urls import public_url, url_parts, with_options
 from agentguard.killswitch import relay_process
 from agentguard.killswitch.acks import collect, total
@@ -236,11 +237,13 @@ def open_log(server: str) -> RemoteLog:
     """The control log on a server; nothing is opened before it is used."""
     log: RemoteLog
     if url_parts(server).scheme in ("postgresql", "postgres"):
-        from agentguard.killswitch.postgres import PostgresLog  # noqa: PLC0415 - a driver of its own
+        with LOADING:
+            from agentguard.killswitch.postgres import PostgresLog  # noqa: PLC0415 - a driver of its own
 
         log = PostgresLog(server)
     else:
-        from agentguard.killswitch.redis import RedisLog  # noqa: PLC0415 - a driver of its own
+        with LOADING:
+            from agentguard.killswitch.redis import RedisLog  # noqa: PLC0415 - a driver of its own
 
         log = RedisLog(server)
     return log

@@ -24,10 +24,8 @@ def forget(runtime: Runtime, live_run: LiveRun) -> None:
     """Leave nothing of a run behind in the runtime and in event loops."""
     if runtime.live.get(live_run.run_id) is live_run:
         del runtime.live[live_run.run_id]
-    for ref in live_run.in_flight.loops.keyrefs():  # a list: other threads may meet their loops meanwhile
-        loop = ref()
-        if loop is not None and (factory := live_run.in_flight.loops.get(loop)) is not None:
-            factory.release(id(live_run))
+    for factory in live_run.in_flight.factories():
+        factory.release(id(live_run))
 
 
 def give_back(runtime: Runtime, live_run: LiveRun) -> None:

@@ -96,7 +96,7 @@ class ReplaySession(Session):
             ReplayDivergenceError: the program did something else, whatever it swallowed.
             StepOutcomeUnknownError: the log ends inside a step.
         """
-        for factory in live_run.in_flight.loops.values():
+        for factory in live_run.in_flight.factories():
             factory.release(id(live_run))
         player = self._player
         if player is None:

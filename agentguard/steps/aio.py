@@ -7,6 +7,7 @@ else wanted the task cancelled ("Cancellation" in docs/semantics.md).
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - else the first call that goes to a thread would load it
 import contextlib
 import weakref
 from collections.abc import Awaitable, Callable

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
+from agentguard._process import ProcessLock
 from agentguard.budget.tenant import TenantBudgets
 from agentguard.errors import ControlLogDeniedError, KillSwitchUnavailableError, LogIntegrityError
 from agentguard.events import codec
@@ -35,6 +36,8 @@ class Components:
     tenants: TenantBudgets = field(default_factory=TenantBudgets)
     #: What the store can do beyond `EventStore`.
     abilities: Abilities = field(init=False)
+    #: Held while budgets are learnt: a thread that is behind would put older ones in force again.
+    _learning: ProcessLock = field(default_factory=ProcessLock, init=False, repr=False, compare=False)
     _learned: int = 0
     _generation: int = 0
 
@@ -45,6 +48,12 @@ class Components:
         """Give back what was opened."""
         self.store.close()
         self.switch.close()
+
+    def close_beside(self, kept: Components) -> None:
+        """Give back what was opened, but for what others have as well: a switch that a user brought."""
+        self.store.close()
+        if self.switch is not kept.switch:
+            self.switch.close()
 
     def store_time(self, *, wait: bool = True) -> int:
         """Return what time it is by the store's clock, in nanoseconds: by it the windows of tenants are cut.
@@ -64,7 +73,8 @@ class Components:
             KillSwitchUnavailableError: it cannot be read.
         """
         try:
-            self._learn()
+            with self._learning.here():
+                self._learn()
         except ControlLogDeniedError:
             if self.abilities.own_tenant is None:
                 raise

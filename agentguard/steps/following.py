@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from agentguard._loading import LOADING
 from agentguard.events.data import StepEnded
 from agentguard.steps import aio, outcome, phases
 from agentguard.steps.current import CURRENT
@@ -56,7 +57,8 @@ def follow(step: Step, result: Any, args: Args, kwargs: Kwargs) -> object:
 
 
 def _proxy(result: object, pending: PendingResult) -> _Proxy:
-    from agentguard.steps.proxies import proxy_class  # noqa: PLC0415 - see there
+    with LOADING:
+        from agentguard.steps.proxies import proxy_class  # noqa: PLC0415 - see there
 
     return proxy_class(type(result))(result, pending)
 

@@ -28,21 +28,26 @@ class Forked(Protocol):
     log: RunLog
 
 
-_runs: weakref.WeakSet[Forked] = weakref.WeakSet()
+#: By their ids: a `WeakSet` cannot be gone through while other threads add to it.
+_runs: weakref.WeakValueDictionary[int, Forked] = weakref.WeakValueDictionary()
 
 
 def watch(run: Forked) -> None:
     """Have a run joined anew in children that are forked from here on."""
-    _runs.add(run)
+    _runs[id(run)] = run
+
+
+def _watched() -> list[Forked]:
+    return [run for ref in _runs.valuerefs() if (run := ref()) is not None]
 
 
 def _before() -> None:
-    for run in list(_runs):
+    for run in _watched():
         run.forks += 1
 
 
 def _in_child() -> None:
-    for run in list(_runs):
+    for run in _watched():
         run.owner = False
         run.fork = f"{run.fork}/fork#{run.forks}"
         run.forks = 0

@@ -10,7 +10,7 @@ import asyncio
 import collections
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Protocol
 
 from agentguard.budget.account import Amounts
@@ -113,6 +113,13 @@ class InFlight:
         self.on_warning: OnWarning | None = None
         #: Warnings on record that `on_warning` has not been told of: it is called without the lock.
         self.pending_warnings: list[Warned] = []
+
+    def factories(self) -> Iterator[TaskFactory]:
+        """Yield the task factories that the run uses, while other threads meet their loops."""
+        for ref in self.loops.keyrefs():
+            loop = ref()
+            if loop is not None and (factory := self.loops.get(loop)) is not None:
+                yield factory
 
     def stop(self, stop: RunStopped, scopes: Collection[str]) -> None:
         """Stop the bodies and the nested runs in some scopes."""

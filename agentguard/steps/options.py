@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Literal, TypedDict, get_args, get_type_hints
 
+from agentguard._loading import LOADING
 from agentguard.budget.account import Request
 from agentguard.budget.model import Usage
 from agentguard.budget.resources import nanoseconds, public_name, seconds_to_answer
@@ -140,7 +141,8 @@ def _kept(spec: StepSpec, options: StepOptions) -> None:
 def _redact(spec: StepSpec, option: object) -> None:
     if option is None:
         return
-    from agentguard.steps.redaction import redactor  # noqa: PLC0415 - few steps have a rule of their own
+    with LOADING:
+        from agentguard.steps.redaction import redactor  # noqa: PLC0415 - few steps have a rule of their own
 
     try:
         spec.redact = redactor(option)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from agentguard._encoding import decode, type_name
+from agentguard._loading import LOADING
 from agentguard._secrets import MASK
 from agentguard._secrets.names import Names
 from agentguard._secrets.search import search_for
@@ -152,7 +153,8 @@ def _list(old: list[object], new: list[object]) -> list[object]:
 
 def _mask_text(text: str, names: Names | None = None) -> str:
     """Mask a text; what does it is loaded when there is something to mask."""
-    from agentguard._secrets.masking import mask_text  # noqa: PLC0415 - its expressions take milliseconds
+    with LOADING:
+        from agentguard._secrets.masking import mask_text  # noqa: PLC0415 - its expressions take milliseconds
 
     return mask_text(text) if names is None else mask_text(text, names)
 

@@ -25,6 +25,7 @@ import msgspec
 
 from agentguard import _typed
 from agentguard._encoding import decode, encode_argument
+from agentguard._loading import LOADING
 from agentguard._values.fingerprint import OPAQUE, ArgumentPacker
 from agentguard._values.kinds import NotExactError, advice
 from agentguard._values.names import type_name
@@ -181,7 +182,8 @@ def _through(payload: bytes, returns: Any) -> object:
 
 @functools.lru_cache(maxsize=256)
 def _adapter(returns: Any) -> TypeAdapter[object]:
-    from pydantic import TypeAdapter  # noqa: PLC0415 - the user's: it is loaded, or its models would not be
+    with LOADING:
+        from pydantic import TypeAdapter  # noqa: PLC0415 - the user's: it is loaded, or its models would not be
 
     return TypeAdapter(returns)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
+from agentguard._loading import LOADING
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import StoreBusyError
 from agentguard.stores import _busy_retry, _sqlite_file
@@ -248,7 +249,8 @@ def _never_close(connections: Sequence[sqlite3.Connection]) -> None:
     share.
     """
     _stranded.extend(connections)
-    import ctypes  # noqa: PLC0415  # costs milliseconds and is seldom needed
+    with LOADING:
+        import ctypes  # noqa: PLC0415  # costs milliseconds and is seldom needed
 
     for connection in connections:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))

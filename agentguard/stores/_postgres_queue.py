@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from psycopg import errors as pg
 
+from agentguard._loading import LOADING
 from agentguard.errors import StoreUnavailableError
 from agentguard.protocols import QueueDepth, WorkerSign
 from agentguard.stores import _sql
@@ -112,9 +113,10 @@ def migrate(link: Link) -> list[str]:
 
     Where Procrastinate is not installed, nothing is.
     """
-    if find_spec("procrastinate") is None:
-        return []
-    from procrastinate.schema import SchemaManager  # noqa: PLC0415 - an extra of its own
+    with LOADING:
+        if find_spec("procrastinate") is None:
+            return []
+        from procrastinate.schema import SchemaManager  # noqa: PLC0415 - an extra of its own
 
     queries = _sql.queries("postgres_queue")
     link.ask(queries["versions"])

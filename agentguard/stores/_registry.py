@@ -43,6 +43,12 @@ def give_back(database: Database) -> None:
         database.finish()
 
 
+def _is_mine() -> bool:
+    """Return whether `_before_fork` was called: not where this was loaded while the fork waited for that."""
+    mine: bool = _lock._is_owned()  # type: ignore[attr-defined]
+    return mine
+
+
 def _before_fork() -> None:
     # A thread that is inside SQLite while another one forks leaves SQLite's own mutexes locked in
     # the child for ever.  Writers and checkpoints are kept out; only a reader can still be caught.
@@ -59,7 +65,8 @@ def _after_fork_in_parent() -> None:
         _standing_still.pop().checkpointer.go_on()
     while _held_for_fork:
         _held_for_fork.pop().lock.release()
-    _lock.release()
+    if _is_mine():
+        _lock.release()
 
 
 def _after_fork_in_child() -> None:
@@ -71,7 +78,10 @@ def _after_fork_in_child() -> None:
             database.lock._at_fork_reinit()  # type: ignore[attr-defined]  # as `logging` does
     _held_for_fork.clear()
     _standing_still.clear()
-    _lock.release()
+    if _is_mine():
+        _lock.release()
+    else:
+        _lock._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.readers  # noqa: F401 - else `files` loads it at its first call, where no fork waits
 from functools import cache
 from importlib.resources import files
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-import threading
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agentguard._clock import SYSTEM_CLOCK, Clock
 from agentguard._home import sqlite_url
+from agentguard._process import ProcessLock
 from agentguard.budget import ledger
 from agentguard.durability import Durability
 from agentguard.errors import RunExistsError, StoreUnavailableError
@@ -89,7 +89,7 @@ class SQLiteEventStore:
         self._sql = _sql.queries("sqlite")
         self._shared: Database | None = None
         self._give_back: weakref.finalize[Any, Any] | None = None
-        self._opening = threading.Lock()
+        self._opening = ProcessLock()
 
     def lock_for(self, run_id: str) -> RunLock:
         """Return the lock of the file in this process, which all runs share."""
@@ -98,7 +98,7 @@ class SQLiteEventStore:
     def _database(self) -> Database:
         if self._shared is not None:
             return self._shared
-        with self._opening:
+        with self._opening.here():
             if self._give_back is not None and not self._give_back.alive:
                 raise StoreUnavailableError(f"{self.url} is closed; open another store")
             if self._shared is None:
@@ -393,7 +393,7 @@ class SQLiteEventStore:
 
     def close(self) -> None:
         """Give the file back; the last store of it in this process closes it."""
-        with self._opening:
+        with self._opening.here():
             self._shared = None
             if self._give_back is None:
                 self._give_back = weakref.finalize(self, _nothing)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from agentguard._loading import LOADING
 from agentguard._optional import require
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def setup(
             raise ValueError(f"{name} must be an http:// or https:// address, not {address!r}")
     for package in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
         require(package, extra="otel", feature="agentguard.telemetry.setup()")
-    from agentguard.telemetry import _sdk  # noqa: PLC0415 - see the module's docstring
+    with LOADING:
+        from agentguard.telemetry import _sdk  # noqa: PLC0415 - see the module's docstring
 
     sent = {"traces": traces, "metrics": metrics}
     return _sdk.install(

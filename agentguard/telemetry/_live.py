@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from agentguard._loading import LOADING
+
 _API = ("opentelemetry.trace", "opentelemetry.metrics")
 
 
@@ -13,9 +15,10 @@ def is_live(provider: object) -> bool:
 def version() -> str:
     """The version of agentguard; empty in a source tree that was not installed."""
     # 40 ms, which an SDK has paid already; so it is asked for only where there is one.
-    from importlib import metadata  # noqa: PLC0415
+    with LOADING:
+        from importlib import metadata  # noqa: PLC0415
 
-    try:
-        return metadata.version("agentguard")
-    except metadata.PackageNotFoundError:
-        return ""
+        try:
+            return metadata.version("agentguard")
+        except metadata.PackageNotFoundError:
+            return ""

@@ -90,12 +90,13 @@ class Telemetry:
             self._find_tracer()
         with harmless:
             self._find_instruments()
+        tracer, instruments = self._tracer, self._instruments  # another thread may find them from here on
         shared: facts.Attributes = {a.AGENT_NAME: name, a.RUN_ID: run_id, a.TENANT: tenant}
         outside = get_current()
-        run = RunSpan(None, self._tracer, self._instruments, shared, tenant)
+        run = RunSpan(None, tracer, instruments, shared, tenant)
         with harmless:
-            if self._tracer is not None:
-                span = self._tracer.start_span(
+            if tracer is not None:
+                span = tracer.start_span(
                     f"invoke_agent {name}",
                     outside,
                     SpanKind.INTERNAL,
@@ -104,11 +105,11 @@ class Telemetry:
                     record_exception=False,
                     set_status_on_exception=False,
                 )
-                run = RunSpan(span, self._tracer, self._instruments, shared, tenant)
+                run = RunSpan(span, tracer, instruments, shared, tenant)
                 run._enter(outside)
-        if self._instruments is not None:
+        if instruments is not None:
             with harmless:
-                self._instruments.runs_changed(+1)
+                instruments.runs_changed(+1)
         return run
 
     def current_span(self) -> tuple[str, str] | None:

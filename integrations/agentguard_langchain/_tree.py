@@ -61,7 +61,8 @@ class Tree:
         #: Tool calls by id: their index in the message that asks for them.
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._sweep_at = _MANY
-        self._met: weakref.WeakSet[Run] = weakref.WeakSet()
+        #: By their ids: a `WeakSet` cannot be gone through while other threads add to it.
+        self._met: weakref.WeakValueDictionary[int, Run] = weakref.WeakValueDictionary()
         self._latest: Callable[[], Run | None] = lambda: None
 
     # --- the guarded run -----------------------------------------------------------------------
@@ -71,7 +72,7 @@ class Tree:
         run: Run | None = current_run()
         if run is not None:
             if run is not self._latest():
-                self._met.add(run)
+                self._met[id(run)] = run
                 self._latest = weakref.ref(run)
             return run
         node = self._nodes.get(parent_id)
@@ -82,7 +83,7 @@ class Tree:
 
     def alive(self) -> list[Run]:
         """The guarded runs that LangChain was used in and that have not ended."""
-        return [run for run in list(self._met) if not run.state.final]
+        return [run for ref in self._met.valuerefs() if (run := ref()) is not None and not run.state.final]
 
     # --- places --------------------------------------------------------------------------------
 
