@@ -51,6 +51,7 @@ _ADVICE: dict[type[psycopg.Error], str] = {
 _PASSING = (
     errors.DeadlockDetected,
     errors.SerializationFailure,
+    errors.UniqueViolation,  # by a login whose transactions see no more than there was as they began
     errors.LockNotAvailable,
     errors.ReadOnlySqlTransaction,  # a server that is about to become the primary
     errors.InsufficientResources,

@@ -240,6 +240,28 @@ def test_an_act_is_told_what_became_of_it_at_the_last_try(
     assert (unplaced(store.read("a")), refusal) == (log_of("a", 2), None)
 
 
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+def test_who_was_late_is_told_so_whatever_the_isolation_level_of_the_login_is(
+    store: PostgresEventStore, postgres_url: str, level: str
+) -> None:
+    """A transaction that began before another writer's ended may not see what that one has appended."""
+    number = store.create(a_row("r"), log_of("r", 1))
+    [rival] = log_of("r", 2, tag="-rival")[1:]
+    name = postgres_url.partition("?")[0].rpartition("/")[2]
+    execute(postgres_url, f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+    with psycopg.connect(postgres_url) as other, ThreadPoolExecutor() as threads:
+        other.execute("LOCK TABLE ONLY agentguard.event IN SHARE ROW EXCLUSIVE MODE")
+        late = threads.submit(store.wait_for, accept(store, number, log_of("r", 2)))
+        wait_until(lambda: waiting(postgres_url, "relation") == 1)
+        other.execute(
+            "INSERT INTO agentguard.event (number, seq, position, body, hash, tenant) VALUES (%s, 2, 0, %s, %s, '')",
+            (number, rival.body, rival.hash),
+        )
+        other.commit()
+        assert isinstance(late.exception(60), HeadMovedError)
+    assert unplaced(store.read("r")) == [*log_of("r", 1), rival]
+
+
 def test_what_was_committed_as_a_signal_handler_raised_is_not_told_as_a_failure(
     store: PostgresEventStore,
 ) -> None:
