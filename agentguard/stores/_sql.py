@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.readers  # noqa: F401 - else `files` loads it at its first call, where no fork waits
 from functools import cache
 from importlib.resources import files
+from typing import Final
+
+#: Found while this loads: the first call of `files` loads more, for which no fork would wait later.
+_FILES: Final = files("agentguard.stores")
 
 
 @cache
 def queries(backend: str) -> dict[str, str]:
     """The statements in `sql/<backend>.sql` by name."""
-    text = files("agentguard.stores").joinpath("sql", f"{backend}.sql").read_text("utf-8")
+    text = _FILES.joinpath("sql", f"{backend}.sql").read_text("utf-8")
     found = {}
     for block in text.split("-- name: ")[1:]:
         name, _, rest = block.partition("\n")
@@ -21,7 +24,7 @@ def queries(backend: str) -> dict[str, str]:
 @cache
 def migrations(backend: str) -> list[tuple[int, str]]:
     """The scripts in `migrations/<backend>` with their numbers, in order."""
-    folder = files("agentguard.stores").joinpath("migrations", backend)
+    folder = _FILES.joinpath("migrations", backend)
     scripts = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".sql")),
         key=lambda file: file.name,
