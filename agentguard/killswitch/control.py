@@ -13,7 +13,6 @@ import re
 import stat
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,13 +70,17 @@ class ControlLog:
             return 0
 
     def check_usable(self) -> None:
-        """See that the file, if there is one, can be read and written.
+        """See that the file can be read and written, or be made where there is none.
 
         Raises:
             OSError: it cannot, or something else lies in its place.
         """
-        with suppress(FileNotFoundError):
+        folder = self.path.parent
+        try:
             os.close(self._open(os.O_RDWR))
+        except FileNotFoundError:
+            if folder.is_dir() and not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, "no file can be made here", str(folder)) from None
 
     def refresh(self) -> int:
         """Read what was appended since, and give the generation.

@@ -130,6 +130,32 @@ def test_a_control_log_that_cannot_be_used_refuses_steps_before_anybody_kills(
         eventually(lambda: not refused())
 
 
+def test_a_home_that_can_no_longer_be_written_refuses_steps_before_anybody_kills(
+    home: Path, monkeypatch: pytest.MonkeyPatch, eventually: Wait
+) -> None:
+    """No kill was recorded yet, and none could be."""
+    monkeypatch.setenv("AGENTGUARD_HOME", str(home))
+    with Guard.open("memory://", telemetry=False) as guard, guard.run("agent"):
+        assert step() == "done"
+        if subprocess.run(["mount", "--bind", home, home], check=False, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", home], check=True)
+            eventually(lambda: _is_refused("no file can be made here"))
+        finally:
+            subprocess.run(["umount", home], check=True)
+        eventually(lambda: not _is_refused("no file can be made here"))
+
+
+def _is_refused(why: str) -> bool:
+    try:
+        step()
+    except KillSwitchUnavailableError as error:
+        assert why in str(error)
+        return True
+    return False
+
+
 def test_a_kill_of_another_run_does_not_make_up_for_the_one_that_is_missing(home: Path, agent: Guard) -> None:
     with FAULTS["no room"](home):
         for run in ("r1", "r2"):
