@@ -86,7 +86,7 @@ def follow(servers: str, topic: str, database: psycopg.Connection, *, once: bool
     consumer.assign([TopicPartition(topic, part, progress.get(part, OFFSET_BEGINNING)) for part in parts])
     try:
         while not once or any(progress.get(part, 0) < end for part, end in ends.items()):
-            messages = consumer.consume(1000, timeout=0.5)
+            messages: list[Any] = consumer.consume(1000, timeout=0.5)
             if messages:  # an error among them is raised: it is never passed over
                 take_in(database, messages, repeats)
                 progress |= {message.partition(): message.offset() + 1 for message in messages}
