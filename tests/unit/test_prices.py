@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentguard import Budget, Guard, KillSwitchTriggeredError, RunState, UnknownCostError, Usage
-from agentguard.cost import ModelUsage
+from agentguard.cost import ModelUsage, genai
 from agentguard.cost.prices import GenaiPrices, ModelPrices
 from agentguard.cost.request import ModelRequest
 from agentguard.cost.usage import LEAST_OUTPUT, USUAL_OUTPUT, ModelCosts, estimated_tokens
@@ -184,6 +184,9 @@ def test_genai_prices_is_imported_at_the_first_question_alone() -> None:
 
 def test_without_genai_prices_no_other_model_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "genai_prices", None)
+    monkeypatch.setattr(
+        genai, "_module", genai._module.__wrapped__
+    )  # what other tests have loaded stays known
 
     assert ModelPrices(fallback=GenaiPrices()).price("gpt-5", used(input_tokens=1)) is None
 
