@@ -183,10 +183,10 @@ def test_genai_prices_is_imported_at_the_first_question_alone() -> None:
 
 
 def test_without_genai_prices_no_other_model_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "genai_prices", None)
-    monkeypatch.setattr(
-        genai, "_module", genai._module.__wrapped__
-    )  # what other tests have loaded stays known
+    # Other tests may have loaded it.
+    monkeypatch.setattr(genai, "_module", genai._module.__wrapped__)
+    for name in ("genai_prices", "genai_prices.data_snapshot"):
+        monkeypatch.setitem(sys.modules, name, None)
 
     assert ModelPrices(fallback=GenaiPrices()).price("gpt-5", used(input_tokens=1)) is None
 
