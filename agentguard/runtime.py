@@ -134,9 +134,13 @@ class Runtime:
         self._heartbeat.start(os.getpid())
 
     def observe(self) -> None:
-        """Hold every live run of this process against the kill switch."""
+        """Hold every live run of this process against the kill switch.
+
+        What a kill covers is stopped first: the rest may have to wait for a store.
+        """
         with bodies_first():
-            call_each([partial(_apply_kill, live_run) for live_run in self.live_runs()])
+            call_each([partial(_try, live_run.take_kill) for live_run in self.live_runs()])
+        call_each([partial(_try, live_run.apply_kill) for live_run in self.live_runs()])
 
     def await_ends(self) -> None:
         """Wait until the live runs here that a kill stopped have ended on record, if the store is there."""
@@ -162,9 +166,9 @@ class Runtime:
         return row
 
 
-def _apply_kill(live_run: LiveRun) -> None:
+def _try(act: Callable[[], None]) -> None:
     with suppress(AgentGuardError):
-        live_run.apply_kill()
+        act()
 
 
 def _weakly(runtime: Runtime, call: Callable[[Runtime], None]) -> Callable[[], bool]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from agentguard.errors import AgentGuardError, KillSwitchUnavailableError
 from agentguard.killswitch.acks import Count, collect
 from agentguard.killswitch.processes import current
-from agentguard.killswitch.waker import Waker, is_alive, live_processes
+from agentguard.killswitch.telling import Telling, returned
+from agentguard.killswitch.waker import ENDING, Waker, is_alive, live_processes
 
 if TYPE_CHECKING:
     from agentguard.killswitch.files import KillFiles
@@ -52,7 +53,7 @@ class Participants:
         self._lock = threading.Lock()
         self._joined: list[Participant] = []
         self._waker: Waker | None = None
-        self._told = 0
+        self._telling = Telling()
         self._complaint = ""
         #: Who took part when this switch recorded the newest generations.
         self._meant: dict[int, set[Process]] = {}
@@ -88,6 +89,7 @@ class Participants:
     def after_fork(self) -> None:
         """In a forked child: the participants are kept, and the waker begins anew at the next use."""
         self._lock = threading.Lock()
+        self._telling.reset(self._telling.told)
         waker, self._waker = self._waker, None
         if waker is not None:
             waker.abandon()
@@ -102,7 +104,7 @@ class Participants:
             if not self._joined or self._waker is not None:
                 return
             waker = Waker(self._live, self._watch)
-            self._told = generation
+            self._telling.reset(generation)
             try:
                 with self._files.locked():
                     waker.claim_entry(page, generation)
@@ -185,16 +187,18 @@ class Participants:
             # Nothing here can be stopped any more, and a record is in the log before the page shows it.
             waker.acknowledge(self._files.log.generation)
             waker.stop()
+            self._telling.wait(ENDING)
 
     def _watch(self) -> float:
         """What the waker's thread does at each wake-up; gives the seconds until the next."""
         generation, usable = self._look()
-        if generation != self._told and self._tell(generation):
-            self._told = generation
-            self.acknowledge(generation)
+        calls = [participant.on_change for participant in list(self._joined)]
+        if generation != self._telling.told:
+            self._telling.tell(generation, calls, self.acknowledge)
         elif not usable:
             # Nothing new was announced, but each step has to find for itself that nobody can tell.
-            self._tell(generation)
+            for call in calls:
+                returned(call, generation)
         return self._files.next_look
 
     def _look(self) -> tuple[int, bool]:
@@ -226,15 +230,4 @@ class Participants:
         waker = self._waker
         if waker is not None and waker.needs_entry(page):
             with self._files.locked():
-                waker.claim_entry(page, self._told)
-
-    def _tell(self, generation: int) -> bool:
-        """Call everybody who joined; whether all of them returned."""
-        returned = True
-        for participant in list(self._joined):
-            try:
-                participant.on_change(generation)
-            except BaseException:
-                _logger.exception("on_change failed at generation %d; it is tried again", generation)
-                returned = False
-        return returned
+                waker.claim_entry(page, self._telling.told)

@@ -28,8 +28,8 @@ from agentguard.killswitch.processes import Process, current
 if TYPE_CHECKING:
     from agentguard.killswitch.layout import Page
 
-#: Seconds that the thread is given to end.
-_ENDING = 2.0
+#: Seconds that a thread is given to end.
+ENDING = 2.0
 
 #: How long, in seconds, a FIFO may be there before its process opens it.
 _BEING_MADE = 10.0
@@ -79,7 +79,7 @@ class Waker:
                     os.write(self._descriptor, b"\0")
         if is_begun(self._thread) and self._thread is not threading.current_thread():
             # Not for ever: `watch` may be waiting for a lock that our caller holds.
-            self._thread.join(_ENDING)
+            self._thread.join(ENDING)
 
     def abandon(self) -> None:
         """In a forked child: let go of the copies of what is the parent's."""

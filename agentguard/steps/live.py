@@ -197,6 +197,10 @@ class LiveRun:
 
     # --- stops ---------------------------------------------------------------------------------
 
+    def take_kill(self) -> None:
+        """Stop this run if a kill covers it, without a look at anything else."""
+        self.stops.take_kill(self.end)
+
     def apply_kill(self) -> None:
         """Stop this run if a kill covers it; called when the switch signals a change."""
         self.stops.apply_kill(self.end, self._refresh_tenants)

@@ -89,25 +89,32 @@ class Stops:
         """Stop what is in flight inside a scope, nested runs too; the empty one is the whole run."""
         self._in_flight.stop(stop, self._log.fold.inside(scope))
 
-    def apply_kill(self, end: Callable[[RunStopped], None], refresh: Callable[[], None]) -> None:
-        """Stop the run if a kill covers it; called when the switch signals a change.
+    def take_kill(self, end: Callable[[RunStopped], None]) -> None:
+        """Stop the run if a kill covers it; nothing is waited for.  `end` ends the run with the kill.
 
-        `end` ends the run with the kill; `refresh` takes in the tenants' budgets, which the control log
-        has too.
+        Raises:
+            KillSwitchUnavailableError: nobody can tell.
+        """
+        fold = self._log.fold
+        kill = self._switch.find(fold.tenant, fold.run_id, fold.generation)
+        self.killed = kill is not None
+        if kill is not None and self.stop is None and not fold.state.final:
+            end(kill.error(fold.run_id))
+        elif kill is not None and self.stop is not None and not self.stop.cancels:
+            self.cancel(kill.error(fold.run_id), "")  # what the refusal has let go on
+
+    def apply_kill(self, end: Callable[[RunStopped], None], refresh: Callable[[], None]) -> None:
+        """Do `take_kill`, and take in what else is new; called when the switch signals a change.
+
+        `refresh` takes in the tenants' budgets, which the control log has too.
 
         Raises:
             KillSwitchUnavailableError: nobody can tell.
         """
         generation = self.signal[GENERATION]
-        fold = self._log.fold
         try:
             # A kill that is known stops the run also where the page is damaged: it is asked for first.
-            kill = self._switch.find(fold.tenant, fold.run_id, fold.generation)
-            self.killed = kill is not None
-            if kill is not None and self.stop is None and not fold.state.final:
-                end(kill.error(fold.run_id))
-            elif kill is not None and self.stop is not None and not self.stop.cancels:
-                self.cancel(kill.error(fold.run_id), "")  # what the refusal has let go on
+            self.take_kill(end)
             self.signal = self._switch.signal
             if self.stop is None:
                 refresh()

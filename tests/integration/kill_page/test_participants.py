@@ -290,3 +290,21 @@ def test_a_process_whose_pid_was_given_to_another_is_dead() -> None:
     assert mine.alive
     assert not Process(mine.pid, mine.start + 1).alive
     assert not Process(2**63, 0).alive
+
+
+def test_who_does_not_return_keeps_neither_others_nor_later_changes_waiting(
+    switch: PageKillSwitch, eventually: Wait
+) -> None:
+    returns, told = threading.Event(), set()
+
+    def slow(generation: int) -> None:
+        told.add(("slow", generation))
+        returns.wait(DEADLINE)
+
+    switch.join(slow)
+    switch.join(lambda generation: told.add(("quick", generation)))
+    generations = [switch.record(*kill_data("why", run=run_id)) for run_id in "ab"]
+    eventually(lambda: {("slow", generations[-1]), ("quick", generations[-1])} <= told)
+    assert switch.unacknowledged(generations[-1]) == [current()]
+    returns.set()
+    eventually(lambda: not switch.unacknowledged(generations[-1]))
