@@ -138,9 +138,11 @@ class Runtime:
 
         What a kill covers is stopped first: the rest may have to wait for a store.
         """
+        call_each([self._stop_killed, *(partial(_try, run.apply_kill) for run in self.live_runs())])
+
+    def _stop_killed(self) -> None:
         with bodies_first():
             call_each([partial(_try, live_run.take_kill) for live_run in self.live_runs()])
-        call_each([partial(_try, live_run.apply_kill) for live_run in self.live_runs()])
 
     def await_ends(self) -> None:
         """Wait until the live runs here that a kill stopped have ended on record, if the store is there."""

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 
 import agentguard
 from agentguard import Guard, RunState
+from agentguard.cli import aftermath
 from agentguard.cli import main as agentguard_main
 from agentguard.cli.commands.kill import main
 from agentguard.killswitch.kill_requests import kill_data
@@ -685,7 +687,10 @@ def test_runs_are_killed_by_name_once_that_is_confirmed(
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("target", [("wild-run-1",), ("--tenant", "default"), ("--yes",)])
 def test_a_second_kill_still_names_the_body_that_goes_on(
-    run: Callable[..., Result], hold: Callable[[str, str], Holder], target: tuple[str, ...]
+    run: Callable[..., Result],
+    hold: Callable[[str, str], Holder],
+    target: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     holder = hold("wild", "wild-run-1")
     assert run("kill", "wild-run-1", "--reason", "why").code == 4
@@ -693,10 +698,13 @@ def test_a_second_kill_still_names_the_body_that_goes_on(
     assert (again.code, "main/crunch#1 goes on" in again.out) == (4, True)
     waited = run("kill", *target, "--reason", "why", "--wait", "--timeout", "0.2", "--json")
     assert (waited.code, json.loads(waited.out)["runs"][0]["in_flight"]) == (4, ["main/crunch#1"])
-    timer = threading.Timer(0.5, holder.let_go)
-    timer.start()
+
+    def pause(seconds: float) -> None:
+        holder.let_go()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(aftermath, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
     ended = run("kill", *target, "--reason", "why", "--wait", "--timeout", "30", "--json")
-    timer.join()
     assert json.loads(ended.out)["runs"][0]["in_flight"] == []
 
 

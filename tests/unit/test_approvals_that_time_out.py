@@ -25,7 +25,7 @@ from agentguard import (
 )
 from agentguard.queries import Approval
 from agentguard.testing import FakeClock
-from tests.kit import wait_until
+from tests.kit import is_waited, wait_until
 
 #: So short that it is over as soon as it is looked at.
 SOON = 0.001
@@ -209,7 +209,7 @@ def test_a_kill_wins_over_the_time_and_nothing_comes_after_it(tmp_path: Path) ->
 def test_the_seconds_of_the_run_do_not_go_on_meanwhile(tmp_path: Path) -> None:
     with Waiting(tmp_path) as waiting:
         done = waiting.run(Budget(seconds=5), approval_timeout=30)
-        waiting.asked()
+        wait_until(lambda: is_waited(waiting.guard))
         waiting.pass_until(done.done, 10)
         with pytest.raises(ApprovalDeniedError):
             done.result()

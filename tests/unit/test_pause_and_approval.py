@@ -24,7 +24,7 @@ from agentguard import (
     guarded_step,
 )
 from agentguard.testing import FakeClock
-from tests.kit import wait_until
+from tests.kit import is_waited, wait_until
 
 DEADLINE = 60.0
 
@@ -254,7 +254,7 @@ def test_seconds_do_not_count_while_approvals_alone_are_waited_for() -> None:
 
         with guard.run("r", budget=Budget(seconds=10)) as run:
             waiter = Other(lambda: run.bind(pay)(7))
-            wait_until(guard.approvals)
+            wait_until(lambda: is_waited(guard))
             clock.advance(3600)
             assert run.remaining.seconds == 10
             guard.approve(run.id, guard.approvals()[0].key)
@@ -275,7 +275,7 @@ def test_seconds_count_while_another_step_is_in_flight() -> None:
 
         with guard.run("r", budget=Budget(seconds=10)) as run:
             other, waiter = Other(run.bind(busy)), Other(lambda: run.bind(wire)(7))
-            wait_until(lambda: guard.approvals() and run.summary().open_steps)
+            wait_until(lambda: is_waited(guard) and run.summary().open_steps)
             clock.advance(9)
             assert run.remaining.seconds == 1
             go.set()
