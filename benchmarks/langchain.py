@@ -12,6 +12,7 @@ that the model and the tool of the bare agent make, one in each call.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import tempfile
@@ -132,6 +133,7 @@ def _streams(pipe: Connection, home: str, kills: int, listen: Callable[[Any], An
     from agentguard_langchain import GuardMiddleware  # noqa: PLC0415
 
     agent = create_agent(scripted(), [], middleware=[GuardMiddleware()])
+    gc.freeze()  # of what LangChain has loaded: a full collection takes 80 ms, and may fall into a kill
     with guard_in(home) as guard:
         for _ in range(kills):
             try:
