@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 _logger = logging.getLogger(__name__)
@@ -56,10 +57,11 @@ class Telling:
             self._over(acknowledge, failed=False)
 
     def wait(self, seconds: float) -> None:
-        """Wait for the calls that are under way, for so long each; not for one of which this is part."""
+        """Wait for the calls that are under way, at most so long; not for one of which this is part."""
+        deadline = time.monotonic() + seconds
         for thread in tuple(self._under_way):
             if thread is not threading.current_thread() and thread.is_alive():
-                thread.join(seconds)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _call(self, call: _Call, generation: int, acknowledge: _Call) -> None:
         self._over(acknowledge, failed=not returned(call, generation))
