@@ -93,7 +93,7 @@ class _Stamps:
     """When a kill is first noticed in this process, and when the run is stopped: nothing starts then."""
 
     def __init__(self) -> None:
-        self.looks = m.stamps(LiveRun, "apply_kill")
+        self.looks = m.stamps(Stops, "take_kill")
         self.stops = m.stamps(Stops, "set")
 
     def clear(self) -> None:
