@@ -329,6 +329,37 @@ def test_wait_for_begins_no_branch(guard):
     assert keys(guard, run) == [f"main/atool#{n}" for n in (1, 2, 3, 4)]
 
 
+class Client:
+    """It closes itself when it is collected, as HTTP clients of SDKs do."""
+
+    def __del__(self):
+        self.closing = asyncio.get_running_loop().create_task(self.aclose())
+
+    async def aclose(self):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("when", ["before the first step", "later"])
+def test_an_object_that_is_collected_begins_no_branch(guard, when):
+    async def in_a_task():
+        await atool("in a task")
+
+    async def main(dropped):
+        if when == "later":
+            await atool("first")
+        for _ in range(dropped):
+            Client()
+        await asyncio.create_task(in_a_task())
+
+    with guard.run("r") as run:
+        asyncio.run(main(0))
+    with guard.run("r") as other:
+        asyncio.run(main(7))
+    assert keys(guard, other) == keys(guard, run)
+    with guard.replay(run.id):
+        asyncio.run(main(7))
+
+
 def test_task_groups(guard):
     async def work():
         await atool()
