@@ -16,7 +16,6 @@ from agentguard import Guard, KillSwitchTriggeredError, guarded_step
 from agentguard.killswitch.kill_requests import kill_data
 from agentguard.killswitch.layout import Page
 from agentguard.killswitch.page import PageKillSwitch
-from agentguard.steps.live import LiveRun
 from agentguard.steps.stops import Stops
 from benchmarks import _measure as m
 from benchmarks._rows import Row
