@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Telling:
         self._under_way: set[threading.Thread] = set()
         self._failed = False
 
-    def tell(self, generation: int, calls: Iterable[_Call], acknowledge: _Call) -> None:
+    def tell(self, generation: int, calls: Sequence[_Call], acknowledge: _Call) -> None:
         """Call everybody with a generation, unless that was begun; one that fails is told again later."""
         with self._lock:
             if generation == self._begun or len(self._under_way) >= _MOST:
@@ -51,10 +51,13 @@ class Telling:
                 for call in calls
             ]
             self._under_way.update(threads)
-        for thread in threads:
-            thread.start()
+        for thread, call in zip(threads, calls, strict=True):
+            try:
+                thread.start()
+            except RuntimeError:  # the process has as many as it may have
+                self._over(thread, acknowledge, failed=not returned(call, generation))
         if not threads:
-            self._over(acknowledge, failed=False)
+            self._over(None, acknowledge, failed=False)
 
     def wait(self, seconds: float) -> None:
         """Wait for the calls that are under way, at most so long; not for one of which this is part."""
@@ -64,11 +67,13 @@ class Telling:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _call(self, call: _Call, generation: int, acknowledge: _Call) -> None:
-        self._over(acknowledge, failed=not returned(call, generation))
+        failed = not returned(call, generation)
+        self._over(threading.current_thread(), acknowledge, failed=failed)
 
-    def _over(self, acknowledge: _Call, *, failed: bool) -> None:
+    def _over(self, thread: threading.Thread | None, acknowledge: _Call, *, failed: bool) -> None:
         with self._lock:
-            self._under_way.discard(threading.current_thread())
+            if thread is not None:
+                self._under_way.discard(thread)
             self._failed |= failed
             if self._under_way:
                 return

@@ -18,6 +18,7 @@ from agentguard.killswitch.layout import TABLE
 from agentguard.killswitch.page import PageKillSwitch
 from agentguard.killswitch.participant_table import WORDS_EACH
 from agentguard.killswitch.processes import Process, current
+from agentguard.killswitch.telling import Telling
 from agentguard.killswitch.waker import live_processes, wake
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the page needs flock and FIFOs")
@@ -308,3 +309,18 @@ def test_who_does_not_return_keeps_neither_others_nor_later_changes_waiting(
     assert switch.unacknowledged(generations[-1]) == [current()]
     returns.set()
     eventually(lambda: not switch.unacknowledged(generations[-1]))
+
+
+def test_where_no_thread_can_be_started_everybody_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that watches must not end of it."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    told: list[int] = []
+    acknowledged: list[int] = []
+    Telling().tell(3, [told.append, told.append], acknowledged.append)
+    assert (told, acknowledged) == ([3, 3], [3])
